@@ -1,0 +1,141 @@
+"""The architecture of a GLM as one frozen value, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm.errors import UserError
+
+ROTARY_TABLES = ("half", "half_inv_freq", "exact")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shapes and numeric conventions of one GLM; everything else about a run lives elsewhere.
+
+    `inner_hidden_size` is the width after GeGLU: the first linear of the MLP has twice as many rows.
+    `rotary_table` is the precision of the rotary angles (see glm/rotary.py); it is part of the model, not of the dtype.
+    `num_image_tokens` is the id of the vocabulary file's first piece: GLM-130B's ids begin with 20000 image tokens.
+    """
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    inner_hidden_size: int
+    vocab_size: int
+    max_sequence_length: int
+    layernorm_epsilon: float = 1e-5
+    position_encoding_2d: bool = False
+    rotary_table: str = "exact"
+    num_image_tokens: int = 20000
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), field.type)
+        for name in ("num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size",
+                     "max_sequence_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                            f"{self.num_attention_heads}")
+        parts = 4 if self.position_encoding_2d else 2
+        if self.head_size % parts:
+            raise UserError(f"the head size {self.head_size} (hidden_size / num_attention_heads) must be a multiple of "
+                            f"{parts} for rotary positions")
+        if self.rotary_table not in ROTARY_TABLES:
+            raise UserError(f"rotary_table is {self.rotary_table!r}; allowed: {', '.join(ROTARY_TABLES)}")
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def deepnorm_alpha(self) -> float:
+        """Residual scale of DeepNorm as GLM-130B uses it (Zeng et al. 2022, section 2.2)."""
+        return math.sqrt(2 * self.num_layers)
+
+    @classmethod
+    def from_name(cls, name: str) -> ModelConfig:
+        if name not in PRESETS:
+            raise UserError(f"unknown model preset {name!r}{_nearest(name, PRESETS)}; allowed: {', '.join(PRESETS)}")
+        return cls(**PRESETS[name])
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> ModelConfig:
+        """Read `model_config.json`. Raises UserError naming the file and key at fault."""
+        return cls.from_values(read_config_file(path), source=str(path))
+
+    @classmethod
+    def from_values(cls, values: dict, source: str = "the model's shape") -> ModelConfig:
+        unknown = [key for key in values if key not in FIELDS]
+        if unknown:
+            raise UserError(f"{source}: unknown key {unknown[0]!r}{_nearest(unknown[0], FIELDS)}; "
+                            f"allowed: {', '.join(FIELDS)}")
+        missing = [key for key in REQUIRED_FIELDS if key not in values]
+        if missing:
+            flags = " ".join(f"--{key.replace('_', '-')} N" for key in missing)
+            raise UserError(f"{source}: {', '.join(missing)} not given; add a model_config.json to the checkpoint, "
+                            f"name a preset (--model {'|'.join(PRESETS)}) or say {flags}")
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+
+    def override(self, **fields) -> ModelConfig:
+        """A copy with the given fields replaced; None means "not said"."""
+        return self.from_values(dataclasses.asdict(self) | {k: v for k, v in fields.items() if v is not None})
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+REQUIRED_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig)
+                        if field.default is dataclasses.MISSING)
+
+
+def _glm(num_layers: int, hidden_size: int, num_attention_heads: int, inner_hidden_size: int, vocab_size: int,
+         max_sequence_length: int, **fields) -> dict:
+    return dict(num_layers=num_layers, hidden_size=hidden_size, num_attention_heads=num_attention_heads,
+                inner_hidden_size=inner_hidden_size, vocab_size=vocab_size,
+                max_sequence_length=max_sequence_length, **fields)
+
+
+PRESETS: dict[str, dict] = {
+    "glm-130b": _glm(70, 12288, 96, 32768, 150528, 2048, rotary_table="half"),
+    # shapes for benchmarks, named after the size of the published GLM family; gated inner width of about 8/3 hidden
+    "glm-10b": _glm(48, 4096, 64, 10944, 50304, 1024),
+    "glm-2b": _glm(36, 2048, 32, 5472, 50304, 1024),
+    "glm-1.3b": _glm(24, 2048, 32, 5472, 32768, 2048),
+    "glm-335m": _glm(24, 1024, 16, 2736, 32768, 2048),
+    "glm-110m": _glm(12, 768, 12, 2048, 32768, 2048),
+    "glm-small": _glm(6, 384, 8, 1024, 16384, 512, num_image_tokens=0),
+}
+
+
+def read_config_file(path: str | Path) -> dict:
+    """The values of a `model_config.json`, unchecked but for being a JSON object."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold one JSON object of the model's shapes, found {type(values).__name__}")
+    return values
+
+
+def _nearest(name: str, allowed) -> str:
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _check_type(name: str, value: object, kind: str) -> None:
+    expected = {"int": int, "float": (int, float), "bool": bool, "str": str}[kind]
+    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+        raise UserError(f"{name} is {value!r}; it must be of type {kind}")

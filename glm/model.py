@@ -1,0 +1,199 @@
+"""GLM on SwissArmyTransformer: SAT's transformer and tensor-parallel layers, our forward pass.
+
+    a = LN1(h);  h = alpha * a + Attention(a);  m = LN2(h);  h' = alpha * m + MLP(m)      (DeepNorm, post-LN)
+    logits = LN_final(h) W_emb^T
+
+SAT builds and names the parameters and walks the layers; the two mixins below replace what a layer computes.
+Shape legend: b batch, s sequence, h hidden, n heads (of this rank), d head size, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import torch
+
+import kernels
+from glm import parallel, rotary
+from glm.cache import KVCache
+from glm.config import ModelConfig
+
+with parallel.lean_sat():
+    from sat.model.base_model import BaseMixin, BaseModel
+    from sat.model.transformer import BaseTransformer
+    from sat.mpu.layers import ColumnParallelLinear
+
+
+@dataclass(frozen=True)
+class Step:
+    """What every layer of one forward pass shares."""
+
+    operations: ModuleType  # kernels.backend
+    cosine: torch.Tensor  # (b, s, d) float32
+    sine: torch.Tensor
+    blocked: torch.Tensor | None  # bool (b, s, total)
+    cache: KVCache | None
+    embedding_gradient_scale: float
+
+
+class GLM(BaseModel):
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+                 skip_init: bool = True) -> None:
+        """An uninitialised model (skip_init), on any device including "meta", or one with DeepNorm's initialisation.
+
+        Holds this rank's part when the tensor-parallel degree (glm.parallel.start) is above one.
+        """
+        if not parallel.is_started():
+            parallel.start()
+        super().__init__(Namespace(), transformer=_transformer(config, dtype))
+        self.config = config
+        self.is_parallel = parallel.size() > 1
+        self.add_mixin("embedding", Embedding())
+        self.add_mixin("block", Block(config, self.is_parallel))
+        if torch.device(device).type != "meta":
+            self.to_empty(device=device)
+        if not skip_init:
+            initialise(self)
+
+    def hidden_states(self, tokens: torch.Tensor, position_ids: torch.Tensor, blocked: torch.Tensor | None = None,
+                      cache: KVCache | None = None, embedding_gradient_scale: float = 1.0) -> torch.Tensor:
+        """tokens (b, s) int64, position_ids (b, s) or (b, 2, s) int64 -> (b, s, h) after the final layer norm.
+
+        blocked: bool (b, s, total), True where a token must not attend; None: every token sees all. total is s, or
+        cache.length + s with a cache, whose next s places are then filled.
+        embedding_gradient_scale below 1 shrinks the gradient into the embedding (Zeng et al. 2022, section 3.1).
+        """
+        operations = kernels.backend(self.transformer.word_embeddings.weight, rows=tokens.numel())
+        cosine, sine = rotary.cosine_sine(position_ids, self._inverse_frequencies(tokens.device))
+        step = Step(operations, cosine, sine, blocked, cache, embedding_gradient_scale)
+        hidden, *_ = self(tokens, position_ids, _NO_MASK, step=step)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return hidden
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., h) -> float32 logits (..., v) over the whole vocabulary, gathered from the tensor-parallel ranks."""
+        weight = self.transformer.word_embeddings.weight
+        logits = kernels.backend(weight, rows=hidden.shape[:-1].numel()).linear(hidden, weight).float()
+        return parallel.gather(logits) if self.is_parallel else logits
+
+    def logits(self, tokens: torch.Tensor, position_ids: torch.Tensor,
+               blocked: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 (b, s, v); the arguments are those of hidden_states."""
+        return self.head(self.hidden_states(tokens, position_ids, blocked))
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        weight = self.transformer.word_embeddings.weight
+        heads = self.transformer.layers[0].attention.num_attention_heads_per_partition
+        return KVCache.allocate(self.config.num_layers, batch, heads, capacity, self.config.head_size,
+                                weight.dtype, weight.device)
+
+    def _inverse_frequencies(self, device: torch.device) -> torch.Tensor:
+        dimension = self.config.head_size // (2 if self.config.position_encoding_2d else 1)
+        return rotary.inverse_frequencies(dimension, self.config.rotary_table, str(device))
+
+
+class Embedding(BaseMixin):
+    """Tokens to hidden states; positions enter by rotation, inside attention."""
+
+    def word_embedding_forward(self, input_ids: torch.Tensor, *, step: Step, **_) -> torch.Tensor:
+        embeddings = self.transformer.word_embeddings
+        if embeddings.weight.shape[0] == embeddings.num_embeddings:  # not split over ranks
+            hidden = torch.nn.functional.embedding(input_ids, embeddings.weight)
+        else:
+            hidden = embeddings(input_ids)
+        scale = step.embedding_gradient_scale
+        return hidden if scale == 1.0 else hidden * scale + hidden.detach() * (1.0 - scale)
+
+    def position_embedding_forward(self, position_ids: torch.Tensor, **_) -> None:
+        return None
+
+    def final_forward(self, hidden: torch.Tensor, **_) -> torch.Tensor:
+        return hidden  # GLM.head computes logits, for the positions asked for only
+
+
+class Block(BaseMixin):
+    """One layer: DeepNorm around attention and GeGLU."""
+
+    def __init__(self, config: ModelConfig, is_parallel: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.is_parallel = is_parallel
+
+    def layer_forward(self, hidden: torch.Tensor, mask: torch.Tensor, *, layer_id: torch.Tensor, step: Step,
+                      **_) -> torch.Tensor:
+        layer, ops = self.transformer.layers[layer_id], step.operations
+        alpha, epsilon = self.config.deepnorm_alpha, self.config.layernorm_epsilon
+        norm1, norm2 = layer.input_layernorm, layer.post_attention_layernorm
+
+        a = ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon)
+        update = self._attention(layer.attention, a, int(layer_id), step)
+        m = ops.residual_layer_norm(a, update, alpha, norm2.weight, norm2.bias, epsilon)
+        return ops.scaled_add(m, self._mlp(layer.mlp, m, ops), alpha)
+
+    def _attention(self, attention: torch.nn.Module, a: torch.Tensor, layer_id: int, step: Step) -> torch.Tensor:
+        qkv = self._column(attention.query_key_value, a, step.operations)  # (b, s, n*3*d), [q|k|v] head by head
+        cache = step.cache
+        keys, values, start = (None, None, 0) if cache is None else (
+            cache.keys[layer_id], cache.values[layer_id], cache.length)
+        context = step.operations.attend(qkv, step.cosine, step.sine, keys, values, start, step.blocked,
+                                         self.config.position_encoding_2d)  # (b, s, n*d)
+        return self._row(attention.dense, context, step.operations)
+
+    def _mlp(self, mlp: torch.nn.Module, m: torch.Tensor, ops: ModuleType) -> torch.Tensor:
+        return self._row(mlp.dense_4h_to_h, ops.geglu(self._column(mlp.dense_h_to_4h, m, ops)), ops)
+
+    def _column(self, linear: torch.nn.Module, x: torch.Tensor, ops: ModuleType) -> torch.Tensor:
+        return ops.linear(parallel.copy(x) if self.is_parallel else x, linear.weight, linear.bias)
+
+    def _row(self, linear: torch.nn.Module, x: torch.Tensor, ops: ModuleType) -> torch.Tensor:
+        if not self.is_parallel:
+            return ops.linear(x, linear.weight, linear.bias)
+        return parallel.reduce(ops.linear(x, linear.weight)) + linear.bias
+
+
+_NO_MASK = torch.empty(1, 1)  # SAT insists on a mask; ours travels in Step
+
+
+def _transformer(config: ModelConfig, dtype: torch.dtype) -> BaseTransformer:
+    """SAT's transformer on the meta device, with GeGLU's two halves in the MLP and no learned positions."""
+    meta = torch.device("meta")
+    with meta:
+        transformer = BaseTransformer(
+            config.num_layers, config.vocab_size, config.hidden_size, config.num_attention_heads,
+            config.max_sequence_length, layernorm_order="post", layernorm_epsilon=config.layernorm_epsilon,
+            inner_hidden_size=config.inner_hidden_size, layernorm=partial(torch.nn.LayerNorm, dtype=dtype),
+            params_dtype=dtype, skip_init=True, device=meta)
+        for layer in transformer.layers:
+            layer.mlp.dense_h_to_4h = ColumnParallelLinear(
+                config.hidden_size, 2 * config.inner_hidden_size, gather_output=False, params_dtype=dtype,
+                skip_init=True, device=meta)
+        transformer.final_layernorm = torch.nn.LayerNorm(config.hidden_size, config.layernorm_epsilon, dtype=dtype)
+    del transformer.position_embeddings
+    return transformer
+
+
+@torch.no_grad()
+def initialise(model: GLM) -> None:
+    """DeepNorm's initialisation (Wang et al. 2022, as Zeng et al. 2022 scale it): Xavier normal, with gain
+    (2 * num_layers)^-1/2 for the MLP, the value and the output projection; norms at one, biases at zero."""
+    config = model.config
+    gain = (2 * config.num_layers) ** -0.5
+    h, inner = config.hidden_size, config.inner_hidden_size
+    torch.nn.init.normal_(model.transformer.word_embeddings.weight, std=0.02)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif "layernorm" in name:
+            parameter.fill_(1.0)
+    for layer in model.transformer.layers:
+        qkv = layer.attention.query_key_value.weight
+        qkv.normal_(std=math.sqrt(1.0 / h))
+        qkv.view(-1, 3, config.head_size, h)[:, 2].mul_(gain)
+        layer.attention.dense.weight.normal_(std=gain * math.sqrt(1.0 / h))
+        for linear in (layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h):
+            linear.weight.normal_(std=gain * math.sqrt(2.0 / (h + inner)))

@@ -1,0 +1,155 @@
+"""Process groups for tensor parallelism: started here, by SAT's rules of which rank belongs to which group.
+
+SAT picks NCCL whenever torch was built with it, even without a GPU, so the process group is ours and SAT only
+divides it (sat.mpu). One process without torchrun is a world of one and opens no port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import types
+from collections.abc import Iterator
+
+import torch
+
+from glm.errors import UserError
+
+# Packages whose __init__ pulls in transformers, datasets and DeepSpeed (4 s); we need only modules inside them.
+_SAT_PACKAGES = ("sat", "sat.model")
+_NOT_NEEDED = ("deepspeed",)
+
+
+@contextlib.contextmanager
+def lean_sat() -> Iterator[None]:
+    """Import modules of SAT without running `sat/__init__.py`, and without SAT's and DeepSpeed's chatter.
+
+    While it lasts, the packages are empty shells with the right path; afterwards the shells are dropped, so that a
+    later `import sat` by somebody else runs the real thing and finds our modules already loaded.
+    """
+    os.environ.setdefault("SAT_LOGLEVEL", "ERROR")
+    shells = [name for name in _SAT_PACKAGES if name not in sys.modules]
+    blocked = [name for name in _NOT_NEEDED if name not in sys.modules]
+    try:
+        for name in shells:
+            sys.modules[name] = _shell(name)
+        sys.modules.update(dict.fromkeys(blocked))  # None: importing it raises ModuleNotFoundError, which SAT expects
+        yield
+    finally:
+        for name in (*shells, *blocked):
+            sys.modules.pop(name, None)
+
+
+def _shell(name: str) -> types.ModuleType:
+    parent, _, child = name.rpartition(".")
+    path = sys.modules[parent].__path__ if parent else None
+    spec = importlib.machinery.PathFinder.find_spec(name, path)
+    if spec is None:
+        raise UserError("SwissArmyTransformer is not installed; run: pip install -r requirements.txt")
+    module = types.ModuleType(name)
+    module.__path__ = list(spec.submodule_search_locations)
+    module.__spec__ = spec
+    return module
+
+
+with lean_sat():
+    from sat import mpu
+
+
+def start(model_parallel_size: int = 1, backend: str | None = None, timeout_seconds: float = 1800) -> None:
+    """Start the process group (from torchrun's or DeepSpeed's environment, else a world of one) and divide it.
+
+    backend: "nccl" or "gloo"; found out when None. Calling again with the same degree does nothing.
+    Raises UserError when the world is no multiple of the degree, or when the degree would change.
+    """
+    if is_started():
+        if model_parallel_size != size():
+            raise UserError(f"tensor-parallel degree {model_parallel_size} asked for, but this process already runs "
+                            f"with {size()}; start a new process to change it")
+        return
+    if not torch.distributed.is_initialized():
+        _start_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"), timeout_seconds)
+    world = torch.distributed.get_world_size()
+    if model_parallel_size < 1 or world % model_parallel_size:
+        raise UserError(f"{world} process{'es' if world > 1 else ''} cannot be divided into tensor-parallel groups of "
+                        f"{model_parallel_size}; start a multiple of --model-parallel-size, for example: "
+                        f"torchrun --nproc_per_node {model_parallel_size} -m generation ...")
+    mpu.initialize_model_parallel(model_parallel_size)
+
+
+def _start_process_group(backend: str, timeout_seconds: float) -> None:
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if backend == "nccl":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.distributed.init_process_group(backend, init_method="env://", timeout=timeout)
+    else:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1,
+                                             timeout=timeout)
+
+
+def is_started() -> bool:
+    return mpu.model_parallel_is_initialized()
+
+
+def size() -> int:
+    """Tensor-parallel degree."""
+    return mpu.get_model_parallel_world_size()
+
+
+def rank() -> int:
+    """This process's rank inside its tensor-parallel group."""
+    return mpu.get_model_parallel_rank()
+
+
+def source_rank() -> int:
+    """Global rank of the first process of this tensor-parallel group."""
+    return mpu.get_model_parallel_src_rank()
+
+
+def group() -> torch.distributed.ProcessGroup:
+    return mpu.get_model_parallel_group()
+
+
+def is_first_process() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def reduce(x: torch.Tensor) -> torch.Tensor:
+    """Sum over the tensor-parallel ranks (differentiable)."""
+    return mpu.reduce_from_model_parallel_region(x)
+
+
+def copy(x: torch.Tensor) -> torch.Tensor:
+    """x as it is; its gradients are summed over the ranks."""
+    return mpu.copy_to_model_parallel_region(x)
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """Concatenate the ranks' parts along the last dimension (differentiable)."""
+    return mpu.gather_from_model_parallel_region(x)
+
+
+def broadcast_object(value: object) -> object:
+    """The first rank's value on every rank of the tensor-parallel group (any picklable value, trusted processes)."""
+    if size() == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=source_rank(), group=group())
+    return box[0]
+
+
+def print_first(*values: object, **options) -> None:
+    if is_first_process():
+        print(*values, **options)
+
+
+def stop() -> None:
+    """Leave the process groups; start() may then be called again."""
+    if torch.distributed.is_initialized():
+        mpu.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
