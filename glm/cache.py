@@ -9,7 +9,10 @@ import torch
 
 @dataclass
 class KVCache:
-    """keys[layer], values[layer]: (b, n, capacity, d), n the heads of this tensor-parallel rank; `length` places are filled."""
+    """keys[layer] and values[layer] are (b, n, capacity, d), n the heads of this tensor-parallel rank.
+
+    The first `length` places are filled.
+    """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]

@@ -45,7 +45,7 @@ def lean_sat() -> Iterator[None]:
 
 
 def _shell(name: str) -> types.ModuleType:
-    parent, _, child = name.rpartition(".")
+    parent = name.rpartition(".")[0]
     path = sys.modules[parent].__path__ if parent else None
     spec = importlib.machinery.PathFinder.find_spec(name, path)
     if spec is None:
