@@ -1,0 +1,171 @@
+"""Checkpoints in SAT's layout on disk: which file belongs to which rank, reading one without running it, writing.
+
+    FOLDER/latest                                  the name of the iteration's folder
+    FOLDER/<iteration>/mp_rank_XX_model_states.pt  {"module": state_dict} of tensor-parallel rank XX
+    FOLDER/model_config.json                       the model's shapes, where there is one
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from glm.config import ModelConfig
+from glm.errors import UserError
+
+LATEST = "latest"
+CONFIG_NAME = "model_config.json"
+_SHARD = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+_ZIP_START = b"PK\x03\x04"
+_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6: the pickled magic number
+
+
+class Shard(NamedTuple):
+    """One file's tensors. mapped: they lie in the file until they are used."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    mapped: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+
+def shard_name(rank: int) -> str:
+    return f"mp_rank_{rank:02d}_model_states.pt"
+
+
+def iteration_folder(folder: str | os.PathLike) -> Path:
+    """The folder that ``latest`` points to."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint folder {folder}; --load needs the folder that holds the file {LATEST!r}")
+    latest = folder / LATEST
+    try:
+        iteration = latest.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        found = sorted(path.parent.name for path in folder.glob(f"*/{shard_name(0)}"))
+        example = found[-1] if found else "49300"
+        raise UserError(f"no readable file {latest}: it must hold the name of the iteration's folder, for example "
+                        f"{example}; mend it with: echo {example} > {shlex.quote(str(latest))}") from None
+    if iteration in ("", "..") or Path(iteration).name != iteration or not (folder / iteration).is_dir():
+        raise UserError(f"{latest} points to {iteration!r}, but there is no such folder in {folder}; "
+                        f"it must hold the name of a folder with {shard_name(0)}")
+    return folder / iteration
+
+
+def find_shards(folder: str | os.PathLike) -> list[Path]:
+    """The shards of the latest iteration, in the order of their ranks, at least one; a gap raises UserError."""
+    iteration = iteration_folder(folder)
+    ranks = sorted(int(match[1]) for path in iteration.iterdir() if (match := _SHARD.fullmatch(path.name)))
+    if not ranks:
+        raise UserError(f"no shards {shard_name(0)} ... in {iteration}")
+    for rank in range(ranks[-1]):
+        if rank not in ranks:
+            raise UserError(missing_shard(iteration / shard_name(rank)))
+    return [iteration / shard_name(rank) for rank in ranks]
+
+
+def missing_shard(path: Path) -> str:
+    return f"missing shard {path}: copy it again from where the checkpoint came from"
+
+
+def wrong_degree(folder: str | os.PathLike, shards: int, degree: int) -> str:
+    source = str(Path(folder))
+    target = f"{source.rstrip('/')}_tp{degree}"
+    return (f"{folder} is split for {shards} tensor-parallel rank{'s' * (shards > 1)}, but {degree} "
+            f"{'are' if degree > 1 else 'is'} running; start {shards}, or convert it: python tools/convert_tp.py "
+            f"--input-folder {shlex.quote(source)} --output-folder {shlex.quote(target)} --target-tp {degree}")
+
+
+def read_shard(path: Path) -> Shard:
+    """The state dict of one file, mapped from disk and not read yet. No code in the file is ever run.
+
+    Raises UserError for a file that is missing, truncated, no checkpoint, or that holds more than tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LEGACY_START))
+    except OSError as error:
+        raise UserError(missing_shard(path) if isinstance(error, FileNotFoundError) else
+                        f"cannot read {path}: {error.strerror}") from None
+    if not start.startswith((_ZIP_START, _LEGACY_START)):
+        raise UserError(f"{path} ({path.stat().st_size} bytes) is no checkpoint: it was not written by torch.save; "
+                        "nothing in it was run")
+    mapped = start.startswith(_ZIP_START)  # the old format cannot be mapped: it is read into memory
+    try:
+        content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than tensors{_forbidden(error)}: refused, none of it was run") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise UserError(f"{path} ({path.stat().st_size} bytes) is truncated or damaged: copy it again from where the "
+                        "checkpoint came from") from None
+    if not isinstance(content, dict) or not isinstance(content.get("module"), dict):
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} is no SAT checkpoint: it must hold a dictionary with the key 'module', found {found}")
+    for name, tensor in content["module"].items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path}: {name} is no tensor but {type(tensor).__name__}")
+    return Shard(path, content["module"], mapped)
+
+
+def _forbidden(error: pickle.UnpicklingError) -> str:
+    """What torch's long message says was in the file."""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    return f" ({match[1]})" if match else ""
+
+
+def save_shard(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Write one file so that, whenever the process dies, it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # torch.save writes a tensor's whole storage: a view would bring what it was cut from
+    state = {name: tensor.detach().clone() if _is_view(tensor) else tensor.detach() for name, tensor in state.items()}
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save({"module": state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save_index(folder: str | os.PathLike, iteration: int | str, config: ModelConfig) -> None:
+    """Write model_config.json and, last, ``latest``: call it once all shards of the iteration are written."""
+    folder = Path(folder)
+    with _replacing(folder / CONFIG_NAME) as temporary:
+        config.save(temporary)
+    with _replacing(folder / LATEST) as temporary:
+        temporary.write_text(str(iteration), encoding="utf-8")
+
+
+def save_checkpoint(folder: str | os.PathLike, iteration: int | str, state: Mapping[str, torch.Tensor],
+                    config: ModelConfig, rank: int = 0, barrier: Callable[[], None] | None = None) -> None:
+    """Write this rank's part of a checkpoint; every rank calls it.
+
+    barrier: called with no arguments when this rank's shard is written, so that ``latest``, which the first rank
+    writes last, never points to a checkpoint of which a part is missing. Not needed with one rank.
+    """
+    save_shard(Path(folder) / str(iteration) / shard_name(rank), state)
+    if barrier is not None:
+        barrier()
+    if rank == 0:
+        save_index(folder, iteration, config)
+
+
+def _is_view(tensor: torch.Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place when the block has ended well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,208 @@
+"""Composition root: configuration -> empty model -> weights of this rank's shard -> device, and the tokenizer."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from glm import parallel
+from glm.checkpoint import CONFIG_NAME, Shard, find_shards, missing_shard, read_shard, shard_name, wrong_degree
+from glm.config import PRESETS, ModelConfig, read_config_file
+from glm.errors import UserError
+from glm.model import GLM
+from glm.tokenizer import Tokenizer, find_vocabulary
+from glm.weights import check_shard, convert_shard, count_parts, quantized_bits
+
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float16": torch.float16, "fp16": torch.float16,
+}  # fmt: skip
+LARGE_BYTES = 10**9  # from here on loading shows a progress bar
+T = TypeVar("T")
+
+
+def load(
+    path: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    tokenizer_path: str | os.PathLike | None = None,
+    bits: int | None = None,
+    *,
+    model: str | None = None,
+    sequential: bool = False,
+    **config_overrides,
+) -> tuple[GLM, Tokenizer]:
+    """The model, ready to run and without gradients, and the tokenizer of a checkpoint folder.
+
+    device: "cpu", "cuda" (this rank's GPU on its host) or "cuda:N".
+    dtype: of the weights and the arithmetic, whatever the file holds: a key of DTYPES or a torch.dtype.
+    tokenizer_path: vocabulary file or its folder, where it does not lie beside the checkpoint.
+    bits: 8 or 4 if the linear layers must be quantised; files that are quantised are recognised without it.
+    model: name of a preset; its shapes win over the checkpoint's model_config.json.
+    sequential: ranks read their files one after another, where a host's memory or disk cannot serve all at once.
+    config_overrides: fields of ModelConfig; they win over both.
+
+    Under torchrun every rank calls it; the tensor-parallel degree is that of glm.parallel.start, or else the number
+    of shards. Raises UserError for every fault of the files or arguments, on all ranks if it happens on one.
+    """
+    device, dtype = _device(device), _dtype(dtype)
+    config = read_config(path, model, **config_overrides)
+    tokenizer = Tokenizer(find_vocabulary(path, tokenizer_path), config.num_image_tokens)
+    check_vocabulary(tokenizer, config)
+    _start_parallel(path)
+    return load_model(path, config, device, dtype, bits, sequential), tokenizer
+
+
+def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.device, dtype: torch.dtype,
+               bits: int | None = None, sequential: bool = False) -> GLM:
+    """The model of a checkpoint whose configuration is known; glm.parallel must have been started."""
+    _check_divisible(config, parallel.size())
+    model = GLM(config, dtype=dtype, device="meta")
+    expected = model.state_dict()
+
+    def read() -> dict[str, torch.Tensor]:
+        shard = _own_shard(path, config)
+        check_shard(shard, expected, config)
+        _check_bits(shard, expected, bits)
+        with _Progress(shard) as progress:
+            return convert_shard(shard, expected, dtype, device, progress)
+
+    model.load_state_dict(agree(read, sequential), strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def read_config(path: str | os.PathLike, model: str | None = None, **overrides) -> ModelConfig:
+    """Shapes from the checkpoint's model_config.json, then a preset's, then ``overrides`` (None: not said)."""
+    file = Path(path) / CONFIG_NAME
+    values, source = (read_config_file(file), str(file)) if file.is_file() else ({}, str(path))
+    if model is not None:
+        ModelConfig.from_name(model)  # refuses an unknown name
+        values = values | PRESETS[model]
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return ModelConfig.from_values(values | given, source)
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raises UserError where the tokenizer's ids and the model's vocabulary cannot belong together."""
+    used, size = tokenizer.num_tokens, config.vocab_size
+    facts = (f"the vocabulary {tokenizer.vocabulary_file} with num_image_tokens {tokenizer.num_image_tokens} has ids "
+             f"up to {used - 1}, the model's vocab_size is {size}")
+    if used > size:
+        raise UserError(f"{facts}: it belongs to another model, or num_image_tokens or vocab_size is wrong")
+    images = 20000 - tokenizer.num_image_tokens  # GLM-130B's ids begin with 20000 image tokens
+    if images > 0 and 0 <= size - used - images < 8192 <= size - used:
+        raise UserError(f"{facts}: so many unused ids look like a model with num_image_tokens 20000; set it")
+
+
+def agree(work: Callable[[], T], sequential: bool = False) -> T:
+    """work()'s result on every rank, or an error on every rank if one rank failed: no rank waits for one that is gone.
+
+    sequential: one rank after another.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return work()
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    result, failure = None, None
+    for turn in range(world if sequential else 1):
+        if not sequential or turn == rank:
+            try:
+                result = work()
+            except Exception as error:  # whatever it is, the others must hear of it
+                failure = error
+        messages: list[str | None] = [None] * world
+        torch.distributed.all_gather_object(messages, None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        for other, message in enumerate(messages):
+            if message is not None:
+                raise UserError(f"rank {other} failed: {message}")
+    return result
+
+
+def _start_parallel(path: str | os.PathLike) -> None:
+    """With the degree of the shards, where the number of processes allows; a wrong number is reported later."""
+    if parallel.is_started():
+        return
+    world = (torch.distributed.get_world_size() if torch.distributed.is_initialized()
+             else int(os.environ.get("WORLD_SIZE", "1")))
+    shards = len(find_shards(path))
+    parallel.start(shards if world % shards == 0 else world)
+
+
+def _own_shard(path: str | os.PathLike, config: ModelConfig) -> Shard:
+    """This rank's file, not read yet; UserError if the checkpoint is split for another number of ranks."""
+    degree, paths = parallel.size(), find_shards(path)
+    shard = read_shard(paths[min(parallel.rank(), len(paths) - 1)])
+    parts = count_parts(shard.tensors, config) or len(paths)
+    if len(paths) < parts:
+        raise UserError(missing_shard(paths[0].with_name(shard_name(len(paths)))) + f" ({parts} belong together)")
+    if len(paths) != degree:
+        raise UserError(wrong_degree(path, len(paths), degree))
+    return shard
+
+
+def _check_divisible(config: ModelConfig, degree: int) -> None:
+    for name in ("num_attention_heads", "hidden_size", "inner_hidden_size", "vocab_size"):
+        if getattr(config, name) % degree:
+            raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
+
+
+def _check_bits(shard: Shard, expected: Mapping[str, torch.Tensor], bits: int | None) -> None:
+    if bits not in (None, 4, 8):
+        raise UserError(f"quantisation to {bits} bits was asked for; allowed: 4, 8")
+    found = quantized_bits(shard.tensors, expected)
+    if bits is None or bits == found:
+        return
+    if found is None:
+        raise UserError(f"{shard.path} is not quantised, and quantising while loading is not there yet; "
+                        f"leave the {bits} bits away or load a checkpoint that is quantised")
+    raise UserError(f"{shard.path} is quantised to {found} bits, but {bits} were asked for")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"unknown device {device!r}; allowed: cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {str(device)!r} is not served; allowed: cpu, cuda, cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("device cuda was asked for, but torch finds no usable GPU; use --device cpu")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"there is no GPU {device}; torch finds {torch.cuda.device_count()}")
+    return device
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+class _Progress:
+    """A bar over the bytes of a large file, on the first rank's terminal only."""
+
+    def __init__(self, shard: Shard):
+        self._total = shard.bytes
+        self._shown = self._total >= LARGE_BYTES and parallel.is_first_process() and sys.stderr.isatty()
+
+    def __enter__(self) -> Callable[[int], None] | None:
+        if not self._shown:
+            return None
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=self._total, unit="B", unit_scale=True, desc="Loading weights")
+        return self._bar.update
+
+    def __exit__(self, *_) -> None:
+        if self._shown:
+            self._bar.close()

@@ -1,0 +1,160 @@
+"""From a shard's tensors to the tensors a model takes: strict comparison, dequantisation, precision, device."""
+
+import ctypes
+import mmap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from glm.checkpoint import Shard
+from glm.config import ModelConfig
+from glm.errors import UserError
+from glm.rotary import inverse_frequencies
+from quantization.functional import dequantize
+
+QUANTIZED_LINEARS = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+WORD_EMBEDDINGS = "transformer.word_embeddings.weight"
+POSITION_EMBEDDINGS = "transformer.position_embeddings.weight"  # SAT makes them; rotary models never use them
+INVERSE_FREQUENCIES = "attention.rotary_emb.inv_freq"  # in every layer of GLM-130B's files
+SCALE = "_scale"  # NAME.weight_scale belongs to the quantised NAME.weight
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+SHOWN = 3  # so many names in one message
+
+
+def count_parts(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> int | None:
+    """Into how many tensor-parallel parts the model was split, by the rows of the word embeddings; None: no telling."""
+    table = tensors.get(WORD_EMBEDDINGS)
+    if table is None or table.dim() != 2 or not table.shape[0] or config.vocab_size % table.shape[0]:
+        return None
+    return config.vocab_size // table.shape[0]
+
+
+def quantized_bits(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> int | None:
+    """8 or 4 where the layers' linears are quantised, None where they are not."""
+    for name, meta in expected.items():
+        if name + SCALE in tensors and name in tensors and tensors[name].dim() == 2:
+            return 4 if tensors[name].shape[1] * 2 == meta.shape[1] else 8
+    return None
+
+
+def check_shard(shard: Shard, expected: Mapping[str, torch.Tensor], config: ModelConfig) -> None:
+    """Compare names, shapes and dtypes with ``expected`` (the model's state dict, on any device); weights are not read.
+
+    Raises UserError naming the file and the tensors that are missing, too many, of a wrong shape or dtype.
+    """
+    path, tensors = shard.path, shard.tensors
+    rules = _rules(tensors, expected, config)
+    if missing := [name for name in rules if name not in tensors]:
+        raise UserError(f"{path} lacks {_names(missing)}; copy the file again, or check the model's shape "
+                        f"({_sizes(config)})")
+    if extra := [name for name in tensors if name not in rules]:
+        raise UserError(f"{path} holds {_names(extra)}, which the model does not have; "
+                        f"check the model's shape ({_sizes(config)})")
+    for name, (shape, dtypes) in rules.items():
+        found = tensors[name]
+        if not _fits(found, shape, grouped=name.endswith(SCALE), columns=_columns(expected, name)):
+            raise UserError(f"{path}: {name} has the shape {tuple(found.shape)}, the model needs {shape}; "
+                            f"check the model's shape ({_sizes(config)})")
+        if found.dtype not in dtypes:
+            raise UserError(f"{path}: {name} has the dtype {_short(found.dtype)}; "
+                            f"allowed: {', '.join(map(_short, dtypes))}")
+    for name in tensors:
+        if name.endswith(INVERSE_FREQUENCIES):
+            _check_inverse_frequencies(tensors[name], name, config, path)
+
+
+def convert_shard(shard: Shard, expected: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device,
+                  progress: Callable[[int], None] | None = None) -> dict[str, torch.Tensor]:
+    """A checked shard's tensors as the model takes them: dequantised, ``dtype``, on ``device``, contiguous, in memory.
+
+    Tensor by tensor, each freed from the mapped file as soon as it is copied: host memory holds the result and little
+    more. progress: called with the number of bytes of each tensor read.
+    """
+    bits = quantized_bits(shard.tensors, expected)
+    converted = {}
+    for name, meta in expected.items():
+        source, scale = shard.tensors[name], shard.tensors.get(name + SCALE)
+        if scale is None:
+            converted[name] = torch.empty(meta.shape, dtype=dtype, device=device).copy_(source)
+        else:
+            converted[name] = dequantize(source.to(device), scale.to(device), bits, dtype)
+        if shard.mapped:
+            _release_pages(source)
+        if progress is not None:
+            progress(source.numel() * source.element_size())
+    return converted
+
+
+Rules = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
+
+
+def _rules(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], config: ModelConfig) -> Rules:
+    """Name -> shape and allowed dtypes of everything that must be in the file, given what kind of file it is."""
+    rules: Rules = {name: (tuple(meta.shape), FLOATS) for name, meta in expected.items()}
+    bits = quantized_bits(tensors, expected)
+    if bits is not None:
+        for name in [name for name in expected if _is_quantized(name)]:
+            rows, columns = expected[name].shape
+            rules[name] = ((rows, columns * bits // 8), (torch.int8,))
+            rules[name + SCALE] = ((rows,), FLOATS)
+    if any(name.endswith(INVERSE_FREQUENCIES) for name in tensors):
+        for layer in range(config.num_layers):
+            rules[f"transformer.layers.{layer}.{INVERSE_FREQUENCIES}"] = ((config.head_size // 2,), FLOATS)
+    if POSITION_EMBEDDINGS in tensors:
+        rules[POSITION_EMBEDDINGS] = ((config.max_sequence_length, config.hidden_size), FLOATS)
+    return rules
+
+
+def _is_quantized(name: str) -> bool:
+    return name.endswith(tuple(f"{linear}.weight" for linear in QUANTIZED_LINEARS))
+
+
+def _columns(expected: Mapping[str, torch.Tensor], name: str) -> int:
+    weight = expected.get(name.removesuffix(SCALE))
+    return 0 if weight is None else weight.shape[-1]
+
+
+def _fits(found: torch.Tensor, shape: tuple[int, ...], grouped: bool, columns: int) -> bool:
+    """The right shape; a scale may also have one column for each group of the weight's columns."""
+    if tuple(found.shape) == shape:
+        return True
+    return (grouped and found.dim() == 2 and found.shape[0] == shape[0] and found.shape[1] > 0
+            and columns % found.shape[1] == 0)
+
+
+def _check_inverse_frequencies(found: torch.Tensor, name: str, config: ModelConfig, path: Path) -> None:
+    """GLM-130B's files hold 1 / 10000^(2i / head size) in FP16, also for models with 2D positions.
+
+    The model's own table is never taken from the file; a file with other values was made for another model.
+    """
+    needed = inverse_frequencies(config.head_size, "half_inv_freq")
+    tolerance = max(torch.finfo(found.dtype).eps, torch.finfo(torch.float16).eps)  # one step of the coarser rounding
+    if not torch.allclose(found.float(), needed, rtol=tolerance, atol=1e-7):
+        raise UserError(f"{path}: {name} is not 1 / 10000^(2i / {config.head_size}), the rotary frequencies of head "
+                        f"size {config.head_size}; check num_attention_heads ({config.num_attention_heads}), or the "
+                        "file belongs to another kind of model")
+
+
+def _release_pages(tensor: torch.Tensor) -> None:
+    """Let go of the whole pages behind a tensor in a mapped file; they would be read again if they were used."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def _names(names: list[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest
+
+
+def _sizes(config: ModelConfig) -> str:
+    names = ("num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size")
+    return ", ".join(f"{name} {getattr(config, name)}" for name in names)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
