@@ -1,0 +1,144 @@
+"""The rules of the house: who imports whom, what happens at import, and what no file may hold."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ["kernels", "quantization", "glm", "generation", "evaluation", "tasks"]  # each imports only what is left of it
+ON_TOP = ["tools", "scripts", "tests"]
+SAT_FILES = {"glm/model.py", "glm/parallel.py", "quantization/linear.py"}
+TEXT_SUFFIXES = {".py", ".sh", ".md", ".toml", ".txt", ".json", ".yaml", ".yml", ".cpp", ".h", ".cu", ".cff", ""}
+
+
+def repository_files():
+    """Paths relative to the root: what git tracks or would track; all files in a downloaded archive, without git."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    if listed.returncode == 0:
+        return sorted(name for name in set(listed.stdout.splitlines()) if (ROOT / name).is_file())
+    files = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    hidden = re.compile(r"(^|/)(\.(?!ci/|gitignore)|__pycache__/|outputs/)")
+    return sorted(str(path) for path in files if not hidden.search(str(path)))
+
+
+FILES = repository_files()
+SOURCES = [name for name in FILES if name.endswith(".py")]
+LIBRARY = [name for name in SOURCES if name.split("/")[0] in LAYERS]
+
+
+def tree_of(name):
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"), name)
+
+
+def imported_packages(name):
+    """Top-level names of all imports in a file, lazy ones included."""
+    found = set()
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: imports are absolute here"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_imports_go_one_way(name):
+    layer = LAYERS.index(name.split("/")[0])
+    forbidden = set(LAYERS[layer + 1 :] + ON_TOP)
+    assert not imported_packages(name) & forbidden
+
+
+def test_sat_is_imported_in_three_files_at_most():
+    users = {name for name in SOURCES if "sat" in imported_packages(name) and not name.startswith("tests/")}
+    assert users <= SAT_FILES
+
+
+def test_tools_and_scripts_import_no_tests():
+    for name in SOURCES:
+        if name.startswith(("tools/", "scripts/")):
+            assert "tests" not in imported_packages(name), name
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if not name.endswith("__main__.py")])
+def test_importing_only_defines_names(name):
+    """At top level: a docstring, imports, definitions and constants; no calls for their effect, no loops."""
+    imports = (ast.Import, ast.ImportFrom)
+    definitions = (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If, ast.Try)
+    for node in tree_of(name).body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        quiet_imports = isinstance(node, ast.With) and all(isinstance(inner, imports) for inner in node.body)
+        assert docstring or quiet_imports or isinstance(node, imports + definitions), (
+            f"{name}:{node.lineno}: a statement runs at import"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if not name.endswith("__main__.py")])
+def test_only_entry_points_parse_arguments_and_print(name):
+    """Diagnostics on standard error are allowed; standard output belongs to __main__ and to print_rank_0."""
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            to_stderr = any(keyword.arg == "file" for keyword in node.keywords)
+            assert called != "ArgumentParser", f"{name}:{node.lineno}"
+            assert called != "print" or to_stderr or name == "glm/parallel.py", f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("package", [name.split("/")[0] for name in LIBRARY if re.fullmatch(r"\w+/__main__.py", name)])
+def test_help_does_not_wait_for_torch(package):
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = [{package!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_module({package!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "heavy = {'torch', 'sat', 'deepspeed', 'numpy', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+def test_our_kernels_are_found():
+    import kernels  # also the name of a published package
+
+    assert Path(kernels.__file__).resolve() == ROOT / "kernels" / "__init__.py"
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".py", ".sh"))])
+def test_no_file_is_over_300_lines(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_no_path_of_a_builder_s_machine():
+    """A path that exists on one machine only must not get into the code, the documents or the configurations."""
+    homes = re.compile(r"(?<![\w.~}$])/(?:work|root|home|farm|Users)/\w+")
+    for name in FILES:
+        path = ROOT / name
+        if path.suffix in TEXT_SUFFIXES and "golden" not in path.parts:
+            found = homes.search(path.read_text(encoding="utf-8", errors="replace"))
+            assert not found, f"{name}: {found.group()}"
+
+
+def test_everything_imported_is_declared():
+    """Every third-party package that a file imports has its line in requirements.txt; a few are optional."""
+    package_of = {"yaml": "pyyaml", "sklearn": "scikit-learn", "sat": "swissarmytransformer", "google": "protobuf"}
+    optional = {"apex", "llama_cpp", "openvino", "optimum", "psutil", "tensorboardX", "tensorboard", "openvino_genai"}
+    declared = {
+        re.match(r"[\w-]+", line).group().lower()
+        for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        if re.match(r"\w", line)
+    }
+    ours = {*LAYERS, *ON_TOP}
+    for name in SOURCES:
+        foreign = imported_packages(name) - set(sys.stdlib_module_names) - ours - optional
+        siblings = {path.stem for path in (ROOT / name).parent.glob("*.py")}
+        undeclared = {package_of.get(package, package) for package in foreign - siblings} - declared
+        assert not undeclared, f"{name}: {undeclared}"
