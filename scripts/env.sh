@@ -54,8 +54,10 @@ _env_report_failure() { # $1 what was run, $2 its exit code, $3 the log
 _env_run() {
     local log="$1" started="$SECONDS" shown=0 code=0
     shift
-    "$@" >>"$log" 2>&1 9>&- &
+    set -m # a process group of its own, so that _env_clean can end all of it
+    "$@" >>"$log" 2>&1 </dev/null 9>&- &
     child=$!
+    set +m
     while kill -0 "$child" 2>/dev/null; do
         if [[ -t 2 ]]; then
             printf '\r\033[K  %4d s  %.60s' "$((SECONDS - started))" "$(tail -n 1 "$log")" >&2
@@ -69,6 +71,16 @@ _env_run() {
     child=""
     [[ -t 2 ]] && printf '\r\033[K' >&2
     return "$code"
+}
+
+# Ends the running command and removes what there is of .venv. A second Ctrl-C does not cut it short.
+_env_clean() {
+    trap '' HUP INT TERM
+    if [[ -n $child ]]; then
+        kill -- "-$child" 2>/dev/null
+        while kill -0 -- "-$child" 2>/dev/null; do sleep 0.05; done # "wait" would end this trap on Ctrl-C
+    fi
+    rm -rf -- "$venv"
 }
 
 # Makes .venv with the interpreter $1. Runs in a subshell: its traps and its lock end with it.
@@ -90,7 +102,7 @@ _env_build() (
         exit 1
     fi
 
-    trap '[[ -n $child ]] && kill "$child" 2>/dev/null && wait "$child"; rm -rf -- "$venv"' EXIT
+    trap _env_clean EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
