@@ -16,6 +16,7 @@ from functools import partial
 from types import ModuleType
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 import kernels
 from glm import parallel, rotary
@@ -162,7 +163,7 @@ _NO_MASK = torch.empty(1, 1)  # SAT insists on a mask; ours travels in Step
 def _transformer(config: ModelConfig, dtype: torch.dtype) -> BaseTransformer:
     """SAT's transformer on the meta device, with GeGLU's two halves in the MLP and no learned positions."""
     meta = torch.device("meta")
-    with meta:
+    with meta, _NoInitialisation():
         transformer = BaseTransformer(
             config.num_layers, config.vocab_size, config.hidden_size, config.num_attention_heads,
             config.max_sequence_length, layernorm_order="post", layernorm_epsilon=config.layernorm_epsilon,
@@ -175,6 +176,17 @@ def _transformer(config: ModelConfig, dtype: torch.dtype) -> BaseTransformer:
         transformer.final_layernorm = torch.nn.LayerNorm(config.hidden_size, config.layernorm_epsilon, dtype=dtype)
     del transformer.position_embeddings
     return transformer
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leave out normal_: SAT fills position embeddings that we drop, and on the meta device the first call of normal_
+    imports torch's compiler, which takes longer than all the rest of building a model."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        if function is torch.nn.init.normal_:
+            return arguments[0] if arguments else keywords["tensor"]
+        return function(*arguments, **keywords)
 
 
 @torch.no_grad()

@@ -1,0 +1,82 @@
+"""Every forward pass of golden/logits.npz, and the same logits from 2, 4 and 8 tensor-parallel ranks."""
+
+import numpy
+import pytest
+import torch
+
+import glm
+from tests.golden_data import (
+    SHAPE,
+    TOKENIZER,
+    TP1,
+    logit_arrays,
+    logit_cases,
+    quantized_parts,
+    split_state,
+    whole_state,
+    write_checkpoint,
+)
+from tests.parallel_helper import run_ranks
+
+TOLERANCE = 1e-3
+CASES = {case["name"]: case for case in logit_cases()}
+WHOLE = [name for name, case in CASES.items() if case["weights"] == "tp1"]
+ROTARY = {"rotary_half_table": "half", "rotary_exact_inv_freq": "exact"}
+
+
+def load(path, dtype="float32", **overrides):
+    return glm.load(path, dtype=dtype, tokenizer_path=TOKENIZER, **(SHAPE | overrides))[0]
+
+
+def logits(model, arrays):
+    inputs = [torch.from_numpy(arrays[name]) for name in ("tokens", "position_ids", "attention_mask")]
+    return model.logits(*inputs).numpy()
+
+
+def assert_golden(found, arrays):
+    """Whole rows where golden has them; the best 32 and the normaliser at every valid position."""
+    batch, place = arrays["rows"].T
+    numpy.testing.assert_allclose(found[batch, place], arrays["logits"], atol=TOLERANCE, rtol=0)
+    for row, length in enumerate(arrays["valid_length"]):
+        valid = found[row, :length]
+        best = numpy.take_along_axis(valid, arrays["topk_ids"][row, :length].astype(numpy.int64), axis=-1)
+        numpy.testing.assert_allclose(best, arrays["topk_logits"][row, :length], atol=TOLERANCE, rtol=0)
+        normaliser = torch.from_numpy(valid).double().logsumexp(-1).numpy()
+        numpy.testing.assert_allclose(normaliser, arrays["logsumexp"][row, :length], atol=TOLERANCE, rtol=0)
+
+
+def test_there_are_as_many_cases_as_expected():
+    assert len(WHOLE) == 15 and len(CASES) == 19
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_logits_equal_golden(name):
+    case, arrays = CASES[name], logit_arrays(name)
+    model = load(TP1, position_encoding_2d=case["flags"].get("position_encoding_2d", False),
+                 rotary_table=ROTARY.get(case["flags"].get("rotary"), "half_inv_freq"))
+    found = logits(model, arrays)
+    assert numpy.isfinite(found).all()
+    assert_golden(found, arrays)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("product", ["", "_float_product"])
+def test_quantised_logits_equal_golden(tmp_path, bits, product):
+    """In float16 q * scale is rounded, in float32 it is not."""
+    path = write_checkpoint(tmp_path / "checkpoint", quantized_parts(bits))
+    dtype = "float32" if product else "float16"
+    arrays = logit_arrays(f"int{bits}{product}")
+    for found in run_ranks(parallel_logits, 2, tmp_path, path, arrays, dtype):
+        assert_golden(found, arrays)
+
+
+@pytest.mark.parametrize("degree", [2, 4, 8])
+def test_tensor_parallel_logits_equal_golden(tmp_path, degree):
+    path = write_checkpoint(tmp_path / "checkpoint", split_state(whole_state(), degree))
+    arrays = logit_arrays("mask_bidirectional")
+    for found in run_ranks(parallel_logits, degree, tmp_path, path, arrays):
+        assert_golden(found, arrays)
+
+
+def parallel_logits(path, arrays, dtype="float32"):
+    return logits(load(path, dtype).float(), arrays)
