@@ -115,7 +115,7 @@ PRESETS: dict[str, dict] = {
     "glm-1.3b": _glm(24, 2048, 32, 5472, 32768, 2048),
     "glm-335m": _glm(24, 1024, 16, 2736, 32768, 2048),
     "glm-110m": _glm(12, 768, 12, 2048, 32768, 2048),
-    "glm-small": _glm(6, 384, 8, 1024, 16384, 512, num_image_tokens=0),
+    "glm-small": _glm(5, 384, 6, 1024, 16384, 512, num_image_tokens=0),
 }
 
 
