@@ -50,20 +50,21 @@ _env_report_failure() { # $1 what was run, $2 its exit code, $3 the log
     _env_say "Nothing half-made is left behind; the next start tries again."
 }
 
-# Runs a command in the background, its output in the log $1, and shows that it lives.
+# Runs a command in the background, its output in the log $1, and shows what it is at.
 _env_run() {
-    local log="$1" started="$SECONDS" shown=0 code=0
+    local log="$1" started="$SECONDS" shown=0 code=0 at
     shift
     set -m # a process group of its own, so that _env_clean can end all of it
     "$@" >>"$log" 2>&1 </dev/null 9>&- &
     child=$!
     set +m
     while kill -0 "$child" 2>/dev/null; do
+        at="$(grep -E '^ *(Collecting|Downloading|Building|Running|Installing) ' "$log" | tail -n 1)"
         if [[ -t 2 ]]; then
-            printf '\r\033[K  %4d s  %.60s' "$((SECONDS - started))" "$(tail -n 1 "$log")" >&2
+            printf '\r\033[K%5d s  %.60s' "$((SECONDS - started))" "${at#"${at%%[! ]*}"}" >&2
         elif ((SECONDS - started - shown >= 30)); then
             shown=$((SECONDS - started))
-            _env_say "  $shown s: $(tail -n 1 "$log" | cut -c 1-100)"
+            _env_say "  $shown s: ${at:0:100}"
         fi
         sleep 0.2
     done
