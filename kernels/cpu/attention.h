@@ -1,0 +1,127 @@
+// Attention of one new token per sequence: rotation, writing to the cache, and the pass over the cache.
+#pragma once
+#include "pointwise.h"
+
+struct AttentionShape {
+    size_t batch, heads, size, total;        // total: cached places and the new one
+    size_t batch_stride, head_stride;        // of keys and values, in elements; places are `size` apart
+    const uint8_t* blocked;                  // (batch, total), 1 = must not attend; null: everything is seen
+    bool positions_2d;                       // each half of a head is rotated as a head of its own
+};
+
+template <class T>
+static inline void rotate_head(const T* x, const float* cosine, const float* sine, size_t size, float* out) {
+    size_t half = size / 2;
+    for (size_t j = 0; j < half; j++) {
+        float a = to_float(x[j]), b = to_float(x[j + half]);
+        out[j] = a * cosine[j] - b * sine[j];
+        out[j + half] = b * cosine[j + half] + a * sine[j + half];
+    }
+}
+template <class T>
+static inline void rotate(const T* x, const float* cosine, const float* sine, const AttentionShape& s, float* out) {
+    if (!s.positions_2d) return rotate_head(x, cosine, sine, s.size, out);
+    size_t half = s.size / 2;
+    rotate_head(x, cosine, sine, half, out);
+    rotate_head(x + half, cosine + half, sine + half, half, out + half);
+}
+
+template <class T> static inline float dot(const float* q, const T* key, size_t size) {
+    vec total = fill(0.0f);
+    size_t j = 0;
+    for (; j + W <= size; j += W) total = fma(load(q + j), load(key + j), total);
+    float result = sum(total);
+    for (; j < size; j++) result += q[j] * to_float(key[j]);
+    return result;
+}
+
+// scores[t] = q . keys[t] for all places; four at a time, so that the sums across lanes overlap.
+template <class T> static void score(const float* q, const T* keys, size_t size, size_t total, float* scores) {
+    size_t t = 0;
+    if (size % W == 0)
+        for (; t + 4 <= total; t += 4) {
+            vec s0 = fill(0.0f), s1 = s0, s2 = s0, s3 = s0;
+            const T* key = keys + t * size;
+            for (size_t j = 0; j < size; j += W) {
+                vec a = load(q + j);
+                s0 = fma(a, load(key + j), s0);
+                s1 = fma(a, load(key + size + j), s1);
+                s2 = fma(a, load(key + 2 * size + j), s2);
+                s3 = fma(a, load(key + 3 * size + j), s3);
+            }
+            scores[t] = sum(s0), scores[t + 1] = sum(s1), scores[t + 2] = sum(s2), scores[t + 3] = sum(s3);
+        }
+    for (; t < total; t++) scores[t] = dot(q, keys + t * size, size);
+}
+
+// Softmax in place, forbidden places 0. A row with every place forbidden sees everything, as in the reference.
+static inline void softmax(float* scores, size_t total, const uint8_t* blocked) {
+    bool any = false;
+    for (size_t t = 0; blocked && t < total && !any; t++) any = !blocked[t];
+    if (any)
+        for (size_t t = 0; t < total; t++) if (blocked[t]) scores[t] = -INFINITY;
+    float top = -INFINITY;
+    for (size_t t = 0; t < total; t++) top = scores[t] > top ? scores[t] : top;
+    vec total_sum = fill(0.0f), shift = fill(top);
+    size_t t = 0;
+    for (; t + W <= total; t += W) {
+        vec e = exponential(sub(load(scores + t), shift));
+        store(scores + t, e);
+        total_sum = add(total_sum, e);
+    }
+    float whole = sum(total_sum);
+    if (t < total) {
+        float rest[W];
+        store(rest, exponential(sub(load_part(scores + t, total - t), shift)));
+        for (size_t i = 0; t + i < total; i++) whole += scores[t + i] = rest[i];
+    }
+    float scale = 1.0f / whole;
+    for (t = 0; t < total; t++) scores[t] *= scale;
+}
+
+// out = sum over t of weights[t] * values[t]; C vectors of the head at once, held in registers.
+template <int C, class T>
+static inline void gather_columns(const float* weights, const T* values, size_t size, size_t total, T* out) {
+    vec sums[C];
+    for (int c = 0; c < C; c++) sums[c] = fill(0.0f);
+    for (size_t t = 0; t < total; t++) {
+        vec p = fill(weights[t]);
+        for (int c = 0; c < C; c++) sums[c] = fma(p, load(values + t * size + c * W), sums[c]);
+    }
+    for (int c = 0; c < C; c++) store(out + c * W, sums[c]);
+}
+template <class T> static void gather(const float* weights, const T* values, size_t size, size_t total, T* out) {
+    size_t j = 0;
+    for (; j + 4 * W <= size; j += 4 * W) gather_columns<4>(weights, values + j, size, total, out + j);
+    for (; j + W <= size; j += W) gather_columns<1>(weights, values + j, size, total, out + j);
+    for (; j < size; j++) {
+        float s = 0;
+        for (size_t t = 0; t < total; t++) s += weights[t] * to_float(values[t * size + j]);
+        store_float(out + j, s);
+    }
+}
+
+// This thread's heads. qkv (batch, heads, 3, size), cosine and sine (batch, size), out (batch, heads, size).
+template <class T>
+static void attend_part(const T* qkv, const float* cosine, const float* sine, T* keys, T* values, const AttentionShape& s,
+                        T* out, int thread, int threads) {
+    static thread_local std::vector<float> scratch;
+    if (scratch.size() < s.total + 2 * s.size + W) scratch.resize(s.total + 2 * s.size + W);
+    float *q = scratch.data(), *k = q + s.size, *scores = k + s.size;
+    float scale = 1.0f / std::sqrt(float(s.size));
+    Range tasks = share(s.batch * s.heads, 1, thread, threads);
+    for (size_t task = tasks.first; task < tasks.last; task++) {
+        size_t row = task / s.heads, head = task % s.heads;
+        const T* source = qkv + task * 3 * s.size;
+        T* key = keys + row * s.batch_stride + head * s.head_stride;
+        T* value = values + row * s.batch_stride + head * s.head_stride;
+        rotate(source, cosine + row * s.size, sine + row * s.size, s, q);
+        rotate(source + s.size, cosine + row * s.size, sine + row * s.size, s, k);
+        T* place = key + (s.total - 1) * s.size;
+        for (size_t j = 0; j < s.size; j++) q[j] *= scale, store_float(place + j, k[j]);
+        std::memcpy(value + (s.total - 1) * s.size, source + 2 * s.size, s.size * sizeof(T));
+        score(q, key, s.size, s.total, scores);
+        softmax(scores, s.total, s.blocked ? s.blocked + row * s.total : nullptr);
+        gather(scores, value, s.size, s.total, out + task * s.size);
+    }
+}

@@ -1,0 +1,126 @@
+"""Compiles the C++ of this folder with the system's compiler, once per machine, and loads it through ctypes.
+
+The library lies in $GLM_KERNEL_CACHE, else in the user's cache folder, under a name made of everything that decides
+its content: sources, flags, compiler and processor. It is written beside and renamed, so processes that build at the
+same time cannot disturb each other. No torch headers are involved: it compiles in seconds.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+OPTIMISED = ("-O2", "-march=native")
+PORTABLE = ("-O2",)
+OPENMP = "-fopenmp"
+COMPILE_SECONDS = 120  # a compiler that hangs must not hang the model
+
+
+class BuildError(RuntimeError):
+    """The library could not be compiled or loaded; the message is one line."""
+
+
+def load(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
+    """The compiled library, from the cache or built now. `flags` fixes the compiler's flags (tests); by default this
+    processor's instructions with OpenMP, or without either where the compiler or the runtime does not have it.
+    Raises BuildError with one line."""
+    compiler = find_compiler()
+    share_openmp_runtime()
+    choices = [flags] if flags else [(*OPTIMISED, OPENMP), OPTIMISED, PORTABLE]
+    for choice in choices[:-1]:
+        try:
+            return ctypes.CDLL(str(compiled(compiler, choice)))
+        except (BuildError, OSError):  # not compiled; or compiled, but GOMP_* is not found in this process
+            continue
+    try:
+        return ctypes.CDLL(str(compiled(compiler, choices[-1])))
+    except OSError as error:
+        raise BuildError(f"the compiled library does not load: {error}") from error
+
+
+def find_compiler() -> str:
+    """Path of the C++ compiler: $CXX, else c++, g++ or clang++ on the PATH."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return path
+    raise BuildError("no C++ compiler found ($CXX, c++, g++, clang++)")
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept."""
+    if chosen := os.environ.get("GLM_KERNEL_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glm-kernels"
+
+
+def compiled(compiler: str, flags: tuple[str, ...]) -> Path:
+    """The library built with these flags, compiled now if the cache lacks it."""
+    target = cache_folder() / f"kernels-{build_key(compiler, flags)}.so"
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            object_file, library = f"{scratch}/kernels.o", f"{scratch}/kernels.so"
+            options = [*flags, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-w"]
+            execute([compiler, *options, "-c", str(SOURCES / "operators.cpp"), "-o", object_file])
+            # Linked without OpenMP: its functions are to be found in the runtime that torch has loaded. A second
+            # runtime in one process would keep a second team of threads spinning on the same cores.
+            execute([compiler, "-shared", object_file, "-o", library])
+            os.replace(library, target)
+    except OSError as error:
+        raise BuildError(f"cannot write the compiled library to {target.parent}: {error.strerror or error}") from error
+    return target
+
+
+def build_key(compiler: str, flags: tuple[str, ...]) -> str:
+    """Hash of all that decides what the compiler makes."""
+    digest = hashlib.sha256()
+    for source in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest.update("\0".join([compiler_version(compiler), *flags, platform.machine(), processor_features()]).encode())
+    return digest.hexdigest()[:20]
+
+
+def processor_features() -> str:
+    """The processor's instruction sets, as far as the system tells: a cache may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+@cache
+def compiler_version(compiler: str) -> str:
+    return execute([compiler, "--version"])
+
+
+def share_openmp_runtime() -> None:
+    """Makes the symbols of the OpenMP runtime that torch brought visible to libraries loaded after it."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return  # not Linux: the variant without OpenMP is used unless the symbols are visible already
+    for path in {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "/" in line}:
+        if os.path.basename(path).startswith(("libgomp", "libiomp", "libomp")):
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+def execute(command: list[str]) -> str:
+    """Output of a compiler's run; BuildError with the first line that tells what went wrong."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} does not run: {error}") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        cause = next((line for line in lines if "error" in line), lines[0] if lines else f"status {done.returncode}")
+        raise BuildError(f"{command[0]} failed: {cause}")
+    return done.stdout

@@ -1,0 +1,128 @@
+// Products of few rows (decoding) with a weight matrix: every weight is read from memory once, for all rows.
+#pragma once
+#include <vector>
+#include "simd.h"
+
+struct Range { size_t first, last; };
+
+// The part of 0 .. count that falls to one of `threads`, in whole blocks.
+static inline Range share(size_t count, size_t block, int thread, int threads) {
+    size_t blocks = (count + block - 1) / block;
+    size_t first = blocks * thread / threads * block, last = blocks * (thread + 1) / threads * block;
+    return {first < count ? first : count, last < count ? last : count};
+}
+
+// out[r][i] = sum over k of w[r][k] * x[i][k] for R rows of weights and M rows of x.
+// `ahead` is added to the addresses to prefetch: the next block, which the hardware cannot guess across R streams.
+template <int R, int M, class T> struct Dots {
+    static inline void run(const T* w, size_t k, const float* x, size_t stride, size_t ahead, float (&out)[R][M]) {
+        vec total[R][M];
+        for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
+        size_t j = 0;
+        for (; j + W <= k; j += W) {
+            vec a[M];
+            for (int i = 0; i < M; i++) a[i] = load(x + i * stride + j);
+            for (int r = 0; r < R; r++) {
+                prefetch((const char*)(w + r * k + j) + ahead);
+                vec b = load(w + r * k + j);
+                for (int i = 0; i < M; i++) total[r][i] = fma(a[i], b, total[r][i]);
+            }
+        }
+        if (j < k)
+            for (int r = 0; r < R; r++) {
+                vec b = load_part(w + r * k + j, k - j);
+                for (int i = 0; i < M; i++) total[r][i] = fma(load_part(x + i * stride + j, k - j), b, total[r][i]);
+            }
+        for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) out[r][i] = sum(total[r][i]);
+    }
+};
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define GLM_BF16_DOTS
+// Pairs of bf16 are multiplied exactly and added in FP32 by one instruction: no conversion of either side.
+template <int R, int M> static inline void bf16_dots(const bf16* w, size_t k, const bf16* x, size_t stride,
+                                                     size_t ahead, float (&out)[R][M]) {
+    __m512 total[R][M];
+    for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) total[r][i] = _mm512_setzero_ps();
+    size_t j = 0;
+    for (; j + 32 <= k; j += 32) {
+        __m512bh a[M];
+        for (int i = 0; i < M; i++) a[i] = (__m512bh)_mm512_loadu_si512(x + i * stride + j);
+        for (int r = 0; r < R; r++) {
+            prefetch((const char*)(w + r * k + j) + ahead);
+            __m512bh b = (__m512bh)_mm512_loadu_si512(w + r * k + j);
+            for (int i = 0; i < M; i++) total[r][i] = _mm512_dpbf16_ps(total[r][i], a[i], b);
+        }
+    }
+    if (j < k) {
+        __mmask32 mask = (1u << (k - j)) - 1;
+        for (int r = 0; r < R; r++) {
+            __m512bh b = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + r * k + j);
+            for (int i = 0; i < M; i++) {
+                __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + i * stride + j);
+                total[r][i] = _mm512_dpbf16_ps(total[r][i], a, b);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) out[r][i] = _mm512_reduce_add_ps(total[r][i]);
+}
+template <int R, int M> struct Dots<R, M, bf16> {
+    static inline void run(const bf16* w, size_t k, const bf16* x, size_t stride, size_t ahead, float (&out)[R][M]) {
+        bf16_dots<R, M>(w, k, x, stride, ahead, out);
+    }
+};
+#endif
+
+template <int R, int M, class T, class X>
+static inline void block(const T* w, size_t k, const X* x, const T* bias, T* out, size_t n, size_t row, size_t ahead) {
+    float products[R][M];
+    Dots<R, M, T>::run(w + row * k, k, x, k, ahead, products);
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < M; i++)
+            store_float(out + i * n + row + r, products[r][i] + (bias ? to_float(bias[row + r]) : 0.0f));
+}
+
+// R rows of weights against all rows of x, four at a time: the second four find the weights in the nearest cache.
+template <int R, class T, class X>
+static inline void all_rows(const T* w, size_t k, const X* x, size_t m, const T* bias, T* out, size_t n, size_t row,
+                            size_t ahead) {
+    size_t i = 0;
+    for (; i + 4 <= m; i += 4, ahead = 0) block<R, 4>(w, k, x + i * k, bias, out + i * n, n, row, ahead);
+    switch (m - i) {
+        case 3: block<R, 3>(w, k, x + i * k, bias, out + i * n, n, row, ahead); break;
+        case 2: block<R, 2>(w, k, x + i * k, bias, out + i * n, n, row, ahead); break;
+        case 1: block<R, 1>(w, k, x + i * k, bias, out + i * n, n, row, ahead); break;
+    }
+}
+
+template <class T, class X>
+static void linear_rows(const X* x, size_t m, size_t k, const T* w, const T* bias, T* out, size_t n, Range rows) {
+    constexpr size_t R = 4;
+    size_t row = rows.first, ahead = R * k * sizeof(T);
+    for (; row + R <= rows.last; row += R) all_rows<R>(w, k, x, m, bias, out, n, row, ahead);
+    for (; row < rows.last; row++) all_rows<1>(w, k, x, m, bias, out, n, row, size_t(0));
+}
+
+// x (m, k) converted to floats once per call; every thread keeps its own copy, which saves a barrier.
+template <class T> static const float* as_floats(const T* x, size_t count) {
+    static thread_local std::vector<float> floats;
+    if (floats.size() < count) floats.resize(count);
+    size_t i = 0;
+    for (; i + W <= count; i += W) store(floats.data() + i, load(x + i));
+    for (; i < count; i++) floats[i] = to_float(x[i]);
+    return floats.data();
+}
+static inline const float* operand(const float* x, size_t) { return x; }
+static inline const float* operand(const fp16* x, size_t count) { return as_floats(x, count); }
+#ifdef GLM_BF16_DOTS
+static inline const bf16* operand(const bf16* x, size_t) { return x; }
+#else
+static inline const float* operand(const bf16* x, size_t count) { return as_floats(x, count); }
+#endif
+
+// This thread's part of out (m, n) = x (m, k) w (n, k)^T + bias (n).
+template <class T>
+static void linear_part(const T* x, size_t m, size_t k, const T* w, const T* bias, T* out, size_t n, int thread,
+                        int threads) {
+    linear_rows(operand(x, m * k), m, k, w, bias, out, n, share(n, 4, thread, threads));
+}

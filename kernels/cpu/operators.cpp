@@ -1,0 +1,97 @@
+// The C entry points, called through ctypes with plain pointers. Element types: 0 float, 1 bf16, 2 fp16.
+// Every function does its own share in each thread of one parallel region; sizes were checked by the caller.
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include "attention.h"
+
+#ifdef _OPENMP
+#define TEAM(threads, body)                                                        \
+    if ((threads) > 1) {                                                           \
+        _Pragma("omp parallel num_threads(threads)") {                             \
+            const int thread = omp_get_thread_num(), team = omp_get_num_threads(); \
+            body                                                                   \
+        }                                                                          \
+    } else {                                                                       \
+        const int thread = 0, team = 1;                                            \
+        body                                                                       \
+    }
+static inline void wait_for_all(int team) {
+    if (team > 1) {
+#pragma omp barrier
+    }
+}
+#else
+#define TEAM(threads, body) { const int thread = 0, team = 1; body }
+static inline void wait_for_all(int) {}
+#endif
+
+#define BY_TYPE(type, call)                            \
+    switch (type) {                                    \
+        case 0: { typedef float T; call; break; }      \
+        case 1: { typedef bf16 T; call; break; }       \
+        default: { typedef fp16 T; call; break; }      \
+    }
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT const char* glm_path() {
+#ifdef GLM_BF16_DOTS
+    return GLM_PATH "+bf16";
+#else
+    return GLM_PATH;
+#endif
+}
+
+EXPORT int glm_threads(int threads) {  // how many the runtime really gives
+    int seen = 1;
+    TEAM(threads, if (thread == 0) seen = team;)
+    return seen;
+}
+
+EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const void* w, const void* bias, void* out,
+                       size_t n, int threads) {
+    TEAM(threads, BY_TYPE(type, linear_part((const T*)x, m, k, (const T*)w, (const T*)bias, (T*)out, n, thread, team)))
+}
+
+EXPORT void glm_norm(int type, const void* residual, const void* update, float alpha, const void* weight,
+                     const void* bias, float epsilon, void* out, size_t m, size_t h) {
+    BY_TYPE(type, norm_rows((const T*)residual, (const T*)update, alpha, (const T*)weight, (const T*)bias, epsilon,
+                            (T*)out, h, Range{0, m}))
+}
+
+EXPORT void glm_scaled_add(int type, const void* residual, const void* update, float alpha, void* out, size_t count) {
+    BY_TYPE(type, add_part((const T*)residual, (const T*)update, alpha, (T*)out, count, 0, 1))
+}
+
+EXPORT void glm_geglu(int type, const void* x, size_t m, size_t inner, void* out, int threads) {
+    TEAM(threads, BY_TYPE(type, geglu_part((const T*)x, m, inner, (T*)out, thread, team)))
+}
+
+EXPORT void glm_attend(int type, const void* qkv, const void* cosine, const void* sine, void* keys, void* values,
+                       size_t batch, size_t heads, size_t size, size_t total, size_t batch_stride, size_t head_stride,
+                       const void* blocked, int positions_2d, void* out, int threads) {
+    AttentionShape shape = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
+                            positions_2d != 0};
+    TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, (const float*)cosine, (const float*)sine, (T*)keys, (T*)values,
+                                            shape, (T*)out, thread, team)))
+}
+
+// Reads `bytes` (a multiple of 512) once with all threads: the ceiling for everything above.
+EXPORT float glm_read(const float* data, size_t bytes, int threads) {
+    float result = 0;
+    TEAM(threads, {
+        Range range = share(bytes / sizeof(float), 128, thread, team);
+        vec totals[8];
+        for (int i = 0; i < 8; i++) totals[i] = fill(0.0f);
+        for (size_t j = range.first; j + 8 * W <= range.last; j += 8 * W)
+            for (int i = 0; i < 8; i++) {
+                prefetch((const char*)(data + j + i * W) + 4096);
+                totals[i] = add(totals[i], load(data + j + i * W));
+            }
+        float part = 0;
+        for (int i = 0; i < 8; i++) part += sum(totals[i]);
+        if (part != 0) result = part;  // any use of the sum, so that the loop is not removed
+    })
+    return result;
+}

@@ -1,0 +1,239 @@
+"""The compiled CPU backend against its plain torch twin.
+
+No tolerance is tuned by hand: against the same computation in float64, the compiled code may err at most twice as much
+as the torch reference does in the same precision (and a few units of the last place of the largest value, where the
+reference happens to be exact).
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from kernels import cpu, reference
+from kernels.cpu import build
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# The instruction sets that one x86 processor can pretend to have; elsewhere only the compiler's default is tested.
+VARIANTS = {"native": None, "avx2": ("-O1", "-mavx2", "-mfma", "-mf16c"), "generic": ("-O1",)}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def ops(request):
+    flags = VARIANTS[request.param]
+    if flags and os.uname().machine != "x86_64":
+        pytest.skip("x86 instruction sets")
+    try:
+        return cpu.Operators(build.load(flags))
+    except (build.BuildError, OSError) as error:
+        pytest.skip(f"no compiled backend here: {error}")
+
+
+def random(*shape, dtype, seed=0, scale=1.0):
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def poison(monkeypatch):
+    """Fresh outputs are full of NaN, so that a place which is never written shows."""
+    new_empty, empty_like = torch.Tensor.new_empty, torch.empty_like
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: new_empty(self, *a, **k).fill_(float("nan")))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(float("nan")))
+
+
+def assert_as_good(ours, same_precision, exact):
+    assert ours.dtype == same_precision.dtype and ours.shape == same_precision.shape
+    exact = exact.double()
+    unit = torch.finfo(ours.dtype).eps * exact.abs().max()
+    allowed = 2 * (same_precision.double() - exact).abs().max() + unit
+    error = (ours.double() - exact).abs().max()
+    assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
+
+
+def doubled(*tensors):
+    return [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in tensors]
+
+
+def check(ops, name, *arguments):
+    exact = getattr(reference, name)(*doubled(*arguments))
+    assert_as_good(getattr(ops, name)(*arguments), getattr(reference, name)(*arguments), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", range(1, 17))
+def test_linear_for_every_number_of_rows(ops, dtype, rows, monkeypatch):
+    poison(monkeypatch)
+    weight, bias = random(75, 136, dtype=dtype, seed=1), random(75, dtype=dtype)
+    check(ops, "linear", random(rows, 1, 136, dtype=dtype), weight, bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, k", [(1, 1), (3, 7), (5, 33), (64, 31), (13, 1024), (384, 384), (1024, 2736)])
+def test_linear_at_odd_and_real_sizes(ops, dtype, n, k, monkeypatch):
+    poison(monkeypatch)
+    check(ops, "linear", random(2, 1, k, dtype=dtype), random(n, k, dtype=dtype, seed=1), None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("h", [1, 5, 16, 33, 384, 1000])
+def test_layer_norms(ops, dtype, h, monkeypatch):
+    poison(monkeypatch)
+    weight, bias = random(h, dtype=dtype, seed=1), random(h, dtype=dtype, seed=2)
+    x, update = random(3, 1, h, dtype=dtype, seed=3, scale=4.0), random(3, 1, h, dtype=dtype, seed=4)
+    check(ops, "layer_norm", x, weight, bias, 1e-5)
+    check(ops, "residual_layer_norm", x, update, 6.9, weight, bias, 1e-5)
+    check(ops, "scaled_add", x, update, 6.9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("inner", [1, 7, 16, 50, 2736])
+def test_geglu(ops, dtype, inner, monkeypatch):
+    poison(monkeypatch)
+    check(ops, "geglu", random(3, 1, 2 * inner, dtype=dtype, scale=3.0))
+
+
+def test_gelu_keeps_its_relative_precision_in_the_tail(ops):
+    gate = torch.linspace(-9, 9, 4001).view(1, 1, -1)
+    ours = ops.geglu(torch.cat((torch.ones_like(gate), gate), dim=-1))
+    exact = gate.double() * torch.special.erfc(-gate.double() / 2**0.5) / 2
+    torch.testing.assert_close(ours.double(), exact, rtol=5e-6, atol=1e-30)
+
+
+def attention_case(dtype, b, n, d, start, seed=0):
+    qkv = random(b, 1, n * 3 * d, dtype=dtype, seed=seed)
+    angle = random(b, 1, d, dtype=torch.float32, seed=seed + 1)
+    keys, values = (random(b, n, start + 3, d, dtype=dtype, seed=seed + i) for i in (2, 3))
+    for cached in (keys, values):
+        cached[:, :, start:] = float("nan")  # places not written yet must not be read
+    return qkv, angle.cos(), angle.sin(), keys, values
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "b, n, d, start", [(1, 3, 64, 0), (4, 2, 64, 37), (2, 5, 12, 9), (1, 1, 80, 130), (16, 2, 32, 5)]
+)
+@pytest.mark.parametrize("positions_2d", [False, True])
+@pytest.mark.parametrize("with_blocked", [False, True])
+def test_attend(ops, dtype, b, n, d, start, positions_2d, with_blocked, monkeypatch):
+    poison(monkeypatch)
+    qkv, cosine, sine, keys, values = attention_case(dtype, b, n, d, start)
+    blocked = None
+    if with_blocked:
+        blocked = torch.rand(b, 1, start + 1, generator=torch.Generator().manual_seed(9)) < 0.4
+        blocked[0] = True  # a row that may see nothing: finite, and the same in both backends
+    results = {}
+    for name, backend in {"exact": reference, "same": reference, "ours": ops}.items():
+        cached = [keys.clone(), values.clone()]
+        arguments = [qkv, cosine, sine, *cached, start, blocked, positions_2d]
+        if name == "exact":
+            arguments = doubled(*arguments)
+        results[name] = (backend.attend(*arguments), arguments[3], arguments[4])
+    for ours, same, exact in zip(results["ours"], results["same"], results["exact"], strict=True):
+        assert torch.equal(torch.isnan(ours), torch.isnan(same))
+        assert_as_good(ours.nan_to_num(), same.nan_to_num(), exact.nan_to_num())
+
+
+def test_attend_works_on_a_view_of_a_larger_cache(ops):
+    qkv, cosine, sine, keys, values = attention_case(torch.float32, 2, 3, 16, 6)
+    wide = [torch.cat((cached, cached), dim=1)[:, :3] for cached in (keys, values)]
+    plain = ops.attend(qkv, cosine, sine, keys, values, 6)
+    assert torch.equal(ops.attend(qkv, cosine, sine, *wide, 6), plain)
+
+
+def test_what_the_compiled_code_cannot_take_goes_to_the_reference(ops):
+    x, weight = random(2, 1, 40, dtype=torch.float32), random(8, 40, dtype=torch.float32)
+    columns = random(40, 8, dtype=torch.float32).t()
+    torch.testing.assert_close(ops.linear(x, columns), reference.linear(x, columns))
+    sliced = random(2, 1, 80, dtype=torch.float32)[..., ::2]
+    torch.testing.assert_close(ops.linear(sliced, weight), reference.linear(sliced, weight))
+    with pytest.raises(ValueError, match="40 columns, weight 39"):
+        ops.linear(x, weight[:, :39].contiguous())
+
+
+def test_infinities_and_nans_pass_through(ops):
+    for dtype in DTYPES:
+        x = torch.tensor([1.0, float("inf"), float("nan"), -2.0], dtype=dtype).view(4, 1, 1)
+        result = ops.linear(x, torch.ones(1, 1, dtype=dtype)).flatten()
+        assert result[0] == 1 and result[1] == float("inf") and result[2].isnan() and result[3] == -2
+
+
+def test_one_openmp_runtime_and_all_threads(ops):
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    assert len({os.path.realpath(path) for path in mapped if "libgomp" in path or "libiomp" in path}) <= 1
+    if ops.path == cpu.operators().path:
+        assert ops.library.glm_threads(torch.get_num_threads()) == torch.get_num_threads()
+
+
+def test_the_backend_is_chosen_by_rows_gradients_and_type():
+    def chosen(rows, dtype=torch.float32):
+        return kernels.backend(torch.zeros(8, 8, dtype=dtype), rows)
+
+    with torch.no_grad():
+        compiled = chosen(1)
+        if compiled is reference:
+            pytest.skip("no compiled backend here")
+        assert chosen(16) is compiled and chosen(2, dtype=torch.bfloat16) is compiled
+        assert chosen(17) is reference
+        assert chosen(1, dtype=torch.float64) is reference
+    assert chosen(1) is reference  # gradients are on
+
+
+SAY_TWICE = """
+import torch, kernels
+with torch.no_grad():
+    first, second = kernels.backend(torch.zeros(8, 8), 1), kernels.backend(torch.zeros(8, 8), 2)
+assert first is second is kernels.reference
+"""
+
+
+def run_python(code, **environment):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment})
+
+
+@pytest.mark.parametrize("path, cause", [("", "no C++ compiler"), ("broken", "boom")])
+def test_without_a_working_compiler_the_reference_is_used_and_said_once(tmp_path, path, cause):
+    if path:  # a compiler that fails
+        compiler = tmp_path / "c++"
+        compiler.write_text("#!/bin/sh\necho 'error: boom' >&2\nexit 1\n")
+        compiler.chmod(0o755)
+    done = run_python(SAY_TWICE, PATH=str(tmp_path), CXX="", GLM_KERNEL_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1 and cause in done.stderr
+
+
+def build_in(folder, start, results):
+    os.environ["GLM_KERNEL_CACHE"] = str(folder)
+    start.wait()
+    results.put(str(build.compiled(build.find_compiler(), ("-O0",))))
+
+
+def test_processes_that_build_at_once_share_one_library(tmp_path):
+    try:
+        build.find_compiler()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    context = multiprocessing.get_context("fork")
+    start, results = context.Event(), context.Queue()
+    workers = [context.Process(target=build_in, args=(tmp_path, start, results)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    paths = {results.get(timeout=120) for _ in workers}
+    for worker in workers:
+        worker.join()
+    assert len(paths) == 1 and sorted(p.name for p in tmp_path.iterdir()) == [os.path.basename(paths.pop())]
+
+
+def test_a_changed_source_flag_or_compiler_is_built_anew(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "compiler_version", lambda compiler: compiler)
+    key = build.build_key("g++ 12", ("-O2",))
+    assert key == build.build_key("g++ 12", ("-O2",))
+    assert len({key, build.build_key("g++ 13", ("-O2",)), build.build_key("g++ 12", ("-O3",))}) == 3
+    (tmp_path / "operators.cpp").write_text("")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    assert build.build_key("g++ 12", ("-O2",)) != key
