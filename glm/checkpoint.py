@@ -162,8 +162,11 @@ def _is_view(tensor: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block has ended well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary name beside ``path`` that takes its place when the block has ended well.
+
+    Always the same name: what a killed process left there is overwritten by the next one.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -71,8 +71,8 @@ def digest(tensor):
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def expected_digests():
-    """{degree: [{tensor name: digest} of each rank]} of the original's own splits."""
+def split_digests():
+    """{degree as text: [{tensor name: digest} of each rank]} of the original's own splits."""
     return json.loads((GOLDEN / "checkpoints" / "split_digests.json").read_text())
 
 

@@ -9,9 +9,11 @@ from tests.golden_data import (
     SHAPE,
     TOKENIZER,
     TP1,
+    digest,
     logit_arrays,
     logit_cases,
     quantized_parts,
+    split_digests,
     split_state,
     whole_state,
     write_checkpoint,
@@ -68,6 +70,13 @@ def test_quantised_logits_equal_golden(tmp_path, bits, product):
     arrays = logit_arrays(f"int{bits}{product}")
     for found in run_ranks(parallel_logits, 2, tmp_path, path, arrays, dtype):
         assert_golden(found, arrays)
+
+
+@pytest.mark.parametrize("degree", [2, 4, 8])
+def test_shards_are_the_original_ones(degree):
+    """The split that the tests use is that of the original's own conversion."""
+    parts = split_state(whole_state(), degree)
+    assert [{name: digest(tensor) for name, tensor in part.items()} for part in parts] == split_digests()[str(degree)]
 
 
 @pytest.mark.parametrize("degree", [2, 4, 8])
