@@ -1,0 +1,54 @@
+"""Make a checkpoint of a training run: bfloat16 weights in SAT layout, vocabulary and model_config.json beside them.
+
+    python tools/export_checkpoint.py --run run/ --vocabulary ice_text.model --output checkpoints/glm-small
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+
+def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
+    """Writes the checkpoint and returns its iteration, the number of steps trained."""
+    import torch
+
+    from glm.checkpoint import save_checkpoint
+    from glm.config import ModelConfig
+    from glm.errors import UserError
+
+    state_file = run / "state.pt"
+    if not state_file.is_file():
+        raise UserError(f"no {state_file}: --run must be the --output folder of tools/pretrain.py")
+    state = torch.load(state_file, map_location="cpu", weights_only=True, mmap=True)
+    weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state["model"].items()}
+    iteration = state["progress"]["step"]
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(vocabulary, output / "ice_text.model")
+    save_checkpoint(output, iteration, weights, ModelConfig.from_file(run / "model_config.json"))
+    for old in output.iterdir():  # one iteration is shipped
+        if old.is_dir() and old.name.isdigit() and old.name != str(iteration):
+            shutil.rmtree(old)
+    return iteration
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the training run")
+    parser.add_argument("--vocabulary", type=Path, required=True, help="its ice_text.model")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    options = parser.parse_args(arguments)
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from glm.errors import UserError
+
+    try:
+        iteration = export(options.run, options.vocabulary, options.output, options.dtype)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{options.output}: iteration {iteration}, {options.dtype}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Train a GLM from scratch with GLM's own objective, on a CPU or one GPU.
+
+    python tools/pretrain.py --corpus corpus/ --vocabulary ice_text.model --output run/ --model glm-small --steps 3000
+
+The corpus comes from tools/prepare_corpus.py. The run's folder holds state.pt (resumed from when it is there: same
+flags, same loss curve, whenever the run was killed), log.jsonl and loss.png. tools/export_checkpoint.py makes a
+checkpoint of it. More in docs/pretraining.md.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+HELD_OUT_SEED = 10_000_019
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, help="folder written by tools/prepare_corpus.py")
+    add("--vocabulary", type=Path, required=True, help="the ice_text.model that the corpus was encoded with")
+    add("--output", type=Path, required=True, help="folder of the run")
+    add("--model", default="glm-small", help="preset of glm/config.py (default: glm-small)")
+    add("--num-layers", type=int)
+    add("--hidden-size", type=int)
+    add("--num-attention-heads", type=int)
+    add("--inner-hidden-size", type=int)
+    add("--vocab-size", type=int)
+    add("--steps", type=int, required=True, help="length of the whole run")
+    add("--stop-at", type=int, help="save and leave after this step, the schedule staying that of --steps")
+    add("--rows", type=int, default=16, help="rows in a batch")
+    add("--width", type=int, default=256, help="tokens in a row")
+    add("--optimizer", choices=("muon", "adamw"), default="muon")
+    add("--matrix-rate", type=float, default=4e-3, help="peak learning rate of the layers' matrices")
+    add("--rate", type=float, default=2e-3, help="peak learning rate of embedding, norms and biases")
+    add("--weight-decay", type=float, default=0.05, help="of the matrices")
+    add("--warm-up", type=int, default=100, help="steps")
+    add("--decay-from", type=int, help="keep the peak rate until this step, then a cosine to --steps")
+    add("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    add("--embedding-gradient-shrink", type=float, default=0.1, help="share of the input embedding's gradient")
+    add("--mask-share", type=float, default=0.25, help="share of [MASK] samples")
+    add("--smask-share", type=float, default=0.05, help="share of [sMASK] samples; the rest is [gMASK]")
+    add("--weights", nargs="*", default=[], metavar="NAME=FACTOR", help="take a file of the corpus more or less often")
+    add("--seed", type=int, default=1)
+    add("--save-every", type=int, default=100, help="steps")
+    add("--evaluate-every", type=int, default=200, help="steps")
+    add("--evaluation-rows", type=int, default=16, help="rows of held-out text per language and kind of blank")
+    add("--device", default="cpu")
+    add("--threads", type=int, help="of a CPU (default: torch's choice)")
+    add("--fp32", action="store_true", help="no bfloat16 autocast")
+    add("--compile", action="store_true", help="compile the forward and backward pass with torch.compile")
+    return parser
+
+
+def parse_weights(texts: list[str]) -> dict[str, float]:
+    from glm.errors import UserError
+
+    try:
+        return {name: float(factor) for name, factor in (text.split("=") for text in texts)}
+    except ValueError:
+        raise UserError(f"--weights {' '.join(texts)}: expected NAME=FACTOR, as in zh_poetry=0.5") from None
+
+
+def batch_loss(model, batch: dict, shrink: float):
+    """Mean cross entropy over the targets of a packed batch, and their number. Logits are made for the targets only."""
+    import torch
+
+    from tools.pretraining.data import blocked_of
+    from tools.pretraining.objective import NO_TARGET
+
+    hidden = model.hidden_states(batch["tokens"], batch["positions"], blocked_of(batch["segments"], batch["context"]),
+                                 embedding_gradient_scale=shrink)
+    wanted = batch["targets"] != NO_TARGET
+    logits = model.head(hidden[wanted])
+    return torch.nn.functional.cross_entropy(logits, batch["targets"][wanted]), int(wanted.sum())
+
+
+def to_tensors(batch: dict, device: str) -> dict:
+    import torch
+
+    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+
+
+def held_out_losses(model, corpora: dict, options, ids, autocast) -> dict[str, float]:
+    """Loss per target token for every language, as "zh" ([gMASK]) and "zh [MASK]"; the rows are the same every time."""
+    import torch
+
+    from tools.pretraining.data import Mixture, draw_batch
+
+    losses = {}
+    for language, corpus in corpora.items():
+        for name, mixture in ((language, Mixture(0.0, 0.0)), (f"{language} [MASK]", Mixture(1.0, 0.0))):
+            total, count = 0.0, 0
+            for first in range(0, options.evaluation_rows, 8):
+                rows = min(8, options.evaluation_rows - first)
+                batch = draw_batch(corpus, HELD_OUT_SEED, first, rows, 256, mixture, ids)
+                with torch.no_grad(), autocast():
+                    loss, targets = batch_loss(model, to_tensors(batch, options.device), 1.0)
+                total, count = total + loss.item() * targets, count + targets
+            losses[name] = round(total / count, 4)
+    return losses
+
+
+def train(options: argparse.Namespace) -> None:
+    from functools import partial
+
+    import torch
+
+    from glm.config import ModelConfig
+    from glm.errors import UserError
+    from glm.model import GLM
+    from glm.tokenizer import Tokenizer
+    from tools.pretraining import run
+    from tools.pretraining.data import Mixture, draw_batch, open_corpus, read_index
+    from tools.pretraining.objective import ids_of
+    from tools.pretraining.optimizer import Schedule, make_optimizers, set_rates
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    config = ModelConfig.from_name(options.model).override(
+        num_layers=options.num_layers, hidden_size=options.hidden_size, num_attention_heads=options.num_attention_heads,
+        inner_hidden_size=options.inner_hidden_size, vocab_size=options.vocab_size)
+    tokenizer = Tokenizer(options.vocabulary, num_image_tokens=0)
+    if tokenizer.num_tokens > config.vocab_size:
+        raise UserError(f"{options.vocabulary} has {tokenizer.num_tokens} ids, more than vocab_size "
+                        f"{config.vocab_size}; say --vocab-size N")
+    ids, weights = ids_of(tokenizer), parse_weights(options.weights)
+    eos = tokenizer.command("eos")
+    languages = sorted({facts["language"] for facts in read_index(options.corpus).values()})
+    corpus = open_corpus(options.corpus, eos, weights)
+    held_out = {language: open_corpus(options.corpus, eos, weights, ".heldout", language) 
+                for language in languages}
+    mixture = Mixture(options.mask_share, options.smask_share)
+    schedule = Schedule(options.steps, options.warm_up, options.decay_from)
+    autocast = partial(torch.autocast, options.device.split(":")[0], dtype=torch.bfloat16, enabled=not options.fp32)
+
+    torch.manual_seed(options.seed)  # the initial weights are the only use of torch's generator
+    model = GLM(config, dtype=torch.float32, device=options.device, skip_init=False)
+    optimizers = make_optimizers(model, options.optimizer, options.matrix_rate, options.rate, options.weight_decay)
+    options.output.mkdir(parents=True, exist_ok=True)
+    config.save(options.output / "model_config.json")
+    progress = run.load_state(options.output, model, optimizers)
+    step = progress["step"]
+    loss_of = torch.compile(batch_loss) if options.compile else batch_loss
+    parameters = list(model.parameters())
+    print(f"{sum(p.numel() for p in parameters):,} parameters, from step {step} to {options.steps}", flush=True)
+
+    log = options.output / run.LOG
+    end = min(options.steps, options.stop_at or options.steps)
+    while step < end:
+        began = time.perf_counter()
+        batch = draw_batch(corpus, options.seed, progress["rows"], options.rows, options.width, mixture, ids)
+        set_rates(optimizers, schedule.factor(step))
+        with autocast():
+            loss, targets = loss_of(model, to_tensors(batch, options.device), options.embedding_gradient_shrink)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        progress = {"step": step + 1, "rows": progress["rows"] + options.rows,
+                    "tokens": progress["tokens"] + options.rows * options.width}
+        step = progress["step"]
+        seconds = time.perf_counter() - began
+        entry = {**progress, "loss": round(loss.item(), 5), "norm": round(float(norm), 4), "targets": targets,
+                 "rate": round(schedule.factor(step - 1), 5), "seconds": round(seconds, 3)}
+        if step % options.evaluate_every == 0 or step == end:
+            entry["held_out"] = held_out_losses(model, held_out, options, ids, autocast)
+            print(entry, flush=True)
+        run.append_log(log, entry)
+        if step % 20 == 0:
+            speed = options.rows * options.width / seconds
+            print(f"step {step}: loss {entry['loss']:.3f}, {speed:,.0f} tokens/s", flush=True)
+        if step % options.save_every == 0 or step == end:
+            run.save_state(options.output, model, optimizers, progress)
+    run.plot_log(log, options.output / "loss.png")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from glm.errors import UserError
+
+    try:
+        train(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

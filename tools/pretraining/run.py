@@ -1,0 +1,88 @@
+"""The files of a training run: the resumable state, the log that agrees with it, the plot, the checkpoint to ship."""
+
+import json
+import os
+from pathlib import Path
+
+STATE = "state.pt"
+LOG = "log.jsonl"
+
+
+def save_state(folder: Path, model, optimizers: list, progress: dict[str, int]) -> None:
+    """Everything the next step depends on, written aside, then renamed: a kill leaves the old or the new one."""
+    import torch
+
+    state = {
+        "progress": progress,
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    temporary = folder / f"{STATE}.writing"
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / STATE)
+
+
+def load_state(folder: Path, model, optimizers: list) -> dict[str, int]:
+    """Restores model and optimisers, cuts the log back to their step; returns the steps, rows and tokens done."""
+    import torch
+
+    progress = {"step": 0, "rows": 0, "tokens": 0}
+    if (folder / STATE).is_file():
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            peaks = [group["peak"] for group in optimizer.param_groups]  # the rates are this run's flags
+            optimizer.load_state_dict(saved)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["peak"] = peak
+        progress = state["progress"]
+    truncate_log(folder / LOG, progress["step"])
+    return progress
+
+
+def read_log(path: Path) -> list[dict]:
+    """The whole lines of a log; a line that a kill cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def truncate_log(path: Path, step: int) -> None:
+    """Forgets what was logged for steps that are about to be done again."""
+    kept = [entry for entry in read_log(path) if entry["step"] <= step]
+    temporary = path.with_suffix(".writing")
+    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def append_log(path: Path, entry: dict) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def plot_log(log: Path, picture: Path) -> None:
+    """Training loss and held-out loss per language over the tokens seen (PNG)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    entries = read_log(log)
+    training = [entry for entry in entries if "loss" in entry]
+    figure, axes = plt.subplots(figsize=(8, 5))
+    axes.plot([entry["tokens"] / 1e6 for entry in training], [entry["loss"] for entry in training],
+              linewidth=0.5, alpha=0.6, label="training")
+    held_out = [entry for entry in entries if "held_out" in entry]
+    for name in held_out[-1]["held_out"] if held_out else ():
+        points = [entry for entry in held_out if name in entry["held_out"]]
+        axes.plot([entry["tokens"] / 1e6 for entry in points], [entry["held_out"][name] for entry in points],
+                  marker=".", label=f"held out: {name}")
+    axes.set_xlabel("tokens seen (millions)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,89 @@
+"""Train the sentencepiece unigram vocabulary of a small GLM, with the conventions of icetk's `ice_text.model`.
+
+    python tools/train_vocabulary.py --inputs a.txt.xz b.txt.xz --output ice_text.model --pieces 16040
+
+The file holds text pieces only: <unk> 0, <s> 1, </s> 2, <pad> 3, <n> 4, then the learnt pieces. Commands, tab, runs of
+blanks and bytes (344 pieces) are appended by `glm.tokenizer` when the file is read, so the vocabulary size of the model
+is at least `pieces + 344`; choose `pieces` so that the sum is a multiple of 512 or little less. Naming an input twice
+doubles its weight.
+"""
+
+import argparse
+import io
+import lzma
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ADDED_PIECES = 344  # 8 commands, a tab, runs of 2..80 blanks, 256 bytes
+
+
+def lines_of(path: Path, limit: int) -> Iterator[str]:
+    """The lines of a UTF-8 text file (.xz or plain), without line ends, up to about `limit` characters (0: all).
+
+    A file over the limit gives lines at a fixed stride, so that they are a sample of all of it and not its beginning.
+    """
+    opener = lzma.open if path.suffix == ".xz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        lines = [line.strip() for line in file]
+    total = sum(map(len, lines))
+    share = min(1.0, limit / max(total, 1)) if limit else 1.0
+    taken = 0.0
+    for line in lines:
+        taken += share
+        if taken >= 1.0:
+            taken -= 1.0
+            if line:
+                yield line
+
+
+def train_vocabulary(lines: Iterator[str], pieces: int, character_coverage: float, threads: int) -> bytes:
+    """Returns the bytes of the sentencepiece model; `pieces` counts <unk>, <s>, </s>, <pad> and <n> too."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=pieces,
+        character_coverage=character_coverage,
+        max_sentence_length=8192,
+        num_threads=threads,
+        user_defined_symbols=["<n>"],
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=3,
+        normalization_rule_name="nmt_nfkc",
+        byte_fallback=False,  # the tokenizer appends the byte pieces itself, behind the command pieces
+        minloglevel=1,
+    )
+    return model.getvalue()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="text files, .txt or .txt.xz, UTF-8")
+    parser.add_argument("--output", type=Path, required=True, help="file to write, e.g. ice_text.model")
+    parser.add_argument("--pieces", type=int, default=16040, help="pieces in the file (default: 16040)")
+    parser.add_argument("--character-coverage", type=float, default=0.9998, help="share of characters given a piece")
+    parser.add_argument("--characters-per-file", type=int, default=0, help="at most this much of a file (default: all)")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    for path in options.inputs:
+        if not path.is_file():
+            parser.error(f"--inputs {path}: no such file")
+    lines = (line for path in options.inputs for line in lines_of(path, options.characters_per_file))
+    try:
+        model = train_vocabulary(lines, options.pieces, options.character_coverage, options.threads)
+    except RuntimeError as error:  # sentencepiece's own words: too few distinct pieces, for instance
+        print(f"error: sentencepiece could not make {options.pieces} pieces: {error}", file=sys.stderr)
+        sys.exit(2)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_bytes(model)
+    print(f"{options.output}: {options.pieces} pieces, {options.pieces + ADDED_PIECES} ids with the added ones")
+
+
+if __name__ == "__main__":
+    main()
