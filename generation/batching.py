@@ -1,0 +1,42 @@
+"""Which prompts run together: a batch is bounded by rows, by tokens to read and by the memory of its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from glm import parallel
+
+MOST_ROWS = 64  # beams count as rows; more gain little, and one more row still costs its attention
+MOST_TOKENS = 16384  # places at a time, for the activations while contexts are read
+CACHE_BYTES = 2 * 1024**3  # of keys and values, on every tensor-parallel rank
+
+T = TypeVar("T")
+
+
+def batches(items: Sequence[T], sizes: Sequence[int], model, params, batch_size: int | None) -> Iterator[list[T]]:
+    """Divide items into batches of like size, small ones first.
+
+    sizes: places that each takes up (context and answer). batch_size fixes the number of items; None: by the bounds
+    above, which are the same on all ranks. An item over all bounds is a batch of its own.
+    """
+    rows, places = MOST_ROWS // params.num_beams, MOST_TOKENS
+    if batch_size is not None:
+        rows, places = batch_size, float("inf")
+    else:
+        places = min(places, CACHE_BYTES // (bytes_per_place(model) * params.num_beams))
+    batch, widest = [], 0
+    for place in sorted(range(len(items)), key=lambda place: sizes[place]):
+        widest = max(widest, sizes[place])
+        if batch and (len(batch) >= rows or widest * (len(batch) + 1) > places):
+            yield batch
+            batch, widest = [], sizes[place]
+        batch.append(items[place])
+    if batch:
+        yield batch
+
+
+def bytes_per_place(model) -> int:
+    """What one token of one row takes up in this rank's cache."""
+    ranks = parallel.size() if parallel.is_started() else 1
+    return 2 * model.config.num_layers * model.config.hidden_size // ranks * next(model.parameters()).element_size()

@@ -1,0 +1,174 @@
+"""Beam search, one pure step at a time: `beam_step` takes a state and logits and returns the next state.
+
+Continuing beams live in tensors and never wait for Python; only finished beams become Python objects. A step looks at
+the device once: at its candidates, to see which of them ended.
+Shapes: p prompts, k beams, v vocabulary, c candidates, t tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from generation.params import BeamParams
+from generation.sampling import FORBIDDEN, forbid_
+from glm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A beam that has ended. score: with the length penalty. history: (t,) int64 as BeamState's. end: its end token,
+    None for a beam that was cut off."""
+
+    score: float
+    history: torch.Tensor
+    end: int | None
+
+
+@dataclass(frozen=True)
+class BeamState:
+    """The beams of p prompts after `steps` steps. Before the first step a prompt has one beam, afterwards k.
+
+    scores (p, k) float32: summed log-probabilities. history (p, k, tail + steps) int64: the tokens of each beam behind
+    the last `tail` tokens of its context. tokens (p, k), parents (p, k) int64: what the last step chose, and which
+    beam of the same prompt it goes on from. lengths: what each context counts as in the length penalty.
+    finished: per prompt, best first, k at most. done: prompts that nothing can improve any more.
+    """
+
+    scores: torch.Tensor
+    history: torch.Tensor
+    tokens: torch.Tensor
+    parents: torch.Tensor
+    lengths: tuple[int, ...]
+    tail: int
+    steps: int = 0
+    finished: tuple[tuple[Finished, ...], ...] = ()
+    done: tuple[bool, ...] = ()
+
+
+def start(contexts: Sequence[Sequence[int]], lengths: Sequence[int], params: BeamParams,
+          device: torch.device | str = "cpu") -> BeamState:
+    """One beam per context. lengths: what each counts as in the length penalty (its own length, or a padded one)."""
+    tail = max(params.no_repeat_ngram_size - 1, 0)
+    tails = [([-1] * tail + list(context))[len(context):] for context in contexts]
+    tokens = torch.tensor([[context[-1]] for context in contexts], device=device)
+    return BeamState(
+        scores=torch.zeros(len(contexts), 1, device=device),
+        history=torch.tensor(tails, dtype=torch.int64, device=device).view(len(contexts), 1, tail),
+        tokens=tokens, parents=torch.zeros_like(tokens), lengths=tuple(lengths), tail=tail,
+        finished=((),) * len(contexts), done=(False,) * len(contexts))
+
+
+def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_tokens: Sequence[int],
+              noise: torch.Tensor | None = None) -> BeamState:
+    """Extend every beam by one token.
+
+    logits (p, k, v) float32, whose forbidden ids already have the forbidden value; they are changed in place.
+    noise (p, k * v): independent draws of the unit exponential distribution for the stochastic variant, else None.
+    """
+    k, v = params.num_beams, logits.shape[-1]
+    width = (len(end_tokens) + 1) * k
+    if width > v:
+        raise UserError(f"num_beams {k} needs a vocabulary of at least {width} tokens, the model has {v}")
+    ends = torch.tensor(list(end_tokens), device=logits.device)
+    if state.steps < params.min_gen_length:
+        forbid_(logits, ends)
+    if params.no_repeat_ngram_size > 0:
+        forbid_repeats_(logits, state.history, params.no_repeat_ngram_size)
+    scores, beams, tokens = _candidates(logits, state.scores, width, noise)
+
+    # the first k candidates that do not end go on, in order: at most len(end_tokens) * k of them can end
+    is_end = torch.isin(tokens, ends)
+    order = is_end.int().argsort(dim=-1, stable=True)[:, :k]
+    parents, chosen, kept = (x.gather(-1, order) for x in (beams, tokens, scores))
+    history = state.history.gather(1, parents[:, :, None].expand(-1, -1, state.history.shape[-1]))
+    finished, done = _finish(state, torch.stack((scores.double(), beams.double(), tokens.double()), -1).tolist(),
+                             params, frozenset(end_tokens))
+    return replace(state, scores=kept, tokens=chosen, parents=parents, finished=finished, done=done,
+                   history=torch.cat((history, chosen[:, :, None]), dim=-1), steps=state.steps + 1)
+
+
+def _candidates(logits: torch.Tensor, beam_scores: torch.Tensor, width: int, noise: torch.Tensor | None):
+    """The best `width` continuations over all beams, best first: scores, beams and tokens (p, width)."""
+    v = logits.shape[-1]
+    if noise is None:
+        # the best of all are among the best of each beam; log-probabilities are needed for these only
+        best, ids = logits.topk(width, dim=-1)
+        best = best - logits.logsumexp(dim=-1, keepdim=True) + beam_scores[..., None]
+        scores, places = best.flatten(1).topk(width, dim=-1)
+        return scores, places // width, ids.flatten(1).gather(-1, places)
+    scores = (logits.log_softmax(dim=-1) + beam_scores[..., None]).flatten(1)
+    # keys of exponential races: the largest `width` are a draw without replacement from the softmax of the scores
+    places = (scores - noise.log()).topk(width, dim=-1).indices
+    scores, order = scores.gather(-1, places).sort(dim=-1, descending=True, stable=True)
+    places = places.gather(-1, order)
+    return scores, places // v, places % v
+
+
+def forbid_repeats_(logits: torch.Tensor, history: torch.Tensor, size: int) -> torch.Tensor:
+    """Forbid, in place, every token that would repeat an n-gram of `size` which this beam has generated.
+
+    history (p, k, tail + t): an n-gram counts once its last token is generated, so its first ones may be context.
+    """
+    if history.shape[-1] < size:
+        return logits
+    ngrams = history.unfold(-1, size, 1)  # (p, k, t, size)
+    repeats = (ngrams[..., :-1] == history[:, :, None, history.shape[-1] - (size - 1):]).all(-1)
+    value = torch.where(repeats, FORBIDDEN, float("inf")).to(logits.dtype)
+    return logits.scatter_reduce_(-1, ngrams[..., -1], value, "amin")
+
+
+def _finish(state: BeamState, candidates: list[list[list[float]]], params: BeamParams, ends: frozenset[int]):
+    """Walk each prompt's candidates (score, beam, token) for ended beams: the new `finished` and `done`."""
+    finished, done = list(state.finished), list(state.done)
+    for prompt, rows in enumerate(candidates):
+        if done[prompt]:
+            continue
+        length, going_on, best = state.lengths[prompt] + state.steps, 0, None
+        for score, beam, token in rows:
+            if token in ends:
+                entry = Finished(_penalised(score, length + 1, params), state.history[prompt, int(beam)], int(token))
+                finished[prompt] = _insert(finished[prompt], entry, params.num_beams)
+            elif going_on == params.num_beams:
+                break
+            else:
+                going_on += 1
+                best = score if best is None else best
+        done[prompt] = (len(finished[prompt]) == params.num_beams
+                        and finished[prompt][-1].score >= _penalised(best, length + 1, params))
+    return tuple(finished), tuple(done)
+
+
+def _penalised(score: float, length: int, params: BeamParams) -> float:
+    return score / ((5 + length) / 6) ** params.length_penalty
+
+
+def _insert(finished: tuple[Finished, ...], entry: Finished, most: int) -> tuple[Finished, ...]:
+    """`finished` with `entry` before those that are not better, cut to `most`."""
+    place = sum(other.score > entry.score for other in finished)
+    return (*finished[:place], entry, *finished[place:])[:most]
+
+
+def results(state: BeamState, prompt: int, params: BeamParams) -> list[tuple[list[int], float]]:
+    """(generated ids with their end token, score) of a prompt's beams, best first.
+
+    Continuing beams of a prompt that is not done count as cut off at their present length.
+    """
+    finished = state.finished[prompt]
+    if not state.done[prompt]:
+        length = state.lengths[prompt] + state.steps
+        for beam, score in enumerate(state.scores[prompt].tolist()):
+            entry = Finished(_penalised(score, length, params), state.history[prompt, beam], None)
+            finished = _insert(finished, entry, params.num_beams)
+    return [(entry.history[state.tail:].tolist() + ([] if entry.end is None else [entry.end]), entry.score)
+            for entry in finished]
+
+
+def select(state: BeamState, prompts: list[int]) -> BeamState:
+    """The state of these prompts only."""
+    rows = torch.tensor(prompts, device=state.scores.device)
+    tensors = {name: getattr(state, name).index_select(0, rows) for name in ("scores", "history", "tokens", "parents")}
+    return replace(state, **tensors, **{name: tuple(getattr(state, name)[prompt] for prompt in prompts)
+                                        for name in ("lengths", "finished", "done")})

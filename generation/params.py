@@ -1,0 +1,92 @@
+"""What may be asked of a generation: two small frozen dataclasses, checked when they are made.
+
+Knows no torch, so that a command line can refuse a wrong value before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from glm.errors import UserError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Options of sampling one token after another (the original's BaseStrategy).
+
+    temperature: divides the logits, > 0. top_k: keep the k most likely tokens, 0 = all, 1 = greedy.
+    top_p: keep the smallest set of tokens whose probability exceeds it, 0 (or 1) = all.
+    seed: None draws a fresh one. out_seq_length: most tokens of prompt, sop and answer together, None = what the
+    model allows. max_gen_length: most tokens of one blank, None = no limit of its own.
+    min_gen_length: an answer does not end before this many tokens.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+    seed: int | None = None
+    out_seq_length: int | None = None
+    max_gen_length: int | None = None
+    min_gen_length: int = 0
+
+    def __post_init__(self):
+        _number("temperature", self.temperature)
+        if self.temperature <= 0:
+            raise UserError(f"temperature {self.temperature}: must be greater than 0 (top_k 1 is greedy)")
+        _whole("top_k", self.top_k, 0)
+        _number("top_p", self.top_p)
+        if not 0 <= self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p}: must lie between 0 and 1 (0 switches it off)")
+        _check_common(self)
+
+    @property
+    def num_beams(self) -> int:
+        """Rows that one prompt takes up while decoding."""
+        return 1
+
+
+@dataclass(frozen=True)
+class BeamParams:
+    """Options of beam search (the original's BeamSearchStrategy).
+
+    length_penalty: finished beams are ranked by score / ((5 + length) / 6) ** length_penalty.
+    no_repeat_ngram_size: no n-gram is generated twice, 0 = off. stochastic: candidates are drawn from the softmax of
+    their scores (with `seed`) instead of being the best. The other fields are those of SamplingParams.
+    """
+
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_gen_length: int = 0
+    out_seq_length: int | None = None
+    max_gen_length: int | None = None
+    stochastic: bool = False
+    seed: int | None = None
+
+    def __post_init__(self):
+        _whole("num_beams", self.num_beams, 1)
+        _number("length_penalty", self.length_penalty)
+        _whole("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
+        if not isinstance(self.stochastic, bool):
+            raise UserError(f"stochastic {self.stochastic!r}: must be true or false")
+        _check_common(self)
+
+
+def _check_common(params: SamplingParams | BeamParams):
+    _whole("min_gen_length", params.min_gen_length, 0)
+    for name in ("out_seq_length", "max_gen_length"):
+        if getattr(params, name) is not None:
+            _whole(name, getattr(params, name), 1)
+    if params.seed is not None:
+        _whole("seed", params.seed, 0)
+
+
+def _whole(name: str, value: object, least: int):
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} {value!r}: must be a whole number of at least {least}")
+
+
+def _number(name: str, value: object):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{name} {value!r}: must be a finite number")

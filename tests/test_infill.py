@@ -1,0 +1,192 @@
+"""Splitting texts at their masks, filling left to right, joining; with golden's tokenizer and a scripted model."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generation import BeamParams, SamplingParams, fill_blanks
+from generation.batching import batches
+from generation.infill import MASK_PATTERN, split, styled
+from glm.errors import UserError
+from glm.tokenizer import Tokenizer
+from tests.fake_model import FakeModel
+from tests.golden_data import TOKENIZER
+
+GREEDY = SamplingParams(top_k=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(TOKENIZER / "ice_text.model")
+
+
+def scripted(tokenizer, *answers: str | list[int], **options) -> FakeModel:
+    """A model that gives these answers (texts or ids), blank after blank, each with its end token."""
+    ids = [answer if isinstance(answer, list) else tokenizer.encode(answer) for answer in answers]
+    sop, eop = tokenizer.command("sop"), tokenizer.command("eop")
+    contexts = []
+
+    def script(seen: list[int]) -> int:
+        if sop not in seen:
+            return 0  # the context is being read
+        context, generated = seen[:seen.index(sop)], seen[seen.index(sop) + 1:]
+        if context not in contexts:
+            contexts.append(context)
+        return [*ids[contexts.index(context)], eop][len(generated)]
+
+    return FakeModel(vocab_size=23552, script=script, **options)
+
+
+@pytest.mark.parametrize("text, kind, stretches", [
+    ("a [MASK] b", "[MASK]", [["a "], [" b", "eos"]]),
+    ("a [MASK]", "[MASK]", [["a "], []]),
+    ("a", "[gMASK]", [["a"], []]),
+    ("", "[gMASK]", [[], []]),
+    ("a [gMASK] b", "[gMASK]", [["a "], [" b", "eos"]]),
+    ("[sMASK] a [gMASK]", "[sMASK]", [[], [" a ", "[gMASK]"]]),
+    ("a [sMASK] b [MASK] c", "[MASK]", [["a ", "[sMASK]", " b "], [" c", "eos"]]),
+    ("[MASK][MASK]", "[MASK]", [[], [], []]),
+    ("a [XMASK] b", "[gMASK]", [["a [XMASK] b"], []]),
+])
+def test_split(tokenizer, text, kind, stretches):
+    prompt = split(text, tokenizer)
+    names = ("eos", "[gMASK]", "[sMASK]")
+    assert prompt.kind == kind
+    assert [list(stretch) for stretch in prompt.stretches] == [
+        [token for part in parts
+         for token in ([tokenizer.command(part)] if part in names else tokenizer.encode(part))]
+        for parts in stretches]
+
+
+@settings(max_examples=50, deadline=None)
+@given(parts=st.lists(st.sampled_from(["[MASK]", "[sMASK]", "[gMASK]", "a", " ", "[", "MASK]", "天", "\n"])))
+def test_the_first_blank_is_where_the_mask_is(tokenizer, parts):
+    prompt = split("".join(parts), tokenizer)
+    ids = prompt.input_ids([])
+    assert ids[prompt.mask_position([])] == prompt.mask == tokenizer.command(prompt.kind)
+    assert ids.index(prompt.mask) == prompt.mask_position([])
+    assert ids.count(prompt.mask) == prompt.num_blanks == max(1, len([
+        mask for mask in MASK_PATTERN.findall("".join(parts)) if mask == prompt.kind]))
+
+
+def test_blanks_are_filled_from_left_to_right(tokenizer):
+    result = fill_blanks(scripted(tokenizer, "red", "big"), tokenizer, ["a [MASK] car, a [MASK] house"], GREEDY)[0]
+    assert result.blanks == ["red", "big"]
+    assert result.text == tokenizer.detokenize([
+        *tokenizer.encode("a "), *tokenizer.encode("red"), *tokenizer.encode(" car, a "), *tokenizer.encode("big"),
+        *tokenizer.encode(" house")])
+    assert result.finish_reason == "stop"
+    first, last = split("a [MASK] car, a [MASK] house", tokenizer), result.beams[0].ids
+    assert result.input_ids == first.input_ids([])
+    assert last == first.input_ids([tokenizer.encode("red")]) + tokenizer.encode("big") + [tokenizer.command("eop")]
+
+
+def test_a_generated_mask_token_is_not_filled(tokenizer):
+    """The original takes it for the next blank and never comes to an end."""
+    mask = tokenizer.command("[MASK]")
+    result = fill_blanks(scripted(tokenizer, [mask, 21000], "b"), tokenizer, ["[MASK] a [MASK]"], GREEDY)[0]
+    assert result.blanks == ["[[MASK]]" + tokenizer.detokenize([21000]), "b"]
+
+
+def test_an_answer_may_be_empty(tokenizer):
+    result = fill_blanks(scripted(tokenizer, "", ""), tokenizer, ["[MASK][MASK]"], GREEDY)[0]
+    assert (result.text, result.blanks, result.finish_reason, result.error) == ("", ["", ""], "stop", None)
+
+
+def test_an_answer_that_is_cut_off_says_so(tokenizer):
+    model = scripted(tokenizer, [21000, 21001, 21002, 21003])
+    for params in (SamplingParams(top_k=1, max_gen_length=3), SamplingParams(top_k=1, out_seq_length=6)):
+        result = fill_blanks(model, tokenizer, ["word"], params)[0]  # prompt and sop: 3 tokens
+        assert (len(result.beams[0].ids), result.finish_reason) == (6, "length")
+
+
+def test_out_seq_length_is_capped_by_the_model(tokenizer):
+    model = scripted(tokenizer, [21000] * 99, max_sequence_length=20)
+    for params in (SamplingParams(top_k=1, out_seq_length=99), GREEDY):
+        assert len(fill_blanks(model, tokenizer, ["word"], params)[0].beams[0].ids) == 20
+
+
+def test_prompts_without_room_do_not_stop_the_others(tokenizer):
+    model = scripted(tokenizer, "a", max_sequence_length=12)
+    texts = ["word", "much too long a prompt for so small a model, with many a word", "lone \ud800 surrogate"]
+    heard = {}
+    good, long, broken = fill_blanks(model, tokenizer, texts, GREEDY, on_result=heard.__setitem__)
+    assert good.error is None
+    assert long.error.startswith("text too long: the prompt has ")
+    assert long.error.endswith(" tokens, the model takes 12 at most (max_sequence_length)")
+    assert broken.error.startswith("text is not valid UTF-8")
+    assert heard == {0: good, 1: long, 2: broken}
+
+
+def test_a_long_answer_leaves_room_for_the_next_blank(tokenizer):
+    """At least one token: the place of its mask."""
+    model = scripted(tokenizer, [21000] * 9, [21001] * 9, "", max_sequence_length=9)
+    result = fill_blanks(model, tokenizer, ["[MASK] a [MASK] b [MASK]"], GREEDY)[0]
+    assert len(result.input_ids) == 6
+    assert result.blanks == [tokenizer.detokenize([21000] * 3), tokenizer.detokenize([21001]), ""]
+    assert (result.finish_reason, result.error) == ("length", None)
+
+
+@pytest.mark.parametrize("text, blanks, expected", [
+    ("a [MASK] b", ["x"], "a \x1b[0;32m\x1b[4mx\x1b[0m\x1b[0m b"),
+    ("a", ["x"], "a \x1b[4mx\x1b[0m "),
+    ("天 [sMASK]", ["气"], "天\x1b[0;32m\x1b[4m气\x1b[0m\x1b[0m"),
+])
+def test_styled(tokenizer, text, blanks, expected):
+    assert styled(split(text, tokenizer), blanks, tokenizer) == expected
+
+
+NOISE_PROMPTS = ["a [MASK] b [MASK]", "word", "[sMASK]", "c [MASK] d [MASK] e [MASK]", "天气[gMASK]", "[MASK][MASK]"]
+
+
+@settings(max_examples=12, deadline=None)
+@given(order=st.permutations(range(len(NOISE_PROMPTS))), take=st.integers(1, len(NOISE_PROMPTS)),
+       batch_size=st.sampled_from([None, 1, 2, 3]),
+       params=st.sampled_from([GREEDY, SamplingParams(seed=3, top_p=0.9), BeamParams(num_beams=3, max_gen_length=5)]))
+def test_a_result_does_not_depend_on_the_company(tokenizer, order, take, batch_size, params):
+    model = noisy()
+    texts = [NOISE_PROMPTS[place] for place in order[:take]]
+    together = fill_blanks(model, tokenizer, texts, params, batch_size=batch_size)
+    assert together == [fill_blanks(model, tokenizer, [text], params)[0] for text in texts]
+
+
+def noisy() -> FakeModel:
+    return FakeModel(vocab_size=23552, max_sequence_length=30, sharpness=4.0)
+
+
+def test_seeds(tokenizer):
+    def texts(**options):
+        return [result.text for result in fill_blanks(noisy(), tokenizer, ["word"] * 2, SamplingParams(**options))]
+
+    assert texts(seed=1) == texts(seed=1)
+    assert texts(seed=1) != texts(seed=2)
+    assert len(set(texts())) == 2  # without a seed every prompt gets a fresh one
+
+
+def test_one_string_is_not_a_list_of_prompts(tokenizer):
+    with pytest.raises(UserError, match="must be a list of prompts"):
+        fill_blanks(noisy(), tokenizer, "word", GREEDY)
+
+
+@pytest.mark.parametrize("kind, options, message", [
+    (SamplingParams, {"temperature": 0}, "temperature 0: must be greater than 0"),
+    (SamplingParams, {"temperature": float("nan")}, "temperature nan: must be a finite number"),
+    (SamplingParams, {"top_p": 1.5}, "top_p 1.5: must lie between 0 and 1"),
+    (SamplingParams, {"top_k": -1}, "top_k -1: must be a whole number of at least 0"),
+    (BeamParams, {"num_beams": 0}, "num_beams 0: must be a whole number of at least 1"),
+    (BeamParams, {"max_gen_length": 0}, "max_gen_length 0: must be a whole number of at least 1"),
+    (BeamParams, {"no_repeat_ngram_size": 1.5}, "no_repeat_ngram_size 1.5: must be a whole number of at least 0"),
+])
+def test_parameters_are_checked_when_they_are_made(kind, options, message):
+    with pytest.raises(UserError) as error:
+        kind(**options)
+    assert str(error.value).startswith(message)
+
+
+def test_batches_are_bounded_and_sorted_by_size():
+    items, sizes = list("abcdef"), [9000, 10, 4000, 20, 30, 30000]
+    assert list(batches(items, sizes, noisy(), GREEDY, None)) == [["b", "d", "e", "c"], ["a"], ["f"]]
+    assert list(batches(items, sizes, noisy(), GREEDY, 4)) == [["b", "d", "e", "c"], ["a", "f"]]
+    assert list(batches([], [], noisy(), GREEDY, None)) == []
+    beams = BeamParams(num_beams=100)
+    assert list(batches(items[:2], [5, 5], noisy(), beams, None)) == [["a"], ["b"]]

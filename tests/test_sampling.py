@@ -1,0 +1,92 @@
+"""Choosing a token: every rule on a handful of logits."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generation import sampling
+
+INF = float("inf")
+
+
+def logits_of(*probabilities: float) -> torch.Tensor:
+    return torch.tensor([probabilities]).log()
+
+
+def test_forbid_takes_slices_and_ids():
+    assert sampling.forbid_(torch.zeros(1, 4), slice(2, None)).tolist() == [[0, 0, -65504, -65504]]
+    assert sampling.forbid_(torch.zeros(1, 4), torch.tensor([1])).tolist() == [[0, -65504, 0, 0]]
+
+
+def test_top_k_keeps_all_equals_of_the_kth():
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0]])
+    assert sampling.keep_top_k(logits, 2).tolist() == [[3.0, -INF, 2.0, 2.0, -INF]]
+    assert sampling.keep_top_k(logits, 0) is logits
+    assert sampling.keep_top_k(logits, 9) is logits
+
+
+@pytest.mark.parametrize("top_p, kept", [
+    (0.3, [0]), (0.39, [0]), (0.5, [0, 2]), (0.71, [0, 2, 3]), (0.95, [0, 2, 3, 1])])
+def test_nucleus_keeps_the_token_that_passes_the_threshold(top_p, kept):
+    ids, logits = sampling.nucleus(logits_of(0.4, 0.1, 0.3, 0.2), top_p)
+    assert ids[logits > -INF].tolist() == kept
+
+
+def test_nucleus_leaves_out_equals_with_larger_ids():
+    ids, logits = sampling.nucleus(torch.zeros(1, 10), 0.25)
+    assert ids[logits > -INF].tolist() == [0, 1, 2]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), top_p=st.floats(0.01, 0.99), spread=st.sampled_from([0.1, 1.0, 4.0]),
+       step=st.sampled_from([0.0, 0.5]))
+def test_short_list_and_full_sort_agree(seed, top_p, spread, step):
+    """On a CPU the nucleus is looked for among the likeliest tokens first; `step` makes equal logits frequent."""
+    logits = torch.randn(2, 2000, generator=torch.Generator().manual_seed(seed)) * spread
+    logits = (logits / step).round() * step if step else logits
+    values, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = values.softmax(-1)
+    kept = probabilities.cumsum(-1) - probabilities <= top_p
+    ids, left = sampling.nucleus(logits, top_p)
+    for row in range(2):
+        found, wanted = ids[row][left[row] > -INF], order[row][kept[row]]
+        # sums are rounded differently: the last token may differ where the threshold is hit within rounding
+        assert abs(len(found) - len(wanted)) <= 1
+        assert found[:len(wanted)].tolist() == wanted[:len(found)].tolist()
+
+
+@pytest.mark.parametrize("uniform, token", [(0.0, 1), (0.24, 1), (0.26, 2), (0.99, 2), (1 - 2**-53, 2)])
+def test_invert_never_draws_what_has_no_probability(uniform, token):
+    logits = torch.tensor([[-INF, math.log(0.25), math.log(0.75), -INF, -INF]])
+    assert sampling.invert(logits, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+
+
+def test_top_k_1_is_greedy_whatever_else_is_asked_for():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 2.0, 1.0]])
+    assert sampling.sample(logits, 9.0, 1, 0.1, None).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("top_k, top_p, expected", [
+    (0, 0.0, [0.4, 0.1, 0.3, 0.2]), (3, 0.0, [4 / 9, 0, 3 / 9, 2 / 9]), (0, 0.5, [4 / 7, 0, 3 / 7, 0]),
+    (3, 0.75, [4 / 7, 0, 3 / 7, 0])])
+def test_frequencies_are_the_filtered_probabilities(top_k, top_p, expected):
+    """top-p counts what top-k has left: 4/9 + 3/9 > 0.75."""
+    uniform = torch.arange(0.5, 1000) / 1000
+    tokens = sampling.sample(logits_of(0.4, 0.1, 0.3, 0.2).expand(1000, -1), 1.0, top_k, top_p, uniform.double())
+    assert torch.bincount(tokens, minlength=4).div(1000).tolist() == pytest.approx(expected, abs=2e-3)
+
+
+def test_temperature_divides_the_logits():
+    uniform = (torch.arange(0.5, 1000) / 1000).double()
+    tokens = sampling.sample(logits_of(0.8, 0.2).expand(1000, -1), 0.5, 0, 0.0, uniform)
+    assert (tokens == 0).float().mean().item() == pytest.approx(0.64 / 0.68, abs=2e-3)
+
+
+def test_uniforms_depend_on_their_seeds_alone():
+    first = sampling.uniforms((1, 0), 4)
+    assert sampling.uniforms((1, 0), 9)[:4].equal(first)
+    assert not sampling.uniforms((1, 1), 4).equal(first)
+    assert not sampling.uniforms((2, 0), 4).equal(first)
