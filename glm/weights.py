@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +20,8 @@ POSITION_EMBEDDINGS = "transformer.position_embeddings.weight"  # SAT makes them
 INVERSE_FREQUENCIES = "attention.rotary_emb.inv_freq"  # in every layer of GLM-130B's files
 SCALE = "_scale"  # NAME.weight_scale belongs to the quantised NAME.weight
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+MADV_DONTNEED, MADV_POPULATE_READ = 4, 22  # Linux; the second since 5.14, and not in Python's mmap
+CACHE_LINE = 64
 SHOWN = 3  # so many names in one message
 
 
@@ -68,19 +71,24 @@ def convert_shard(shard: Shard, expected: Mapping[str, torch.Tensor], dtype: tor
                   progress: Callable[[int], None] | None = None) -> dict[str, torch.Tensor]:
     """A checked shard's tensors as the model takes them: dequantised, ``dtype``, on ``device``, contiguous, in memory.
 
-    Tensor by tensor, each freed from the mapped file as soon as it is copied: host memory holds the result and little
-    more. progress: called with the number of bytes of each tensor read.
+    What is already so stays in the mapped file: its pages are brought in here, nothing is copied (docs/checkpoints.md
+    has the measurement). Everything else is copied tensor by tensor and its pages are given back at once. Either way
+    host memory holds the result and little more. progress: called with the number of bytes of each tensor read.
     """
     bits = quantized_bits(shard.tensors, expected)
     converted = {}
     for name, meta in expected.items():
         source, scale = shard.tensors[name], shard.tensors.get(name + SCALE)
-        if scale is None:
-            converted[name] = torch.empty(meta.shape, dtype=dtype, device=device).copy_(source)
+        if shard.mapped and _is_ready(source, dtype, device):
+            _advise_pages(source, MADV_POPULATE_READ)
+            converted[name] = source
         else:
-            converted[name] = dequantize(source.to(device), scale.to(device), bits, dtype)
-        if shard.mapped:
-            _release_pages(source)
+            if scale is None:
+                converted[name] = torch.empty(meta.shape, dtype=dtype, device=device).copy_(source)
+            else:
+                converted[name] = dequantize(source.to(device), scale.to(device), bits, dtype)
+            if shard.mapped:
+                _advise_pages(source, MADV_DONTNEED)
         if progress is not None:
             progress(source.numel() * source.element_size())
     return converted
@@ -136,14 +144,22 @@ def _check_inverse_frequencies(found: torch.Tensor, name: str, config: ModelConf
                         "file belongs to another kind of model")
 
 
-def _release_pages(tensor: torch.Tensor) -> None:
-    """Let go of the whole pages behind a tensor in a mapped file; they would be read again if they were used."""
-    if not hasattr(mmap, "MADV_DONTNEED"):
+def _is_ready(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> bool:
+    return (tensor.dtype == dtype and device.type == "cpu" and tensor.is_contiguous()
+            and tensor.data_ptr() % CACHE_LINE == 0)
+
+
+def _advise_pages(tensor: torch.Tensor, advice: int) -> None:
+    """Have the whole pages behind a tensor in a mapped file read now, or let go (they are read again when used).
+
+    Only advice: where the system does not know it, pages are read when they are used and let go when memory is short.
+    """
+    if sys.platform != "linux":
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
 def _names(names: list[str]) -> str:
