@@ -83,12 +83,12 @@ static inline void softmax(float* scores, size_t total, const uint8_t* blocked) 
 template <int C, class T>
 static inline void gather_columns(const float* weights, const T* values, size_t size, size_t total, T* out) {
     vec sums[C];
-    for (int c = 0; c < C; c++) sums[c] = fill(0.0f);
+    UNROLL for (int c = 0; c < C; c++) sums[c] = fill(0.0f);
     for (size_t t = 0; t < total; t++) {
         vec p = fill(weights[t]);
-        for (int c = 0; c < C; c++) sums[c] = fma(p, load(values + t * size + c * W), sums[c]);
+        UNROLL for (int c = 0; c < C; c++) sums[c] = fma(p, load(values + t * size + c * W), sums[c]);
     }
-    for (int c = 0; c < C; c++) store(out + c * W, sums[c]);
+    UNROLL for (int c = 0; c < C; c++) store(out + c * W, sums[c]);
 }
 template <class T> static void gather(const float* weights, const T* values, size_t size, size_t total, T* out) {
     size_t j = 0;

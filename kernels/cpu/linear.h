@@ -17,23 +17,25 @@ static inline Range share(size_t count, size_t block, int thread, int threads) {
 template <int R, int M, class T> struct Dots {
     static inline void run(const T* w, size_t k, const float* x, size_t stride, size_t ahead, float (&out)[R][M]) {
         vec total[R][M];
-        for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
         size_t j = 0;
         for (; j + W <= k; j += W) {
             vec a[M];
-            for (int i = 0; i < M; i++) a[i] = load(x + i * stride + j);
-            for (int r = 0; r < R; r++) {
+            UNROLL for (int i = 0; i < M; i++) a[i] = load(x + i * stride + j);
+            UNROLL for (int r = 0; r < R; r++) {
                 prefetch((const char*)(w + r * k + j) + ahead);
                 vec b = load(w + r * k + j);
-                for (int i = 0; i < M; i++) total[r][i] = fma(a[i], b, total[r][i]);
+                UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(a[i], b, total[r][i]);
             }
         }
         if (j < k)
-            for (int r = 0; r < R; r++) {
+            UNROLL for (int r = 0; r < R; r++) {
                 vec b = load_part(w + r * k + j, k - j);
-                for (int i = 0; i < M; i++) total[r][i] = fma(load_part(x + i * stride + j, k - j), b, total[r][i]);
+                UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(load_part(x + i * stride + j, k - j), b, total[r][i]);
             }
-        for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) out[r][i] = sum(total[r][i]);
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int i = 0; i < M; i++) out[r][i] = sum(total[r][i]);
     }
 };
 
@@ -43,28 +45,30 @@ template <int R, int M, class T> struct Dots {
 template <int R, int M> static inline void bf16_dots(const bf16* w, size_t k, const bf16* x, size_t stride,
                                                      size_t ahead, float (&out)[R][M]) {
     __m512 total[R][M];
-    for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) total[r][i] = _mm512_setzero_ps();
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int i = 0; i < M; i++) total[r][i] = _mm512_setzero_ps();
     size_t j = 0;
     for (; j + 32 <= k; j += 32) {
         __m512bh a[M];
-        for (int i = 0; i < M; i++) a[i] = (__m512bh)_mm512_loadu_si512(x + i * stride + j);
-        for (int r = 0; r < R; r++) {
+        UNROLL for (int i = 0; i < M; i++) a[i] = (__m512bh)_mm512_loadu_si512(x + i * stride + j);
+        UNROLL for (int r = 0; r < R; r++) {
             prefetch((const char*)(w + r * k + j) + ahead);
             __m512bh b = (__m512bh)_mm512_loadu_si512(w + r * k + j);
-            for (int i = 0; i < M; i++) total[r][i] = _mm512_dpbf16_ps(total[r][i], a[i], b);
+            UNROLL for (int i = 0; i < M; i++) total[r][i] = _mm512_dpbf16_ps(total[r][i], a[i], b);
         }
     }
     if (j < k) {
         __mmask32 mask = (1u << (k - j)) - 1;
-        for (int r = 0; r < R; r++) {
+        UNROLL for (int r = 0; r < R; r++) {
             __m512bh b = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + r * k + j);
-            for (int i = 0; i < M; i++) {
+            UNROLL for (int i = 0; i < M; i++) {
                 __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + i * stride + j);
                 total[r][i] = _mm512_dpbf16_ps(total[r][i], a, b);
             }
         }
     }
-    for (int r = 0; r < R; r++) for (int i = 0; i < M; i++) out[r][i] = _mm512_reduce_add_ps(total[r][i]);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int i = 0; i < M; i++) out[r][i] = _mm512_reduce_add_ps(total[r][i]);
 }
 template <int R, int M> struct Dots<R, M, bf16> {
     static inline void run(const bf16* w, size_t k, const bf16* x, size_t stride, size_t ahead, float (&out)[R][M]) {
@@ -77,8 +81,8 @@ template <int R, int M, class T, class X>
 static inline void block(const T* w, size_t k, const X* x, const T* bias, T* out, size_t n, size_t row, size_t ahead) {
     float products[R][M];
     Dots<R, M, T>::run(w + row * k, k, x, k, ahead, products);
-    for (int r = 0; r < R; r++)
-        for (int i = 0; i < M; i++)
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int i = 0; i < M; i++)
             store_float(out + i * n + row + r, products[r][i] + (bias ? to_float(bias[row + r]) : 0.0f));
 }
 

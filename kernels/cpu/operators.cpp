@@ -33,6 +33,11 @@ static inline void wait_for_all(int) {}
         default: { typedef fp16 T; call; break; }      \
     }
 
+// Below this many bytes of work waking the other threads costs more than it saves.
+static const size_t WORTH_A_TEAM = 96 << 10;
+static inline int team_for(size_t bytes, int threads) { return bytes < WORTH_A_TEAM ? 1 : threads; }
+static inline size_t width(int type) { return type == 0 ? 4 : 2; }
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT const char* glm_path() {
@@ -51,6 +56,7 @@ EXPORT int glm_threads(int threads) {  // how many the runtime really gives
 
 EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const void* w, const void* bias, void* out,
                        size_t n, int threads) {
+    threads = team_for(n * k * width(type), threads);
     TEAM(threads, BY_TYPE(type, linear_part((const T*)x, m, k, (const T*)w, (const T*)bias, (T*)out, n, thread, team)))
 }
 
@@ -65,6 +71,7 @@ EXPORT void glm_scaled_add(int type, const void* residual, const void* update, f
 }
 
 EXPORT void glm_geglu(int type, const void* x, size_t m, size_t inner, void* out, int threads) {
+    threads = team_for(m * inner * 16, threads);
     TEAM(threads, BY_TYPE(type, geglu_part((const T*)x, m, inner, (T*)out, thread, team)))
 }
 
@@ -73,6 +80,7 @@ EXPORT void glm_attend(int type, const void* qkv, const void* cosine, const void
                        const void* blocked, int positions_2d, void* out, int threads) {
     AttentionShape shape = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
                             positions_2d != 0};
+    threads = team_for(batch * heads * size * total * 2 * width(type), threads);
     TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, (const float*)cosine, (const float*)sine, (T*)keys, (T*)values,
                                             shape, (T*)out, thread, team)))
 }

@@ -9,6 +9,13 @@
 #include <immintrin.h>
 #endif
 
+// Loops over small constant counts must vanish, so that the vectors indexed by them stay in registers.
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 struct bf16 { uint16_t bits; };
 struct fp16 { uint16_t bits; };
 
