@@ -29,6 +29,5 @@ run_module() {
     if ((MP_SIZE == 1)); then
         exec "$PYTHON" -m "$@"
     fi
-    exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$MP_SIZE" \
-        -m "$1" --model-parallel-size "$MP_SIZE" "${@:2}"
+    exec "$PYTHON" "$REPOSITORY/scripts/launch.py" "$MP_SIZE" "$1" --model-parallel-size "$MP_SIZE" "${@:2}"
 }

@@ -221,12 +221,11 @@ def test_arguments_arrive_as_they_were_given(clone):
     assert arguments_of(process) == expected
 
 
-def test_several_devices_are_started_through_torchrun(clone):
+def test_several_devices_are_several_processes(clone):
     given = {"CHECKPOINT_PATH": str(clone.elsewhere), "CONFIG": "configs/model_glm_130b.sh", "STUB_COMPLETE": "yes"}
     arguments = arguments_of(clone.run("generate.sh", "--seed", "1", **given))
-    assert arguments[:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "8", "-m"]
-    assert arguments[6:9] == ["generation", "--model-parallel-size", "8"]
-    assert arguments[9:11] == ["--load", str(clone.elsewhere)]
+    assert arguments[:3] == [str(clone.root / "scripts" / "launch.py"), "8", "generation"]
+    assert arguments[3:7] == ["--model-parallel-size", "8", "--load", str(clone.elsewhere)]
     assert arguments[-2:] == ["--seed", "1"]
     assert "glm-130b" in arguments
 
@@ -245,6 +244,32 @@ def test_mistakes_stop_before_anything_is_installed(clone, given, message):
     assert process.returncode == 2
     assert process.err.startswith("error: ") and message in process.err
     assert not clone.calls("")
+
+
+# launch.py
+
+
+PROGRAM = """
+import os, signal, sys
+sys.stdout.write(f"{sys.argv[1:]} {os.environ['WORLD_SIZE']}\\n")
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL) if "killed" in sys.argv else sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [(["0"], 0, ""), (["2"], 2, ""), (["killed"], 137, "error: the process of rank 1 was ended by SIGKILL")],
+)
+def test_the_launcher_ends_as_its_processes_do(tmp_path, arguments, code, message):
+    """torchrun's tracebacks and reports would hide the line that says what is wrong."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(ROOT / "scripts" / "launch.py"), "2", "program", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert done.stdout.splitlines() == [f"{arguments} 2"] * 2 or code
+    assert done.stderr.startswith(message) and len(done.stderr.splitlines()) == bool(message), done.stderr
 
 
 # check_requirements.py
