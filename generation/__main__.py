@@ -1,0 +1,171 @@
+"""python -m generation: fill blanks and write text, in a session or for a file of prompts.
+
+    python -m generation --input-source interactive
+    python -m generation --load CHECKPOINT --input-source prompts.txt --output-path answers
+    torchrun --nproc_per_node 8 -m generation --load CHECKPOINT --model-parallel-size 8 --model glm-130b --fp16 ...
+
+Exit codes: 0 all prompts answered, 2 a mistake in the arguments or files or some prompts without an answer (each with
+one message and an `error` in results.jsonl), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from generation.arguments import CommandParser, add_model_arguments, load_model
+from generation.options import STRATEGIES, Options
+from generation.prompts import read_prompts
+from generation.results import Results
+from glm.errors import UserError
+
+INTERACTIVE = "interactive"
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+FAILED, INTERRUPTED = 2, 130
+LONG_TIMEOUT = 7 * 24 * 3600.0  # ranks wait for a user who thinks
+
+
+def parser() -> CommandParser:
+    found = CommandParser(prog="python -m generation", description=__doc__.partition("\n")[2],
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(found)
+    files = found.add_argument_group("prompts and answers")
+    files.add_argument("--input-source", default=INTERACTIVE, metavar="FILE",
+                       help="a file of prompts, one a line, or 'interactive' (default)")
+    files.add_argument("--output-path", type=Path, metavar="DIR",
+                       help="where a file's answers go (default: samples): results.jsonl, a text file per prompt")
+    files.add_argument("--with-id", action="store_true", help="a line is an id, a tab and the prompt")
+    files.add_argument("--batch-size", type=int, metavar="N", help="most prompts at a time (default: by memory)")
+    again = files.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="skip the prompts that results.jsonl has answers to")
+    again.add_argument("--overwrite", action="store_true", help="replace an earlier results.jsonl")
+    files.add_argument("--print-all-beams", action="store_true",
+                       help="show all beams of beam search with their scores, not the best alone (session)")
+    files.add_argument("--no-stream", action="store_true", help="show an answer when it is complete (session)")
+    files.add_argument("--no-color", action="store_true", help="no terminal codes (also: NO_COLOR=1)")
+    add_strategy_arguments(found)
+    return found
+
+
+def add_strategy_arguments(found: CommandParser) -> None:
+    preset = Options()
+    group = found.add_argument_group("strategy")
+    group.add_argument("--sampling-strategy", default=preset.strategy, choices=STRATEGIES,
+                       help=f"default: {preset.strategy}")
+    for flag, kind, what in (
+        ("--temperature", float, "BaseStrategy: divides the logits"),
+        ("--top-k", int, "BaseStrategy: keep the k most likely tokens; 0: all, 1: greedy"),
+        ("--top-p", float, "BaseStrategy: keep the likeliest tokens that together exceed p; 0: all"),
+        ("--num-beams", int, "BeamSearchStrategy: number of beams"),
+        ("--length-penalty", float, "BeamSearchStrategy: larger favours longer answers"),
+        ("--no-repeat-ngram-size", int, "BeamSearchStrategy: generate no n-gram of this size twice; 0: off"),
+        ("--min-gen-length", int, "an answer has at least so many tokens"),
+        ("--max-gen-length", int, "a blank gets at most so many tokens"),
+        ("--out-seq-length", int, "prompt and answer together have at most so many tokens"),
+        ("--seed", int, "makes sampling repeatable"),
+    ):
+        default = getattr(preset, flag[2:].replace("-", "_"))
+        shown = {"max_gen_length": "no limit", "out_seq_length": "what the model takes", "seed": "a fresh one"}
+        group.add_argument(flag, type=kind, default=default, metavar="N" if kind is int else "X",
+                           help=f"{what} (default: {shown.get(flag[2:].replace('-', '_'), default)})")
+    group.add_argument("--stochastic-beams", action="store_true",
+                       help="BeamSearchStrategy: draw candidates instead of taking the best")
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    names = vars(Options())
+    values = {name: getattr(arguments, name) for name in names if name != "strategy"}
+    return Options(strategy=arguments.sampling_strategy, **values)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        options = options_of(arguments)
+        if arguments.batch_size is not None and arguments.batch_size < 1:
+            raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
+        if arguments.input_source == INTERACTIVE:
+            return session(arguments, options)
+        return file_run(arguments, options)
+    except UserError as error:
+        if is_first():
+            print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        if is_first():
+            print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
+        return 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that talks; known before any process group is there."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def loaded(arguments: argparse.Namespace, timeout_seconds: float):
+    model, tokenizer = load_model(arguments, timeout_seconds)
+    from glm import parallel
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != parallel.size():
+        raise UserError(f"{world} processes, but the model is split into {parallel.size()}; start exactly as many: "
+                        f"torchrun --nproc_per_node {parallel.size()} -m generation ...")
+    return model, tokenizer
+
+
+def file_run(arguments: argparse.Namespace, options: Options) -> int:
+    results = None
+    if is_first():
+        lines = read_prompts(arguments.input_source, arguments.with_id)
+        folder = arguments.output_path or Path("samples")
+        results = Results(folder, lines, arguments.resume, arguments.overwrite, arguments.input_source)
+    model, tokenizer = loaded(arguments, LONG_TIMEOUT)
+    from generation.files import run_file
+    from glm import parallel
+
+    counts = run_file(model, tokenizer, results, options, arguments.batch_size, arguments.load)
+    if results is not None:
+        skipped = f", {counts['resumed']} there already" if counts["resumed"] else ""
+        print(f"{counts['answered']} of {counts['prompts']} prompts answered{skipped}, {counts['failed']} failed: "
+              f"{results.path}")
+    return FAILED if parallel.broadcast_object(counts["failed"]) else 0
+
+
+def session(arguments: argparse.Namespace, options: Options) -> int:
+    model, tokenizer = loaded(arguments, LONG_TIMEOUT)
+    from generation.interactive import QUERY, Session, follow, line_editing
+    from glm import parallel
+
+    if not is_first():
+        follow(model, tokenizer)
+        return 0
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    colour = sys.stdout.isatty() and not arguments.no_color and not os.environ.get("NO_COLOR")
+    sys.stdin.reconfigure(errors="surrogateescape")  # invalid UTF-8 becomes a message, not a traceback
+    sys.stdout.reconfigure(errors="replace")
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    def note(text: str) -> None:
+        if sys.stdout.isatty():
+            write(f"{DIM}{text}{PLAIN}\n" if colour else f"{text}\n")
+        else:  # whoever reads our output wants the answers
+            print(text, file=sys.stderr, flush=True)
+
+    def read() -> str:
+        return input(QUERY if is_terminal else "")
+
+    with line_editing(is_terminal):
+        Session(model, tokenizer, options, read, write, note, colour, not arguments.no_stream).run()
+    parallel.broadcast_object(None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What the command lines have in common: how flags are read, and those that say which model is run and how.
+
+Imports nothing heavy: a wrong flag is refused, and --help answered, before torch is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from pathlib import Path
+
+from glm.config import PRESETS, ROTARY_TABLES
+
+DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
+PRECISIONS = ("fp16", "bf16", "fp32")
+ARCHITECTURE = {
+    "num_layers": int, "hidden_size": int, "num_attention_heads": int, "inner_hidden_size": int, "vocab_size": int,
+    "max_sequence_length": int, "num_image_tokens": int, "layernorm_epsilon": float,
+}  # fmt: skip
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse with one-line errors (exit code 2), underscores accepted in flags, and a hint for unknown ones."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        args = [_hyphened(word) for word in (sys.argv[1:] if args is None else args)]
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "--help lists what there is"
+            self.error(f"unknown argument {unknown[0]!r}; {hint}")
+        return found
+
+    def error(self, message: str):
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _hyphened(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--load and everything else that decides which model runs, where and in which precision."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--load", type=Path, metavar="DIR",
+                       default=Path(os.environ.get("CHECKPOINT_PATH") or DEFAULT_CHECKPOINT),
+                       help="checkpoint folder, the one with the file 'latest' (default: $CHECKPOINT_PATH, else the "
+                            "embedded model)")
+    group.add_argument("--tokenizer-path", type=Path, metavar="FILE",
+                       help="vocabulary file ice_text.model (default: beside the checkpoint, else ~/.icetk_models)")
+    group.add_argument("--model", metavar="NAME", help=f"shapes by name: {', '.join(PRESETS)} (default: the "
+                                                       "checkpoint's model_config.json)")
+    for name, kind in ARCHITECTURE.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X",
+                           help=argparse.SUPPRESS if name == "layernorm_epsilon" else "overrides the shape so named")
+    group.add_argument("--position-encoding-2d", action="store_true", default=None, help="two-channel positions")
+    group.add_argument("--rotary-table", choices=ROTARY_TABLES, help="precision of the rotary table")
+    group.add_argument("--model-parallel-size", type=int, metavar="N",
+                       help="tensor-parallel degree (default: the number of shards)")
+    group.add_argument("--quantization-bit-width", type=int, choices=(4, 8), help="quantise the linear layers")
+    group.add_argument("--from-quantized-checkpoint", action="store_true",
+                       help="accepted; quantised files are recognised without it")
+    group.add_argument("--sequential-initialization", action="store_true",
+                       help="ranks read their shards one after another")
+    group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is a GPU)")
+    precision = group.add_mutually_exclusive_group()
+    for name in PRECISIONS:
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name,
+                               help=f"run in {name} (default: what the device computes fastest)")
+    group.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    # flags of the original's configurations whose meaning is fixed here
+    group.add_argument("--mode", choices=("inference",), help=argparse.SUPPRESS)
+    group.add_argument("--layernorm-order", choices=("post",), help=argparse.SUPPRESS)
+    group.add_argument("--tokenizer-type", choices=("icetk-glm-130B",), help=argparse.SUPPRESS)
+    group.add_argument("--skip-init", action="store_true", help=argparse.SUPPRESS)
+
+
+def load_model(arguments: argparse.Namespace, timeout_seconds: float = 1800):
+    """Start the processes' group and load what the arguments say: (model, tokenizer). Takes seconds: imports torch.
+
+    timeout_seconds: how long ranks wait for one another later on.
+    """
+    import glm
+    from glm import parallel
+
+    if arguments.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+    if arguments.model_parallel_size is not None:
+        parallel.start(arguments.model_parallel_size, timeout_seconds=timeout_seconds)
+    device = arguments.device or default_device()
+    shapes = {name: getattr(arguments, name) for name in (*ARCHITECTURE, "position_encoding_2d", "rotary_table")}
+    return glm.load(
+        arguments.load, device, arguments.precision or default_precision(device), arguments.tokenizer_path,
+        arguments.quantization_bit_width, model=arguments.model, sequential=arguments.sequential_initialization,
+        **{name: value for name, value in shapes.items() if value is not None})
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_precision(device: str) -> str:
+    """bf16 where the device computes in it, else fp16 on a GPU and fp32 on a CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of this CPU as Linux names them; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())

@@ -1,0 +1,143 @@
+"""A run over a file of prompts: batches, progress, results as they come."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from generation.infill import Result, fill_blanks
+from generation.options import Options
+from generation.prompts import PromptLine
+from generation.results import Results
+from glm import parallel
+
+
+def run_file(model, tokenizer, results: Results | None, options: Options, batch_size: int | None,
+             checkpoint: Path) -> dict[str, int]:
+    """Answer all lines of `results` that have no answer yet; on every tensor-parallel rank (`results` on the first).
+
+    Returns counts: prompts, answered, failed, resumed.
+    """
+    begin = time.monotonic()
+    facts = facts_of(model, tokenizer, options, checkpoint) if results is not None else {}
+    if results is not None:
+        results.open(facts)
+    todo = parallel.broadcast_object(_todo(results) if results is not None else None)
+    counts = {"prompts": 0, "answered": 0, "failed": 0, "resumed": 0}
+    if results is None:
+        fill_blanks(model, tokenizer, [text for _, text in todo], options.params(), batch_size=batch_size)
+        return counts
+    counts |= {"prompts": len(results.lines), "resumed": len(results.done)}
+    settings = {
+        "facts": facts, "input_source": results.source, "checkpoint": str(checkpoint), "batch_size": batch_size,
+        "device": str(next(model.parameters()).device), "versions": versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    results.write_settings(settings | {"counts": counts})
+    try:
+        with Progress(len(todo)) as progress:
+            _answer(model, tokenizer, results, todo, options, batch_size, counts, progress)
+    finally:  # also after Ctrl-C: what is answered is in order, and can be resumed
+        results.close()
+        results.write_settings(settings | {"counts": counts, "seconds": round(time.monotonic() - begin, 3)})
+    return counts
+
+
+def _todo(results: Results) -> list[tuple[int, str]]:
+    return [(line.index, line.text) for line in results.lines if line.error is None and line.index not in results.done]
+
+
+def _answer(model, tokenizer, results: Results, todo, options: Options, batch_size, counts, progress) -> None:
+    def add(line: PromptLine, result: Result):
+        results.add(line.index, result)
+        counts["answered" if result.error is None else "failed"] += 1
+        if result.error is not None:
+            progress.say(f"error: {results.source}:{line.number}: {result.error}")
+
+    for line in results.lines:
+        if line.error is not None:
+            add(line, Result(line.text, finish_reason="error", error=line.error))
+
+    def on_result(place: int, result: Result):
+        add(results.lines[todo[place][0]], result)
+        progress.advance()
+
+    fill_blanks(model, tokenizer, [text for _, text in todo], options.params(), batch_size=batch_size,
+                on_result=on_result, on_step=lambda *_: progress.count())
+
+
+def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
+    """Everything that the answers depend on but the prompts and rounding; a resumed run must agree in all of it."""
+    latest = checkpoint / "latest"
+    values = {"checkpoint_iteration": latest.read_text(encoding="utf-8").strip() if latest.is_file() else None,
+              "model_config_sha256": _hash(json.dumps(asdict(model.config), sort_keys=True).encode()),
+              "vocabulary_sha256": _hash(Path(tokenizer.vocabulary_file).read_bytes()),
+              "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
+    return {"strategy": options.strategy} | asdict(options.params()) | values
+
+
+def versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in ("torch", "SwissArmyTransformer", "sentencepiece"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Progress:
+    """How far the run is, on standard error: a bar with rate and time left on a terminal, else now and then a line."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, total: int):
+        self.total, self.finished, self.tokens = total, 0, 0
+        self.begin = self.last_line = time.monotonic()
+        self.bar = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total, unit="prompt", desc="Generating", file=sys.stderr)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def say(self, text: str) -> None:
+        """A message of its own line."""
+        if self.bar is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.bar.write(text, file=sys.stderr)
+
+    def count(self) -> None:
+        """One more step of one prompt."""
+        self.tokens += 1
+        if self.bar is not None and self.tokens % 64 == 0:
+            self.bar.set_postfix_str(f"{self.tokens / (time.monotonic() - self.begin):.0f} tokens/s", refresh=True)
+
+    def advance(self) -> None:
+        """One more prompt is done."""
+        self.finished += 1
+        if self.bar is not None:
+            self.bar.update()
+            return
+        now = time.monotonic()
+        if self.finished == self.total or now - self.last_line >= self.SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            rate = self.finished / max(now - self.begin, 1e-9)
+            left = (self.total - self.finished) / rate
+            print(f"{self.finished}/{self.total} prompts, {rate:.2f} prompts/s, {left:.0f} s left", file=sys.stderr,
+                  flush=True)

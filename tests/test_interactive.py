@@ -1,0 +1,211 @@
+"""Sessions: answers as they come, commands, Ctrl-C; alone, through a pipe and on a terminal."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from generation.infill import PLAIN
+from generation.interactive import Session, history_file, line_editing, without_codes
+from generation.options import Options
+from generation.streaming import Detokenizer
+from tests.golden_data import SHAPE, TOKENIZER, TP1
+from tests.test_generation_cli import CASES, GREEDY, MODEL, ROOT
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    import glm
+
+    return glm.load(TP1, tokenizer_path=TOKENIZER, **SHAPE)
+
+
+def converse(loaded, *lines: str, colour: bool = False, streams: bool = True, **options) -> tuple[str, list[str]]:
+    """What a session writes and notes."""
+    waiting, written, notes = list(lines), [], []
+
+    def read():
+        if not waiting:
+            raise EOFError
+        return waiting.pop(0)
+
+    Session(*loaded, Options(**options), read, written.append, notes.append, colour, streams).run()
+    return "".join(written), notes
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 4, 7, 11, 13, 14, 16])
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_streamed_answer_is_the_styled_one(loaded, number, colour):
+    case = CASES[number]
+    if not case["prompt"]:
+        return
+    written, notes = converse(loaded, case["prompt"], "stop", colour=colour, top_k=1, out_seq_length=80)
+    styled = case["answers_with_style"][0]
+    assert written == (styled if colour else without_codes(styled)) + "\n"
+    assert re.fullmatch(r"\d+ tokens, \d+\.\d\d s, \d+\.\d tokens/s(, cut off at the limit)?", notes[0])
+
+
+def test_beam_search_and_no_stream_show_the_complete_answer(loaded):
+    case = CASES[36]
+    options = dict(strategy="BeamSearchStrategy", no_repeat_ngram_size=3, out_seq_length=72)
+    written, _ = converse(loaded, case["prompt"], **options)
+    assert written == without_codes(case["answers_with_style"][0]) + "\n\n"  # the last newline is Ctrl-D's
+    written, _ = converse(loaded, case["prompt"], "stop", print_all_beams=True, colour=True, **options)
+    assert written == "".join(
+        f"[{number}] {score:.4f}  {styled}\n" for number, (score, styled) in
+        enumerate(zip(case["calls"][-1]["scores"], case["answers_with_style"], strict=True), 1))
+    written, _ = converse(loaded, CASES[0]["prompt"], "stop", streams=False, top_k=1, out_seq_length=80)
+    assert written == without_codes(CASES[0]["answers_with_style"][0]) + "\n"
+
+
+def test_commands(loaded):
+    written, notes = converse(
+        loaded, "/set top_p 0.9", "/set out-seq-length=40", "/set seed none", "/set print_all_beams on", "/show",
+        "/set strategy BeamSearchStrategy", "/reset", "/help", "/set top_q 1", "/set top_p much", "/set top_k 1.5",
+        "/set top_p", "/foo", "", "a [mask] b", "x \udcff", "/quit", "never read")
+    assert written.startswith("top_p = 0.9\nout_seq_length = 40\nseed = none\nprint_all_beams = on\n")
+    assert "  top_p = 0.9\n" in written and "  (num_beams = 4)\n" in written
+    assert "  top_p = 0.7\n" in written  # after /reset
+    assert "/set top_p 0.9" in written
+    assert notes == [
+        "error: unknown option 'top_q'; did you mean top_p?",
+        "error: top_p 'much': must be a number",
+        "error: top_k '1.5': must be a whole number",
+        "error: /set needs the name of an option and a value, for example: /set top_p 0.9",
+        "error: unknown command /foo; there are /help, /show, /set, /reset and /quit",
+        "error: the prompt is empty (/help says what a query may hold)",
+        "error: unknown mask [mask], did you mean [MASK]?; allowed: [MASK], [sMASK], [gMASK]",
+        "error: text is not valid UTF-8 at character 2: '\\udcff'"]
+
+
+def test_an_interrupted_answer_keeps_the_session(loaded):
+    model, tokenizer = loaded
+    written, notes, lines = [], [], ["/set top_k 1", "/set out_seq_length 80", CASES[0]["prompt"], "interrupt me",
+                                     CASES[1]["prompt"], "stop"]
+
+    def read():
+        line = lines.pop(0)
+        if line == "interrupt me":
+            raise KeyboardInterrupt
+        return line
+
+    def write(text):
+        written.append(text)
+        if len(notes) == 0 and len(written) == 9:
+            raise KeyboardInterrupt
+
+    Session(model, tokenizer, Options(), read, write, notes.append, True).run()
+    assert notes[:2] == ["(stopped)", "('stop' or Ctrl-D ends)"]
+    shown = "".join(written)
+    assert shown.endswith(CASES[1]["answers_with_style"][0] + "\n")
+    assert shown.count("\x1b[0;32m\x1b[4m") == 1 and shown.count(PLAIN + PLAIN) == 1  # nothing stays underlined
+
+
+def test_half_characters_are_never_shown(loaded):
+    tokenizer = loaded[1]
+    ids = tokenizer.encode("a\N{GRINNING FACE}b天")
+    stream = Detokenizer(tokenizer.detokenize)
+    parts = [stream.add(token) for token in ids]
+    assert "".join(parts) + stream.finish() == tokenizer.detokenize(ids)
+    assert "\N{GRINNING FACE}" in "".join(parts)
+    assert not any("\ufffd" in part for part in parts)
+    stream = Detokenizer(tokenizer.detokenize)
+    assert [stream.add(token) for token in ids[:-2] if token > 23087][:3] == ["", "", ""]
+    assert stream.finish() != "" or ids  # an unfinished character appears as U+FFFD in the end
+
+
+def test_history_lies_in_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert history_file() == tmp_path / "glm" / "history"
+    with line_editing(is_terminal=False):
+        pass
+    assert not history_file().exists()
+
+
+def test_a_session_through_a_pipe(tmp_path):
+    """No codes, answers alone on standard output, invalid UTF-8 survives."""
+    text = CASES[1]["prompt"].encode() + b"\nbad \xff\n" + CASES[2]["prompt"].encode() + b"\n"
+    done = subprocess.run([sys.executable, "-m", "generation", *MODEL, *GREEDY], input=text, capture_output=True,
+                          cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    answers = [without_codes(CASES[number]["answers_with_style"][0]) for number in (1, 2)]
+    assert done.stdout.decode() == "\n".join([*answers, "", ""])
+    errors = done.stderr.decode().splitlines()
+    assert len(errors) == 3 and errors[1].startswith("error: text is not valid UTF-8")
+
+
+def test_a_session_on_a_terminal(tmp_path):
+    """Colour, Ctrl-C in an answer and at the query, history, Ctrl-D."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(ROOT)
+        os.environ.update(XDG_CACHE_HOME=str(tmp_path), TERM="dumb", PYTHONIOENCODING="utf-8")
+        os.environ.pop("NO_COLOR", None)
+        os.execv(sys.executable, [sys.executable, "-m", "generation", *MODEL, "--top-k", "1"])
+    try:
+        screen = Screen(terminal)
+        screen.wait_for(">>> ", 90)
+        screen.type("/set out_seq_length 80\n")
+        screen.wait_for("out_seq_length = 80")
+        screen.type(CASES[2]["prompt"] + "\n")
+        screen.wait_for(CASES[2]["answers_with_style"][0])
+        screen.wait_for(" tokens/s\x1b[0m")
+        screen.wait_for(">>> ")
+        time.sleep(0.3)  # readline overlooks a signal between showing the query and waiting for keys
+        screen.type("\x03")
+        screen.wait_for("('stop' or Ctrl-D ends)")
+        screen.type("/set out_seq_length none\n")
+        screen.wait_for("out_seq_length = none")
+        screen.type(CASES[8]["prompt"] + "\n")  # a long answer
+        screen.wait_for("\x1b[4m")
+        screen.type("\x03")
+        screen.wait_for("(stopped)")
+        screen.wait_for(">>> ")
+        screen.type("\x04")
+        assert os.waitstatus_to_exitcode(screen.wait_for_end(process)) == 0
+        assert CASES[2]["prompt"] in (tmp_path / "glm" / "history").read_text(encoding="utf-8")
+    finally:
+        os.close(terminal)
+        try:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+class Screen:
+    """What a program has written to a terminal."""
+
+    def __init__(self, terminal: int):
+        self.terminal, self.text = terminal, b""
+
+    def type(self, text: str):
+        os.write(self.terminal, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 30):
+        """Read until `text` has appeared, and forget what came up to its end."""
+        end = time.monotonic() + seconds
+        while text.encode() not in self.text:
+            ready, _, _ = select.select([self.terminal], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"{text!r} did not appear; there is {self.text.decode(errors='replace')!r}"
+            self.text += os.read(self.terminal, 4096).replace(b"\r\n", b"\n")
+        self.text = self.text.partition(text.encode())[2]
+
+    def wait_for_end(self, process: int, seconds: float = 30) -> int:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            done, status = os.waitpid(process, os.WNOHANG)
+            if done:
+                return status
+            if select.select([self.terminal], [], [], 0.05)[0]:
+                try:
+                    os.read(self.terminal, 4096)
+                except OSError:  # the other side is closed
+                    time.sleep(0.05)
+        raise AssertionError("the program did not end")
