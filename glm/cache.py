@@ -17,6 +17,7 @@ class KVCache:
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     length: int = 0
+    stack: object = None  # what GLM prepares at the first decoding step that fills this cache; False: cannot be
 
     @classmethod
     def allocate(cls, num_layers: int, batch: int, heads: int, capacity: int, head_size: int,

@@ -71,7 +71,11 @@ class GLM(BaseModel):
         operations = kernels.backend(self.transformer.word_embeddings.weight, rows=tokens.numel())
         cosine, sine = rotary.cosine_sine(position_ids, self._inverse_frequencies(tokens.device))
         step = Step(operations, cosine, sine, blocked, cache, embedding_gradient_scale)
-        hidden, *_ = self(tokens, position_ids, _NO_MASK, step=step)
+        if stack := self._stack(step, tokens):
+            embedded = torch.nn.functional.embedding(tokens, self.transformer.word_embeddings.weight)
+            hidden = stack.step(embedded, cosine, sine, cache.length, blocked)
+        else:
+            hidden, *_ = self(tokens, position_ids, _NO_MASK, step=step)
         if cache is not None:
             cache.length += tokens.shape[1]
         return hidden
@@ -92,6 +96,22 @@ class GLM(BaseModel):
         heads = self.transformer.layers[0].attention.num_attention_heads_per_partition
         return KVCache.allocate(self.config.num_layers, batch, heads, capacity, self.config.head_size,
                                 weight.dtype, weight.device)
+
+    def _stack(self, step: Step, tokens: torch.Tensor):
+        """The compiled backend's one call for all layers of a decoding step; None where SAT walks the layers.
+
+        Made once per cache, whose addresses it holds: at small sizes the calls cost more than the work.
+        """
+        cache = step.cache
+        if cache is None or tokens.shape[1] != 1 or self.is_parallel or step.operations is kernels.reference:
+            return None
+        if cache.stack is None:
+            norm, config = self.transformer.final_layernorm, self.config
+            layers = [layer_weights(layer) for layer in self.transformer.layers]
+            cache.stack = kernels.stack(layers, (norm.weight, norm.bias), cache.keys, cache.values,
+                                        config.deepnorm_alpha, config.layernorm_epsilon,
+                                        config.position_encoding_2d) or False
+        return cache.stack
 
     def _inverse_frequencies(self, device: torch.device) -> torch.Tensor:
         dimension = self.config.head_size // (2 if self.config.position_encoding_2d else 1)
@@ -155,6 +175,12 @@ class Block(BaseMixin):
         if not self.is_parallel:
             return ops.linear(x, linear.weight, linear.bias)
         return parallel.reduce(ops.linear(x, linear.weight)) + linear.bias
+
+
+def layer_weights(layer: torch.nn.Module) -> kernels.reference.LayerWeights:
+    modules = (layer.input_layernorm, layer.attention.query_key_value, layer.attention.dense,
+               layer.post_attention_layernorm, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h)
+    return kernels.reference.LayerWeights(*(tensor for module in modules for tensor in (module.weight, module.bias)))
 
 
 _NO_MASK = torch.empty(1, 1)  # SAT insists on a mask; ours travels in Step

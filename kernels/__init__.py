@@ -38,3 +38,14 @@ def compiled():
     except cpu.build.BuildError as error:
         print(f"kernels: decoding with torch's own operators, slower: {error}", file=sys.stderr)
         return None
+
+
+def stack(layers, final_norm, keys, values, alpha, epsilon, positions_2d=False):
+    """One call for all layers of a decoding step (reference.stack; cpu.stack.Stack.step), or None where the compiled
+    backend cannot take these tensors. layers: list of reference.LayerWeights; keys, values: the cache, layer by layer.
+    """
+    from kernels.cpu.stack import Stack, fits
+
+    if not compiled() or not fits(layers, final_norm, keys, values):
+        return None
+    return Stack(compiled(), layers, final_norm, keys, values, alpha, epsilon, positions_2d)

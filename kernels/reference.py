@@ -4,9 +4,28 @@ Differentiable (training runs through them), and fast where matrix products domi
 Nothing here knows of ranks, checkpoints or configurations. Shapes: b batch, s sequence, h hidden, n heads, d head size.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class LayerWeights(NamedTuple):
+    """The tensors of one layer, in the order in which the compiled stack reads them."""
+
+    norm1_weight: Tensor  # (h)
+    norm1_bias: Tensor
+    qkv_weight: Tensor  # (n*3*d, h)
+    qkv_bias: Tensor
+    dense_weight: Tensor  # (h, n*d)
+    dense_bias: Tensor
+    norm2_weight: Tensor  # (h)
+    norm2_bias: Tensor
+    in_weight: Tensor  # (2*inner, h)
+    in_bias: Tensor
+    out_weight: Tensor  # (h, inner)
+    out_bias: Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -87,3 +106,29 @@ def attend(
         allowed = (~blocked | blocked.all(dim=-1, keepdim=True))[:, None]  # (b, 1, s, start + s)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
     return output.transpose(1, 2).reshape(b, s, -1)
+
+
+def stack(
+    layers: list[LayerWeights],
+    final_norm: tuple[Tensor, Tensor],
+    keys: list[Tensor],
+    values: list[Tensor],
+    alpha: float,
+    epsilon: float,
+    hidden: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    start: int,
+    blocked: Tensor | None = None,
+    positions_2d: bool = False,
+) -> Tensor:
+    """All layers and the final layer norm: what the compiled backend's one call per decoding step computes."""
+    for w, key, value in zip(layers, keys, values, strict=True):
+        a = layer_norm(hidden, w.norm1_weight, w.norm1_bias, epsilon)
+        qkv = linear(a, w.qkv_weight, w.qkv_bias)
+        context = attend(qkv, cosine, sine, key, value, start, blocked, positions_2d)
+        update = linear(context, w.dense_weight, w.dense_bias)
+        m = residual_layer_norm(a, update, alpha, w.norm2_weight, w.norm2_bias, epsilon)
+        update = linear(geglu(linear(m, w.in_weight, w.in_bias)), w.out_weight, w.out_bias)
+        hidden = scaled_add(m, update, alpha)
+    return layer_norm(hidden, *final_norm, epsilon)

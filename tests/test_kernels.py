@@ -16,7 +16,7 @@ import torch
 
 import kernels
 from kernels import cpu, reference
-from kernels.cpu import build
+from kernels.cpu import build, stack
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # The instruction sets that one x86 processor can pretend to have; elsewhere only the compiler's default is tested.
@@ -142,6 +142,54 @@ def test_attend_works_on_a_view_of_a_larger_cache(ops):
     wide = [torch.cat((cached, cached), dim=1)[:, :3] for cached in (keys, values)]
     plain = ops.attend(qkv, cosine, sine, keys, values, 6)
     assert torch.equal(ops.attend(qkv, cosine, sine, *wide, 6), plain)
+
+
+def random_layers(dtype, count, h, inner, seed=0):
+    attention = [(h,), (h,), (3 * h, h), (3 * h,), (h, h), (h,)]
+    shapes = attention + [(h,), (h,), (2 * inner, h), (2 * inner,), (h, inner), (h,)]
+    return [
+        reference.LayerWeights(*(random(*shape, dtype=dtype, seed=seed + 20 * i + j, scale=shape[-1] ** -0.5)
+                                 for j, shape in enumerate(shapes)))
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("b, n, d, inner, start", [(1, 4, 64, 700, 9), (4, 3, 20, 50, 0), (16, 2, 32, 90, 33)])
+@pytest.mark.parametrize("with_blocked", [False, True])
+def test_the_whole_stack_in_one_call(ops, dtype, b, n, d, inner, start, with_blocked, monkeypatch):
+    poison(monkeypatch)
+    h = n * d
+    layers, final = random_layers(dtype, 3, h, inner), (random(h, dtype=dtype), random(h, dtype=dtype))
+    hidden = random(b, 1, h, dtype=dtype, seed=5)
+    _, cosine, sine, keys, values = attention_case(dtype, b, n, d, start)
+    keys, values = [keys.clone() for _ in layers], [values.clone() for _ in layers]
+    blocked = None
+    if with_blocked:
+        blocked = torch.rand(b, 1, start + 1, generator=torch.Generator().manual_seed(9)) < 0.4
+    exact_layers = [reference.LayerWeights(*doubled(*layer)) for layer in layers]
+    exact_keys, exact_values = doubled(*keys), doubled(*values)
+    same_keys, same_values = [k.clone() for k in keys], [v.clone() for v in values]
+    common = (2.6, 1e-5)
+    exact = reference.stack(exact_layers, doubled(*final), exact_keys, exact_values, *common,
+                            *doubled(hidden, cosine, sine), start, blocked)
+    same = reference.stack(layers, final, same_keys, same_values, *common, hidden, cosine, sine, start, blocked)
+    assert stack.fits(layers, final, keys, values)
+    made = stack.Stack(ops, layers, final, keys, values, *common)
+    assert_as_good(made.step(hidden, cosine, sine, start, blocked), same, exact)
+    for ours, same, exact in zip(keys + values, same_keys + same_values, exact_keys + exact_values, strict=True):
+        assert_as_good(ours[:, :, : start + 1], same[:, :, : start + 1], exact[:, :, : start + 1])
+    with pytest.raises(ValueError, match="made for"):
+        made.step(hidden, cosine, sine, start + 3)
+
+
+def test_a_stack_of_unlike_layers_is_left_to_the_single_operations():
+    layers, final = random_layers(torch.float32, 2, 32, 48), (torch.ones(32), torch.zeros(32))
+    keys, values = ([torch.zeros(1, 2, 4, 16) for _ in layers] for _ in range(2))
+    assert stack.fits(layers, final, keys, values)
+    assert not stack.fits(layers, (final[0].double(), final[1]), keys, values)
+    assert not stack.fits([layers[0], layers[1]._replace(in_weight=layers[1].in_weight[:, :16])], final, keys, values)
+    assert not stack.fits(layers, final, keys, [values[0], values[1].transpose(0, 1)])
 
 
 def test_what_the_compiled_code_cannot_take_goes_to_the_reference(ops):

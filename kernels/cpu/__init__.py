@@ -26,6 +26,8 @@ SIGNATURES = {
 class Operators:
     """kernels.reference's functions over one compiled library."""
 
+    TYPES = TYPES
+
     def __init__(self, library: ctypes.CDLL):
         for name, arguments in SIGNATURES.items():
             getattr(library, name).argtypes = arguments

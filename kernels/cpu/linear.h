@@ -13,7 +13,7 @@ static inline Range share(size_t count, size_t block, int thread, int threads) {
 }
 
 // out[r][i] = sum over k of w[r][k] * x[i][k] for R rows of weights and M rows of x.
-// `ahead` is added to the addresses to prefetch: the next block, which the hardware cannot guess across R streams.
+// `ahead` bytes further on is what will be read next, which the hardware cannot guess across R streams.
 template <int R, int M, class T> struct Dots {
     static inline void run(const T* w, size_t k, const float* x, size_t stride, size_t ahead, float (&out)[R][M]) {
         vec total[R][M];
@@ -102,9 +102,12 @@ static inline void all_rows(const T* w, size_t k, const X* x, size_t m, const T*
 template <class T, class X>
 static void linear_rows(const X* x, size_t m, size_t k, const T* w, const T* bias, T* out, size_t n, Range rows) {
     constexpr size_t R = 4;
-    size_t row = rows.first, ahead = R * k * sizeof(T);
-    for (; row + R <= rows.last; row += R) all_rows<R>(w, k, x, m, bias, out, n, row, ahead);
-    for (; row < rows.last; row++) all_rows<1>(w, k, x, m, bias, out, n, row, size_t(0));
+    size_t row = rows.first;
+    // One or two rows of x leave the processor idle: a single stream through the weights is what memory likes best.
+    // From three on the loads of x would weigh, and four rows of weights share them.
+    if (m > 2)
+        for (; row + R <= rows.last; row += R) all_rows<R>(w, k, x, m, bias, out, n, row, R * k * sizeof(T));
+    for (; row < rows.last; row++) all_rows<1>(w, k, x, m, bias, out, n, row, size_t(2048));
 }
 
 // x (m, k) converted to floats once per call; every thread keeps its own copy, which saves a barrier.

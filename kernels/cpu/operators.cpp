@@ -3,7 +3,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#include "attention.h"
+#include "stack.h"
 
 #ifdef _OPENMP
 #define TEAM(threads, body)                                                        \
@@ -72,7 +72,7 @@ EXPORT void glm_scaled_add(int type, const void* residual, const void* update, f
 
 EXPORT void glm_geglu(int type, const void* x, size_t m, size_t inner, void* out, int threads) {
     threads = team_for(m * inner * 16, threads);
-    TEAM(threads, BY_TYPE(type, geglu_part((const T*)x, m, inner, (T*)out, thread, team)))
+    TEAM(threads, BY_TYPE(type, geglu_columns((const T*)x, m, inner, (T*)out, share(inner, W, thread, team))))
 }
 
 EXPORT void glm_attend(int type, const void* qkv, const void* cosine, const void* sine, void* keys, void* values,
@@ -83,6 +83,28 @@ EXPORT void glm_attend(int type, const void* qkv, const void* cosine, const void
     threads = team_for(batch * heads * size * total * 2 * width(type), threads);
     TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, (const float*)cosine, (const float*)sine, (T*)keys, (T*)values,
                                             shape, (T*)out, thread, team)))
+}
+
+template <class T>
+static void stack(const LayerWeights* layers, const StackShape& shape, const AttentionShape& attention,
+                  const void* hidden, const float* cosine, const float* sine, const void* final_weight,
+                  const void* final_bias, void* out, int threads) {
+    StackScratch<T> shared(shape, attention);
+    TEAM(threads, stack_part(layers, shape, attention, (const T*)hidden, cosine, sine, (const T*)final_weight,
+                             (const T*)final_bias, (T*)out, shared, thread, team, [=] { wait_for_all(team); });)
+}
+
+EXPORT void glm_stack(int type, const void* layers, size_t num_layers, size_t hidden_size, size_t inner, size_t heads,
+                      size_t size, size_t batch_stride, size_t head_stride, int positions_2d, float alpha,
+                      float epsilon, const void* final_weight, const void* final_bias, const void* hidden,
+                      size_t batch, size_t total, const void* cosine, const void* sine, const void* blocked, void* out,
+                      int threads) {
+    AttentionShape attention = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
+                                positions_2d != 0};
+    StackShape shape = {num_layers, hidden_size, inner, alpha, epsilon};
+    threads = team_for(hidden_size * inner * 3 * width(type), threads);
+    BY_TYPE(type, stack<T>((const LayerWeights*)layers, shape, attention, hidden, (const float*)cosine,
+                           (const float*)sine, final_weight, final_bias, out, threads))
 }
 
 // Reads `bytes` (a multiple of 512) once with all threads: the ceiling for everything above.

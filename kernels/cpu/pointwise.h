@@ -66,9 +66,8 @@ static void add_part(const T* residual, const T* update, float alpha, T* out, si
         store_part(out + j, mixed_part(residual, update, alpha, j, range.last - j), range.last - j);
 }
 
-// This thread's part of x (m, 2i) = (value, gate) -> value * gelu(gate) (m, i): all rows of a range of columns.
-template <class T> static void geglu_part(const T* x, size_t m, size_t inner, T* out, int thread, int threads) {
-    Range range = share(inner, W, thread, threads);
+// A range of columns of x (m, 2i) = (value, gate) -> value * gelu(gate) (m, i), for all rows.
+template <class T> static void geglu_columns(const T* x, size_t m, size_t inner, T* out, Range range) {
     for (size_t row = 0; row < m; row++) {
         const T *value = x + row * 2 * inner, *gate = value + inner;
         T* o = out + row * inner;

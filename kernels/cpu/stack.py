@@ -1,0 +1,65 @@
+"""All layers of a decoding step in one call: at small sizes the calls of single operations cost more than the work."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from kernels.reference import LayerWeights
+
+SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
+SIGNATURE = [ctypes.c_int, POINTER, *[SIZE] * 7, ctypes.c_int, ctypes.c_float, ctypes.c_float, *[POINTER] * 3,
+             SIZE, SIZE, *[POINTER] * 4, ctypes.c_int]
+
+
+class Stack:
+    """kernels.reference.stack for one model and one cache, whose addresses are collected once.
+
+    Valid as long as neither the weights nor the cache's buffers are replaced; both are kept alive.
+    """
+
+    def __init__(self, operators, layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor], keys: list[Tensor],
+                 values: list[Tensor], alpha: float, epsilon: float, positions_2d: bool = False):
+        self.operators = operators
+        self.kept = (layers, final_norm, keys, values)
+        batch, heads, self.capacity, size = keys[0].shape
+        hidden, inner = layers[0].dense_weight.shape[0], layers[0].out_weight.shape[1]
+        batch_stride, head_stride = keys[0].stride()[:2]
+        self.batch, self.hidden, self.dtype = batch, hidden, keys[0].dtype
+        pointers = [tensor.data_ptr() for layer in zip(layers, keys, values, strict=True)
+                    for tensor in (*layer[0], *layer[1:])]
+        self.table = (POINTER * len(pointers))(*pointers)
+        self.fixed = (operators.TYPES[self.dtype], ctypes.addressof(self.table), len(layers), hidden, inner, heads,
+                      size, batch_stride, head_stride, positions_2d, alpha, epsilon, final_norm[0].data_ptr(),
+                      final_norm[1].data_ptr())
+        self._stack = operators.library.glm_stack
+        self._stack.argtypes, self._stack.restype = SIGNATURE, None
+
+    def step(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int, blocked: Tensor | None = None) -> Tensor:
+        """hidden (b, 1, h), cosine and sine (b, 1, d) float32, blocked None or bool (b, 1, start + 1)
+        -> (b, 1, h) after the final layer norm; keys and values are written at place `start`."""
+        if (hidden.shape != (self.batch, 1, self.hidden) or hidden.dtype is not self.dtype or start >= self.capacity
+                or (blocked is not None and blocked.shape[-1] != start + 1)):
+            raise ValueError(f"stack: made for ({self.batch}, 1, {self.hidden}) and {self.capacity} places, "
+                             f"given {tuple(hidden.shape)} at place {start}")
+        hidden = hidden.contiguous()
+        cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
+        if blocked is not None:
+            blocked = blocked.contiguous()
+        out = torch.empty_like(hidden)
+        self._stack(*self.fixed, hidden.data_ptr(), self.batch, start + 1, cosine.data_ptr(), sine.data_ptr(),
+                    None if blocked is None else blocked.data_ptr(), out.data_ptr(), torch.get_num_threads())
+        return out
+
+
+def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor], keys: list[Tensor],
+         values: list[Tensor]) -> bool:
+    """Whether the compiled code can take these: one element type, dense, and every layer shaped like the first."""
+    tensors = [tensor for layer in layers for tensor in layer] + [*final_norm]
+    caches = [*keys, *values]
+    dtype, place = keys[0].dtype, keys[0].stride()
+    shapes = [tensor.shape for tensor in layers[0]]
+    return (all(t.dtype is dtype and t.is_contiguous() for t in tensors)
+            and all(c.dtype is dtype and c.shape == keys[0].shape and c.stride() == place for c in caches)
+            and place[2:] == (keys[0].shape[3], 1)
+            and all([tensor.shape for tensor in layer] == shapes for layer in layers))
