@@ -33,7 +33,8 @@ class BeamState:
 
     scores (p, k) float32: summed log-probabilities. history (p, k, tail + steps) int64: the tokens of each beam behind
     the last `tail` tokens of its context. tokens (p, k), parents (p, k) int64: what the last step chose, and which
-    beam of the same prompt it goes on from. lengths: what each context counts as in the length penalty.
+    beam of the same prompt it goes on from; common: each beam and the one it goes on from agree in so many first tokens
+    of the history before the step. lengths: what each context counts as in the length penalty.
     finished: per prompt, best first, k at most. done: prompts that nothing can improve any more.
     """
 
@@ -43,6 +44,7 @@ class BeamState:
     parents: torch.Tensor
     lengths: tuple[int, ...]
     tail: int
+    common: int = 0
     steps: int = 0
     finished: tuple[tuple[Finished, ...], ...] = ()
     done: tuple[bool, ...] = ()
@@ -84,10 +86,18 @@ def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_to
     order = is_end.int().argsort(dim=-1, stable=True)[:, :k]
     parents, chosen, kept = (x.gather(-1, order) for x in (beams, tokens, scores))
     history = state.history.gather(1, parents[:, :, None].expand(-1, -1, state.history.shape[-1]))
-    finished, done = _finish(state, torch.stack((scores.double(), beams.double(), tokens.double()), -1).tolist(),
-                             params, frozenset(end_tokens))
-    return replace(state, scores=kept, tokens=chosen, parents=parents, finished=finished, done=done,
+    # everything that the host must know, in one transfer
+    found = torch.stack((scores.double(), beams.double(), tokens.double()), -1).flatten()
+    *numbers, common = torch.cat((found, _common(history, state.history).double())).tolist()
+    finished, done = _finish(state, numbers, params, frozenset(end_tokens))
+    return replace(state, scores=kept, tokens=chosen, parents=parents, common=int(common), finished=finished, done=done,
                    history=torch.cat((history, chosen[:, :, None]), dim=-1), steps=state.steps + 1)
+
+
+def _common(history: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """(1,): in how many first tokens all beams of `history` (p, k, t) agree with those in their places `before`."""
+    differs = (history != before).flatten(0, 1).any(0)
+    return torch.cat((differs, differs.new_ones(1))).int().argmax(dim=0, keepdim=True)
 
 
 def _candidates(logits: torch.Tensor, beam_scores: torch.Tensor, width: int, noise: torch.Tensor | None):
@@ -120,14 +130,16 @@ def forbid_repeats_(logits: torch.Tensor, history: torch.Tensor, size: int) -> t
     return logits.scatter_reduce_(-1, ngrams[..., -1], value, "amin")
 
 
-def _finish(state: BeamState, candidates: list[list[list[float]]], params: BeamParams, ends: frozenset[int]):
+def _finish(state: BeamState, numbers: list[float], params: BeamParams, ends: frozenset[int]):
     """Walk each prompt's candidates (score, beam, token) for ended beams: the new `finished` and `done`."""
     finished, done = list(state.finished), list(state.done)
-    for prompt, rows in enumerate(candidates):
+    size = len(numbers) // len(done)
+    for prompt in range(len(done)):
+        rows = numbers[prompt * size:(prompt + 1) * size]
         if done[prompt]:
             continue
         length, going_on, best = state.lengths[prompt] + state.steps, 0, None
-        for score, beam, token in rows:
+        for score, beam, token in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
             if token in ends:
                 entry = Finished(_penalised(score, length + 1, params), state.history[prompt, int(beam)], int(token))
                 finished[prompt] = _insert(finished[prompt], entry, params.num_beams)

@@ -117,9 +117,9 @@ def _search_beams(context, state, params, rules, limits, seeds, on_step) -> list
                                         device=context.device))
         if state.steps == 1:
             context.expand(k)  # all beams of a prompt go on from its only one
-        else:
+        elif state.common < state.tail + state.steps - 1:
             first = torch.arange(len(rows), device=context.device)[:, None] * k
-            context.reorder((first + state.parents).flatten())
+            context.reorder((first + state.parents).flatten(), state.common - state.tail)
 
 
 class _Rules:
@@ -204,12 +204,9 @@ class _Context:
     def expand(self, times: int) -> None:
         self.select(torch.arange(len(self.position), device=self.device).repeat_interleave(times))
 
-    def reorder(self, parents: torch.Tensor) -> None:
-        """Row i goes on from row parents[i], a beam of the same prompt: these agree up to the first generated token."""
-        # looking costs nothing on a CPU only; there most steps leave the beams in their places
-        if parents.device.type == "cpu" and torch.equal(parents, torch.arange(len(parents))):
-            return
-        self.cache.reorder(parents, self.width + 1)
+    def reorder(self, parents: torch.Tensor, common: int) -> None:
+        """Row i goes on from row parents[i], a beam of the same prompt that shares its first `common` tokens."""
+        self.cache.reorder(parents, self.width + 1 + common)
 
 
 def _mixed(seed: Sequence[int]) -> int:

@@ -169,3 +169,16 @@ def test_more_candidates_than_tokens_is_a_clear_error():
     params = BeamParams(num_beams=4)
     with pytest.raises(UserError, match="num_beams 4 needs a vocabulary of at least 12 tokens, the model has 9"):
         beam.beam_step(begin(params), logits_of({}), params, ENDS)
+
+
+def test_beams_say_from_where_on_they_differ_from_their_parents():
+    """So that only the places behind it are copied in the cache."""
+    params = BeamParams(num_beams=2)
+    state = beam.beam_step(begin(params), logits_of({0: 0.5, 1: 0.3}), params, ENDS)
+    assert state.common == 0  # nothing had been generated
+    state = beam.beam_step(state, logits_of({0: 0.8}, {1: 0.9}), params, ENDS)
+    assert (state.parents.tolist(), state.common) == ([[0, 1]], 1)  # all stay in their places
+    state = beam.beam_step(state, logits_of({5: 0.5, 6: 0.4}, {}), params, ENDS)
+    assert (state.parents.tolist(), state.common) == ([[0, 0]], 0)  # 0 0 and 1 1 differ from the start
+    state = beam.beam_step(state, logits_of({7: 0.5, 8: 0.4}, {}), params, ENDS)
+    assert (state.parents.tolist(), state.common) == ([[0, 0]], 2)  # 0 0 5 and 0 0 6 differ behind 0 0
