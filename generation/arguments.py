@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from glm.config import PRESETS, ROTARY_TABLES
+from glm.errors import UserError
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
 PRECISIONS = ("fp16", "bf16", "fp32")
@@ -90,6 +91,9 @@ def load_model(arguments: argparse.Namespace, timeout_seconds: float = 1800):
 
     timeout_seconds: how long ranks wait for one another later on.
     """
+    if not arguments.load.is_dir():
+        raise UserError(f"--load {arguments.load}: no such folder; name the one that holds the checkpoint's file "
+                        f"'latest' (or set CHECKPOINT_PATH)")
     import glm
     from glm import parallel
 

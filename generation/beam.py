@@ -74,16 +74,16 @@ def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_to
     width = (len(end_tokens) + 1) * k
     if width > v:
         raise UserError(f"num_beams {k} needs a vocabulary of at least {width} tokens, the model has {v}")
-    ends = torch.tensor(list(end_tokens), device=logits.device)
     if state.steps < params.min_gen_length:
-        forbid_(logits, ends)
+        for end in end_tokens:
+            forbid_(logits, slice(end, end + 1))
     if params.no_repeat_ngram_size > 0:
         forbid_repeats_(logits, state.history, params.no_repeat_ngram_size)
     scores, beams, tokens = _candidates(logits, state.scores, width, noise)
 
     # the first k candidates that do not end go on, in order: at most len(end_tokens) * k of them can end
-    is_end = torch.isin(tokens, ends)
-    order = is_end.int().argsort(dim=-1, stable=True)[:, :k]
+    is_end = sum(tokens == end for end in end_tokens)
+    order = is_end.argsort(dim=-1, stable=True)[:, :k]
     parents, chosen, kept = (x.gather(-1, order) for x in (beams, tokens, scores))
     history = state.history.gather(1, parents[:, :, None].expand(-1, -1, state.history.shape[-1]))
     # everything that the host must know, in one transfer

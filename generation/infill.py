@@ -142,7 +142,9 @@ def fill_blanks(
     """
     if isinstance(texts, str):
         raise UserError("texts must be a list of prompts, not one string")
-    params = params or SamplingParams()
+    params = SamplingParams() if params is None else params
+    if not isinstance(params, (SamplingParams, BeamParams)):
+        raise UserError(f"params must be SamplingParams or BeamParams, not {type(params).__name__}")
     results: list[Result | None] = [None] * len(texts)
 
     def report(index: int, result: Result):
@@ -152,6 +154,8 @@ def fill_blanks(
 
     jobs = []
     for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"prompt {index} is of type {type(text).__name__}; prompts are strings")
         try:
             job = _Job(index, split(text, tokenizer), _seed(params))
             job.limit(model.config, params)

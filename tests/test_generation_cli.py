@@ -141,6 +141,7 @@ def test_resume_refuses_a_file_that_is_no_results_file(tmp_path, capsys):
     (["--num-beams", "0"], "num_beams 0: must be a whole number of at least 1"),
     (["--sampling-strategy", "Beam"], "argument --sampling-strategy: invalid choice: 'Beam'"),
     (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+    (["--load", "nowhere"], "--load nowhere: no such folder; name the one that holds the checkpoint's file 'latest'"),
     (["--resume", "--overwrite"], "argument --overwrite: not allowed with argument --resume"),
 ])
 def test_mistakes_in_the_arguments(arguments, message, capsys):
