@@ -5,7 +5,7 @@
 # Which interpreter: $PYTHON where it is given, else the active environment (venv or conda), else .venv in this folder,
 # else the system's python3; the first that meets requirements.txt. If none does, .venv is made, once.
 #   PYTHON=/path/to/python3.11   the interpreter to use, or to make .venv with
-#   TORCH_INDEX_URL=URL          one more package index, for another build of torch (CPU only, another CUDA)
+#   TORCH_INDEX_URL=URL          the index to take torch from, for another build of it (CPU only, another CUDA)
 #
 # A finished .venv holds a copy of the requirements.txt it was made from (.requirements); one that is being made, or
 # was cut off while being made, holds .unfinished.
@@ -87,6 +87,7 @@ _env_clean() {
 # Makes .venv with the interpreter $1. Runs in a subshell: its traps and its lock end with it.
 _env_build() (
     base="$1" venv="$REPOSITORY/.venv" log="$REPOSITORY/.venv.log" child=""
+    pip=("$venv/bin/python" -m pip install --disable-pip-version-check)
     if ! { exec 9>"$REPOSITORY/.venv.lock"; } 2>/dev/null; then
         _env_say "error: cannot write to $REPOSITORY, where the environment .venv is made;" \
             "activate one that meets requirements.txt, or make the folder writable"
@@ -116,8 +117,11 @@ _env_build() (
         exit 1
     fi
     _env_run "$log" "$base" -m venv "$venv" || { _env_report_failure "python -m venv" $? "$log"; exit 1; }
-    _env_run "$log" "$venv/bin/python" -m pip install --disable-pip-version-check \
-        ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -r "$REPOSITORY/requirements.txt" ||
+    if [[ -n ${TORCH_INDEX_URL:-} ]]; then
+        _env_run "$log" "${pip[@]}" --index-url "$TORCH_INDEX_URL" "$(grep '^torch==' "$REPOSITORY/requirements.txt")" ||
+            { _env_report_failure "pip install torch from $TORCH_INDEX_URL" $? "$log"; exit 1; }
+    fi
+    _env_run "$log" "${pip[@]}" -r "$REPOSITORY/requirements.txt" ||
         { _env_report_failure "pip install -r requirements.txt" $? "$log"; exit 1; }
     printf '%s\n' "$base" >"$venv/.base"
     cp "$REPOSITORY/requirements.txt" "$venv/.requirements" && rm "$venv/.unfinished" || exit 1
