@@ -68,7 +68,7 @@ class GLM(BaseModel):
         cache.length + s with a cache, whose next s places are then filled.
         embedding_gradient_scale below 1 shrinks the gradient into the embedding (Zeng et al. 2022, section 3.1).
         """
-        operations = kernels.backend(self.transformer.word_embeddings.weight, rows=tokens.numel())
+        operations = kernels.backend(self.transformer.word_embeddings.weight)
         cosine, sine = rotary.cosine_sine(position_ids, self._inverse_frequencies(tokens.device))
         step = Step(operations, cosine, sine, blocked, cache, embedding_gradient_scale)
         if stack := self._stack(step, tokens):
@@ -83,7 +83,7 @@ class GLM(BaseModel):
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., h) -> float32 logits (..., v) over the whole vocabulary, gathered from the tensor-parallel ranks."""
         weight = self.transformer.word_embeddings.weight
-        logits = kernels.backend(weight, rows=hidden.shape[:-1].numel()).linear(hidden, weight).float()
+        logits = kernels.backend(weight).linear(hidden, weight).float()
         return parallel.gather(logits) if self.is_parallel else logits
 
     def logits(self, tokens: torch.Tensor, position_ids: torch.Tensor,

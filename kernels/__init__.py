@@ -1,6 +1,6 @@
-"""The model's inner operations, one set of names in two backends: plain torch, and compiled code for CPU decoding.
+"""The model's inner operations, one set of names in two backends: plain torch, and compiled code for CPUs.
 
-    ops = kernels.backend(weight, rows)     # once per forward pass
+    ops = kernels.backend(weight)     # once per forward pass
     ops.linear(...); ops.layer_norm(...); ops.residual_layer_norm(...); ops.scaled_add(...); ops.geglu(...)
     ops.attend(...)
 """
@@ -12,18 +12,15 @@ import torch
 
 from kernels import reference
 
-MAXIMUM_ROWS = 16  # the compiled CPU code is made for decoding: few rows, bound by reading the weights
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def backend(weight: torch.Tensor, rows: int):
-    """The operations for `rows` tokens (b * s) and weights like `weight`: compiled for decoding on a CPU, else torch.
+def backend(weight: torch.Tensor):
+    """The operations for weights like `weight`: compiled on a CPU where no gradients are recorded, else plain torch.
 
-    Both have the signatures of kernels.reference; the compiled ones do not record gradients.
+    Both have the signatures of kernels.reference.
     """
-    if rows > MAXIMUM_ROWS or weight.device.type != "cpu" or weight.dtype not in COMPILED_DTYPES:
-        return reference
-    if torch.is_grad_enabled():
+    if weight.device.type != "cpu" or weight.dtype not in COMPILED_DTYPES or torch.is_grad_enabled():
         return reference
     return compiled() or reference
 
@@ -36,7 +33,7 @@ def compiled():
     try:
         return cpu.operators()
     except cpu.build.BuildError as error:
-        print(f"kernels: decoding with torch's own operators, slower: {error}", file=sys.stderr)
+        print(f"kernels: torch's own operators are used, which are slower: {error}", file=sys.stderr)
         return None
 
 

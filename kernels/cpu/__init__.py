@@ -1,6 +1,8 @@
-"""The compiled backend for decoding on a CPU: kernels.reference's operations for few rows, without gradients.
+"""The compiled backend for CPUs: kernels.reference's operations, without gradients.
 
-Each function checks what the C code relies on (types, contiguity, shapes) and hands anything else to the reference.
+Its products serve decoding (few rows, bound by reading the weights once); for more rows torch's are used, and only what
+lies between the products is compiled. Each function checks what the C code relies on (types, contiguity, shapes) and
+hands anything else to the reference.
 """
 
 import ctypes
@@ -15,12 +17,14 @@ from kernels.cpu import build
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SIGNATURES = {
     "glm_linear": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_void_p, c_size_t, c_int],
-    "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t],
-    "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t],
+    "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t, c_int],
+    "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_int],
     "glm_geglu": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
     "glm_attend": [c_int, *[c_void_p] * 5, *[c_size_t] * 6, c_void_p, c_int, c_void_p, c_int],
+    "glm_prefill": [*[c_void_p] * 5, *[c_size_t] * 7, c_void_p, c_int, c_void_p, c_int],
     "glm_threads": [c_int],
 }
+MAXIMUM_ROWS = 32  # beyond, a product is bound by arithmetic, and torch's library is the better one
 
 
 class Operators:
@@ -43,17 +47,20 @@ class Operators:
         self._scaled_add = library.glm_scaled_add
         self._geglu = library.glm_geglu
         self._attend = library.glm_attend
+        self._prefill = library.glm_prefill
+        self.has_prefill = self.path.endswith("+bf16")
 
     def linear(self, x, weight, bias=None):
         kind = x.dtype
-        if weight.dtype is not kind or not (x.is_contiguous() and weight.is_contiguous()):
+        *shape, width = x.shape
+        rows = x.numel() // width
+        if rows > MAXIMUM_ROWS or weight.dtype is not kind or not (x.is_contiguous() and weight.is_contiguous()):
             return reference.linear(x, weight, bias)
         n, k = weight.shape
-        *rows, width = x.shape
         if width != k:
             raise ValueError(f"linear: x has {width} columns, weight {k}")
-        out = x.new_empty((*rows, n))
-        self._linear(TYPES[kind], x.data_ptr(), x.numel() // k, k, weight.data_ptr(),
+        out = x.new_empty((*shape, n))
+        self._linear(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(),
                      None if bias is None else bias.data_ptr(), out.data_ptr(), n, torch.get_num_threads())
         return out
 
@@ -72,7 +79,8 @@ class Operators:
             return reference.layer_norm(x, weight, bias, epsilon)
         out = torch.empty_like(x)
         self._norm(TYPES[kind], None if residual is None else residual.data_ptr(), x.data_ptr(), alpha,
-                   weight.data_ptr(), bias.data_ptr(), epsilon, out.data_ptr(), x.numel() // h, h)
+                   weight.data_ptr(), bias.data_ptr(), epsilon, out.data_ptr(), x.numel() // h, h,
+                   torch.get_num_threads())
         return out
 
     def scaled_add(self, residual, update, alpha):
@@ -81,7 +89,7 @@ class Operators:
             return reference.scaled_add(residual, update, alpha)
         out = torch.empty_like(update)
         self._scaled_add(TYPES[update.dtype], residual.data_ptr(), update.data_ptr(), alpha, out.data_ptr(),
-                         out.numel())
+                         out.numel(), torch.get_num_threads())
         return out
 
     def geglu(self, x):
@@ -96,21 +104,24 @@ class Operators:
     def attend(self, qkv, cosine, sine, keys=None, values=None, start=0, blocked=None, positions_2d=False):
         b, s, width = qkv.shape
         d = cosine.shape[-1]
-        kind = qkv.dtype
-        if s != 1 or keys is None or keys.dtype is not kind or not qkv.is_contiguous():
-            return reference.attend(qkv, cosine, sine, keys, values, start, blocked, positions_2d)
-        batch_stride, head_stride, place_stride, unit = keys.stride()
-        if place_stride != d or unit != 1 or values.stride() != keys.stride() or start >= keys.shape[2]:
+        kind, heads = qkv.dtype, width // (3 * d)
+        one_call = s == 1 or (self.has_prefill and kind is torch.bfloat16 and d % 16 == 0)
+        new_keys, new_values = keys, values
+        if keys is None and one_call:
+            new_keys, new_values = qkv.new_empty((2, b, heads, s, d))
+        if not one_call or not _addressable(qkv, new_keys, new_values, start + s, d, blocked):
             return reference.attend(qkv, cosine, sine, keys, values, start, blocked, positions_2d)
         cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
         if blocked is not None:
             blocked = blocked.contiguous()
-        heads = width // (3 * d)
-        out = qkv.new_empty((b, 1, heads * d))
-        self._attend(TYPES[kind], qkv.data_ptr(), cosine.data_ptr(), sine.data_ptr(), keys.data_ptr(),
-                     values.data_ptr(), b, heads, d, start + 1, batch_stride, head_stride,
-                     None if blocked is None else blocked.data_ptr(), positions_2d, out.data_ptr(),
-                     torch.get_num_threads())
+        out = qkv.new_empty((b, s, heads * d))
+        tensors = (qkv.data_ptr(), cosine.data_ptr(), sine.data_ptr(), new_keys.data_ptr(), new_values.data_ptr())
+        cache_strides = new_keys.stride()[:2]
+        rest = (None if blocked is None else blocked.data_ptr(), positions_2d, out.data_ptr(), torch.get_num_threads())
+        if s == 1:
+            self._attend(TYPES[kind], *tensors, b, heads, d, start + 1, *cache_strides, *rest)
+        else:
+            self._prefill(*tensors, b, s, heads, d, start + s, *cache_strides, *rest)
         return out
 
     def read(self, data) -> None:
@@ -118,7 +129,25 @@ class Operators:
         self.library.glm_read(data.data_ptr(), data.numel() * data.element_size(), torch.get_num_threads())
 
 
+def _addressable(qkv, keys, values, total, d, blocked) -> bool:
+    """Whether the cache's first `total` places are laid out as the C code walks them, and blocked covers them."""
+    return (qkv.is_contiguous() and keys.dtype is qkv.dtype and keys.stride()[2:] == (d, 1)
+            and values.stride() == keys.stride() and total <= keys.shape[2]
+            and (blocked is None or blocked.shape[-1] == total))
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what is freed, up to 256 MB: a prompt's temporaries (some MB each, every layer) would otherwise
+    go back to the system and be faulted in again page by page, which costs a tenth of a prefill."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 256 << 20)
+
+
 @cache
 def operators() -> Operators:
     """The backend over this machine's library, built at the first call. Raises build.BuildError with one line."""
+    keep_freed_memory()
     return Operators(build.load())

@@ -11,8 +11,13 @@ struct AttentionShape {
 
 template <class T>
 static inline void rotate_head(const T* x, const float* cosine, const float* sine, size_t size, float* out) {
-    size_t half = size / 2;
-    for (size_t j = 0; j < half; j++) {
+    size_t half = size / 2, j = 0;
+    for (; j + W <= half; j += W) {
+        vec a = load(x + j), b = load(x + j + half);
+        store(out + j, sub(mul(a, load(cosine + j)), mul(b, load(sine + j))));
+        store(out + j + half, fma(a, load(sine + j + half), mul(b, load(cosine + j + half))));
+    }
+    for (; j < half; j++) {
         float a = to_float(x[j]), b = to_float(x[j + half]);
         out[j] = a * cosine[j] - b * sine[j];
         out[j + half] = b * cosine[j + half] + a * sine[j + half];

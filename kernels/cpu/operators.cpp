@@ -3,6 +3,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#include "prefill.h"
 #include "stack.h"
 
 #ifdef _OPENMP
@@ -61,13 +62,16 @@ EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const void* 
 }
 
 EXPORT void glm_norm(int type, const void* residual, const void* update, float alpha, const void* weight,
-                     const void* bias, float epsilon, void* out, size_t m, size_t h) {
-    BY_TYPE(type, norm_rows((const T*)residual, (const T*)update, alpha, (const T*)weight, (const T*)bias, epsilon,
-                            (T*)out, h, Range{0, m}))
+                     const void* bias, float epsilon, void* out, size_t m, size_t h, int threads) {
+    threads = team_for(m * h * 8, threads);
+    TEAM(threads, BY_TYPE(type, norm_rows((const T*)residual, (const T*)update, alpha, (const T*)weight,
+                                          (const T*)bias, epsilon, (T*)out, h, share(m, 1, thread, team))))
 }
 
-EXPORT void glm_scaled_add(int type, const void* residual, const void* update, float alpha, void* out, size_t count) {
-    BY_TYPE(type, add_part((const T*)residual, (const T*)update, alpha, (T*)out, count, 0, 1))
+EXPORT void glm_scaled_add(int type, const void* residual, const void* update, float alpha, void* out, size_t count,
+                           int threads) {
+    threads = team_for(count * 4, threads);
+    TEAM(threads, BY_TYPE(type, add_part((const T*)residual, (const T*)update, alpha, (T*)out, count, thread, team)))
 }
 
 EXPORT void glm_geglu(int type, const void* x, size_t m, size_t inner, void* out, int threads) {
@@ -84,6 +88,21 @@ EXPORT void glm_attend(int type, const void* qkv, const void* cosine, const void
     TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, (const float*)cosine, (const float*)sine, (T*)keys, (T*)values,
                                             shape, (T*)out, thread, team)))
 }
+
+#ifdef GLM_BF16_DOTS
+// Many new tokens per sequence, bf16 only, size a multiple of 16.
+EXPORT void glm_prefill(const void* qkv, const void* cosine, const void* sine, void* keys, void* values, size_t batch,
+                       size_t length, size_t heads, size_t size, size_t total, size_t batch_stride, size_t head_stride,
+                       const void* blocked, int positions_2d, void* out, int threads) {
+    AttentionShape shape = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
+                            positions_2d != 0};
+    threads = team_for(batch * heads * size * total * length, threads);
+    TEAM(threads, prefill::attend_part((const bf16*)qkv, (const float*)cosine, (const float*)sine, (bf16*)keys,
+                                       (bf16*)values, shape, length, (bf16*)out, thread, team);)
+}
+#else
+EXPORT void glm_prefill() {}
+#endif
 
 template <class T>
 static void stack(const LayerWeights* layers, const StackShape& shape, const AttentionShape& attention,
