@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from generation.arguments import CommandParser, add_model_arguments, load_model
+from generation.arguments import CommandParser, add_model_arguments, is_first_rank, load_model
 from generation.options import STRATEGIES, Options
 from generation.prompts import read_prompts
 from generation.results import Results
@@ -90,21 +90,16 @@ def main(argv: list[str] | None = None) -> int:
             return session(arguments, options)
         return file_run(arguments, options)
     except UserError as error:
-        if is_first():
+        if is_first_rank():
             print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        if is_first():
+        if is_first_rank():
             print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
         return 0
-
-
-def is_first() -> bool:
-    """Whether this process is the one that talks; known before any process group is there."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def loaded(arguments: argparse.Namespace, timeout_seconds: float):
@@ -120,7 +115,7 @@ def loaded(arguments: argparse.Namespace, timeout_seconds: float):
 
 def file_run(arguments: argparse.Namespace, options: Options) -> int:
     results = None
-    if is_first():
+    if is_first_rank():
         lines = read_prompts(arguments.input_source, arguments.with_id)
         folder = arguments.output_path or Path("samples")
         results = Results(folder, lines, arguments.resume, arguments.overwrite, arguments.input_source)
@@ -141,7 +136,7 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
     from generation.interactive import QUERY, Session, follow, line_editing
     from glm import parallel
 
-    if not is_first():
+    if not is_first_rank():
         follow(model, tokenizer)
         return 0
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()

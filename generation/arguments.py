@@ -39,8 +39,14 @@ class CommandParser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str):
-        print(f"error: {message}", file=sys.stderr)
+        if is_first_rank():
+            print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that talks; known before there is a process group."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _hyphened(word: str) -> str:

@@ -60,15 +60,13 @@ def generate(
 def _sample(context, tokens, params, rules, limits, seeds, on_step) -> list[list[Answer]]:
     answers: list[list[int]] = [[] for _ in limits]
     rows = list(range(len(limits)))  # which answer each row of the batch belongs to; -1: already complete
-    chance = None
-    if params.top_k != 1:
-        chance = torch.stack([sampling.uniforms(seeds[row], max(limits)) for row in rows]).to(context.device)
+    keys = None if params.top_k == 1 else _keys(seeds, max(limits), context.device)
     history = tokens[:, None]  # as far back as the forbidden beginnings need it
     for step in range(max(limits)):
         logits = rules.apply_(context.logits(tokens), step, params.min_gen_length)
         rules.forbid_starts_(logits, history[:, 1:])
         tokens = sampling.sample(logits, params.temperature, params.top_k, params.top_p,
-                                 None if chance is None else chance[:, step])
+                                 None if keys is None else keys[:, step])
         if step < rules.longest_start:
             history = torch.cat((history, tokens[:, None]), dim=-1)
         chosen = [(row, token) for row, token in zip(rows, tokens.tolist(), strict=True) if row >= 0]
@@ -83,7 +81,7 @@ def _sample(context, tokens, params, rules, limits, seeds, on_step) -> list[list
             break
         if 2 * len(going) <= len(rows):  # halving pays for the copy of the cache, and bounds all copies by one cache
             rows, kept = [rows[place] for place in going], torch.tensor(going, device=context.device)
-            tokens, history, chance = (None if x is None else x[kept] for x in (tokens, history, chance))
+            tokens, history, keys = (None if x is None else x[kept] for x in (tokens, history, keys))
             context.select(kept)
     return [[(answer, None)] for answer in answers]
 
@@ -92,12 +90,15 @@ def _search_beams(context, state, params, rules, limits, seeds, on_step) -> list
     answers: list[list[Answer]] = [[] for _ in limits]
     rows = list(range(len(limits)))
     k = params.num_beams
-    generators = [torch.Generator().manual_seed(_mixed(seeds[row])) for row in rows] if params.stochastic else None
+    keys = _keys(seeds, max(limits), context.device) if params.stochastic else None
     while True:
         logits = rules.apply_(context.logits(state.tokens.flatten()), state.steps, params.min_gen_length)
         logits = logits.view(len(rows), -1, logits.shape[-1])
         rules.forbid_starts_(logits, state.history[..., state.tail:])
-        noise = None if generators is None else _noise(generators, logits[0].numel()).to(logits.device)
+        noise = None
+        if keys is not None:
+            places = torch.arange(logits[0].numel(), device=context.device)
+            noise = sampling.exponentials(places, keys[:, state.steps])
         state = beam.beam_step(state, logits, params, rules.end_list, noise)
         for place, row in enumerate(rows):
             if row >= 0 and (state.done[place] or state.steps == limits[row]):
@@ -110,7 +111,7 @@ def _search_beams(context, state, params, rules, limits, seeds, on_step) -> list
             return answers
         if 2 * len(going) <= len(rows):
             rows = [rows[place] for place in going]
-            generators = generators and [generators[place] for place in going]
+            keys = None if keys is None else keys[torch.tensor(going, device=context.device)]
             state = beam.select(state, going)
             width = logits.shape[1]
             context.select(torch.tensor([place * width + i for place in going for i in range(width)],
@@ -209,11 +210,6 @@ class _Context:
         self.cache.reorder(parents, self.width + 1 + common)
 
 
-def _mixed(seed: Sequence[int]) -> int:
-    """One whole number of 53 bits that depends on all of `seed`."""
-    return int(sampling.uniforms(seed, 1)[0] * 2**53)
-
-
-def _noise(generators: list[torch.Generator], count: int) -> torch.Tensor:
-    """(p, count) draws of the unit exponential distribution, a row from each generator."""
-    return torch.stack([torch.empty(count).exponential_(generator=generator) for generator in generators])
+def _keys(seeds: Sequence[Sequence[int]], count: int, device: torch.device) -> torch.Tensor:
+    """(b, count, 2): the keys of every row and step."""
+    return torch.stack([sampling.keys_of(seed, count) for seed in seeds]).to(device)

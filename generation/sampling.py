@@ -1,8 +1,10 @@
-"""Choosing the next token: pure functions of logits, and of uniform numbers where chance comes in.
+"""Choosing the next token: pure functions of logits, and of keys where chance comes in.
 
-Nothing here draws by itself: every row brings its own uniform numbers (`uniforms`), a function of its seed alone. So
-a row gets the same tokens alone, in a batch, on any device and on every tensor-parallel rank.
-Shapes: b rows, v vocabulary.
+Nothing here draws by itself: every row brings a key per step (`keys_of`), a function of its seed alone, and a token's
+noise is a hash of key and id. So a row gets the same tokens alone, in a batch, on any device and on every
+tensor-parallel rank. A draw is the argmax of logits plus Gumbel noise, because that hardly feels how logits are
+rounded, which differs from batch to batch; inverting a cumulative distribution of many tokens does feel it.
+Shapes: b rows, v vocabulary, c candidates.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy
 import torch
 
 FORBIDDEN = -65504.0  # the original's value: the least half; kept, because scores of golden data were made with it
+_32_BITS = 0xFFFFFFFF
 _SHORTLIST = 256  # tokens that nearly always hold the nucleus; a full sort is needed only where they do not
 
 
@@ -24,9 +27,23 @@ def forbid_(logits: torch.Tensor, ids: slice | torch.Tensor) -> torch.Tensor:
     return logits.index_fill_(-1, ids, FORBIDDEN)
 
 
-def uniforms(seeds: Sequence[int], count: int) -> torch.Tensor:
-    """`count` numbers of [0, 1), float64, which depend on `seeds` (whole numbers, such as seed and blank) alone."""
-    return torch.from_numpy(numpy.random.default_rng(list(seeds)).random(count))
+def keys_of(seeds: Sequence[int], count: int) -> torch.Tensor:
+    """(count, 2) int64 of 32 bits each, which depend on `seeds` (whole numbers, such as seed and blank) alone."""
+    return torch.from_numpy(numpy.random.default_rng(list(seeds)).integers(0, 2**32, (count, 2)))
+
+
+def exponentials(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Unit exponential noise (b, c) float32 for ids (b, c) or (c) int64 and keys (b, 2): a hash, equal for equal input.
+
+    The hash multiplies and shifts in the manner of lowbias32 (Chris Wellons, 2018); products stay below 2^63.
+    """
+    x = (ids * 0x1E3779B1 + keys[:, :1]) & _32_BITS
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _32_BITS
+    x = x ^ keys[:, 1:]
+    x = ((x ^ (x >> 15)) * 0x046CA68B) & _32_BITS
+    x = x ^ (x >> 16)
+    # small values decide a draw: they are the exact ones of log1p
+    return -torch.log1p(-(x.to(torch.float32) * 2.0**-32 + 2.0**-33))
 
 
 def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -72,24 +89,21 @@ def _shortlist(logits: torch.Tensor, top_p: float):
     return values, ids, kept
 
 
-def invert(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Places (b,) drawn from the softmax of logits (b, c): where the running sum passes `uniform` (b,) of the total."""
-    running = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    total = running[:, -1:]
-    # rounding must not push the mark up to the total, behind which only tokens of probability 0 lie
-    mark = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(running, mark, right=True)[:, 0]
+def draw(logits: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Places (b,) in logits (b, c), drawn from their softmax. ids (b, c) or (c): the tokens that the logits are of."""
+    return (logits - exponentials(ids, keys).log()).argmax(dim=-1)
 
 
-def sample(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, uniform: torch.Tensor) -> torch.Tensor:
+def sample(logits: torch.Tensor, temperature: float, top_k: int, top_p: float,
+           keys: torch.Tensor | None) -> torch.Tensor:
     """Next tokens (b,) for float32 logits (b, v): temperature, then top-k, then top-p, then one draw each.
 
-    uniform: (b,) float64, one number of [0, 1) per row. top_k 1 is greedy and looks at nothing else.
+    keys: (b, 2) int64, see keys_of. top_k 1 is greedy, looks at nothing else and needs no keys.
     """
     if top_k == 1:
         return logits.argmax(dim=-1)
     logits = keep_top_k(logits if temperature == 1.0 else logits / temperature, top_k)
     if not 0 < top_p < 1:
-        return invert(logits, uniform)
+        return draw(logits, torch.arange(logits.shape[-1], device=logits.device), keys)
     ids, logits = nucleus(logits, top_p)
-    return ids.gather(-1, invert(logits, uniform)[:, None])[:, 0]
+    return ids.gather(-1, draw(logits, ids, keys)[:, None])[:, 0]

@@ -33,13 +33,13 @@ def positions_of(context, generated, shared):
 
 def sample_slowly(next_logits, context, params, ends, limit, shared, seeds):
     generated = []
-    chance = sampling.uniforms(seeds, limit)
+    keys = sampling.keys_of(seeds, limit)
     while len(generated) < limit and not (generated and generated[-1] in ends):
         logits = next_logits(context + generated, positions_of(context, generated, shared)).clone()
         if len(generated) < params.min_gen_length:
             logits[list(ends)] = FORBIDDEN
         token = sampling.sample(logits[None], params.temperature, params.top_k, params.top_p,
-                                chance[len(generated)][None])
+                                keys[len(generated)][None])
         generated.append(int(token))
     return [(generated, None)]
 

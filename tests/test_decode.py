@@ -138,3 +138,18 @@ def test_cached_batch_is_the_uncached_single_row(tiny, params, unidirectional):
         alone = [sample_slowly(model_logits(tiny, len(context), unidirectional), context, params, ENDS, limit, shared,
                                (5, extra)) for context, limit, shared, extra in ROWS]
     assert_same(run(tiny, ROWS, params, unidirectional=unidirectional), alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("params", [
+    SamplingParams(top_k=1), SamplingParams(top_p=0.8), SamplingParams(),
+    BeamParams(num_beams=3, no_repeat_ngram_size=2), BeamParams(num_beams=2, stochastic=True)],
+    ids=["greedy", "nucleus", "sampled", "beams", "stochastic"])
+def test_a_gpu_generates_what_a_cpu_does(params):
+    torch.manual_seed(3)
+    model = GLM(TINY, skip_init=False).requires_grad_(False)
+    for _, weight in model.named_parameters():
+        if weight.dim() == 2:
+            weight.normal_(std=0.5)
+    expected = run(model, ROWS, params)
+    assert_same(run(model.to("cuda"), ROWS, params), expected)
