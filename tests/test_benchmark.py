@@ -1,0 +1,84 @@
+"""tools/benchmark.py: a tiny run gives a table and the JSON file that docs/benchmarks.md is written from."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from benchmarking.result import Shape, decode_result, prefill_result  # noqa: E402
+from benchmarking.timing import Timing, repeat  # noqa: E402
+
+TINY = Shape(layers=2, hidden=8, heads=2, inner=12, vocabulary=20)
+
+
+def benchmark(*arguments):
+    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_parameters_flops_and_shares_by_hand():
+    layer = 24 * 8 + 8 * 8 + 24 * 8 + 8 * 12
+    assert TINY.layer_parameters == 2 * layer and TINY.parameters == 2 * layer + 20 * 8
+    timing = Timing(median=0.5, best=0.4, repeats=3)
+    prefill = prefill_result("x", "bf16", TINY, 10, timing, ceiling=1e5, bytes_per_weight=2)
+    assert prefill.tokens_per_second == 20
+    assert prefill.share == pytest.approx(2 * (10 * 2 * layer + 160) / 0.5 / 1e5)
+    decode = decode_result("x", "bf16", TINY, 100, 4, timing, ceiling=1e4, bytes_per_weight=2)
+    assert decode.tokens_per_second == 8  # four rows a step, two steps a second
+    assert decode.share == pytest.approx(2 * (2 * layer + 160) / 0.5 / 1e4)
+
+
+def test_the_median_is_reported_and_warm_up_does_not_count():
+    calls = []
+    timing = repeat(lambda: calls.append(1), repeats=3, warm_up=2)
+    assert len(calls) == 5 and timing.repeats == 3 and timing.best <= timing.median
+    assert Timing.of([3.0, 1.0, 2.0]) == Timing(2.0, 1.0, 3)
+
+
+def test_a_tiny_run_writes_the_table_and_the_file(tmp_path):
+    file = tmp_path / "result.json"
+    done = benchmark("--model", "glm-small", "--prefill", 8, "--contexts", 4, "--steps", 2, "--repeats", 1,
+                     "--dtype", "fp32", "--buffer-mb", 16, "--against", "llama.cpp", "--json", file)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(file.read_text())
+    expected = {"schema", "date", "command", "machine", "versions", "model", "settings", "results", "skipped"}
+    assert values.keys() == expected
+    assert values["versions"]["torch"] and values["machine"]["processor"]
+    own = [r for r in values["results"] if r["engine"] == "glm"]
+    measured = [(r["kind"], r["tokens"], r["width"]) for r in own]
+    assert measured == [("prefill", 8, 1), ("decode", 4, 1), ("decode", 4, 4)]
+    for result in own:
+        assert result["seconds_best"] <= result["seconds_median"] and result["share_of_ceiling"] > 0
+        assert result["rate"] > 0 and result["tokens_per_second"] > 0
+    assert "Decoding" in done.stdout and "Prefill" in done.stdout
+    if "llama.cpp" in values["skipped"]:
+        assert "pip install llama-cpp-python" in values["skipped"]["llama.cpp"]
+        assert "pip install llama-cpp-python" in done.stdout
+
+
+@pytest.mark.parametrize("arguments, part", [
+    (["--model", "glm-335n"], "did you mean 'glm-335m'"),
+    (["--contexts", "0"], "--contexts: 0"),
+    (["--load", "nowhere"], "nowhere"),
+])
+def test_a_mistake_is_one_line(arguments, part):
+    done = benchmark(*arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and part in done.stderr
+
+
+def test_help_needs_no_torch():
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv, sys.path[:0] = ['benchmark.py', '--help'], [{str(ROOT / 'tools')!r}]\n"
+        "try:\n"
+        "    runpy.run_path(sys.path[0] + '/benchmark.py', run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0

@@ -1,0 +1,115 @@
+"""Speed of the model on this machine, beside what the machine can do at best and beside other engines.
+
+    python tools/benchmark.py model --model glm-335m --dtype bf16 fp32
+    python tools/benchmark.py model --load checkpoints/glm-small
+    python tools/benchmark.py model --model glm-335m --against transformers llama.cpp openvino --json result.json
+
+Decoding is bound by reading the weights once per step, so its ceiling is the read bandwidth; a prompt is bound by
+arithmetic, so its ceiling is what torch reaches on bare matrix products of the same shapes. Both are measured here,
+around every result. Random weights take the place of a checkpoint unless --load names one.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+PEERS = ("transformers", "llama.cpp", "openvino")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    model = commands.add_parser("model", help="prefill and decoding of a model")
+    add = model.add_argument
+    add("--model", help="preset of glm/config.py (default: glm-335m, or what the checkpoint says)")
+    add("--load", type=Path, metavar="CHECKPOINT", help="measure this checkpoint instead of random weights")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--dtype", nargs="+", default=["bf16"], choices=("bf16", "fp16", "fp32"), help="one or more (default: bf16)")
+    add("--prefill", nargs="*", type=int, default=[128, 512, 1024, 2048], metavar="TOKENS", help="prompt lengths")
+    add("--contexts", nargs="*", type=int, default=[1, 128, 512], metavar="TOKENS", help="places before the decoded")
+    add("--widths", nargs="*", type=int, default=[1, 4], metavar="N", help="1: greedy, others: beams (default: 1 4)")
+    add("--steps", type=int, default=24, help="decoding steps timed for each result")
+    add("--repeats", type=int, default=3, help="prefills timed for each result")
+    add("--threads", type=int, help="of the processor (default: torch's choice)")
+    add("--buffer-mb", type=int, default=1024, help="read to measure the bandwidth; far more than any cache")
+    add("--against", nargs="+", default=[], choices=PEERS, metavar="ENGINE", help=f"also: {', '.join(PEERS)}")
+    add("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """`model` is what is measured unless another command is named."""
+    parser = make_parser()
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        argv = ["model", *argv]
+    return parser.parse_args(argv or ["model"])
+
+
+def measure_model(arguments: argparse.Namespace) -> None:
+    import torch
+    from benchmarking import machine, own, peers, report
+
+    from glm.config import ModelConfig
+    from glm.loading import DTYPES, load, read_config
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    own.check_lengths(arguments.prefill, arguments.contexts, arguments.widths)
+    if arguments.load:
+        config = read_config(arguments.load, arguments.model)
+    else:
+        config = ModelConfig.from_name(arguments.model or "glm-335m")
+    shape = own.shape_of(config)
+    facts = {"model": str(arguments.load or arguments.model or "glm-335m"), "layers": shape.layers,
+             "hidden": shape.hidden, "heads": shape.heads, "inner": shape.inner, "vocabulary": shape.vocabulary,
+             "parameters": shape.parameters}
+    bandwidth = machine.Bandwidth(arguments.device, arguments.buffer_mb << 20)
+    results, skipped = [], {}
+
+    def keep(found):
+        for result in found:
+            results.append(result)
+            report.say(f"{result.engine} {result.precision} {result.kind} {result.tokens} x{result.width}: "
+                       f"{result.tokens_per_second:.1f} tokens/s, {100 * result.share:.0f}% of the ceiling")
+
+    for precision in arguments.dtype:
+        dtype = DTYPES[precision]
+        if arguments.load:
+            model, _ = load(arguments.load, arguments.device, dtype, model=arguments.model)
+        else:
+            model = own.random_model(config, dtype, arguments.device)
+        keep(own.prefills(model, arguments.prefill, precision, arguments.device, arguments.repeats))
+        keep(own.decodes(model, arguments.contexts, arguments.widths, precision, arguments.device, arguments.steps,
+                         bandwidth))
+        del model
+    for engine in arguments.against:
+        try:
+            keep(peers.measure(engine, shape, arguments, bandwidth))
+        except peers.Missing as reason:
+            skipped[engine] = str(reason)
+            report.say(f"{engine}: {reason}")
+    facts_of_machine = machine.describe(arguments.device)
+    report.show(results, skipped, facts_of_machine, facts)
+    if arguments.json:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+        report.write(arguments.json, results, skipped, facts_of_machine, machine.versions(), facts, settings,
+                     "python tools/benchmark.py " + shlex.join(sys.argv[1:]))
+
+
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from glm.errors import UserError
+
+    try:
+        measure_model(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""What the results are read against: the machine, its versions, its read bandwidth and its matrix rate."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import kernels
+from benchmarking.timing import repeat
+
+PACKAGES = ("torch", "SwissArmyTransformer", "transformers", "llama_cpp_python", "openvino")
+
+
+def describe(device: str) -> dict:
+    """The machine, as far as it tells."""
+    facts = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "instructions": kernels.compiled().path if kernels.compiled() else "no compiled kernels",
+    }
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 2**30, 1)}
+    return facts
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+class Bandwidth:
+    """Measures the read bandwidth (bytes per second) again and again: on a shared machine it changes by the minute, so
+    that every result needs the ceiling of its own time."""
+
+    def __init__(self, device: str, buffer_bytes: int):
+        self.device = device
+        self.buffer = torch.zeros(buffer_bytes // 4, dtype=torch.float32, device=device)
+
+    def measure(self, repeats: int = 3) -> float:
+        compiled = kernels.compiled() if self.device == "cpu" else None
+        read = (lambda: compiled.read(self.buffer)) if compiled else self.buffer.sum
+        return self.buffer.nbytes / repeat(read, repeats, self.device).best
+
+
+def matrix_rate(rows: int, shapes: list[tuple[int, int]], dtype: torch.dtype, device: str, repeats: int = 3) -> float:
+    """FLOP/s of torch's bare products of `rows` rows with weights (n, k) of these shapes, several of each in turn."""
+    flops = seconds = 0.0
+    for n, k in shapes:
+        weights = [torch.empty(n, k, dtype=dtype, device=device).normal_() for _ in range(4)]
+        x = torch.empty(rows, k, dtype=dtype, device=device).normal_()
+
+        def products(x=x, weights=weights):
+            for weight in weights:
+                F.linear(x, weight)
+
+        with torch.inference_mode():
+            seconds += repeat(products, repeats, device).best
+        flops += 2.0 * rows * n * k * len(weights)
+    return flops / seconds

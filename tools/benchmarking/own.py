@@ -1,0 +1,89 @@
+"""This repository's model: prefill as one pass, decoding through the real decode loop (generation.decode)."""
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarking.machine import Bandwidth, matrix_rate
+from benchmarking.result import Result, Shape, decode_result, prefill_result
+from benchmarking.timing import Timing, clock, repeat
+from generation.decode import generate
+from generation.params import BeamParams, SamplingParams
+from glm.config import ModelConfig
+from glm.errors import UserError
+from glm.model import GLM
+
+ENGINE = "glm"
+SKIPPED_STEPS = 2  # of every generation: prompt and beams are being set up
+
+
+def shape_of(config: ModelConfig) -> Shape:
+    return Shape(config.num_layers, config.hidden_size, config.num_attention_heads, config.inner_hidden_size,
+                 config.vocab_size)
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype, device: str) -> GLM:
+    """A model of this shape whose activations stay finite."""
+    model = GLM(config, dtype=dtype, device=device).requires_grad_(False).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(std=0.02)
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+    return model
+
+
+def prefills(model: GLM, lengths: list[int], precision: str, device: str, repeats: int) -> Iterator[Result]:
+    """One unmasked prompt of each length, logits at its last place, a fresh cache every time as in real use."""
+    shape, dtype = shape_of(model.config), next(model.parameters()).dtype
+    for length in lengths:
+        tokens = torch.randint(model.config.vocab_size, (1, length), device=device)
+        positions = _positions(model, length, device)
+
+        @torch.inference_mode()
+        def work(tokens=tokens, positions=positions, length=length):
+            hidden = model.hidden_states(tokens, positions, None, model.new_cache(1, length))
+            return model.head(hidden[:, -1:])
+
+        ceiling = matrix_rate(length, shape.linears, dtype, device)
+        timing = repeat(work, repeats, device)
+        ceiling = max(ceiling, matrix_rate(length, shape.linears, dtype, device))
+        yield prefill_result(ENGINE, precision, shape, length, timing, ceiling, dtype.itemsize)
+
+
+def decodes(model: GLM, contexts: list[int], widths: list[int], precision: str, device: str, steps: int,
+            bandwidth: Bandwidth) -> Iterator[Result]:
+    """Greedy decoding (width 1) and beam search (others) behind a random context."""
+    shape, dtype = shape_of(model.config), next(model.parameters()).dtype
+    for context in contexts:
+        for width in widths:
+            ceiling = bandwidth.measure()
+            timing = Timing.of(step_seconds(model, context, width, steps, device))
+            ceiling = max(ceiling, bandwidth.measure())
+            yield decode_result(ENGINE, precision, shape, context, width, timing, ceiling, dtype.itemsize)
+
+
+def step_seconds(model: GLM, context: int, width: int, steps: int, device: str) -> list[float]:
+    """Seconds of each of `steps` steps of decoding behind `context` tokens."""
+    count = steps + SKIPPED_STEPS
+    end = model.config.vocab_size - 1
+    if width == 1:
+        params = SamplingParams(top_k=1, min_gen_length=count)
+    else:
+        params = BeamParams(num_beams=width, min_gen_length=count)
+    ids = torch.randint(end, (context + 1,)).tolist()
+    times = []
+    generate(model, [ids], params, end_tokens=[end], limits=[count], on_step=lambda _: times.append(clock(device)))
+    return [after - before for before, after in zip(times[SKIPPED_STEPS - 1 :], times[SKIPPED_STEPS:], strict=False)]
+
+
+def _positions(model: GLM, length: int, device: str) -> torch.Tensor:
+    positions = torch.arange(length, device=device)[None]
+    is_2d = model.config.position_encoding_2d
+    return torch.stack((positions, torch.zeros_like(positions)), dim=1) if is_2d else positions
+
+
+def check_lengths(prefill: list[int], contexts: list[int], widths: list[int]) -> None:
+    for name, values in (("--prefill", prefill), ("--contexts", contexts), ("--widths", widths)):
+        if any(value < 1 for value in values):
+            raise UserError(f"{name}: {min(values)} is not a whole number of at least 1")

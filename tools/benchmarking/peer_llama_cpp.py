@@ -1,0 +1,129 @@
+"""llama.cpp through llama-cpp-python: a random GGUF of the llama architecture at the same shape, by its C interface.
+
+F32, F16 and BF16 follow --dtype; Q8_0 and Q4_0 are always measured beside them, as its users run those.
+"""
+
+import ctypes
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarking.machine import Bandwidth, matrix_rate
+from benchmarking.result import Result, Shape, decode_result, prefill_result
+from benchmarking.timing import Timing, clock, repeat
+
+ENGINE = "llama.cpp"
+TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+QUANTISED = ("Q8_0", "Q4_0")
+BYTES_PER_WEIGHT = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32}
+
+
+def write_model(path: Path, shape: Shape, kind: str) -> None:
+    """A GGUF file with weights of this type, the same random block in every layer, and no vocabulary."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(shape.inner)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.hidden // shape.heads)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_tokenizer_model("no_vocab")
+    h, i = shape.hidden, shape.inner
+    matrices = {"attn_q": (h, h), "attn_k": (h, h), "attn_v": (h, h), "attn_output": (h, h),
+                "ffn_gate": (i, h), "ffn_up": (i, h), "ffn_down": (h, i)}
+    generator = np.random.default_rng(0)
+    quantisation = gguf.GGMLQuantizationType[kind]
+
+    def quantised(n, k):
+        return gguf.quants.quantize(generator.standard_normal((n, k), dtype=np.float32) * 0.02, quantisation)
+
+    data = {name: quantised(*size) for name, size in matrices.items()}
+    norm = np.ones(h, dtype=np.float32)
+    writer.add_tensor("token_embd.weight", quantised(shape.vocabulary, h), raw_dtype=quantisation)
+    writer.add_tensor("output_norm.weight", norm)
+    for layer in range(shape.layers):
+        for name, matrix in data.items():
+            writer.add_tensor(f"blk.{layer}.{name}.weight", matrix, raw_dtype=quantisation)
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", norm)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class Engine:
+    """A loaded model and its context, driven token by token."""
+
+    def __init__(self, path: Path, threads: int, places: int):
+        import llama_cpp
+
+        self.api = llama_cpp
+        self.silence = llama_cpp.llama_log_callback(lambda *_: None)  # kept alive: C holds its address
+        llama_cpp.llama_log_set(self.silence, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        if not self.model:
+            raise RuntimeError(f"llama.cpp does not load the model written for it ({path.name})")
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = places
+        parameters.n_batch = parameters.n_ubatch = min(places, 2048)
+        parameters.n_threads = parameters.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(self.model, parameters)
+
+    def clear(self) -> None:
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+
+    def evaluate(self, tokens: list[int]) -> None:
+        """Appends tokens; the logits of the last one are computed."""
+        array = (self.api.llama_token * len(tokens))(*tokens)
+        if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(tokens))):
+            raise RuntimeError("llama_decode failed")
+
+    def close(self) -> None:
+        self.api.llama_free(self.context)
+        self.api.llama_model_free(self.model)
+
+
+def measure(shape: Shape, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
+    places = max([*arguments.prefill, *(c + arguments.steps for c in arguments.contexts)], default=0) + 64
+    for kind in [*(TYPES[precision] for precision in arguments.dtype), *QUANTISED]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{kind}.gguf"
+            write_model(path, shape, kind)
+            engine = Engine(path, torch.get_num_threads(), places)
+            yield from measure_one(engine, shape, kind, arguments, bandwidth)
+            engine.close()
+
+
+def measure_one(engine: Engine, shape: Shape, kind: str, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
+    size = BYTES_PER_WEIGHT[kind]
+    dtype = {"F32": torch.float32, "F16": torch.float16}.get(kind, torch.bfloat16)
+    for length in arguments.prefill:
+        tokens = torch.randint(shape.vocabulary, (length,)).tolist()
+
+        def work(tokens=tokens):
+            engine.clear()
+            engine.evaluate(tokens)
+
+        ceiling = matrix_rate(length, shape.linears, dtype, "cpu")
+        yield prefill_result(ENGINE, kind, shape, length, repeat(work, arguments.repeats), ceiling, size)
+    for context in arguments.contexts:
+        engine.clear()
+        engine.evaluate(torch.randint(shape.vocabulary, (context,)).tolist())
+        ceiling = bandwidth.measure()
+        seconds = []
+        for _ in range(arguments.steps + 2):
+            start = clock()
+            engine.evaluate([1])
+            seconds.append(clock() - start)
+        ceiling = max(ceiling, bandwidth.measure())
+        yield decode_result(ENGINE, kind, shape, context, 1, Timing.of(seconds[2:]), ceiling, size)

@@ -1,0 +1,121 @@
+"""OpenVINO: a decoder of the same shape written in plain torch, converted with its cache as the model's state.
+
+Weights follow --dtype, compressed as OpenVINO keeps them; arithmetic is bf16 for bf16 and fp16, f32 for fp32.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from benchmarking.machine import Bandwidth, matrix_rate
+from benchmarking.result import Result, Shape, decode_result, prefill_result
+from benchmarking.timing import Timing, clock, repeat
+
+ENGINE = "openvino"
+
+
+class Decoder(torch.nn.Module):
+    """tokens (1, s), positions (1, s), then keys and values of every layer (1, n, t, d)
+    -> logits of the last place, then keys and values of t + s places.
+
+    RMS norms, rotary positions, gated MLPs: what such engines are tuned for.
+    """
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.shape, self.size = shape, shape.hidden // shape.heads
+        matrix = torch.nn.Linear
+        self.embedding = torch.nn.Embedding(shape.vocabulary, shape.hidden)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.ModuleList(matrix(k, n, bias=False) for n, k in shape.linears) for _ in range(shape.layers))
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        self.register_buffer("frequencies", 10000.0 ** -(torch.arange(0, self.size, 2) / self.size))
+
+    def forward(self, tokens, positions, *cache):
+        angles = positions.unsqueeze(-1).float() * self.frequencies
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # (1, 1, s, d)
+        cosine, sine = angles.cos(), angles.sin()
+        hidden, kept = self.embedding(tokens), []
+        for index, (qkv, dense, inward, outward) in enumerate(self.layers):
+            b, s = tokens.shape
+            parts = qkv(norm(hidden)).view(b, s, 3, self.shape.heads, self.size).permute(2, 0, 3, 1, 4)
+            q, k, v = rotate(parts[0], cosine, sine), rotate(parts[1], cosine, sine), parts[2]
+            k, v = torch.cat((cache[2 * index], k), dim=2), torch.cat((cache[2 * index + 1], v), dim=2)
+            kept += [k, v]
+            context = F.scaled_dot_product_attention(q, k, v)
+            hidden = hidden + dense(context.transpose(1, 2).reshape(b, s, -1))
+            value, gate = inward(norm(hidden)).chunk(2, dim=-1)
+            hidden = hidden + outward(value * F.gelu(gate))
+        return (F.linear(norm(hidden)[:, -1:], self.embedding.weight), *kept)
+
+
+def norm(x):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
+def rotate(x, cosine, sine):
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+def compiled(shape: Shape, precision: str):
+    """An inference request of the converted, stateful model."""
+    import openvino
+    from openvino._offline_transformations import apply_make_stateful_transformation, compress_model_transformation
+
+    module = Decoder(shape).eval()
+    size = shape.hidden // shape.heads
+    empty = [torch.zeros(1, shape.heads, 1, size) for _ in range(2 * shape.layers)]
+    tokens = torch.ones(1, 2, dtype=torch.int64)
+    free = openvino.PartialShape([1, -1])
+    places = openvino.PartialShape([1, shape.heads, -1, size])
+    with torch.no_grad():
+        inputs = [(free, openvino.Type.i64)] * 2 + [(places, openvino.Type.f32)] * len(empty)
+        model = openvino.convert_model(module, example_input=(tokens, tokens, *empty), input=inputs)
+    pairs = {}
+    for index in range(len(empty)):
+        model.inputs[2 + index].get_tensor().set_names({f"past{index}"})
+        model.outputs[1 + index].get_tensor().set_names({f"present{index}"})
+        pairs[f"past{index}"] = f"present{index}"
+    apply_make_stateful_transformation(model, pairs)
+    if precision != "fp32":
+        compress_model_transformation(model)  # weights in 16 bits, as OpenVINO stores models
+    hint = "f32" if precision == "fp32" else "bf16"
+    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+def evaluate(request, tokens: torch.Tensor, start: int):
+    positions = torch.arange(start, start + tokens.shape[1])[None]
+    return request.infer([tokens.numpy(), positions.numpy()])
+
+
+def measure(shape: Shape, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
+    from glm.loading import DTYPES
+
+    for precision in arguments.dtype:
+        dtype, request = DTYPES[precision], compiled(shape, precision)
+        for length in arguments.prefill:
+            tokens = torch.randint(shape.vocabulary, (1, length))
+
+            def work(tokens=tokens, request=request):
+                request.reset_state()
+                evaluate(request, tokens, 0)
+
+            ceiling = matrix_rate(length, shape.linears, dtype, "cpu")
+            yield prefill_result(ENGINE, precision, shape, length, repeat(work, arguments.repeats), ceiling,
+                                 dtype.itemsize)
+        for context in arguments.contexts:
+            request.reset_state()
+            evaluate(request, torch.randint(shape.vocabulary, (1, context)), 0)
+            ceiling = bandwidth.measure()
+            seconds, token = [], torch.ones(1, 1, dtype=torch.int64)
+            for step in range(arguments.steps + 2):
+                start = clock()
+                evaluate(request, token, context + step)
+                seconds.append(clock() - start)
+            ceiling = max(ceiling, bandwidth.measure())
+            yield decode_result(ENGINE, precision, shape, context, 1, Timing.of(seconds[2:]), ceiling, dtype.itemsize)

@@ -1,0 +1,64 @@
+"""The table for people and the JSON file for programs."""
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarking.result import Result
+
+SCHEMA = 1
+PLAIN_WIDTH = 120
+
+
+def say(text: str) -> None:
+    Console(stderr=True, highlight=False).print(text)
+
+
+def show(results: list[Result], skipped: dict[str, str], machine: dict, model: dict) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)  # in a file nothing is to be cut off
+    console.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items()))
+    console.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in model.items()))
+    for kind, title, unit, scale in (
+        ("prefill", "Prefill: one prompt in one pass; ceiling: bare matrix products of its shapes", "TFLOP/s", 1e12),
+        ("decode", "Decoding: one step; ceiling: reading the weights once", "GB/s", 1e9),
+    ):
+        chosen = [result for result in results if result.kind == kind]
+        if not chosen:
+            continue
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column("engine")
+        table.add_column("precision")
+        columns = ["tokens" if kind == "prefill" else "context", "width", "ms", "best ms", "tokens/s", unit,
+                   f"ceiling {unit}", "% of ceiling"]
+        for column in columns[:1] + columns[1 if kind == "decode" else 2 :]:
+            table.add_column(column, justify="right")
+        for r in chosen:
+            width = [str(r.width)] if kind == "decode" else []
+            table.add_row(r.engine, r.precision, str(r.tokens), *width, f"{r.timing.median * 1e3:.2f}",
+                          f"{r.timing.best * 1e3:.2f}", f"{r.tokens_per_second:.1f}", f"{r.rate / scale:.3g}",
+                          f"{r.ceiling / scale:.3g}", f"{100 * r.share:.0f}")
+        console.print(table)
+    for engine, reason in skipped.items():
+        console.print(f"{engine}: not measured: {reason}")
+
+
+def write(path: Path, results: list[Result], skipped: dict[str, str], machine: dict, versions: dict, model: dict,
+          settings: dict, command: str) -> None:
+    values = {
+        "schema": SCHEMA,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": machine,
+        "versions": versions,
+        "model": model,
+        "settings": settings,
+        "results": [result.as_dict() for result in results],
+        "skipped": skipped,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
