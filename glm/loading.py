@@ -77,6 +77,8 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
 
 def read_config(path: str | os.PathLike, model: str | None = None, **overrides) -> ModelConfig:
     """Shapes from the checkpoint's model_config.json, then a preset's, then ``overrides`` (None: not said)."""
+    if not Path(path).is_dir():
+        raise UserError(f"{path}: no such checkpoint folder")
     file = Path(path) / CONFIG_NAME
     values, source = (read_config_file(file), str(file)) if file.is_file() else ({}, str(path))
     if model is not None:

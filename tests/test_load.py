@@ -85,7 +85,7 @@ def test_faulty_configuration_file_is_named(checkpoint, content):
 
 
 def test_folder_that_is_not_there(tmp_path):
-    assert "no checkpoint folder" in refused(tmp_path / "nowhere", tokenizer_path=TOKENIZER, **SHAPE)
+    assert "nowhere: no such checkpoint folder" in refused(tmp_path / "nowhere")
 
 
 # device, precision, quantisation
