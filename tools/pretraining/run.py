@@ -34,10 +34,11 @@ def load_state(folder: Path, model, optimizers: list) -> dict[str, int]:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            peaks = [group["peak"] for group in optimizer.param_groups]  # the rates are this run's flags
+            settings = [{name: value for name, value in group.items() if name != "params"}
+                        for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["peak"] = peak
+            for group, own in zip(optimizer.param_groups, settings, strict=True):
+                group.update(own)  # rates and the like are this run's flags, only the moments are restored
         progress = state["progress"]
     truncate_log(folder / LOG, progress["step"])
     return progress
