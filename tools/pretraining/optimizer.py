@@ -43,7 +43,7 @@ def make_optimizers(model, name: str, matrix_rate: float, rate: float, weight_de
             embeddings.append(parameter)
         else:
             matrices.append(parameter)
-    # Most rows of the embedding get nothing from a batch but the faint push of the softmax. The usual memory and epsilon
+    # Most rows of the embedding get nothing from a batch but the faint push of the softmax. Usual memory and epsilon
     # of Adam blow it up to full steps until all rare rows point the same way; a longer memory of a row and an epsilon
     # above the faint gradients keep them apart.
     groups = [{"params": embeddings, "lr": rate, "peak": rate, "weight_decay": 0.0, "betas": (0.9, 0.99), "eps": 1e-5},
