@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tools.benchmarking.result import Shape, decode_result, prefill_result
+from tools.benchmarking.timing import Timing, repeat
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-from benchmarking.result import Shape, decode_result, prefill_result  # noqa: E402
-from benchmarking.timing import Timing, repeat  # noqa: E402
-
 TINY = Shape(layers=2, hidden=8, heads=2, inner=12, vocabulary=20)
 
 
@@ -75,9 +73,9 @@ def test_a_mistake_is_one_line(arguments, part):
 def test_help_needs_no_torch():
     program = (
         "import runpy, sys\n"
-        f"sys.argv, sys.path[:0] = ['benchmark.py', '--help'], [{str(ROOT / 'tools')!r}]\n"
+        "sys.argv = ['benchmark.py', '--help']\n"
         "try:\n"
-        "    runpy.run_path(sys.path[0] + '/benchmark.py', run_name='__main__')\n"
+        f"    runpy.run_path({str(ROOT / 'tools' / 'benchmark.py')!r}, run_name='__main__')\n"
         "except SystemExit:\n"
         "    assert 'torch' not in sys.modules"
     )

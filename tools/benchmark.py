@@ -48,10 +48,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def measure_model(arguments: argparse.Namespace) -> None:
     import torch
-    from benchmarking import machine, own, peers, report
 
     from glm.config import ModelConfig
     from glm.loading import DTYPES, load, read_config
+    from tools.benchmarking import machine, own, peers, report
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from benchmarking.timing import repeat
+from tools.benchmarking.timing import repeat
 
 PACKAGES = ("torch", "SwissArmyTransformer", "transformers", "llama_cpp_python", "openvino")
 

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarking.machine import Bandwidth, matrix_rate
-from benchmarking.result import Result, Shape, decode_result, prefill_result
-from benchmarking.timing import Timing, clock, repeat
 from generation.decode import generate
 from generation.params import BeamParams, SamplingParams
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.model import GLM
+from tools.benchmarking.machine import Bandwidth, matrix_rate
+from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
+from tools.benchmarking.timing import Timing, clock, repeat
 
 ENGINE = "glm"
 SKIPPED_STEPS = 2  # of every generation: prompt and beams are being set up

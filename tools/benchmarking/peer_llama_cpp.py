@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarking.machine import Bandwidth, matrix_rate
-from benchmarking.result import Result, Shape, decode_result, prefill_result
-from benchmarking.timing import Timing, clock, repeat
+from tools.benchmarking.machine import Bandwidth, matrix_rate
+from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
+from tools.benchmarking.timing import Timing, clock, repeat
 
 ENGINE = "llama.cpp"
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarking.machine import Bandwidth, matrix_rate
-from benchmarking.result import Result, Shape, decode_result, prefill_result
-from benchmarking.timing import Timing, clock, repeat
+from tools.benchmarking.machine import Bandwidth, matrix_rate
+from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
+from tools.benchmarking.timing import Timing, clock, repeat
 
 ENGINE = "openvino"
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarking.machine import Bandwidth, matrix_rate
-from benchmarking.result import Result, Shape, decode_result, prefill_result
-from benchmarking.timing import Timing, clock, repeat
+from tools.benchmarking.machine import Bandwidth, matrix_rate
+from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
+from tools.benchmarking.timing import Timing, clock, repeat
 
 ENGINE = "transformers"
 

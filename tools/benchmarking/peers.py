@@ -3,14 +3,14 @@
 import importlib
 from collections.abc import Iterator
 
-from benchmarking.machine import Bandwidth
-from benchmarking.result import Result, Shape
+from tools.benchmarking.machine import Bandwidth
+from tools.benchmarking.result import Result, Shape
 
 # engine: (modules it needs, how to get them, the file that measures it)
 ENGINES = {
-    "transformers": (["transformers"], "pip install transformers", "benchmarking.peer_transformers"),
-    "llama.cpp": (["llama_cpp", "gguf"], "pip install llama-cpp-python gguf", "benchmarking.peer_llama_cpp"),
-    "openvino": (["openvino"], "pip install openvino", "benchmarking.peer_openvino"),
+    "transformers": (["transformers"], "pip install transformers", "tools.benchmarking.peer_transformers"),
+    "llama.cpp": (["llama_cpp", "gguf"], "pip install llama-cpp-python gguf", "tools.benchmarking.peer_llama_cpp"),
+    "openvino": (["openvino"], "pip install openvino", "tools.benchmarking.peer_openvino"),
 }
 
 

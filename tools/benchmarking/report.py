@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarking.result import Result
+from tools.benchmarking.result import Result
 
 SCHEMA = 1
 PLAIN_WIDTH = 120

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from benchmarking.timing import Timing
+from tools.benchmarking.timing import Timing
 
 
 @dataclass(frozen=True)

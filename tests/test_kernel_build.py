@@ -1,0 +1,96 @@
+"""How the compiled CPU backend comes about: chosen, built once, shared between processes, done without."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from kernels import cpu, reference
+from kernels.cpu import build
+
+
+def test_one_openmp_runtime_and_all_threads():
+    try:
+        ops = cpu.operators()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    assert len({os.path.realpath(path) for path in mapped if "libgomp" in path or "libiomp" in path}) <= 1
+    if any("omp" in os.path.basename(path) for path in mapped):
+        assert ops.library.glm_threads(torch.get_num_threads()) == torch.get_num_threads()
+
+
+def test_the_backend_is_chosen_by_gradients_type_and_device():
+    def chosen(**options):
+        return kernels.backend(torch.zeros(8, 8, **options))
+
+    with torch.no_grad():
+        compiled = chosen()
+        if compiled is reference:
+            pytest.skip("no compiled backend here")
+        assert chosen(dtype=torch.bfloat16) is compiled
+        assert chosen(dtype=torch.float64) is reference
+        assert chosen(device="meta") is reference
+    assert chosen() is reference  # gradients are on
+
+
+SAY_TWICE = """
+import torch, kernels
+with torch.no_grad():
+    first, second = kernels.backend(torch.zeros(8, 8)), kernels.backend(torch.zeros(8, 8))
+assert first is second is kernels.reference
+"""
+
+
+def run_python(code, **environment):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment})
+
+
+@pytest.mark.parametrize("path, cause", [("", "no C++ compiler"), ("broken", "boom")])
+def test_without_a_working_compiler_the_reference_is_used_and_said_once(tmp_path, path, cause):
+    if path:  # a compiler that fails
+        compiler = tmp_path / "c++"
+        compiler.write_text("#!/bin/sh\necho 'error: boom' >&2\nexit 1\n")
+        compiler.chmod(0o755)
+    done = run_python(SAY_TWICE, PATH=str(tmp_path), CXX="", GLM_KERNEL_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1 and cause in done.stderr
+
+
+def build_in(folder, start, results):
+    os.environ["GLM_KERNEL_CACHE"] = str(folder)
+    start.wait()
+    results.put(str(build.compiled(build.find_compiler(), ("-O0",))))
+
+
+def test_processes_that_build_at_once_share_one_library(tmp_path):
+    try:
+        build.find_compiler()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    context = multiprocessing.get_context("fork")
+    start, results = context.Event(), context.Queue()
+    workers = [context.Process(target=build_in, args=(tmp_path, start, results)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    paths = {results.get(timeout=120) for _ in workers}
+    for worker in workers:
+        worker.join()
+    assert len(paths) == 1 and sorted(p.name for p in tmp_path.iterdir()) == [os.path.basename(paths.pop())]
+
+
+def test_a_changed_source_flag_or_compiler_is_built_anew(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "compiler_version", lambda compiler: compiler)
+    key = build.build_key("g++ 12", ("-O2",))
+    assert key == build.build_key("g++ 12", ("-O2",))
+    assert len({key, build.build_key("g++ 13", ("-O2",)), build.build_key("g++ 12", ("-O3",))}) == 3
+    (tmp_path / "operators.cpp").write_text("")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    assert build.build_key("g++ 12", ("-O2",)) != key
