@@ -3,6 +3,8 @@
 #include <vector>
 #include "simd.h"
 
+static const size_t NEAREST_CACHE = 24 << 10;  // what x may take of it, beside the weights passing through
+
 struct Range { size_t first, last; };
 
 // The part of 0 .. count that falls to one of `threads`, in whole blocks.
@@ -13,7 +15,8 @@ static inline Range share(size_t count, size_t block, int thread, int threads) {
 }
 
 // out[r][i] = sum over k of w[r][k] * x[i][k] for R rows of weights and M rows of x.
-// `ahead` bytes further on is what will be read next, which the hardware cannot guess across R streams.
+// What lies `ahead` bytes further on is fetched meanwhile, in the order of memory: R streams at once is what neither the
+// hardware's own prefetching nor the memory is good at.
 template <int R, int M, class T> struct Dots {
     static inline void run(const T* w, size_t k, const float* x, size_t stride, size_t ahead, float (&out)[R][M]) {
         vec total[R][M];
@@ -24,7 +27,7 @@ template <int R, int M, class T> struct Dots {
             vec a[M];
             UNROLL for (int i = 0; i < M; i++) a[i] = load(x + i * stride + j);
             UNROLL for (int r = 0; r < R; r++) {
-                prefetch((const char*)(w + r * k + j) + ahead);
+                prefetch((const char*)(w + j * R + r * W) + ahead);
                 vec b = load(w + r * k + j);
                 UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(a[i], b, total[r][i]);
             }
@@ -52,7 +55,7 @@ template <int R, int M> static inline void bf16_dots(const bf16* w, size_t k, co
         __m512bh a[M];
         UNROLL for (int i = 0; i < M; i++) a[i] = (__m512bh)_mm512_loadu_si512(x + i * stride + j);
         UNROLL for (int r = 0; r < R; r++) {
-            prefetch((const char*)(w + r * k + j) + ahead);
+            prefetch((const char*)(w + j * R + r * 32) + ahead);
             __m512bh b = (__m512bh)_mm512_loadu_si512(w + r * k + j);
             UNROLL for (int i = 0; i < M; i++) total[r][i] = _mm512_dpbf16_ps(total[r][i], a[i], b);
         }
@@ -101,12 +104,14 @@ static inline void all_rows(const T* w, size_t k, const X* x, size_t m, const T*
 
 template <class T, class X>
 static void linear_rows(const X* x, size_t m, size_t k, const T* w, const T* bias, T* out, size_t n, Range rows) {
-    constexpr size_t R = 4;
     size_t row = rows.first;
-    // One or two rows of x leave the processor idle: a single stream through the weights is what memory likes best.
-    // From three on the loads of x would weigh, and four rows of weights share them.
-    if (m > 2)
-        for (; row + R <= rows.last; row += R) all_rows<R>(w, k, x, m, bias, out, n, row, R * k * sizeof(T));
+    // Measured: one or two rows of x leave the processor idle, and a single stream through the weights suits the memory
+    // best. From three on the loads of x count, so that two rows of weights share them; or four, when x overflows the
+    // nearest cache or the arithmetic is the limit anyway. These reach the memory's speed up to m = 4, half of it at 16.
+    if (m > 2 && (m <= 4 || (m <= 8 && m * k * sizeof(X) <= NEAREST_CACHE)))
+        for (; row + 2 <= rows.last; row += 2) all_rows<2>(w, k, x, m, bias, out, n, row, size_t(10240));
+    else if (m > 2)
+        for (; row + 4 <= rows.last; row += 4) all_rows<4>(w, k, x, m, bias, out, n, row, 4 * k * sizeof(T));
     for (; row < rows.last; row++) all_rows<1>(w, k, x, m, bias, out, n, row, size_t(2048));
 }
 

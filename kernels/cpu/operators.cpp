@@ -135,7 +135,7 @@ EXPORT float glm_read(const float* data, size_t bytes, int threads) {
         for (int i = 0; i < 8; i++) totals[i] = fill(0.0f);
         for (size_t j = range.first; j + 8 * W <= range.last; j += 8 * W)
             for (int i = 0; i < 8; i++) {
-                prefetch((const char*)(data + j + i * W) + 4096);
+                prefetch((const char*)(data + j + i * W) + 2048);
                 totals[i] = add(totals[i], load(data + j + i * W));
             }
         float part = 0;
