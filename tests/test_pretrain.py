@@ -221,12 +221,18 @@ def test_a_killed_run_resumes_with_the_same_loss_curve(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_loss_falls_and_the_checkpoint_loads(corpus, tmp_path, optimizer):
+def test_loss_falls_and_the_checkpoint_loads(corpus, tmp_path, optimizer, capsys):
     pretrain.main(arguments(corpus, tmp_path / "run", "--optimizer", optimizer, "--stop-at", "120", "--rows", "4",
                             "--matrix-rate", "0.01", "--rate", "0.01"))
     curve = [loss for loss, _, _ in losses(tmp_path / "run").values()]
     assert curve[0] == pytest.approx(np.log(3344), abs=0.3)
     assert np.mean(curve[-10:]) < 2.5
+    pretrain.main(arguments(corpus, tmp_path / "run", "--optimizer", optimizer, "--evaluate-only"))
+    assert "bits per character" in capsys.readouterr().out
+    for change in (["--optimizer", "adamw" if optimizer == "muon" else "muon"], ["--inner-hidden-size", "64"]):
+        with pytest.raises(SystemExit):
+            pretrain.main(arguments(corpus, tmp_path / "run", "--optimizer", optimizer, *change))
+        assert "another model or --optimizer" in capsys.readouterr().err
     export_checkpoint.main(["--run", str(tmp_path / "run"), "--vocabulary", str(VOCABULARY), "--output",
                             str(tmp_path / "checkpoint")])
     model, tokenizer = glm.load(tmp_path / "checkpoint")

@@ -8,6 +8,7 @@ checkpoint of it. More in docs/pretraining.md.
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -46,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--save-every", type=int, default=100, help="steps")
     add("--evaluate-every", type=int, default=200, help="steps")
     add("--evaluation-rows", type=int, default=16, help="rows of held-out text per language and kind of blank")
+    add("--evaluate-only", action="store_true", help="print the held-out losses of the run's saved state, and stop")
     add("--device", default="cpu")
     add("--threads", type=int, help="of a CPU (default: torch's choice)")
     add("--fp32", action="store_true", help="no bfloat16 autocast")
@@ -102,6 +104,17 @@ def held_out_losses(model, corpora: dict, options, ids, autocast) -> dict[str, f
     return losses
 
 
+def report_held_out(losses: dict[str, float], index: dict[str, dict]) -> str:
+    """Perplexity per token, and what that is per character of the language's held-out text, whatever the vocabulary."""
+    lines = []
+    for name, loss in losses.items():
+        files = [facts["held_out"] for facts in index.values() if facts["language"] == name.split()[0]]
+        tokens, characters = (sum(facts[what] for facts in files) for what in ("tokens", "characters"))
+        lines.append(f"{name}: {loss:.4f} nats per token, perplexity {math.exp(loss):.1f}, "
+                     f"{loss * tokens / characters / math.log(2):.3f} bits per character")
+    return "\n".join(lines)
+
+
 def train(options: argparse.Namespace) -> None:
     from functools import partial
 
@@ -139,9 +152,12 @@ def train(options: argparse.Namespace) -> None:
     model = GLM(config, dtype=torch.float32, device=options.device, skip_init=False)
     optimizers = make_optimizers(model, options.optimizer, options.matrix_rate, options.rate, options.weight_decay)
     options.output.mkdir(parents=True, exist_ok=True)
-    config.save(options.output / "model_config.json")
     progress = run.load_state(options.output, model, optimizers)
+    config.save(options.output / "model_config.json")
     step = progress["step"]
+    if options.evaluate_only:
+        print(report_held_out(held_out_losses(model, held_out, options, ids, autocast), read_index(options.corpus)))
+        return
     loss_of = torch.compile(batch_loss) if options.compile else batch_loss
     parameters = list(model.parameters())
     print(f"{sum(p.numel() for p in parameters):,} parameters, from step {step} to {options.steps}", flush=True)

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from glm.errors import UserError
+
 STATE = "state.pt"
 LOG = "log.jsonl"
 
@@ -32,16 +34,24 @@ def load_state(folder: Path, model, optimizers: list) -> dict[str, int]:
     progress = {"step": 0, "rows": 0, "tokens": 0}
     if (folder / STATE).is_file():
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            settings = [{name: value for name, value in group.items() if name != "params"}
-                        for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
-            for group, own in zip(optimizer.param_groups, settings, strict=True):
-                group.update(own)  # rates and the like are this run's flags, only the moments are restored
+        try:
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                _load_moments(optimizer, saved)
+        except (RuntimeError, ValueError):
+            raise UserError(f"{folder / STATE} is of another model or --optimizer; resume with the flags that the run "
+                            "began with, or give a new --output") from None
         progress = state["progress"]
     truncate_log(folder / LOG, progress["step"])
     return progress
+
+
+def _load_moments(optimizer, saved: dict) -> None:
+    """Restores the moments only: rates and other settings are those of this run's flags."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def read_log(path: Path) -> list[dict]:
