@@ -15,6 +15,7 @@ from generation.infill import PLAIN
 from generation.interactive import Session, history_file, line_editing, without_codes
 from generation.options import Options
 from generation.streaming import Detokenizer
+from kernels.cpu.build import cache_folder
 from tests.golden_data import SHAPE, TOKENIZER, TP1
 from tests.test_generation_cli import CASES, GREEDY, MODEL, ROOT
 
@@ -145,6 +146,7 @@ def test_a_session_on_a_terminal(tmp_path):
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(ROOT)
+        os.environ.setdefault("GLM_KERNEL_CACHE", str(cache_folder()))  # compiling takes long on a busy machine
         os.environ.update(XDG_CACHE_HOME=str(tmp_path), TERM="dumb", PYTHONIOENCODING="utf-8")
         os.environ.pop("NO_COLOR", None)
         os.execv(sys.executable, [sys.executable, "-m", "generation", *MODEL, "--top-k", "1"])
