@@ -83,6 +83,11 @@ def measure_model(arguments: argparse.Namespace) -> None:
         keep(own.prefills(model, arguments.prefill, precision, arguments.device, arguments.repeats))
         keep(own.decodes(model, arguments.contexts, arguments.widths, precision, arguments.device, arguments.steps,
                          bandwidth))
+        if arguments.device.startswith("cuda"):
+            from tools.benchmarking import cuda_graph
+
+            keep(cuda_graph.decodes(model, shape, arguments.contexts, arguments.widths, precision, arguments.device,
+                                    arguments.steps, bandwidth))
         del model
     for engine in arguments.against:
         try:

@@ -16,10 +16,11 @@ ENGINE = "openvino"
 
 
 class Decoder(torch.nn.Module):
-    """tokens (1, s), positions (1, s), then keys and values of every layer (1, n, t, d)
+    """tokens (1, s), positions (1, s), parents (1), then keys and values of every layer (1, n, t, d)
     -> logits of the last place, then keys and values of t + s places.
 
-    RMS norms, rotary positions, gated MLPs: what such engines are tuned for.
+    parents picks rows of the cache, as beam search does: with it OpenVINO recognises attention over a cache and fuses
+    it. RMS norms, rotary positions, gated MLPs: what such engines are tuned for.
     """
 
     def __init__(self, shape: Shape):
@@ -33,7 +34,7 @@ class Decoder(torch.nn.Module):
             torch.nn.init.normal_(parameter, std=0.02)
         self.register_buffer("frequencies", 10000.0 ** -(torch.arange(0, self.size, 2) / self.size))
 
-    def forward(self, tokens, positions, *cache):
+    def forward(self, tokens, positions, parents, *cache):
         angles = positions.unsqueeze(-1).float() * self.frequencies
         angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # (1, 1, s, d)
         cosine, sine = angles.cos(), angles.sin()
@@ -42,7 +43,8 @@ class Decoder(torch.nn.Module):
             b, s = tokens.shape
             parts = qkv(norm(hidden)).view(b, s, 3, self.shape.heads, self.size).permute(2, 0, 3, 1, 4)
             q, k, v = rotate(parts[0], cosine, sine), rotate(parts[1], cosine, sine), parts[2]
-            k, v = torch.cat((cache[2 * index], k), dim=2), torch.cat((cache[2 * index + 1], v), dim=2)
+            k = torch.cat((cache[2 * index].index_select(0, parents), k), dim=2)
+            v = torch.cat((cache[2 * index + 1].index_select(0, parents), v), dim=2)
             kept += [k, v]
             context = F.scaled_dot_product_attention(q, k, v)
             hidden = hidden + dense(context.transpose(1, 2).reshape(b, s, -1))
@@ -69,14 +71,16 @@ def compiled(shape: Shape, precision: str):
     size = shape.hidden // shape.heads
     empty = [torch.zeros(1, shape.heads, 1, size) for _ in range(2 * shape.layers)]
     tokens = torch.ones(1, 2, dtype=torch.int64)
-    free = openvino.PartialShape([1, -1])
-    places = openvino.PartialShape([1, shape.heads, -1, size])
+    parents = torch.zeros(1, dtype=torch.int64)
+    free = openvino.PartialShape([-1, -1])
+    places = openvino.PartialShape([-1, shape.heads, -1, size])
     with torch.no_grad():
-        inputs = [(free, openvino.Type.i64)] * 2 + [(places, openvino.Type.f32)] * len(empty)
-        model = openvino.convert_model(module, example_input=(tokens, tokens, *empty), input=inputs)
+        inputs = [(free, openvino.Type.i64)] * 2 + [(openvino.PartialShape([-1]), openvino.Type.i64)]
+        inputs += [(places, openvino.Type.f32)] * len(empty)
+        model = openvino.convert_model(module, example_input=(tokens, tokens, parents, *empty), input=inputs)
     pairs = {}
     for index in range(len(empty)):
-        model.inputs[2 + index].get_tensor().set_names({f"past{index}"})
+        model.inputs[3 + index].get_tensor().set_names({f"past{index}"})
         model.outputs[1 + index].get_tensor().set_names({f"present{index}"})
         pairs[f"past{index}"] = f"present{index}"
     apply_make_stateful_transformation(model, pairs)
@@ -90,7 +94,7 @@ def compiled(shape: Shape, precision: str):
 
 def evaluate(request, tokens: torch.Tensor, start: int):
     positions = torch.arange(start, start + tokens.shape[1])[None]
-    return request.infer([tokens.numpy(), positions.numpy()])
+    return request.infer([tokens.numpy(), positions.numpy(), torch.zeros(1, dtype=torch.int64).numpy()])
 
 
 def measure(shape: Shape, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
