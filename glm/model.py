@@ -83,7 +83,7 @@ class GLM(BaseModel):
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., h) -> float32 logits (..., v) over the whole vocabulary, gathered from the tensor-parallel ranks."""
         weight = self.transformer.word_embeddings.weight
-        logits = kernels.backend(weight).linear(hidden, weight).float()
+        logits = kernels.backend(weight).head(hidden, weight)
         return parallel.gather(logits) if self.is_parallel else logits
 
     def logits(self, tokens: torch.Tensor, position_ids: torch.Tensor,

@@ -1,8 +1,8 @@
 """The model's inner operations, one set of names in two backends: plain torch, and compiled code for CPUs.
 
     ops = kernels.backend(weight)     # once per forward pass
-    ops.linear(...); ops.layer_norm(...); ops.residual_layer_norm(...); ops.scaled_add(...); ops.geglu(...)
-    ops.attend(...)
+    ops.linear(...); ops.head(...); ops.layer_norm(...); ops.residual_layer_norm(...); ops.scaled_add(...)
+    ops.geglu(...); ops.attend(...)
 """
 
 import sys

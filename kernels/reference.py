@@ -33,6 +33,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def head(x: Tensor, weight: Tensor) -> Tensor:
+    """(..., k) times weight (v, k) transposed -> float32 logits (..., v).
+
+    16-bit sums near 16 lie 1/16 or more apart, which makes ties of likely tokens: CUDA keeps the product's FP32.
+    """
+    if x.device.type == "cuda" and x.dtype != torch.float32 and not torch.is_grad_enabled():
+        return torch.mm(x.reshape(-1, x.shape[-1]), weight.t(), out_dtype=torch.float32).view(*x.shape[:-1], -1)
+    return F.linear(x, weight).float()
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Normalise the last dimension; the statistics are FP32 whatever the dtype of x (..., h)."""
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)

@@ -74,6 +74,14 @@ def test_linear_at_odd_and_real_sizes(ops, dtype, n, k, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 4, 9])
+def test_logits_are_as_exact_as_those_of_a_float32_product(ops, dtype, rows, monkeypatch):
+    poison(monkeypatch)
+    x, weight = random(rows, 384, dtype=dtype), random(1000, 384, dtype=dtype, seed=1)
+    assert_as_good(ops.head(x, weight), reference.head(x.float(), weight.float()), x.double() @ weight.double().T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("h", [1, 5, 16, 33, 384, 1000])
 def test_layer_norms(ops, dtype, h, monkeypatch):
     poison(monkeypatch)

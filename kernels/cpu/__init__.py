@@ -17,6 +17,7 @@ from kernels.cpu import build
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SIGNATURES = {
     "glm_linear": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_void_p, c_size_t, c_int],
+    "glm_head": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_int],
     "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t, c_int],
     "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_int],
     "glm_geglu": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
@@ -43,6 +44,7 @@ class Operators:
         self.library = library
         self.path = library.glm_path().decode()  # which instructions it uses: "avx512+bf16", "avx2", "generic", ...
         self._linear = library.glm_linear
+        self._head = library.glm_head
         self._norm = library.glm_norm
         self._scaled_add = library.glm_scaled_add
         self._geglu = library.glm_geglu
@@ -62,6 +64,17 @@ class Operators:
         out = x.new_empty((*shape, n))
         self._linear(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(),
                      None if bias is None else bias.data_ptr(), out.data_ptr(), n, torch.get_num_threads())
+        return out
+
+    def head(self, x, weight):
+        kind, (n, k) = x.dtype, weight.shape
+        rows = x.numel() // k
+        if rows > MAXIMUM_ROWS or weight.dtype is not kind or not (x.is_contiguous() and weight.is_contiguous()):
+            return reference.head(x, weight)
+        if x.shape[-1] != k:
+            raise ValueError(f"head: x has {x.shape[-1]} columns, weight {k}")
+        out = x.new_empty((*x.shape[:-1], n), dtype=torch.float32)
+        self._head(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(), out.data_ptr(), n, torch.get_num_threads())
         return out
 
     def layer_norm(self, x, weight, bias, epsilon):

@@ -80,8 +80,9 @@ template <int R, int M> struct Dots<R, M, bf16> {
 };
 #endif
 
-template <int R, int M, class T, class X>
-static inline void block(const T* w, size_t k, const X* x, const T* bias, T* out, size_t n, size_t row, size_t ahead) {
+// out is of the weights' type, or float where the sums are wanted as they are.
+template <int R, int M, class T, class X, class O>
+static inline void block(const T* w, size_t k, const X* x, const T* bias, O* out, size_t n, size_t row, size_t ahead) {
     float products[R][M];
     Dots<R, M, T>::run(w + row * k, k, x, k, ahead, products);
     UNROLL for (int r = 0; r < R; r++)
@@ -90,8 +91,8 @@ static inline void block(const T* w, size_t k, const X* x, const T* bias, T* out
 }
 
 // R rows of weights against all rows of x, four at a time: the second four find the weights in the nearest cache.
-template <int R, class T, class X>
-static inline void all_rows(const T* w, size_t k, const X* x, size_t m, const T* bias, T* out, size_t n, size_t row,
+template <int R, class T, class X, class O>
+static inline void all_rows(const T* w, size_t k, const X* x, size_t m, const T* bias, O* out, size_t n, size_t row,
                             size_t ahead) {
     size_t i = 0;
     for (; i + 4 <= m; i += 4, ahead = 0) block<R, 4>(w, k, x + i * k, bias, out + i * n, n, row, ahead);
@@ -102,8 +103,8 @@ static inline void all_rows(const T* w, size_t k, const X* x, size_t m, const T*
     }
 }
 
-template <class T, class X>
-static void linear_rows(const X* x, size_t m, size_t k, const T* w, const T* bias, T* out, size_t n, Range rows) {
+template <class T, class X, class O>
+static void linear_rows(const X* x, size_t m, size_t k, const T* w, const T* bias, O* out, size_t n, Range rows) {
     size_t row = rows.first;
     // Measured: one or two rows of x leave the processor idle, and a single stream through the weights suits the memory
     // best. From three on the loads of x count, so that two rows of weights share them; or four, when x overflows the
@@ -133,8 +134,8 @@ static inline const float* operand(const bf16* x, size_t count) { return as_floa
 #endif
 
 // This thread's part of out (m, n) = x (m, k) w (n, k)^T + bias (n).
-template <class T>
-static void linear_part(const T* x, size_t m, size_t k, const T* w, const T* bias, T* out, size_t n, int thread,
+template <class T, class O>
+static void linear_part(const T* x, size_t m, size_t k, const T* w, const T* bias, O* out, size_t n, int thread,
                         int threads) {
     linear_rows(operand(x, m * k), m, k, w, bias, out, n, share(n, 4, thread, threads));
 }

@@ -61,6 +61,11 @@ EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const void* 
     TEAM(threads, BY_TYPE(type, linear_part((const T*)x, m, k, (const T*)w, (const T*)bias, (T*)out, n, thread, team)))
 }
 
+EXPORT void glm_head(int type, const void* x, size_t m, size_t k, const void* w, float* out, size_t n, int threads) {
+    threads = team_for(n * k * width(type), threads);
+    TEAM(threads, BY_TYPE(type, linear_part((const T*)x, m, k, (const T*)w, (const T*)nullptr, out, n, thread, team)))
+}
+
 EXPORT void glm_norm(int type, const void* residual, const void* update, float alpha, const void* weight,
                      const void* bias, float epsilon, void* out, size_t m, size_t h, int threads) {
     threads = team_for(m * h * 8, threads);
