@@ -219,6 +219,8 @@ def test_a_stack_of_unlike_layers_is_left_to_the_single_operations():
     assert stack.fits(layers, final, keys, values)
     assert not stack.fits(layers, (final[0].double(), final[1]), keys, values)
     assert not stack.fits([layers[0], layers[1]._replace(in_weight=layers[1].in_weight[:, :16])], final, keys, values)
+    fewer_heads = [layer._replace(qkv_weight=layer.qkv_weight[:48], qkv_bias=layer.qkv_bias[:48]) for layer in layers]
+    assert not stack.fits(fewer_heads, final, keys, values)
     assert not stack.fits(layers, final, keys, [values[0], values[1].transpose(0, 1)])
 
 
@@ -226,6 +228,12 @@ def test_what_the_compiled_code_cannot_take_goes_to_the_reference(ops):
     x, weight = random(2, 1, 40, dtype=torch.float32), random(8, 40, dtype=torch.float32)
     columns = random(40, 8, dtype=torch.float32).t()
     torch.testing.assert_close(ops.linear(x, columns), reference.linear(x, columns))
+    wide_bias = random(8, dtype=torch.float64)
+    norm = torch.ones(40), torch.zeros(40, dtype=torch.float64)
+    for name, arguments in {"linear": (x, weight, wide_bias), "layer_norm": (x, *norm, 1e-5)}.items():
+        for backend in (ops, reference):  # torch refuses mixed types; the compiled code must not read them as its own
+            with pytest.raises(RuntimeError):
+                getattr(backend, name)(*arguments)
     sliced = random(2, 1, 80, dtype=torch.float32)[..., ::2]
     torch.testing.assert_close(ops.linear(sliced, weight), reference.linear(sliced, weight))
     with pytest.raises(ValueError, match="40 columns, weight 39"):

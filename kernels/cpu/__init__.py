@@ -56,7 +56,8 @@ class Operators:
         kind = x.dtype
         *shape, width = x.shape
         rows = x.numel() // width
-        if rows > MAXIMUM_ROWS or weight.dtype is not kind or not (x.is_contiguous() and weight.is_contiguous()):
+        if (rows > MAXIMUM_ROWS or weight.dtype is not kind or not (x.is_contiguous() and weight.is_contiguous())
+                or (bias is not None and bias.dtype is not kind)):
             return reference.linear(x, weight, bias)
         n, k = weight.shape
         if width != k:
@@ -87,7 +88,7 @@ class Operators:
 
     def _normalise(self, residual, x, alpha, weight, bias, epsilon):
         kind, h = x.dtype, x.shape[-1]
-        if weight.dtype is not kind or not x.is_contiguous() or weight.numel() != h:
+        if weight.dtype is not kind or bias.dtype is not kind or not x.is_contiguous() or weight.numel() != h:
             x = x if residual is None else reference.scaled_add(residual, x, alpha)
             return reference.layer_norm(x, weight, bias, epsilon)
         out = torch.empty_like(x)

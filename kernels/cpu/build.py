@@ -56,7 +56,10 @@ def cache_folder() -> Path:
     """Where compiled libraries are kept."""
     if chosen := os.environ.get("GLM_KERNEL_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glm-kernels"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glm-kernels"
+    except RuntimeError as error:  # a user without a home
+        raise BuildError("no folder to keep the compiled library in; set GLM_KERNEL_CACHE") from error
 
 
 def compiled(compiler: str, flags: tuple[str, ...]) -> Path:

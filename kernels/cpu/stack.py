@@ -54,12 +54,17 @@ class Stack:
 
 def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor], keys: list[Tensor],
          values: list[Tensor]) -> bool:
-    """Whether the compiled code can take these: one element type, dense, and every layer shaped like the first."""
+    """Whether the compiled code can take these: one element type, dense, whole heads, all layers shaped alike."""
+    first, (_, heads, _, size) = layers[0], keys[0].shape
+    hidden, inner = first.dense_weight.shape[0], first.out_weight.shape[1]
+    local = heads * size
+    expected = [(hidden,), (hidden,), (3 * local, hidden), (3 * local,), (hidden, local), (hidden,),
+                (hidden,), (hidden,), (2 * inner, hidden), (2 * inner,), (hidden, inner), (hidden,)]
     tensors = [tensor for layer in layers for tensor in layer] + [*final_norm]
     caches = [*keys, *values]
     dtype, place = keys[0].dtype, keys[0].stride()
-    shapes = [tensor.shape for tensor in layers[0]]
     return (all(t.dtype is dtype and t.is_contiguous() for t in tensors)
             and all(c.dtype is dtype and c.shape == keys[0].shape and c.stride() == place for c in caches)
             and place[2:] == (keys[0].shape[3], 1)
-            and all([tensor.shape for tensor in layer] == shapes for layer in layers))
+            and all([tuple(tensor.shape) for tensor in layer] == expected for layer in layers)
+            and all(t.shape == (hidden,) for t in final_norm))
