@@ -95,6 +95,9 @@ def measure_model(arguments: argparse.Namespace) -> None:
         except peers.Missing as reason:
             skipped[engine] = str(reason)
             report.say(f"{engine}: {reason}")
+        except Exception as error:  # of the engine's own making: the others' results are not to be lost for it
+            skipped[engine] = f"it failed: {type(error).__name__}: {error}"
+            report.say(f"{engine}: {skipped[engine]}")
     facts_of_machine = machine.describe(arguments.device)
     report.show(results, skipped, facts_of_machine, facts)
     if arguments.json:

@@ -4,8 +4,10 @@ F32, F16 and BF16 follow --dtype; Q8_0 and Q4_0 are always measured beside them,
 """
 
 import ctypes
+import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from tools.benchmarking.timing import Timing, clock, repeat
 ENGINE = "llama.cpp"
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 QUANTISED = ("Q8_0", "Q4_0")
+BLOCK = 32  # quantised rows are whole blocks: an inner width that is no multiple is rounded up
 BYTES_PER_WEIGHT = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32}
 
 
@@ -98,9 +101,10 @@ def measure(shape: Shape, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
     for kind in [*(TYPES[precision] for precision in arguments.dtype), *QUANTISED]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{kind}.gguf"
-            write_model(path, shape, kind)
+            fitted = replace(shape, inner=math.ceil(shape.inner / BLOCK) * BLOCK) if kind in QUANTISED else shape
+            write_model(path, fitted, kind)
             engine = Engine(path, torch.get_num_threads(), places)
-            yield from measure_one(engine, shape, kind, arguments, bandwidth)
+            yield from measure_one(engine, fitted, kind, arguments, bandwidth)
             engine.close()
 
 
