@@ -81,8 +81,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
         else:
             model = own.random_model(config, dtype, arguments.device)
         keep(own.prefills(model, arguments.prefill, precision, arguments.device, arguments.repeats))
-        keep(own.decodes(model, arguments.contexts, arguments.widths, precision, arguments.device, arguments.steps,
-                         bandwidth))
+        keep(own.decodes(model, arguments.contexts, arguments.widths, precision, arguments.steps, bandwidth))
         if arguments.device.startswith("cuda"):
             from tools.benchmarking import cuda_graph
 

@@ -4,12 +4,13 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.nn.functional as F
 
 import kernels
-from tools.benchmarking.timing import repeat
+from tools.benchmarking.timing import Timing, clock, repeat
 
 PACKAGES = ("torch", "SwissArmyTransformer", "transformers", "llama_cpp_python", "openvino")
 
@@ -57,9 +58,50 @@ class Bandwidth:
         self.buffer = torch.zeros(buffer_bytes // 4, dtype=torch.float32, device=device)
 
     def measure(self, repeats: int = 3) -> float:
+        """The best of some readings of the whole buffer."""
+        return self.buffer.nbytes / repeat(lambda: self._read(self.buffer), repeats, self.device).best
+
+    def sample(self) -> float:
+        """One reading of a quarter of the buffer: of this moment, good enough for a median of many."""
+        part = self.buffer[: len(self.buffer) // 4]
+        return part.nbytes / repeat(lambda: self._read(part), 1, self.device, warm_up=0).best
+
+    def _read(self, part: torch.Tensor) -> None:
         compiled = kernels.compiled() if self.device == "cpu" else None
-        read = (lambda: compiled.read(self.buffer)) if compiled else self.buffer.sum
-        return self.buffer.nbytes / repeat(read, repeats, self.device).best
+        if compiled:
+            compiled.read(part)
+        else:
+            part.sum()
+
+
+class Steps:
+    """Clock of a decoding: start(), then done() after every step. Between the steps of a model that fits no cache the
+    read bandwidth is sampled, so that both medians are of the same seconds; of a small one, before and after."""
+
+    SKIPPED = 2  # steps during which caches, beams and libraries are being set up
+    NO_CACHE_HOLDS = 256 << 20  # bytes
+
+    def __init__(self, bandwidth: Bandwidth, weight_bytes: float):
+        self.bandwidth, self.device = bandwidth, bandwidth.device
+        self.between = weight_bytes > self.NO_CACHE_HOLDS and self.device == "cpu"
+        self.seconds: list[float] = []
+        self.rates = [] if self.between else [bandwidth.measure()]
+        self.start()
+
+    def start(self) -> None:
+        self.began = clock(self.device)
+
+    def done(self) -> None:
+        self.seconds.append(clock(self.device) - self.began)
+        if self.between:
+            self.rates.append(self.bandwidth.sample())
+        self.start()
+
+    def result(self) -> tuple[Timing, float]:
+        """Time of a step, and the ceiling in bytes per second."""
+        if self.between:
+            return Timing.of(self.seconds[self.SKIPPED :]), median(self.rates[self.SKIPPED :])
+        return Timing.of(self.seconds[self.SKIPPED :]), max(*self.rates, self.bandwidth.measure())
 
 
 def matrix_rate(rows: int, shapes: list[tuple[int, int]], dtype: torch.dtype, device: str, repeats: int = 3) -> float:

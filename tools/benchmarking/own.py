@@ -9,12 +9,11 @@ from generation.params import BeamParams, SamplingParams
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.model import GLM
-from tools.benchmarking.machine import Bandwidth, matrix_rate
+from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
 from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
-from tools.benchmarking.timing import Timing, clock, repeat
+from tools.benchmarking.timing import repeat
 
 ENGINE = "glm"
-SKIPPED_STEPS = 2  # of every generation: prompt and beams are being set up
 
 
 def shape_of(config: ModelConfig) -> Shape:
@@ -51,30 +50,29 @@ def prefills(model: GLM, lengths: list[int], precision: str, device: str, repeat
         yield prefill_result(ENGINE, precision, shape, length, timing, ceiling, dtype.itemsize)
 
 
-def decodes(model: GLM, contexts: list[int], widths: list[int], precision: str, device: str, steps: int,
+def decodes(model: GLM, contexts: list[int], widths: list[int], precision: str, steps: int,
             bandwidth: Bandwidth) -> Iterator[Result]:
     """Greedy decoding (width 1) and beam search (others) behind a random context."""
     shape, dtype = shape_of(model.config), next(model.parameters()).dtype
     for context in contexts:
         for width in widths:
-            ceiling = bandwidth.measure()
-            timing = Timing.of(step_seconds(model, context, width, steps, device))
-            ceiling = max(ceiling, bandwidth.measure())
+            clock = Steps(bandwidth, shape.parameters * dtype.itemsize)
+            decode(model, context, width, steps, clock)
+            timing, ceiling = clock.result()
             yield decode_result(ENGINE, precision, shape, context, width, timing, ceiling, dtype.itemsize)
 
 
-def step_seconds(model: GLM, context: int, width: int, steps: int, device: str) -> list[float]:
-    """Seconds of each of `steps` steps of decoding behind `context` tokens."""
-    count = steps + SKIPPED_STEPS
+def decode(model: GLM, context: int, width: int, steps: int, clock: Steps) -> None:
+    """Steps of decoding behind `context` tokens, each told to the clock."""
+    count = steps + Steps.SKIPPED
     end = model.config.vocab_size - 1
     if width == 1:
         params = SamplingParams(top_k=1, min_gen_length=count)
     else:
         params = BeamParams(num_beams=width, min_gen_length=count)
     ids = torch.randint(end, (context + 1,)).tolist()
-    times = []
-    generate(model, [ids], params, end_tokens=[end], limits=[count], on_step=lambda _: times.append(clock(device)))
-    return [after - before for before, after in zip(times[SKIPPED_STEPS - 1 :], times[SKIPPED_STEPS:], strict=False)]
+    clock.start()
+    generate(model, [ids], params, end_tokens=[end], limits=[count], on_step=lambda _: clock.done())
 
 
 def _positions(model: GLM, length: int, device: str) -> torch.Tensor:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tools.benchmarking.machine import Bandwidth, matrix_rate
+from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
 from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
-from tools.benchmarking.timing import Timing, clock, repeat
+from tools.benchmarking.timing import repeat
 
 ENGINE = "llama.cpp"
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -123,11 +123,8 @@ def measure_one(engine: Engine, shape: Shape, kind: str, arguments, bandwidth: B
     for context in arguments.contexts:
         engine.clear()
         engine.evaluate(torch.randint(shape.vocabulary, (context,)).tolist())
-        ceiling = bandwidth.measure()
-        seconds = []
-        for _ in range(arguments.steps + 2):
-            start = clock()
+        clock = Steps(bandwidth, shape.parameters * size)
+        for _ in range(arguments.steps + Steps.SKIPPED):
             engine.evaluate([1])
-            seconds.append(clock() - start)
-        ceiling = max(ceiling, bandwidth.measure())
-        yield decode_result(ENGINE, kind, shape, context, 1, Timing.of(seconds[2:]), ceiling, size)
+            clock.done()
+        yield decode_result(ENGINE, kind, shape, context, 1, *clock.result(), size)

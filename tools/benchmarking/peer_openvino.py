@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from tools.benchmarking.machine import Bandwidth, matrix_rate
+from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
 from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
-from tools.benchmarking.timing import Timing, clock, repeat
+from tools.benchmarking.timing import repeat
 
 ENGINE = "openvino"
 
@@ -115,11 +115,8 @@ def measure(shape: Shape, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
         for context in arguments.contexts:
             request.reset_state()
             evaluate(request, torch.randint(shape.vocabulary, (1, context)), 0)
-            ceiling = bandwidth.measure()
-            seconds, token = [], torch.ones(1, 1, dtype=torch.int64)
-            for step in range(arguments.steps + 2):
-                start = clock()
+            token, clock = torch.ones(1, 1, dtype=torch.int64), Steps(bandwidth, shape.parameters * dtype.itemsize)
+            for step in range(arguments.steps + Steps.SKIPPED):
                 evaluate(request, token, context + step)
-                seconds.append(clock() - start)
-            ceiling = max(ceiling, bandwidth.measure())
-            yield decode_result(ENGINE, precision, shape, context, 1, Timing.of(seconds[2:]), ceiling, dtype.itemsize)
+                clock.done()
+            yield decode_result(ENGINE, precision, shape, context, 1, *clock.result(), dtype.itemsize)

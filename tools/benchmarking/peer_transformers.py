@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from tools.benchmarking.machine import Bandwidth, matrix_rate
+from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
 from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
-from tools.benchmarking.timing import Timing, clock, repeat
+from tools.benchmarking.timing import Timing, repeat
 
 ENGINE = "transformers"
 
@@ -42,21 +42,18 @@ def measure(shape: Shape, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
             timing = repeat(work, arguments.repeats, device)
             yield prefill_result(ENGINE, precision, shape, length, timing, ceiling, dtype.itemsize)
         for context in arguments.contexts:
-            ceiling = bandwidth.measure()
-            timing = decode(model, shape, context, arguments.steps, device)
-            ceiling = max(ceiling, bandwidth.measure())
+            timing, ceiling = decode(model, shape, context, arguments.steps, device, bandwidth)
             yield decode_result(ENGINE, precision, shape, context, 1, timing, ceiling, dtype.itemsize)
 
 
 @torch.inference_mode()
-def decode(model, shape: Shape, context: int, steps: int, device: str) -> Timing:
+def decode(model, shape: Shape, context: int, steps: int, device: str, bandwidth: Bandwidth) -> tuple[Timing, float]:
     """Greedy steps by the model's forward pass: generate() only adds to it."""
     tokens = torch.randint(shape.vocabulary, (1, context), device=device)
     output = model(input_ids=tokens, use_cache=True, logits_to_keep=1)
-    seconds = []
-    for _ in range(steps + 2):
+    clock = Steps(bandwidth, shape.parameters * model.dtype.itemsize)
+    for _ in range(steps + Steps.SKIPPED):
         token = output.logits[:, -1:].argmax(-1)
-        start = clock(device)
         output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-        seconds.append(clock(device) - start)
-    return Timing.of(seconds[2:])
+        clock.done()
+    return clock.result()
