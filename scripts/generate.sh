@@ -10,4 +10,4 @@ CONFIG="${CONFIG:-configs/model_glm_small.sh}" # the model
 #MP_SIZE=                                      # on how many devices it runs, if not as CONFIG says
 
 source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
-run_module generation --load "$CHECKPOINT_PATH" "${MODEL_ARGS[@]}" "$@"
+run_module generation --load "$CHECKPOINT_PATH" ${MODEL_ARGS[@]+"${MODEL_ARGS[@]}"} "$@"
