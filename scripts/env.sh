@@ -124,6 +124,7 @@ _env_build() (
     _env_run "$log" "${pip[@]}" -r "$REPOSITORY/requirements.txt" ||
         { _env_report_failure "pip install -r requirements.txt" $? "$log"; exit 1; }
     # Compiles the kernels now and not in the middle of the first answer; they are optional, so is a compiler.
+    echo "Building the kernels of the CPU" >>"$log"
     PYTHONPATH="$REPOSITORY" _env_run "$log" "$venv/bin/python" -c "import kernels; kernels.compiled()" || :
     printf '%s\n' "$base" >"$venv/.base"
     cp "$REPOSITORY/requirements.txt" "$venv/.requirements" && rm "$venv/.unfinished" || exit 1

@@ -19,8 +19,10 @@ def test_one_openmp_runtime_and_all_threads():
         ops = cpu.operators()
     except build.BuildError as error:
         pytest.skip(str(error))
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
-    assert len({os.path.realpath(path) for path in mapped if "libgomp" in path or "libiomp" in path}) <= 1
+    mapped = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    # the copies inside sentencepiece's and scikit-learn's wheels are theirs alone
+    ours = {path for path in mapped if ("libgomp" in path or "libiomp" in path) and ".libs/" not in path}
+    assert len(set(map(os.path.realpath, ours))) <= 1
     if any("omp" in os.path.basename(path) for path in mapped):
         assert ops.library.glm_threads(torch.get_num_threads()) == torch.get_num_threads()
 
