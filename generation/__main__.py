@@ -103,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def loaded(arguments: argparse.Namespace, timeout_seconds: float):
+    if is_first_rank() and sys.stderr.isatty():
+        print(f"Loading {arguments.load} ...", file=sys.stderr, flush=True)
     model, tokenizer = load_model(arguments, timeout_seconds)
     from glm import parallel
 

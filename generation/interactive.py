@@ -112,7 +112,8 @@ class Session:
             self.write("\n")
         else:
             self.write(beams_text(result, self.options.print_all_beams, self.colour))
-        self.note(f"{stream.num_tokens} tokens, {seconds:.2f} s, {stream.num_tokens / seconds:.1f} tokens/s"
+        tokens = "1 token" if stream.num_tokens == 1 else f"{stream.num_tokens} tokens"
+        self.note(f"{tokens}, {seconds:.2f} s, {stream.num_tokens / seconds:.1f} tokens/s"
                   + (", cut off at the limit" if result.finish_reason == "length" else ""))
 
 

@@ -49,7 +49,7 @@ def test_a_streamed_answer_is_the_styled_one(loaded, number, colour):
     written, notes = converse(loaded, case["prompt"], "stop", colour=colour, top_k=1, out_seq_length=80)
     styled = case["answers_with_style"][0]
     assert written == (styled if colour else without_codes(styled)) + "\n"
-    assert re.fullmatch(r"\d+ tokens, \d+\.\d\d s, \d+\.\d tokens/s(, cut off at the limit)?", notes[0])
+    assert re.fullmatch(r"(1 token|\d+ tokens), \d+\.\d\d s, \d+\.\d tokens/s(, cut off at the limit)?", notes[0])
 
 
 def test_beam_search_and_no_stream_show_the_complete_answer(loaded):
