@@ -104,7 +104,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def loaded(arguments: argparse.Namespace, timeout_seconds: float):
     if is_first_rank() and sys.stderr.isatty():
-        print(f"Loading {arguments.load} ...", file=sys.stderr, flush=True)
+        here, folder = Path.cwd(), arguments.load
+        print(f"Loading {folder.relative_to(here) if folder.is_relative_to(here) else folder} ...", file=sys.stderr,
+              flush=True)
     model, tokenizer = load_model(arguments, timeout_seconds)
     from glm import parallel
 
