@@ -15,6 +15,7 @@ from pathlib import Path
 
 from generation.prompts import PromptLine
 from glm.errors import UserError
+from glm.files import replacing
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 _LONGEST_NAME = 200  # bytes; file systems allow 255
@@ -121,9 +122,8 @@ class Results:
 
 def _write(path: Path, text: str) -> None:
     """Replace a file as a whole: whoever is interrupted leaves the old one."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(beside, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def file_names(lines: Sequence[PromptLine]) -> list[str | None]:

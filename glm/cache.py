@@ -40,11 +40,6 @@ class KVCache:
         return KVCache([k.index_select(0, rows) for k in self.keys],
                        [v.index_select(0, rows) for v in self.values], self.length)
 
-    def expand(self, times: int) -> KVCache:
-        """A new cache with every row `times` times in a row: the beams of a prompt."""
-        rows = torch.arange(self.batch, device=self.keys[0].device).repeat_interleave(times)
-        return self.select(rows)
-
     def reorder(self, parents: torch.Tensor, start: int) -> None:
         """Row i becomes a copy of row parents[i], from place `start` on (before it the beams of a prompt agree)."""
         for buffer in (*self.keys, *self.values):

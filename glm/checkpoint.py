@@ -5,12 +5,11 @@
     FOLDER/model_config.json                       the model's shapes, where there is one
 """
 
-import contextlib
 import os
 import pickle
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import torch
 
 from glm.config import ModelConfig
 from glm.errors import UserError
+from glm.files import replacing
 
 LATEST = "latest"
 CONFIG_NAME = "model_config.json"
@@ -42,11 +42,17 @@ def shard_name(rank: int) -> str:
     return f"mp_rank_{rank:02d}_model_states.pt"
 
 
-def iteration_folder(folder: str | os.PathLike) -> Path:
-    """The folder that ``latest`` points to."""
+def checkpoint_folder(folder: str | os.PathLike) -> Path:
+    """The folder, which must be there."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {folder}; --load needs the folder that holds the file {LATEST!r}")
+    return folder
+
+
+def iteration_folder(folder: str | os.PathLike) -> Path:
+    """The folder that ``latest`` points to."""
+    folder = checkpoint_folder(folder)
     latest = folder / LATEST
     try:
         iteration = latest.read_text(encoding="utf-8").strip()
@@ -127,7 +133,7 @@ def save_shard(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # torch.save writes a tensor's whole storage: a view would bring what it was cut from
     state = {name: tensor.detach().clone() if _is_view(tensor) else tensor.detach() for name, tensor in state.items()}
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save({"module": state}, file)
         file.flush()
         os.fsync(file.fileno())
@@ -136,9 +142,9 @@ def save_shard(path: Path, state: Mapping[str, torch.Tensor]) -> None:
 def save_index(folder: str | os.PathLike, iteration: int | str, config: ModelConfig) -> None:
     """Write model_config.json and, last, ``latest``: call it once all shards of the iteration are written."""
     folder = Path(folder)
-    with _replacing(folder / CONFIG_NAME) as temporary:
+    with replacing(folder / CONFIG_NAME) as temporary:
         config.save(temporary)
-    with _replacing(folder / LATEST) as temporary:
+    with replacing(folder / LATEST) as temporary:
         temporary.write_text(str(iteration), encoding="utf-8")
 
 
@@ -158,17 +164,3 @@ def save_checkpoint(folder: str | os.PathLike, iteration: int | str, state: Mapp
 
 def _is_view(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block has ended well.
-
-    Always the same name: what a killed process left there is overwritten by the next one.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

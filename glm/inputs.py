@@ -37,11 +37,3 @@ def prefix_causal_blocked(prefix_lengths: torch.Tensor, lengths: torch.Tensor, w
     beyond_prefix = places[None, None, :] >= prefix_lengths[:, None, None]
     padding = places >= lengths[:, None]
     return (future & beyond_prefix) | padding[:, None, :] | padding[:, :, None]
-
-
-def blank_positions(context_length: int, mask_position: int | None, answer_length: int) -> list[int]:
-    """Positions of a context and the answer behind it, sop first: [gMASK] (mask_position None) counts on,
-    [MASK] and [sMASK] give the whole answer the position of the mask."""
-    answer = (range(context_length, context_length + answer_length) if mask_position is None
-              else [mask_position] * answer_length)
-    return [*range(context_length), *answer]

@@ -3,13 +3,21 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from glm import parallel
-from glm.checkpoint import CONFIG_NAME, Shard, find_shards, missing_shard, read_shard, shard_name, wrong_degree
+from glm.checkpoint import (
+    CONFIG_NAME,
+    Shard,
+    checkpoint_folder,
+    find_shards,
+    missing_shard,
+    read_shard,
+    shard_name,
+    wrong_degree,
+)
 from glm.config import PRESETS, ModelConfig, read_config_file
 from glm.errors import UserError
 from glm.model import GLM
@@ -77,9 +85,7 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
 
 def read_config(path: str | os.PathLike, model: str | None = None, **overrides) -> ModelConfig:
     """Shapes from the checkpoint's model_config.json, then a preset's, then ``overrides`` (None: not said)."""
-    if not Path(path).is_dir():
-        raise UserError(f"{path}: no such checkpoint folder")
-    file = Path(path) / CONFIG_NAME
+    file = checkpoint_folder(path) / CONFIG_NAME
     values, source = (read_config_file(file), str(file)) if file.is_file() else ({}, str(path))
     if model is not None:
         ModelConfig.from_name(model)  # refuses an unknown name

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.machinery
-import importlib.util
 import os
 import sys
 import types
@@ -141,15 +140,3 @@ def broadcast_object(value: object) -> object:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=source_rank(), group=group())
     return box[0]
-
-
-def print_first(*values: object, **options) -> None:
-    if is_first_process():
-        print(*values, **options)
-
-
-def stop() -> None:
-    """Leave the process groups; start() may then be called again."""
-    if torch.distributed.is_initialized():
-        mpu.destroy_model_parallel()
-        torch.distributed.destroy_process_group()

@@ -85,7 +85,7 @@ def test_faulty_configuration_file_is_named(checkpoint, content):
 
 
 def test_folder_that_is_not_there(tmp_path):
-    assert "nowhere: no such checkpoint folder" in refused(tmp_path / "nowhere")
+    assert f"no checkpoint folder {tmp_path / 'nowhere'};" in refused(tmp_path / "nowhere")
 
 
 # device, precision, quantisation

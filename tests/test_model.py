@@ -61,7 +61,7 @@ def test_reordered_cache_continues_as_its_parents(model):
     cache.reorder(torch.tensor([1, 0]), start=0)
     for mine, other in zip(cache.keys + cache.values, swapped.keys + swapped.values, strict=True):
         assert torch.equal(mine[:, :, :6], other[:, :, :6])
-    assert cache.expand(3).batch == 6
+    assert cache.select(torch.arange(2).repeat_interleave(3)).batch == 6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

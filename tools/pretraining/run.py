@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from glm.errors import UserError
+from glm.files import replacing
 
 STATE = "state.pt"
 LOG = "log.jsonl"
@@ -19,12 +20,10 @@ def save_state(folder: Path, model, optimizers: list, progress: dict[str, int]) 
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    temporary = folder / f"{STATE}.writing"
-    with open(temporary, "wb") as file:
+    with replacing(folder / STATE) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, folder / STATE)
 
 
 def load_state(folder: Path, model, optimizers: list) -> dict[str, int]:
@@ -63,9 +62,8 @@ def read_log(path: Path) -> list[dict]:
 def truncate_log(path: Path, step: int) -> None:
     """Forgets what was logged for steps that are about to be done again."""
     kept = [entry for entry in read_log(path) if entry["step"] <= step]
-    temporary = path.with_suffix(".writing")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
 
 
 def append_log(path: Path, entry: dict) -> None:
