@@ -105,6 +105,16 @@ def rank() -> int:
     return mpu.get_model_parallel_rank()
 
 
+def data_parallel_size() -> int:
+    """How many tensor-parallel groups there are, each with the whole model."""
+    return torch.distributed.get_world_size() // size()
+
+
+def data_parallel_rank() -> int:
+    """Which of these groups this process belongs to: groups are made of neighbouring ranks."""
+    return torch.distributed.get_rank() // size()
+
+
 def source_rank() -> int:
     """Global rank of the first process of this tensor-parallel group."""
     return mpu.get_model_parallel_src_rank()
@@ -140,3 +150,12 @@ def broadcast_object(value: object) -> object:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=source_rank(), group=group())
     return box[0]
+
+
+def collect(value: object) -> list:
+    """The values of every group's first rank, in the order of the groups, on all processes (trusted ones)."""
+    if torch.distributed.get_world_size() == 1:
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value if rank() == 0 else None)
+    return values[::size()]
