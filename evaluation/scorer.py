@@ -1,0 +1,145 @@
+"""The narrow waist: everything that the evaluation asks of a model, one batch at a time.
+
+A batch of contexts with their continuations is one forward pass; logits are computed at the scored places only.
+Shapes: b rows, s sequence, h hidden, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from evaluation.requests import GenerateRequest, Request, ScoreRequest
+from generation.decode import generate
+from glm.inputs import right_pad
+
+HEAD_BYTES = 64 << 20  # of float32 logits at a time
+PADDING = -1
+
+
+class Scorer:
+    """Answers requests with a model. An answer is a value that JSON can hold:
+
+    ScoreRequest -> {"log_probs": [one per continuation]}
+    GenerateRequest -> {"beams": [ids without end token, best first], "scores": [float or None]}
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.device = next(model.parameters()).device
+
+    def answer(self, requests: Sequence[Request]) -> list[dict]:
+        """Answers of one batch, in order; all requests must be of one family."""
+        if isinstance(requests[0], ScoreRequest):
+            return [{"log_probs": row} for row in self.choice_log_probs(requests)]
+        return self.generate(requests)
+
+    def window_losses(self, requests: Sequence[ScoreRequest]) -> list[float]:
+        """Summed cross entropy (nats) of every request's only continuation."""
+        return [-row[0] for row in self.choice_log_probs(requests)]
+
+    @torch.inference_mode()
+    def choice_log_probs(self, requests: Sequence[ScoreRequest]) -> list[list[float]]:
+        """Per request, the log-probability of each of its continuations: the sum over its tokens."""
+        tokens, positions, segments, causal = self._inputs(requests)
+        hidden = self.model.hidden_states(tokens, positions, segments_blocked(segments, causal))
+        places, owners, targets = _scored(requests, tokens.shape[1])
+        values = self._token_log_probs(hidden.flatten(0, 1), places, owners, targets).double().cpu()
+        sums = iter(part.sum().item() for part in values.split([len(c) for r in requests for c in r.continuations]))
+        return [[next(sums) for _ in request.continuations] for request in requests]
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[dict]:
+        """Generated ids, best first, without their end token."""
+        first = requests[0]
+        answers = generate(
+            self.model, [request.context for request in requests], first.params, end_tokens=first.end_tokens,
+            limits=[request.limit for request in requests],
+            shared_positions=[request.shared_position for request in requests],
+            unidirectional=first.unidirectional,
+            counted_lengths=[request.counted_length for request in requests],
+            invalid_ids=first.invalid_ids, forbidden_starts=first.forbidden_starts)
+        ends = set(first.end_tokens)
+        return [{"beams": [ids[:-1] if ids and ids[-1] in ends else ids for ids, _ in beams],
+                 "scores": [score for _, score in beams]} for beams in answers]
+
+    def _inputs(self, requests: Sequence[ScoreRequest]) -> tuple[torch.Tensor, ...]:
+        """tokens (b, s), positions (b, s) or (b, 2, s), segments (b, s) as in segments_blocked, causal (b,)."""
+        tokens, positions, inner, segments = [], [], [], []
+        for request in requests:
+            row, c = list(request.context), len(request.context)
+            place, in_blank, segment = list(range(c)), [0] * c, [0] * c
+            for number, ids in enumerate(request.segments, 1):
+                row += ids
+                place += [request.first_position + i * request.advance for i in range(len(ids))]
+                in_blank += range(1, len(ids) + 1)
+                segment += [number] * len(ids)
+            tokens.append(row)
+            positions.append(place)
+            inner.append(in_blank)
+            segments.append(segment)
+        padded = right_pad(tokens)[0].to(self.device)
+        position_ids = right_pad(positions)[0]
+        if self.model.config.position_encoding_2d:
+            position_ids = torch.stack((position_ids, right_pad(inner)[0]), dim=1)
+        causal = torch.tensor([request.causal for request in requests], device=self.device)
+        return padded, position_ids.to(self.device), right_pad(segments, PADDING)[0].to(self.device), causal
+
+    def _token_log_probs(self, hidden: torch.Tensor, places: list[int], owners: list[int],
+                         targets: list[int]) -> torch.Tensor:
+        """hidden (b*s, h) -> float32 log-probabilities (n,): of targets[i] at the place places[owners[i]].
+
+        places are of hidden's first dimension; owners never decrease, so that a slice of places is one of targets.
+        """
+        device = self.device
+        hidden = hidden[torch.tensor(places, device=device)]
+        owner, target = torch.tensor(owners, device=device), torch.tensor(targets, device=device)
+        step = max(1, HEAD_BYTES // (4 * self.model.config.vocab_size))
+        found, begin = [], 0
+        for start in range(0, len(places), step):
+            logits = self.model.head(hidden[start:start + step])
+            end = begin
+            while end < len(owners) and owners[end] < start + step:
+                end += 1
+            row = owner[begin:end] - start
+            found.append(logits[row, target[begin:end]] - torch.logsumexp(logits, dim=-1)[row])
+            begin = end
+        return torch.cat(found)
+
+
+def segments_blocked(segments: torch.Tensor, causal: torch.Tensor) -> torch.Tensor:
+    """The mask of packed continuations, bool (b, s, s), True = must not attend.
+
+    segments: (b, s), 0 for the context, 1, 2, ... for the continuations behind it, PADDING behind the end.
+    causal: (b,), whether the context's tokens see only what is left of them. [0 0 1 1 2 -1], not causal:
+        . . x x x x
+        . . x x x x
+        . . . x x x
+        . . . . x x
+        . . x x . x     the second continuation does not see the first
+        . . x x x x     padding: whatever it sees, nobody looks at it
+    """
+    s = segments.shape[1]
+    places = torch.arange(s, device=segments.device)
+    future = places[None, :] > places[:, None]
+    of_context = (segments == 0)[:, None, :]
+    same = segments[:, None, :] == segments[:, :, None]
+    in_context = of_context & ~(causal[:, None, None] & future)
+    in_segment = same & ~of_context & ~future & (segments != PADDING)[:, None, :]
+    return ~(in_context | in_segment)
+
+
+def _scored(requests: Sequence[ScoreRequest], width: int) -> tuple[list[int], list[int], list[int]]:
+    """Places of the flattened batch whose logits are needed, and for each scored token which of them, and its id."""
+    places, owners, targets = [], [], []
+    for row, request in enumerate(requests):
+        place = row * width + len(request.context)
+        is_shared = len(request.segments) < len(request.continuations)
+        for number, ids in enumerate(request.continuations):
+            for target in ids:
+                if number == 0 or not is_shared:
+                    places.append(place)
+                    place += 1
+                owners.append(len(places) - 1)
+                targets.append(target)
+    return places, owners, targets

@@ -1,0 +1,200 @@
+"""A task: from the rows of its files to requests, and from the model's answers to items and their metrics.
+
+To evaluate something new, subclass one of the three tasks, override what differs, and name the class with `module:` in
+the task file (docs/evaluate-your-own-tasks.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluation.config import TaskConfig, TaskType
+from evaluation.data import Example, read_rows, read_text, to_example
+from evaluation.metrics import METRICS, Metric
+from evaluation.registry import import_dotted, lookup
+from evaluation.requests import GenerateRequest, Request, ScoreRequest
+from generation.params import BeamParams, SamplingParams
+from glm.errors import UserError
+
+
+class Task:
+    """What all tasks share. A subclass gives `request` and `item`."""
+
+    default_metrics: tuple[str, ...] | None = None  # where the task file names none; None: those of its type
+    extra_metrics: Mapping[str, Metric] = {}  # known to this class beside evaluation.metrics.METRICS
+
+    def __init__(self, config: TaskConfig, tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self.mask = tokenizer.command("[gMASK]" if config.use_task_mask else "[MASK]")
+        self.sop = tokenizer.command("sop")
+        self.end_tokens = (tokenizer.command("eop"), tokenizer.command("eos"))
+
+    def examples(self, path: Path, limit: int | None = None) -> list[Example]:
+        """The first `limit` rows of a data file, tokenised."""
+        rows = read_rows(path, self.config)[:limit]
+        return [to_example(row, index, self.tokenizer) for index, row in enumerate(rows)]
+
+    def request(self, example: Example) -> Request:
+        raise NotImplementedError
+
+    def item(self, example: Example, request: Request, answer: dict) -> dict:
+        """A line of samples/: what was answered, what would be right, and whatever the metrics need."""
+        raise NotImplementedError
+
+    def items(self, examples: Sequence[Example], requests: Sequence[Request], answers: Sequence[dict]) -> list[dict]:
+        """The items of one file, in order."""
+        return [self.item(*each) for each in zip(examples, requests, answers, strict=True)]
+
+    def metrics(self, items: Sequence[dict]) -> dict[str, Metric]:
+        """The metrics of one file, by the name they are printed with."""
+        known = METRICS | dict(self.extra_metrics)
+        return {name: lookup(known, name, "metric", str(self.config.source)) if "." not in name
+                else import_dotted(name, self.config.source.parent) for name in self.config.metrics}
+
+    def groups(self, files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Which files (relative paths) each group reports: those that the task file says."""
+        return {group: list(paths) for group, paths in files.items()}
+
+    def _facts(self, example: Example, request: Request) -> dict:
+        return {"index": example.index, "input_length": request.input_length, "truncated": request.truncated}
+
+
+class MultiChoiceTask(Task):
+    """Which choice is the most likely one to fill the blank."""
+
+    def request(self, example: Example) -> ScoreRequest:
+        config, choices = self.config, tuple(map(tuple, example.choices))
+        is_single = all(len(choice) == 1 for choice in choices)
+        reserve = (1 if is_single else sum(map(len, choices))) + 2
+        text, truncated = fit_context(example.inputs, reserve, config.max_seq_length)
+        facts = {"truncated": truncated, "input_length": len(text)}
+        if config.unidirectional:
+            return self._unidirectional(text, choices, facts)
+        is_inside = self.mask in text
+        context = tuple(text) if is_inside else (*text, self.mask)
+        place = context.index(self.mask)
+        if config.use_task_mask:
+            first, advance = len(context), 1
+        elif config.use_multitask_encoding and not is_inside:
+            first, advance = place, 1
+        else:
+            first, advance = place, 0
+        return ScoreRequest(context, choices, self.sop, first, advance, **facts)
+
+    def _unidirectional(self, text: list[int], choices: tuple, facts: dict) -> ScoreRequest:
+        """The text follows [gMASK] sop, and each choice follows its last token, as in generation."""
+        if self.mask in text:
+            raise UserError("a unidirectional task cannot fill a [gMASK] inside the text")
+        sequence = (self.mask, self.sop, *text)
+        return ScoreRequest(sequence[:-1], choices, sequence[-1], len(sequence) - 1, 1, causal=True, **facts)
+
+    def item(self, example: Example, request: ScoreRequest, answer: dict) -> dict:
+        log_probs = answer["log_probs"]
+        best = max(range(len(log_probs)), key=log_probs.__getitem__)  # the first of equals, as argmax
+        return self._facts(example, request) | {
+            "prediction": best, "label": example.label, "log_probs": log_probs,
+            "choice_lengths": [len(choice) for choice in example.choices]}
+
+
+class GenerationTask(Task):
+    """What the model writes into the blank."""
+
+    def request(self, example: Example) -> GenerateRequest:
+        config = self.config
+        text, truncated = fit_context(example.inputs, config.max_gen_length + 2, config.max_seq_length)
+        if self.mask in text:
+            if config.unidirectional:
+                raise UserError("a unidirectional task cannot fill a mask inside the text")
+            context, place = (*text, self.sop), text.index(self.mask)
+        elif config.unidirectional:
+            context, place = (self.mask, self.sop, *text), len(text)
+        else:
+            context, place = (*text, self.mask, self.sop), len(text)
+        return GenerateRequest(
+            context, self.params(), config.max_gen_length, self.end_tokens, None if config.use_task_mask else place,
+            config.unidirectional, self.invalid_ids(), self.forbidden_starts(),
+            truncated=truncated, input_length=len(text))
+
+    def params(self) -> SamplingParams | BeamParams:
+        """Greedy, or the beam search of the task file."""
+        config = self.config
+        if config.sampling_strategy == "BaseStrategy":
+            return SamplingParams(top_k=1, min_gen_length=config.min_gen_length)
+        return BeamParams(num_beams=config.num_beams, length_penalty=float(config.length_penalty),
+                          no_repeat_ngram_size=config.no_repeat_ngram_size, min_gen_length=config.min_gen_length)
+
+    def invalid_ids(self) -> tuple[int, ...]:
+        """Ids that are never generated."""
+        return ()
+
+    def forbidden_starts(self) -> tuple[tuple[int, ...], ...]:
+        """Ids that no answer begins with."""
+        return ()
+
+    def predicted_ids(self, beams: Sequence[Sequence[int]]) -> list[int]:
+        """The answer that counts, of all beams, best first."""
+        return list(beams[0])
+
+    def item(self, example: Example, request: GenerateRequest, answer: dict) -> dict:
+        ids = self.predicted_ids(answer["beams"])
+        return self._facts(example, request) | {
+            "prediction": self.tokenizer.decode(ids), "ids": ids,
+            "targets": [self.tokenizer.decode(target) for target in example.targets], "beams": answer["beams"]}
+
+
+class LanguageModelTask(Task):
+    """How well the model foresees a text: losses of windows that move over it."""
+
+    def examples(self, path: Path, limit: int | None = None) -> list[Example]:
+        """The windows of a text; each has its share of the words."""
+        text = read_text(path)
+        ids = self.tokenizer.encode(text)
+        width, step = self.config.max_seq_length - 1, self.config.generation_length
+        count = math.ceil(max(len(ids) - width, 0) / step) + 1
+        words = len(text.strip().split(" ")) / count
+        windows = []
+        for index in range(count if limit is None else min(count, limit)):
+            window = ids[index * step:index * step + width]
+            begin = 0 if index == 0 or self.config.unidirectional else width - step
+            windows.append(Example(index, window[:begin], [], [window[begin:]], None, {"words": words}))
+        return windows
+
+    def request(self, example: Example) -> ScoreRequest:
+        (scored,) = example.targets
+        context = (*example.inputs, self.mask)
+        return ScoreRequest(context, (tuple(scored),), self.sop, len(context), 1, self.config.unidirectional,
+                            input_length=len(example.inputs) + len(scored))
+
+    def item(self, example: Example, request: ScoreRequest, answer: dict) -> dict:
+        return self._facts(example, request) | {
+            "loss": -answer["log_probs"][0], "tokens": len(request.continuations[0]), "words": example.row["words"]}
+
+
+TASKS = {
+    TaskType.MULTICHOICE: MultiChoiceTask,
+    TaskType.GENERATION: GenerationTask,
+    TaskType.LANGUAGE_MODEL: LanguageModelTask,
+}
+
+
+def task_class(config: TaskConfig) -> type[Task]:
+    """The class of a task: that of its `module`, or its type's."""
+    if config.module is None:
+        return TASKS[config.type]
+    found = import_dotted(config.module, config.source.parent)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise UserError(f"{config.source}: module {config.module!r} must name a subclass of evaluation.tasks.Task")
+    return found
+
+
+def fit_context(ids: Sequence[int], reserve: int, limit: int) -> tuple[list[int], bool]:
+    """The last tokens of a text that leave room for `reserve` more within `limit`, and whether any were cut off."""
+    room = limit - reserve
+    if len(ids) <= room:
+        return list(ids), False
+    if room < 1:
+        raise UserError(f"max_seq_length {limit} leaves no room for the text beside {reserve} tokens of choices or "
+                        "answer; raise max_seq_length")
+    return list(ids[len(ids) - room:]), True
