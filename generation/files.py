@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 
 from generation.infill import Result, fill_blanks
@@ -15,6 +14,7 @@ from generation.options import Options
 from generation.prompts import PromptLine
 from generation.results import Results
 from glm import parallel
+from glm.versions import versions
 
 
 def run_file(model, tokenizer, results: Results | None, options: Options, batch_size: int | None,
@@ -78,16 +78,6 @@ def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
               "vocabulary_sha256": _hash(Path(tokenizer.vocabulary_file).read_bytes()),
               "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
     return {"strategy": options.strategy} | asdict(options.params()) | values
-
-
-def versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for package in ("torch", "SwissArmyTransformer", "sentencepiece"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return found
 
 
 def _hash(data: bytes) -> str:

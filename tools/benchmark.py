@@ -51,6 +51,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
 
     from glm.config import ModelConfig
     from glm.loading import DTYPES, load, read_config
+    from glm.versions import versions
     from tools.benchmarking import machine, own, peers, report
 
     if arguments.threads:
@@ -101,7 +102,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
     report.show(results, skipped, facts_of_machine, facts)
     if arguments.json:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-        report.write(arguments.json, results, skipped, facts_of_machine, machine.versions(), facts, settings,
+        report.write(arguments.json, results, skipped, facts_of_machine, versions(machine.PEERS), facts, settings,
                      "python tools/benchmark.py " + shlex.join(sys.argv[1:]))
 
 

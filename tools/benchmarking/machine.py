@@ -2,7 +2,6 @@
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 import kernels
 from tools.benchmarking.timing import Timing, clock, repeat
 
-PACKAGES = ("torch", "SwissArmyTransformer", "transformers", "llama_cpp_python", "openvino")
+PEERS = ("transformers", "llama_cpp_python", "openvino")  # packages that others' figures depend on
 
 
 def describe(device: str) -> dict:
@@ -29,16 +28,6 @@ def describe(device: str) -> dict:
         properties = torch.cuda.get_device_properties(device)
         facts |= {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 2**30, 1)}
     return facts
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _processor() -> str:
