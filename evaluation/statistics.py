@@ -21,6 +21,7 @@ _SEED = 20220804
 _CHUNK = 4_000_000  # weights in memory at a time
 
 Limits = tuple[float | None, float | None]
+Interval = tuple[float | None, float | None, str]
 
 
 def wilson(successes: float, trials: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -34,10 +35,12 @@ def wilson(successes: float, trials: float, confidence: float = CONFIDENCE) -> t
     middle = (share + z * z / (2 * trials)) / scale
     half = z / scale * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
     # At 0 and 1 the formula meets the end exactly; floating point may miss it by a hair.
-    return (0.0 if successes <= 0 else max(0.0, middle - half)), (1.0 if successes >= trials else min(1.0, middle + half))
+    low = 0.0 if successes <= 0 else max(0.0, middle - half)
+    high = 1.0 if successes >= trials else min(1.0, middle + half)
+    return low, high
 
 
-def interval(metric, arrays: Sequence, weights: Sequence[float] | None = None) -> tuple[float | None, float | None, str]:
+def interval(metric, arrays: Sequence, weights: Sequence[float] | None = None) -> Interval:
     """The 95% interval of a file's figure (one array) or of a group's average over its files, and how it was found.
 
     arrays: (n_i, k) statistics of each file's items; weights: of the files in the average (default: their items).
@@ -53,8 +56,8 @@ def interval(metric, arrays: Sequence, weights: Sequence[float] | None = None) -
         sums = [array.sum(axis=0) for array in arrays]
         successes, trials = (float(sum(part[place] for part in sums)) for place in (0, 1))
         prompts = len(arrays) if same_items(arrays) else 1
-        by_items = weights is None or np.allclose(np.divide(weights, sum(weights)), [part[1] / trials for part in sums])
-        if prompts == 1 and by_items or successes in (0, trials):
+        is_pooled = np.allclose(_shares(arrays, weights), [part[1] / trials for part in sums])
+        if (prompts == 1 and is_pooled) or successes in (0, trials):
             low, high = wilson(successes / prompts, trials / prompts)
             return low * scale, high * scale, WILSON
     if max(len(array) for array in arrays) < 2:
@@ -91,7 +94,7 @@ def paired_bootstrap(metric, pairs: Sequence[tuple], weights: Sequence[float] | 
 def average(metric, arrays: Sequence, weights: Sequence[float] | None = None) -> float:
     """The figure of every file, averaged with weights (default: the files' items)."""
     figures = [float(metric.figure(np.asarray(array, dtype=np.float64).sum(axis=0))) for array in arrays]
-    return float(np.average(figures, weights=_weights(arrays, weights)))
+    return float(np.dot(figures, _shares(arrays, weights)))
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -130,13 +133,15 @@ def share_scale(metric, arrays: Sequence) -> float | None:
     return float(metric.figure(np.array([1.0, 1.0]))) if counted else None
 
 
-def _weights(arrays: Sequence, weights: Sequence[float] | None) -> list[float]:
-    return [float(len(array)) for array in arrays] if weights is None else [float(weight) for weight in weights]
+def _shares(arrays: Sequence, weights: Sequence[float] | None) -> np.ndarray:
+    """What each file counts for in the average; together 1."""
+    counted = np.array([len(array) for array in arrays] if weights is None else weights, dtype=np.float64)
+    return counted / counted.sum()
 
 
 def _resampled_averages(metric, runs: Sequence[Sequence], weights: Sequence[float] | None) -> list[np.ndarray]:
     """Per run, (r,) averages over files of the resampled figures. The same items are drawn in all runs."""
-    files, shares = list(range(len(runs[0]))), _weights(runs[0], weights)
+    files, shares = list(range(len(runs[0]))), _shares(runs[0], weights)
     blocks = [files] if same_items(runs[0]) else [[file] for file in files]
     totals = [np.zeros(RESAMPLES) for _ in runs]
     for number, block in enumerate(blocks):
@@ -145,7 +150,7 @@ def _resampled_averages(metric, runs: Sequence[Sequence], weights: Sequence[floa
         for total in totals:
             for file in block:
                 with np.errstate(all="ignore"):  # a resample may hold nothing that counts: no figure, left out
-                    total += metric.figure(next(drawn)) * (shares[file] / sum(shares))
+                    total += metric.figure(next(drawn)) * shares[file]
     return totals
 
 
