@@ -18,8 +18,8 @@ class ScoreRequest:
     """Log-probabilities of some continuations of one context.
 
     context: ids that all see each other, or what is left of them only if `causal`.
-    continuations: the ids to be scored, at least one for each. A continuation sees the context and itself causally, never
-        another one, and is fed as [lead] + its ids without the last.
+    continuations: the ids to be scored, at least one for each. A continuation sees the context and itself causally,
+        never another one, and is fed as [lead] + its ids without the last.
     first_position: position of the lead; the tokens behind it have the same (advance 0) or count up (advance 1).
     """
 

@@ -16,6 +16,9 @@ from glm.inputs import right_pad
 
 HEAD_BYTES = 64 << 20  # of float32 logits at a time
 PADDING = -1
+# In float32 a score must not feel the batch that it was computed in. Products of few rows sum in another order than
+# those of many, and attention sums in vectors of 16: so there are never few rows, and widths are multiples of 16.
+FEW_ROWS, VECTOR = 48, 16
 
 
 class Scorer:
@@ -27,7 +30,8 @@ class Scorer:
 
     def __init__(self, model):
         self.model = model
-        self.device = next(model.parameters()).device
+        parameter = next(model.parameters())
+        self.device, self.is_exact = parameter.device, parameter.dtype == torch.float32
 
     def answer(self, requests: Sequence[Request]) -> list[dict]:
         """Answers of one batch, in order; all requests must be of one family."""
@@ -78,12 +82,15 @@ class Scorer:
             positions.append(place)
             inner.append(in_blank)
             segments.append(segment)
-        padded = right_pad(tokens)[0].to(self.device)
-        position_ids = right_pad(positions)[0]
+        width = max(map(len, tokens))
+        if self.is_exact:
+            width = max(-(-width // VECTOR) * VECTOR, FEW_ROWS)
+        padded, position_ids, in_blank, segment = (
+            right_pad([*rows, [fill] * width], fill)[0][:-1].to(self.device)
+            for rows, fill in ((tokens, 0), (positions, 0), (inner, 0), (segments, PADDING)))
         if self.model.config.position_encoding_2d:
-            position_ids = torch.stack((position_ids, right_pad(inner)[0]), dim=1)
-        causal = torch.tensor([request.causal for request in requests], device=self.device)
-        return padded, position_ids.to(self.device), right_pad(segments, PADDING)[0].to(self.device), causal
+            position_ids = torch.stack((position_ids, in_blank), dim=1)
+        return padded, position_ids, segment, torch.tensor([request.causal for request in requests], device=self.device)
 
     def _token_log_probs(self, hidden: torch.Tensor, places: list[int], owners: list[int],
                          targets: list[int]) -> torch.Tensor:
@@ -92,9 +99,12 @@ class Scorer:
         places are of hidden's first dimension; owners never decrease, so that a slice of places is one of targets.
         """
         device = self.device
+        if self.is_exact:
+            places = places + places[-1:] * (FEW_ROWS - len(places))
         hidden = hidden[torch.tensor(places, device=device)]
         owner, target = torch.tensor(owners, device=device), torch.tensor(targets, device=device)
-        step = max(1, HEAD_BYTES // (4 * self.model.config.vocab_size))
+        most = max(FEW_ROWS, HEAD_BYTES // (4 * self.model.config.vocab_size))
+        step = -(-len(places) // -(-len(places) // most))  # all parts alike: the last one is not of few rows
         found, begin = [], 0
         for start in range(0, len(places), step):
             logits = self.model.head(hidden[start:start + step])
