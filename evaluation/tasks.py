@@ -12,8 +12,8 @@ from pathlib import Path
 
 from evaluation.config import TaskConfig, TaskType
 from evaluation.data import Example, read_rows, read_text, to_example
-from evaluation.metrics import METRICS, Metric
-from evaluation.registry import import_dotted, lookup
+from evaluation.metrics import Metric, find_metric
+from evaluation.registry import import_dotted
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.params import BeamParams, SamplingParams
 from glm.errors import UserError
@@ -30,6 +30,11 @@ class Task:
         self.mask = tokenizer.command("[gMASK]" if config.use_task_mask else "[MASK]")
         self.sop = tokenizer.command("sop")
         self.end_tokens = (tokenizer.command("eop"), tokenizer.command("eos"))
+
+    @classmethod
+    def check(cls, config: TaskConfig, path: Path) -> int:
+        """Rows of a data file, all checked, before there is a model. UserError for one at fault, or if there are none."""
+        return len(read_rows(path, config))
 
     def examples(self, path: Path, limit: int | None = None) -> list[Example]:
         """The first `limit` rows of a data file, tokenised."""
@@ -49,9 +54,9 @@ class Task:
 
     def metrics(self, items: Sequence[dict]) -> dict[str, Metric]:
         """The metrics of one file, by the name they are printed with."""
-        known = METRICS | dict(self.extra_metrics)
-        return {name: lookup(known, name, "metric", str(self.config.source)) if "." not in name
-                else import_dotted(name, self.config.source.parent) for name in self.config.metrics}
+        config = self.config
+        return {name: find_metric(name, config.source.parent, self.extra_metrics, config.type.value, str(config.source))
+                for name in config.metrics}
 
     def groups(self, files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Which files (relative paths) each group reports: those that the task file says."""
@@ -147,6 +152,11 @@ class GenerationTask(Task):
 class LanguageModelTask(Task):
     """How well the model foresees a text: losses of windows that move over it."""
 
+    @classmethod
+    def check(cls, config: TaskConfig, path: Path) -> int:
+        read_text(path)
+        return 1
+
     def examples(self, path: Path, limit: int | None = None) -> list[Example]:
         """The windows of a text; each has its share of the words."""
         text = read_text(path)
@@ -183,7 +193,7 @@ def task_class(config: TaskConfig) -> type[Task]:
     """The class of a task: that of its `module`, or its type's."""
     if config.module is None:
         return TASKS[config.type]
-    found = import_dotted(config.module, config.source.parent)
+    found = import_dotted(config.module, config.source.parent, f"{config.source}: module")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"{config.source}: module {config.module!r} must name a subclass of evaluation.tasks.Task")
     return found

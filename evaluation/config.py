@@ -1,0 +1,268 @@
+"""A task as its YAML file says: frozen dataclasses with the original's fields and defaults, and the strict loader.
+
+Strict means: an unknown key, a value of another type or out of range, a metric or module that is not there stops with
+the file, the key, what is allowed and the nearest right name, before any model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from evaluation.metrics import find_metric
+from evaluation.registry import import_dotted, nearest
+from evaluation.strict_yaml import read_mapping, shown
+from glm.errors import UserError
+
+STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
+LARGEST = 2**31 - 1
+
+
+class TaskType(Enum):
+    MULTICHOICE = "mul"
+    GENERATION = "gen"
+    LANGUAGE_MODEL = "lm"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What all types of task share. Its repr is the line of settings in the report, so fields keep their order.
+
+    path: the folder of the task's data files. module: dotted path of a subclass of evaluation.tasks.Task.
+    file_pattern: glob below path, or name of a group -> glob. max_seq_length: tokens, with the choices or the answer.
+    use_task_mask: the blank is a [gMASK], not a [MASK]. micro_batch_size: what the original batched by; batches are
+    formed by their tokens here. source: the YAML file. options: free settings for the class that `module` names.
+    """
+
+    name: str
+    type: TaskType
+    path: str
+    module: str | None = None
+    metrics: list[str] = field(default_factory=list)
+    use_task_mask: bool = False
+    use_multitask_encoding: bool = False
+    unidirectional: bool = False
+    max_seq_length: int = 2048
+    file_pattern: str | dict[str, str] = "**/*.json*"
+    micro_batch_size: int = 1
+    source: Path = field(default=Path(), repr=False)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiChoiceTaskConfig(TaskConfig):
+    type: TaskType = TaskType.MULTICHOICE
+    metrics: list[str] = field(default_factory=lambda: ["Accuracy"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationTaskConfig(TaskConfig):
+    """sampling_strategy: BaseStrategy is greedy. min_gen_length, max_gen_length: tokens of the answer."""
+
+    type: TaskType = TaskType.GENERATION
+    metrics: list[str] = field(default_factory=lambda: ["EM", "F1"])
+    sampling_strategy: str = "BaseStrategy"
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 3
+    min_gen_length: int = 0
+    max_gen_length: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelTaskConfig(TaskConfig):
+    """generation_length: tokens by which the window moves, and which are scored in every window but the first."""
+
+    type: TaskType = TaskType.LANGUAGE_MODEL
+    metrics: list[str] = field(default_factory=lambda: ["PPL"])
+    generation_length: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherTaskConfig(TaskConfig):
+    """A task that its `module` defines altogether."""
+
+    type: TaskType = TaskType.OTHER
+
+
+CONFIGS = {
+    TaskType.MULTICHOICE: MultiChoiceTaskConfig,
+    TaskType.GENERATION: GenerationTaskConfig,
+    TaskType.LANGUAGE_MODEL: LanguageModelTaskConfig,
+    TaskType.OTHER: OtherTaskConfig,
+}
+REQUIRED = ("name", "type", "path")
+# Smallest value of every number; the largest is LARGEST. length_penalty may be any finite number.
+SMALLEST = {"max_seq_length": 1, "micro_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0, "min_gen_length": 0,
+            "max_gen_length": 1, "generation_length": 1}
+
+
+def load_task(path: str | Path, data_path: str | Path) -> TaskConfig:
+    """The task that a YAML file describes.
+
+    The file's `path` is taken below data_path, or, if it begins with "./", below the folder of the YAML file itself.
+    Raises UserError naming the file, the key and what is allowed.
+    """
+    source = Path(path)
+    written = read_mapping(source)
+    kind = CONFIGS[_task_type(written, source)]
+    values = {}
+    for key, value in written.items():
+        name = key.replace("-", "_")
+        _check_key(key, name, kind, source)
+        if name in values:
+            raise UserError(f"{source}: {name} stands there twice, in two spellings; keep one of them")
+        values[name] = _checked(name, value, f"{source}: {key}")
+    for name in REQUIRED:
+        if name not in values:
+            raise UserError(f"{source}: {name} is missing; every task file has {', '.join(REQUIRED)}")
+    folder = source.parent if values["path"].startswith("./") else Path(data_path)
+    values["path"] = str(folder / values["path"])
+    values = _with_module(values, kind, source)
+    values["type"] = kind.type
+    config = kind(**values, source=source)
+    _check_together(config)
+    return config
+
+
+def _task_type(written: Mapping[str, Any], source: Path) -> TaskType:
+    allowed = [each.value for each in TaskType]
+    if "type" not in written:
+        raise UserError(f"{source}: type is missing; allowed: {', '.join(allowed)}")
+    value = written["type"]
+    if value not in allowed:
+        hint = nearest(value, allowed) if isinstance(value, str) else ""
+        raise UserError(f"{source}: type: {shown(value)} is none{hint}; allowed: {', '.join(allowed)}")
+    return TaskType(value)
+
+
+def _keys(kind: type[TaskConfig]) -> list[str]:
+    return [each.name for each in fields(kind) if each.name != "source"]
+
+
+def _check_key(key: str, name: str, kind: type[TaskConfig], source: Path) -> None:
+    known = _keys(kind)
+    if name in known:
+        return
+    for task_type, other in CONFIGS.items():
+        if name in _keys(other):
+            raise UserError(f"{source}: {key} is a key of {task_type.value} tasks; this is a {kind.type.value} task")
+    raise UserError(f"{source}: unknown key {shown(key)}{nearest(name, known)} (known: {', '.join(known)})")
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    """A value of a file, made sure to be of its key's type and range. where: file and key for messages."""
+    if name == "type":
+        return value
+    if name == "file_pattern":
+        return _checked_patterns(value, where)
+    if name == "metrics":
+        return _checked_metrics(value, where)
+    if name == "options":
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: must be a mapping of `key: value`, is {shown(value)}")
+        return value
+    if name == "module" and value is None:
+        return None
+    if name in SMALLEST:
+        return _checked_number(value, SMALLEST[name], where)
+    if name == "length_penalty":
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+            raise UserError(f"{where}: must be a number, such as 1.0, is {shown(value)}")
+        return float(value)
+    if name in ("use_task_mask", "use_multitask_encoding", "unidirectional"):
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: must be true or false, is {shown(value)}")
+        return value
+    text = _checked_text(value, where)
+    if name == "sampling_strategy" and text not in STRATEGIES:
+        raise UserError(f"{where}: {shown(text)} is none{nearest(text, STRATEGIES)}; allowed: {', '.join(STRATEGIES)}")
+    if name == "name" and (text.startswith(".") or any(mark in text for mark in "/\\") or len(text.encode()) > 200):
+        raise UserError(f"{where}: {shown(text)}: the results are kept in a folder of this name, so it must not hold "
+                        "/ or \\, begin with a dot or be longer than 200 bytes")
+    return text
+
+
+def _checked_text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where}: must be text, is {shown(value)}; quotes make it text")
+    if not value.strip() or not value.isprintable():
+        raise UserError(f"{where}: must be one line of text, is {shown(value)}")
+    return value
+
+
+def _checked_number(value: Any, smallest: int, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{where}: must be a whole number, is {shown(value)}")
+    if not smallest <= value <= LARGEST:
+        raise UserError(f"{where}: must be from {smallest} to {LARGEST}, is {shown(value)}")
+    return value
+
+
+def _checked_patterns(value: Any, where: str) -> str | dict[str, str]:
+    if not isinstance(value, dict):
+        return _checked_pattern(value, where)
+    if not value:
+        raise UserError(f"{where}: names no group; write `group: glob` lines, or one glob")
+    return {_checked_text(group, f"{where}: a group's name"): _checked_pattern(pattern, f"{where}: {group}")
+            for group, pattern in value.items()}
+
+
+def _checked_pattern(value: Any, where: str) -> str:
+    pattern = _checked_text(value, where)
+    if pattern.startswith(("/", "\\", "~")) or ".." in pattern.replace("\\", "/").split("/"):
+        raise UserError(f"{where}: {shown(pattern)} leaves the task's data folder; globs are below `path`")
+    return pattern
+
+
+def _checked_metrics(value: Any, where: str) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: must be a list such as [Accuracy], is {shown(value)}")
+    names = [_checked_text(name, where) for name in value]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{where}: {name} is listed twice")
+    return names
+
+
+def _with_module(values: dict[str, Any], kind: type[TaskConfig], source: Path) -> dict[str, Any]:
+    """The values with the metrics that the module's class measures by itself; module and metrics are looked up."""
+    task = None
+    if values.get("module") is not None:
+        task = import_dotted(values["module"], source.parent, f"{source}: module")
+        if not isinstance(task, type):
+            raise UserError(f"{source}: module: {values['module']} is no class; it must be a subclass of "
+                            "evaluation.tasks.Task")
+        if "metrics" not in values and getattr(task, "default_metrics", None):
+            values["metrics"] = list(task.default_metrics)
+    elif kind is OtherTaskConfig:
+        raise UserError(f"{source}: module is missing; a task of type other is what its class makes of it")
+    elif values.get("options"):
+        raise UserError(f"{source}: options are read by the class that `module` names, and there is no module")
+    for name in values.get("metrics", ()):
+        find_metric(name, source.parent, getattr(task, "extra_metrics", {}), kind.type.value, f"{source}: metrics")
+    return values
+
+
+def _check_together(config: TaskConfig) -> None:
+    """What no key alone can get wrong."""
+    where, limit = config.source, config.max_seq_length
+    if config.unidirectional and not config.use_task_mask:
+        raise UserError(f"{where}: unidirectional: needs `use_task_mask: true` (only [gMASK] is filled from left to "
+                        "right)")
+    if isinstance(config, LanguageModelTaskConfig) and config.generation_length >= limit:
+        raise UserError(f"{where}: generation_length: must be less than max_seq_length ({limit}), is "
+                        f"{config.generation_length}")
+    if isinstance(config, MultiChoiceTaskConfig) and limit < 4:
+        raise UserError(f"{where}: max_seq_length: must be at least 4 (text, mask, sop and choice), is {limit}")
+    if isinstance(config, GenerationTaskConfig):
+        if config.max_gen_length + 2 >= limit:
+            raise UserError(f"{where}: max_gen_length: leaves no room for the text; must be at most max_seq_length - 3 "
+                            f"({limit - 3}), is {config.max_gen_length}")
+        if config.min_gen_length > config.max_gen_length:
+            raise UserError(f"{where}: min_gen_length: must be at most max_gen_length ({config.max_gen_length}), is "
+                            f"{config.min_gen_length}")

@@ -1,0 +1,232 @@
+"""Data files -> checked rows -> examples of token ids. Every fault stops with the file, the line and the field.
+
+A row is a JSON object, one a line (.jsonl), or an element of a list (.json):
+    inputs_pretokenized: text, choices_pretokenized: [text, ...], label: index, targets_pretokenized: [text, ...]
+or the same without _pretokenized, as ids. Other fields are kept as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.config import TaskConfig, TaskType
+from evaluation.strict_yaml import shown
+from glm.errors import UserError
+
+_BLANKS = " \t\n\r"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row, tokenised. index: among the rows, from 0. label: of the right choice. row: all fields as read."""
+
+    index: int
+    inputs: list[int]
+    choices: list[list[int]]
+    targets: list[list[int]]
+    label: int | None
+    row: dict[str, Any]
+
+
+def read_rows(path: str | Path, config: TaskConfig) -> list[dict[str, Any]]:
+    """All rows of a data file, checked for what the task's type needs; a class of the task's own may need less.
+
+    A language model's file is raw text, one row {"text": all of it}, unless a class of the task's own reads rows.
+    Raises UserError for the first row at fault, and for a file without rows.
+    """
+    if config.type is TaskType.LANGUAGE_MODEL and config.module is None:
+        return [{"text": read_text(path)}]
+    rows = []
+    for line, row in read_objects(path):
+        fault = fault_of_row(row, config.type, config.module is not None)
+        if fault:
+            raise UserError(f"{path}:{line}: {fault}")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: holds no rows")
+    return rows
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 file as it is. UserError if it cannot be read or holds nothing but white space."""
+    text = _decoded(path)
+    if not text.strip():
+        raise UserError(f"{path}: holds no text")
+    return text
+
+
+def _decoded(path: str | Path) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not valid UTF-8") from None
+
+
+def read_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line from 1, object) of JSON lines, blank ones skipped, or of one JSON list. UserError for anything else."""
+    text = _decoded(path)
+    if text.lstrip(_BLANKS).startswith("["):
+        parsed = _list_elements(text, path)
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        parsed = ((number, _parsed(line, 0, path, number)[0]) for number, line in lines if line.strip(_BLANKS))
+    for number, row in parsed:
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: a row must be a JSON object {{...}}, is {shown(row)}")
+        yield number, row
+
+
+def _list_elements(text: str, path: str | Path) -> Iterator[tuple[int, Any]]:
+    """The elements of a JSON list and the lines on which they begin."""
+    place, line, counted = text.index("[") + 1, 1, 0
+    is_first = True
+    while True:
+        place = _skip_blanks(text, place)
+        line, counted = line + text.count("\n", counted, place), place
+        if text[place:place + 1] == "]" and is_first:
+            place += 1
+            break
+        value, place = _parsed(text, place, path, line)
+        yield line, value
+        is_first = False
+        place = _skip_blanks(text, place)
+        mark = text[place:place + 1]
+        place += 1
+        if mark == "]":
+            break
+        if mark != ",":
+            line += text.count("\n", counted, place)
+            raise UserError(f"{path}:{line}: not valid JSON: a list's rows are separated by commas and end with ]")
+    rest = _skip_blanks(text, place)
+    if rest < len(text):
+        line += text.count("\n", counted, rest)
+        raise UserError(f"{path}:{line}: not valid JSON: something follows the end of the list")
+
+
+def _skip_blanks(text: str, place: int) -> int:
+    while place < len(text) and text[place] in _BLANKS:
+        place += 1
+    return place
+
+
+def _parsed(text: str, place: int, path: str | Path, line: int) -> tuple[Any, int]:
+    """The JSON value at a place, and where it ends; a line of JSON lines (place 0) must hold nothing else."""
+    try:
+        if place == 0:
+            return json.loads(text), len(text)
+        return json.JSONDecoder().raw_decode(text, place)
+    except json.JSONDecodeError as error:
+        line += error.lineno - 1 - text.count("\n", 0, place)
+        raise UserError(f"{path}:{line}: not valid JSON: {error.msg} at column {error.colno}") from None
+    except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
+        raise UserError(f"{path}:{line}: not valid JSON: {error}") from None
+
+
+def fault_of_row(row: dict[str, Any], task_type: TaskType, has_class: bool) -> str | None:
+    """What is wrong with a row, or None. has_class: a class of the task's own may do without label and targets."""
+    if task_type in (TaskType.OTHER, TaskType.LANGUAGE_MODEL):
+        return None
+    fault = _fault_of_inputs(row)
+    if fault:
+        return fault
+    if task_type is TaskType.MULTICHOICE:
+        return _fault_of_lists(row, "choices", 1 if has_class else 2) or _fault_of_label(row, has_class)
+    return _fault_of_lists(row, "targets", 1)
+
+
+def _fault_of_inputs(row: dict[str, Any]) -> str | None:
+    if "inputs" not in row and "inputs_pretokenized" not in row:
+        return f"field inputs_pretokenized (text) or inputs (token ids) is missing; the row has {_fields(row)}"
+    if "inputs" in row and not is_ids(row["inputs"]):
+        return f"field inputs: must be a list of token ids, is {_shown_ids(row['inputs'])}"
+    if "inputs_pretokenized" in row and not is_text(row["inputs_pretokenized"]):
+        return f"field inputs_pretokenized: must be text, is {shown(row['inputs_pretokenized'])}"
+    return None
+
+
+def _fault_of_lists(row: dict[str, Any], name: str, at_least: int) -> str | None:
+    """Of `choices` or `targets`, as ids and as texts."""
+    as_text = f"{name}_pretokenized"
+    present = [field for field in (name, as_text) if field in row]
+    if not present:
+        return f"field {as_text} (list of texts) or {name} (list of lists of token ids) is missing; the row has " \
+               f"{_fields(row)}"
+    for field in present:
+        fits, what = (is_ids, "lists of token ids") if field == name else (is_text, "texts")
+        value = row[field]
+        if not isinstance(value, list):
+            return f"field {field}: must be a list of {what}, is {shown(value)}"
+        if len(value) < at_least:
+            return f"field {field}: must hold at least {at_least}, holds {len(value)}"
+        for place, each in enumerate(value):
+            if not fits(each):
+                return f"field {field}: must be a list of {what}, its element {place} is {_shown_ids(each)}"
+    if len({len(row[field]) for field in present}) > 1:
+        return f"field {name}: has {len(row[name])} elements, {as_text} has {len(row[as_text])}"
+    return None
+
+
+def _fault_of_label(row: dict[str, Any], is_optional: bool) -> str | None:
+    if row.get("label") is None and is_optional:
+        return None
+    if "label" not in row:
+        return f"field label is missing (index of the right choice, from 0); the row has {_fields(row)}"
+    number = len(row["choices"] if "choices" in row else row["choices_pretokenized"])
+    label = row["label"]
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < number:
+        return f"field label: must be the index of a choice, 0 to {number - 1}, is {shown(label)}"
+    return None
+
+
+def is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**31 for each in value)
+
+
+def is_text(value: Any) -> bool:
+    """A text that can be encoded: JSON may hold halves of surrogate pairs, which are none."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown_ids(value: Any) -> str:
+    return "a list with something else" if isinstance(value, list) else shown(value)
+
+
+def _fields(row: dict[str, Any]) -> str:
+    return shown(", ".join(row)) if row else "no fields"
+
+
+def to_example(row: dict[str, Any], index: int, tokenizer) -> Example:
+    """The ids of a checked row. Ids win over text; a choice or target of no token at all is one [eop].
+
+    Raises UserError for an id that the tokenizer does not have.
+    """
+    def ids_of(ids: list[int], field: str) -> list[int]:
+        if ids and max(ids) >= tokenizer.num_tokens:
+            raise UserError(f"row {index}: field {field}: the vocabulary has no id {max(ids)}, its ids are 0 to "
+                            f"{tokenizer.num_tokens - 1}")
+        return ids
+
+    def lists_of(field: str) -> list[list[int]]:
+        if field in row:
+            return [ids_of(ids, field) for ids in row[field]]
+        return [tokenizer.encode(text) for text in row.get(f"{field}_pretokenized", ())]
+
+    if "inputs" in row:
+        inputs = ids_of(row["inputs"], "inputs")
+    else:
+        inputs = tokenizer.encode(row.get("inputs_pretokenized", ""))
+    choices = [ids or [tokenizer.command("eop")] for ids in lists_of("choices")]
+    return Example(index, inputs, choices, lists_of("targets"), row.get("label"), row)

@@ -1,0 +1,193 @@
+"""Figures of a file's items. Pure functions; texts come decoded, numbers are plain, no model and no torch.
+
+An item is a line of samples/: {"prediction", "label", "log_probs", ...} (docs/results.md). A figure is a function of
+sums over items, so the same definition serves a file, a bootstrap's resample and a comparison of two runs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.registry import import_dotted, lookup
+from glm.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy
+
+ALL_TYPES = ("mul", "gen", "lm", "other")
+LARGEST_EXPONENT = 20.0  # perplexities end at exp(20), as the original's
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure by its name.
+
+    statistics: item -> k numbers. figure: their sums over items, an array (..., k) -> the figures (...).
+    interval: "wilson" where an item is right or wrong, so that its statistics are (0 or 1, 1); else "bootstrap".
+    types: the task types whose items have what it needs.
+    """
+
+    name: str
+    statistics: Callable[[Mapping[str, Any]], tuple[float, ...]]
+    figure: Callable[[numpy.ndarray], numpy.ndarray]
+    interval: str = "bootstrap"
+    higher_is_better: bool = True
+    types: tuple[str, ...] = ALL_TYPES
+
+
+def statistics_of(metric: Metric, items: Sequence[Mapping[str, Any]]) -> numpy.ndarray:
+    """(n, k) float64. UserError where there are no items or a statistic is no finite number."""
+    import numpy
+
+    if not items:
+        raise UserError(f"metric {metric.name}: there are no items to measure")
+    rows = []
+    for item in items:
+        try:
+            row = tuple(map(float, metric.statistics(item)))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            fault = f"{type(error).__name__}: {error}"
+            raise UserError(f"metric {metric.name}: item {item.get('index')}: {fault}") from error
+        if not all(map(math.isfinite, row)):
+            raise UserError(f"metric {metric.name}: item {item.get('index')}: {row} is not finite")
+        rows.append(row)
+    return numpy.array(rows, dtype=numpy.float64)
+
+
+def evaluate(metric: Metric, items: Sequence[Mapping[str, Any]]) -> float:
+    """The figure of a file's items."""
+    return float(metric.figure(statistics_of(metric, items).sum(axis=0)))
+
+
+# Figures: sums over items -> the number that is reported
+
+
+def mean(sums):
+    """Sums (..., 2) of a value and of ones -> the mean."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def percentage(sums):
+    """Sums (..., 2) of a value in [0, 1] and of ones -> the mean times 100."""
+    return 100.0 * sums[..., 0] / sums[..., 1]
+
+
+def perplexity(sums):
+    """Sums (..., 2) of losses in nats and of words -> exp(loss per word), which ends at exp(20)."""
+    import numpy
+
+    return numpy.exp(numpy.minimum(LARGEST_EXPONENT, sums[..., 0] / sums[..., 1]))
+
+
+def bits_per_byte(sums):
+    """Sums (..., 2) of losses in nats and of UTF-8 bytes -> bits per byte."""
+    return sums[..., 0] / sums[..., 1] / math.log(2)
+
+
+# Statistics: item -> numbers
+
+
+def is_right(item) -> tuple[float, float]:
+    """Multiple choice: the label is predicted. Text: the prediction is one of the targets but for blanks around it."""
+    if isinstance(item["prediction"], str):
+        right = item["prediction"].strip() in [target.strip() for target in item["targets"]]
+    elif item["label"] is None:
+        raise ValueError("the row has no label")
+    else:
+        right = item["prediction"] == item["label"]
+    return float(right), 1.0
+
+
+def exact_match(item) -> tuple[float, float]:
+    return max(float(normalized(item["prediction"]) == normalized(target)) for target in item["targets"]), 1.0
+
+
+def word_f1(item) -> tuple[float, float]:
+    words = normalized(item["prediction"]).split()
+    return max(overlap_f1(words, normalized(target).split()) for target in item["targets"]), 1.0
+
+
+def character_f1(item) -> tuple[float, float]:
+    found = characters(item["prediction"])
+    return max(overlap_f1(found, characters(target)) for target in item["targets"]), 1.0
+
+
+def loss_and_words(item) -> tuple[float, float]:
+    return item["loss"], item["words"]
+
+
+def loss_and_bytes(item) -> tuple[float, float]:
+    return item["loss"], item["bytes"]
+
+
+def normalized(text: str) -> str:
+    """Small letters, without ASCII punctuation and the words a, an, the; one blank between words."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def characters(text: str) -> list[str]:
+    """The characters that count in a language written without blanks: no blanks, no punctuation of any script."""
+    return [character for character in text.lower()
+            if not character.isspace() and not unicodedata.category(character).startswith("P")
+            and character not in string.punctuation]
+
+
+def overlap_f1(found: Sequence[str], wanted: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of two multisets; nothing against nothing is right."""
+    if not found or not wanted:
+        return float(not found and not wanted)
+    common = (Counter(found) & Counter(wanted)).total()
+    return 2.0 * common / (len(found) + len(wanted))
+
+
+# With one label an item, and counted over all classes together (micro-averaged), precision, recall and their F1 are all
+# the share of right predictions.
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("Accuracy", is_right, percentage, "wilson", types=("mul", "gen", "other")),
+        Metric("F1_mul", is_right, percentage, "wilson", types=("mul", "other")),
+        Metric("Precision", is_right, percentage, "wilson", types=("mul", "other")),
+        Metric("Recall", is_right, percentage, "wilson", types=("mul", "other")),
+        Metric("EM", exact_match, percentage, "wilson", types=("gen", "other")),
+        Metric("F1", word_f1, percentage, types=("gen", "other")),
+        Metric("F1_char", character_f1, percentage, types=("gen", "other")),
+        Metric("PPL", loss_and_words, perplexity, higher_is_better=False, types=("lm", "other")),
+        Metric("BPB", loss_and_bytes, bits_per_byte, higher_is_better=False, types=("lm", "other")),
+    )
+}
+
+
+def find_metric(name: str, folder: str | Path, extra: Mapping[str, Metric], task_type: str, where: str) -> Metric:
+    """The metric that a task file names.
+
+    name: of METRICS or of `extra` (a task class's own), or the dotted path of a Metric, or of a function item -> number
+    whose mean is the figure. folder: the task file's, where a dotted path is looked for first.
+    Raises UserError, beginning with `where`, for an unknown name and for a metric of another type of task.
+    """
+    if "." in name:
+        return _own_metric(name, import_dotted(name, folder, where), where)
+    metric = lookup({**METRICS, **extra}, name, "metric", where)
+    if task_type not in metric.types:
+        fitting = [other for other, each in METRICS.items() if task_type in each.types]
+        raise UserError(f"{where}: {name} is no metric of {task_type} tasks (those are {', '.join(fitting)})")
+    return metric
+
+
+def _own_metric(name: str, found: Any, where: str) -> Metric:
+    if isinstance(found, Metric):
+        return found
+    if isinstance(found, type) or not callable(found):
+        raise UserError(f"{where}: {name} must be an evaluation.metrics.Metric or a function that makes a number of an "
+                        "item")
+    return Metric(name, lambda item: (found(item), 1.0), mean)

@@ -1,0 +1,80 @@
+"""Things found by their names: in a table, or by a dotted path to a class or function of the user's own."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from glm.errors import UserError
+
+
+def nearest(name: str, known) -> str:
+    """", did you mean 'x'?" for the known name most like this one, small and capital letters alike; else ""."""
+    by_small_letters = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower(), by_small_letters, 1)
+    return f", did you mean {by_small_letters[found[0]]!r}?" if found else ""
+
+
+def lookup(table: Mapping[str, Any], name: str, what: str, where: str) -> Any:
+    """table[name]; UserError "where: unknown <what> 'name', did you mean ...? known: ..." if it is not there."""
+    if name in table:
+        return table[name]
+    raise UserError(f"{where}: unknown {what} {name!r}{nearest(name, table)} (known: {', '.join(table)})")
+
+
+def import_dotted(name: str, folder: str | Path, where: str = "") -> Any:
+    """The class, function or other object that a dotted path names, such as "tasks.lambada.task.LAMBADA".
+
+    folder: of the file that names it; "my_task.MyTask" is looked for in folder/my_task.py first, then among all
+    that Python can import. where: begins the message of the UserError if there is none, or if importing it fails.
+    """
+    begin = f"{where}: " if where else ""
+    parts = name.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise UserError(f"{begin}{name!r} is no dotted path; write module.Name, such as tasks.lambada.task.LAMBADA")
+    *module_parts, attribute = parts
+    file = Path(folder, *module_parts).with_suffix(".py")
+    try:
+        module = _from_file(file) if os.path.isfile(file) else importlib.import_module(".".join(module_parts))
+    except Exception as error:  # whatever a user's module does when it runs
+        raise UserError(f"{begin}{_import_fault(name, file, module_parts, error)}") from error
+    if not hasattr(module, attribute):
+        public = [other for other in vars(module) if not other.startswith("_")]
+        raise UserError(f"{begin}{module.__file__ or module.__name__} has no {attribute!r}{nearest(attribute, public)}")
+    return getattr(module, attribute)
+
+
+def _import_fault(name: str, file: Path, module_parts: list[str], error: Exception) -> str:
+    ours = {".".join(module_parts[:length]) for length in range(1, len(module_parts) + 1)}
+    if not os.path.isfile(file) and isinstance(error, ModuleNotFoundError) and error.name in ours:
+        return f"{name}: there is neither a file {file} nor a module {'.'.join(module_parts)}"
+    source = file if os.path.isfile(file) else ".".join(module_parts)
+    return f"{name}: importing {source} failed: {type(error).__name__}: {error}"
+
+
+def _from_file(file: Path) -> ModuleType:
+    """The module of a file outside the import path; run once. It may import the files beside it by their names."""
+    file = file.resolve()
+    name = f"_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(file.parent))
+    return module
