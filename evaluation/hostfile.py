@@ -1,0 +1,109 @@
+"""The hosts of a run over several machines: the hostfile, how the model fits on them, whether they can be reached.
+
+Standard library only: it is looked at before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm.errors import UserError
+
+_LINE = re.compile(r"([\w.@:-]+)\s+slots=(\d+)\s*(#.*)?")
+CONNECT_SECONDS = 5  # to open a connection
+ANSWER_SECONDS = 20  # for everything that a host is asked
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine. slots: processes on it, one per device."""
+
+    name: str
+    slots: int
+
+
+def read_hostfile(path: Path) -> list[Host]:
+    """The hosts of a file with a line `NAME slots=N` for each; `#` begins a comment. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"HOST_FILE_PATH={path}: no such file; it has a line for every host, such as: "
+                        f"worker-1 slots=8")
+    hosts, lines = [], {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None or line.startswith("-"):
+            raise UserError(f"{path}:{number}: {line!r} is not a host; write its name and its number of devices: "
+                            f"worker-1 slots=8")
+        name, slots = match[1], int(match[2])
+        if name in lines:
+            raise UserError(f"{path}:{number}: host {name} is there already, in line {lines[name]}; name it once, "
+                            f"with all its slots")
+        if slots == 0:
+            raise UserError(f"{path}:{number}: host {name} has 0 slots; give it at least 1, or leave it out")
+        lines[name] = number
+        hosts.append(Host(name, slots))
+    if not hosts:
+        raise UserError(f"{path} names no host; it has a line for each, such as: worker-1 slots=8")
+    return hosts
+
+
+def check_layout(hosts: Sequence[Host], model_parallel_size: int, path: Path) -> None:
+    """Raises UserError unless every tensor-parallel group has its ranks on one host."""
+    first, degree = hosts[0], model_parallel_size
+    for host in hosts:
+        if host.slots != first.slots:  # DeepSpeed derives a process's device from equal numbers
+            raise UserError(f"{path}: host {host.name} has {host.slots} slots, {first.name} has {first.slots}; every "
+                            f"host must have as many (use the smallest number)")
+    world = len(hosts) * first.slots
+    if world % degree:
+        raise UserError(f"{path}: {_count(len(hosts), 'host')} with {_count(first.slots, 'slot')} are "
+                        f"{_count(world, 'process', 'es')}, no multiple of MP_SIZE={degree}; change the slots or "
+                        f"MP_SIZE")
+    if first.slots % degree:
+        raise UserError(f"{path}: MP_SIZE={degree} does not fit inside a host with {_count(first.slots, 'slot')}: the "
+                        f"processes of a tensor-parallel group must share a host; MP_SIZE must divide {first.slots}")
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{plural if number != 1 else ''}"
+
+
+def unreachable(hosts: Sequence[Host], options: Sequence[str] = (), needed: Mapping[str, str] | None = None,
+                run: Callable = subprocess.run) -> list[str]:
+    """One line for every host that does not answer over ssh, or where something is missing; all are asked at once.
+
+    options: for ssh, such as ["-p", "2222"]. needed: {what: its path}, which must exist on every host.
+    run: stands for subprocess.run in tests.
+    """
+    def ask(host: Host) -> str | None:
+        question = " ".join(f"test -e {shlex.quote(path)} || echo {shlex.quote(what)};"
+                            for what, path in (needed or {}).items())
+        command = ["ssh", "-n", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", *options,
+                   host.name, f"{question} true"]
+        try:
+            done = run(command, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS)
+        except FileNotFoundError:
+            return "there is no program ssh on this machine; install an OpenSSH client"
+        except subprocess.TimeoutExpired:
+            return f"host {host.name} cannot be reached over ssh: no answer within {ANSWER_SECONDS} s"
+        if done.returncode:
+            said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            why = said[-1] if said else f"ssh ended with exit code {done.returncode}"
+            return (f"host {host.name} cannot be reached over ssh: {why}; this must work without a question: "
+                    f"{shlex.join(['ssh', *options, host.name, 'true'])}")
+        missing = [f"{what} {needed[what]}" for what in done.stdout.splitlines() if what in (needed or {})]
+        if missing:
+            return f"host {host.name} lacks {', '.join(missing)}; everything must be at the same path on every host"
+        return None
+
+    with ThreadPoolExecutor(max_workers=min(len(hosts), 64)) as pool:
+        answers = list(pool.map(ask, hosts))
+    return list(dict.fromkeys(answer for answer in answers if answer is not None))
