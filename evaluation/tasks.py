@@ -33,7 +33,7 @@ class Task:
 
     @classmethod
     def check(cls, config: TaskConfig, path: Path) -> int:
-        """Rows of a data file, all checked, before there is a model. UserError for one at fault, or if there are none."""
+        """How many rows a data file has, all checked before there is a model; UserError for one at fault, or none."""
         return len(read_rows(path, config))
 
     def examples(self, path: Path, limit: int | None = None) -> list[Example]:

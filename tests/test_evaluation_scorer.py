@@ -1,0 +1,144 @@
+"""Scoring against the slow and obvious way: one continuation at a time, logits of every place."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation import batching
+from evaluation.requests import GenerateRequest, ScoreRequest
+from evaluation.scorer import PADDING, Scorer, segments_blocked
+from generation.params import BeamParams, SamplingParams
+from glm.config import ModelConfig
+from glm.model import GLM
+
+LEAD = 7
+
+
+def small_model(position_encoding_2d=False, dtype=torch.float32):
+    torch.manual_seed(0)
+    config = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=2, inner_hidden_size=48, vocab_size=64,
+                         max_sequence_length=64, position_encoding_2d=position_encoding_2d)
+    return GLM(config, dtype=dtype, skip_init=False).requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+def slow_log_probs(model, request):
+    """Each continuation in a pass of its own, from the definition of the mask."""
+    found = []
+    for ids in request.continuations:
+        tokens = [*request.context, request.lead, *ids[:-1]]
+        c, s = len(request.context), len(tokens)
+        positions = [*range(c), *(request.first_position + i * request.advance for i in range(s - c))]
+        blocked = torch.ones(1, s, s, dtype=torch.bool)
+        for i in range(s):
+            for j in range(s):
+                blocked[0, i, j] = j > i and (request.causal or i >= c or j >= c)
+        position_ids = torch.tensor([positions])
+        if model.config.position_encoding_2d:
+            position_ids = torch.tensor([[positions, [0] * c + list(range(1, s - c + 1))]])
+        logits = model.logits(torch.tensor([tokens]), position_ids, blocked)[0].double().log_softmax(-1)
+        found.append(sum(logits[c + i, token].item() for i, token in enumerate(ids)))
+    return found
+
+
+ids = st.lists(st.integers(0, 63), min_size=1, max_size=6).map(tuple)
+score_requests = st.builds(
+    lambda context, continuations, count, causal: ScoreRequest(
+        context, continuations, LEAD, len(context) if count else len(context) - 1, int(count), causal),
+    st.lists(st.integers(0, 63), min_size=1, max_size=20).map(tuple),
+    st.lists(ids, min_size=1, max_size=4).map(tuple), st.booleans(), st.booleans())
+
+
+@pytest.mark.parametrize("two_channels", [False, True])
+@settings(deadline=None, max_examples=30)
+@given(requests=st.lists(score_requests, min_size=1, max_size=5))
+def test_packed_batches_score_like_one_continuation_at_a_time(two_channels, requests):
+    model = small_model(position_encoding_2d=two_channels)
+    found = Scorer(model).choice_log_probs(requests)
+    for row, request in zip(found, requests, strict=True):
+        assert row == pytest.approx(slow_log_probs(model, request), abs=2e-5)
+
+
+def test_single_tokens_share_one_place():
+    single = ScoreRequest((1, 2, 3), ((4,), (5,), (6,)), LEAD, 3, 1)
+    assert single.segments == ((LEAD,),) and single.size == 4
+    mixed = ScoreRequest((1, 2, 3), ((4,), (5, 6)), LEAD, 3, 1)
+    assert mixed.segments == ((LEAD,), (LEAD, 5)) and mixed.size == 6
+
+
+def test_the_mask_of_packed_continuations():
+    x = True
+    expected = [[0, 0, x, x, x, x], [0, 0, x, x, x, x], [0, 0, 0, x, x, x], [0, 0, 0, 0, x, x], [0, 0, x, x, 0, x],
+                [0, 0, x, x, x, x]]
+    segments = torch.tensor([[0, 0, 1, 1, 2, PADDING]])
+    blocked = segments_blocked(segments, torch.tensor([False]))
+    assert blocked[0].tolist() == [[bool(value) for value in row] for row in expected]
+    expected[0][1] = x  # a causal context
+    assert segments_blocked(segments, torch.tensor([True]))[0].tolist() == [
+        [bool(value) for value in row] for row in expected]
+
+
+def test_a_window_s_loss_is_its_only_continuation_s(model):
+    request = ScoreRequest((1, 2, 3), ((9, 8, 7, 6),), LEAD, 3, 1)
+    assert Scorer(model).window_losses([request]) == pytest.approx([-slow_log_probs(model, request)[0]], abs=1e-5)
+
+
+def test_logits_are_made_in_parts_without_changing_a_score(model, monkeypatch):
+    requests = [ScoreRequest((1, 2, i), (tuple(range(1, 50)), (3, 4)), LEAD, 3, 1) for i in range(8)]
+    whole = Scorer(model).choice_log_probs(requests)
+    monkeypatch.setattr("evaluation.scorer.HEAD_BYTES", 60 * 4 * 64)
+    assert Scorer(model).choice_log_probs(requests) == whole
+
+
+def test_half_precision_scores_are_near(model):
+    half = small_model(dtype=torch.bfloat16)
+    request = ScoreRequest((1, 2, 3), ((9, 8), (5,)), LEAD, 3, 1)
+    assert Scorer(half).choice_log_probs([request])[0] == pytest.approx(slow_log_probs(model, request), rel=0.02)
+
+
+def test_generated_ids_come_without_their_end_token(model):
+    request = GenerateRequest((1, 2, 3), SamplingParams(top_k=1), 5, end_tokens=(60,))
+    (answer,) = Scorer(model).generate([request])
+    (ids,) = answer["beams"]
+    assert len(ids) == 5 and 60 not in ids
+    (first, *_) = ids
+    (answer,) = Scorer(model).generate([GenerateRequest((1, 2, 3), SamplingParams(top_k=1), 5, end_tokens=(first,))])
+    assert answer == {"beams": [[]], "scores": [None]}
+
+
+def test_the_context_counts_as_a_multiple_of_32():
+    lengths = {n: GenerateRequest((1,) * n, BeamParams(), 5, (60,)).counted_length for n in (1, 32, 33)}
+    assert lengths == {1: 32, 32: 32, 33: 64}
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 100), st.none() | st.integers(1, 5))
+def test_a_plan_holds_every_request_once_and_keeps_to_its_bounds(lengths, max_tokens, max_items):
+    requests = [ScoreRequest((1,) * length, ((2,),), LEAD, length, 1) for length in lengths]
+    batches = batching.plan(requests, max_tokens, max_items)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        widest = max(requests[index].size for index in batch)
+        assert len(batch) == 1 or widest * len(batch) <= max_tokens
+        assert max_items is None or len(batch) <= max_items
+    sizes = [requests[index].size for batch in batches for index in batch]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_requests_of_unlike_families_do_not_share_a_batch():
+    greedy = GenerateRequest((1, 2), SamplingParams(top_k=1), 5, (60,))
+    beams = GenerateRequest((1, 2), BeamParams(), 5, (60,))
+    score = ScoreRequest((1, 2), ((3,),), LEAD, 2, 1)
+    assert batching.plan([greedy, score, beams, greedy], 1000) == [[0, 3], [1], [2]]
+
+
+def test_the_key_s_content_holds_what_an_answer_depends_on():
+    one = ScoreRequest((1, 2), ((3,),), LEAD, 2, 1, truncated=True, input_length=5)
+    assert one.content() == ScoreRequest((1, 2), ((3,),), LEAD, 2, 1).content()
+    assert one.content() != ScoreRequest((1, 2), ((3,),), LEAD, 1, 1).content()
+    greedy = GenerateRequest((1, 2), SamplingParams(top_k=1), 5, (60,))
+    assert greedy.content() != GenerateRequest((1, 2), SamplingParams(top_k=1, min_gen_length=1), 5, (60,)).content()
