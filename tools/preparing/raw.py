@@ -80,6 +80,11 @@ def _named(lines: list[tuple[int, list[str]]], columns: list[str] | None, path: 
     return [dict(zip(columns, values, strict=True)) for _, values in lines]
 
 
+def one_line(text: str) -> str:
+    """The text without the blanks and line ends around it, and with single blanks inside."""
+    return " ".join(text.split())
+
+
 def index_of(value: object, allowed: list, path: Path, place: int, field: str) -> int:
     """Where a label stands among the allowed ones. `place` counts the rows from 1."""
     if value not in allowed:

@@ -39,7 +39,11 @@ def prepare(recipe: Recipe, raw: Path, output: Path) -> list[Account]:
     Raises UserError for a raw file that is missing or wrong, for a template that does not fit, and if a file holds
     another number of rows than were to be written. Nothing is written before every row is rendered.
     """
-    found = recipe.read(raw)
+    try:
+        found = recipe.read(raw)
+    except KeyError as error:
+        raise UserError(f"{recipe.output}: a raw row has no field {error}; are these the files of {recipe.source}?"
+                        ) from error
     folder = output / recipe.output
     files, accounts = (_texts if recipe.text else _rows)(recipe, found)
     for (account, name), content in files.items():
@@ -66,10 +70,18 @@ def _rows(recipe: Recipe, found: dict[str, list[dict]]) -> tuple[dict, dict[str,
         account.left_out.update(row["left_out"] for row in rows if "left_out" in row)
         for name, prompt in recipe.prompts.items():
             what = f"{recipe.file.name}: {name}: {split}"
-            lines = [json.dumps(render(prompt, row, f"{what}: row {place}"), ensure_ascii=False) + "\n"
+            lines = [_line(render(prompt, row, f"{what}: row {place}"))
                      for place, row in enumerate(rows, start=1) if "left_out" not in row]
             files[split, f"{name}/{split}.jsonl"] = "".join(lines)
     return files, accounts
+
+
+def _line(row: dict) -> str:
+    """One line of JSON, also for readers that take the line ends of Unicode for such."""
+    text = json.dumps(row, ensure_ascii=False)
+    for end in "\x85\u2028\u2029":
+        text = text.replace(end, f"\\u{ord(end):04x}")
+    return text + "\n"
 
 
 def _texts(recipe: Recipe, found: dict[str, str]) -> tuple[dict, dict[str, Account]]:
