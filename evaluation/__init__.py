@@ -1,0 +1,1 @@
+"""Evaluation: tasks of YAML files, scored by a model."""

@@ -1,0 +1,149 @@
+"""python -m evaluation: score a model on tasks.
+
+    python -m evaluation tasks/quickstart
+    python -m evaluation --load CHECKPOINT --data-path DIR --output DIR tasks/lambada tasks/chinese
+    python scripts/launch.py 8 evaluation --load CHECKPOINT --model-parallel-size 4 ...   two groups share the work
+
+Exit codes: 0 all tasks scored (or listed as missing with --allow-missing), 2 a mistake in the arguments, task files or
+data (one line each), 130 or 143 interrupted: what was computed is kept, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from evaluation.arguments import COMPARE, PROGRAM, output_folder, parse
+from evaluation.store import GO_ON, Lock
+from generation.arguments import CommandParser, is_first_rank, load_model
+from glm.errors import UserError
+
+FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: files are closed as after Ctrl-C."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    output = None
+    try:
+        with _terminating():
+            if argv[:1] == [COMPARE]:
+                return compare(argv[1:])
+            arguments = parse(argv, __doc__.partition("\n")[2])
+            output = output_folder(arguments)
+            return evaluate(arguments, output)
+    except UserError as error:
+        if is_first_rank():
+            print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt as interrupt:
+        if is_first_rank():
+            print(f"interrupted; {GO_ON}: {output}" if output else "interrupted", file=sys.stderr)
+        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+
+
+def compare(argv: list[str]) -> int:
+    from evaluation import compare as command
+
+    parser = CommandParser(prog=f"{PROGRAM} {COMPARE}", description=command.__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_arguments(parser)
+    return command.main(parser.parse_args(argv))
+
+
+def evaluate(arguments: argparse.Namespace, output) -> int:
+    from evaluation.discovery import load_tasks
+    from evaluation.work import look
+
+    say = Voice()
+    configs = load_tasks(arguments.paths, arguments.data_path)
+    found = look(configs, arguments.allow_missing)
+    if arguments.check:
+        for config in configs:
+            rows, reason = found[config.name].rows, found[config.name].reason
+            what = reason or f"{_number(len(rows), 'file')}, {_number(sum(rows.values()), 'row')}"
+            say(f"{'missing' if reason else 'ready'}  {config.name}: {what}")
+        return 0
+    if all(each.reason for each in found.values()):
+        raise UserError("none of the tasks has data: " + "; ".join(each.reason for each in found.values()))
+    with Lock(output) if is_first_rank() else contextlib.nullcontext():
+        if is_first_rank() and sys.stderr.isatty():
+            print(f"Loading {arguments.load} ...", file=sys.stderr, flush=True)
+        model, tokenizer = load_model(arguments)
+        results = scored(arguments, output, model, tokenizer, configs, found, say)
+        if results is not None:
+            finish(output, results, say)
+    return 0
+
+
+def scored(arguments: argparse.Namespace, output, model, tokenizer, configs, found, say) -> dict | None:
+    from evaluation.keeper import Settings
+    from evaluation.run import run
+    from evaluation.scorer import Scorer
+
+    settings = Settings(
+        arguments.load, arguments.data_path, output, arguments.limit, arguments.max_batch_tokens,
+        arguments.micro_batch_size, arguments.allow_missing,
+        is_replaceable=arguments.overwrite or arguments.output is None)
+    return run(model, tokenizer, Scorer(model), configs, found, settings, say)
+
+
+def finish(output, results: dict, say) -> None:
+    """The report, the closing table, and where everything is."""
+    from shutil import get_terminal_size
+
+    from evaluation.table import closing_table
+
+    is_terminal = sys.stdout.isatty()
+    say("")
+    say(closing_table(results, get_terminal_size().columns if is_terminal else None,
+                      is_terminal and not os.environ.get("NO_COLOR")).rstrip("\n"))
+    say(f"Results: {output}")
+
+
+class Voice:
+    """Prints lines to standard output for as long as anybody reads them: results are in files, too."""
+
+    def __init__(self):
+        self._is_heard = is_first_rank()
+
+    def __call__(self, line: str) -> None:
+        if not self._is_heard:
+            return
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            self._is_heard = False
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
+
+
+@contextlib.contextmanager
+def _terminating():
+    """SIGTERM raises Terminated while the block runs."""
+    def stop(*_):
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever runs us so has handlers of his own
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The first process's part of a run: what the results rest on, the journal, samples and results.json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evaluation import terminal
+from evaluation.config import TaskConfig
+from evaluation.hashing import Keys, checkpoint_facts, hash_code, hash_file, hash_files
+from evaluation.results import (
+    RESULTS,
+    SAMPLES,
+    SCHEMA,
+    TIMINGS,
+    FileScores,
+    missing_record,
+    rounded,
+    sample_folders,
+    sample_path,
+    task_record,
+    write_json,
+    write_samples,
+)
+from evaluation.rounds import lacking
+from evaluation.store import JOURNAL, Journal, differences
+from evaluation.work import Work
+from glm.errors import UserError
+from glm.versions import versions
+
+SETTINGS, REPORT = "settings.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for, beside the model and the tasks. output: the folder of the results.
+
+    is_replaceable: whether the output folder may hold another run's results, which are then replaced.
+    """
+
+    checkpoint: Path
+    data_path: Path
+    output: Path
+    limit: int | None = None
+    max_batch_tokens: int | None = None
+    micro_batch_size: int | None = None
+    allow_missing: bool = False
+    is_replaceable: bool = False
+
+
+def describe(model, tokenizer, configs: Sequence[TaskConfig], settings: Settings) -> dict:
+    """results.json but for its tasks."""
+    parameter = next(model.parameters())
+    vocabulary = Path(tokenizer.vocabulary_file)
+    return {
+        "schema": SCHEMA,
+        "settings": {
+            "dtype": str(parameter.dtype).removeprefix("torch."), "device": parameter.device.type,
+            "model": asdict(model.config), "data_path": str(settings.data_path), "limit": settings.limit,
+            "max_batch_tokens": settings.max_batch_tokens, "micro_batch_size": settings.micro_batch_size,
+            "allow_missing": settings.allow_missing},
+        "versions": versions(),
+        "checkpoint": checkpoint_facts(settings.checkpoint),
+        "tokenizer": {"path": str(vocabulary), "sha256": hash_file(vocabulary)},
+        "code": {"sha256": hash_code()},
+        "tasks": {config.name: digest for config, digest in
+                  zip(configs, hash_files([config.source for config in configs]), strict=True)}}
+
+
+class Keeper:
+    """The first process's part of a run: journal, keys, records, files."""
+
+    def __init__(self, head: dict, works: Mapping[str, Work], settings: Settings, stack: contextlib.ExitStack):
+        """Refuses an output folder that holds another run's results, or, if that was asked for, clears it of them."""
+        self.head, self.output, self.works = head, settings.output, works
+        self._open_folder(settings.is_replaceable)
+        keys = Keys({name: head[name]["sha256"] for name in ("checkpoint", "tokenizer", "code")}
+                    | {name: head["settings"][name] for name in ("dtype", "device", "model")})
+        self.keys = {name: [keys.of(request) for request in work.requests] for name, work in works.items()}
+        self.journal = stack.enter_context(Journal(self.output / JOURNAL))
+        self.folders = sample_folders(list(head["tasks"]))
+        self.written: set[Path] = set()
+        self._counted = {name: lacking(work, self.keys[name], self.journal) for name, work in works.items()}
+
+    def _open_folder(self, is_replaceable: bool) -> None:
+        facts = {name: self.head[name]["sha256"] for name in ("checkpoint", "tokenizer")} | {
+            name: value for name, value in self.head["settings"].items() if name not in ("data_path", "allow_missing")}
+        facts["tasks"] = self.head["tasks"]
+        path = self.output / SETTINGS
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except (OSError, ValueError):
+            earlier = {}
+        changed = [] if earlier is None else differences(earlier, facts)
+        if changed and not is_replaceable:
+            raise UserError(f"--output {self.output} holds the results of another run ({'; '.join(changed)}); name "
+                            "another --output, or replace them with --overwrite")
+        if earlier is None or changed:
+            for name in (RESULTS, TIMINGS, REPORT):
+                (self.output / name).unlink(missing_ok=True)
+            write_json(path, facts)
+
+    def totals(self) -> tuple[int, int]:
+        """Items and tokens that are to be computed."""
+        counts = [self._size(work, self._counted[name]) for name, work in self.works.items()]
+        return sum(items for items, _ in counts), sum(tokens for _, tokens in counts)
+
+    def lacking(self, work: Work) -> list[int]:
+        return lacking(work, self.keys[work.config.name], self.journal)
+
+    def saved(self, work: Work, numbers: Sequence[int]) -> tuple[int, int]:
+        """Items and tokens that were counted in totals() but need not be computed any more."""
+        return self._size(work, set(self._counted[work.config.name]) - set(numbers))
+
+    @staticmethod
+    def _size(work: Work, numbers) -> tuple[int, int]:
+        indices = [index for number in numbers for index in work.batches[number]]
+        return len(indices), sum(work.requests[index].size for index in indices)
+
+    def missing(self, config: TaskConfig, reason: str, tell) -> dict:
+        tell(terminal.missing(config, reason))
+        return missing_record(config, self.head["tasks"][config.name], reason)
+
+    def record(self, work: Work) -> dict:
+        """Figures of a task that is answered; its samples are written."""
+        keys, config, begin = self.keys[work.config.name], work.config, 0
+        scores = {}
+        digests = hash_files([file.path for file in work.files.values()])
+        for (path, file), digest in zip(work.files.items(), digests, strict=True):
+            end = begin + len(file.requests)
+            answers = [self.journal[key] for key in keys[begin:end]]
+            begin = end
+            try:
+                items = work.task.items(file.examples, file.requests, answers)
+                scores[path] = FileScores(
+                    digest, file.expected, len(file.examples),
+                    [each.index for each, request in zip(file.examples, file.requests, strict=True)
+                     if request.truncated], items, work.task.metrics(items))
+            except UserError as error:
+                raise UserError(f"{file.path}: {error}") from None
+            target = sample_path(self.output, self.folders[config.name], path)
+            write_samples(target, items)
+            self.written.add(target)
+        groups = work.task.groups(work.groups)
+        try:
+            return task_record(config, self.head["tasks"][config.name], groups, scores)
+        except UserError as error:
+            raise UserError(f"task {config.name}: {error}") from None
+
+    def finish(self, tasks: Mapping[str, dict], timings: dict) -> dict:
+        """Writes results.json and timings.json; samples of tasks and files that are no longer there go."""
+        results = rounded(self.head | {"tasks": dict(tasks)})
+        write_json(self.output / TIMINGS, timings)
+        write_json(self.output / RESULTS, results)
+        for path in (self.output / SAMPLES).rglob("*.jsonl"):
+            if path not in self.written:
+                path.unlink()
+        return results

@@ -1,0 +1,100 @@
+"""How far a run is, over everything there is to do, on standard error.
+
+On a terminal a bar with items, items per second and the time left; elsewhere a line now and then. The time left goes by
+the length of the items, not by their number.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """A context manager; advance() as items are answered, write() to say something in between.
+
+    items, weight: all that is to be computed, in items and in tokens. shown: False on all processes but one.
+    """
+
+    def __init__(self, items: int, weight: int, shown: bool = True, clock: Callable[[], float] = time.monotonic):
+        self.items, self.weight, self.shown, self._clock = items, weight, shown, clock
+        self.done_items = self.done_weight = 0
+        self._begin = self._last_line = clock()
+        self._bar = None
+
+    def __enter__(self) -> Progress:
+        if self.shown and self.items and sys.stderr.isatty():
+            self._bar = self._make_bar()
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def write(self, say: Callable[[], None]) -> None:
+        """Calls say(), which prints whole lines, with the bar out of its way."""
+        if self._bar is None:
+            say()
+            return
+        self._bar.stop()
+        say()
+        self._bar.start()
+
+    def task(self, name: str) -> None:
+        """What is being worked on from now on."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=name)
+
+    def advance(self, items: int, weight: int) -> None:
+        self.done_items += items
+        self.done_weight += weight
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done_weight, items=self._items_text())
+        elif self.shown:
+            now = self._clock()
+            if now - self._last_line >= SECONDS_BETWEEN_LINES:
+                self._last_line = now
+                print(self.line(), file=sys.stderr, flush=True)
+
+    def skip(self, items: int, weight: int) -> None:
+        """So much need not be computed any more."""
+        self.items -= items
+        self.weight -= weight
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=self.weight, items=self._items_text())
+
+    def line(self) -> str:
+        """12/100 items, 3.4 items/s, 26 s left"""
+        seconds = max(self._clock() - self._begin, 1e-9)
+        left = seconds * (self.weight - self.done_weight) / max(self.done_weight, 1)
+        return f"{self._items_text()}, {_duration(left)} left"
+
+    def _items_text(self) -> str:
+        rate = self.done_items / max(self._clock() - self._begin, 1e-9)
+        return f"{self.done_items}/{self.items} items, {rate:.1f} items/s"
+
+    def _make_bar(self):
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[items]}"),
+                   TimeRemainingColumn(), TextColumn("left"))
+        bar = Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False,
+                  speed_estimate_period=120)
+        bar.add_task("", total=self.weight, items=self._items_text())
+        return bar
+
+
+def _duration(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 100:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,113 @@
+"""What there is to do for a task: its files' examples, the requests they become, and how these are batched.
+
+The same on every process, and whatever an earlier run has already answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.batching import plan
+from evaluation.config import TaskConfig, TaskType
+from evaluation.data import Example, read_rows
+from evaluation.discovery import data_files, missing
+from evaluation.requests import Request
+from evaluation.tasks import Task, task_class
+from glm.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """expected: rows (windows of a text) that the file has; examples: those to be scored, in order."""
+
+    path: Path
+    expected: int
+    examples: Sequence[Example]
+    requests: Sequence[Request]
+
+
+@dataclass(frozen=True)
+class Work:
+    """groups: of the task file, with relative paths; files: by relative path; batches: of places in `requests`."""
+
+    task: Task
+    groups: dict[str, list[str]]
+    files: dict[str, DataFile]
+    requests: Sequence[Request]
+    batches: Sequence[Sequence[int]]
+
+    @property
+    def config(self) -> TaskConfig:
+        return self.task.config
+
+    def place_of(self, index: int) -> str:
+        """Where a request comes from, for messages: "data/c3/dev.jsonl: item 3"."""
+        for file in self.files.values():
+            if index < len(file.requests):
+                return f"{file.path}: item {file.examples[index].index}"
+            index -= len(file.requests)
+        raise IndexError(index)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look at task files and data has brought: rows of every file by its path, or why a task has none."""
+
+    rows: dict[Path, int]
+    reason: str | None = None
+
+
+def look(configs: Sequence[TaskConfig], allow_missing: bool) -> dict[str, Found]:
+    """Every task's data by the task's name, read and checked row by row; needs no model.
+
+    Raises UserError with a line for every task at fault, missing ones included unless allowed.
+    """
+    found, faults = {}, []
+    for config in configs:
+        reason = missing(config)
+        if reason is not None and not allow_missing:
+            faults.append(f"{reason} (--allow-missing goes on without it)")
+            continue
+        try:
+            paths = [] if reason else [path for paths in data_files(config).values() for path in paths]
+            found[config.name] = Found({path: len(read_rows(path, config)) for path in paths}, reason)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\nerror: ".join(faults))
+    return found
+
+
+def prepare(config: TaskConfig, tokenizer, limit: int | None, max_tokens: int, max_items: int | None) -> Work:
+    """limit: rows of every file (None: all); max_tokens, max_items: of a batch, see evaluation.batching.plan."""
+    task = task_class(config)(config, tokenizer)
+    groups = {group: [relative(config, path) for path in paths] for group, paths in data_files(config).items()}
+    paths = dict.fromkeys(path for paths in data_files(config).values() for path in paths)
+    files = {relative(config, path): _read(task, path, limit) for path in paths}
+    requests = [request for file in files.values() for request in file.requests]
+    return Work(task, groups, files, requests, plan(requests, max_tokens, max_items))
+
+
+def relative(config: TaskConfig, path: Path) -> str:
+    return path.relative_to(config.path).as_posix()
+
+
+def _read(task: Task, path: Path, limit: int | None) -> DataFile:
+    if limit is None or task.config.type is TaskType.LANGUAGE_MODEL:  # a text's windows are not known before
+        examples = task.examples(path)
+        expected = len(examples)
+        examples = examples[:limit]
+    else:
+        examples, expected = task.examples(path, limit), len(read_rows(path, task.config))
+    if not examples:
+        raise UserError(f"{path}: the task {task.config.name} finds nothing to score in it")
+    return DataFile(path, expected, examples, [_request(task, path, example) for example in examples])
+
+
+def _request(task: Task, path: Path, example: Example) -> Request:
+    try:
+        return task.request(example)
+    except UserError as error:
+        raise UserError(f"{path}: item {example.index}: {error}") from None
