@@ -22,21 +22,33 @@ INFERENCE_IN_CHINESE = ["蕴含", "中立", "矛盾"]
 NO_MAJORITY = "-"
 
 
-def checked(rows: object, names: list[str], path: Path) -> Iterator[tuple[int, dict]]:
-    """(number from 1, row) of a list of objects that have all the fields of ``names``."""
+# What a field of a raw row may be
+TEXT, TEXTS, LIST, OBJECT, NUMBER = "a text", "a list of texts", "a list", "an object", "a whole number"
+
+
+def checked(rows: object, schema: dict[str, str], path: Path) -> Iterator[tuple[int, dict]]:
+    """(number from 1, row) of a list of objects that have all fields of ``schema``."""
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of objects, found {type(rows).__name__}")
     for place, row in enumerate(rows, start=1):
-        yield place, with_fields(row, names, path, place)
+        yield place, with_fields(row, schema, path, f"row {place}")
 
 
-def with_fields(row: object, names: list[str], path: Path, place: int) -> dict:
+def with_fields(row: object, schema: dict[str, str], path: Path, what: str) -> dict:
+    """The row itself. Raises UserError if it lacks a field of ``schema``, or if one is something else than it says."""
     if not isinstance(row, dict):
-        raise UserError(f"{path}: row {place}: expected an object with {', '.join(names)}, found {type(row).__name__}")
-    for name in names:
+        raise UserError(f"{path}: {what}: expected an object with {', '.join(schema)}, found {type(row).__name__}")
+    for name, kind in schema.items():
         if name not in row:
-            raise UserError(f"{path}: row {place}: no field {name!r}; it has {', '.join(row)}")
+            raise UserError(f"{path}: {what}: no field {name!r}; it has {', '.join(row)}")
+        if not is_a(kind, row[name]):
+            raise UserError(f"{path}: {what}: {name}: expected {kind}, found {row[name]!r}")
     return row
+
+
+def is_a(kind: str, value: object) -> bool:
+    types = {TEXT: str, TEXTS: list, LIST: list, OBJECT: dict, NUMBER: int}
+    return isinstance(value, types[kind]) and (kind != TEXTS or all(isinstance(entry, str) for entry in value))
 
 
 def afqmc(raw: Path) -> Splits:
@@ -45,14 +57,14 @@ def afqmc(raw: Path) -> Splits:
 
 
 def sentence_pairs(path: Path) -> list[dict]:
-    names = ["sentence1", "sentence2", "label"]
+    schema = {"sentence1": TEXT, "sentence2": TEXT, "label": TEXT}
     return [
         {
             "sentence1": row["sentence1"].strip(),
             "sentence2": row["sentence2"].strip(),
             "label": index_of(row["label"], NO_YES, path, place, "label"),
         }
-        for place, row in checked(read_jsonl(path), names, path)
+        for place, row in checked(read_jsonl(path), schema, path)
     ]
 
 
@@ -70,8 +82,9 @@ def cmnli(raw: Path) -> Splits:
 
 def both_halves(folder: Path) -> Iterator[tuple[Path, int, dict]]:
     """(file, number, row) of dev.json and then of test.json."""
+    schema = {"text_a": TEXT, "text_b": TEXT, "label": TEXT}
     for path in (folder / "dev.json", folder / "test.json"):
-        for place, row in checked(read_json(path), ["text_a", "text_b", "label"], path):
+        for place, row in checked(read_json(path), schema, path):
             yield path, place, row
 
 
@@ -83,7 +96,8 @@ def ocnli(raw: Path) -> Splits:
 
 def inference_pairs(path: Path) -> list[dict]:
     rows = []
-    for place, row in checked(read_jsonl(path), ["sentence1", "sentence2", "label", "genre", "level"], path):
+    schema = {"sentence1": TEXT, "sentence2": TEXT, "label": TEXT, "genre": TEXT, "level": TEXT}
+    for place, row in checked(read_jsonl(path), schema, path):
         prepared = {"premise": row["sentence1"].strip(), "hypothesis": row["sentence2"].strip(),
                     "genre": row["genre"], "level": row["level"]}
         if row["label"] == NO_MAJORITY:
@@ -124,22 +138,27 @@ def c3(raw: Path) -> Splits:
 
 
 def reading_questions(path: Path, source: str) -> list[dict]:
-    rows = []
-    for place, document in enumerate(read_json(path), start=1):
-        if not (isinstance(document, list) and len(document) == 3):
-            raise UserError(f"{path}: document {place}: expected [lines of the text, questions, id]")
+    documents, rows = read_json(path), []
+    if not isinstance(documents, list):
+        raise UserError(f"{path}: expected a list of documents, found {type(documents).__name__}")
+    for place, document in enumerate(documents, start=1):
+        what = f"document {place}"
+        if not (isinstance(document, list) and len(document) == 3 and is_a(TEXTS, document[0])
+                and is_a(LIST, document[1])):
+            raise UserError(f"{path}: {what}: expected [lines of the text, questions, id]")
         lines, questions, name = document
         for question in questions:
-            with_fields(question, ["question", "choice", "answer"], path, place)
+            with_fields(question, {"question": TEXT, "choice": TEXTS, "answer": TEXT}, path, what)
             choices, answer = question["choice"], question["answer"]
-            if choices.count(answer) > 1:
-                raise UserError(f"{path}: document {place}: answer {answer!r} is among the choices more than once")
+            if choices.count(answer) != 1:
+                found = f"is {choices.count(answer)} times among the choices {', '.join(choices)}"
+                raise UserError(f"{path}: {what}: answer {answer!r} {found}; expected once")
             rows.append({
                 "context": "".join(lines),  # every line of a dialogue begins with its speaker: nothing needed between
                 "question": question["question"].strip(),
                 "choices": choices,
                 "options": "；".join(choices),
-                "label": index_of(answer, choices, path, place, "answer"),
+                "label": choices.index(answer),
                 "source": source,
                 "document": name,
             })
@@ -157,20 +176,25 @@ def drcd(raw: Path) -> Splits:
 
 
 def answered_questions(path: Path) -> list[dict]:
-    """All questions of a file in SQuAD's format. In messages a row is an article."""
+    """All questions of a file in SQuAD's format."""
     rows = []
-    articles = with_fields(read_json(path), ["data"], path, 1)["data"]
-    for place, article in checked(articles, ["paragraphs"], path):
+    articles = with_fields(read_json(path), {"data": LIST}, path, "the whole file")["data"]
+    for place, article in checked(articles, {"paragraphs": LIST}, path):
         for paragraph in article["paragraphs"]:
-            with_fields(paragraph, ["context", "qas"], path, place)
-            for question in paragraph["qas"]:
-                with_fields(question, ["id", "question", "answers"], path, place)
-                answers = list(dict.fromkeys(answer["text"].strip() for answer in question["answers"]))
-                if not answers or "" in answers:
-                    raise UserError(f"{path}: question {question['id']}: no answer, or an answer without text")
-                rows.append({"context": paragraph["context"].strip(), "question": question["question"].strip(),
-                             "answers": answers, "id": question["id"]})
+            with_fields(paragraph, {"context": TEXT, "qas": LIST}, path, f"article {place}")
+            rows += [question_row(question, paragraph["context"], path, f"article {place}")
+                     for question in paragraph["qas"]]
     return rows
+
+
+def question_row(question: object, context: str, path: Path, what: str) -> dict:
+    question = with_fields(question, {"id": TEXT, "question": TEXT, "answers": LIST}, path, what)
+    what = f"question {question['id']}"
+    texts = [with_fields(answer, {"text": TEXT}, path, what)["text"].strip() for answer in question["answers"]]
+    if not texts or "" in texts:
+        raise UserError(f"{path}: {what}: no answer, or an answer without text")
+    return {"context": context.strip(), "question": question["question"].strip(),
+            "answers": list(dict.fromkeys(texts)), "id": question["id"]}
 
 
 def csl(raw: Path) -> Splits:
@@ -179,11 +203,12 @@ def csl(raw: Path) -> Splits:
 
 
 def keyword_rows(path: Path) -> list[dict]:
+    schema = {"abst": TEXT, "keyword": TEXTS, "label": TEXT}
     return [
         {
             "abstract": row["abst"].strip(),
             "keywords": "、".join(row["keyword"]),
             "label": index_of(row["label"], NO_YES, path, place, "label"),
         }
-        for place, row in checked(read_jsonl(path), ["abst", "keyword", "label"], path)
+        for place, row in checked(read_jsonl(path), schema, path)
     ]

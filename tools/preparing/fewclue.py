@@ -10,7 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glm.errors import UserError
-from tools.preparing.chinese import Splits, checked, inference_pairs, keyword_rows, pronoun_row, sentence_pairs
+from tools.preparing.chinese import (
+    NUMBER,
+    OBJECT,
+    TEXT,
+    TEXTS,
+    Splits,
+    checked,
+    inference_pairs,
+    keyword_rows,
+    pronoun_row,
+    sentence_pairs,
+)
 from tools.preparing.raw import index_of, read_jsonl
 
 SPLITS = ["dev_few_all", "test_public"]
@@ -45,7 +56,7 @@ def reviews(path: Path) -> list[dict]:
     return [
         {"sentence": row["sentence"].strip(),
          "label": index_of(row["label"], ["Negative", "Positive"], path, place, "label")}
-        for place, row in checked(read_jsonl(path), ["sentence", "label"], path)
+        for place, row in checked(read_jsonl(path), {"sentence": TEXT, "label": TEXT}, path)
     ]
 
 
@@ -60,7 +71,8 @@ def chid(raw: Path) -> Splits:
 
 def idiom_rows(path: Path) -> list[dict]:
     rows = []
-    for place, row in checked(read_jsonl(path), ["content", "candidates", "answer"], path):
+    schema = {"content": TEXT, "candidates": TEXTS, "answer": NUMBER}
+    for place, row in checked(read_jsonl(path), schema, path):
         parts = row["content"].strip().split(BLANK)
         if len(parts) != 2:
             raise UserError(f"{path}: row {place}: content: expected one {BLANK}, found {len(parts) - 1}")
@@ -83,7 +95,7 @@ def cluewsc(raw: Path) -> Splits:
 
 def marked_pronouns(path: Path) -> list[dict]:
     rows = []
-    for place, row in checked(read_jsonl(path), ["text", "target", "label"], path):
+    for place, row in checked(read_jsonl(path), {"text": TEXT, "target": OBJECT, "label": TEXT}, path):
         text, target = row["text"], row["target"]
         candidate = span(target, "span1", text, path, place)
         pronoun = span(target, "span2", text, path, place)
