@@ -21,7 +21,7 @@ def closing_table(results: dict, width: int | None = None, color: bool = False) 
     numbers = ["n", "cut", "max", "median", "average", "interval"]
     if width < WIDTH - 6:
         numbers = [name for name in numbers if name not in ("max", "median")]
-    table = Table(box=box.SIMPLE_HEAD if color else _plain_box(), padding=(0, 0, 0, 1), header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold")
     table.add_column("task", overflow="fold", min_width=12)
     table.add_column("metric", no_wrap=True)
     for name in numbers:
@@ -37,7 +37,7 @@ def closing_table(results: dict, width: int | None = None, color: bool = False) 
         methods[sign] = row["method"]
         styles = {"n": "" if row["is_whole"] else "yellow", "cut": "yellow", "average": "bold"}
         table.add_row(name, row["metric"], *[Text(row[column], styles.get(column, "")) for column in numbers], sign)
-    return _rendered(table, notes(results, methods), width, color)
+    return rendered(table, notes(results, methods), width, color)
 
 
 def rows(results: dict) -> list[dict]:
@@ -103,14 +103,14 @@ def limits(interval) -> str:
     return f"[{figure(interval[0])}, {figure(interval[1])}]"
 
 
-def _plain_box():
+def plain_box():
     """A rule below the headings and nothing else, in ASCII."""
     from rich import box
 
     return box.Box("    \n" "    \n" " -- \n" "    \n" "    \n" "    \n" "    \n" "    \n", ascii=True)
 
 
-def _rendered(table, lines: list[str], width: int, color: bool) -> str:
+def rendered(table, lines: list[str], width: int, color: bool) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
