@@ -176,13 +176,13 @@ def test_no_doubled_punctuation_and_no_mask(recipe, raw, tmp_path):
     for rows in prepared(recipe, raw, tmp_path).values():
         for row in rows:
             text = row["inputs_pretokenized"]
-            assert not re.search(r"[。，、；：！？?.,]{2}", text) and "MASK]" not in text, text
+            assert not re.search(r"[。，、；：！？?.,]{2}|““|””", text) and "MASK]" not in text, text
             assert text == text.strip()
 
 
 def test_the_same_task_has_the_same_prompts_in_clue_and_fewclue():
     prompts = {recipe.output: recipe.prompts for recipe in RECIPES}
-    for task in ("csl", "ocnli"):
+    for task in ("cluewsc", "csl", "ocnli"):
         assert prompts[f"CLUE/{task}"] == prompts[f"FewCLUE/{task}"]
     assert prompts["CLUE/cmnli"] == prompts["CLUE/ocnli"]
 
