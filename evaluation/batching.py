@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.requests import Request
+from evaluation.requests import Request, ScoreRequest
+from generation.batching import CACHE_BYTES, bytes_per_place
 
-CPU_TOKENS = 4096  # more keeps no processor busier, and the activations leave its caches
+CPU_TOKENS = 4096  # to score: more keeps no processor busier, and the activations leave its caches
+CPU_PLACES = 16384  # to generate: places of the cache, many of which are looked at for every token that is computed
 LEAST_TOKENS, MOST_TOKENS = 2048, 65536
 MEMORY_SHARE = 0.5  # of what the weights leave of a GPU
 
@@ -38,24 +40,22 @@ def plan(requests: Sequence[Request], max_tokens: int, max_items: int | None = N
     return batches
 
 
-def default_max_tokens(model) -> int:
-    """A budget for this model on its device: what keeps it busy and certainly fits."""
+def default_max_tokens(model, requests: Sequence[Request]) -> int:
+    """A budget for such requests to this model on its device: what keeps it busy and certainly fits."""
     parameter = next(model.parameters())
-    if parameter.device.type != "cuda":
+    if parameter.device.type == "cuda":
+        return _fitting_gpu(model, parameter)
+    if all(isinstance(request, ScoreRequest) for request in requests):
         return CPU_TOKENS
+    return min(CPU_PLACES, CACHE_BYTES // bytes_per_place(model))
+
+
+def _fitting_gpu(model, parameter) -> int:
     import torch
 
-    config, ranks = model.config, _tensor_parallel_size()
+    config = model.config
     total = torch.cuda.get_device_properties(parameter.device).total_memory
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    per_layer = (2 * config.hidden_size  # keys and values
-                 + (8 * config.hidden_size + 6 * config.inner_hidden_size) / config.num_layers)  # activations of one
-    per_token = config.num_layers * per_layer / ranks * parameter.element_size()
-    fitting = (total - weights) * MEMORY_SHARE / per_token
+    activations = (8 * config.hidden_size + 6 * config.inner_hidden_size) * parameter.element_size()  # of one layer
+    fitting = (total - weights) * MEMORY_SHARE / (bytes_per_place(model) + activations)
     return int(min(MOST_TOKENS, max(LEAST_TOKENS, fitting // 1024 * 1024)))
-
-
-def _tensor_parallel_size() -> int:
-    from glm import parallel
-
-    return parallel.size() if parallel.is_started() else 1

@@ -47,7 +47,7 @@ def run(name, loaded, max_items=None):
         examples = task.examples(path)
         requests = [task.request(example) for example in examples]
         answers = [None] * len(requests)
-        for batch in batching.plan(requests, batching.default_max_tokens(model), max_items):
+        for batch in batching.plan(requests, batching.default_max_tokens(model, requests), max_items):
             for index, answer in zip(batch, scorer.answer([requests[i] for i in batch]), strict=True):
                 answers[index] = answer
         items = task.items(examples, requests, answers)
