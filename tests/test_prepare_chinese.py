@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chinese_rows import raw_folder
+from tests.chinese_rows import RAW, raw_folder, write
 from tools.preparing import chinese, fewclue
 from tools.preparing.recipes import FOLDER, load_recipe
 from tools.preparing.writing import prepare
@@ -95,6 +95,13 @@ def test_answers_that_differ_are_all_kept_and_once(reader, raw):
 
 def test_keywords_are_one_text(raw):
     assert only(chinese.csl(raw)["dev"], "keywords", "label") == [("水稻、产量", 1), ("水稻、钢铁", 0)]
+
+
+def test_rows_of_fewclue_stand_in_for_csl_and_are_named_so(raw, tmp_path):
+    write(tmp_path / "fewclue-csl" / "test_public.json", *RAW["fewclue-csl/test_public.json"])
+    assert chinese.csl(tmp_path) == {"fewclue_test_public": fewclue.csl(raw)["test_public"]}
+    write(tmp_path / "clue-csl" / "dev.json", *RAW["clue-csl/dev.json"])
+    assert [*chinese.csl(tmp_path)] == ["dev"]
 
 
 def test_fewclue_has_two_splits(raw):
@@ -200,9 +207,9 @@ def test_the_groups_of_a_task_file_are_the_splits_that_are_written(path, raw, tm
     task = yaml.safe_load(path.read_text(encoding="utf-8"))
     recipe = next(recipe for recipe in RECIPES if recipe.output == task["path"])
     written = prepared(recipe, raw, tmp_path)
-    patterns = task["file-pattern"].values()
+    patterns = task["file-pattern"] if isinstance(task["file-pattern"], dict) else {"all": task["file-pattern"]}
     for (prompt, split), rows in written.items():
-        assert sum(fnmatch(f"{prompt}/{split}.jsonl", pattern) for pattern in patterns) == 1
+        assert sum(fnmatch(f"{prompt}/{split}.jsonl", pattern) for pattern in patterns.values()) == 1
         assert ("targets_pretokenized" in rows[0]) == (task["type"] == "gen")
     assert len(patterns) == len({split for _, split in written})
 
@@ -213,7 +220,7 @@ def test_the_groups_of_a_task_file_are_the_splits_that_are_written(path, raw, tm
 COUNTS = {  # rows written; from the README of the data sets
     "CLUE/afqmc": {"dev": 4316}, "CLUE/c3": {"dev": 1825 + 1991}, "CLUE/cluewsc": {"dev": 304},
     "CLUE/cmnli": {"dev": 12235}, "CLUE/cmrc2018": {"dev": 3219}, "CLUE/drcd": {"dev": 3524},
-    "CLUE/ocnli": {"dev": 2950},
+    "CLUE/ocnli": {"dev": 2950}, "CLUE/csl": {"fewclue_test_public": 2838},
     "FewCLUE/bustm": {"dev_few_all": 160, "test_public": 1772},
     "FewCLUE/chid": {"dev_few_all": 202, "test_public": 2002},
     "FewCLUE/cluewsc": {"dev_few_all": 159, "test_public": 976},
