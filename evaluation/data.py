@@ -130,19 +130,20 @@ def _parsed(text: str, place: int, path: str | Path, line: int) -> tuple[Any, in
 
 
 def fault_of_row(row: dict[str, Any], task_type: TaskType, has_class: bool) -> str | None:
-    """What is wrong with a row, or None. has_class: a class of the task's own may do without label and targets."""
-    if task_type in (TaskType.OTHER, TaskType.LANGUAGE_MODEL):
-        return None
-    fault = _fault_of_inputs(row)
-    if fault:
-        return fault
-    if task_type is TaskType.MULTICHOICE:
-        return _fault_of_lists(row, "choices", 1 if has_class else 2) or _fault_of_label(row, has_class)
-    return _fault_of_lists(row, "targets", 1)
+    """What is wrong with a row, or None. has_class: a class of the task's own may do without label and second choice.
+
+    Fields that the type of task does not need may be absent, but not be something else than they are called.
+    """
+    is_choice, is_generation = task_type is TaskType.MULTICHOICE, task_type is TaskType.GENERATION
+    at_least = {"choices": (1 if has_class else 2) if is_choice else 0, "targets": 1 if is_generation else 0}
+    fault = _fault_of_inputs(row, is_choice or is_generation)
+    for name, number in at_least.items():
+        fault = fault or _fault_of_lists(row, name, number)
+    return fault or _fault_of_label(row, not is_choice or has_class)
 
 
-def _fault_of_inputs(row: dict[str, Any]) -> str | None:
-    if "inputs" not in row and "inputs_pretokenized" not in row:
+def _fault_of_inputs(row: dict[str, Any], is_needed: bool) -> str | None:
+    if is_needed and "inputs" not in row and "inputs_pretokenized" not in row:
         return f"field inputs_pretokenized (text) or inputs (token ids) is missing; the row has {_fields(row)}"
     if "inputs" in row and not is_ids(row["inputs"]):
         return f"field inputs: must be a list of token ids, is {_shown_ids(row['inputs'])}"
@@ -152,10 +153,10 @@ def _fault_of_inputs(row: dict[str, Any]) -> str | None:
 
 
 def _fault_of_lists(row: dict[str, Any], name: str, at_least: int) -> str | None:
-    """Of `choices` or `targets`, as ids and as texts."""
+    """Of `choices` or `targets`, as ids and as texts. at_least: how many there must be; 0: the field may be absent."""
     as_text = f"{name}_pretokenized"
     present = [field for field in (name, as_text) if field in row]
-    if not present:
+    if not present and at_least:
         return f"field {as_text} (list of texts) or {name} (list of lists of token ids) is missing; the row has " \
                f"{_fields(row)}"
     for field in present:
@@ -174,14 +175,14 @@ def _fault_of_lists(row: dict[str, Any], name: str, at_least: int) -> str | None
 
 
 def _fault_of_label(row: dict[str, Any], is_optional: bool) -> str | None:
-    if row.get("label") is None and is_optional:
+    """A row without choices may have a label of its own kind."""
+    number = len(row.get("choices", row.get("choices_pretokenized", ())))
+    if is_optional and (number == 0 or row.get("label") is None):
         return None
     if "label" not in row:
         return f"field label is missing (index of the right choice, from 0); the row has {_fields(row)}"
-    number = len(row["choices"] if "choices" in row else row["choices_pretokenized"])
-    label = row["label"]
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < number:
-        return f"field label: must be the index of a choice, 0 to {number - 1}, is {shown(label)}"
+    if type(row["label"]) is not int or not 0 <= row["label"] < number:
+        return f"field label: must be the index of a choice, 0 to {number - 1}, is {shown(row['label'])}"
     return None
 
 
@@ -229,4 +230,4 @@ def to_example(row: dict[str, Any], index: int, tokenizer) -> Example:
     else:
         inputs = tokenizer.encode(row.get("inputs_pretokenized", ""))
     choices = [ids or [tokenizer.command("eop")] for ids in lists_of("choices")]
-    return Example(index, inputs, choices, lists_of("targets"), row.get("label"), row)
+    return Example(index, inputs, choices, lists_of("targets"), row.get("label") if choices else None, row)

@@ -1,0 +1,102 @@
+"""From paths to task files, and from tasks to data files."""
+
+import pytest
+
+from evaluation.config import MultiChoiceTaskConfig
+from evaluation.discovery import data_files, find_task_files, load_tasks, missing
+from glm.errors import UserError
+
+ROW = '{"inputs": [1], "choices": [[1], [2]], "label": 0}\n'
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with some task files, and the current one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.yaml", "a.yml", "inner/c.yaml", "inner/deep/d.yaml", "notes.txt", ".hidden/e.yaml"):
+        write(tmp_path / "tasks" / name, f"name: {name.replace('/', '-').lstrip('.')}\ntype: mul\npath: quiz\n")
+    return tmp_path
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def found(*paths):
+    return [str(path) for path in find_task_files(paths)]
+
+
+def test_a_file_a_folder_and_a_glob(folder):
+    assert found("tasks/b.yaml") == ["tasks/b.yaml"]
+    assert found("tasks") == ["tasks/a.yml", "tasks/b.yaml", "tasks/inner/c.yaml", "tasks/inner/deep/d.yaml"]
+    assert found("tasks/*.y*ml") == ["tasks/a.yml", "tasks/b.yaml"]
+    assert found("tasks/**/[cd].yaml") == ["tasks/inner/c.yaml", "tasks/inner/deep/d.yaml"]
+    assert found("tasks/in*") == ["tasks/inner/c.yaml", "tasks/inner/deep/d.yaml"]  # a folder that a glob matches
+
+
+def test_the_order_is_the_users_and_nothing_comes_twice(folder):
+    assert found("tasks/inner/c.yaml", "tasks/inner", "./tasks/b.yaml", "tasks/b.yaml") == [
+        "tasks/inner/c.yaml", "tasks/inner/deep/d.yaml", "tasks/b.yaml"]
+
+
+def test_a_name_with_the_marks_of_a_glob(folder):
+    write(folder / "[x].yaml", "")
+    assert found("[x].yaml") == ["[x].yaml"]
+
+
+@pytest.mark.parametrize("path, message", [
+    ("tasks/none.yaml", "tasks/none.yaml: there is no such file or folder; name task files, folders of them, or globs"),
+    ("tasks/*.json", "tasks/*.json: the glob matches no task file"),
+    ("tasks/notes.txt", "tasks/notes.txt: is no task file; these end in .yaml or .yml"),
+    ("empty", "empty: the folder holds no task file"),
+])
+def test_paths_that_name_no_task(folder, path, message):
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError) as caught:
+        find_task_files([path])
+    assert message in str(caught.value)
+
+
+def test_the_faults_of_all_files_are_told_at_once(folder):
+    write(folder / "tasks/x.yaml", "name: x\ntype: mul\npath: x\nmetrics: [Acc]\n")
+    write(folder / "tasks/y.yaml", "name: b.yaml\ntype: mul\npath: y\n")
+    with pytest.raises(UserError) as caught:
+        load_tasks(["tasks"], "data")
+    first, second = str(caught.value).split("\nerror: ")
+    assert first.startswith("tasks/x.yaml: metrics: unknown metric 'Acc'")
+    assert second == "tasks/y.yaml: name: 'b.yaml' is the name of the task in tasks/b.yaml too"
+
+
+def test_tasks_in_order(folder):
+    assert [task.name for task in load_tasks(["tasks/inner", "tasks/a.yml"], "data")] == [
+        "inner-c.yaml", "inner-deep-d.yaml", "a.yml"]
+
+
+# Data
+
+
+def test_data_files_by_group(tmp_path):
+    for name in ("one/dev.jsonl", "two/dev.jsonl", "two/test.json", "two/.hidden.jsonl", "two/notes.txt"):
+        write(tmp_path / name, ROW)
+    (tmp_path / "two" / "folder.jsonl").mkdir()
+    config = MultiChoiceTaskConfig(name="quiz", path=str(tmp_path))
+    assert data_files(config) == {
+        "all": [tmp_path / "one/dev.jsonl", tmp_path / "two/dev.jsonl", tmp_path / "two/test.json"]}
+    config = MultiChoiceTaskConfig(name="quiz", path=str(tmp_path),
+                                   file_pattern={"dev": "**/dev.jsonl", "train": "**/train.jsonl"})
+    assert data_files(config) == {"dev": [tmp_path / "one/dev.jsonl", tmp_path / "two/dev.jsonl"], "train": []}
+
+
+def test_why_a_task_is_missing(tmp_path):
+    def reason(**changes):
+        return missing(MultiChoiceTaskConfig(name="quiz", path=str(tmp_path / "data"), source="quiz.yaml", **changes))
+
+    assert "quiz.yaml: path: there is no folder " in reason() and "DATA_PATH" in reason()
+    write(tmp_path / "data" / "dev.jsonl", ROW)
+    assert reason() is None
+    assert reason(file_pattern={"dev": "dev*", "test": "test*"}) == (
+        f"quiz.yaml: file_pattern: group test: test* matches no file in {tmp_path / 'data'}")
+    for nothing in ("", "\n \n", "[ ]\n"):
+        write(tmp_path / "data" / "test.json", nothing)
+        assert reason() == f"quiz.yaml: {tmp_path / 'data' / 'test.json'} is empty"
