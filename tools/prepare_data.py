@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{done} tasks prepared in {options.output}")
+    print(f"{done} task{'s' if done > 1 else ''} prepared in {options.output}")
     if missing:
         print(f"{len(missing)} tasks without raw files:")
         for line in missing:

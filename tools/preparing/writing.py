@@ -70,13 +70,13 @@ def _rows(recipe: Recipe, found: dict[str, list[dict]]) -> tuple[dict, dict[str,
         account.left_out.update(row["left_out"] for row in rows if "left_out" in row)
         for name, prompt in recipe.prompts.items():
             what = f"{recipe.file.name}: {name}: {split}"
-            lines = [_line(render(prompt, row, f"{what}: row {place}"))
+            lines = [line_of(render(prompt, row, f"{what}: row {place}"))
                      for place, row in enumerate(rows, start=1) if "left_out" not in row]
             files[split, f"{name}/{split}.jsonl"] = "".join(lines)
     return files, accounts
 
 
-def _line(row: dict) -> str:
+def line_of(row: dict) -> str:
     """One line of JSON, also for readers that take the line ends of Unicode for such."""
     text = json.dumps(row, ensure_ascii=False)
     for end in "\x85\u2028\u2029":
