@@ -31,9 +31,12 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
     Returns what results.json holds, on the first process; None on the others.
     """
     clock = Clock()
-    max_tokens = settings.max_batch_tokens or default_max_tokens(model)
+
+    def budget(requests):
+        return settings.max_batch_tokens or default_max_tokens(model, requests)
+
     present = [config for config in configs if found[config.name].reason is None]
-    works = agree(lambda: {config.name: prepare(config, tokenizer, settings.limit, max_tokens,
+    works = agree(lambda: {config.name: prepare(config, tokenizer, settings.limit, budget,
                                                 settings.micro_batch_size) for config in present})
     head = on_first(lambda: describe(model, tokenizer, configs, settings))
     with contextlib.ExitStack() as stack:
@@ -51,7 +54,7 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
             else:
                 record = _task(works[config.name], scorer, keeper, progress, tell, clock)
             tasks[config.name] = record
-    return on_first(lambda: keeper.finish(tasks, clock.facts(model, max_tokens)))
+    return on_first(lambda: keeper.finish(tasks, clock.facts(model)))
 
 
 def _task(work: Work, scorer, keeper: Keeper | None, progress: Progress, tell, clock: Clock) -> dict | None:
@@ -81,9 +84,9 @@ class Clock:
         computed = sum(len(work.batches[number]) for number in numbers)
         self._tasks[work.config.name] = {
             "seconds": round(seconds, 3), "items": len(work.requests), "computed": computed,
-            "items_per_second": round(computed / seconds, 3) if computed else None}
+            "items_per_second": round(computed / seconds, 3) if computed else None, "max_batch_tokens": work.max_tokens}
 
-    def facts(self, model, max_tokens: int) -> dict:
+    def facts(self, model) -> dict:
         import torch
 
         parameter = next(model.parameters())
@@ -93,4 +96,4 @@ class Clock:
             "host": platform.node(), "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "model_parallel_size": parallel.size(), "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(parameter.device) if is_cuda else "cpu",
-            "max_batch_tokens": max_tokens, "tasks": self._tasks}
+            "tasks": self._tasks}

@@ -5,13 +5,13 @@ The same on every process, and whatever an earlier run has already answered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.batching import plan
 from evaluation.config import TaskConfig, TaskType
-from evaluation.data import Example, read_rows
+from evaluation.data import Example
 from evaluation.discovery import data_files, missing
 from evaluation.requests import Request
 from evaluation.tasks import Task, task_class
@@ -30,12 +30,14 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Work:
-    """groups: of the task file, with relative paths; files: by relative path; batches: of places in `requests`."""
+    """groups: of the task file, with relative paths; files: by relative path; max_tokens: of a batch; batches: of
+    places in `requests`."""
 
     task: Task
     groups: dict[str, list[str]]
     files: dict[str, DataFile]
     requests: Sequence[Request]
+    max_tokens: int
     batches: Sequence[Sequence[int]]
 
     @property
@@ -72,7 +74,7 @@ def look(configs: Sequence[TaskConfig], allow_missing: bool) -> dict[str, Found]
             continue
         try:
             paths = [] if reason else [path for paths in data_files(config).values() for path in paths]
-            found[config.name] = Found({path: len(read_rows(path, config)) for path in paths}, reason)
+            found[config.name] = Found({path: task_class(config).check(config, path) for path in paths}, reason)
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -80,14 +82,16 @@ def look(configs: Sequence[TaskConfig], allow_missing: bool) -> dict[str, Found]
     return found
 
 
-def prepare(config: TaskConfig, tokenizer, limit: int | None, max_tokens: int, max_items: int | None) -> Work:
-    """limit: rows of every file (None: all); max_tokens, max_items: of a batch, see evaluation.batching.plan."""
+def prepare(config: TaskConfig, tokenizer, limit: int | None, budget: Callable[[Sequence[Request]], int],
+            max_items: int | None) -> Work:
+    """limit: rows of every file (None: all); budget(requests): most tokens of a batch; max_items: most of its items."""
     task = task_class(config)(config, tokenizer)
     groups = {group: [relative(config, path) for path in paths] for group, paths in data_files(config).items()}
     paths = dict.fromkeys(path for paths in data_files(config).values() for path in paths)
     files = {relative(config, path): _read(task, path, limit) for path in paths}
     requests = [request for file in files.values() for request in file.requests]
-    return Work(task, groups, files, requests, plan(requests, max_tokens, max_items))
+    max_tokens = budget(requests)
+    return Work(task, groups, files, requests, max_tokens, plan(requests, max_tokens, max_items))
 
 
 def relative(config: TaskConfig, path: Path) -> str:
@@ -100,7 +104,7 @@ def _read(task: Task, path: Path, limit: int | None) -> DataFile:
         expected = len(examples)
         examples = examples[:limit]
     else:
-        examples, expected = task.examples(path, limit), len(read_rows(path, task.config))
+        examples, expected = task.examples(path, limit), task.check(task.config, path)
     if not examples:
         raise UserError(f"{path}: the task {task.config.name} finds nothing to score in it")
     return DataFile(path, expected, examples, [_request(task, path, example) for example in examples])
