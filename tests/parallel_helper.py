@@ -41,6 +41,13 @@ def run_ranks(function, world, folder, *arguments, deadline=60.0):
             process.join()
 
 
+def start(function, *arguments):
+    """A process that runs a module-level function and has torch already; the caller kills and joins it."""
+    process = _server().Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
 def _collect(pipes, end):
     results = {}
     while len(results) < len(pipes):

@@ -1,0 +1,208 @@
+"""A whole run on golden's checkpoint: what it writes, that it may be killed anywhere, and on how many processes."""
+
+import json
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+import evaluation.__main__ as command
+from tests.golden_data import TP1
+from tests.parallel_helper import run_ranks, start
+from tests.tiny_tasks import arguments, results, samples, write_tasks
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with tasks and one uninterrupted run of them in out/."""
+    folder = write_tasks(tmp_path_factory.mktemp("whole"))
+    assert command.main(arguments(folder)) == 0
+    return folder
+
+
+def run_again(whole: Path, output: str, *more: str) -> int:
+    return command.main(arguments(whole, *more, output=output))
+
+
+def written(folder: Path, output: str) -> bytes:
+    return (folder / output / "results.json").read_bytes()
+
+
+def close(one: object, other: object) -> bool:
+    """Equal but for floats, which may differ by 1e-5."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == pytest.approx(other, abs=1e-5) if isinstance(one, float) else one == other
+
+
+# What a run leaves behind
+
+
+def test_every_row_is_scored_once_and_figures_follow_from_the_samples(whole):
+    tasks, items = results(whole)["tasks"], samples(whole)
+    assert list(items) == ["choices/plain/test.jsonl.jsonl", "choices/said/test.jsonl.jsonl", "text/test.txt.jsonl",
+                           "writing/dev.jsonl.jsonl"]
+    assert [item["index"] for item in items["choices/said/test.jsonl.jsonl"]] == list(range(8))
+    for name, task in tasks.items():
+        for path, file in task["files"].items():
+            assert file["n"] == file["scored"] == file["expected"] == len(items[f"{name}/{path}.jsonl"])
+    plain = items["choices/plain/test.jsonl.jsonl"]
+    right = sum(item["prediction"] == item["label"] for item in plain)
+    assert tasks["choices"]["files"]["plain/test.jsonl"]["metrics"]["Accuracy"] == 100 * right / 8
+    for item in plain:
+        assert item["prediction"] == item["log_probs"].index(max(item["log_probs"]))
+    assert tasks["text"]["counts"]["scored"] == len(items["text/test.txt.jsonl"]) > 4
+
+
+def test_the_same_command_again_computes_nothing_and_writes_the_same(whole):
+    before, journal = written(whole, "out"), (whole / "out" / "journal.jsonl").read_bytes()
+    assert run_again(whole, "out") == 0
+    assert written(whole, "out") == before and (whole / "out" / "journal.jsonl").read_bytes() == journal
+    timings = json.loads((whole / "out" / "timings.json").read_text())
+    assert [task["computed"] for task in timings["tasks"].values()] == [0, 0, 0]
+
+
+def test_batches_do_not_change_the_figures(whole):
+    assert command.main([*arguments(whole, output="single"), "--micro-batch-size", "1"]) == 0
+    assert close(samples(whole), samples(whole, "single"))
+    assert close(results(whole)["tasks"], results(whole, "single")["tasks"])
+
+
+# Killed and resumed
+
+
+def _child(folder: str, argv: list[str]) -> None:
+    import torch
+
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    command.main(argv)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_anywhere_and_resumed_the_results_are_the_same_bytes(whole, seed):
+    chance, output = random.Random(seed), f"killed-{seed}"
+    journal = whole / output / "journal.jsonl"
+    largest = (whole / "out" / "journal.jsonl").stat().st_size
+    kills = 0
+    for _ in range(3):
+        process = start(_child, str(whole), arguments(whole, output=output))
+        enough = chance.uniform(0, largest)
+        while process.is_alive() and not (journal.exists() and journal.stat().st_size > enough):
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.02))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -9
+    assert kills
+    assert run_again(whole, output) == 0
+    assert written(whole, output) == written(whole, "out")
+    assert close(samples(whole), samples(whole, output))
+
+
+def test_a_line_torn_by_the_kill_is_computed_again(whole):
+    shutil.copytree(whole / "out", whole / "torn")
+    journal = whole / "torn" / "journal.jsonl"
+    whole_journal = journal.read_bytes()
+    journal.write_bytes(whole_journal[:len(whole_journal) // 2])
+    (whole / "torn" / "results.json").unlink()
+    assert run_again(whole, "torn") == 0
+    assert written(whole, "torn") == written(whole, "out")
+    assert samples(whole, "torn") == samples(whole)
+
+
+# Other weights
+
+
+def test_one_changed_byte_of_the_weights_finds_no_kept_answer(whole, tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(TP1, checkpoint)
+    argv = ["--load", str(checkpoint), *arguments(whole, output="weights")[2:]]
+    assert command.main(argv) == 0
+    assert written(whole, "weights") != b""
+    before = samples(whole, "weights")
+    (shard,) = checkpoint.glob("*/mp_rank_00_model_states.pt")
+    change_a_byte(shard)
+    assert command.main(argv) == 2
+    assert "holds the results of another run (checkpoint: " in capsys.readouterr().err
+    assert command.main([*argv, "--overwrite"]) == 0
+    timings = json.loads((whole / "weights" / "timings.json").read_text())
+    assert all(task["computed"] == task["items"] for task in timings["tasks"].values())
+    assert samples(whole, "weights") != before
+
+
+def change_a_byte(shard: Path) -> None:
+    """Flips the highest exponent bit but one of a word embedding that every row uses."""
+    import torch
+
+    from glm.checkpoint import read_shard
+
+    data = bytearray(shard.read_bytes())
+    with torch.inference_mode():
+        tensors = read_shard(shard).tensors
+        bias = next(tensor for name, tensor in tensors.items() if name.endswith("final_layernorm.bias"))
+        place = bytes(data).index(bias.numpy().tobytes())
+    data[place + 1] ^= 0x08
+    shard.write_bytes(bytes(data))
+
+
+def test_other_settings_are_refused_and_replaced_only_when_asked(whole, capsys):
+    shutil.copytree(whole / "out", whole / "other")
+    assert run_again(whole, "other", "--limit", "3") == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: --output {whole / 'other'} holds the results of another run (limit: null, "
+                              "now 3)")
+    assert "--overwrite" in message and message.count("\n") == 1
+    assert written(whole, "other") == written(whole, "out")
+    assert run_again(whole, "other", "--limit", "3", "--overwrite") == 0
+    task = results(whole, "other")["tasks"]["choices"]
+    assert task["counts"] == {"expected": 16, "scored": 6, "truncated": 0}
+    assert results(whole, "other")["settings"]["limit"] == 3
+
+
+# Several processes
+
+
+def _ranks(folder: str, argv: list[str], degree: int) -> int:
+    os.environ["RANK"] = str(_rank())
+    os.environ["WORLD_SIZE"] = "2"
+    return command.main(["--model-parallel-size", str(degree), *argv])
+
+
+def _rank() -> int:
+    import torch
+
+    return torch.distributed.get_rank()
+
+
+def test_two_processes_give_the_identical_file(whole, tmp_path):
+    argv = arguments(whole, output="two")
+    assert run_ranks(_ranks, 2, tmp_path, str(whole), argv, 1) == [0, 0]
+    assert written(whole, "two") == written(whole, "out")
+    assert close(samples(whole), samples(whole, "two"))
+
+
+def _failing_rank(folder: str, argv: list[str]) -> int:
+    from evaluation.scorer import Scorer
+    from glm.errors import UserError
+
+    if _rank() == 1:
+        def fail(*_):
+            raise UserError("layer 3 gave nan")
+
+        Scorer.answer = fail
+    return _ranks(folder, argv, 1)
+
+
+def test_an_error_on_one_process_is_heard_by_all(whole, tmp_path):
+    argv = arguments(whole, output="failing")
+    assert run_ranks(_failing_rank, 2, tmp_path, str(whole), argv, deadline=20) == [2, 2]
+    assert not (whole / "failing" / "results.json").exists()

@@ -1,0 +1,137 @@
+"""The journal of answers, the lock of an output folder, and the hashes that answers are kept under."""
+
+import errno
+import os
+
+import pytest
+
+import evaluation.store as store
+from evaluation.hashing import Keys, combined, hash_code, hash_file, hash_files, hash_json
+from evaluation.requests import ScoreRequest
+from evaluation.store import Journal, Lock, differences
+from glm.errors import UserError
+
+ANSWER = {"log_probs": [-0.1234567890123456, -17.0]}
+
+
+def test_answers_come_back_with_all_their_digits(tmp_path):
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.add([("one", ANSWER), ("two", {"beams": [[1, 2], []], "scores": [None, None]})])
+        assert "one" in journal and "three" not in journal
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        assert journal["one"] == ANSWER
+        assert journal["two"]["beams"] == [[1, 2], []]
+
+
+def test_the_first_answer_under_a_key_holds(tmp_path):
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.add([("one", {"log_probs": [1.0]}), ("one", {"log_probs": [2.0]})])
+        journal.add([("one", {"log_probs": [3.0]})])
+        assert journal["one"] == {"log_probs": [1.0]}
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1
+
+
+def test_wherever_the_last_line_was_torn_the_whole_ones_count(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.add([("one", ANSWER), ("two", ANSWER)])
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for cut in range(first, len(whole)):
+        path.write_bytes(whole[:cut])
+        with Journal(path) as journal:
+            assert list(journal.answers) == ["one"]
+            journal.add([("two", ANSWER)])
+        assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_is_left_out(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.add([("one", ANSWER), ("two", ANSWER)])
+    path.write_bytes(path.read_bytes().replace(b'{"key": "one"', b'\xff"key": "one"') + b"[]\n7\n")
+    with Journal(path) as journal:
+        assert list(journal.answers) == ["two"]
+
+
+def test_a_full_disk_leaves_the_journal_whole(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jsonl"
+    write = os.write
+
+    def full(file, data):
+        if len(data) > 30:
+            return write(file, data[:30])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Journal(path) as journal:
+        journal.add([("one", ANSWER)])
+        before = path.read_bytes()
+        monkeypatch.setattr(store.os, "write", full)
+        with pytest.raises(UserError, match="journal.jsonl: No space left on device; mend it, and the same"):
+            journal.add([("two", ANSWER)])
+        assert path.read_bytes() == before and "two" not in journal
+        monkeypatch.undo()
+        journal.add([("two", ANSWER)])
+    with Journal(path) as journal:
+        assert list(journal.answers) == ["one", "two"]
+
+
+def test_a_second_run_on_the_same_folder_is_refused(tmp_path):
+    with Lock(tmp_path / "out"), pytest.raises(UserError, match="another run is writing there; wait for its end"):
+        Lock(tmp_path / "out")
+    Lock(tmp_path / "out").close()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output .*file/out: Not a directory; name a folder that can be written to"):
+        Lock(tmp_path / "file" / "out")
+
+
+def test_what_differs_between_two_runs_is_named():
+    assert differences({"dtype": "float32", "limit": None}, {"dtype": "bfloat16", "limit": None}) == [
+        "dtype: float32, now bfloat16"]
+    assert differences({}, {"limit": 3}) == ["limit: null, now 3"]
+
+
+# Hashes
+
+
+def test_files_are_hashed_by_content(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    for path, content in zip(paths, ("x", "y", "x"), strict=True):
+        path.write_text(content)
+    one, other, same = hash_files(paths)
+    assert one == same == hash_file(paths[0]) != other
+    assert combined([("a", one), ("b", other)]) != combined([("a", other), ("b", one)])
+    with pytest.raises(UserError, match="cannot read .*none: No such file"):
+        hash_files([*paths, tmp_path / "none"])
+
+
+def test_code_is_hashed_with_its_names(tmp_path):
+    (tmp_path / "glm").mkdir()
+    file = tmp_path / "glm" / "model.py"
+    file.write_text("1")
+    found = [hash_code(tmp_path)]
+    (tmp_path / "glm" / "notes.txt").write_text("not code")
+    assert hash_code(tmp_path) == found[0]
+    file.write_text("2")
+    found.append(hash_code(tmp_path))
+    file.rename(tmp_path / "glm" / "other.py")
+    found.append(hash_code(tmp_path))
+    assert len(set(found)) == 3
+
+
+def test_a_key_depends_on_all_that_an_answer_depends_on():
+    facts = {"checkpoint": "w", "tokenizer": "t", "code": "c", "dtype": "float32", "device": "cpu", "model": {"n": 1}}
+    request = ScoreRequest((1, 2), ((3,), (4, 5)), lead=6, first_position=1, advance=0)
+    keys = {Keys(facts).of(request)}
+    for name in facts:
+        keys.add(Keys(facts | {name: "another"}).of(request))
+    for change in ({"context": (1, 7)}, {"continuations": ((3,), (4,))}, {"lead": 7}, {"first_position": 2},
+                   {"advance": 1}, {"causal": True}):
+        keys.add(Keys(facts).of(ScoreRequest(**{**vars(request), **change})))
+    assert len(keys) == 1 + len(facts) + 6
+    shown = ScoreRequest((1, 2), ((3,), (4, 5)), lead=6, first_position=1, advance=0, truncated=True, input_length=9)
+    assert Keys(facts).of(shown) == Keys(facts).of(request)
+    assert hash_json({"a": 1, "b": (2,)}) == hash_json({"b": [2], "a": 1})
