@@ -8,7 +8,7 @@ or the same without _pretokenized, as ids. Other fields are kept as they are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,11 @@ class Example:
     row: dict[str, Any]
 
 
-def read_rows(path: str | Path, config: TaskConfig) -> list[dict[str, Any]]:
+def read_rows(path: str | Path, config: TaskConfig,
+              more_faults: Callable[[dict[str, Any]], str | None] | None = None) -> list[dict[str, Any]]:
     """All rows of a data file, checked for what the task's type needs; a class of the task's own may need less.
+
+    more_faults: row -> what else is wrong with it, or None.
 
     A language model's file is raw text, one row {"text": all of it}, unless a class of the task's own reads rows.
     Raises UserError for the first row at fault, and for a file without rows.
@@ -43,6 +46,7 @@ def read_rows(path: str | Path, config: TaskConfig) -> list[dict[str, Any]]:
     rows = []
     for line, row in read_objects(path):
         fault = fault_of_row(row, config.type, config.module is not None)
+        fault = fault or (more_faults(row) if more_faults else None)
         if fault:
             raise UserError(f"{path}:{line}: {fault}")
         rows.append(row)

@@ -12,7 +12,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +166,21 @@ METRICS = {
         Metric("BPB", loss_and_bytes, bits_per_byte, higher_is_better=False, types=("lm", "other")),
     )
 }
+
+
+def by_kind(metrics: Mapping[str, Metric], field: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
+    """The metrics over all items, and again over those of each kind: "Accuracy (easy)" where item[field] is "easy"."""
+    kinds = sorted({item[field] for item in items})
+    return {**metrics, **{f"{name} ({kind})": _of_kind(f"{name} ({kind})", metric, field, kind)
+                          for kind in kinds for name, metric in metrics.items()}}
+
+
+def _of_kind(name: str, metric: Metric, field: str, kind: str) -> Metric:
+    def statistics(item) -> tuple[float, ...]:
+        numbers = metric.statistics(item)
+        return numbers if item[field] == kind else (0.0,) * len(numbers)
+
+    return replace(metric, name=name, statistics=statistics)
 
 
 def find_metric(name: str, folder: str | Path, extra: Mapping[str, Metric], task_type: str, where: str) -> Metric:

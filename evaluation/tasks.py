@@ -34,7 +34,12 @@ class Task:
     @classmethod
     def check(cls, config: TaskConfig, path: Path) -> int:
         """How many rows a data file has, all checked before there is a model; UserError for one at fault, or none."""
-        return len(read_rows(path, config))
+        return len(read_rows(path, config, cls.fault))
+
+    @classmethod
+    def fault(cls, row: dict) -> str | None:
+        """What is wrong with a row beside what all tasks of the type check: "field <name>: must be ...", or None."""
+        return None
 
     def examples(self, path: Path, limit: int | None = None) -> list[Example]:
         """The first `limit` rows of a data file, tokenised."""
@@ -158,17 +163,21 @@ class LanguageModelTask(Task):
         return 1
 
     def examples(self, path: Path, limit: int | None = None) -> list[Example]:
-        """The windows of a text; each has its share of the words."""
+        """The first `limit` windows of a text; each has its share of the words and of the UTF-8 bytes."""
         text = read_text(path)
-        ids = self.tokenizer.encode(text)
+        windows = self.windows(self.tokenizer.encode(text))
+        facts = {"words": len(text.strip().split(" ")) / len(windows), "bytes": len(text.encode()) / len(windows)}
+        return [Example(index, prompt, [], [scored], None, facts)
+                for index, (prompt, scored) in enumerate(windows[:limit])]
+
+    def windows(self, ids: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        """(prompt, scored part) of windows that move over a text's ids by generation_length."""
         width, step = self.config.max_seq_length - 1, self.config.generation_length
-        count = math.ceil(max(len(ids) - width, 0) / step) + 1
-        words = len(text.strip().split(" ")) / count
         windows = []
-        for index in range(count if limit is None else min(count, limit)):
+        for index in range(math.ceil(max(len(ids) - width, 0) / step) + 1):
             window = ids[index * step:index * step + width]
             begin = 0 if index == 0 or self.config.unidirectional else width - step
-            windows.append(Example(index, window[:begin], [], [window[begin:]], None, {"words": words}))
+            windows.append((window[:begin], window[begin:]))
         return windows
 
     def request(self, example: Example) -> ScoreRequest:
@@ -179,7 +188,7 @@ class LanguageModelTask(Task):
 
     def item(self, example: Example, request: ScoreRequest, answer: dict) -> dict:
         return self._facts(example, request) | {
-            "loss": -answer["log_probs"][0], "tokens": len(request.continuations[0]), "words": example.row["words"]}
+            "loss": -answer["log_probs"][0], "tokens": len(request.continuations[0])} | example.row
 
 
 TASKS = {
