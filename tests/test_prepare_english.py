@@ -118,6 +118,19 @@ def test_math_qa_s_options_are_mended(tmp_path, options, expected):
     assert [found[letter] for letter in "abcde"] == expected
 
 
+def test_the_data_sets_own_files_are_read_as_well(tmp_path):
+    problem = {"Problem": "how many ?", "options": "a ) 1 , b ) 2 , c ) 3 , d ) 4 , e ) 5", "correct": "b"}
+    write(tmp_path / "math_qa" / "test.json", json.dumps([problem]))
+    (row,) = english_questions.math_qa(tmp_path)["test"]
+    assert (row["question"], row["choices"], row["label"]) == ("how many ?", ["1", "2", "3", "4", "5"], 1)
+    texts = {"A": "fly", "B": "read", "C": "drive", "D": "melt"}
+    choices = [{"text": text, "label": label} for label, text in texts.items()]
+    write_lines(tmp_path / "openbook_qa" / "test.jsonl",
+                [{"id": "1", "question": {"stem": "Geese", "choices": choices}, "answerKey": "A"}])
+    (row,) = english_questions.openbook_qa(tmp_path)["test"]
+    assert (row["question"], row["d"], row["label"]) == ("Geese", "melt", 0)
+
+
 def test_openbook_qa(tmp_path):
     text = ("Please choose the correct answer to the question: Geese\n\nAnswer1: fly Answer2: read a book "
             "Answer3: drive Answer4: melt\n\nAnswer format: answer1/answer2/answer3/answer4")
@@ -190,9 +203,19 @@ def test_stereoset_s_choices_are_in_the_order_of_their_ids(tmp_path):
         write(tmp_path / "stereoset" / f"{name}.json", json.dumps([row]))
     found = english_ethics.stereoset(tmp_path)
     assert [len(found["dev"]), len(found["test_sample"])] == [3, 1]
-    assert found["dev"][0] == {"choices": ["Cats are Tuesday.", "Cats are proud.", "Cats are humble."],
+    assert found["dev"][0] == {"context": "", "choices": ["Cats are Tuesday.", "Cats are proud.", "Cats are humble."],
                                "goal_label": ["unrelated", "stereotype", "anti-stereotype"],
                                "bias_type": "race", "target": "cat", "ID": "7"}
+
+
+def test_stereoset_s_own_file(tmp_path):
+    kinds = ("unrelated", "stereotype", "anti-stereotype")
+    rows = [{"id": "7", "target": "cat", "bias_type": "race", "context": "I met  cats.", "sentences": [
+        {"sentence": f"They were {kind}.", "id": str(place), "gold_label": kind} for place, kind in enumerate(kinds)]}]
+    write(tmp_path / "stereoset" / "dev.json", json.dumps({"data": {"intrasentence": rows, "intersentence": rows}}))
+    found = english_ethics.stereoset(tmp_path)
+    assert [found[kind][0]["context"] for kind in ("intrasentence", "intersentence")] == ["", "I met cats."]
+    assert found["intersentence"][0]["goal_label"] == list(kinds)
 
 
 def test_ethos_goes_by_at_least_half_of_the_annotators(tmp_path):

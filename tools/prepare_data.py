@@ -27,8 +27,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def list_tasks(recipes) -> None:
+    from tools.preparing.raw import MissingRawFile
+
     for recipe in recipes:
         print(f"{recipe.output}\n    {recipe.title}; licence: {recipe.licence}; {recipe.source}")
+        try:
+            recipe.read(Path("DIR"))
+        except MissingRawFile as error:
+            print(f"    first file or folder read: {str(error).split(': ')[0]}")
         for text in filter(None, (recipe.note, recipe.where)):
             print(f"    {text}")
 

@@ -27,25 +27,36 @@ def crows_pairs(raw: Path) -> dict[str, list[dict]]:
 
 
 def stereoset(raw: Path) -> dict[str, list[dict]]:
-    """Three sentences that differ in one place.
+    """Three sentences that differ in one place (intrasentence), or that follow the same one (intersentence).
 
-    Fields: choices (the sentences), goal_label (what each of them is: stereotype, anti-stereotype or unrelated),
-    bias_type, target, ID. The choices are in the order of their ids, so that a place says nothing about the kind.
-    Prepared rows have empty inputs and no label.
+    Fields: context (what they follow, empty for intrasentence), choices (the sentences), goal_label (what each of them
+    is: stereotype, anti-stereotype or unrelated), bias_type, target, ID. The choices are in the order of their ids, so
+    that a place says nothing about the kind. Prepared rows have the context as inputs, and no label.
+
+    dev.json is StereoSet's own file (splits intrasentence and intersentence); else it and the files beside it are the
+    lists of EditBias (splits dev and test_sample).
     """
     folder = raw / "stereoset"
-    files = {"dev": ["gender_test.json", "race_test.json", "religion_test.json"], "test_sample": ["dev.json"]}
-    return {split: [_stereoset_row(row, folder / name, place) for name in names
-                    for place, row in enumerate(read_json(folder / name), start=1)] for split, names in files.items()}
+    whole = read_json(folder / "dev.json")
+    if isinstance(whole, dict):
+        return {kind: _stereoset_rows(whole["data"][kind], folder / "dev.json", follows=kind == "intersentence")
+                for kind in ("intrasentence", "intersentence")}
+    parts = [folder / f"{kind}_test.json" for kind in ("gender", "race", "religion")]
+    return {"dev": [row for path in parts for row in _stereoset_rows(read_json(path), path)],
+            "test_sample": _stereoset_rows(whole, folder / "dev.json")}
 
 
-def _stereoset_row(row: dict, path: Path, place: int) -> dict:
-    sentences = row.get("data")
-    if not isinstance(sentences, dict) or sorted(sentences) != sorted(STEREOSET_LABELS):
-        raise UserError(f"{path}: row {place}: data: expected a sentence for each of {', '.join(STEREOSET_LABELS)}")
-    order = sorted(sentences, key=lambda label: sentences[label]["id"])
-    return {"choices": [one_line(sentences[label]["sentence"]) for label in order], "goal_label": order,
-            "bias_type": row["bias_type"], "target": row["target"], "ID": row["id"]}
+def _stereoset_rows(rows: list[dict], path: Path, follows: bool = False) -> list[dict]:
+    prepared = []
+    for place, row in enumerate(rows, start=1):
+        sentences = row.get("data") or {sentence["gold_label"]: sentence for sentence in row["sentences"]}
+        if sorted(sentences) != sorted(STEREOSET_LABELS):
+            raise UserError(f"{path}: row {place}: expected a sentence for each of {', '.join(STEREOSET_LABELS)}")
+        order = sorted(sentences, key=lambda label: sentences[label]["id"])
+        prepared.append({"context": one_line(row["context"]) if follows else "",
+                         "choices": [one_line(sentences[label]["sentence"]) for label in order], "goal_label": order,
+                         "bias_type": row["bias_type"], "target": row["target"], "ID": row["id"]})
+    return prepared
 
 
 def ethos_binary(raw: Path) -> dict[str, list[dict]]:
