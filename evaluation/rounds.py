@@ -12,7 +12,7 @@ from typing import TypeVar
 from evaluation.store import Journal
 from evaluation.work import Work
 from glm import parallel
-from glm.errors import UserError
+from glm.errors import NonFinite, UserError
 from glm.loading import agree
 
 T = TypeVar("T")
@@ -57,6 +57,9 @@ def answer(work: Work, scorer, keys: Sequence[str] | None, journal: Journal | No
 def _compute(work: Work, scorer, batch: Sequence[int]) -> list[dict]:
     try:
         return scorer.answer([work.requests[index] for index in batch])
+    except NonFinite as error:
+        raise UserError(f"task {work.config.name}: {work.place_of(batch[error.rows[0]])}: NaN or infinity in the "
+                        f"model: {error}") from None
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -6,12 +6,15 @@ Shapes: b rows, s sequence, h hidden, v vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
+from evaluation.diagnose import diagnose, generation_input
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.decode import generate
+from glm.errors import NonFinite
 from glm.inputs import right_pad
 
 HEAD_BYTES = 64 << 20  # of float32 logits at a time
@@ -26,6 +29,7 @@ class Scorer:
 
     ScoreRequest -> {"log_probs": [one per continuation]}
     GenerateRequest -> {"beams": [ids without end token, best first], "scores": [float or None]}
+    Raises NonFinite, with the layer and rank, where the model gives NaN or infinity.
     """
 
     def __init__(self, model):
@@ -47,22 +51,31 @@ class Scorer:
     def choice_log_probs(self, requests: Sequence[ScoreRequest]) -> list[list[float]]:
         """Per request, the log-probability of each of its continuations: the sum over its tokens."""
         tokens, positions, segments, causal = self._inputs(requests)
-        hidden = self.model.hidden_states(tokens, positions, segments_blocked(segments, causal))
+        blocked = segments_blocked(segments, causal)
+        hidden = self.model.hidden_states(tokens, positions, blocked)
         places, owners, targets = _scored(requests, tokens.shape[1])
         values = self._token_log_probs(hidden.flatten(0, 1), places, owners, targets).double().cpu()
         sums = iter(part.sum().item() for part in values.split([len(c) for r in requests for c in r.continuations]))
-        return [[next(sums) for _ in request.continuations] for request in requests]
+        found = [[next(sums) for _ in request.continuations] for request in requests]
+        if hit := [row for row, log_probs in enumerate(found) if not all(map(math.isfinite, log_probs))]:
+            one = slice(hit[0], hit[0] + 1)
+            raise NonFinite(hit, why=diagnose(self.model, tokens[one], positions[one], blocked[one]))
+        return found
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[dict]:
         """Generated ids, best first, without their end token."""
         first = requests[0]
-        answers = generate(
-            self.model, [request.context for request in requests], first.params, end_tokens=first.end_tokens,
-            limits=[request.limit for request in requests],
-            shared_positions=[request.shared_position for request in requests],
-            unidirectional=first.unidirectional,
-            counted_lengths=[request.counted_length for request in requests],
-            invalid_ids=first.invalid_ids, forbidden_starts=first.forbidden_starts)
+        try:
+            answers = generate(
+                self.model, [request.context for request in requests], first.params, end_tokens=first.end_tokens,
+                limits=[request.limit for request in requests],
+                shared_positions=[request.shared_position for request in requests],
+                unidirectional=first.unidirectional,
+                counted_lengths=[request.counted_length for request in requests],
+                invalid_ids=first.invalid_ids, forbidden_starts=first.forbidden_starts)
+        except NonFinite as error:
+            place = generation_input(self.model, requests[error.rows[0]], error.generated[0])
+            raise NonFinite(error.rows, error.generated, diagnose(self.model, *place)) from None
         ends = set(first.end_tokens)
         return [{"beams": [ids[:-1] if ids and ids[-1] in ends else ids for ids, _ in beams],
                  "scores": [score for _, score in beams]} for beams in answers]

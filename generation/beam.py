@@ -7,6 +7,7 @@ Shapes: p prompts, k beams, v vocabulary, c candidates, t tokens so far.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -35,7 +36,8 @@ class BeamState:
     the last `tail` tokens of its context. tokens (p, k), parents (p, k) int64: what the last step chose, and which
     beam of the same prompt it goes on from; common: each beam and the one it goes on from agree in so many first tokens
     of the history before the step. lengths: what each context counts as in the length penalty.
-    finished: per prompt, best first, k at most. done: prompts that nothing can improve any more.
+    finished: per prompt, best first, k at most. done: prompts that nothing can improve any more. broken: the
+    candidates' scores of the last step were no numbers, for the model's logits were none.
     """
 
     scores: torch.Tensor
@@ -48,6 +50,7 @@ class BeamState:
     steps: int = 0
     finished: tuple[tuple[Finished, ...], ...] = ()
     done: tuple[bool, ...] = ()
+    broken: tuple[bool, ...] = ()
 
 
 def start(contexts: Sequence[Sequence[int]], lengths: Sequence[int], params: BeamParams,
@@ -60,7 +63,7 @@ def start(contexts: Sequence[Sequence[int]], lengths: Sequence[int], params: Bea
         scores=torch.zeros(len(contexts), 1, device=device),
         history=torch.tensor(tails, dtype=torch.int64, device=device).view(len(contexts), 1, tail),
         tokens=tokens, parents=torch.zeros_like(tokens), lengths=tuple(lengths), tail=tail,
-        finished=((),) * len(contexts), done=(False,) * len(contexts))
+        finished=((),) * len(contexts), done=(False,) * len(contexts), broken=(False,) * len(contexts))
 
 
 def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_tokens: Sequence[int],
@@ -90,8 +93,10 @@ def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_to
     found = torch.stack((scores.double(), beams.double(), tokens.double()), -1).flatten()
     *numbers, common = torch.cat((found, _common(history, state.history).double())).tolist()
     finished, done = _finish(state, numbers, params, frozenset(end_tokens))
+    size = 3 * width
+    broken = tuple(not all(map(math.isfinite, numbers[start:start + size:3])) for start in range(0, len(numbers), size))
     return replace(state, scores=kept, tokens=chosen, parents=parents, common=int(common), finished=finished, done=done,
-                   history=torch.cat((history, chosen[:, :, None]), dim=-1), steps=state.steps + 1)
+                   broken=broken, history=torch.cat((history, chosen[:, :, None]), dim=-1), steps=state.steps + 1)
 
 
 def _common(history: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
@@ -183,4 +188,4 @@ def select(state: BeamState, prompts: list[int]) -> BeamState:
     rows = torch.tensor(prompts, device=state.scores.device)
     tensors = {name: getattr(state, name).index_select(0, rows) for name in ("scores", "history", "tokens", "parents")}
     return replace(state, **tensors, **{name: tuple(getattr(state, name)[prompt] for prompt in prompts)
-                                        for name in ("lengths", "finished", "done")})
+                                        for name in ("lengths", "finished", "done", "broken")})

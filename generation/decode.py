@@ -8,12 +8,14 @@ Shapes: b rows, w width of the padded contexts without their last tokens, v voca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 
 from generation import beam, sampling
 from generation.params import BeamParams, SamplingParams
+from glm.errors import NonFinite
 from glm.inputs import padding_blocked, prefix_causal_blocked, right_pad
 
 Answer = tuple[list[int], float | None]  # generated ids with their end token, score (None when sampled)
@@ -47,6 +49,7 @@ def generate(
     invalid_ids: never generated. forbidden_starts: ids that no answer may begin with.
     seeds: whole numbers per row, the only source of chance; needed unless decoding is deterministic.
     on_step: called after every step with (row, token) for the rows still going; token is None under beam search.
+    Raises NonFinite where logits are NaN or infinite.
     """
     context = _Context(model, contexts, max(limits), shared_positions, unidirectional)
     rules = _Rules(end_tokens, invalid_ids, forbidden_starts, context.device)
@@ -63,13 +66,19 @@ def _sample(context, tokens, params, rules, limits, seeds, on_step) -> list[list
     keys = None if params.top_k == 1 else _keys(seeds, max(limits), context.device)
     history = tokens[:, None]  # as far back as the forbidden beginnings need it
     for step in range(max(limits)):
-        logits = rules.apply_(context.logits(tokens), step, params.min_gen_length)
+        logits = context.logits(tokens)
+        sums = logits.sum(-1)  # one that is no number makes its sum none
+        rules.apply_(logits, step, params.min_gen_length)
         rules.forbid_starts_(logits, history[:, 1:])
         tokens = sampling.sample(logits, params.temperature, params.top_k, params.top_p,
                                  None if keys is None else keys[:, step])
         if step < rules.longest_start:
             history = torch.cat((history, tokens[:, None]), dim=-1)
-        chosen = [(row, token) for row, token in zip(rows, tokens.tolist(), strict=True) if row >= 0]
+        found = torch.cat((tokens.double(), sums)).tolist()  # one transfer
+        if hit := [row for row, total in zip(rows, found[len(rows):], strict=True)
+                   if row >= 0 and not math.isfinite(total)]:
+            raise NonFinite(hit, [answers[row] for row in hit])
+        chosen = [(row, int(token)) for row, token in zip(rows, found, strict=False) if row >= 0]
         for row, token in chosen:
             answers[row].append(token)
             if token in rules.end_set or len(answers[row]) == limits[row]:
@@ -100,6 +109,9 @@ def _search_beams(context, state, params, rules, limits, seeds, on_step) -> list
             places = torch.arange(logits[0].numel(), device=context.device)
             noise = sampling.exponentials(places, keys[:, state.steps])
         state = beam.beam_step(state, logits, params, rules.end_list, noise)
+        if hit := [place for place, row in enumerate(rows) if row >= 0 and state.broken[place]]:
+            raise NonFinite([rows[place] for place in hit],
+                            [state.history[place, 0, state.tail:-1].tolist() for place in hit])
         for place, row in enumerate(rows):
             if row >= 0 and (state.done[place] or state.steps == limits[row]):
                 answers[row] = beam.results(state, place, params)

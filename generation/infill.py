@@ -15,7 +15,7 @@ from generation.batching import batches
 from generation.decode import generate
 from generation.params import BeamParams, SamplingParams
 from glm import parallel
-from glm.errors import UserError
+from glm.errors import NonFinite, UserError
 
 MASK_PATTERN = re.compile(r"\[[sg]?MASK\]")
 UNDERLINE, GREEN, PLAIN = "\x1b[4m", "\x1b[0;32m", "\x1b[0m"
@@ -203,12 +203,18 @@ def _fill_batch(model, tokenizer, jobs: list[_Job], params, report, on_step: OnS
     ends = (tokenizer.command("eop"), tokenizer.command("eos"))
     while jobs:
         contexts = [job.prompt.input_ids(job.filled) for job in jobs]
-        answers = generate(
-            model, contexts, params, end_tokens=ends, limits=[job.limit(model.config, params) for job in jobs],
-            shared_positions=[None if job.prompt.kind == "[gMASK]" else job.prompt.mask_position(job.filled)
-                              for job in jobs],
-            seeds=[(job.seed, len(job.filled)) for job in jobs],
-            on_step=None if on_step is None else _steps_of(jobs, on_step))
+        try:
+            answers = generate(
+                model, contexts, params, end_tokens=ends, limits=[job.limit(model.config, params) for job in jobs],
+                shared_positions=[None if job.prompt.kind == "[gMASK]" else job.prompt.mask_position(job.filled)
+                                  for job in jobs],
+                seeds=[(job.seed, len(job.filled)) for job in jobs],
+                on_step=None if on_step is None else _steps_of(jobs, on_step))
+        except NonFinite as error:
+            for row in error.rows:
+                report(jobs[row].index, Result(jobs[row].prompt.text, finish_reason="error", error=str(error)))
+            jobs = [job for row, job in enumerate(jobs) if row not in error.rows]
+            continue
         going = []
         for job, context, found in zip(jobs, contexts, answers, strict=True):
             best = found[0][0]

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the user can mend."""
+"""What can go wrong in a way that a user can mend."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,15 @@ class UserError(ValueError):
 
     The command lines print it after ``error:`` and exit with code 2, without a traceback.
     """
+
+
+class NonFinite(UserError):
+    """NaN or infinity where the model's logits should be numbers.
+
+    rows: of the batch, those hit. generated: what each of them had generated before, where it generates.
+    """
+
+    def __init__(self, rows: list[int], generated: list[list[int]] | None = None, why: str = ""):
+        super().__init__(why or "the model's logits hold NaN or infinity: its weights are damaged, or numbers overflow "
+                                "in this precision (--bf16 and --fp32 have more room)")
+        self.rows, self.generated = rows, generated or [[] for _ in rows]

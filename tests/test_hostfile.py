@@ -92,8 +92,8 @@ def test_every_host_that_cannot_be_reached_has_its_line():
     })
     found = unreachable([Host(name, 1) for name in "abcdef"], ["-p", "2222"], {"CHECKPOINT_PATH": "/data/glm"}, network)
     assert found == [
-        "host b cannot be reached over ssh: ssh: connect to host b port 2222: Connection refused; this must work without "
-        "a question: ssh -p 2222 b true",
+        "host b cannot be reached over ssh: ssh: connect to host b port 2222: Connection refused; this must work "
+        "without a question: ssh -p 2222 b true",
         "host c cannot be reached over ssh: no answer within 20 s",
         "host d cannot be reached over ssh: Host key verification failed.; this must work without a question: "
         "ssh -p 2222 d true",

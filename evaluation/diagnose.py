@@ -1,0 +1,153 @@
+"""Where a number that is none comes from: the layer, the tensor-parallel rank and, where it is damaged, the weight.
+
+The batch at fault is run once more and looked at from the inside, on all ranks of its group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+import kernels
+from evaluation.requests import GenerateRequest
+from glm import parallel
+from glm.errors import UserError
+from glm.inputs import prefix_causal_blocked
+from glm.loading import agree
+
+CHUNK = 256  # places whose logits are computed at a time
+
+
+@torch.inference_mode()
+def diagnose(model, tokens: torch.Tensor, position_ids: torch.Tensor, blocked: torch.Tensor | None) -> str:
+    """One line on the first layer that gives NaN or infinity for this input (arguments as GLM.hidden_states).
+
+    Every rank of the tensor-parallel group calls it, with the same input, and gets the same line.
+    """
+    stages: list[tuple[int, str, bool]] = []  # layer (-1: before the first), part, whether this rank's part is finite
+    with _watched(model, stages):
+        hidden = model.hidden_states(tokens, position_ids, blocked)
+    last = model.config.num_layers
+    stages.append((last, "the final layer norm", _is_finite(hidden)))
+    weight = model.transformer.word_embeddings.weight
+    head = kernels.backend(weight).head
+    stages.append((last, "the logits", all(_is_finite(head(part, weight))
+                                           for part in hidden.flatten(0, -2).split(CHUNK))))
+
+    everybody = [(stages, _damaged(model))]
+    if parallel.size() > 1:
+        everybody = [None] * parallel.size()
+        torch.distributed.all_gather_object(everybody, (stages, _damaged(model)), group=parallel.group())
+    for number, (layer, part, _) in enumerate(stages):
+        ranks = [rank for rank, (found, _) in enumerate(everybody) if not found[number][2]]
+        if ranks:
+            damaged = {rank: everybody[rank][1].get(layer, ()) for rank in range(len(everybody))}
+            where = _name(layer, last, part) + _ranks(ranks, len(everybody), damaged)
+            return f"{where}: {_cause(damaged, weight.dtype)}"
+    return "run once more, it gave numbers: a device or its memory may be at fault"
+
+
+def generation_input(model, request: GenerateRequest, generated: list[int]) -> tuple[torch.Tensor, ...]:
+    """tokens, position_ids, blocked of a request's context and what has been generated behind it, read at once."""
+    device = next(model.parameters()).device
+    ids = [*request.context, *generated]
+    c, s = len(request.context), len(request.context) + len(generated)
+    tokens = torch.tensor([ids], device=device)
+    positions = torch.arange(s, device=device)
+    if request.shared_position is not None:
+        positions[c - 1:] = request.shared_position
+    if model.config.position_encoding_2d:
+        positions = torch.stack((positions, (torch.arange(s, device=device) - (c - 2)).clamp(min=0)))
+    prefix = torch.tensor([0 if request.unidirectional else c - 1], device=device)
+    return tokens, positions[None], prefix_causal_blocked(prefix, torch.tensor([s], device=device), s)
+
+
+@torch.inference_mode()
+def check_weights(model) -> None:
+    """Raises UserError, on all ranks, where a weight is NaN or infinity.
+
+    Not all of these reach the logits: a softmax may lose the NaN of a query or a key, and then scores are wrong.
+    """
+    def check() -> None:
+        rank = f" on tensor-parallel rank {parallel.rank()} of {parallel.size()}" if parallel.size() > 1 else ""
+        for name, parameter in model.named_parameters():
+            if not _is_finite(parameter):
+                raise UserError(f"{name}{rank} holds NaN or infinity; the checkpoint is damaged")
+
+    agree(check)
+
+
+@contextmanager
+def _watched(model, stages: list[tuple[int, str, bool]]) -> Iterator[None]:
+    """While it lasts, `stages` hears of every part of a forward pass, in order.
+
+    Of what is summed over the ranks, each rank looks at its own summand: the sum would be no number on all of them.
+    """
+    hooks, block = model.hooks, model.get_mixin("block")
+    embed, walk, row = hooks["word_embedding_forward"], hooks["layer_forward"], block._row
+    at = {"layer": -1, "part": 0}
+
+    def embedding_forward(*arguments, **options):
+        hidden = embed(*arguments, **options)
+        stages.append((-1, "the embedding", _is_finite(hidden)))
+        return hidden
+
+    def layer_forward(*arguments, layer_id, **options):
+        at["layer"], at["part"] = int(layer_id), 0
+        hidden = walk(*arguments, layer_id=layer_id, **options)
+        stages.append((at["layer"], "its sum", _is_finite(hidden)))
+        return hidden
+
+    def row_linear(linear, x, operations):
+        stages.append((at["layer"], ("attention", "MLP")[at["part"]], _is_finite(operations.linear(x, linear.weight))))
+        at["part"] += 1
+        return row(linear, x, operations)
+
+    hooks["word_embedding_forward"], hooks["layer_forward"], block._row = embedding_forward, layer_forward, row_linear
+    try:
+        yield
+    finally:
+        hooks["word_embedding_forward"], hooks["layer_forward"] = embed, walk
+        del block._row
+
+
+def _damaged(model) -> dict[int, list[str]]:
+    """Names of this rank's parameters that hold NaN or infinity, by layer as in `stages`."""
+    found: dict[int, list[str]] = {}
+    last = model.config.num_layers
+    for name, parameter in model.named_parameters():
+        if not _is_finite(parameter):
+            parts = name.split(".")
+            layers = [int(parts[2])] if parts[1] == "layers" else [-1, last] if "embeddings" in name else [last]
+            for layer in layers:
+                found.setdefault(layer, []).append(name)
+    return found
+
+
+def _is_finite(x: torch.Tensor) -> bool:
+    """Without memory for a mask, if all is well: a sum is a number only if all of its terms are (or it overflows)."""
+    return not x.is_floating_point() or bool(x.sum(dtype=torch.float32).isfinite()) or bool(x.isfinite().all())
+
+
+def _name(layer: int, last: int, part: str) -> str:
+    return f"layer {layer} ({part})" if 0 <= layer < last else part
+
+
+def _ranks(ranks: list[int], count: int, damaged: dict[int, list[str]]) -> str:
+    if count == 1:
+        return " on rank 0"
+    ranks = [rank for rank, names in damaged.items() if names] or ranks
+    if len(ranks) == count:
+        return f" on all {count} tensor-parallel ranks"
+    return f" on tensor-parallel rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {count}"
+
+
+def _cause(damaged: dict[int, list[str]], dtype: torch.dtype) -> str:
+    names = list(dict.fromkeys(name for found in damaged.values() for name in found))
+    if names:
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        return f"NaN or infinity in {', '.join(names[:2])}{more}; the checkpoint is damaged"
+    mend = "use a precision with more room (--bf16, --fp32)" if dtype == torch.float16 else "the weights are too large"
+    return f"its weights are numbers, but {str(dtype).removeprefix('torch.')} overflows; {mend}"
