@@ -1,0 +1,150 @@
+"""report.html: a run as one page that needs nothing but itself, made from results.json and samples/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from evaluation.markup import Html, tag
+from evaluation.recorded import RecordedRun
+from evaluation.report_style import STYLE
+from evaluation.report_task import TaskReport, anchor, definitions
+from evaluation.table import figure, limits
+from glm.errors import UserError
+from glm.files import replacing
+
+REPORT, TIMINGS = "report.html", "timings.json"
+_SHORT = 3  # tasks of a page whose sample items are shown unasked
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write report.html into the output folder of a finished run. Raises UserError where there is none, or where its
+    samples cannot be read."""
+    run = RecordedRun(folder)
+    path = run.folder / REPORT
+    page = report(run, _timings(run.folder))
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return path
+
+
+def report(run: RecordedRun, timings: Mapping | None = None) -> str:
+    """The page. timings: of timings.json, where there is one."""
+    seconds = {name: each.get("seconds") for name, each in ((timings or {}).get("tasks") or {}).items()}
+    is_short = len(run.done) <= _SHORT
+    reports = [TaskReport(run, name, seconds.get(name), is_short) for name in run.done]
+    chances = {each.name: each.chance for each in reports}
+    title = f"Evaluation of {_model_name(run.results)}"
+    head = tag("head", tag("meta", charset="utf-8"),
+               tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+               tag("title", title), tag("style", Html(STYLE)))
+    body = tag("body", tag("h1", title), _facts(run, timings), _notes(run), _summary(run, chances),
+               [each.html() for each in reports], _missing(run), _provenance(run.results, timings))
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _model_name(results: Mapping) -> str:
+    return Path(str((results.get("checkpoint") or {}).get("path") or "a model")).name
+
+
+def _facts(run: RecordedRun, timings: Mapping | None) -> Html:
+    settings, counts = run.results.get("settings") or {}, [task["counts"] for task in run.done.values()]
+    facts = [("tasks", f"{len(run.done):,}"), ("items", f"{sum(each['scored'] for each in counts):,}"),
+             ("truncated", f"{sum(each['truncated'] for each in counts):,}"),
+             ("checkpoint", str((run.results.get("checkpoint") or {}).get("sha256") or "–")[:12])]
+    facts += [(name, str(settings[name])) for name in ("dtype", "device") if settings.get(name)]
+    if timings and timings.get("seconds"):
+        facts.append(("time", _duration(timings["seconds"])))
+    return tag("div", [tag("span", tag("span", f"{name} ", class_="faint"), tag("b", value)) for name, value in facts],
+               class_="facts number")
+
+
+def _notes(run: RecordedRun) -> Html | None:
+    limit = (run.results.get("settings") or {}).get("limit")
+    if not limit:
+        return None
+    return tag("p", f"Only the first {limit} rows of every file were taken: no figure here stands for the whole task.",
+               class_="note")
+
+
+def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
+    names = ("task", "group", "metric", "n", "cut", "max", "median", "average", "95% interval", "")
+    numbers = ("n", "cut", "max", "median", "average")
+    head = tag("tr", [tag("th", name, class_="right" if name in numbers else None) for name in names])
+    lines, methods = [], {}
+    for name, task in run.tasks.items():
+        if name not in run.done:
+            lines.append(tag("tr", tag("td", tag("a", name, href=f"#{anchor(name)}"), class_="name"),
+                             tag("td", "missing", class_="missing", colspan="9")))
+            continue
+        first = True
+        for group, metrics in task["groups"].items():
+            for place, (metric, each) in enumerate(metrics.items()):
+                methods.setdefault(each["interval_method"], None)
+                lines.append(_line(name if first else None, group if place == 0 else None, metric, each, chances[name]))
+                first = False
+    note = ("n: items scored; cut: those whose text was too long; max, median, average: over prompts (files), the "
+            f"average weighted by their items; intervals: {'; '.join(methods)}.")
+    return tag("div", tag("div", tag("table", tag("thead", head), tag("tbody", lines)), class_="scroll"),
+               tag("p", note, class_="faint"), class_="card")
+
+
+def _line(task: str | None, group: str | None, metric: str, values: Mapping, chance: float | None) -> Html:
+    n = values["n"]
+    is_whole = n["scored"] == n["expected"]
+    count = tag("td", f"{n['scored']:,}" if is_whole else f"{n['scored']:,} of {n['expected']:,}",
+                class_="right" if is_whole else "right cut")
+    name = tag("a", task, href=f"#{anchor(task)}") if task else None
+    return tag("tr", tag("td", name, class_="name"), tag("td", group), tag("td", metric), count,
+               tag("td", f"{n['truncated']:,}" if n["truncated"] else None, class_="right cut"),
+               [tag("td", figure(values[key]), class_="right") for key in ("max", "median")],
+               tag("td", tag("b", figure(values["average"])), class_="right"),
+               tag("td", limits(values["interval"])), tag("td", _track(metric, values, chance)))
+
+
+def _track(metric: str, values: Mapping, chance: float | None) -> Html | None:
+    """The average with its interval on a line from 0 to 100, for what is a percentage."""
+    low, high = values["interval"]
+    known = [value for value in (values["average"], low, high) if value is not None]
+    if metric in ("PPL", "BPB") or not all(0 <= value <= 100 for value in known):
+        return None
+    band = None if low is None else tag("i", style=f"left:{low:.2f}%;width:{high - low:.2f}%")
+    mark = tag("u", style=f"left:{chance:.2f}%") if chance is not None and metric == "Accuracy" else None
+    return tag("span", mark, band, tag("b", style=f"left:{values['average']:.2f}%"), class_="track", aria_hidden="true")
+
+
+def _missing(run: RecordedRun) -> list[Html]:
+    return [tag("section", tag("div", tag("h2", name), tag("span", "missing", class_="kind missing"), class_="head"),
+                tag("p", task.get("reason") or "there were no data"), class_="card", id=anchor(name))
+            for name, task in run.tasks.items() if name not in run.done]
+
+
+def _provenance(results: Mapping, timings: Mapping | None) -> Html:
+    parts = [(title, results.get(key)) for title, key in (
+        ("Checkpoint", "checkpoint"), ("Tokenizer", "tokenizer"), ("Code", "code"), ("Settings", "settings"),
+        ("Versions", "versions"))]
+    if timings:
+        parts.append(("This run", {key: value for key, value in timings.items() if key not in ("tasks", "schema")}))
+    return tag("section", tag("h2", "What the figures rest on"),
+               [(tag("h3", title), definitions(values)) for title, values in parts if isinstance(values, Mapping)],
+               class_="card", id="provenance")
+
+
+def _timings(folder: Path) -> dict | None:
+    try:
+        found = json.loads((folder / TIMINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
