@@ -2,12 +2,13 @@
 
 import json
 import re
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-import yaml
 
+from evaluation.config import load_task
+from evaluation.discovery import data_files
+from evaluation.work import look
 from tests.chinese_rows import RAW, raw_folder, write
 from tools.preparing import chinese, fewclue
 from tools.preparing.recipes import FOLDER, load_recipe
@@ -198,20 +199,21 @@ def test_the_same_task_has_the_same_prompts_in_clue_and_fewclue():
 
 
 def test_there_is_a_task_file_for_every_recipe():
-    paths = [yaml.safe_load(path.read_text(encoding="utf-8"))["path"] for path in TASK_FILES]
+    paths = [load_task(path, "").path for path in TASK_FILES]
     assert sorted(paths) == sorted(recipe.output for recipe in RECIPES) and len(paths) == 14
 
 
 @pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_the_groups_of_a_task_file_are_the_splits_that_are_written(path, raw, tmp_path):
-    task = yaml.safe_load(path.read_text(encoding="utf-8"))
-    recipe = next(recipe for recipe in RECIPES if recipe.output == task["path"])
+def test_the_evaluator_reads_every_file_that_is_written_and_each_in_one_group(path, raw, tmp_path):
+    config = load_task(path, tmp_path)
+    recipe = next(recipe for recipe in RECIPES if tmp_path / recipe.output == Path(config.path))
     written = prepared(recipe, raw, tmp_path)
-    patterns = task["file-pattern"] if isinstance(task["file-pattern"], dict) else {"all": task["file-pattern"]}
-    for (prompt, split), rows in written.items():
-        assert sum(fnmatch(f"{prompt}/{split}.jsonl", pattern) for pattern in patterns.values()) == 1
-        assert ("targets_pretokenized" in rows[0]) == (task["type"] == "gen")
-    assert len(patterns) == len({split for _, split in written})
+    groups = data_files(config)
+    found = [f"{file.parent.name}/{file.stem}" for files in groups.values() for file in files]
+    assert sorted(found) == ["/".join(name) for name in sorted(written)]
+    assert len(groups) == len({split for _, split in written})
+    rows = look([config], allow_missing=False)[config.name].rows  # raises for a row that does not fit the task's type
+    assert sum(rows.values()) == sum(map(len, written.values()))
 
 
 # The real data sets, where they are
