@@ -34,7 +34,8 @@ class Metric:
 
     statistics: item -> k numbers. figure: their sums over items, an array (..., k) -> the figures (...).
     interval: "wilson" where an item is right or wrong, so that its statistics are (0 or 1, 1); else "bootstrap".
-    types: the task types whose items have what it needs.
+    types: the task types whose items have what it needs. applies: whether an item counts at all; None: all do. The
+    statistics of the others are zeros.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Metric:
     interval: str = "bootstrap"
     higher_is_better: bool = True
     types: tuple[str, ...] = ALL_TYPES
+    applies: Callable[[Mapping[str, Any]], bool] | None = None
 
 
 def statistics_of(metric: Metric, items: Sequence[Mapping[str, Any]]) -> numpy.ndarray:
@@ -176,11 +178,14 @@ def by_kind(metrics: Mapping[str, Metric], field: str, items: Sequence[Mapping[s
 
 
 def _of_kind(name: str, metric: Metric, field: str, kind: str) -> Metric:
+    def applies(item) -> bool:
+        return item[field] == kind
+
     def statistics(item) -> tuple[float, ...]:
         numbers = metric.statistics(item)
-        return numbers if item[field] == kind else (0.0,) * len(numbers)
+        return numbers if applies(item) else (0.0,) * len(numbers)
 
-    return replace(metric, name=name, statistics=statistics)
+    return replace(metric, name=name, statistics=statistics, applies=applies)
 
 
 def find_metric(name: str, folder: str | Path, extra: Mapping[str, Metric], task_type: str, where: str) -> Metric:

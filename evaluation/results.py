@@ -112,13 +112,24 @@ def _group_record(paths: Sequence[str], files: Mapping[str, FileScores], records
     for name in dict.fromkeys(name for path in paths for name in files[path].metrics):
         having = [path for path in paths if name in files[path].metrics]
         values = [records[path]["metrics"][name] for path in having]
-        weights = [files[path].scored for path in having]
+        counts = [_counts_of(files[path], files[path].metrics[name]) for path in having]
+        weights = [each["scored"] for each in counts]
         low, high, method = interval(files[having[0]].metrics[name], [arrays[path][name] for path in having], weights)
         found[name] = {
             "max": max(values), "median": averages.median(values),
             "average": math.fsum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights),
-            "interval": [low, high], "interval_method": method, "n": _counts(files[path] for path in having)}
+            "interval": [low, high], "interval_method": method,
+            "n": {key: sum(each[key] for each in counts) for key in counts[0]}}
     return found
+
+
+def _counts_of(scores: FileScores, metric: Metric) -> dict[str, int]:
+    """The rows that a file's figure is made of; of a figure of one kind of items, those items."""
+    if metric.applies is None:
+        return _counts([scores])
+    items = [item for item in scores.items if metric.applies(item)]
+    truncated = sum(bool(item.get("truncated")) for item in items)
+    return {"expected": len(items), "scored": len(items), "truncated": truncated}
 
 
 def rounded(value: object) -> object:

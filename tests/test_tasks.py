@@ -9,6 +9,7 @@ import pytest
 
 from evaluation.config import LanguageModelTaskConfig, MultiChoiceTaskConfig, load_task
 from evaluation.metrics import evaluate
+from evaluation.results import FileScores, task_record
 from evaluation.tasks import task_class
 from glm.errors import UserError
 from tasks.ethnic.crows_pairs import CrowsPairs
@@ -108,6 +109,18 @@ def test_wrong_rows_of_crows_pairs(write, row, message):
     with pytest.raises(UserError) as caught:
         CrowsPairs.check(config_of(CrowsPairs), write(sentence(4, 1, "sex"), row))
     assert message in str(caught.value)
+
+
+def test_a_figure_of_one_kind_counts_the_items_of_its_kind(write):
+    task = CrowsPairs(config_of(CrowsPairs), Letters())
+    items, _ = figures_of(task, write(*PAIRS), LOG_PROBS)
+    ages = items[:1] + [item | {"bias_type": "age"} for item in items[1:]]
+    files = {name: FileScores("", 6, 6, [], each, task.metrics(each)) for name, each in (("a", items), ("b", ages))}
+    group = task_record(task.config, "", {"test": ["a", "b"]}, files)["groups"]["test"]
+    assert group["Stereotype"]["n"] == {"expected": 12, "scored": 12, "truncated": 0}
+    assert group["Stereotype (age)"]["n"] == {"expected": 4, "scored": 4, "truncated": 0}
+    assert group["Stereotype (age)"]["average"] == pytest.approx((100.0 * 1 + 200 / 3 * 3) / 4)
+    assert group["Stereotype (sex)"]["n"]["scored"] == 2
 
 
 # StereoSet
