@@ -99,13 +99,15 @@ def finish(output, results: dict, say) -> None:
     """The report, the closing table, and where everything is."""
     from shutil import get_terminal_size
 
+    from evaluation.report import write_report
     from evaluation.table import closing_table
 
+    report = write_report(output)
     is_terminal = sys.stdout.isatty()
     say("")
     say(closing_table(results, get_terminal_size().columns if is_terminal else None,
                       is_terminal and not os.environ.get("NO_COLOR")).rstrip("\n"))
-    say(f"Results: {output}")
+    say(f"Results: {output}; to look at: {report}")
 
 
 class Voice:

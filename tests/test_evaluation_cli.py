@@ -183,7 +183,8 @@ def test_the_report_is_the_original_s(tasks, capsys):
         f"        Metric Accuracy: {spread}",
         f"        Metric F1_mul: {spread}",
         "Finish task choices in "]
-    assert "95% interval" in closing and closing.endswith(f"Results: {tasks / 'out'}\n")
+    assert "95% interval" in closing and closing.endswith(
+        f"Results: {tasks / 'out'}; to look at: {tasks / 'out' / 'report.html'}\n")
 
 
 def test_nobody_reads_the_report_and_the_run_goes_on(tasks):
