@@ -73,9 +73,13 @@ def calibration(items: Sequence[Mapping]) -> Calibration | None:
     return Calibration(means[0], means[1], count[has], error, float(confidence.mean()), float(right.mean()))
 
 
-def by_length(metric, statistics: np.ndarray, lengths: Sequence[int]) -> list[LengthBin]:
-    """The figure for short to long contexts: bins of about equal numbers of items, at least two of them, or none."""
-    lengths = np.asarray(lengths)
+def by_length(metric, statistics: np.ndarray, lengths: Sequence[int], identities: Sequence[int]) -> list[LengthBin]:
+    """The figure for short to long contexts: bins of about equal numbers of items, at least two of them, or none.
+
+    statistics: (n, k) of `metric`; identities: equal for the same item under several prompts, which an interval must
+    not take for several items.
+    """
+    lengths, identities = np.asarray(lengths), np.asarray(identities)
     bins = min(_LENGTH_BINS, len(lengths) // _LEAST_IN_BIN)
     if bins < 2:
         return []
@@ -89,9 +93,15 @@ def by_length(metric, statistics: np.ndarray, lengths: Sequence[int]) -> list[Le
             figure = float(metric.figure(array.sum(axis=0)))
         if np.isfinite(figure):
             inside = lengths[chosen]
-            low, high, _ = interval(metric, [array])
+            low, high, _ = interval(metric, [_per_item(array, identities[chosen])])
             found.append(LengthBin(int(inside.min()), int(inside.max()), len(inside), figure, (low, high)))
     return found if len(found) > 1 else []
+
+
+def _per_item(statistics: np.ndarray, identities: np.ndarray) -> np.ndarray:
+    """(items, k) means over the rows of the same item."""
+    _, place, count = np.unique(identities, return_inverse=True, return_counts=True)
+    return np.stack([np.bincount(place, column) / count for column in statistics.T], axis=1)
 
 
 def places(items: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluation.recorded import RecordedRun
@@ -98,11 +97,14 @@ def what_differs(one: RecordedRun, other: RecordedRun) -> list[tuple[str, str, s
     return [(name, flat[0].get(name, "-"), flat[1].get(name, "-")) for name in names]
 
 
-def _flat(results: dict) -> Sequence[tuple[str, str]]:
-    pairs = []
-    for part in ("checkpoint", "tokenizer", "settings", "versions", "code"):
-        for key, value in (results.get(part) or {}).items():
-            text = str(value)
-            is_hash = len(text) == 64 and set(text) <= set("0123456789abcdef")
-            pairs.append((f"{part} {key}", text[:12] if is_hash else text))
-    return pairs
+def _flat(results: dict) -> list[tuple[str, str]]:
+    return [pair for part in ("checkpoint", "tokenizer", "settings", "versions", "code")
+            for pair in _pairs(part, results.get(part))]
+
+
+def _pairs(name: str, value: object) -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [pair for key, each in value.items() for pair in _pairs(f"{name} {key}", each)]
+    text = str(value)
+    is_hash = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return [(name, text[:12] if is_hash else text)]

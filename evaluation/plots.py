@@ -23,6 +23,8 @@ _STYLE = {
     "legend.fontsize": 7.5, "figure.constrained_layout.use": True, "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
 }  # fmt: skip
+# Names that matplotlib gives to groups: the same in every plot, where a page must have an id once.
+_GROUP_NAME = r' id="(?:figure|axes|patch|matplotlib\.axis|[xy]tick|line2d|text|legend|\w+Collection)_\d+"'
 WIDTH, HEIGHT = 4.6, 2.7  # inches; the page shows an inch as 100 pixels
 
 
@@ -170,7 +172,7 @@ def _inline(text: str) -> str:
     """An SVG file as an element of a page: its header, comments and group names are left out."""
     text = text[text.index("<svg"):]
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[a-z][\w.]*_\d+"', "", text)  # groups' names: the same in every plot of the page
+    text = re.sub(_GROUP_NAME, "", text)
     box = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', text)
     width = round(float(box.group(1)) / 72 * 100)
     text = re.sub(r"<svg [^>]*>", f'<svg {box.group()} style="max-width:{width}px" aria-hidden="true">', text, count=1)

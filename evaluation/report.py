@@ -74,7 +74,7 @@ def _notes(run: RecordedRun) -> Html | None:
 def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
     names = ("task", "group", "metric", "n", "cut", "max", "median", "average", "95% interval", "")
     numbers = ("n", "cut", "max", "median", "average")
-    head = tag("tr", [tag("th", name, class_="right" if name in numbers else None) for name in names])
+    head = tag("tr", [tag("th", name, class_=_classes("right" if name in numbers else "", name)) for name in names])
     lines, methods = [], {}
     for name, task in run.tasks.items():
         if name not in run.done:
@@ -83,6 +83,7 @@ def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
             continue
         first = True
         for group, metrics in task["groups"].items():
+            group = None if list(task["groups"]) == ["all"] else group
             for place, (metric, each) in enumerate(metrics.items()):
                 methods.setdefault(each["interval_method"], None)
                 lines.append(_line(name if first else None, group if place == 0 else None, metric, each, chances[name]))
@@ -93,17 +94,22 @@ def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
                tag("p", note, class_="faint"), class_="card")
 
 
+def _classes(classes: str, column: str) -> str | None:
+    """With the mark of the columns that narrow screens do without."""
+    return f"{classes} wide".strip() if column in ("cut", "max", "median", "") else classes or None
+
+
 def _line(task: str | None, group: str | None, metric: str, values: Mapping, chance: float | None) -> Html:
     n = values["n"]
     is_whole = n["scored"] == n["expected"]
     count = tag("td", f"{n['scored']:,}" if is_whole else f"{n['scored']:,} of {n['expected']:,}",
                 class_="right" if is_whole else "right cut")
     name = tag("a", task, href=f"#{anchor(task)}") if task else None
-    return tag("tr", tag("td", name, class_="name"), tag("td", group), tag("td", metric), count,
-               tag("td", f"{n['truncated']:,}" if n["truncated"] else None, class_="right cut"),
-               [tag("td", figure(values[key]), class_="right") for key in ("max", "median")],
+    return tag("tr", tag("td", name, class_="name"), tag("td", group, class_="name"), tag("td", metric), count,
+               tag("td", f"{n['truncated']:,}" if n["truncated"] else None, class_="right cut wide"),
+               [tag("td", figure(values[key]), class_="right wide") for key in ("max", "median")],
                tag("td", tag("b", figure(values["average"])), class_="right"),
-               tag("td", limits(values["interval"])), tag("td", _track(metric, values, chance)))
+               tag("td", limits(values["interval"])), tag("td", _track(metric, values, chance), class_="wide"))
 
 
 def _track(metric: str, values: Mapping, chance: float | None) -> Html | None:

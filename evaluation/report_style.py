@@ -41,7 +41,7 @@ code, .mono {
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { font-weight: 500; font-size: 0.85rem; text-align: left; border-bottom: 1px solid var(--line); }
 th, td { padding: 0.28rem 0.7rem 0.28rem 0; vertical-align: baseline; white-space: nowrap; }
-td.name { white-space: normal; overflow-wrap: anywhere; min-width: 8.5em; }
+td.name { white-space: normal; overflow-wrap: anywhere; min-width: 8em; }
 tbody tr + tr td { border-top: 1px solid color-mix(in srgb, var(--line) 55%, transparent); }
 .right { text-align: right; }
 .cut, .missing { color: var(--warn); }
@@ -61,8 +61,8 @@ tbody tr + tr td { border-top: 1px solid color-mix(in srgb, var(--line) 55%, tra
 .figures div { line-height: 1.3; }
 .figures strong { font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .figures small { display: block; color: var(--faint); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 1.2rem 2rem; }
-figure { margin: 0.7rem 0 0; min-width: 0; }
+.plots { columns: 2 380px; column-gap: 2.2rem; margin-top: 0.6rem; }
+figure { margin: 0; padding: 0.3rem 0 1.2rem; break-inside: avoid; }
 figcaption { font-size: 0.86rem; margin-bottom: 0.3rem; }
 figcaption b { color: var(--ink); font-weight: 600; display: block; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -91,6 +91,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   body { padding: 1.1rem 0.7rem 3rem; font-size: 14px; }
   .card { padding: 0.8rem 0.8rem 0.9rem; border-radius: 8px; }
   .wide { display: none; }
+  td.name { min-width: 5.2em; }
   dl { grid-template-columns: 1fr; }
   dt { margin-top: 0.3rem; }
   .choice { grid-template-columns: 1.2em minmax(0, 1fr) 3.5em 3em; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from evaluation.markup import Html, joined, tag
 from evaluation.metrics import statistics_of
 from evaluation.recorded import RecordedRun
 from evaluation.report_samples import chosen, shown, source_rows
+from evaluation.statistics import same_items
 from evaluation.table import figure, limits
 from glm.errors import UserError
 
@@ -63,8 +65,8 @@ class TaskReport:
                 for name in names if name in metrics]
         hints = []
         if self.chance is not None:
-            hints.append(f"Guessing would get {figure(self.chance)}, always the place that is right most often "
-                         f"{figure(analysis.most_frequent(self.items))}.")
+            hints.append(f"Guessing would reach {figure(self.chance)}, and always choosing the place that is right "
+                         f"most often {figure(analysis.most_frequent(self.items))}.")
         by_choices = analysis.by_choices(self.items)
         if by_choices:
             hints.append("By number of choices: " + ", ".join(
@@ -89,7 +91,6 @@ class TaskReport:
     def _spread(self, metric: str) -> Html:
         rows, groups = [], self.entry["groups"]
         files = {file: each for file, each in self.entry["files"].items() if metric in each["metrics"]}
-        names = _without_common(list(files))
         for group, metrics in groups.items():
             if metric in metrics:
                 low, high = metrics[metric]["interval"]
@@ -97,6 +98,7 @@ class TaskReport:
                 if len(files) > 1 or len(groups) > 1:
                     rows.append((label, metrics[metric]["average"], low, high, True))
             of_group = [file for file in files if files[file]["group"] == group]
+            names = _without_common(of_group)
             of_group.sort(key=lambda file: -files[file]["metrics"][metric] if len(of_group) > 6 else 0)
             rows += [(names[file], files[file]["metrics"][metric], *files[file]["intervals"][metric], False)
                      for file in of_group]
@@ -133,12 +135,19 @@ class TaskReport:
         name, metric = next(iter(self.metrics.items()))
         if len(self.statistics[name]) != len(self.items):
             return None
-        bins = analysis.by_length(metric, self.statistics[name], [item["input_length"] for item in self.items])
+        bins = analysis.by_length(metric, self.statistics[name], [item["input_length"] for item in self.items],
+                                  self._identities())
         if not bins:
             return None
         return _plot(f"{name} by length of the context",
                      f"{figure(bins[0].figure)} for the shortest, {figure(bins[-1].figure)} for the longest; bars: 95% "
                      "intervals", plots.lengths(bins, name, self.chance if name in _OF_LABELS else None))
+
+    def _identities(self) -> list[int]:
+        """A number for every item, the same for one item under several prompts."""
+        if same_items(list(self.files.values())):
+            return [place for items in self.files.values() for place in range(len(items))]
+        return list(range(len(self.items)))
 
     def _windows(self) -> Html | None:
         series = [(file, analysis.losses(items)) for file, items in self.files.items()]
@@ -235,11 +244,14 @@ def _plot(title: str, caption: str, svg: str) -> Html:
 
 
 def _without_common(files: Sequence[str]) -> dict[str, str]:
-    """Names of files without the ending that all have: in a task's plot it says nothing."""
+    """Names of a group's files without what all of them share: folders at either end, and the ending."""
     parts = [file.split("/") for file in files]
-    while len(files) > 1 and all(len(part) > 1 for part in parts) and len({part[-1] for part in parts}) == 1:
-        parts = [part[:-1] for part in parts]
-    return {file: "/".join(part) for file, part in zip(files, parts, strict=True)}
+    for end in (0, -1):
+        while len(files) > 1 and min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
+            parts = [part[1:] if end == 0 else part[:-1] for part in parts]
+    suffixes = {Path(part[-1]).suffix for part in parts}
+    cut = len(suffixes.pop()) if len(suffixes) == 1 else 0
+    return {file: "/".join(part)[:-cut or None] for file, part in zip(files, parts, strict=True)}
 
 
 def _number(count: int, what: str) -> str:
