@@ -100,7 +100,8 @@ def _task_record(pairing, task: str, flipped: list) -> dict:
         groups[group] = {}
         for name in names:
             having = [file for file in files if name in arrays[file]]
-            groups[group][name] = _difference(metrics[having[0]][name], [arrays[file][name] for file in having])
+            groups[group][name] = _difference(
+                metrics[having[0]][name], [arrays[file][name] for file in having], having)
         _test_once(groups[group])
         if not pairing.common:
             _check_recorded(pairing, task, group, groups[group])
@@ -116,27 +117,27 @@ def _is_decided(metric, pairs: Sequence) -> bool:
         for array in pairs)
 
 
-def _difference(metric, pairs: Sequence) -> dict:
+def _difference(metric, pairs: Sequence, files: Sequence[str]) -> dict:
     from evaluation.statistics import average, paired_bootstrap
 
-    found = paired_bootstrap(metric, pairs)
+    found = paired_bootstrap(metric, pairs, names=files)
     values = {"a": average(metric, [pair[0] for pair in pairs]), "b": average(metric, [pair[1] for pair in pairs]),
               "difference": found.value, "interval": [found.low, found.high], "n": sum(len(pair[0]) for pair in pairs),
               "higher_is_better": metric.higher_is_better}
     if _is_decided(metric, [array for pair in pairs for array in pair]):
-        only_a, only_b = _discordant(pairs)
+        only_a, only_b = _discordant(pairs, files)
         values |= {"only_a": only_a, "only_b": only_b}
     return values
 
 
-def _discordant(pairs: Sequence) -> tuple[int, int]:
+def _discordant(pairs: Sequence, files: Sequence[str]) -> tuple[int, int]:
     """Items for which run A, and for which run B, is ahead; prompts for the same items are put together."""
     import numpy as np
 
-    from evaluation.statistics import same_items
+    from evaluation.statistics import blocks_of
 
     ahead = [other[:, 0] - one[:, 0] for one, other in pairs]
-    balance = np.sum(ahead, axis=0) if same_items(ahead) else np.concatenate(ahead)
+    balance = np.concatenate([np.sum([ahead[place] for place in block], axis=0) for block in blocks_of(ahead, files)])
     return int((balance < 0).sum()), int((balance > 0).sum())
 
 

@@ -114,7 +114,8 @@ def _group_record(paths: Sequence[str], files: Mapping[str, FileScores], records
         values = [records[path]["metrics"][name] for path in having]
         counts = [_counts_of(files[path], files[path].metrics[name]) for path in having]
         weights = [each["scored"] for each in counts]
-        low, high, method = interval(files[having[0]].metrics[name], [arrays[path][name] for path in having], weights)
+        low, high, method = interval(files[having[0]].metrics[name], [arrays[path][name] for path in having], weights,
+                                     having)
         found[name] = {
             "max": max(values), "median": averages.median(values),
             "average": math.fsum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights),

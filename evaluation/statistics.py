@@ -40,29 +40,32 @@ def wilson(successes: float, trials: float, confidence: float = CONFIDENCE) -> t
     return low, high
 
 
-def interval(metric, arrays: Sequence, weights: Sequence[float] | None = None) -> Interval:
+def interval(metric, arrays: Sequence, weights: Sequence[float] | None = None,
+             names: Sequence[str] | None = None) -> Interval:
     """The 95% interval of a file's figure (one array) or of a group's average over its files, and how it was found.
 
-    arrays: (n_i, k) statistics of each file's items; weights: of the files in the average (default: their items).
+    arrays: (n_i, k) statistics of each file's items; weights: of the files in the average (default: their items);
+    names: of the files, by which the same items under different prompts are known (see `blocks_of`).
 
-    Shares get Wilson's interval. Files with the same number of items are the same items under different prompts and
-    must not count as more items than there are: the average over them is bootstrapped, the same items drawn in every
-    file. Where all answers are right, or all wrong, a bootstrap would see no uncertainty: Wilson's interval then, with
-    the items of one file. Low and high are None where there is no interval to be had (a bootstrap of a single item).
+    Shares get Wilson's interval. Files that hold the same items under different prompts must not count as more items
+    than there are: the average over them is bootstrapped, the same items drawn in every file. Where all answers are
+    right, or all wrong, a bootstrap would see no uncertainty: Wilson's interval then, every item counted once. Low and
+    high are None where there is no interval to be had (a bootstrap of a single item).
     """
     arrays = [np.asarray(array, dtype=np.float64) for array in arrays]
     scale = share_scale(metric, arrays)
     if scale is not None:
         sums = [array.sum(axis=0) for array in arrays]
         successes, trials = (float(sum(part[place] for part in sums)) for place in (0, 1))
-        prompts = len(arrays) if same_items(arrays) else 1
+        blocks = blocks_of(arrays, names)
         is_pooled = np.allclose(_shares(arrays, weights), [part[1] / trials for part in sums])
-        if (prompts == 1 and is_pooled) or successes in (0, trials):
-            low, high = wilson(successes / prompts, trials / prompts)
+        if (len(blocks) == len(arrays) and is_pooled) or successes in (0, trials):
+            items = sum(float(sums[place][1]) / len(block) for block in blocks for place in block)
+            low, high = wilson(successes * (items / trials), items)
             return low * scale, high * scale, WILSON
     if max(len(array) for array in arrays) < 2:
         return None, None, TOO_FEW
-    low, high = _percentiles(_resampled_averages(metric, [arrays], weights)[0])
+    low, high = _percentiles(_resampled_averages(metric, [arrays], weights, names)[0])
     return low, high, (BOOTSTRAP if low is not None else "none: no figure in the resamples")
 
 
@@ -75,7 +78,8 @@ class Difference:
     high: float | None
 
 
-def paired_bootstrap(metric, pairs: Sequence[tuple], weights: Sequence[float] | None = None) -> Difference:
+def paired_bootstrap(metric, pairs: Sequence[tuple], weights: Sequence[float] | None = None,
+                     names: Sequence[str] | None = None) -> Difference:
     """pairs: per file the statistics (n_i, k) of run A and of run B for the same items in the same order.
 
     An item is drawn in both runs at once, so what makes it hard for both cancels out.
@@ -87,7 +91,7 @@ def paired_bootstrap(metric, pairs: Sequence[tuple], weights: Sequence[float] | 
     value = average(metric, runs[1], weights) - average(metric, runs[0], weights)
     if max(len(array) for array in runs[0]) < 2:
         return Difference(value, None, None)
-    one, other = _resampled_averages(metric, runs, weights)
+    one, other = _resampled_averages(metric, runs, weights, names)
     return Difference(value, *_percentiles(other - one))
 
 
@@ -116,9 +120,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def same_items(arrays: Sequence) -> bool:
-    """Whether the files of a group are several prompts for the same items: as many rows in each."""
-    return len(arrays) > 1 and len({len(array) for array in arrays}) == 1
+def same_items(arrays: Sequence, names: Sequence[str] | None = None) -> bool:
+    """Whether the files of a group are several prompts for the same items."""
+    return len(arrays) > 1 and len(blocks_of(arrays, names)) == 1
+
+
+def blocks_of(arrays: Sequence, names: Sequence[str] | None = None) -> list[list[int]]:
+    """Places of files, those put together that hold the same items under different prompts.
+
+    Such files have the same name in different folders (plain/test.jsonl, question/test.jsonl) and as many rows. Where
+    no names are given, as many rows have to do, in all files.
+    """
+    by_name: dict[str | None, list[int]] = {}
+    for place in range(len(arrays)):
+        by_name.setdefault(names[place].rsplit("/", 1)[-1] if names is not None else None, []).append(place)
+    blocks = []
+    for block in by_name.values():
+        is_same = len({len(arrays[place]) for place in block}) == 1
+        blocks += [block] if is_same else [[place] for place in block]
+    return blocks
 
 
 def share_scale(metric, arrays: Sequence) -> float | None:
@@ -139,12 +159,12 @@ def _shares(arrays: Sequence, weights: Sequence[float] | None) -> np.ndarray:
     return counted / counted.sum()
 
 
-def _resampled_averages(metric, runs: Sequence[Sequence], weights: Sequence[float] | None) -> list[np.ndarray]:
+def _resampled_averages(metric, runs: Sequence[Sequence], weights: Sequence[float] | None,
+                        names: Sequence[str] | None) -> list[np.ndarray]:
     """Per run, (r,) averages over files of the resampled figures. The same items are drawn in all runs."""
-    files, shares = list(range(len(runs[0]))), _shares(runs[0], weights)
-    blocks = [files] if same_items(runs[0]) else [[file] for file in files]
+    shares = _shares(runs[0], weights)
     totals = [np.zeros(RESAMPLES) for _ in runs]
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(blocks_of(runs[0], names)):
         columns = [runs[run][file] for run in range(len(runs)) for file in block]
         drawn = iter(_resampled_sums(columns, np.random.default_rng((_SEED, number))))
         for total in totals:

@@ -70,6 +70,25 @@ class TestInterval:
         assert method == BOOTSTRAP
         assert high - low == pytest.approx(100 * (alone[1] - alone[0]), rel=0.1)
 
+    def test_files_are_known_for_prompts_by_their_names(self):
+        """Three subjects with as many questions are not three prompts for the same ones."""
+        files = [simulated(0.6, 100, seed) for seed in (1, 2, 3)]
+        low, high, method = interval(ACCURACY, files, names=["stem/a.jsonl", "stem/b.jsonl", "stem/c.jsonl"])
+        right = sum(file[:, 0].sum() for file in files)
+        assert method == WILSON and (low, high) == pytest.approx(tuple(100 * end for end in wilson(right, 300)))
+        assert interval(ACCURACY, files, names=["a/test.jsonl", "b/test.jsonl", "c/test.jsonl"]) == interval(
+            ACCURACY, files)
+
+    def test_prompts_and_splits_in_one_group(self):
+        names = ["plain/dev.jsonl", "plain/test.jsonl", "question/dev.jsonl", "question/test.jsonl", "more/dev.jsonl"]
+        arrays = [np.zeros((rows, 2)) for rows in (5, 5, 5, 5, 5)]
+        assert statistics.blocks_of(arrays, names) == [[0, 2, 4], [1, 3]]
+        assert statistics.blocks_of([*arrays[:4], np.zeros((6, 2))], names) == [[0], [2], [4], [1, 3]]
+        dev, test = simulated(0.6, 200, 5), simulated(0.6, 200, 6)
+        twice = interval(ACCURACY, [dev, test, dev, test], names=names[:4])
+        once = interval(ACCURACY, [dev, test], names=names[:2])
+        assert twice[1] - twice[0] == pytest.approx(once[1] - once[0], rel=0.1)
+
     def test_independent_answers_of_two_prompts_do_tell_more(self):
         both = interval(ACCURACY, [simulated(0.6, 400, 6), simulated(0.6, 400, 7)])
         one = interval(ACCURACY, [simulated(0.6, 400, 6)])
