@@ -12,7 +12,7 @@ from evaluation.markup import Html, joined, tag
 from evaluation.metrics import statistics_of
 from evaluation.recorded import RecordedRun
 from evaluation.report_samples import chosen, shown, source_rows
-from evaluation.statistics import same_items
+from evaluation.statistics import blocks_of
 from evaluation.table import figure, limits
 from glm.errors import UserError
 
@@ -145,9 +145,13 @@ class TaskReport:
 
     def _identities(self) -> list[int]:
         """A number for every item, the same for one item under several prompts."""
-        if same_items(list(self.files.values())):
-            return [place for items in self.files.values() for place in range(len(items))]
-        return list(range(len(self.items)))
+        lists, begin = list(self.files.values()), 0
+        numbers: list[range] = [range(0)] * len(lists)
+        for block in blocks_of(lists, list(self.files)):
+            for place in block:
+                numbers[place] = range(begin, begin + len(lists[place]))
+            begin = numbers[block[0]].stop
+        return [number for each in numbers for number in each]
 
     def _windows(self) -> Html | None:
         series = [(file, analysis.losses(items)) for file, items in self.files.items()]

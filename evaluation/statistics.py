@@ -120,11 +120,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def same_items(arrays: Sequence, names: Sequence[str] | None = None) -> bool:
-    """Whether the files of a group are several prompts for the same items."""
-    return len(arrays) > 1 and len(blocks_of(arrays, names)) == 1
-
-
 def blocks_of(arrays: Sequence, names: Sequence[str] | None = None) -> list[list[int]]:
     """Places of files, those put together that hold the same items under different prompts.
 
