@@ -166,9 +166,19 @@ class LanguageModelTask(Task):
         """The first `limit` windows of a text; each has its share of the words and of the UTF-8 bytes."""
         text = read_text(path)
         windows = self.windows(self.tokenizer.encode(text))
-        facts = {"words": len(text.strip().split(" ")) / len(windows), "bytes": len(text.encode()) / len(windows)}
-        return [Example(index, prompt, [], [scored], None, facts)
+        facts = self.shares(text, windows)
+        return [Example(index, prompt, [], [scored], None, facts[index])
                 for index, (prompt, scored) in enumerate(windows[:limit])]
+
+    @staticmethod
+    def shares(text: str, windows: Sequence[tuple]) -> list[dict]:
+        """How many of a text's words and UTF-8 bytes each of its windows stands for: as many as of its scored tokens.
+
+        Windows score unequal numbers of tokens; with equal shares, loss per word would differ between windows for no
+        other reason, and intervals would be far too wide.
+        """
+        words, size, total = len(text.strip().split(" ")), len(text.encode()), sum(len(scored) for _, scored in windows)
+        return [{"words": words * len(scored) / total, "bytes": size * len(scored) / total} for _, scored in windows]
 
     def windows(self, ids: Sequence[int]) -> list[tuple[list[int], list[int]]]:
         """(prompt, scored part) of windows that move over a text's ids by generation_length."""

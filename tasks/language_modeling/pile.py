@@ -40,10 +40,9 @@ class Pile(LanguageModelTask):
             text = row["text_pretokenized"]
             ids = row["text"] if "text" in row else self.tokenizer.encode(text) or [self.tokenizer.command("eop")]
             windows = self.windows(ids)
-            facts = {"words": len(text.strip().split(" ")) / len(windows), "bytes": len(text.encode()) / len(windows),
-                     "document": number, "subset": row["meta"]["pile_set_name"]}
-            examples += [Example(len(examples) + place, prompt, [], [scored], None, facts)
-                         for place, (prompt, scored) in enumerate(windows)]
+            about = {"document": number, "subset": row["meta"]["pile_set_name"]}
+            for (prompt, scored), share in zip(windows, self.shares(text, windows), strict=True):
+                examples.append(Example(len(examples), prompt, [], [scored], None, share | about))
         return examples
 
     def metrics(self, items: Sequence[dict]) -> dict[str, Metric]:
