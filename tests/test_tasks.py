@@ -184,8 +184,7 @@ def test_bits_per_byte_of_every_subset(write):
     answers = [{"log_probs": [-loss * nats]} for loss in (5.0, 9.0, 12.0)]
     items, figures = figures_of(pile(), file, answers)
     # Windows of five tokens that move by two: the first document takes two, the second one.
-    assert [(item["document"], item["tokens"], item["bytes"]) for item in items] == [
-        (0, 5, 3.5), (0, 2, 3.5), (1, 3, 6)]
+    assert [(item["document"], item["tokens"], item["bytes"]) for item in items] == [(0, 5, 5), (0, 2, 2), (1, 3, 6)]
     assert [item["index"] for item in items] == [0, 1, 2]
     assert figures == pytest.approx({"BPB": 26 / 13, "BPB (Books)": 2.0, "BPB (Web)": 2.0})
 
