@@ -85,12 +85,14 @@ def compare(folder_a: str | Path, folder_b: str | Path, common: bool = False) ->
 def _task_record(pairing, task: str, flipped: list) -> dict:
     from evaluation.metrics import statistics_of
 
-    arrays, metrics, flips = {}, {}, {}
+    arrays, metrics, flips, weights = {}, {}, {}, {}
     for file in pairing.files[task]:
         pair = pairing.read(task, file)
         metrics[file] = pairing.one.metrics(task, pair.ones)
         arrays[file] = {name: tuple(statistics_of(metric, items) for items in (pair.ones, pair.others))
                         for name, metric in metrics[file].items()}
+        weights[file] = {name: pair.rows if metric.applies is None else sum(map(metric.applies, pair.ones))
+                         for name, metric in metrics[file].items()}
         decided = next((name for name, pairs in arrays[file].items() if _is_decided(metrics[file][name], pairs)), None)
         if decided is not None:
             flips[file] = {"metric": decided} | _flips(task, pair, arrays[file][decided], flipped)
@@ -100,8 +102,8 @@ def _task_record(pairing, task: str, flipped: list) -> dict:
         groups[group] = {}
         for name in names:
             having = [file for file in files if name in arrays[file]]
-            groups[group][name] = _difference(
-                metrics[having[0]][name], [arrays[file][name] for file in having], having)
+            groups[group][name] = _difference(metrics[having[0]][name], [arrays[file][name] for file in having],
+                                              [weights[file][name] for file in having], having)
         _test_once(groups[group])
         if not pairing.common:
             _check_recorded(pairing, task, group, groups[group])
@@ -109,22 +111,26 @@ def _task_record(pairing, task: str, flipped: list) -> dict:
 
 
 def _is_decided(metric, pairs: Sequence) -> bool:
-    """Whether every item is either right or wrong: what McNemar's test is about."""
+    """Whether every item is either right or wrong, or is left out in both runs: what McNemar's test is about.
+
+    pairs: statistics of run A and of run B.
+    """
     import numpy as np
 
-    return metric.interval == "wilson" and all(
-        array.shape[1] == 2 and np.isin(array[:, 0], (0.0, 1.0)).all() and (array[:, 1] == 1.0).all()
-        for array in pairs)
+    one, other = pairs
+    return metric.interval == "wilson" and one.shape[1] == 2 and bool(
+        np.isin(np.concatenate([one, other]), (0.0, 1.0)).all() and (one[:, 1] == other[:, 1]).all()
+        and (one[:, 0] <= one[:, 1]).all() and (other[:, 0] <= other[:, 1]).all())
 
 
-def _difference(metric, pairs: Sequence, files: Sequence[str]) -> dict:
+def _difference(metric, pairs: Sequence, weights: Sequence[float], files: Sequence[str]) -> dict:
     from evaluation.statistics import average, paired_bootstrap
 
-    found = paired_bootstrap(metric, pairs, names=files)
-    values = {"a": average(metric, [pair[0] for pair in pairs]), "b": average(metric, [pair[1] for pair in pairs]),
-              "difference": found.value, "interval": [found.low, found.high], "n": sum(len(pair[0]) for pair in pairs),
-              "higher_is_better": metric.higher_is_better}
-    if _is_decided(metric, [array for pair in pairs for array in pair]):
+    found = paired_bootstrap(metric, pairs, weights, files)
+    a, b = (average(metric, [pair[run] for pair in pairs], weights) for run in (0, 1))
+    values = {"a": a, "b": b, "difference": found.value, "interval": [found.low, found.high],
+              "n": round(sum(weights)), "higher_is_better": metric.higher_is_better}
+    if all(_is_decided(metric, pair) for pair in pairs):
         only_a, only_b = _discordant(pairs, files)
         values |= {"only_a": only_a, "only_b": only_b}
     return values

@@ -12,15 +12,13 @@ _NAMED = 6  # differences that a message names, of however many there are
 
 @dataclass(frozen=True)
 class PairedFile:
-    """The items of one data file that both runs scored: ones[i] and others[i] answer the same row."""
+    """The items of one data file that both runs scored: ones[i] and others[i] answer the same row. rows: what the file
+    counts for in an average: its rows, of which an item may take several."""
 
     file: str
     ones: list[dict]
     others: list[dict]
-
-    @property
-    def indices(self) -> list[int]:
-        return [item["index"] for item in self.ones]
+    rows: float
 
 
 class Pairing:
@@ -81,7 +79,8 @@ class Pairing:
                             "--common takes these")
         if not shared:
             raise UserError(f"task {task}: {file}: no item is in both samples")
-        return PairedFile(file, [ones[index] for index in shared], [others[index] for index in shared])
+        rows = self.one.done[task]["files"][file]["n"] * len(shared) / len(ones)
+        return PairedFile(file, [ones[index] for index in shared], [others[index] for index in shared], rows)
 
     def groups(self, task: str) -> dict[str, list[str]]:
         """The files that can be compared, by group; groups without any are left out."""
