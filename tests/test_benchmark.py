@@ -59,7 +59,38 @@ def test_a_tiny_run_writes_the_table_and_the_file(tmp_path):
         assert "pip install llama-cpp-python" in done.stdout
 
 
+ROWS = {
+    "bloom/glue_cola/plain/validation": {"choices_pretokenized": ["yes", "no"], "label": 0},
+    "CLUE/c3/plain/dev": {"choices_pretokenized": ["a long answer", "short", "none"], "label": 2},
+    "lambada/lambada/plain/test": {"targets_pretokenized": ["word"]},
+    "CLUE/cmrc2018/plain/dev": {"targets_pretokenized": ["an answer"]},
+}
+
+
+def test_evaluation_on_own_rows(tmp_path):
+    """The evaluator's batches come to the scores that plain passes over single items come to."""
+    for path, fields in ROWS.items():
+        file = (tmp_path / "data" / path).with_suffix(".jsonl")
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(json.dumps({"inputs_pretokenized": "A sentence of words. " * n, **fields}) + "\n"
+                                for n in (1, 3, 2)))
+    file = tmp_path / "result.json"
+    done = benchmark("evaluation", "--data-path", tmp_path / "data", "--repeats", 1, "--json", file)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(file.read_text())["results"]
+    found = [(r["task"], r["kind"], r["items"], list(r["others"])) for r in results]
+    ways = ["choice by choice", "item by item"]
+    assert found == [("CoLA", "score", 3, ways), ("C3", "score", 3, ways), ("LAMBADA", "score", 3, ways)] + [
+        (name, "generate", 3, ["one at a time"]) for name in ("CMRC2018", "LAMBADA", "questions")]
+    for result in results:
+        assert result["same"] == 1 and result["items_per_second"] > 0 and all(result["ratios"].values())
+        assert (result["difference"] or 0) < 1e-5
+    assert "Scoring" in done.stdout and "Generation" in done.stdout
+
+
 @pytest.mark.parametrize("arguments, part", [
+    (["evaluation", "--data-path", "nowhere"], "tools/prepare_data.py prepares it"),
+    (["evaluation", "--data-path", "nowhere", "--rows", "0"], "--rows 0: must be at least 1"),
     (["--model", "glm-335n"], "did you mean 'glm-335m'"),
     (["--contexts", "0"], "--contexts: 0"),
     (["--load", "nowhere"], "nowhere"),

@@ -3,6 +3,7 @@
     python tools/benchmark.py model --model glm-335m --dtype bf16 fp32
     python tools/benchmark.py model --load checkpoints/glm-small
     python tools/benchmark.py model --model glm-335m --against transformers llama.cpp openvino --json result.json
+    python tools/benchmark.py evaluation --data-path data --rows 300
 
 Decoding is bound by reading the weights once per step, so its ceiling is the read bandwidth; a prompt is bound by
 arithmetic, so its ceiling is what torch reaches on bare matrix products of the same shapes. Both are measured here,
@@ -14,6 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
+EMBEDDED = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
 PEERS = ("transformers", "llama.cpp", "openvino")
 
 
@@ -34,6 +36,19 @@ def make_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, help="of the processor (default: torch's choice)")
     add("--buffer-mb", type=int, default=1024, help="read to measure the bandwidth; far more than any cache")
     add("--against", nargs="+", default=[], choices=PEERS, metavar="ENGINE", help=f"also: {', '.join(PEERS)}")
+    add("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    evaluation = commands.add_parser("evaluation", help="the evaluator on real data, beside one item after the other")
+    add = evaluation.add_argument
+    add("--load", type=Path, metavar="CHECKPOINT", default=EMBEDDED, help="default: the embedded model")
+    add("--data-path", type=Path, required=True, metavar="DIR",
+        help="what tools/prepare_data.py has written: CoLA, C3, LAMBADA and CMRC2018")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--dtype", nargs="+", default=["fp32"], choices=("bf16", "fp16", "fp32"), help="one or more (default: fp32)")
+    add("--rows", type=int, default=300, help="of every task that is scored (default: 300)")
+    add("--generated-rows", type=int, default=48, help="of every task that generates (default: 48)")
+    add("--batch", type=int, default=16, help="items at a time in generation (default: 16)")
+    add("--repeats", type=int, default=3, help="passes over all of them (default: 3)")
+    add("--threads", type=int, help="of the processor (default: torch's choice)")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
     return parser
 
@@ -106,13 +121,44 @@ def measure_model(arguments: argparse.Namespace) -> None:
                      "python tools/benchmark.py " + shlex.join(sys.argv[1:]))
 
 
+def measure_evaluation(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from glm.errors import UserError
+    from glm.loading import DTYPES, load
+    from glm.versions import versions
+    from tools.benchmarking import evaluation, machine, own, report
+    from tools.benchmarking.evaluation_table import tables
+
+    for name in ("rows", "generated_rows", "batch", "repeats"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    results = []
+    for precision in arguments.dtype:
+        model, tokenizer = load(arguments.load, arguments.device, DTYPES[precision])
+        for result in evaluation.measure(model, tokenizer, arguments.data_path, precision, arguments.rows,
+                                         arguments.generated_rows, arguments.batch, arguments.repeats):
+            results.append(result)
+            report.say(f"{result.task} {result.kind} {precision}: {result.items / result.seconds:.1f} items/s, "
+                       + ", ".join(f"{ratio:.1f} times {way}" for way, ratio in result.ratios.items()))
+    facts = {"model": str(arguments.load), "parameters": own.shape_of(model.config).parameters}
+    facts_of_machine = machine.describe(arguments.device)
+    report.show_tables(tables(results), facts_of_machine, facts)
+    if arguments.json:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+        report.write(arguments.json, results, {}, facts_of_machine, versions(machine.PEERS), facts, settings,
+                     "python tools/benchmark.py " + shlex.join(sys.argv[1:]))
+
+
 def main() -> int:
     arguments = parse(sys.argv[1:])
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.errors import UserError
 
     try:
-        measure_model(arguments)
+        {"model": measure_model, "evaluation": measure_evaluation}[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """The table for people and the JSON file for programs."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,15 +15,21 @@ PLAIN_WIDTH = 120
 
 
 def say(text: str) -> None:
-    Console(stderr=True, highlight=False).print(text)
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 
 
-def show(results: list[Result], skipped: dict[str, str], machine: dict, model: dict) -> None:
+def show_tables(tables: Sequence[Table], machine: dict, model: dict, notes: Sequence[str] = ()) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)  # in a file nothing is to be cut off
-    console.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items()))
-    console.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in model.items()))
+    for facts in (machine, model):
+        console.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
+    for each in (*tables, *notes):
+        console.print(each)
+
+
+def show(results: list[Result], skipped: dict[str, str], machine: dict, model: dict) -> None:
+    tables = []
     for kind, title, unit, scale in (
         ("prefill", "Prefill: one prompt in one pass; ceiling: bare matrix products of its shapes", "TFLOP/s", 1e12),
         ("decode", "Decoding: one step; ceiling: reading the weights once", "GB/s", 1e9),
@@ -42,9 +49,8 @@ def show(results: list[Result], skipped: dict[str, str], machine: dict, model: d
             table.add_row(r.engine, r.precision, str(r.tokens), *width, f"{r.timing.median * 1e3:.2f}",
                           f"{r.timing.best * 1e3:.2f}", f"{r.tokens_per_second:.1f}", f"{r.rate / scale:.3g}",
                           f"{r.ceiling / scale:.3g}", f"{100 * r.share:.0f}")
-        console.print(table)
-    for engine, reason in skipped.items():
-        console.print(f"{engine}: not measured: {reason}")
+        tables.append(table)
+    show_tables(tables, machine, model, [f"{engine}: not measured: {reason}" for engine, reason in skipped.items()])
 
 
 def write(path: Path, results: list[Result], skipped: dict[str, str], machine: dict, versions: dict, model: dict,
