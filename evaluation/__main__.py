@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from evaluation.arguments import COMPARE, PROGRAM, output_folder, parse
 from evaluation.store import GO_ON, Lock
-from generation.arguments import CommandParser, is_first_rank, load_model
+from generation.arguments import CommandParser, is_first_rank, load_model, start_processes
 from glm.errors import UserError
 
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -59,28 +59,65 @@ def compare(argv: list[str]) -> int:
 
 
 def evaluate(arguments: argparse.Namespace, output) -> int:
-    from evaluation.discovery import load_tasks
-    from evaluation.work import look
-
     say = Voice()
-    configs = load_tasks(arguments.paths, arguments.data_path)
-    found = look(configs, arguments.allow_missing)
+    configs = found = failure = None
+    try:
+        configs, found = looked_at(arguments)
+    except UserError as error:
+        if is_first_rank():
+            raise
+        failure = error  # on another host: the first process hears of it when the processes have met
     if arguments.check:
-        for config in configs:
-            rows, reason = found[config.name].rows, found[config.name].reason
-            what = reason or f"{_number(len(rows), 'file')}, {_number(sum(rows.values()), 'row')}"
-            say(f"{'missing' if reason else 'ready'}  {config.name}: {what}")
-        return 0
-    if all(each.reason for each in found.values()):
-        raise UserError("none of the tasks has data: " + "; ".join(each.reason for each in found.values()))
+        return check(configs, found, say) if is_first_rank() else 0
     with Lock(output) if is_first_rank() else contextlib.nullcontext():
         if is_first_rank() and sys.stderr.isatty():
             print(f"Loading {arguments.load} ...", file=sys.stderr, flush=True)
-        model, tokenizer = load_model(arguments)
+        model, tokenizer = loaded(arguments, failure)
         results = scored(arguments, output, model, tokenizer, configs, found, say)
         if results is not None:
             finish(output, results, say)
     return 0
+
+
+def looked_at(arguments: argparse.Namespace):
+    """The tasks, and the data of each."""
+    from evaluation.discovery import load_tasks
+    from evaluation.work import look
+
+    configs = load_tasks(arguments.paths, arguments.data_path)
+    found = look(configs, arguments.allow_missing)
+    if all(each.reason for each in found.values()) and not arguments.check:
+        raise UserError("none of the tasks has data: " + "; ".join(each.reason for each in found.values()))
+    return configs, found
+
+
+def check(configs, found, say) -> int:
+    for config in configs:
+        rows, reason = found[config.name].rows, found[config.name].reason
+        what = reason or f"{_number(len(rows), 'file')}, {_number(sum(rows.values()), 'row')}"
+        say(f"{'missing' if reason else 'ready'}  {config.name}: {what}")
+    return 0
+
+
+def loaded(arguments: argparse.Namespace, failure: UserError | None):
+    """The model and the tokenizer; UserError on all processes if one had a `failure` before, or weights are damaged."""
+    start_processes(arguments)
+    from evaluation.diagnose import check_weights
+    from glm import parallel
+    from glm.loading import agree
+
+    def confess() -> None:
+        if failure is not None:
+            raise failure
+
+    is_started = parallel.is_started()
+    if is_started:
+        agree(confess)
+    model, tokenizer = load_model(arguments)
+    if not is_started:
+        agree(confess)
+    check_weights(model)
+    return model, tokenizer
 
 
 def scored(arguments: argparse.Namespace, output, model, tokenizer, configs, found, say) -> dict | None:
@@ -102,12 +139,11 @@ def finish(output, results: dict, say) -> None:
     from evaluation.report import write_report
     from evaluation.table import closing_table
 
-    report = write_report(output)
     is_terminal = sys.stdout.isatty()
     say("")
     say(closing_table(results, get_terminal_size().columns if is_terminal else None,
                       is_terminal and not os.environ.get("NO_COLOR")).rstrip("\n"))
-    say(f"Results: {output}; to look at: {report}")
+    say(f"Results: {output}; to look at: {write_report(output)}")
 
 
 class Voice:

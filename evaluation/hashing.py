@@ -73,6 +73,11 @@ class Keys:
     def __init__(self, facts: Mapping[str, object]):
         self._base = hash_json(dict(facts))
 
-    def of(self, request) -> str:
-        """The key of the answer to an evaluation.requests.Request."""
-        return hash_json([self._base, request.content()])
+    def of(self, question: str) -> str:
+        """The key of the answer to a question, which is given by its hash (hash_request)."""
+        return hash_json([self._base, question])
+
+
+def hash_request(request) -> str:
+    """Of all that makes an evaluation.requests.Request the question that it is."""
+    return hash_json(request.content())

@@ -51,10 +51,18 @@ class Settings:
     is_replaceable: bool = False
 
 
-def describe(model, tokenizer, configs: Sequence[TaskConfig], settings: Settings) -> dict:
-    """results.json but for its tasks."""
-    parameter = next(model.parameters())
+def sources(tokenizer, checkpoint: Path) -> dict:
+    """What the answers come from: the parts of results.json that are hashes of files."""
     vocabulary = Path(tokenizer.vocabulary_file)
+    return {
+        "checkpoint": checkpoint_facts(checkpoint),
+        "tokenizer": {"path": str(vocabulary), "sha256": hash_file(vocabulary)},
+        "code": {"sha256": hash_code()}}
+
+
+def describe(model, configs: Sequence[TaskConfig], settings: Settings, found: Mapping[str, Mapping]) -> dict:
+    """results.json but for its tasks, of which there are only the files' hashes. found: of `sources`."""
+    parameter = next(model.parameters())
     return {
         "schema": SCHEMA,
         "settings": {
@@ -62,10 +70,7 @@ def describe(model, tokenizer, configs: Sequence[TaskConfig], settings: Settings
             "model": asdict(model.config), "data_path": str(settings.data_path), "limit": settings.limit,
             "max_batch_tokens": settings.max_batch_tokens, "micro_batch_size": settings.micro_batch_size,
             "allow_missing": settings.allow_missing},
-        "versions": versions(),
-        "checkpoint": checkpoint_facts(settings.checkpoint),
-        "tokenizer": {"path": str(vocabulary), "sha256": hash_file(vocabulary)},
-        "code": {"sha256": hash_code()},
+        "versions": versions(), **found,
         "tasks": {config.name: digest for config, digest in
                   zip(configs, hash_files([config.source for config in configs]), strict=True)}}
 
@@ -79,7 +84,7 @@ class Keeper:
         self._open_folder(settings.is_replaceable)
         keys = Keys({name: head[name]["sha256"] for name in ("checkpoint", "tokenizer", "code")}
                     | {name: head["settings"][name] for name in ("dtype", "device", "model")})
-        self.keys = {name: [keys.of(request) for request in work.requests] for name, work in works.items()}
+        self.keys = {name: [keys.of(question) for question in work.hashes] for name, work in works.items()}
         self.journal = stack.enter_context(Journal(self.output / JOURNAL))
         self.folders = sample_folders(list(head["tasks"]))
         self.written: set[Path] = set()
@@ -117,8 +122,7 @@ class Keeper:
 
     @staticmethod
     def _size(work: Work, numbers) -> tuple[int, int]:
-        indices = [index for number in numbers for index in work.batches[number]]
-        return len(indices), sum(work.requests[index].size for index in indices)
+        return work.size(index for number in numbers for index in work.batches[number])
 
     def missing(self, config: TaskConfig, reason: str, tell) -> dict:
         tell(terminal.missing(config, reason))

@@ -50,8 +50,7 @@ def answer(work: Work, scorer, keys: Sequence[str] | None, journal: Journal | No
                         for index, answer in zip(batch, answers, strict=True))
 
         on_first(keep)
-        done = [index for batch in batches for index in batch]
-        advance(len(done), sum(work.requests[index].size for index in done))
+        advance(*work.size(index for batch in batches for index in batch))
 
 
 def _compute(work: Work, scorer, batch: Sequence[int]) -> list[dict]:

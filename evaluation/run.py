@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from evaluation import terminal
 from evaluation.batching import default_max_tokens
 from evaluation.config import TaskConfig
-from evaluation.keeper import Keeper, Settings, describe
+from evaluation.hashing import combined
+from evaluation.keeper import Keeper, Settings, describe, sources
 from evaluation.progress import Progress
 from evaluation.results import SCHEMA
 from evaluation.rounds import answer, from_first, on_first
 from evaluation.work import Found, Work, prepare
 from glm import parallel
+from glm.errors import UserError
 from glm.loading import agree
 
 
@@ -38,7 +40,9 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
     present = [config for config in configs if found[config.name].reason is None]
     works = agree(lambda: {config.name: prepare(config, tokenizer, settings.limit, budget,
                                                 settings.micro_batch_size) for config in present})
-    head = on_first(lambda: describe(model, tokenizer, configs, settings))
+    found_here = agree(lambda: sources(tokenizer, settings.checkpoint) if _is_first_of_host() else None)
+    agree(lambda: _check_same(parallel.collect(_digests(works, found_here))))
+    head = on_first(lambda: describe(model, configs, settings, found_here))
     with contextlib.ExitStack() as stack:
         keeper = on_first(lambda: Keeper(head, works, settings, stack))
         totals = from_first(lambda: keeper.totals())
@@ -71,6 +75,27 @@ def _task(work: Work, scorer, keeper: Keeper | None, progress: Progress, tell, c
     clock.task(work, numbers, seconds)
     on_first(lambda: tell(terminal.figures(work.config, work.groups, record, seconds)))
     return record
+
+
+def _is_first_of_host() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _digests(works: Mapping[str, Work], found: Mapping[str, Mapping] | None) -> tuple[str, dict[str, str]]:
+    """This host's name, and hashes of all that must be the same on all hosts."""
+    tasks = {f"the task {name} (task file or data)": combined((digest, "") for digest in work.hashes)
+             for name, work in works.items()}
+    files = {f"the {name}": values["sha256"] for name, values in (found or {}).items()}
+    return platform.node(), tasks | files
+
+
+def _check_same(everybody: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """Copies of the data or the weights that differ between hosts would give a mixture of results."""
+    first, wanted = everybody[0]
+    for host, digests in everybody[1:]:
+        for what, digest in digests.items():
+            if digest != wanted.get(what, digest):
+                raise UserError(f"{what} on host {host} is not that on host {first}; give all hosts the same files")
 
 
 class Clock:

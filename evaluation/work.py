@@ -5,7 +5,7 @@ The same on every process, and whatever an earlier run has already answered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from evaluation.batching import plan
 from evaluation.config import TaskConfig, TaskType
 from evaluation.data import Example
 from evaluation.discovery import data_files, missing
-from evaluation.requests import Request
+from evaluation.hashing import hash_request
+from evaluation.requests import GenerateRequest, Request
 from evaluation.tasks import Task, task_class
 from glm.errors import UserError
 
@@ -30,13 +31,14 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Work:
-    """groups: of the task file, with relative paths; files: by relative path; max_tokens: of a batch; batches: of
-    places in `requests`."""
+    """groups: of the task file, with relative paths; files: by relative path; hashes: of the requests; max_tokens: of a
+    batch; batches: of places in `requests`."""
 
     task: Task
     groups: dict[str, list[str]]
     files: dict[str, DataFile]
     requests: Sequence[Request]
+    hashes: Sequence[str]
     max_tokens: int
     batches: Sequence[Sequence[int]]
 
@@ -51,6 +53,17 @@ class Work:
                 return f"{file.path}: item {file.examples[index].index}"
             index -= len(file.requests)
         raise IndexError(index)
+
+    def size(self, indices: Iterable[int]) -> tuple[int, int]:
+        """How many requests these are, and about how many tokens they make the model compute."""
+        tokens = [_tokens(self.requests[index]) for index in indices]
+        return len(tokens), sum(tokens)
+
+
+def _tokens(request: Request) -> int:
+    if isinstance(request, GenerateRequest):
+        return len(request.context) + request.limit * request.params.num_beams
+    return request.size
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,8 @@ def prepare(config: TaskConfig, tokenizer, limit: int | None, budget: Callable[[
     files = {relative(config, path): _read(task, path, limit) for path in paths}
     requests = [request for file in files.values() for request in file.requests]
     max_tokens = budget(requests)
-    return Work(task, groups, files, requests, max_tokens, plan(requests, max_tokens, max_items))
+    hashes = [hash_request(request) for request in requests]
+    return Work(task, groups, files, requests, hashes, max_tokens, plan(requests, max_tokens, max_items))
 
 
 def relative(config: TaskConfig, path: Path) -> str:

@@ -101,18 +101,24 @@ def load_model(arguments: argparse.Namespace, timeout_seconds: float = 1800):
         raise UserError(f"--load {arguments.load}: no such folder; name the one that holds the checkpoint's file "
                         f"'latest' (or set CHECKPOINT_PATH)")
     import glm
-    from glm import parallel
 
-    if arguments.local_rank is not None:
-        os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
-    if arguments.model_parallel_size is not None:
-        parallel.start(arguments.model_parallel_size, timeout_seconds=timeout_seconds)
+    start_processes(arguments, timeout_seconds)
     device = arguments.device or default_device()
     shapes = {name: getattr(arguments, name) for name in (*ARCHITECTURE, "position_encoding_2d", "rotary_table")}
     return glm.load(
         arguments.load, device, arguments.precision or default_precision(device), arguments.tokenizer_path,
         arguments.quantization_bit_width, model=arguments.model, sequential=arguments.sequential_initialization,
         **{name: value for name, value in shapes.items() if value is not None})
+
+
+def start_processes(arguments: argparse.Namespace, timeout_seconds: float = 1800) -> None:
+    """The processes' group, where the arguments say how many belong together; else loading starts it. Imports torch."""
+    if arguments.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+    if arguments.model_parallel_size is not None:
+        from glm import parallel
+
+        parallel.start(arguments.model_parallel_size, timeout_seconds=timeout_seconds)
 
 
 def default_device() -> str:

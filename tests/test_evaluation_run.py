@@ -1,5 +1,7 @@
 """A whole run on golden's checkpoint: what it writes, that it may be killed anywhere, and on how many processes."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -190,19 +192,48 @@ def test_two_processes_give_the_identical_file(whole, tmp_path):
     assert close(samples(whole), samples(whole, "two"))
 
 
-def _failing_rank(folder: str, argv: list[str]) -> int:
+def _heard(folder: str, argv: list[str], other: list[str], fault: str = "") -> tuple[int, str]:
+    """Exit code and standard error of a rank; the second one is given other arguments, or a model with a fault."""
     from evaluation.scorer import Scorer
     from glm.errors import UserError
 
-    if _rank() == 1:
-        def fail(*_):
-            raise UserError("layer 3 gave nan")
+    def fail(*_):
+        raise UserError(fault)
 
+    if _rank() == 1 and fault:
         Scorer.answer = fail
-    return _ranks(folder, argv, 1)
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
+        code = _ranks(folder, [*argv, *other] if _rank() == 1 else argv, 1)
+    return code, err.getvalue()
 
 
 def test_an_error_on_one_process_is_heard_by_all(whole, tmp_path):
     argv = arguments(whole, output="failing")
-    assert run_ranks(_failing_rank, 2, tmp_path, str(whole), argv, deadline=20) == [2, 2]
+    found = run_ranks(_heard, 2, tmp_path, str(whole), argv, [], "layer 3 gave nan", deadline=20)
+    assert found == [(2, "error: rank 1 failed: layer 3 gave nan\n"), (2, "")]
     assert not (whole / "failing" / "results.json").exists()
+
+
+def test_a_host_without_the_data_is_heard_of(whole, tmp_path):
+    argv, other = arguments(whole, output="hosts"), ["--data-path", str(tmp_path / "none")]
+    (code, message), second = run_ranks(_heard, 2, tmp_path, str(whole), argv, other, deadline=20)
+    assert code == 2 and second == (2, "")
+    assert message.startswith(f"error: rank 1 failed: {whole / 'tasks' / 'choices.yaml'}: path: there is no folder")
+
+
+def test_a_host_with_other_data_or_weights_is_heard_of(whole, tmp_path):
+    shutil.copytree(whole / "data", tmp_path / "data")
+    path = tmp_path / "data" / "writing" / "dev.jsonl"
+    path.write_text(path.read_text().replace("Number 3", "Number 4"))
+    argv, other = arguments(whole, output="hosts"), ["--data-path", str(tmp_path / "data")]
+    (code, message), second = run_ranks(_heard, 2, tmp_path, str(whole), argv, other, deadline=20)
+    assert code == 2 and second == (2, "")
+    assert message.startswith("error: ") and "the task writing (task file or data) on host " in message
+
+    shutil.copytree(TP1, tmp_path / "checkpoint")
+    (shard,) = (tmp_path / "checkpoint").glob("*/mp_rank_00_model_states.pt")
+    change_a_byte(shard)
+    (tmp_path / "rendezvous").unlink(missing_ok=True)
+    other = ["--load", str(tmp_path / "checkpoint")]
+    (code, message), _ = run_ranks(_heard, 2, tmp_path, str(whole), argv, other, deadline=20)
+    assert code == 2 and "the checkpoint on host " in message

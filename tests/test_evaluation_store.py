@@ -2,11 +2,12 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 
 import evaluation.store as store
-from evaluation.hashing import Keys, combined, hash_code, hash_file, hash_files, hash_json
+from evaluation.hashing import Keys, combined, hash_code, hash_file, hash_files, hash_json, hash_request
 from evaluation.requests import ScoreRequest
 from evaluation.store import Journal, Lock, differences
 from glm.errors import UserError
@@ -125,13 +126,13 @@ def test_code_is_hashed_with_its_names(tmp_path):
 def test_a_key_depends_on_all_that_an_answer_depends_on():
     facts = {"checkpoint": "w", "tokenizer": "t", "code": "c", "dtype": "float32", "device": "cpu", "model": {"n": 1}}
     request = ScoreRequest((1, 2), ((3,), (4, 5)), lead=6, first_position=1, advance=0)
-    keys = {Keys(facts).of(request)}
-    for name in facts:
-        keys.add(Keys(facts | {name: "another"}).of(request))
+    def key(request=request, **changes) -> str:
+        return Keys(facts | changes).of(hash_request(request))
+
+    keys = {key(), *(key(**{name: "another"}) for name in facts)}
     for change in ({"context": (1, 7)}, {"continuations": ((3,), (4,))}, {"lead": 7}, {"first_position": 2},
                    {"advance": 1}, {"causal": True}):
-        keys.add(Keys(facts).of(ScoreRequest(**{**vars(request), **change})))
+        keys.add(key(replace(request, **change)))
     assert len(keys) == 1 + len(facts) + 6
-    shown = ScoreRequest((1, 2), ((3,), (4, 5)), lead=6, first_position=1, advance=0, truncated=True, input_length=9)
-    assert Keys(facts).of(shown) == Keys(facts).of(request)
+    assert key(replace(request, truncated=True, input_length=9)) == key()
     assert hash_json({"a": 1, "b": (2,)}) == hash_json({"b": [2], "a": 1})
