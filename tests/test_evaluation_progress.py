@@ -1,0 +1,89 @@
+"""How far a run is: lines now and then, or a bar on a terminal; the time left goes by the length of the items."""
+
+import os
+import pty
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from evaluation.progress import Progress
+from evaluation.requests import GenerateRequest, ScoreRequest
+from evaluation.work import Work
+from generation.params import BeamParams, SamplingParams
+
+
+class FakeClock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_come_every_ten_seconds_and_weigh_items_by_their_length(capsys):
+    clock = FakeClock()
+    with Progress(100, 1000, clock=clock) as progress:
+        for seconds, items, weight in ((4.0, 10, 400), (11.0, 1, 100), (12.0, 1, 0), (22.0, 38, 400)):
+            clock.now = seconds
+            progress.advance(items, weight)
+    assert capsys.readouterr().err.splitlines() == [
+        "11/100 items, 1.0 items/s, 11 s left", "50/100 items, 2.3 items/s, 2 s left"]
+
+
+def test_what_need_not_be_computed_is_taken_off(capsys):
+    clock = FakeClock()
+    with Progress(100, 1000, clock=clock) as progress:
+        progress.skip(50, 500)
+        clock.now = 10.0
+        progress.advance(25, 250)
+    assert capsys.readouterr().err == "25/50 items, 2.5 items/s, 10 s left\n"
+
+
+def test_long_times_are_hours_and_minutes(capsys):
+    clock = FakeClock()
+    with Progress(10000, 10000, clock=clock) as progress:
+        clock.now = 10.0
+        progress.advance(10, 10)
+    assert capsys.readouterr().err == "10/10000 items, 1.0 items/s, 2:46:30 left\n"
+
+
+def test_other_processes_and_empty_runs_are_silent(capsys):
+    clock = FakeClock()
+    for progress in (Progress(10, 10, shown=False, clock=clock), Progress(0, 0, clock=clock)):
+        with progress:
+            clock.now += 100.0
+            progress.task("x")
+            progress.write(lambda: None)
+            if progress.items:
+                progress.advance(1, 1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar_that_makes_room_for_lines(monkeypatch):
+    reading, writing = pty.openpty()
+    with open(writing, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "100")
+        said = []
+        with Progress(20, 200) as progress:
+            progress.task("words")
+            progress.advance(5, 50)
+            progress.write(lambda: said.append(1))
+        assert said == [1]
+        terminal.flush()
+        shown = os.read(reading, 1 << 16).decode()
+    os.close(reading)
+    assert "words" in shown and re.search(r"5/20 items, [\d.]+ items/s", shown) and "left" in shown
+    assert shown.count("\x1b[2K") > 2  # the bar's line was cleared
+
+
+@pytest.mark.parametrize("request_, tokens", [
+    (ScoreRequest((1, 2, 3), ((4,), (5,)), 9, 3, 0), 4),
+    (GenerateRequest((1, 2, 3), SamplingParams(top_k=1), 10, (0,)), 13),
+    (GenerateRequest((1, 2, 3), BeamParams(num_beams=4), 10, (0,)), 43),
+])
+def test_a_request_counts_as_the_tokens_it_makes_the_model_compute(request_, tokens):
+    work = Work(SimpleNamespace(config=None), {}, {}, [request_], [], 0, [])
+    assert work.size([0, 0]) == (2, 2 * tokens)
