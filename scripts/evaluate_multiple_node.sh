@@ -12,7 +12,7 @@ HOST_FILE_PATH="${HOST_FILE_PATH:-hostfile}"     # a line for every host: worker
 CONFIG="${CONFIG:-configs/model_glm_small.sh}"   # the model
 #CHECKPOINT_PATH=                                # where its checkpoint is, if not where CONFIG says
 #MP_SIZE=                                        # devices of a host that share a model, if not as CONFIG says
-export DATA_PATH="${DATA_PATH:-data}"            # where the prepared data is
+#export DATA_PATH=                               # where the data is, if not in data/ of the repository
 export MASTER_PORT="${MASTER_PORT:-29500}"       # a free port of the first host
 #export MASTER_ADDR=10.0.0.1                     # the first host's address, if not the first that `hostname -I` tells
 #export SSH_PORT=22
@@ -20,6 +20,7 @@ export MASTER_PORT="${MASTER_PORT:-29500}"       # a free port of the first host
 #export NCCL_SOCKET_IFNAME=eth0 NCCL_IB_DISABLE=0 NCCL_DEBUG=WARN
 
 source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
-export CHECKPOINT_PATH
+export CHECKPOINT_PATH DATA_PATH="${DATA_PATH:-$REPOSITORY/data}"
 exec "$PYTHON" "$REPOSITORY/scripts/launch_hosts.py" "$HOST_FILE_PATH" "$MP_SIZE" evaluation \
-    --load "$CHECKPOINT_PATH" --model-parallel-size "$MP_SIZE" ${MODEL_ARGS[@]+"${MODEL_ARGS[@]}"} "$@"
+    --load "$CHECKPOINT_PATH" --model-parallel-size "$MP_SIZE" --data-path "$DATA_PATH" \
+    ${MODEL_ARGS[@]+"${MODEL_ARGS[@]}"} "$@"

@@ -31,7 +31,7 @@ NAMES = ("PYTHONPATH", "PYTHONSAFEPATH", "LD_LIBRARY_PATH", "DATA_PATH", "CHECKP
 CHATTER = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(DEBUG|INFO|WARNING|ERROR)\] \[|pdsh@|Killed by signal ")
 HOST_ENDED = re.compile(r"pdsh@\S+ (\S+): .*exited with exit code (\d+)")
 PROCESS_ENDED = re.compile(r".* exits with return code = (-?\d+)$")
-PATIENCE = 30.0  # seconds that the other hosts have to end after one has failed
+PATIENCE, SHORT_PATIENCE = 30.0, 3.0  # seconds that the other hosts have to end after one has failed, has said why
 UNSAFE = re.compile(r"[^\w@%+=:,./-]")
 
 
@@ -171,7 +171,8 @@ class Run:
             if CHATTER.match(text):
                 if ended := HOST_ENDED.match(text):
                     self.ended[f"on host {ended[1]} "] = int(ended[2])
-                    self.deadline = self.deadline or time.monotonic() + PATIENCE
+                    patience = SHORT_PATIENCE if self.has_reason else PATIENCE
+                    self.deadline = self.deadline or time.monotonic() + patience
                 elif (ended := PROCESS_ENDED.match(text)) and self.is_local:
                     self.ended[""] = int(ended[1]) % 256
                 continue

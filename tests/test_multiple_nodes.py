@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import evaluation.__main__ as command
+from tests.golden_data import SHAPE, TOKENIZER, TP1, split_state, whole_state, write_checkpoint
+from tests.tiny_tasks import arguments, results, samples, write_tasks
 from tests.two_hosts import on_two_hosts, without_namespaces, without_ssh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,3 +94,66 @@ def test_without_ssh_the_command_is_given_on_every_host(tmp_path, job):
     assert [(one["RANK"], one["host"]) for one in everybody] == [
         ("0", "second"), ("1", "second"), ("2", "first"), ("3", "first")]
     assert all(one["arguments"] == ["two words"] for one in everybody)
+
+
+# The evaluation itself
+
+SCRIPT = f"bash {ROOT}/scripts/evaluate_multiple_node.sh"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Tasks, and in out/ what one process on one host makes of them."""
+    folder = write_tasks(tmp_path_factory.mktemp("alone"), rows=4)
+    assert command.main(arguments(folder)) == 0
+    return folder
+
+
+def settings(folder, checkpoint, degree):
+    """The environment of a run: a configuration, two hosts with `degree` slots."""
+    shape = " ".join(f"--{name}={value}" for name, value in SHAPE.items())
+    (folder / "config.sh").write_text(
+        f"CHECKPOINT_PATH={checkpoint}\nMP_SIZE={degree}\n"
+        f"MODEL_ARGS=(--fp32 --device cpu {shape} --tokenizer-path {TOKENIZER}/ice_text.model)\n")
+    (folder / "hosts.txt").write_text(f"first slots={degree}\nsecond slots={degree}\n")
+    return {**os.environ, "PYTHON": sys.executable, "CONFIG": str(folder / "config.sh"), "DS_ACCELERATOR": "cpu",
+            "HOST_FILE_PATH": "hosts.txt", "DATA_PATH": str(folder / "data"), "MASTER_ADDR": "10.77.0.1"}
+
+
+def test_two_hosts_write_the_results_of_a_single_process(alone):
+    if reason := without_ssh():
+        pytest.skip(reason)
+    done = on_two_hosts(f"{SCRIPT} {alone}/tasks --max-batch-tokens 96 --output pdsh", alone, with_ssh=True, cwd=alone,
+                        env=settings(alone, TP1, 1))
+    assert done.returncode == 0, done.stderr
+    assert "Evaluation results of task choices:" in done.stdout
+    assert (alone / "pdsh" / "results.json").read_bytes() == (alone / "out" / "results.json").read_bytes()
+    assert samples(alone, "pdsh") == samples(alone)
+    timings = json.loads((alone / "pdsh" / "timings.json").read_text())
+    assert timings["processes"] == 2
+
+
+def test_tensor_parallel_inside_a_host_data_parallel_across(alone, tmp_path):
+    if reason := without_namespaces():
+        pytest.skip(reason)
+    checkpoint = write_checkpoint(tmp_path / "tp2", split_state(whole_state(), 2))
+    run = f"{SCRIPT} {alone}/tasks --max-batch-tokens 96 --output groups"
+    script = f"NODE_RANK=1 ip netns exec second {run} & NODE_RANK=0 {run}; wait $!"
+    done = on_two_hosts(script, alone, with_ssh=False, cwd=alone, env=settings(alone, checkpoint, 2))
+    assert done.returncode == 0, done.stderr
+    expected, found = results(alone)["tasks"], results(alone, "groups")["tasks"]
+    assert found.keys() == expected.keys()
+    for name, task in expected.items():
+        assert found[name]["counts"] == task["counts"]
+        for group, metrics in task["groups"].items():
+            for metric, values in metrics.items():
+                assert found[name]["groups"][group][metric]["average"] == pytest.approx(values["average"], rel=1e-4)
+
+
+def test_a_mistake_in_a_task_file_is_one_line(alone):
+    if reason := without_ssh():
+        pytest.skip(reason)
+    (alone / "wrong.yaml").write_text("name: wrong\ntyp: mul\npath: choices\n")
+    done = on_two_hosts(f"{SCRIPT} wrong.yaml", alone, with_ssh=True, cwd=alone, env=settings(alone, TP1, 1))
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "wrong.yaml" in done.stderr and done.stderr.count("\n") == 1
