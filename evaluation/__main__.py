@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from evaluation.arguments import COMPARE, PROGRAM, output_folder, parse
 from evaluation.store import GO_ON, Lock
-from generation.arguments import CommandParser, is_first_rank, load_model, start_processes
+from generation.arguments import CommandParser, end_processes, is_first_rank, load_model, start_processes
 from glm.errors import UserError
 
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -74,8 +74,7 @@ def evaluate(arguments: argparse.Namespace, output) -> int:
             print(f"Loading {arguments.load} ...", file=sys.stderr, flush=True)
         model, tokenizer = loaded(arguments, failure)
         results = scored(arguments, output, model, tokenizer, configs, found, say)
-        if results is not None:
-            finish(output, results, say)
+        heard(lambda: finish(output, results, say) if results is not None else None)
     return 0
 
 
@@ -132,6 +131,13 @@ def scored(arguments: argparse.Namespace, output, model, tokenizer, configs, fou
     return run(model, tokenizer, Scorer(model), configs, found, settings, say)
 
 
+def heard(work) -> None:
+    """work(), of which all processes wait for the end; an error is one on all of them."""
+    from glm.loading import agree
+
+    agree(work)
+
+
 def finish(output, results: dict, say) -> None:
     """The report, the closing table, and where everything is."""
     from shutil import get_terminal_size
@@ -184,4 +190,6 @@ def _number(count: int, what: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    end_processes()
+    sys.exit(code)

@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from generation.arguments import CommandParser, add_model_arguments, is_first_rank, load_model
+from generation.arguments import CommandParser, add_model_arguments, end_processes, is_first_rank, load_model
 from generation.options import STRATEGIES, Options
 from generation.prompts import read_prompts
 from generation.results import Results
@@ -167,4 +167,6 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    end_processes()
+    sys.exit(code)

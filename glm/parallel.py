@@ -91,6 +91,14 @@ def _start_process_group(backend: str, timeout_seconds: float) -> None:
                                              timeout=timeout)
 
 
+def stop() -> None:
+    """Leave the group at the end of a program: else a process that ends earlier than the others may be aborted."""
+    if is_started():
+        mpu.destroy_model_parallel()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def is_started() -> bool:
     return mpu.model_parallel_is_initialized()
 
