@@ -20,8 +20,10 @@ _LENGTH_BINS, _LEAST_IN_BIN = 6, 15
 
 @dataclass(frozen=True)
 class Calibration:
-    """confidence, accuracy (shares) and count of every bin that holds items; error: the expected calibration error."""
+    """middle of every bin that holds items, and of these confidence, accuracy (shares) and count; error: the expected
+    calibration error."""
 
+    middle: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
     count: np.ndarray
@@ -70,7 +72,8 @@ def calibration(items: Sequence[Mapping]) -> Calibration | None:
     has = count > 0
     means = [np.bincount(place, values, BINS)[has] / count[has] for values in (confidence, right)]
     error = float(np.sum(count[has] * np.abs(means[0] - means[1])) / len(items))
-    return Calibration(means[0], means[1], count[has], error, float(confidence.mean()), float(right.mean()))
+    middle = (np.flatnonzero(has) + 0.5) / BINS
+    return Calibration(middle, means[0], means[1], count[has], error, float(confidence.mean()), float(right.mean()))
 
 
 def by_length(metric, statistics: np.ndarray, lengths: Sequence[int], identities: Sequence[int]) -> list[LengthBin]:
@@ -99,9 +102,12 @@ def by_length(metric, statistics: np.ndarray, lengths: Sequence[int], identities
 
 
 def _per_item(statistics: np.ndarray, identities: np.ndarray) -> np.ndarray:
-    """(items, k) means over the rows of the same item."""
+    """(items, k) sums over the rows of the same item; means where all items are alike, so that one that is right, or
+    wrong, under every prompt is a right or wrong one."""
     _, place, count = np.unique(identities, return_inverse=True, return_counts=True)
-    return np.stack([np.bincount(place, column) / count for column in statistics.T], axis=1)
+    sums = np.stack([np.bincount(place, column) for column in statistics.T], axis=1)
+    means = sums / count[:, None]
+    return means if np.ptp(means, axis=0).max() == 0 else sums
 
 
 def places(items: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from evaluation.table import WIDTH, figure, plain_box, rendered
+from evaluation.table import WIDTH, figure, kind_of, plain_box, rendered
 
 _ALPHA = 0.05
 
@@ -16,7 +16,8 @@ def comparison_table(record: dict, width: int | None = None, color: bool = False
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold",
+                  show_edge=False, pad_edge=False)
     table.add_column("task", overflow="fold", min_width=12)
     table.add_column("metric", no_wrap=True)
     for name in ("n", "A", "B", "B - A", "95% interval", "only A:B", "p", "Holm"):
@@ -29,7 +30,9 @@ def comparison_table(record: dict, width: int | None = None, color: bool = False
             name = f"  {group}" if len(groups) > 1 else task if group == "all" else f"{task} ({group})"
             for metric, each in metrics.items():
                 cells = [Text(cell, _style(each)) for cell in _cells(each)]
-                table.add_row(Text(name, "bold" if len(groups) == 1 else ""), metric, *cells)
+                base, kind = kind_of(metric, metrics)
+                shown = Text(f"  {kind}") if kind else Text(name, "bold" if len(groups) == 1 else "")
+                table.add_row(shown, base, *cells)
                 name = ""
     return rendered(table, _notes(record), width or WIDTH, color)
 

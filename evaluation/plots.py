@@ -31,7 +31,7 @@ WIDTH, HEIGHT = 4.6, 2.7  # inches; the page shows an inch as 100 pixels
 def spread(rows: Sequence[tuple], unit: str, mark: float | None = None) -> str:
     """Figures with intervals, one below the other. rows: (label, figure, low, high, is_average); low may be None.
     mark: a figure to compare with, such as that of guessing."""
-    with _Drawing(height=0.55 + 0.2 * len(rows)) as drawing:
+    with _Drawing(height=0.55 + (0.2 if len(rows) <= 30 else 0.165) * len(rows)) as drawing:
         axes = drawing.axes()
         for place, (_, figure, low, high, is_average) in enumerate(rows):
             color, size = (INK, 5.5) if is_average else (MAIN, 5)
@@ -64,7 +64,7 @@ def reliability(found: Calibration) -> str:
                       linewidth=0, zorder=3)
         above.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share right", yticks=[0, 0.5, 1])
         above.grid()
-        below.bar(found.confidence, found.count, width=0.06, color=MAIN, alpha=0.7, linewidth=0)
+        below.bar(found.middle, found.count, width=0.085, color=MAIN, alpha=0.7, linewidth=0)
         below.set(xlabel="confidence in the answer given", ylabel="items", ylim=(0, None))
         below.locator_params(axis="y", nbins=2, integer=True)
     return drawing.svg

@@ -10,7 +10,7 @@ from evaluation.markup import Html, tag
 from evaluation.recorded import RecordedRun
 from evaluation.report_style import STYLE
 from evaluation.report_task import TaskReport, anchor, definitions
-from evaluation.table import figure, limits
+from evaluation.table import figure, kind_of, limits
 from glm.errors import UserError
 from glm.files import replacing
 
@@ -86,7 +86,9 @@ def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
             group = None if list(task["groups"]) == ["all"] else group
             for place, (metric, each) in enumerate(metrics.items()):
                 methods.setdefault(each["interval_method"], None)
-                lines.append(_line(name if first else None, group if place == 0 else None, metric, each, chances[name]))
+                base, kind = kind_of(metric, metrics)
+                where = tag("span", kind, class_="faint") if kind else group if place == 0 else None
+                lines.append(_line(name if first else None, where, base, each, chances[name]))
                 first = False
     note = ("n: items scored; cut: those whose text was too long; max, median, average: over prompts (files), the "
             f"average weighted by their items; intervals: {'; '.join(methods)}.")
@@ -99,13 +101,13 @@ def _classes(classes: str, column: str) -> str | None:
     return f"{classes} wide".strip() if column in ("cut", "max", "median", "") else classes or None
 
 
-def _line(task: str | None, group: str | None, metric: str, values: Mapping, chance: float | None) -> Html:
+def _line(task: str | None, group: Html | str | None, metric: str, values: Mapping, chance: float | None) -> Html:
     n = values["n"]
     is_whole = n["scored"] == n["expected"]
-    count = tag("td", f"{n['scored']:,}" if is_whole else f"{n['scored']:,} of {n['expected']:,}",
+    count = tag("td", f"{n['scored']:,}" if is_whole else f"{n['scored']:,}/{n['expected']:,}",
                 class_="right" if is_whole else "right cut")
     name = tag("a", task, href=f"#{anchor(task)}") if task else None
-    return tag("tr", tag("td", name, class_="name"), tag("td", group, class_="name"), tag("td", metric), count,
+    return tag("tr", [tag("td", each, class_="name") for each in (name, group, metric)], count,
                tag("td", f"{n['truncated']:,}" if n["truncated"] else None, class_="right cut wide"),
                [tag("td", figure(values[key]), class_="right wide") for key in ("max", "median")],
                tag("td", tag("b", figure(values["average"])), class_="right"),

@@ -15,7 +15,7 @@ STYLE = """
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; }
 body {
-  margin: 0 auto; padding: 2.2rem 1.4rem 4rem; max-width: 1060px; background: var(--page); color: var(--ink);
+  margin: 0 auto; padding: 2.2rem 1.4rem 4rem; max-width: 1120px; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK SC", "PingFang SC",
     "Microsoft YaHei", sans-serif;
 }
@@ -41,12 +41,12 @@ code, .mono {
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { font-weight: 500; font-size: 0.85rem; text-align: left; border-bottom: 1px solid var(--line); }
 th, td { padding: 0.28rem 0.7rem 0.28rem 0; vertical-align: baseline; white-space: nowrap; }
-td.name { white-space: normal; overflow-wrap: anywhere; min-width: 8em; }
+td.name { white-space: normal; overflow-wrap: break-word; min-width: 6.2em; }
 tbody tr + tr td { border-top: 1px solid color-mix(in srgb, var(--line) 55%, transparent); }
 .right { text-align: right; }
 .cut, .missing { color: var(--warn); }
 .track {
-  position: relative; display: inline-block; width: 130px; height: 0.85em; vertical-align: -0.08em;
+  position: relative; display: inline-block; width: 110px; height: 0.85em; vertical-align: -0.08em;
   background: linear-gradient(var(--grid), var(--grid)) center / 100% 1px no-repeat;
 }
 .track i, .track b { position: absolute; }

@@ -13,11 +13,11 @@ from evaluation.metrics import statistics_of
 from evaluation.recorded import RecordedRun
 from evaluation.report_samples import chosen, shown, source_rows
 from evaluation.statistics import blocks_of
-from evaluation.table import figure, limits
+from evaluation.table import figure, kind_of, limits
 from glm.errors import UserError
 
 KINDS = {"mul": "multiple choice", "gen": "generation", "lm": "language model", "other": "own task"}
-_MOST_METRICS, _MOST_FILES, _MOST_SERIES = 3, 40, 4
+_MOST_METRICS, _MOST_LINES, _MOST_SERIES = 3, 80, 4
 _OF_LABELS = ("Accuracy", "F1_mul", "Precision", "Recall")  # figures that guessing has a share of
 
 
@@ -74,14 +74,18 @@ class TaskReport:
         return joined([tag("div", shown_figures, class_="figures"), [tag("p", hint, class_="faint") for hint in hints]])
 
     def _plots(self) -> list[Html]:
-        found = [self._spread(metric) for metric in self._told_apart()]
+        names = self._told_apart()
+        found = [self._spread(name) for name in names] + [self._by_kind(name) for name in names]
         found += [self._calibration(), self._places(), self._by_length(), self._windows(), self._answers()]
         return [each for each in found if each is not None]
 
     def _told_apart(self) -> list[str]:
-        """The metrics, without those that say the same as an earlier one in every file."""
+        """The metrics, without those of one kind of items and those that say the same as an earlier one everywhere."""
         seen, found = [], []
-        for name in dict.fromkeys(name for file in self.entry["files"].values() for name in file["metrics"]):
+        names = list(dict.fromkeys(name for file in self.entry["files"].values() for name in file["metrics"]))
+        for name in names:
+            if kind_of(name, names)[1] is not None:
+                continue
             values = [file["metrics"].get(name) for file in self.entry["files"].values()]
             if values not in seen:
                 seen.append(values)
@@ -105,11 +109,26 @@ class TaskReport:
         values = [each["metrics"][metric] for each in files.values()]
         text = (f"from {figure(min(values))} to {figure(max(values))}" if len(values) > 1 else figure(values[0]))
         mark = self.chance if metric in _OF_LABELS else None
-        hints = [text, f"the first {_MOST_FILES} lines of {len(rows)}" if len(rows) > _MOST_FILES else "",
+        hints = [text, f"the first {_MOST_LINES} lines of {len(rows)}" if len(rows) > _MOST_LINES else "",
                  "diamonds: averages" if rows[0][4] else "", "bars: 95% intervals",
                  "dotted: guessing" if mark is not None else ""]
-        return _plot(f"{metric} by prompt", "; ".join(filter(None, hints)),
-                     plots.spread(rows[:_MOST_FILES], metric, mark))
+        is_prompts = len(files) == 1 or len(blocks_of(list(self.files.values()), list(self.files))) < len(self.files)
+        return _plot(f"{metric} by {'prompt' if is_prompts else 'file'}", "; ".join(filter(None, hints)),
+                     plots.spread(rows[:_MOST_LINES], metric, mark))
+
+    def _by_kind(self, metric: str) -> Html | None:
+        """A figure that is also given for each kind of items, as "SS (gender)"."""
+        rows = []
+        for group, metrics in self.entry["groups"].items():
+            prefix = "" if len(self.entry["groups"]) == 1 else f"{group}, "
+            for name, each in metrics.items():
+                base, kind = kind_of(name, metrics)
+                if base == metric:
+                    rows.append((f"{prefix}{kind or 'all'} (n = {each['n']['scored']})", each["average"],
+                                 *each["interval"], kind is None))
+        if len(rows) == len(self.entry["groups"]):
+            return None
+        return _plot(f"{metric} by kind", "bars: 95% intervals", plots.spread(rows[:_MOST_LINES], metric))
 
     def _calibration(self) -> Html | None:
         found = analysis.calibration(self.items)
@@ -173,7 +192,7 @@ class TaskReport:
         extra = [f"{int((predicted == 0).sum()):,} empty" if (predicted == 0).any() else "",
                  f"{cut:,} as long as max_gen_length ({limit})" if cut else ""]
         return _plot("Length of the answers", "; ".join([
-            f"median {np.median(predicted):g} characters, references {np.median(wanted):g}", *filter(None, extra)]),
+            f"median length {np.median(predicted):g}, of the references {np.median(wanted):g}", *filter(None, extra)]),
             plots.answer_lengths(predicted, wanted))
 
     def _truncated(self) -> Html | None:

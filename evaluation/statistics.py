@@ -139,13 +139,18 @@ def blocks_of(arrays: Sequence, names: Sequence[str] | None = None) -> list[list
 def share_scale(metric, arrays: Sequence) -> float | None:
     """100 for a percentage, 1 for a share: what a figure that counts successes in trials is multiplied with.
 
-    None for all other figures. Trials that are no items (weights, say) are not counted by Wilson's formula.
+    None for all other figures. Trials that are no items (weights, say) are not counted by Wilson's formula. The mean of
+    percentages that are all 0 counts, too: it is at most the share of items above 0, whose interval it is given. So do
+    those that are all 100.
     """
-    if metric.interval != "wilson" or any(array.shape[1] != 2 for array in arrays):
+    if any(array.shape[1] != 2 for array in arrays):
         return None
     values = np.concatenate(list(arrays))
-    counted = np.isin(values, (0.0, 1.0)).all() and (values[:, 0] <= values[:, 1]).all() and values[:, 1].sum() > 0
-    return float(metric.figure(np.array([1.0, 1.0]))) if counted else None
+    if not np.isin(values, (0.0, 1.0)).all() or (values[:, 0] > values[:, 1]).any() or values[:, 1].sum() == 0:
+        return None
+    scale = float(metric.figure(np.array([1.0, 1.0])))
+    is_one_sided = scale == 100 and values[:, 0].sum() in (0, values[:, 1].sum())
+    return scale if metric.interval == "wilson" or is_one_sided else None
 
 
 def _shares(arrays: Sequence, weights: Sequence[float] | None) -> np.ndarray:

@@ -7,6 +7,7 @@ import math
 
 WIDTH = 100  # columns that the table fits in, on a file or a terminal that does not say
 
+NUMBERS = {"n": "n", "cut": "cut", "max": "max", "median": "median", "average": "average", "interval": "95% interval"}
 _METHODS = {"Wilson": "W", "bootstrap": "B"}
 
 
@@ -17,18 +18,21 @@ def closing_table(results: dict, width: int | None = None, color: bool = False) 
     from rich.table import Table
     from rich.text import Text
 
-    width = width or WIDTH
-    numbers = ["n", "cut", "max", "median", "average", "interval"]
-    if width < WIDTH - 6:
-        numbers = [name for name in numbers if name not in ("max", "median")]
-    table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold")
-    table.add_column("task", overflow="fold", min_width=12)
-    table.add_column("metric", no_wrap=True)
-    for name in numbers:
-        table.add_column("95% interval" if name == "interval" else name, justify="right", no_wrap=True)
+    width, lines = width or WIDTH, rows(results)
+    numbers = NUMBERS
+    if room(lines, numbers, width) < 28:
+        numbers = {name: title for name, title in NUMBERS.items() if name not in ("max", "median")}
+    first_words = max((len(row["metric"].partition(" ")[0]) for row in lines), default=0)
+    metric_width = max(first_words, min(_widest(lines, "metric"), room(lines, numbers, width) - _widest(lines, "name")))
+    table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold",
+                  show_edge=False, pad_edge=False)
+    table.add_column("task", overflow="fold", max_width=max(10, room(lines, numbers, width) - metric_width))
+    table.add_column("metric", overflow="fold", max_width=metric_width)
+    for title in numbers.values():
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     methods = {}
-    for row in rows(results):
+    for row in lines:
         name = Text(row["name"], "bold" if row["is_task"] else "")
         if "average" not in row:
             table.add_row(name, Text(row["metric"], "yellow"))
@@ -40,9 +44,19 @@ def closing_table(results: dict, width: int | None = None, color: bool = False) 
     return rendered(table, notes(results, methods), width, color)
 
 
+def room(lines: list[dict], numbers: dict[str, str], width: int) -> int:
+    """Columns that the numbers of the table leave to the names of tasks and metrics."""
+    taken = sum(max(_widest(lines, name), len(title)) for name, title in numbers.items()) + 1
+    return width - taken - 2 * (len(numbers) + 2)
+
+
+def _widest(lines: list[dict], name: str) -> int:
+    return max((len(row.get(name, "")) for row in lines), default=0)
+
+
 def rows(results: dict) -> list[dict]:
     """The lines of the table as texts. A task with one group is a line, others have a line below them for each group;
-    further metrics have lines without a name."""
+    further metrics have lines without a name, those of one kind of items lines with the kind's name."""
     found = []
     for task, values in results["tasks"].items():
         groups = values.get("groups") or {}
@@ -54,9 +68,19 @@ def rows(results: dict) -> list[dict]:
         for group, metrics in groups.items():
             name = f"  {group}" if len(groups) > 1 else task if group == "all" else f"{task} ({group})"
             for metric, each in metrics.items():
-                found.append({"name": name, "is_task": len(groups) == 1, "metric": metric} | _cells(each))
+                base, kind = kind_of(metric, metrics)
+                indent = "  " if len(groups) == 1 else "    "
+                found.append({"name": f"{indent}{kind}" if kind else name, "is_task": len(groups) == 1 and not kind,
+                              "metric": base} | _cells(each))
                 name = ""
     return found
+
+
+def kind_of(metric: str, metrics) -> tuple[str, str | None]:
+    """("SS", "gender") for "SS (gender)", the figure of one kind of items, where there is an "SS" of all; else its
+    name and None."""
+    base, _, kind = metric.partition(" (")
+    return (base, kind[:-1]) if kind.endswith(")") and base in metrics else (metric, None)
 
 
 def _cells(values: dict) -> dict:

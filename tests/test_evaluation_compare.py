@@ -110,7 +110,7 @@ class TestOutput:
         code, out, err = run(capsys, *pair)
         assert code == 0 and err == ""
         assert max(map(len, out.split("\n"))) <= 100 and "\x1b" not in out
-        line = next(line for line in out.split("\n") if line.startswith("    in"))
+        line = next(line for line in out.split("\n") if line.startswith("  in "))
         assert line.split()[:6] == ["in", "Accuracy", "20", "40.00", "100.00", "+60.00"]
         assert "0:12" in line and line.rstrip().endswith("*")
         assert "settings dtype: fp32 | bf16" in out and "checkpoint path: checkpoints/glm-small | " in out
@@ -179,7 +179,7 @@ class TestMistakes:
         a, b = runs_of(tmp_path, "mul", {"d": choice_items([1, 0, 1, 1])}, {"d": choice_items([1, 1])})
         assert "task t: d: 4 items against 2" in self.refused(capsys, a, b)
         _, out, _ = run(capsys, a, b, "--common")
-        line = next(line for line in out.split("\n") if line.startswith("  t "))
+        line = next(line for line in out.split("\n") if line.startswith("t "))
         assert line.split()[2:5] == ["2", "50.00", "100.00"]
 
     def test_samples_that_are_gone_or_broken(self, capsys, tmp_path):

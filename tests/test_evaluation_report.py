@@ -106,7 +106,7 @@ class TestThePage:
         assert titles == [
             "Accuracy by prompt", "Calibration", "Answers by place", "Accuracy by length of the context",
             "EM by prompt", "F1_char by prompt", "EM by length of the context", "Length of the answers",
-            "PPL by prompt", "Loss along the text"]
+            "PPL by file", "Loss along the text"]
         assert page.count("svg") == len(titles)
         assert "plain" in page.text and "asked" in page.text
 
@@ -246,13 +246,18 @@ class TestAnalysis:
         assert all(one.high < other.low for one, other in itertools.pairwise(bins))
 
     def test_prompts_do_not_narrow_the_interval(self):
-        statistics = np.array([[float(index % 3 == 0), 1.0] for index in range(100)])
-        lengths = np.arange(100)
-        alone = analysis.by_length(METRICS["Accuracy"], statistics, lengths, range(100))
+        statistics = np.array([[float(index % 3 == 0), 1.0] for index in range(1200)])
+        lengths = np.arange(1200)
+        alone = analysis.by_length(METRICS["Accuracy"], statistics, lengths, lengths)
         doubled = analysis.by_length(METRICS["Accuracy"], np.repeat(statistics, 2, 0), np.repeat(lengths, 2),
-                                     np.repeat(range(100), 2))
+                                     np.repeat(lengths, 2))
         width = [bins[0].interval[1] - bins[0].interval[0] for bins in (alone, doubled)]
         assert width[1] == pytest.approx(width[0], rel=0.1)
+
+    def test_items_that_are_right_under_every_prompt_are_not_certain(self):
+        twice = np.repeat(range(60), 2)
+        bins = analysis.by_length(METRICS["Accuracy"], np.ones((120, 2)), twice, twice)
+        assert all(each.interval[0] < 90 and each.interval[1] == 100 for each in bins) and len(bins) > 1
 
     def test_few_items_or_equal_lengths_are_not_divided(self):
         ones = np.ones((100, 2))

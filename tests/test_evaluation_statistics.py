@@ -107,6 +107,12 @@ class TestInterval:
         assert method == BOOTSTRAP == "bootstrap 95%, 1000 resamples"
         assert (low, high) == pytest.approx((100 * (values.mean() - half), 100 * (values.mean() + half)), abs=0.35)
 
+    def test_scores_that_are_all_nothing_have_the_interval_of_their_share_above_nothing(self):
+        """A bootstrap of twenty zeros would be sure of a zero."""
+        low, high, method = interval(MEAN, [with_ones([0] * 20)])
+        assert method == WILSON and (low, high) == pytest.approx(tuple(100 * end for end in wilson(0, 20)))
+        assert interval(MEAN, [with_ones([0, 1] * 10)])[2] == BOOTSTRAP
+
     def test_one_item_has_no_bootstrap(self):
         assert interval(PERPLEXITY, [np.array([[30.0, 10.0]])]) == (None, None, TOO_FEW)
 

@@ -59,6 +59,14 @@ def test_it_fits_and_is_plain_where_there_is_no_terminal(width):
     assert "A-task-with-quite-a-long-name-for-a-table" in names  # folded, never cut
 
 
+def test_figures_of_kinds_of_items_are_below_the_figure_of_all():
+    metrics = {"SS": values(50.0), "SS (gender)": values(40.0, 7), "ICAT (x)": values(30.0)}
+    table = closing_table({"tasks": {"StereoSet": done({"all": metrics})}})
+    assert line_with("StereoSet", table)[:3] == ["StereoSet", "SS", "527"]
+    assert line_with("gender", table)[:3] == ["gender", "SS", "7"]
+    assert line_with("ICAT (x)", table)[:2] == ["ICAT", "(x)"]  # there is no ICAT of all
+
+
 def test_a_terminal_gets_colour():
     assert "\x1b[" in closing_table(RESULTS, 100, color=True)
 
