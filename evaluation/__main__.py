@@ -80,8 +80,8 @@ def evaluate(arguments: argparse.Namespace, output) -> int:
 
 def looked_at(arguments: argparse.Namespace):
     """The tasks, and the data of each."""
+    from evaluation.checking import look
     from evaluation.discovery import load_tasks
-    from evaluation.work import look
 
     configs = load_tasks(arguments.paths, arguments.data_path)
     found = look(configs, arguments.allow_missing)

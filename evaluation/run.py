@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from evaluation import terminal
 from evaluation.batching import default_max_tokens
+from evaluation.checking import Found
 from evaluation.config import TaskConfig
 from evaluation.hashing import combined
 from evaluation.keeper import Keeper, Settings, describe, sources
 from evaluation.progress import Progress
 from evaluation.results import SCHEMA
 from evaluation.rounds import answer, from_first, on_first
-from evaluation.work import Found, Work, prepare
+from evaluation.work import Work, prepare
 from glm import parallel
 from glm.errors import UserError
 from glm.loading import agree
@@ -29,7 +30,7 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
         say: Callable[[str], None]) -> dict | None:
     """Score all tasks and write everything that a run leaves behind.
 
-    found: of evaluation.work.look. say: prints a line to standard output; called on the first process only.
+    found: of evaluation.checking.look. say: prints a line to standard output; called on the first process only.
     Returns what results.json holds, on the first process; None on the others.
     """
     clock = Clock()
@@ -38,7 +39,7 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
         return settings.max_batch_tokens or default_max_tokens(model, requests)
 
     present = [config for config in configs if found[config.name].reason is None]
-    works = agree(lambda: {config.name: prepare(config, tokenizer, settings.limit, budget,
+    works = agree(lambda: {config.name: prepare(config, tokenizer, found[config.name].rows, settings.limit, budget,
                                                 settings.micro_batch_size) for config in present})
     found_here = agree(lambda: sources(tokenizer, settings.checkpoint) if _is_first_of_host() else None)
     agree(lambda: _check_same(parallel.collect(_digests(works, found_here))))

@@ -5,14 +5,14 @@ The same on every process, and whatever an earlier run has already answered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.batching import plan
 from evaluation.config import TaskConfig, TaskType
 from evaluation.data import Example
-from evaluation.discovery import data_files, missing
+from evaluation.discovery import data_files
 from evaluation.hashing import hash_request
 from evaluation.requests import GenerateRequest, Request
 from evaluation.tasks import Task, task_class
@@ -66,42 +66,14 @@ def _tokens(request: Request) -> int:
     return request.size
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a look at task files and data has brought: rows of every file by its path, or why a task has none."""
-
-    rows: dict[Path, int]
-    reason: str | None = None
-
-
-def look(configs: Sequence[TaskConfig], allow_missing: bool) -> dict[str, Found]:
-    """Every task's data by the task's name, read and checked row by row; needs no model.
-
-    Raises UserError with a line for every task at fault, missing ones included unless allowed.
-    """
-    found, faults = {}, []
-    for config in configs:
-        reason = missing(config)
-        if reason is not None and not allow_missing:
-            faults.append(f"{reason} (--allow-missing goes on without it)")
-            continue
-        try:
-            paths = [] if reason else [path for paths in data_files(config).values() for path in paths]
-            found[config.name] = Found({path: task_class(config).check(config, path) for path in paths}, reason)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\nerror: ".join(faults))
-    return found
-
-
-def prepare(config: TaskConfig, tokenizer, limit: int | None, budget: Callable[[Sequence[Request]], int],
-            max_items: int | None) -> Work:
-    """limit: rows of every file (None: all); budget(requests): most tokens of a batch; max_items: most of its items."""
+def prepare(config: TaskConfig, tokenizer, rows: Mapping[Path, int], limit: int | None,
+            budget: Callable[[Sequence[Request]], int], max_items: int | None) -> Work:
+    """rows: of every file, as `look` found; limit: those that are taken (None: all); budget(requests): most tokens of a
+    batch; max_items: most of its items."""
     task = task_class(config)(config, tokenizer)
     groups = {group: [relative(config, path) for path in paths] for group, paths in data_files(config).items()}
     paths = dict.fromkeys(path for paths in data_files(config).values() for path in paths)
-    files = {relative(config, path): _read(task, path, limit) for path in paths}
+    files = {relative(config, path): _read(task, path, rows[path], limit) for path in paths}
     requests = [request for file in files.values() for request in file.requests]
     max_tokens = budget(requests)
     hashes = [hash_request(request) for request in requests]
@@ -112,13 +84,13 @@ def relative(config: TaskConfig, path: Path) -> str:
     return path.relative_to(config.path).as_posix()
 
 
-def _read(task: Task, path: Path, limit: int | None) -> DataFile:
+def _read(task: Task, path: Path, rows: int, limit: int | None) -> DataFile:
     if limit is None or task.config.type is TaskType.LANGUAGE_MODEL:  # a text's windows are not known before
         examples = task.examples(path)
         expected = len(examples)
         examples = examples[:limit]
     else:
-        examples, expected = task.examples(path, limit), task.check(task.config, path)
+        examples, expected = task.examples(path, limit), rows
     if not examples:
         raise UserError(f"{path}: the task {task.config.name} finds nothing to score in it")
     return DataFile(path, expected, examples, [_request(task, path, example) for example in examples])
