@@ -52,9 +52,11 @@ class Scorer:
         """Per request, the log-probability of each of its continuations: the sum over its tokens."""
         tokens, positions, segments, causal = self._inputs(requests)
         blocked = segments_blocked(segments, causal)
-        hidden = self.model.hidden_states(tokens, positions, blocked)
         places, owners, targets = _scored(requests, tokens.shape[1])
-        values = self._token_log_probs(hidden.flatten(0, 1), places, owners, targets).double().cpu()
+        if self.is_exact:
+            places += places[-1:] * (FEW_ROWS - len(places))
+        hidden = self.model.hidden_states(tokens, positions, blocked, places=torch.tensor(places, device=self.device))
+        values = self._token_log_probs(hidden, owners, targets).double().cpu()
         sums = iter(part.sum().item() for part in values.split([len(c) for r in requests for c in r.continuations]))
         found = [[next(sums) for _ in request.continuations] for request in requests]
         if hit := [row for row, log_probs in enumerate(found) if not all(map(math.isfinite, log_probs))]:
@@ -97,7 +99,7 @@ class Scorer:
             segments.append(segment)
         width = max(map(len, tokens))
         if self.is_exact:
-            width = max(-(-width // VECTOR) * VECTOR, FEW_ROWS)
+            width = -(-max(width, -(-FEW_ROWS // len(requests))) // VECTOR) * VECTOR
         padded, position_ids, in_blank, segment = (
             right_pad([*rows, [fill] * width], fill)[0][:-1].to(self.device)
             for rows, fill in ((tokens, 0), (positions, 0), (inner, 0), (segments, PADDING)))
@@ -105,21 +107,16 @@ class Scorer:
             position_ids = torch.stack((position_ids, in_blank), dim=1)
         return padded, position_ids, segment, torch.tensor([request.causal for request in requests], device=self.device)
 
-    def _token_log_probs(self, hidden: torch.Tensor, places: list[int], owners: list[int],
-                         targets: list[int]) -> torch.Tensor:
-        """hidden (b*s, h) -> float32 log-probabilities (n,): of targets[i] at the place places[owners[i]].
+    def _token_log_probs(self, hidden: torch.Tensor, owners: list[int], targets: list[int]) -> torch.Tensor:
+        """hidden (n, h) -> float32 log-probabilities, one of every target: of targets[i] at hidden[owners[i]].
 
-        places are of hidden's first dimension; owners never decrease, so that a slice of places is one of targets.
+        owners never decrease, so that a slice of hidden is one of targets.
         """
-        device = self.device
-        if self.is_exact:
-            places = places + places[-1:] * (FEW_ROWS - len(places))
-        hidden = hidden[torch.tensor(places, device=device)]
-        owner, target = torch.tensor(owners, device=device), torch.tensor(targets, device=device)
-        most = max(FEW_ROWS, HEAD_BYTES // (4 * self.model.config.vocab_size))
-        step = -(-len(places) // -(-len(places) // most))  # all parts alike: the last one is not of few rows
+        owner, target = torch.tensor(owners, device=self.device), torch.tensor(targets, device=self.device)
+        most, n = max(FEW_ROWS, HEAD_BYTES // (4 * self.model.config.vocab_size)), len(hidden)
+        step = -(-n // -(-n // most))  # all parts alike: the last one is not of few rows
         found, begin = [], 0
-        for start in range(0, len(places), step):
+        for start in range(0, n, step):
             logits = self.model.head(hidden[start:start + step])
             end = begin
             while end < len(owners) and owners[end] < start + step:

@@ -18,6 +18,7 @@ from generation.params import BeamParams, SamplingParams
 from glm.errors import NonFinite
 from glm.inputs import padding_blocked, prefix_causal_blocked, right_pad
 
+CPU_READ_TOKENS = 4096  # of contexts at a time: with more, the activations leave a processor's caches
 Answer = tuple[list[int], float | None]  # generated ids with their end token, score (None when sampled)
 OnStep = Callable[[list[tuple[int, int | None]]], None]
 
@@ -170,10 +171,14 @@ class _Context:
         tokens, lengths = right_pad([list(ids[:-1]) for ids in contexts])
         self.width = tokens.shape[1]
         self.cache = model.new_cache(len(contexts), self.width + longest_answer)
-        is_padded = int(lengths.min()) < self.width
-        tokens, lengths = tokens.to(self.device), lengths.to(self.device)
-        self.padding = self._padding_of(lengths) if is_padded else None
-        self._read(tokens, lengths, unidirectional, is_padded)
+        self.padding = self._padding_of(lengths.to(self.device)) if int(lengths.min()) < self.width else None
+        rows = len(contexts)
+        if self.device.type == "cpu":
+            rows = max(1, CPU_READ_TOKENS // max(1, self.width))
+        for start in range(0, len(contexts), rows):
+            part = slice(start, start + rows)
+            self._read(part, tokens[part], lengths[part], unidirectional)
+        self.cache.length = self.width
         shared = shared_positions or [None] * len(contexts)
         first = [len(ids) - 1 if p is None else p for ids, p in zip(contexts, shared, strict=True)]
         self.position = torch.tensor(first, device=self.device)
@@ -186,18 +191,23 @@ class _Context:
         blocked[:, :, :self.width] = padding_blocked(lengths, self.width)
         return blocked
 
-    def _read(self, tokens: torch.Tensor, lengths: torch.Tensor, unidirectional: bool, is_padded: bool) -> None:
-        if self.width == 0:
+    def _read(self, rows: slice, tokens: torch.Tensor, lengths: torch.Tensor, unidirectional: bool) -> None:
+        """Fill the cache of some rows with keys and values of their contexts; hidden states are of no use."""
+        width = int(lengths.max())
+        if width == 0:
             return
-        positions = torch.arange(self.width, device=self.device).expand(tokens.shape)
+        is_padded = int(lengths.min()) < width
+        tokens, lengths = tokens[:, :width].to(self.device), lengths.to(self.device)
+        positions = torch.arange(width, device=self.device).expand(tokens.shape)
         if self.is_2d:
             positions = torch.stack((positions, torch.zeros_like(positions)), dim=1)
         blocked = None
         if unidirectional:
-            blocked = prefix_causal_blocked(torch.zeros_like(lengths), lengths, self.width)
+            blocked = prefix_causal_blocked(torch.zeros_like(lengths), lengths, width)
         elif is_padded:
-            blocked = padding_blocked(lengths, self.width).expand(-1, self.width, -1)
-        self.model.hidden_states(tokens, positions, blocked, self.cache)
+            blocked = padding_blocked(lengths, width).expand(-1, width, -1)
+        self.model.hidden_states(tokens, positions, blocked, self.cache.part(rows),
+                                 places=torch.zeros(1, dtype=torch.int64, device=self.device))
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """One more token (b,) for every row -> float32 logits (b, v) of what follows."""

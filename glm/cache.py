@@ -40,6 +40,10 @@ class KVCache:
         return KVCache([k.index_select(0, rows) for k in self.keys],
                        [v.index_select(0, rows) for v in self.values], self.length)
 
+    def part(self, rows: slice) -> KVCache:
+        """These rows of this very cache, not a copy; what is written to them is not counted in `length` here."""
+        return KVCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.length)
+
     def reorder(self, parents: torch.Tensor, start: int) -> None:
         """Row i becomes a copy of row parents[i], from place `start` on (before it the beams of a prompt agree)."""
         for buffer in (*self.keys, *self.values):

@@ -39,6 +39,7 @@ class Step:
     blocked: torch.Tensor | None  # bool (b, s, total)
     cache: KVCache | None
     embedding_gradient_scale: float
+    places: torch.Tensor | None  # see GLM.hidden_states
 
 
 class GLM(BaseModel):
@@ -61,19 +62,23 @@ class GLM(BaseModel):
             initialise(self)
 
     def hidden_states(self, tokens: torch.Tensor, position_ids: torch.Tensor, blocked: torch.Tensor | None = None,
-                      cache: KVCache | None = None, embedding_gradient_scale: float = 1.0) -> torch.Tensor:
+                      cache: KVCache | None = None, embedding_gradient_scale: float = 1.0,
+                      places: torch.Tensor | None = None) -> torch.Tensor:
         """tokens (b, s) int64, position_ids (b, s) or (b, 2, s) int64 -> (b, s, h) after the final layer norm.
 
         blocked: bool (b, s, total), True where a token must not attend; None: every token sees all. total is s, or
         cache.length + s with a cache, whose next s places are then filled.
         embedding_gradient_scale below 1 shrinks the gradient into the embedding (Zeng et al. 2022, section 3.1).
+        places: (n,) int64 out of b * s, the only ones wanted: the result is (n, h), and for all others the last layer
+        computes no more than keys and values.
         """
         operations = kernels.backend(self.transformer.word_embeddings.weight)
         cosine, sine = rotary.cosine_sine(position_ids, self._inverse_frequencies(tokens.device))
-        step = Step(operations, cosine, sine, blocked, cache, embedding_gradient_scale)
+        step = Step(operations, cosine, sine, blocked, cache, embedding_gradient_scale, places)
         if stack := self._stack(step, tokens):
             embedded = torch.nn.functional.embedding(tokens, self.transformer.word_embeddings.weight)
             hidden = stack.step(embedded, cosine, sine, cache.length, blocked)
+            hidden = hidden if places is None else hidden.flatten(0, 1)[places]
         else:
             hidden, *_ = self(tokens, position_ids, _NO_MASK, step=step)
         if cache is not None:
@@ -151,18 +156,22 @@ class Block(BaseMixin):
         alpha, epsilon = self.config.deepnorm_alpha, self.config.layernorm_epsilon
         norm1, norm2 = layer.input_layernorm, layer.post_attention_layernorm
 
+        places = step.places if layer_id == self.config.num_layers - 1 else None
         a = ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon)
-        update = self._attention(layer.attention, a, int(layer_id), step)
+        update = self._attention(layer.attention, a, int(layer_id), step, places)
+        a = a if places is None else a.flatten(0, 1)[places]
         m = ops.residual_layer_norm(a, update, alpha, norm2.weight, norm2.bias, epsilon)
         return ops.scaled_add(m, self._mlp(layer.mlp, m, ops), alpha)
 
-    def _attention(self, attention: torch.nn.Module, a: torch.Tensor, layer_id: int, step: Step) -> torch.Tensor:
+    def _attention(self, attention: torch.nn.Module, a: torch.Tensor, layer_id: int, step: Step,
+                   places: torch.Tensor | None) -> torch.Tensor:
         qkv = self._column(attention.query_key_value, a, step.operations)  # (b, s, n*3*d), [q|k|v] head by head
         cache = step.cache
         keys, values, start = (None, None, 0) if cache is None else (
             cache.keys[layer_id], cache.values[layer_id], cache.length)
         context = step.operations.attend(qkv, step.cosine, step.sine, keys, values, start, step.blocked,
                                          self.config.position_encoding_2d)  # (b, s, n*d)
+        context = context if places is None else context.flatten(0, 1)[places]
         return self._row(attention.dense, context, step.operations)
 
     def _mlp(self, mlp: torch.nn.Module, m: torch.Tensor, ops: ModuleType) -> torch.Tensor:

@@ -21,6 +21,11 @@ class FakeCache:
         other.length, other.places = self.length, self.places[rows].clone()
         return other
 
+    def part(self, rows):
+        other = FakeCache(0, self.capacity)
+        other.length, other.places = self.length, self.places[rows]
+        return other
+
     def reorder(self, parents, start):
         self.places[:, start:self.length] = self.places[parents, start:self.length]
 
@@ -39,7 +44,7 @@ class FakeModel:
     def new_cache(self, batch, capacity):
         return FakeCache(batch, capacity)
 
-    def hidden_states(self, tokens, position_ids, blocked=None, cache=None):
+    def hidden_states(self, tokens, position_ids, blocked=None, cache=None, places=None):
         b, s = tokens.shape
         self.rows_read.append(b)
         start = cache.length
@@ -53,7 +58,7 @@ class FakeModel:
         for row in range(b):
             seen = cache.places[row, :cache.length][~blocked[row, -1]]
             hidden[row, -1] = self._logits(seen)
-        return hidden
+        return hidden if places is None else hidden.flatten(0, 1)[places]
 
     def head(self, hidden):
         return hidden.clone()

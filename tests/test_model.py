@@ -40,6 +40,23 @@ def test_cached_decoding_equals_the_full_forward(model):
     torch.testing.assert_close(model.head(torch.cat(parts, dim=1)), expected, atol=2e-5, rtol=0)
 
 
+def test_only_the_places_wanted(model):
+    tokens = random_tokens(3, 6)
+    whole = model.hidden_states(tokens, positions(model, tokens)).flatten(0, 1)
+    places = torch.tensor([0, 5, 5, 11, 17])
+    found = model.hidden_states(tokens, positions(model, tokens), places=places)
+    torch.testing.assert_close(found, whole[places], atol=2e-6, rtol=0)
+    cache = model.new_cache(batch=3, capacity=6)
+    part = cache.part(slice(0, 3))
+    model.hidden_states(tokens[:, :5], positions(model, tokens[:, :5]), cache=part, places=places[:1])
+    cache.length = 5
+    last = model.hidden_states(tokens[:, 5:], positions(model, tokens[:, 5:], 5), cache=cache, places=places[:1])
+    alone = model.new_cache(batch=1, capacity=6)
+    model.hidden_states(tokens[:1, :5], positions(model, tokens[:1, :5]), cache=alone)
+    expected = model.hidden_states(tokens[:1, 5:], positions(model, tokens[:1, 5:], 5), cache=alone)
+    torch.testing.assert_close(last, expected[0], atol=2e-6, rtol=0)
+
+
 def test_a_padded_row_is_what_it_is_alone(model):
     rows = [random_tokens(5).tolist(), random_tokens(9).tolist()]
     tokens, lengths = right_pad(rows)
