@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import evaluation.__main__ as command
-from tests.golden_data import TP1
+from tests.golden_data import TP1, split_state, whole_state, write_checkpoint
 from tests.parallel_helper import run_ranks, start
 from tests.tiny_tasks import arguments, results, samples, write_tasks
 
@@ -33,13 +33,13 @@ def written(folder: Path, output: str) -> bytes:
     return (folder / output / "results.json").read_bytes()
 
 
-def close(one: object, other: object) -> bool:
-    """Equal but for floats, which may differ by 1e-5."""
+def close(one: object, other: object, tolerance: float = 1e-5) -> bool:
+    """Equal but for floats, which may differ by the tolerance."""
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(close(one[key], other[key], tolerance) for key in one)
     if isinstance(one, list):
-        return len(one) == len(other) and all(map(close, one, other))
-    return one == pytest.approx(other, abs=1e-5) if isinstance(one, float) else one == other
+        return len(one) == len(other) and all(close(*pair, tolerance) for pair in zip(one, other, strict=True))
+    return one == pytest.approx(other, abs=tolerance) if isinstance(one, float) else one == other
 
 
 # What a run leaves behind
@@ -175,7 +175,8 @@ def test_other_settings_are_refused_and_replaced_only_when_asked(whole, capsys):
 
 def _ranks(folder: str, argv: list[str], degree: int) -> int:
     os.environ["RANK"] = str(_rank())
-    os.environ["WORLD_SIZE"] = "2"
+    os.environ.setdefault("LOCAL_RANK", str(_rank()))
+    os.environ["WORLD_SIZE"] = str(_world())
     return command.main(["--model-parallel-size", str(degree), *argv])
 
 
@@ -185,11 +186,25 @@ def _rank() -> int:
     return torch.distributed.get_rank()
 
 
+def _world() -> int:
+    import torch
+
+    return torch.distributed.get_world_size()
+
+
 def test_two_processes_give_the_identical_file(whole, tmp_path):
     argv = arguments(whole, output="two")
     assert run_ranks(_ranks, 2, tmp_path, str(whole), argv, 1) == [0, 0]
     assert written(whole, "two") == written(whole, "out")
     assert close(samples(whole), samples(whole, "two"))
+
+
+def test_two_groups_of_two_tensor_parallel_processes(whole, tmp_path):
+    folder = write_checkpoint(tmp_path / "tp2", split_state(whole_state(), 2))
+    argv = [*arguments(whole, output="four"), "--load", str(folder)]
+    assert run_ranks(_ranks, 4, tmp_path, str(whole), argv, 2) == [0] * 4
+    assert close(results(whole, "four")["tasks"], results(whole)["tasks"])
+    assert close(samples(whole, "four"), samples(whole), 1e-4)
 
 
 def _heard(folder: str, argv: list[str], other: list[str], fault: str = "") -> tuple[int, str]:
@@ -202,6 +217,7 @@ def _heard(folder: str, argv: list[str], other: list[str], fault: str = "") -> t
 
     if _rank() == 1 and fault:
         Scorer.answer = fail
+    os.environ["LOCAL_RANK"] = "0"  # each is the first process of a host of its own
     with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
         code = _ranks(folder, [*argv, *other] if _rank() == 1 else argv, 1)
     return code, err.getvalue()
