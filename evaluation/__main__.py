@@ -19,7 +19,14 @@ from collections.abc import Sequence
 
 from evaluation.arguments import COMPARE, PROGRAM, output_folder, parse
 from evaluation.store import GO_ON, Lock
-from generation.arguments import CommandParser, end_processes, is_first_rank, load_model, start_processes
+from generation.arguments import (
+    CommandParser,
+    announce_loading,
+    end_processes,
+    is_first_rank,
+    load_model,
+    start_processes,
+)
 from glm.errors import UserError
 
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -70,8 +77,7 @@ def evaluate(arguments: argparse.Namespace, output) -> int:
     if arguments.check:
         return check(configs, found, say) if is_first_rank() else 0
     with Lock(output) if is_first_rank() else contextlib.nullcontext():
-        if is_first_rank() and sys.stderr.isatty():
-            print(f"Loading {arguments.load} ...", file=sys.stderr, flush=True)
+        announce_loading(arguments)
         model, tokenizer = loaded(arguments, failure)
         results = scored(arguments, output, model, tokenizer, configs, found, say)
         heard(lambda: finish(output, results, say) if results is not None else None)

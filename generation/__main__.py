@@ -15,7 +15,14 @@ import os
 import sys
 from pathlib import Path
 
-from generation.arguments import CommandParser, add_model_arguments, end_processes, is_first_rank, load_model
+from generation.arguments import (
+    CommandParser,
+    add_model_arguments,
+    announce_loading,
+    end_processes,
+    is_first_rank,
+    load_model,
+)
 from generation.options import STRATEGIES, Options
 from generation.prompts import read_prompts
 from generation.results import Results
@@ -103,10 +110,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def loaded(arguments: argparse.Namespace, timeout_seconds: float):
-    if is_first_rank() and sys.stderr.isatty():
-        here, folder = Path.cwd(), arguments.load
-        print(f"Loading {folder.relative_to(here) if folder.is_relative_to(here) else folder} ...", file=sys.stderr,
-              flush=True)
+    announce_loading(arguments)
     model, tokenizer = load_model(arguments, timeout_seconds)
     from glm import parallel
 

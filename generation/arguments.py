@@ -92,6 +92,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip-init", action="store_true", help=argparse.SUPPRESS)
 
 
+def announce_loading(arguments: argparse.Namespace) -> None:
+    """Says on a terminal what is being waited for."""
+    if is_first_rank() and sys.stderr.isatty():
+        here, folder = Path.cwd(), arguments.load
+        print(f"Loading {folder.relative_to(here) if folder.is_relative_to(here) else folder} ...", file=sys.stderr,
+              flush=True)
+
+
 def load_model(arguments: argparse.Namespace, timeout_seconds: float = 1800):
     """Start the processes' group and load what the arguments say: (model, tokenizer). Takes seconds: imports torch.
 
