@@ -82,7 +82,8 @@ def flip_lines(flipped: Sequence[tuple[str, str, dict, dict, bool]], count: int)
         seen[task] = seen.get(task, 0) + 1
         if seen[task] <= count:
             if seen[task] == 1:
-                lines.append(f"{task}: {sum(each[0] == task for each in flipped)} flips")
+                total = sum(each[0] == task for each in flipped)
+                lines.append(f"{task}: {total} flip{'s' * (total != 1)}")
             predictions = " -> ".join(_short(item.get("prediction")) for item in (one, other))
             lines.append(f"  {file} {one['index']}: {predictions}{_wanted(one)}, {'gained' if is_right else 'lost'}")
     return lines

@@ -42,7 +42,7 @@ def report(run: RecordedRun, timings: Mapping | None = None) -> str:
     head = tag("head", tag("meta", charset="utf-8"),
                tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
                tag("title", title), tag("style", Html(STYLE)))
-    body = tag("body", tag("h1", title), _facts(run, timings), _notes(run), _summary(run, chances),
+    body = tag("body", tag("h1", title, id="top"), _facts(run, timings), _notes(run), _summary(run, chances),
                [each.html() for each in reports], _missing(run), _provenance(run.results, timings))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 

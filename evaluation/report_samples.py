@@ -12,6 +12,8 @@ from evaluation.analysis import softmax
 from evaluation.markup import Html, tag
 from glm.errors import UserError
 
+_CHOSEN = {True: "✗", False: "→"}  # a choice that is not the label; one where there is no label
+_COLORS = {"✓": "good", "✗": "bad", "→": "faint"}
 _CONTEXT, _ANSWER, _CHOICES = 420, 300, 8  # characters of a text's end, of an answer; choices shown
 
 
@@ -88,7 +90,7 @@ def shown(item: Mapping, why: str, file: str, row: Mapping | None, score: float 
 
 def _context(row: Mapping | None) -> Html | None:
     text = (row or {}).get("inputs_pretokenized")
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text.strip():
         return None
     return tag("div", ("… " if len(text) > _CONTEXT else "") + text[-_CONTEXT:], class_="text")
 
@@ -98,12 +100,16 @@ def _answer(item: Mapping, row: Mapping) -> Html:
         return _choices(item, row)
     if isinstance(item.get("prediction"), str):
         pairs = [("answer", item["prediction"])] + [("right", target) for target in item.get("targets", ())[:4]]
-        return tag("div", [(tag("span", name, class_="faint"), tag("span", _clipped(text))) for name, text in pairs],
+        return tag("div", [(tag("span", name, class_="faint"), _written(text)) for name, text in pairs],
                    class_="pair")
     if "loss" in item:
         return tag("div", f"{item['loss'] / max(1, item['tokens']):.3f} nats per token over {item['tokens']} tokens")
     left = {key: value for key, value in item.items() if key not in ("index", "truncated", "input_length", "beams")}
     return tag("code", _clipped(str(left)))
+
+
+def _written(text: str) -> Html:
+    return tag("span", _clipped(text)) if text.strip() else tag("span", "nothing", class_="faint")
 
 
 def _choices(item: Mapping, row: Mapping) -> Html:
@@ -114,15 +120,19 @@ def _choices(item: Mapping, row: Mapping) -> Html:
         order[-1] = item["label"]
     lines = []
     for place in sorted(int(place) for place in order):
-        sign = "✓" if place == item.get("label") else "✗" if place == item["prediction"] else ""
+        sign = "✓" if place == item.get("label") else _CHOSEN[_is_labelled(item)] if place == item["prediction"] else ""
         text = texts[place] if place < len(texts) else f"choice {place}"
         bar = tag("span", tag("i", style=f"width:{100 * probabilities[place]:.1f}%"), class_="bar")
-        color = "good" if sign == "✓" else "bad"
+        color = _COLORS.get(sign)
         cells = [tag("span", sign, class_=color), tag("span", _clipped(text), class_="words"),
                  bar, tag("span", f"{100 * probabilities[place]:.0f}%", class_="right number faint")]
         lines.append(tag("div", cells, class_="choice wanted" if place == item.get("label") else "choice"))
     more = len(item["log_probs"]) - len(lines)
     return tag("div", lines, tag("div", f"and {more} more choices", class_="faint") if more > 0 else None)
+
+
+def _is_labelled(item: Mapping) -> bool:
+    return item.get("label") is not None
 
 
 def _clipped(text: str) -> str:

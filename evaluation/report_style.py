@@ -57,6 +57,7 @@ tbody tr + tr td { border-top: 1px solid color-mix(in srgb, var(--line) 55%, tra
 .kind {
   font-size: 0.78rem; color: var(--faint); border: 1px solid var(--line); border-radius: 99px; padding: 0 0.6rem;
 }
+.up { margin-left: auto; padding: 0 0.3rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 0.4rem 2.2rem; margin: 0.8rem 0 0.3rem; }
 .figures div { line-height: 1.3; }
 .figures strong { font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums; }

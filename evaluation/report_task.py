@@ -51,7 +51,8 @@ class TaskReport:
         if self.seconds is not None:
             facts.append(f"{self.seconds:.1f} s")
         head = tag("div", tag("h2", self.name), tag("span", kind, class_="kind"),
-                   tag("span", " · ".join(facts), class_="faint"), class_="head")
+                   tag("span", " · ".join(facts), class_="faint"),
+                   tag("a", "↑", href="#top", class_="up", title="to the table"), class_="head")
         return tag("section", head, self._figures(), tag("div", self._plots(), class_="plots"), self._truncated(),
                    self._samples(), self._files(), self._config(), class_="card", id=anchor(self.name))
 
@@ -156,7 +157,7 @@ class TaskReport:
             return None
         bins = analysis.by_length(metric, self.statistics[name], [item["input_length"] for item in self.items],
                                   self._identities())
-        if not bins:
+        if len({each.figure for each in bins}) < 2:  # all wrong, say: a line that tells nothing
             return None
         return _plot(f"{name} by length of the context",
                      f"{figure(bins[0].figure)} for the shortest, {figure(bins[-1].figure)} for the longest; bars: 95% "
@@ -220,7 +221,10 @@ class TaskReport:
         return tag("details", tag("summary", title), found, open=True if self.is_open else None)
 
     def _scores(self) -> np.ndarray | None:
-        """(n,) how right each item is, from 0 to 1, by the first metric that says so."""
+        """(n,) how right each item is, from 0 to 1, by the first metric that says so. None where nothing is right or
+        wrong: choices without a label."""
+        if any("log_probs" in item and item.get("label") is None for item in self.items):
+            return None
         for name, metric in self.metrics.items():
             array = self.statistics[name]
             if metric.higher_is_better and array.shape == (len(self.items), 2) and (array[:, 1] == 1).all() \

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -177,6 +178,19 @@ def test_odd_runs_have_a_report_too(tmp_path, tasks):
     page, source = page_of(write_run(tmp_path, tasks))
     assert "Evaluation of glm-small" in page.text and page.count("svg") >= 1
     assert not re.search(r"\b(nan|NaN|inf)\b", source)
+
+
+def test_choices_that_nothing_makes_right_are_neither_right_nor_wrong(tmp_path):
+    items = [choice_item(index, 1, None) for index in range(40)]
+    task = MadeTask("t", "mul", {"d": items})
+    metric = METRICS["Accuracy"]
+    without_label = {"Accuracy": replace(metric, statistics=lambda item: (float(item["prediction"] == 1), 1.0))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.recorded_runs.METRICS", without_label)
+        folder = write_run(tmp_path, [task])
+    page, _ = page_of(folder)
+    assert "→" in page.text and "✗" not in page.text and "Calibration" not in page.text
+    assert "wrong" not in page.text and "The last item" in page.text
 
 
 def test_a_run_of_missing_tasks_only(tmp_path):
