@@ -14,6 +14,7 @@ import pytest
 import evaluation.__main__ as command
 import glm.loading  # noqa: F401 (SAT's logger keeps the standard error that it finds: pytest's of one test must not be it)
 from evaluation.arguments import output_folder, parse
+from tests.test_scripts import Clone, arguments_of
 from tests.tiny_tasks import MODEL, arguments, results, write_rows, write_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +96,17 @@ def test_checking_tasks_and_data_does_not_wait_for_torch(tasks):
     out, modules = imported(*arguments(tasks), *CHECK)
     assert out.startswith("ready  choices") and "yaml" in modules
     assert not modules & {"torch", "numpy", "scipy", "matplotlib"}
+
+
+def test_the_script_finds_data_and_model(tmp_path):
+    clone = Clone(tmp_path)
+    start = ["-m", "evaluation", "--load", str(clone.root / "checkpoints" / "glm-small"), "--data-path"]
+    process = clone.run("evaluate.sh", "tasks/quickstart", "my tasks", STUB_COMPLETE="yes")
+    assert arguments_of(process) == [*start, str(clone.root / "data"), "tasks/quickstart", "my tasks"]
+    given = {"DATA_PATH": "/my data", "STUB_COMPLETE": "yes"}
+    assert arguments_of(clone.run("evaluate.sh", "x", **given)) == [*start, "/my data", "x"]
+    process = clone.run("evaluate.sh", "compare", "run a", "run b", STUB_COMPLETE="yes")
+    assert arguments_of(process) == ["-m", "evaluation", "compare", "run a", "run b"]
 
 
 def test_compare_has_a_parser_of_its_own(capsys):

@@ -232,17 +232,6 @@ def test_several_devices_are_several_processes(clone):
     assert "glm-130b" in arguments
 
 
-def test_evaluation_finds_its_data(clone):
-    small = str(clone.root / "checkpoints" / "glm-small")
-    start = ["-m", "evaluation", "--load", small, "--data-path"]
-    process = clone.run("evaluate.sh", "tasks/quickstart", "my tasks", STUB_COMPLETE="yes")
-    assert arguments_of(process) == [*start, str(clone.root / "data"), "tasks/quickstart", "my tasks"]
-    given = {"DATA_PATH": "/my data", "STUB_COMPLETE": "yes"}
-    assert arguments_of(clone.run("evaluate.sh", "x", **given)) == [*start, "/my data", "x"]
-    process = clone.run("evaluate.sh", "compare", "run a", "run b", STUB_COMPLETE="yes")
-    assert arguments_of(process) == ["-m", "evaluation", "compare", "run a", "run b"]
-
-
 @pytest.mark.parametrize(
     "given, message",
     [
