@@ -72,7 +72,7 @@ def _notes(run: RecordedRun) -> Html | None:
 
 
 def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
-    names = ("task", "group", "metric", "n", "cut", "max", "median", "average", "95% interval", "")
+    names = ("task", "group", "metric", "average", "95% interval", "", "n", "cut", "max", "median")
     numbers = ("n", "cut", "max", "median", "average")
     head = tag("tr", [tag("th", name, class_=_classes("right" if name in numbers else "", name)) for name in names])
     lines, methods = [], {}
@@ -91,14 +91,14 @@ def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
                 lines.append(_line(name if first else None, where, base, each, chances[name]))
                 first = False
     note = ("n: items scored; cut: those whose text was too long; max, median, average: over prompts (files), the "
-            f"average weighted by their items; intervals: {'; '.join(methods)}.")
+            f"average weighted by their items; intervals: {'; '.join(methods)}; lines: from 0 to 100, dotted: guessing.")
     return tag("div", tag("div", tag("table", tag("thead", head), tag("tbody", lines)), class_="scroll"),
                tag("p", note, class_="faint"), class_="card")
 
 
 def _classes(classes: str, column: str) -> str | None:
     """With the mark of the columns that narrow screens do without."""
-    return f"{classes} wide".strip() if column in ("cut", "max", "median", "") else classes or None
+    return f"{classes} wide".strip() if column == "" else classes or None
 
 
 def _line(task: str | None, group: Html | str | None, metric: str, values: Mapping, chance: float | None) -> Html:
@@ -107,11 +107,11 @@ def _line(task: str | None, group: Html | str | None, metric: str, values: Mappi
     count = tag("td", f"{n['scored']:,}" if is_whole else f"{n['scored']:,}/{n['expected']:,}",
                 class_="right" if is_whole else "right cut")
     name = tag("a", task, href=f"#{anchor(task)}") if task else None
-    return tag("tr", [tag("td", each, class_="name") for each in (name, group, metric)], count,
-               tag("td", f"{n['truncated']:,}" if n["truncated"] else None, class_="right cut wide"),
-               [tag("td", figure(values[key]), class_="right wide") for key in ("max", "median")],
+    return tag("tr", [tag("td", each, class_="name") for each in (name, group, metric)],
                tag("td", tag("b", figure(values["average"])), class_="right"),
-               tag("td", limits(values["interval"])), tag("td", _track(metric, values, chance), class_="wide"))
+               tag("td", limits(values["interval"])), tag("td", _track(metric, values, chance), class_="wide"), count,
+               tag("td", f"{n['truncated']:,}" if n["truncated"] else None, class_="right cut"),
+               [tag("td", figure(values[key]), class_="right") for key in ("max", "median")])
 
 
 def _track(metric: str, values: Mapping, chance: float | None) -> Html | None:

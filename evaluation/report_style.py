@@ -92,7 +92,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
   body { padding: 1.1rem 0.7rem 3rem; font-size: 14px; }
   .card { padding: 0.8rem 0.8rem 0.9rem; border-radius: 8px; }
   .wide { display: none; }
-  td.name { min-width: 5.2em; }
+  td.name { min-width: 4.6em; }
+  table { font-size: 0.93em; }
   dl { grid-template-columns: 1fr; }
   dt { margin-top: 0.3rem; }
   .choice { grid-template-columns: 1.2em minmax(0, 1fr) 3.5em 3em; }

@@ -140,7 +140,8 @@ def rendered(table, lines: list[str], width: int, color: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=color, no_color=not color, highlight=False,
                       color_system="standard" if color else None, emoji=False, markup=False, legacy_windows=False)
-    console.print(table)
+    write = console.print  # into the stream
+    write(table)
     for line in lines:
-        console.print(line, style="dim" if color else None)
+        write(line, style="dim" if color else None)
     return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").split("\n")) + "\n"
