@@ -16,13 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = f"{sys.executable} {ROOT}/scripts/launch_hosts.py"
 TRICKY = ["two words", "$HOME `id` %h", "tasks/*.yaml", "it's", 'say "no" to $x', ""]
 MODULE = """
-import json, os, sys
+import json, os, sys, time
 names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "DATA_PATH", "NCCL_X", "MINE"]
 names += ["PYTHONSAFEPATH", "PYTHONPATH"]
 addresses = os.popen("ip -4 -o address show eth0").read()
 values = {name: os.environ.get(name) for name in names}
 line = json.dumps({**values, "arguments": sys.argv[1:], "host": "second" if "10.77.0.2/" in addresses else "first"})
 sys.stdout.write(line + "\\n")
+sys.stdout.flush()
+if "waits" in sys.argv:
+    time.sleep(200)
 if "fails" in sys.argv and os.environ["RANK"] == "3":
     sys.exit("error: no such task")
 """
@@ -77,6 +80,23 @@ def test_a_host_out_of_reach(tmp_path, job):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: host 10.77.0.9 cannot be reached over ssh: ssh: connect to host 10.77.0.9")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupted_launch_leaves_no_process_on_any_host(tmp_path, job):
+    if reason := without_ssh():
+        pytest.skip(reason)
+    script = f"""
+        {LAUNCH} hosts.txt 1 tell waits >told.txt &
+        for i in $(seq 300); do [[ $(wc -l <told.txt) -lt 4 ]] || break; sleep 0.2; done
+        pgrep -fc '[-]m tell waits'
+        kill -TERM $!
+        wait $! || echo "ended with $?"
+        for i in $(seq 50); do pgrep -f '[-]m tell waits' >/dev/null || break; sleep 0.2; done
+        pgrep -fc '[-]m tell waits' || true
+    """
+    done = on_two_hosts(script, tmp_path, with_ssh=True, cwd=tmp_path, env=job)
+    before, ended, after = done.stdout.splitlines()
+    assert int(before) >= 4 and ended == "ended with 143" and after == "0", done.stderr
 
 
 def test_without_ssh_the_command_is_given_on_every_host(tmp_path, job):
