@@ -91,7 +91,7 @@ def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
                 lines.append(_line(name if first else None, where, base, each, chances[name]))
                 first = False
     note = ("n: items scored; cut: those whose text was too long; max, median, average: over prompts (files), the "
-            f"average weighted by their items; intervals: {'; '.join(methods)}; lines: from 0 to 100, dotted: guessing.")
+            f"average weighted by their items; intervals: {'; '.join(methods)}; lines: 0 to 100, dotted: guessing.")
     return tag("div", tag("div", tag("table", tag("thead", head), tag("tbody", lines)), class_="scroll"),
                tag("p", note, class_="faint"), class_="card")
 
