@@ -163,6 +163,8 @@ class Voice:
 
     def __init__(self):
         self._is_heard = is_first_rank()
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # whatever characters the terminal lacks
 
     def __call__(self, line: str) -> None:
         if not self._is_heard:

@@ -93,7 +93,8 @@ class Keeper:
     def _open_folder(self, is_replaceable: bool) -> None:
         facts = {name: self.head[name]["sha256"] for name in ("checkpoint", "tokenizer")} | {
             name: value for name, value in self.head["settings"].items() if name not in ("data_path", "allow_missing")}
-        facts["tasks"] = self.head["tasks"]
+        facts |= {f"model's {name}": value for name, value in facts.pop("model").items()}
+        facts |= {f"task {name}": digest for name, digest in self.head["tasks"].items()}
         path = self.output / SETTINGS
         try:
             earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -147,7 +147,7 @@ def rounded(value: object) -> object:
 def write_json(path: Path, value: object) -> None:
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n",
-                             encoding="utf-8", errors="surrogatepass")
+                             encoding="utf-8", errors="replace")
 
 
 def write_samples(path: Path, items: Sequence[dict]) -> None:

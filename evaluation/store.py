@@ -116,9 +116,10 @@ class Lock:
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """Which facts of a run are not those of an earlier one, as words: "dtype: float32, now bfloat16"."""
-    def short(value: object) -> str:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return text if len(text) <= 40 else text[:37] + "..."
+    def short(facts: Mapping[str, object], name: str) -> str:
+        value = facts.get(name)
+        text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 24 else text[:12] + "..."
 
-    return [f"{name}: {short(before.get(name))}, now {short(value)}" for name, value in now.items()
-            if before.get(name) != value]
+    return [f"{name}: {short(before, name)}, now {short(now, name)}" for name in {**before, **now}
+            if before.get(name) != now.get(name)]

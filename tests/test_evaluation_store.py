@@ -92,7 +92,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_what_differs_between_two_runs_is_named():
     assert differences({"dtype": "float32", "limit": None}, {"dtype": "bfloat16", "limit": None}) == [
         "dtype: float32, now bfloat16"]
-    assert differences({}, {"limit": 3}) == ["limit: null, now 3"]
+    assert differences({"task a": "0" * 64}, {"limit": 3}) == [
+        "task a: 000000000000..., now none", "limit: none, now 3"]
 
 
 # Hashes
