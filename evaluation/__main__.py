@@ -80,7 +80,9 @@ def evaluate(arguments: argparse.Namespace, output) -> int:
         announce_loading(arguments)
         model, tokenizer = loaded(arguments, failure)
         results = scored(arguments, output, model, tokenizer, configs, found, say)
-        heard(lambda: finish(output, results, say) if results is not None else None)
+        from glm.loading import agree  # there with the model
+
+        agree(lambda: finish(output, results, say) if results is not None else None)
     return 0
 
 
@@ -135,13 +137,6 @@ def scored(arguments: argparse.Namespace, output, model, tokenizer, configs, fou
         arguments.micro_batch_size, arguments.allow_missing,
         is_replaceable=arguments.overwrite or arguments.output is None)
     return run(model, tokenizer, Scorer(model), configs, found, settings, say)
-
-
-def heard(work) -> None:
-    """work(), of which all processes wait for the end; an error is one on all of them."""
-    from glm.loading import agree
-
-    agree(work)
 
 
 def finish(output, results: dict, say) -> None:
