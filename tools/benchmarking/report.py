@@ -11,7 +11,7 @@ from rich.table import Table
 from tools.benchmarking.result import Result
 
 SCHEMA = 1
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 140
 
 
 def say(text: str) -> None:
