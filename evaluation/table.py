@@ -140,8 +140,7 @@ def rendered(table, lines: list[str], width: int, color: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=color, no_color=not color, highlight=False,
                       color_system="standard" if color else None, emoji=False, markup=False, legacy_windows=False)
-    write = console.print  # into the stream
-    write(table)
+    console.print(table)
     for line in lines:
-        write(line, style="dim" if color else None)
+        console.print(line, style="dim" if color else None)
     return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").split("\n")) + "\n"

@@ -14,6 +14,11 @@ static inline Range share(size_t count, size_t block, int thread, int threads) {
     return {first < count ? first : count, last < count ? last : count};
 }
 
+template <int R, int M> static inline void sum_all(const vec (&total)[R][M], float (&out)[R][M]) {
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int i = 0; i < M; i++) out[r][i] = sum(total[r][i]);
+}
+
 // out[r][i] = sum over k of w[r][k] * x[i][k] for R rows of weights and M rows of x.
 // What lies `ahead` bytes further on is fetched meanwhile, in the order of memory: R streams at once is what neither the
 // hardware's own prefetching nor the memory is good at.
@@ -37,8 +42,7 @@ template <int R, int M, class T> struct Dots {
                 vec b = load_part(w + r * k + j, k - j);
                 UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(load_part(x + i * stride + j, k - j), b, total[r][i]);
             }
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int i = 0; i < M; i++) out[r][i] = sum(total[r][i]);
+        sum_all(total, out);
     }
 };
 
@@ -70,8 +74,7 @@ template <int R, int M> static inline void bf16_dots(const bf16* w, size_t k, co
             }
         }
     }
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int i = 0; i < M; i++) out[r][i] = _mm512_reduce_add_ps(total[r][i]);
+    sum_all(total, out);
 }
 template <int R, int M> struct Dots<R, M, bf16> {
     static inline void run(const bf16* w, size_t k, const bf16* x, size_t stride, size_t ahead, float (&out)[R][M]) {

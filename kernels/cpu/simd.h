@@ -65,6 +65,26 @@ static inline vec smaller(vec a, vec b) { return _mm512_min_ps(a, b); }
 static inline vec larger(vec a, vec b) { return _mm512_max_ps(a, b); }
 static inline float sum(vec a) { return _mm512_reduce_add_ps(a); }
 static inline float largest(vec a) { return _mm512_reduce_max_ps(a); }
+// out[r][i] = sum(total[r][i]), added in the same order: half to half, each step for two vectors at once.
+static inline void sum_all(const vec (&total)[4][4], float (&out)[4][4]) {
+    vec halves[8], quarters[4], pairs[2];
+    UNROLL for (int i = 0; i < 8; i++) {
+        vec a = total[i / 2][i % 2 * 2], b = total[i / 2][i % 2 * 2 + 1];
+        halves[i] = add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        vec a = halves[2 * i], b = halves[2 * i + 1];
+        quarters[i] = add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        vec a = quarters[2 * i], b = quarters[2 * i + 1];
+        pairs[i] = add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    }
+    float sums[W];  // [i][r]
+    _mm512_storeu_ps(sums, add(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88), _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd)));
+    UNROLL for (int r = 0; r < 4; r++)
+        UNROLL for (int i = 0; i < 4; i++) out[r][i] = sums[4 * i + r];
+}
 static inline vec if_negative(vec test, vec yes, vec no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(test, _mm512_setzero_ps(), _CMP_LT_OQ), no, yes);
 }
