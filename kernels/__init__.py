@@ -25,6 +25,12 @@ def backend(weight: torch.Tensor):
     return compiled() or reference
 
 
+def weight_only_linear(x, weight, scale, bias=None, bits=8, group_size=None) -> torch.Tensor:
+    """x (..., k) times a packed INT8 or INT4 weight (n, k) transposed, plus bias: kernels.reference.weight_only_linear
+    defines it. Backend by the device and dtype of x."""
+    return backend(x).weight_only_linear(x, weight, scale, bias, bits, group_size)
+
+
 @cache
 def compiled():
     """The compiled CPU backend, or None where it cannot be built; why is said once on stderr."""

@@ -10,27 +10,83 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.packing import BITS, dequantize
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class PackedWeight(NamedTuple):
+    """A quantised weight of (n, k), as kernels/packing.py says."""
+
+    weight: Tensor  # int8 (n, k * bits / 8)
+    scale: Tensor  # (n) or (n, k / group_size)
+    bits: int  # 8 or 4
+    group_size: int | None = None  # columns that share a scale; None: the whole row
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1] * 8 // self.bits
+
 
 class LayerWeights(NamedTuple):
-    """The tensors of one layer, in the order in which the compiled stack reads them."""
+    """The tensors of one layer, in the order in which the compiled stack reads them; matrices may be packed."""
 
     norm1_weight: Tensor  # (h)
     norm1_bias: Tensor
-    qkv_weight: Tensor  # (n*3*d, h)
+    qkv_weight: Tensor | PackedWeight  # (n*3*d, h)
     qkv_bias: Tensor
-    dense_weight: Tensor  # (h, n*d)
+    dense_weight: Tensor | PackedWeight  # (h, n*d)
     dense_bias: Tensor
     norm2_weight: Tensor  # (h)
     norm2_bias: Tensor
-    in_weight: Tensor  # (2*inner, h)
+    in_weight: Tensor | PackedWeight  # (2*inner, h)
     in_bias: Tensor
-    out_weight: Tensor  # (h, inner)
+    out_weight: Tensor | PackedWeight  # (h, inner)
     out_bias: Tensor
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
     """(..., k) times weight (n, k) transposed, plus bias (n) -> (..., n)."""
+    if isinstance(weight, PackedWeight):
+        return weight_only_linear(x, weight.weight, weight.scale, bias, weight.bits, weight.group_size)
     return F.linear(x, weight, bias)
+
+
+def weight_only_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, bits: int = 8,
+                       group_size: int | None = None) -> Tensor:
+    """x (..., k) times the packed weight (n, k) transposed, plus bias (n) -> (..., n) of x's dtype.
+
+    x float32, bfloat16 or float16; weight, scale, bits and group_size as in PackedWeight. Weights are rounded to x's
+    dtype, and so is the result; compiled backends keep both in higher precision. Raises ValueError (check_packed).
+    """
+    check_packed(x, weight, scale, bias, bits, group_size)
+    return F.linear(x, dequantize(weight, scale, bits, x.dtype), bias)
+
+
+def check_packed(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int,
+                 group_size: int | None) -> None:
+    """Raises ValueError, one line, where weight_only_linear's arguments do not belong together."""
+    if bits not in BITS:
+        raise ValueError(f"weight_only_linear: bits is {bits}; it must be 8 or 4")
+    if x.dtype not in FLOATS or scale.dtype not in FLOATS or (bias is not None and bias.dtype is not x.dtype):
+        found = ", ".join(str(t.dtype) for t in (x, scale, bias) if t is not None)
+        raise ValueError(f"weight_only_linear: x, scale and bias are {found}; allowed are float32, bfloat16 and "
+                         "float16, and the bias must have x's dtype")
+    if weight.dtype is not torch.int8 or weight.dim() != 2 or not weight.is_contiguous():
+        raise ValueError(f"weight_only_linear: the packed weight must be contiguous int8 (n, k * bits / 8), not "
+                         f"{weight.dtype} {tuple(weight.shape)}")
+    n, k = weight.shape[0], weight.shape[1] * 8 // bits
+    if x.dim() == 0 or x.shape[-1] != k:
+        raise ValueError(f"weight_only_linear: x is {tuple(x.shape)}, but the weight has {k} columns")
+    if group_size is not None and (group_size < 1 or k % group_size):
+        raise ValueError(f"weight_only_linear: groups of {group_size} do not divide {k} columns")
+    expected = (n,) if group_size is None else (n, k // group_size)
+    if tuple(scale.shape) != expected or not scale.is_contiguous():
+        raise ValueError(f"weight_only_linear: scale is {tuple(scale.shape)}; {expected} is needed, contiguous")
+    if bias is not None and tuple(bias.shape) != (n,):
+        raise ValueError(f"weight_only_linear: bias is {tuple(bias.shape)}; ({n},) is needed")
+    if len({t.device for t in (x, weight, scale, bias) if t is not None}) > 1:
+        raise ValueError("weight_only_linear: x, weight, scale and bias must be on one device")
 
 
 def head(x: Tensor, weight: Tensor) -> Tensor:

@@ -52,7 +52,12 @@ class Operators:
         self._prefill = library.glm_prefill
         self.has_prefill = self.path.endswith("+bf16")
 
+    def weight_only_linear(self, x, weight, scale, bias=None, bits=8, group_size=None):
+        return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
+
     def linear(self, x, weight, bias=None):
+        if isinstance(weight, reference.PackedWeight):
+            return self.weight_only_linear(x, weight.weight, weight.scale, bias, weight.bits, weight.group_size)
         kind = x.dtype
         *shape, width = x.shape
         rows = x.numel() // width
