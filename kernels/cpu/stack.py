@@ -61,6 +61,8 @@ def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor], keys: li
     expected = [(hidden,), (hidden,), (3 * local, hidden), (3 * local,), (hidden, local), (hidden,),
                 (hidden,), (hidden,), (2 * inner, hidden), (2 * inner,), (hidden, inner), (hidden,)]
     tensors = [tensor for layer in layers for tensor in layer] + [*final_norm]
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        return False  # packed weights
     caches = [*keys, *values]
     dtype, place = keys[0].dtype, keys[0].stride()
     return (all(t.dtype is dtype and t.is_contiguous() for t in tensors)
