@@ -30,6 +30,7 @@ from evaluation.store import JOURNAL, Journal, differences
 from evaluation.work import Work
 from glm.errors import UserError
 from glm.versions import versions
+from quantization.linear import quantization_of
 
 SETTINGS, REPORT = "settings.json", "report.html"
 
@@ -67,7 +68,8 @@ def describe(model, configs: Sequence[TaskConfig], settings: Settings, found: Ma
         "schema": SCHEMA,
         "settings": {
             "dtype": str(parameter.dtype).removeprefix("torch."), "device": parameter.device.type,
-            "model": asdict(model.config), "data_path": str(settings.data_path), "limit": settings.limit,
+            "quantization": quantization_of(model), "model": asdict(model.config),
+            "data_path": str(settings.data_path), "limit": settings.limit,
             "max_batch_tokens": settings.max_batch_tokens, "micro_batch_size": settings.micro_batch_size,
             "allow_missing": settings.allow_missing},
         "versions": versions(), **found,
@@ -83,7 +85,7 @@ class Keeper:
         self.head, self.output, self.works = head, settings.output, works
         self._open_folder(settings.is_replaceable)
         keys = Keys({name: head[name]["sha256"] for name in ("checkpoint", "tokenizer", "code")}
-                    | {name: head["settings"][name] for name in ("dtype", "device", "model")})
+                    | {name: head["settings"][name] for name in ("dtype", "device", "quantization", "model")})
         self.keys = {name: [keys.of(question) for question in work.hashes] for name, work in works.items()}
         self.journal = stack.enter_context(Journal(self.output / JOURNAL))
         self.folders = sample_folders(list(head["tasks"]))

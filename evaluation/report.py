@@ -56,7 +56,7 @@ def _facts(run: RecordedRun, timings: Mapping | None) -> Html:
     facts = [("tasks", f"{len(run.done):,}"), ("items", f"{sum(each['scored'] for each in counts):,}"),
              ("truncated", f"{sum(each['truncated'] for each in counts):,}"),
              ("checkpoint", str((run.results.get("checkpoint") or {}).get("sha256") or "–")[:12])]
-    facts += [(name, str(settings[name])) for name in ("dtype", "device") if settings.get(name)]
+    facts += [(name, str(settings[name])) for name in ("dtype", "quantization", "device") if settings.get(name)]
     if timings and timings.get("seconds"):
         facts.append(("time", _duration(timings["seconds"])))
     return tag("div", [tag("span", tag("span", f"{name} ", class_="faint"), tag("b", value)) for name, value in facts],

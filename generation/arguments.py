@@ -74,9 +74,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rotary-table", choices=ROTARY_TABLES, help="precision of the rotary table")
     group.add_argument("--model-parallel-size", type=int, metavar="N",
                        help="tensor-parallel degree (default: the number of shards)")
-    group.add_argument("--quantization-bit-width", type=int, choices=(4, 8), help="quantise the linear layers")
+    group.add_argument("--quantization-bit-width", type=int, choices=(4, 8),
+                       help="quantise the linear layers while loading")
+    group.add_argument("--quantization-group-size", type=int, choices=(128, 64, 32),
+                       help="so many columns share a scale (default: a whole row)")
     group.add_argument("--from-quantized-checkpoint", action="store_true",
-                       help="accepted; quantised files are recognised without it")
+                       help="say that the file is quantised; found out without it")
     group.add_argument("--sequential-initialization", action="store_true",
                        help="ranks read their shards one after another")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is a GPU)")
@@ -116,6 +119,7 @@ def load_model(arguments: argparse.Namespace, timeout_seconds: float = 1800):
     return glm.load(
         arguments.load, device, arguments.precision or default_precision(device), arguments.tokenizer_path,
         arguments.quantization_bit_width, model=arguments.model, sequential=arguments.sequential_initialization,
+        group_size=arguments.quantization_group_size, from_quantized=arguments.from_quantized_checkpoint,
         **{name: value for name, value in shapes.items() if value is not None})
 
 

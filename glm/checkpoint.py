@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -27,11 +28,12 @@ _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before
 
 
 class Shard(NamedTuple):
-    """One file's tensors. mapped: they lie in the file until they are used."""
+    """One file's tensors. mapped: they lie in the file until they are used. others: what is beside 'module'."""
 
     path: Path
     tensors: dict[str, torch.Tensor]
     mapped: bool
+    others: Mapping[str, object] = MappingProxyType({})
 
     @property
     def bytes(self) -> int:
@@ -119,7 +121,8 @@ def read_shard(path: Path) -> Shard:
     for name, tensor in content["module"].items():
         if not isinstance(tensor, torch.Tensor):
             raise UserError(f"{path}: {name} is no tensor but {type(tensor).__name__}")
-    return Shard(path, content["module"], mapped)
+    others = {key: value for key, value in content.items() if key != "module"}
+    return Shard(path, content["module"], mapped, others)
 
 
 def _forbidden(error: pickle.UnpicklingError) -> str:

@@ -22,7 +22,9 @@ from glm.config import PRESETS, ModelConfig, read_config_file
 from glm.errors import UserError
 from glm.model import GLM
 from glm.tokenizer import Tokenizer, find_vocabulary
-from glm.weights import check_shard, convert_shard, count_parts, quantized_bits
+from glm.weights import check_shard, convert_shard, count_parts, quantization_schemes
+from quantization.functional import check_scheme
+from quantization.linear import Scheme, is_quantized_weight, quantize_model
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -42,6 +44,8 @@ def load(
     *,
     model: str | None = None,
     sequential: bool = False,
+    group_size: int | None = None,
+    from_quantized: bool = False,
     **config_overrides,
 ) -> tuple[GLM, Tokenizer]:
     """The model, ready to run and without gradients, and the tokenizer of a checkpoint folder.
@@ -49,9 +53,11 @@ def load(
     device: "cpu", "cuda" (this rank's GPU on its host) or "cuda:N".
     dtype: of the weights and the arithmetic, whatever the file holds: a key of DTYPES or a torch.dtype.
     tokenizer_path: vocabulary file or its folder, where it does not lie beside the checkpoint.
-    bits: 8 or 4 if the linear layers must be quantised; files that are quantised are recognised without it.
+    bits: 8 or 4 quantises the linear layers while loading; files that are quantised are recognised without it.
     model: name of a preset; its shapes win over the checkpoint's model_config.json.
     sequential: ranks read their files one after another, where a host's memory or disk cannot serve all at once.
+    group_size: with bits: so many neighbouring columns of a weight share a scale, instead of a whole row.
+    from_quantized: the file is said to be quantised; an error if it is not.
     config_overrides: fields of ModelConfig; they win over both.
 
     Under torchrun every rank calls it; the tensor-parallel degree is that of glm.parallel.start, or else the number
@@ -62,24 +68,27 @@ def load(
     tokenizer = Tokenizer(find_vocabulary(path, tokenizer_path), config.num_image_tokens)
     check_vocabulary(tokenizer, config)
     _start_parallel(path)
-    return load_model(path, config, device, dtype, bits, sequential), tokenizer
+    return load_model(path, config, device, dtype, bits, sequential, group_size, from_quantized), tokenizer
 
 
 def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.device, dtype: torch.dtype,
-               bits: int | None = None, sequential: bool = False) -> GLM:
+               bits: int | None = None, sequential: bool = False, group_size: int | None = None,
+               from_quantized: bool = False) -> GLM:
     """The model of a checkpoint whose configuration is known; glm.parallel must have been started."""
     _check_divisible(config, parallel.size())
     model = GLM(config, dtype=dtype, device="meta")
     expected = model.state_dict()
 
-    def read() -> dict[str, torch.Tensor]:
+    def read() -> tuple[dict[str, Scheme], dict[str, torch.Tensor]]:
         shard = _own_shard(path, config)
         check_shard(shard, expected, config)
-        _check_bits(shard, expected, bits)
+        schemes = _schemes(shard, expected, bits, group_size, from_quantized)
         with _Progress(shard) as progress:
-            return convert_shard(shard, expected, dtype, device, progress)
+            return schemes, convert_shard(shard, expected, dtype, device, schemes, progress)
 
-    model.load_state_dict(agree(read, sequential), strict=True, assign=True)
+    schemes, tensors = agree(read, sequential)
+    quantize_model(model, schemes)
+    model.load_state_dict(tensors, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 
 
@@ -159,16 +168,39 @@ def _check_divisible(config: ModelConfig, degree: int) -> None:
             raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
 
 
-def _check_bits(shard: Shard, expected: Mapping[str, torch.Tensor], bits: int | None) -> None:
+def _schemes(shard: Shard, expected: Mapping[str, torch.Tensor], bits: int | None, group_size: int | None,
+             from_quantized: bool) -> dict[str, Scheme]:
+    """How the model holds its linears' weights: as the file does, or as is asked for where the file is not quantised.
+
+    Raises UserError where what was said of the file is wrong, or its weights cannot be quantised like this.
+    """
     if bits not in (None, 4, 8):
         raise UserError(f"quantisation to {bits} bits was asked for; allowed: 4, 8")
-    found = quantized_bits(shard.tensors, expected)
-    if bits is None or bits == found:
-        return
-    if found is None:
-        raise UserError(f"{shard.path} is not quantised, and quantising while loading is not there yet; "
-                        f"leave the {bits} bits away or load a checkpoint that is quantised")
-    raise UserError(f"{shard.path} is quantised to {found} bits, but {bits} were asked for")
+    if group_size is not None and bits is None:
+        raise UserError(f"groups of {group_size} columns were asked for, but no quantisation; say how many bits, too "
+                        "(--quantization-bit-width 8 or 4)")
+    found = quantization_schemes(shard.tensors, expected)
+    if found:
+        for scheme in found.values():
+            if bits not in (None, scheme.bits):
+                raise UserError(f"{shard.path} is quantised to {scheme.bits} bits, but {bits} were asked for; leave "
+                                f"--quantization-bit-width away or take the unquantised checkpoint")
+            if group_size not in (None, scheme.group_size):
+                groups = f"groups of {scheme.group_size} columns" if scheme.group_size else "whole rows"
+                raise UserError(f"{shard.path} is quantised by {groups}, but groups of {group_size} were asked for; "
+                                "leave --quantization-group-size away or take the unquantised checkpoint")
+        return found
+    if from_quantized:
+        raise UserError(f"{shard.path} is not quantised; leave --from-quantized-checkpoint away"
+                        + (f": it is quantised to {bits} bits while loading" if bits else ""))
+    names = [name for name in expected if is_quantized_weight(name)] if bits else []
+    for name in names:
+        try:
+            check_scheme(expected[name].shape[1], bits, group_size)
+        except ValueError as error:
+            raise UserError(f"{name} on {parallel.size()} tensor-parallel rank{'s' * (parallel.size() > 1)}: "
+                            f"{error}") from None
+    return {name: Scheme(bits, group_size) for name in names}
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -22,6 +22,7 @@ import kernels
 from glm import parallel, rotary
 from glm.cache import KVCache
 from glm.config import ModelConfig
+from quantization.linear import weight_of
 
 with parallel.lean_sat():
     from sat.model.base_model import BaseMixin, BaseModel
@@ -178,18 +179,18 @@ class Block(BaseMixin):
         return self._row(mlp.dense_4h_to_h, ops.geglu(self._column(mlp.dense_h_to_4h, m, ops)), ops)
 
     def _column(self, linear: torch.nn.Module, x: torch.Tensor, ops: ModuleType) -> torch.Tensor:
-        return ops.linear(parallel.copy(x) if self.is_parallel else x, linear.weight, linear.bias)
+        return ops.linear(parallel.copy(x) if self.is_parallel else x, weight_of(linear), linear.bias)
 
     def _row(self, linear: torch.nn.Module, x: torch.Tensor, ops: ModuleType) -> torch.Tensor:
         if not self.is_parallel:
-            return ops.linear(x, linear.weight, linear.bias)
-        return parallel.reduce(ops.linear(x, linear.weight)) + linear.bias
+            return ops.linear(x, weight_of(linear), linear.bias)
+        return parallel.reduce(ops.linear(x, weight_of(linear))) + linear.bias
 
 
 def layer_weights(layer: torch.nn.Module) -> kernels.reference.LayerWeights:
     modules = (layer.input_layernorm, layer.attention.query_key_value, layer.attention.dense,
                layer.post_attention_layernorm, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h)
-    return kernels.reference.LayerWeights(*(tensor for module in modules for tensor in (module.weight, module.bias)))
+    return kernels.reference.LayerWeights(*(part for module in modules for part in (weight_of(module), module.bias)))
 
 
 _NO_MASK = torch.empty(1, 1)  # SAT insists on a mask; ours travels in Step

@@ -1,4 +1,4 @@
-"""From a shard's tensors to the tensors a model takes: strict comparison, dequantisation, precision, device."""
+"""From a shard's tensors to the tensors a model takes: strict comparison, quantisation, precision, device."""
 
 import ctypes
 import mmap
@@ -12,9 +12,9 @@ from glm.checkpoint import Shard
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.rotary import inverse_frequencies
-from quantization.functional import dequantize
+from quantization.functional import quantize
+from quantization.linear import Scheme, is_quantized_weight
 
-QUANTIZED_LINEARS = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 WORD_EMBEDDINGS = "transformer.word_embeddings.weight"
 POSITION_EMBEDDINGS = "transformer.position_embeddings.weight"  # SAT makes them; rotary models never use them
 INVERSE_FREQUENCIES = "attention.rotary_emb.inv_freq"  # in every layer of GLM-130B's files
@@ -39,6 +39,20 @@ def quantized_bits(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, t
         if name + SCALE in tensors and name in tensors and tensors[name].dim() == 2:
             return 4 if tensors[name].shape[1] * 2 == meta.shape[1] else 8
     return None
+
+
+def quantization_schemes(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor],
+                         ) -> dict[str, Scheme]:
+    """Name -> scheme of every weight that the file holds quantised; empty where it holds none.
+
+    expected: the state dict of the unquantised model; the file has been compared with it (check_shard).
+    """
+    bits = quantized_bits(tensors, expected)
+    if bits is None:
+        return {}
+    groups = {name: tensors[name + SCALE].shape[1:] for name in expected if is_quantized_weight(name)}
+    return {name: Scheme(bits, expected[name].shape[1] // shape[0] if shape else None)
+            for name, shape in groups.items()}
 
 
 def check_shard(shard: Shard, expected: Mapping[str, torch.Tensor], config: ModelConfig) -> None:
@@ -68,30 +82,44 @@ def check_shard(shard: Shard, expected: Mapping[str, torch.Tensor], config: Mode
 
 
 def convert_shard(shard: Shard, expected: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device,
-                  progress: Callable[[int], None] | None = None) -> dict[str, torch.Tensor]:
-    """A checked shard's tensors as the model takes them: dequantised, ``dtype``, on ``device``, contiguous, in memory.
+                  schemes: Mapping[str, Scheme], progress: Callable[[int], None] | None = None,
+                  ) -> dict[str, torch.Tensor]:
+    """A checked shard's tensors as the model takes them: ``dtype``, on ``device``, contiguous, in memory.
 
-    What is already so stays in the mapped file: its pages are brought in here, nothing is copied (docs/checkpoints.md
-    has the measurement). Everything else is copied tensor by tensor and its pages are given back at once. Either way
-    host memory holds the result and little more. progress: called with the number of bytes of each tensor read.
+    schemes: the weights that the model holds quantised; those that the file does not are quantised here, from the
+    file's own dtype, one after another. Packed weights and their scales stay as they are in the file.
+    What is already right stays in the mapped file: its pages are brought in here, nothing is copied
+    (docs/checkpoints.md has the measurement). Everything else is copied tensor by tensor and its pages are given back
+    at once. Either way host memory holds the result and little more. progress: called with the bytes of each tensor.
     """
-    bits = quantized_bits(shard.tensors, expected)
     converted = {}
-    for name, meta in expected.items():
+    for name in expected:
         source, scale = shard.tensors[name], shard.tensors.get(name + SCALE)
-        if shard.mapped and _is_ready(source, dtype, device):
-            _advise_pages(source, MADV_POPULATE_READ)
-            converted[name] = source
+        if scale is not None:
+            converted[name] = _placed(shard, source, torch.int8, device)
+            converted[name + SCALE] = scale.to(device, copy=True).contiguous()
+        elif name in schemes:
+            converted[name], converted[name + SCALE] = quantize(source.to(device), *schemes[name])
+            _let_go(shard, source)
         else:
-            if scale is None:
-                converted[name] = torch.empty(meta.shape, dtype=dtype, device=device).copy_(source)
-            else:
-                converted[name] = dequantize(source.to(device), scale.to(device), bits, dtype)
-            if shard.mapped:
-                _advise_pages(source, MADV_DONTNEED)
+            converted[name] = _placed(shard, source, dtype, device)
         if progress is not None:
             progress(source.numel() * source.element_size())
     return converted
+
+
+def _placed(shard: Shard, source: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if shard.mapped and _is_ready(source, dtype, device):
+        _advise_pages(source, MADV_POPULATE_READ)
+        return source
+    copy = torch.empty(source.shape, dtype=dtype, device=device).copy_(source)
+    _let_go(shard, source)
+    return copy
+
+
+def _let_go(shard: Shard, source: torch.Tensor) -> None:
+    if shard.mapped:
+        _advise_pages(source, MADV_DONTNEED)
 
 
 Rules = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
@@ -102,7 +130,7 @@ def _rules(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
     rules: Rules = {name: (tuple(meta.shape), FLOATS) for name, meta in expected.items()}
     bits = quantized_bits(tensors, expected)
     if bits is not None:
-        for name in [name for name in expected if _is_quantized(name)]:
+        for name in [name for name in expected if is_quantized_weight(name)]:
             rows, columns = expected[name].shape
             rules[name] = ((rows, columns * bits // 8), (torch.int8,))
             rules[name + SCALE] = ((rows,), FLOATS)
@@ -112,10 +140,6 @@ def _rules(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
     if POSITION_EMBEDDINGS in tensors:
         rules[POSITION_EMBEDDINGS] = ((config.max_sequence_length, config.hidden_size), FLOATS)
     return rules
-
-
-def _is_quantized(name: str) -> bool:
-    return name.endswith(tuple(f"{linear}.weight" for linear in QUANTIZED_LINEARS))
 
 
 def _columns(expected: Mapping[str, torch.Tensor], name: str) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.packing import dequantize, pack_int4, unpack_int4
 
 __all__ = ["dequantize", "pack_int4", "quantize", "unpack_int4"]
+PIECE = 1 << 18  # so many weights are quantised at a time: they stay in the cache
 
 
 def quantize(weight: Tensor, bits: int, group_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -18,19 +19,30 @@ def quantize(weight: Tensor, bits: int, group_size: int | None = None) -> tuple[
     A float16 weight gives, bit for bit, what the original computes in half precision: the quotient is rounded to
     float16 before it is rounded to a whole number (half to even). Other dtypes are divided in float32, by the scale as
     it is stored. Where a row (group) is too small for a float16 scale, its weights become zeros.
+    Needs, beside the result, memory for some rows in float32 only (PIECE values).
     Raises ValueError for other bits, an odd number of columns (4 bits) or groups that do not divide the columns.
     """
     rows, columns = weight.shape
     check_scheme(columns, bits, group_size)
-    groups = weight.reshape(rows, -1, group_size or columns)
+    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(rows, columns // (group_size or columns), dtype=torch.float16, device=weight.device)
+    step = max(1, PIECE // columns)
+    for start in range(0, rows, step):
+        piece = slice(start, start + step)
+        packed[piece], scale[piece] = _quantize_rows(weight[piece], bits, scale.shape[1])
+    return packed, scale if group_size else scale[:, 0]
+
+
+def _quantize_rows(weight: Tensor, bits: int, groups: int) -> tuple[Tensor, Tensor]:
     largest = 2 ** (bits - 1) - 1
-    scale = (groups.abs().amax(dim=-1).float() / largest).half()
-    quotient = groups.float() / scale[..., None].float().masked_fill(scale[..., None] == 0, torch.inf)
+    values = weight.float().reshape(weight.shape[0], groups, -1)
+    scale = (values.abs().amax(dim=-1) / largest).half()
+    values = values / scale[..., None].float().masked_fill(scale[..., None] == 0, torch.inf)
     if weight.dtype == torch.float16:
-        quotient = quotient.half()
+        values = values.half()
     # a scale that was rounded down can give largest + 1/2, which would round up
-    values = quotient.round().clamp(-largest, largest).to(torch.int8).reshape(rows, columns)
-    return pack_int4(values) if bits == 4 else values, scale if group_size else scale[:, 0]
+    values = values.round().clamp(-largest, largest).to(torch.int8).reshape(weight.shape)
+    return pack_int4(values) if bits == 4 else values, scale
 
 
 def check_scheme(columns: int, bits: int, group_size: int | None) -> None:

@@ -13,6 +13,8 @@ import torch
 
 import glm
 from glm.errors import UserError
+from quantization.functional import quantize
+from quantization.linear import LINEARS, quantization_of
 from tests.golden_data import SHAPE, TOKENIZER, TP1, split_state, whole_state, write_checkpoint
 from tests.parallel_helper import run_ranks
 
@@ -105,6 +107,39 @@ def test_cuda_without_a_gpu(checkpoint):
 
 def test_number_of_bits_is_checked(checkpoint):
     assert "allowed: 4, 8" in refused(checkpoint, bits=5)
+    assert "but no quantisation; say how many bits, too" in refused(checkpoint, group_size=32)
+    assert "mlp.dense_4h_to_h.weight on 1 tensor-parallel rank: groups of 64 columns do not divide 176 columns" in \
+        refused(checkpoint, bits=4, group_size=64)
+    assert "is not quantised; leave --from-quantized-checkpoint away: it is quantised to 8 bits while loading" in \
+        refused(checkpoint, bits=8, from_quantized=True)
+
+
+@pytest.mark.parametrize("bits, group_size", [(8, None), (4, None), (4, 16)])
+def test_linears_are_quantised_while_loading(checkpoint, bits, group_size):
+    model, _ = glm.load(checkpoint, bits=bits, group_size=group_size)
+    groups = f", groups of {group_size} columns" if group_size else ""
+    assert quantization_of(model) == f"INT{bits}{groups}"
+    linear, plain = model.transformer.layers[1].mlp.dense_4h_to_h, glm.load(checkpoint)[0]
+    weight, scale = quantize(whole_state()["transformer.layers.1.mlp.dense_4h_to_h.weight"], bits, group_size)
+    assert torch.equal(linear.weight, weight) and torch.equal(linear.weight_scale, scale)
+    tokens, positions = torch.arange(20005, 20013)[None], torch.arange(8)[None]
+    expected, found = (each.logits(tokens, positions) for each in (plain, model))
+    assert 0 < (found - expected).square().mean() < (0.01 if bits == 8 else 0.5) * expected.var()
+
+
+def test_what_is_said_of_a_quantised_checkpoint_must_be_true(checkpoint, tmp_path):
+    """Nothing need be said; right statements are accepted, wrong ones answered in one line."""
+    name = "transformer.layers.{}.{}.weight"
+    state = dict(whole_state())
+    for weight in [name.format(layer, linear) for layer in range(4) for linear in LINEARS]:
+        state[weight], state[weight + "_scale"] = quantize(state[weight], 8, 16)
+    (checkpoint / "49300" / "mp_rank_00_model_states.pt").unlink()
+    torch.save({"module": state}, checkpoint / "49300" / "mp_rank_00_model_states.pt")
+    for said in ({}, {"bits": 8}, {"bits": 8, "group_size": 16}, {"from_quantized": True}):
+        assert quantization_of(glm.load(checkpoint, **said)[0]) == "INT8, groups of 16 columns"
+    assert "is quantised to 8 bits, but 4 were asked for" in refused(checkpoint, bits=4)
+    assert "quantised by groups of 16 columns, but groups of 32 were asked for" in \
+        refused(checkpoint, bits=8, group_size=32)
 
 
 # vocabulary

@@ -10,8 +10,17 @@ from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.model import GLM
 from glm.rotary import inverse_frequencies
-from glm.weights import POSITION_EMBEDDINGS, check_shard, convert_shard, count_parts, quantized_bits
+from glm.weights import (
+    POSITION_EMBEDDINGS,
+    check_shard,
+    convert_shard,
+    count_parts,
+    quantization_schemes,
+    quantized_bits,
+)
+from quantization import functional
 from quantization.functional import dequantize, unpack_int4
+from quantization.linear import Scheme
 from tests.parallel_helper import run_ranks
 
 CONFIG = ModelConfig(num_layers=2, hidden_size=16, num_attention_heads=2, inner_hidden_size=12, vocab_size=32,
@@ -41,7 +50,7 @@ def refused(tensors, expected, config=CONFIG):
 def accept(tensors, expected, dtype=torch.float32):
     shard = Shard(Path("file.pt"), tensors, mapped=False)
     check_shard(shard, expected, CONFIG)
-    return convert_shard(shard, expected, dtype, CPU)
+    return convert_shard(shard, expected, dtype, CPU, quantization_schemes(tensors, expected))
 
 
 def quantize(tensors, expected, bits):
@@ -134,21 +143,31 @@ def test_parts_are_counted_by_the_word_embeddings(tensors):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_linears_are_recognised_and_dequantised(tensors, expected, bits):
+def test_quantised_linears_are_recognised_and_stay_packed(tensors, expected, bits):
     quantize(tensors, expected, bits)
     assert quantized_bits(tensors, expected) == bits
+    assert quantization_schemes(tensors, expected)[QKV] == Scheme(bits)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         converted = accept(tensors, expected, dtype)
-        assert torch.equal(converted[QKV], dequantize(tensors[QKV], tensors[QKV + "_scale"], bits, dtype))
+        assert torch.equal(converted[QKV], tensors[QKV])
+        assert torch.equal(converted[QKV + "_scale"], tensors[QKV + "_scale"])
 
 
 def test_scale_for_groups_of_columns(tensors, expected):
     quantize(tensors, expected, 8)
     tensors[QKV + "_scale"] = torch.rand(48, 4).half()
-    found = accept(tensors, expected)[QKV]
-    assert torch.equal(found, tensors[QKV].float() * tensors[QKV + "_scale"].float().repeat_interleave(4, dim=1))
+    accept(tensors, expected)
+    assert quantization_schemes(tensors, expected)[QKV] == Scheme(8, 4)
     tensors[QKV + "_scale"] = torch.rand(48, 3).half()
     assert f"{QKV}_scale has the shape (48, 3), the model needs (48,)" in refused(tensors, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_quantising_starts_from_what_the_file_holds(tensors, expected, dtype):
+    shard = Shard(Path("file.pt"), tensors, mapped=False)
+    converted = convert_shard(shard, expected, dtype, CPU, {QKV: Scheme(4, 8)})
+    packed, scale = functional.quantize(tensors[QKV], 4, 8)
+    assert torch.equal(converted[QKV], packed) and torch.equal(converted[QKV + "_scale"], scale)
 
 
 def test_half_quantised_files_are_refused(tensors, expected):
@@ -182,28 +201,33 @@ def test_mapped_weights_of_the_right_precision_stay_in_the_file(tmp_path, expect
     save_shard(tmp_path / "shard.pt", tensors)
     shard = read_shard(tmp_path / "shard.pt")
     for dtype, is_same in ((torch.float16, True), (torch.float32, False)):
-        converted = convert_shard(shard, expected, dtype, CPU)
+        converted = convert_shard(shard, expected, dtype, CPU, {})
         assert (converted[QKV].data_ptr() == shard.tensors[QKV].data_ptr()) == is_same
         assert torch.equal(converted[QKV], tensors[QKV].to(dtype))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory from Linux's /proc")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_shard_is_in_memory_once(tmp_path, dtype):
-    shard_bytes, peak_bytes = run_ranks(grown_by_converting, 1, tmp_path, tmp_path / "shard.pt", dtype)[0]
-    assert shard_bytes == 64 * 2**20
-    assert peak_bytes < 1.5 * shard_bytes  # two copies would be 2
+@pytest.mark.parametrize("dtype, bits, share", [(torch.float16, None, 1), (torch.bfloat16, None, 1),
+                                                (torch.float16, 8, 1 / 2), (torch.float16, 4, 1 / 4)])
+def test_a_shard_is_in_memory_once(tmp_path, dtype, bits, share):
+    """The result and one tensor of 4 MiB, with what it is quantised in; two copies would be twice."""
+    shard_bytes, peak_bytes = run_ranks(grown_by_converting, 1, tmp_path, tmp_path / "shard.pt", dtype, bits)[0]
+    assert shard_bytes == 256 * 2**20
+    assert peak_bytes < share * shard_bytes + (64 * 2**20 if bits else shard_bytes // 2)
 
 
-def grown_by_converting(path, dtype):
-    """Resident memory, with the pages of the mapped file, while a file of 64 MiB is turned into tensors."""
-    expected = {f"weight {i}": torch.empty(2**21, device="meta") for i in range(16)}
+def grown_by_converting(path, dtype, bits):
+    """Resident memory, with the pages of the mapped file, while a file of 256 MiB is turned into tensors."""
+    expected = {f"weight {i}": torch.empty(1024, 2048, device="meta") for i in range(64)}
     save_shard(path, {name: torch.ones(meta.shape, dtype=torch.float16) for name, meta in expected.items()})
     shard = read_shard(path)
+    schemes = {name: Scheme(bits) for name in expected} if bits else {}
+    if bits:
+        functional.quantize(torch.ones(1024, 2048), bits)  # the library's own first use of memory
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _peak_bytes()
-    converted = convert_shard(shard, expected, dtype, CPU)
-    assert all(tensor.eq(1).all() for tensor in converted.values())
+    converted = convert_shard(shard, expected, dtype, CPU, schemes)
+    assert all(converted[name].ne(0).all() for name in expected)
     return shard.bytes, _peak_bytes() - before
 
 
