@@ -123,7 +123,7 @@ def loaded(arguments: argparse.Namespace, failure: UserError | None):
     model, tokenizer = load_model(arguments)
     if not is_started:
         agree(confess)
-    check_weights(model)
+    check_weights(model, arguments.load)
     return model, tokenizer
 
 

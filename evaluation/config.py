@@ -105,24 +105,31 @@ def load_task(path: str | Path, data_path: str | Path) -> TaskConfig:
     """The task that a YAML file describes.
 
     The file's `path` is taken below data_path, or, if it begins with "./", below the folder of the YAML file itself.
-    Raises UserError naming the file, the key and what is allowed.
+    Raises UserError naming the file, the key and what is allowed, with a line for every key at fault.
     """
     source = Path(path)
     written = read_mapping(source)
     kind = CONFIGS[_task_type(written, source)]
-    values = {}
-    for key, value in written.items():
-        name = key.replace("-", "_")
-        _check_key(key, name, kind, source)
-        if name in values:
-            raise UserError(f"{source}: {name} stands there twice, in two spellings; keep one of them")
-        values[name] = _checked(name, value, f"{source}: {key}")
-    for name in REQUIRED:
-        if name not in values:
-            raise UserError(f"{source}: {name} is missing; every task file has {', '.join(REQUIRED)}")
+    values, names, faults = {}, [key.replace("-", "_") for key in written], []
+    for name, (key, value) in zip(names, written.items(), strict=True):
+        try:
+            _check_key(key, name, kind, source)
+            if name in values:
+                raise UserError(f"{source}: {name} stands there twice, in two spellings; keep one of them")
+            values[name] = _checked(name, value, f"{source}: {key}")
+        except UserError as error:
+            faults.append(str(error))
+    faults += [f"{source}: {name} is missing; every task file has {', '.join(REQUIRED)}"
+               for name in REQUIRED if name not in names]
+    if "module" in values or "module" not in names:
+        try:
+            values = _with_module(values, kind, source)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\nerror: ".join(faults))
     folder = source.parent if values["path"].startswith("./") else Path(data_path)
     values["path"] = str(folder / values["path"])
-    values = _with_module(values, kind, source)
     values["type"] = kind.type
     config = kind(**values, source=source)
     _check_together(config)
@@ -189,7 +196,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
 
 def _checked_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{where}: must be text, is {shown(value)}; quotes make it text")
+        hint = "" if value is None or isinstance(value, (list, dict)) else "; quotes make it text"
+        raise UserError(f"{where}: must be text, is {shown(value)}{hint}")
     if not value.strip() or not value.isprintable():
         raise UserError(f"{where}: must be one line of text, is {shown(value)}")
     return value
@@ -204,6 +212,8 @@ def _checked_number(value: Any, smallest: int, where: str) -> int:
 
 
 def _checked_patterns(value: Any, where: str) -> str | dict[str, str]:
+    if isinstance(value, list):
+        raise UserError(f"{where}: must be one glob, or `group: glob` lines, is a list")
     if not isinstance(value, dict):
         return _checked_pattern(value, where)
     if not value:

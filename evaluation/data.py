@@ -133,6 +133,11 @@ def _parsed(text: str, place: int, path: str | Path, line: int) -> tuple[Any, in
         raise UserError(f"{path}:{line}: not valid JSON: {error}") from None
 
 
+def line_of(path: str | Path, index: int) -> int:
+    """The line on which the row of this index (from 0) begins, for messages."""
+    return next(line for place, (line, _) in enumerate(read_objects(path)) if place == index)
+
+
 def fault_of_row(row: dict[str, Any], task_type: TaskType, has_class: bool) -> str | None:
     """What is wrong with a row, or None. has_class: a class of the task's own may do without label and second choice.
 
@@ -216,11 +221,11 @@ def _fields(row: dict[str, Any]) -> str:
 def to_example(row: dict[str, Any], index: int, tokenizer) -> Example:
     """The ids of a checked row. Ids win over text; a choice or target of no token at all is one [eop].
 
-    Raises UserError for an id that the tokenizer does not have.
+    Raises UserError, naming the field, for an id that the tokenizer does not have.
     """
     def ids_of(ids: list[int], field: str) -> list[int]:
         if ids and max(ids) >= tokenizer.num_tokens:
-            raise UserError(f"row {index}: field {field}: the vocabulary has no id {max(ids)}, its ids are 0 to "
+            raise UserError(f"field {field}: the vocabulary has no id {max(ids)}, its ids are 0 to "
                             f"{tokenizer.num_tokens - 1}")
         return ids
 

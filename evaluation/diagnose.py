@@ -65,16 +65,17 @@ def generation_input(model, request: GenerateRequest, generated: list[int]) -> t
 
 
 @torch.inference_mode()
-def check_weights(model) -> None:
-    """Raises UserError, on all ranks, where a weight is NaN or infinity.
+def check_weights(model, checkpoint=None) -> None:
+    """Raises UserError, on all ranks, where a weight is NaN or infinity. checkpoint: its folder, for the message.
 
     Not all of these reach the logits: a softmax may lose the NaN of a query or a key, and then scores are wrong.
     """
     def check() -> None:
+        begin = f"{checkpoint}: " if checkpoint else ""
         rank = f" on tensor-parallel rank {parallel.rank()} of {parallel.size()}" if parallel.size() > 1 else ""
         for name, parameter in model.named_parameters():
             if not _is_finite(parameter):
-                raise UserError(f"{name}{rank} holds NaN or infinity; the checkpoint is damaged")
+                raise UserError(f"{begin}{name}{rank} holds NaN or infinity; the checkpoint is damaged")
 
     agree(check)
 

@@ -85,9 +85,12 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 
 def missing(config: TaskConfig) -> str | None:
     """Why a task cannot be scored, as one line: no folder, a group that matches no file, a file without a row."""
-    if not Path(config.path).is_dir():
-        return (f"{config.source}: path: there is no folder {config.path}; set DATA_PATH (--data-path) to where the "
-                "data is, or make it with tools/prepare_data.py")
+    folder = Path(config.path)
+    if folder.is_file():
+        return f"{config.source}: path: {folder} is a file; name its folder here, and the file in file_pattern"
+    if not folder.is_dir():
+        return (f"{config.source}: path: there is no folder {folder}; set DATA_PATH (--data-path) to where the data "
+                "is, or make it with tools/prepare_data.py (a path that begins with ./ is beside the task file)")
     for group, files in data_files(config).items():
         if not files:
             pattern = config.file_pattern[group] if isinstance(config.file_pattern, dict) else config.file_pattern

@@ -102,6 +102,10 @@ class Keeper:
             earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         except (OSError, ValueError):
             earlier = {}
+        strange = [name for name in (RESULTS, TIMINGS, REPORT, JOURNAL, SAMPLES) if (self.output / name).exists()]
+        if earlier is None and strange and not is_replaceable:
+            raise UserError(f"--output {self.output} holds {', '.join(strange)}, but no {SETTINGS} of an evaluation; "
+                            "name another --output, or let them be replaced with --overwrite")
         changed = [] if earlier is None else differences(earlier, facts)
         if changed and not is_replaceable:
             raise UserError(f"--output {self.output} holds the results of another run ({'; '.join(changed)}); name "

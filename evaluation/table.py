@@ -96,7 +96,10 @@ def _cells(values: dict) -> dict:
 def notes(results: dict, methods: dict[str, str]) -> list[str]:
     """What the signs of the table mean, and which tasks had no data."""
     signs = "; ".join(f"{sign}: {method}" for sign, method in sorted(methods.items()) if sign)
-    lines = ["n: items scored; cut: those whose text was too long; max, median, average: over prompts (files)"]
+    n = "items scored"
+    if any(not row.get("is_whole", True) for row in rows(results)):
+        n += " / there are"
+    lines = [f"n: {n}; cut: those whose text was too long; max, median, average: over prompts (files)"]
     lines += [f"95% interval of the average, {signs}"] if signs else []
     missing = [name for name, task in results["tasks"].items() if task.get("status") == "missing"]
     if missing:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation.config import TaskConfig, TaskType
-from evaluation.data import Example, read_rows, read_text, to_example
+from evaluation.data import Example, line_of, read_rows, read_text, to_example
 from evaluation.metrics import Metric, find_metric
 from evaluation.registry import import_dotted
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
@@ -44,7 +44,13 @@ class Task:
     def examples(self, path: Path, limit: int | None = None) -> list[Example]:
         """The first `limit` rows of a data file, tokenised."""
         rows = read_rows(path, self.config)[:limit]
-        return [to_example(row, index, self.tokenizer) for index, row in enumerate(rows)]
+        return [self._example(path, row, index) for index, row in enumerate(rows)]
+
+    def _example(self, path: Path, row: dict, index: int) -> Example:
+        try:
+            return to_example(row, index, self.tokenizer)
+        except UserError as error:
+            raise UserError(f"{path}:{line_of(path, index)}: {error}") from None
 
     def request(self, example: Example) -> Request:
         raise NotImplementedError
@@ -159,7 +165,10 @@ class LanguageModelTask(Task):
 
     @classmethod
     def check(cls, config: TaskConfig, path: Path) -> int:
-        read_text(path)
+        text = read_text(path).lstrip()
+        if config.module is None and path.suffix in (".json", ".jsonl") and text.startswith(("{", "[")):
+            raise UserError(f"{path}: holds JSON, and an lm task scores raw text; name the texts with file_pattern in "
+                            f"{config.source}")
         return 1
 
     def examples(self, path: Path, limit: int | None = None) -> list[Example]:

@@ -81,6 +81,8 @@ def test_damaged_weights_are_found_before_they_are_used(row):
     name = "layers.2.attention.query_key_value.weight"
     with pytest.raises(UserError, match=f"^transformer.{name} holds NaN or infinity; the checkpoint is damaged$"):
         check_weights(poisoned(name, row=row))
+    with pytest.raises(UserError, match=f"^data/glm: transformer.{name} holds NaN"):
+        check_weights(poisoned(name, row=row), "data/glm")
 
 
 def on_two_ranks(state, poison):

@@ -171,6 +171,26 @@ def test_a_missing_checkpoint_is_named(tasks, capsys):
     assert "--load /no/such: no such folder" in failing(capsys, *arguments(tasks), "--load", "/no/such")
 
 
+def test_an_id_beyond_the_vocabulary_is_named_with_its_line(tasks, capsys):
+    rows = [{"inputs": ids, "choices_pretokenized": ["a", "b"], "label": 0} for ids in ([1], [10**6])]
+    path = write_rows(tasks / "data" / "choices" / "plain" / "test.jsonl", rows)
+    assert failing(capsys, *arguments(tasks)).startswith(f"{path}:2: field inputs: the vocabulary has no id 1000000")
+
+
+def test_an_lm_task_does_not_score_rows_of_json_as_text(tasks, capsys):
+    path = write_rows(tasks / "data" / "text" / "a.jsonl", [{"text": "a"}])
+    file = tasks / "tasks" / "text.yaml"
+    file.write_text("name: text\ntype: lm\npath: text\n")
+    message = failing(capsys, *arguments(tasks), *CHECK)
+    assert message.startswith(f"{path}: holds JSON, and an lm task scores raw text") and str(file) in message
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tasks, capsys):
+    other = write_rows(tasks / "out" / "samples" / "answers.jsonl", [{"prompt": "a"}])
+    assert f"--output {tasks / 'out'} holds samples, but no settings.json" in failing(capsys, *arguments(tasks))
+    assert other.exists()
+
+
 def test_a_row_that_leaves_no_room_is_named_with_its_file(tasks, capsys):
     file = tasks / "tasks" / "choices.yaml"
     file.write_text(file.read_text() + "max_seq_length: 4\n")

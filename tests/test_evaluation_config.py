@@ -170,6 +170,7 @@ def test_a_module_that_fails(fault, tmp_path):
     (MUL.replace("mul", "[mul]"), "type: a list is none; allowed"),
     (MUL.replace("mul", "other"), "module is missing; a task of type other is what its class makes of it"),
     (MUL.replace("quiz", "no", 1), "name: must be text, is false; quotes make it text"),
+    (MUL.replace("quiz", "", 1), "name: must be text, is null"),
     (MUL.replace("quiz", "a/b", 1), "must not hold / or \\, begin with a dot"),
     (MUL.replace("quiz", "..", 1), "begin with a dot"),
     (MUL.replace("quiz", '"a\\nb"', 1), "must be one line of text"),
@@ -195,7 +196,7 @@ def test_a_module_that_fails(fault, tmp_path):
     (MUL + "file_pattern: {dev: /*}", "file_pattern: dev: '/*' leaves the task's data folder"),
     (MUL + "file_pattern: {}", "file_pattern: names no group"),
     (MUL + "file_pattern: {2020: '*'}", "file_pattern: a group's name: must be text, is 2020; quotes make it text"),
-    (MUL + "file_pattern: [a, b]", "file_pattern: must be text, is a list"),
+    (MUL + "file_pattern: [a, b]", "file_pattern: must be one glob, or `group: glob` lines, is a list"),
     (GEN + "num_beams: 0", "num_beams: must be from 1"),
     (GEN + "no_repeat_ngram_size: -1", "no_repeat_ngram_size: must be from 0"),
     (GEN + "length_penalty: .nan", "length_penalty: must be a number, such as 1.0, is nan"),
@@ -243,7 +244,7 @@ def assert_task_or_fault(load, text):
     try:
         assert isinstance(load(text), TaskConfig)
     except UserError as error:
-        assert str(error) and "\n" not in str(error)
+        assert all(fault and "\n" not in fault for fault in str(error).split("\nerror: "))
 
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

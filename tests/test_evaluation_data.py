@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evaluation.config import GenerationTaskConfig, LanguageModelTaskConfig, MultiChoiceTaskConfig, OtherTaskConfig
-from evaluation.data import read_rows, read_text, to_example
+from evaluation.data import line_of, read_rows, read_text, to_example
 from glm.errors import UserError
 
 MUL = MultiChoiceTaskConfig(name="quiz", path="quiz")
@@ -179,8 +179,16 @@ def test_ids_win_over_text():
 
 
 def test_an_id_beyond_the_vocabulary():
-    with pytest.raises(UserError, match="row 3: field choices: the vocabulary has no id 200, its ids are 0 to 199"):
+    with pytest.raises(UserError, match="^field choices: the vocabulary has no id 200, its ids are 0 to 199"):
         to_example({"inputs": [1], "choices": [[1], [200]], "label": 0}, 3, Letters())
+
+
+def test_the_line_of_a_row(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert [line_of(path, 0), line_of(path, 1)] == [1, 3]
+    path.write_text('[{"a": 1},\n\n {"a":\n 2}, {"a": 3}]')
+    assert [line_of(path, index) for index in range(3)] == [1, 3, 4]
 
 
 # Whatever a file holds

@@ -68,6 +68,14 @@ def test_the_faults_of_all_files_are_told_at_once(folder):
     assert second == "tasks/y.yaml: name: 'b.yaml' is the name of the task in tasks/b.yaml too"
 
 
+def test_all_faults_of_a_file_are_told_at_once(folder):
+    write(folder / "tasks/x.yaml", "name: x\ntype: mul\nmetric: [EM]\nmetrics: [Acc]\nmax_seq_length: 1k\n")
+    with pytest.raises(UserError) as caught:
+        load_tasks(["tasks/x.yaml"], "data")
+    assert [fault.split(": ")[1][:16] for fault in str(caught.value).split("\nerror: ")] == [
+        "unknown key 'met", "max_seq_length", "path is missing;", "metrics"]
+
+
 def test_tasks_in_order(folder):
     assert [task.name for task in load_tasks(["tasks/inner", "tasks/a.yml"], "data")] == [
         "inner-c.yaml", "inner-deep-d.yaml", "a.yml"]
@@ -93,6 +101,10 @@ def test_why_a_task_is_missing(tmp_path):
         return missing(MultiChoiceTaskConfig(name="quiz", path=str(tmp_path / "data"), source="quiz.yaml", **changes))
 
     assert "quiz.yaml: path: there is no folder " in reason() and "DATA_PATH" in reason()
+    assert reason(file_pattern="x").endswith("(a path that begins with ./ is beside the task file)")
+    write(tmp_path / "data", ROW)
+    assert f"path: {tmp_path / 'data'} is a file; name its folder" in reason()
+    (tmp_path / "data").unlink()
     write(tmp_path / "data" / "dev.jsonl", ROW)
     assert reason() is None
     assert reason(file_pattern={"dev": "dev*", "test": "test*"}) == (

@@ -41,6 +41,7 @@ def test_every_figure_is_there():
     assert line_with("WikiText-2", table)[-5:] == ["1.20e7", "1.20e7", "[1.10e7,", "1.30e7]", "B"]
     assert line_with("tiny", table)[-1] == "-"
     assert "B: bootstrap 95%, 1000 resamples; W: Wilson 95%" in table
+    assert "n: items scored / there are; cut" in table
 
 
 def test_a_missing_task_is_shown_as_missing():
