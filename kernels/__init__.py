@@ -1,4 +1,4 @@
-"""The model's inner operations, one set of names in two backends: plain torch, and compiled code for CPUs.
+"""The model's inner operations, one set of names in three backends: plain torch, compiled code for CPUs, and CUDA.
 
     ops = kernels.backend(weight)     # once per forward pass
     ops.linear(...); ops.head(...); ops.layer_norm(...); ops.residual_layer_norm(...); ops.scaled_add(...)
@@ -16,13 +16,17 @@ COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def backend(weight: torch.Tensor):
-    """The operations for weights like `weight`: compiled on a CPU where no gradients are recorded, else plain torch.
+    """The operations for weights like `weight`: compiled where no gradients are recorded, else plain torch.
 
-    Both have the signatures of kernels.reference.
+    All have the signatures of kernels.reference.
     """
-    if weight.device.type != "cpu" or weight.dtype not in COMPILED_DTYPES or torch.is_grad_enabled():
+    if weight.dtype not in COMPILED_DTYPES or torch.is_grad_enabled():
         return reference
-    return compiled() or reference
+    if weight.device.type == "cuda":
+        from kernels import cuda
+
+        return cuda.operators()
+    return (weight.device.type == "cpu" and compiled()) or reference
 
 
 def weight_only_linear(x, weight, scale, bias=None, bits=8, group_size=None) -> torch.Tensor:
@@ -49,6 +53,6 @@ def stack(layers, final_norm, keys, values, alpha, epsilon, positions_2d=False):
     """
     from kernels.cpu.stack import Stack, fits
 
-    if not compiled() or not fits(layers, final_norm, keys, values):
+    if keys[0].device.type != "cpu" or not compiled() or not fits(layers, final_norm, keys, values):
         return None
     return Stack(compiled(), layers, final_norm, keys, values, alpha, epsilon, positions_2d)

@@ -15,15 +15,13 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from kernels.cache import BuildError, cache_folder
+
 SOURCES = Path(__file__).parent
 OPTIMISED = ("-O2", "-march=native")
 PORTABLE = ("-O2",)
 OPENMP = "-fopenmp"
 COMPILE_SECONDS = 120  # a compiler that hangs must not hang the model
-
-
-class BuildError(RuntimeError):
-    """The library could not be compiled or loaded; the message is one line."""
 
 
 def load(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
@@ -50,16 +48,6 @@ def find_compiler() -> str:
         if name and (path := shutil.which(name)):
             return path
     raise BuildError("no C++ compiler found ($CXX, c++, g++, clang++)")
-
-
-def cache_folder() -> Path:
-    """Where compiled libraries are kept."""
-    if chosen := os.environ.get("GLM_KERNEL_CACHE"):
-        return Path(chosen)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glm-kernels"
-    except RuntimeError as error:  # a user without a home
-        raise BuildError("no folder to keep the compiled library in; set GLM_KERNEL_CACHE") from error
 
 
 def compiled(compiler: str, flags: tuple[str, ...]) -> Path:

@@ -1,0 +1,151 @@
+// What the kernels need of the machine, one instruction or one memory access a function: everything else in this folder
+// is plain C++. No headers are included, since NVRTC brings none. Elsewhere than on a GPU (the tests' emulator) these
+// functions come from cuda_emulator.h.
+#pragma once
+
+typedef unsigned int u32;
+typedef unsigned short u16;
+
+struct alignas(16) Quad {  // four words, moved by one 16-byte access
+    u32 word[4];
+};
+
+// How the elements of a tensor are stored; the numbers are kernels/cuda/linear.py's.
+enum Kind { FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2 };
+
+struct Arguments {  // of every kernel; kernels/cuda/linear.py packs it
+    const void* x;       // (m, k) in the module's 16-bit type
+    const void* weight;  // packed (n, k * bits / 8)
+    const void* scale;   // (n) or (n, groups)
+    const void* bias;    // (n) in x's type, or null
+    void* out;           // (m, n) in x's type; the dequantising kernels: (n, k)
+    u32 m, n, k;
+    u32 groups;        // 0: one scale a row
+    u32 group_size;    // columns; k when groups is 0
+    u32 group_magic;   // see divide
+    u32 scale_kind;    // Kind
+};
+
+#ifndef __CUDACC__
+#include "cuda_emulator.h"
+#else
+
+#define INLINE __device__ __forceinline__
+
+// a / d for d from 1, with magic = 2^31 / d + 1: exact while a * d < 2^31.
+INLINE u32 divide(u32 a, u32 magic) { return __umulhi(2 * a, magic); }
+
+INLINE u32 bytes(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
+
+INLINE u32 and_xor(u32 a, u32 b, u32 c) {  // (a & b) ^ c; with two constants the compiler makes two instructions of it
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+// Loads are volatile so that the compiler leaves them where they are written: ahead of the arithmetic that hides them.
+INLINE Quad load_once(const void* p) {  // weights: nobody reads them again, they need no place in L1
+    Quad q;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(q.word[0]), "=r"(q.word[1]), "=r"(q.word[2]), "=r"(q.word[3]) : "l"(p));
+    return q;
+}
+
+INLINE Quad load_if(bool wanted, const void* p) {  // zeros where not wanted
+    Quad q;
+    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %5, 0;\n"
+                 "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+                 "@wanted ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "=r"(q.word[0]), "=r"(q.word[1]), "=r"(q.word[2]), "=r"(q.word[3]) : "l"(p), "r"((u32)wanted));
+    return q;
+}
+
+INLINE u32 load_u32(const void* p) {
+    u32 value;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(p));
+    return value;
+}
+
+INLINE u32 load_u16(const void* p) {
+    u16 value;
+    asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(value) : "l"(p));
+    return value;
+}
+
+INLINE u32 load_u8(const void* p) {
+    u32 value;
+    asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(value) : "l"(p));
+    return value;
+}
+
+INLINE void store(void* p, Quad q) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :: "l"(p), "r"(q.word[0]), "r"(q.word[1]), "r"(q.word[2]), "r"(q.word[3]) : "memory");
+}
+
+INLINE void store_u16(void* p, u32 value) {
+    asm volatile("st.global.u16 [%0], %1;" :: "l"(p), "h"((u16)value) : "memory");
+}
+
+INLINE float as_float(u32 bits) { return __uint_as_float(bits); }
+INLINE u32 as_bits(float value) { return __float_as_uint(value); }
+
+INLINE float from_half(u32 low_half) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((u16)low_half));
+    return value;
+}
+
+INLINE u32 to_half(float value) {
+    u16 half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+    return half;
+}
+
+// Pairs of 16-bit floats in a word: a * b + c, rounded once.
+INLINE u32 fma_half2(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+INLINE u32 add_half2(u32 a, u32 b) {
+    u32 d;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+INLINE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+#if __CUDA_ARCH__ >= 800
+
+INLINE u32 fma_bfloat2(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+INLINE u32 to_bfloat(float value) {
+    u16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
+    return rounded;
+}
+
+// A warp's product of a 16 x 16 matrix a with a 16 x 8 matrix b, added to the 16 x 8 matrix c. Of lane = 4 * g + t,
+// a[0] is row g, columns 2t and 2t + 1; a[1] row g + 8; a[2], a[3] the same rows, columns 2t + 8 and 2t + 9; b0 is
+// column g, rows 2t and 2t + 1; b1 rows 2t + 8 and 2t + 9; c[0], c[1] is row g, columns 2t and 2t + 1; c[2], c[3] row
+// g + 8. (PTX ISA, "mma.m16n8k16 with floating point type".)
+template <int KIND>
+INLINE void multiply_add(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    if (KIND == FLOAT16)
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    else
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+#endif
+#endif

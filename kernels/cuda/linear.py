@@ -1,0 +1,130 @@
+"""Which kernel computes a weight-only linear layer, and with what arguments."""
+
+import struct
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.reference import check_packed
+
+KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}  # Kind in device.h; x is one of the first two
+ARGUMENTS = struct.Struct("5P7I4x")  # Arguments in device.h
+ALIGNMENT = 16  # bytes; what one load takes
+SKINNY_ROWS, SIMPLE_ROWS = 64, 16  # of x: for more, a dequantised weight and the library's product are faster
+WARPS = 8  # MAXIMUM_WARPS in skinny.h
+STAGES = {1: 2, 2: 2, 4: 1}  # by tiles: STAGES in linear.cu
+LARGEST_INDEX, LARGEST_GRID = 2**31, 65535
+DEQUANTIZE_THREADS = 256
+
+
+class Plan(NamedTuple):
+    """One kernel's launch."""
+
+    name: str  # in linear.cu
+    grid: tuple[int, int]
+    threads: int
+
+
+def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int,
+                       group_size: int | None) -> Tensor:
+    """kernels.reference.weight_only_linear for x in float16 or bfloat16, on `device` (driver.Device).
+
+    Raises ValueError (check_packed, check_alignment) and kernels.cache.BuildError.
+    """
+    check_packed(x, weight, scale, bias, bits, group_size)
+    check_alignment(weight)
+    n, k = weight.shape[0], x.shape[-1]
+    rows = x.reshape(-1, k).contiguous()
+    if rows.data_ptr() % ALIGNMENT:
+        rows = rows.clone()
+    if n == 0 or rows.shape[0] == 0:
+        return x.new_empty((*x.shape[:-1], n))
+    plan = choose(rows.shape[0], n, k, bits, group_size, device.has_tensor_cores, device.processors)
+    if plan is None:
+        return F.linear(x, dequantize(device, weight, scale, x.dtype, bits, group_size), bias)
+    out = x.new_empty((*x.shape[:-1], n))
+    if bias is not None:
+        bias = bias.contiguous()
+    launch(device, plan, x.dtype, bits, rows, weight, scale, bias, out, rows.shape[0], k, group_size)
+    return out
+
+
+def dequantize(device, weight: Tensor, scale: Tensor, dtype: torch.dtype, bits: int, group_size: int | None) -> Tensor:
+    """Packed weight -> (n, k) of dtype (float16 or bfloat16), as kernels.packing.dequantize, bit for bit.
+
+    The memory comes from torch's allocator and goes back to it after the product: layers of a shape share it.
+    """
+    n, k = weight.shape[0], weight.shape[1] * 8 // bits
+    out = torch.empty((n, k), dtype=dtype, device=weight.device)
+    name = "dequantize_eights" if fits_eights(n, k, group_size) else "dequantize_any"
+    launch(device, Plan(name, (n, 1), DEQUANTIZE_THREADS), dtype, bits, None, weight, scale, None, out, 0, k,
+           group_size)
+    return out
+
+
+def check_alignment(weight: Tensor) -> None:
+    if weight.data_ptr() % ALIGNMENT:
+        raise ValueError(f"weight_only_linear: the packed weight begins {weight.data_ptr() % ALIGNMENT} bytes behind a "
+                         f"multiple of {ALIGNMENT}, which its kernels cannot read; a copy (weight.clone()) can be read")
+
+
+def choose(m: int, n: int, k: int, bits: int, group_size: int | None, tensor_cores: bool,
+           processors: int) -> Plan | None:
+    """The kernel for m rows of x and a weight of (n, k); None: dequantise, then the library's product."""
+    width = 128 // bits  # columns of a 16-byte load
+    if k % width or not fits_eights(n, k, group_size):
+        return None
+    group_size = None if group_size == k else group_size
+    if tensor_cores and (group_size is None or group_size % width == 0):
+        return skinny(m, n, k, bits, group_size, *tiling(m, n, bits, processors)) if m <= SKINNY_ROWS else None
+    return choose_simple(m, n)
+
+
+def tiling(m: int, n: int, bits: int, processors: int) -> tuple[int, int]:
+    """Tiles of 16 rows of the weight and slices of 8 rows of x that a block of a skinny kernel takes.
+
+    A block reads 2 * m bytes of x for 16 * tiles * bits / 8 bytes of the weight. x comes from the L2 cache, the
+    weight passes through it, and H100's L2 gives less than twice what its memory gives: as many tiles as keep x at half
+    of the weight or below, if there are, as long as there are blocks for half of the processors.
+    """
+    tiles = next((tiles for tiles in (1, 2, 4) if tiles * bits >= 2 * m), 4)
+    slices = 1 if m <= 8 else 2
+    while tiles > 1 and n < 16 * tiles * (processors // 2):
+        tiles, slices = tiles // 2, 1
+    return tiles, slices
+
+
+def skinny(m: int, n: int, k: int, bits: int, group_size: int | None, tiles: int, slices: int) -> Plan | None:
+    """The kernel with these template arguments; as many warps as take equally many turns along k."""
+    grid = (-(-m // (8 * slices)), -(-n // (16 * tiles)))
+    if grid[1] > LARGEST_GRID:
+        return None
+    stage = 4 * 128 // bits  # columns
+    scaling = "ROW" if group_size is None else "CHUNK" if group_size % stage else "STAGE"
+    turns = -(-k // (stage * STAGES[tiles]))
+    warps = -(-turns // -(-turns // WARPS))
+    return Plan(f"skinny_{tiles}_{slices}_{scaling}", grid, 32 * warps)
+
+
+def choose_simple(m: int, n: int) -> Plan | None:
+    rows_of_x = 1 if m == 1 else 2 if m == 2 else 4
+    grid = (-(-m // rows_of_x), -(-n // 8))  # 4 warps of 2 rows
+    return Plan(f"simple_{rows_of_x}", grid, 128) if m <= SIMPLE_ROWS and grid[1] <= LARGEST_GRID else None
+
+
+def fits_eights(n: int, k: int, group_size: int | None) -> bool:
+    """Whether eight neighbouring columns have one scale, and 32-bit indices of them and of scales suffice."""
+    size = group_size or k
+    return k % 8 == 0 and size % 8 == 0 and k * size < LARGEST_INDEX and n * (k // 8) < LARGEST_INDEX
+
+
+def launch(device, plan: Plan, dtype: torch.dtype, bits: int, x: Tensor | None, weight: Tensor, scale: Tensor,
+           bias: Tensor | None, out: Tensor, m: int, k: int, group_size: int | None) -> None:
+    grouped = group_size is not None and group_size != k
+    size = group_size if grouped else k
+    pointers = (0 if tensor is None else tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
+    arguments = ARGUMENTS.pack(*pointers, m, weight.shape[0], k, k // size if grouped else 0, size,
+                               2**31 // size + 1, KINDS[scale.dtype])
+    device.launch(bits, KINDS[dtype], plan.name, plan.grid, plan.threads, arguments)

@@ -1,0 +1,181 @@
+// out (m, n) = x (m, k) * weight (n, k)^T for few rows of x, on tensor cores (sm_80 and later): decoding, which is bound
+// by reading the weights once.
+//
+// A warp owns TILES * 16 rows of the weight; the warps of a block share these rows and take turns along k, and add up
+// their sums at the end. A block needs no more than that of the others: no workspace, no second kernel, no atomics,
+// the same sum every time. A tensor core's product takes 16 rows of weights and, as its columns, 8 rows of x; SLICES * 8
+// rows of x are taken at a time, blockIdx.x says which, blockIdx.y which rows of the weight.
+//
+// Lane 4 * g + t holds rows g and g + 8 of a product and four of its 16 columns. Which columns is ours to choose, since a
+// sum has no order: the lane loads 16 neighbouring bytes of its rows (a "chunk": 32 or 16 columns), its four neighbours
+// the chunks beside, and what they unpack goes into the products as it comes, with x loaded the same way. So all loads
+// of weights are of 16 bytes, four lanes side by side, and no weight passes through shared memory. "stages" are four
+// chunks; a turn takes STAGES of them, while the loads of the next turn are under way.
+#pragma once
+
+#include "unpack.h"
+
+// Where scales come in. ROW: in the end. STAGE: the four chunks of a stage lie in one group, whose sum is scaled in
+// float32. CHUNK: groups of whole chunks; the lane scales its weights, rounded as they are in the reference.
+enum Scaling { ROW, STAGE, CHUNK };
+
+const u32 MAXIMUM_WARPS = 8;
+
+template <int BITS, int KIND, int TILES, int SLICES, int STAGES, int SCALING>
+struct Skinny {
+    static constexpr int ROWS = 16 * TILES, COLUMNS = 8 * SLICES;
+    static constexpr int WIDTH = 128 / BITS;    // columns of a chunk
+    static constexpr int EIGHTS = WIDTH / 8;    // a chunk is unpacked eight columns at a time
+
+    struct Turn {  // what a lane has loaded of its rows
+        Quad weight[STAGES][TILES][2];
+        u32 scale[STAGES][TILES][2];
+    };
+
+    const Arguments& a;
+    u32 chunks, lane_group, lane_place, first_row, first_x;
+    float sum[TILES][SLICES][4];
+
+    INLINE Skinny(const Arguments& arguments) : a(arguments) {
+        chunks = a.k / WIDTH;
+        lane_group = threadIdx.x % 32 / 4;
+        lane_place = threadIdx.x % 4;
+        first_row = blockIdx.y * ROWS;
+        first_x = blockIdx.x * COLUMNS;
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int s = 0; s < SLICES; s++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) sum[t][s][i] = 0.0f;
+    }
+
+    INLINE u32 row(int tile, int half) const {  // rows past the end repeat the last one; their sums are not stored
+        return min(first_row + 16 * tile + 8 * half + lane_group, a.n - 1);
+    }
+
+    INLINE u32 chunk(u32 turn, int stage) const { return (turn * STAGES + stage) * 4 + lane_place; }
+
+    // Chunks past the end repeat the last one; their x is zero.
+    INLINE void load(Turn& loaded, u32 turn) const {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; stage++) {
+            const u32 place = min(chunk(turn, stage), chunks - 1);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    loaded.weight[stage][t][half] = load_once((const Quad*)a.weight + (row(t, half) * chunks + place));
+            if (SCALING == ROW) continue;
+            const u32 group = divide(place * WIDTH, a.group_magic);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    loaded.scale[stage][t][half] = load_scale(a, row(t, half) * a.groups + group);
+        }
+    }
+
+    INLINE void add(const Turn& loaded, u32 turn) {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; stage++) {
+            const u32 place = chunk(turn, stage);
+            Quad x[SLICES][EIGHTS];
+#pragma unroll
+            for (int s = 0; s < SLICES; s++) {
+                const u32 x_row = first_x + 8 * s + lane_group;
+                const char* begin = (const char*)a.x + ((unsigned long long)x_row * a.k + place * WIDTH) * 2;
+#pragma unroll
+                for (int e = 0; e < EIGHTS; e++) x[s][e] = load_if(x_row < a.m && place < chunks, begin + 16 * e);
+            }
+            if (SCALING == STAGE) {
+                float part[TILES][SLICES][4] = {};
+                multiply_stage(part, loaded, stage, x);
+                scale_stage(part, loaded, stage);
+            } else {
+                multiply_stage(sum, loaded, stage, x);
+            }
+        }
+    }
+
+    INLINE void multiply_stage(float (&to)[TILES][SLICES][4], const Turn& loaded, int stage,
+                               const Quad (&x)[SLICES][EIGHTS]) const {
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++) {
+            Pairs columns[SLICES];
+#pragma unroll
+            for (int s = 0; s < SLICES; s++) columns[s] = arrange<BITS>(x[s][e]);
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                Pairs rows[2];
+#pragma unroll
+                for (int half = 0; half < 2; half++) rows[half] = weights(loaded, stage, t, half, e);
+#pragma unroll
+                for (int s = 0; s < SLICES; s++)
+#pragma unroll
+                    for (int i = 0; i < 4; i += 2)
+                        multiply_add<KIND>(to[t][s], rows[0].pair[i], rows[1].pair[i], rows[0].pair[i + 1],
+                                           rows[1].pair[i + 1], columns[s].pair[i], columns[s].pair[i + 1]);
+            }
+        }
+    }
+
+    INLINE Pairs weights(const Turn& loaded, int stage, int tile, int half, int eight) const {
+        Packed<BITS> packed;
+#pragma unroll
+        for (int i = 0; i < BITS / 4; i++) packed.word[i] = loaded.weight[stage][tile][half].word[eight * (BITS / 4) + i];
+        Pairs p = unpack<BITS, KIND>(packed);
+        if (SCALING == CHUNK) {
+            const u32 scale = from_float<KIND>(scale_value(a, loaded.scale[stage][tile][half]));
+#pragma unroll
+            for (int i = 0; i < 4; i++) p.pair[i] = multiply<KIND>(p.pair[i], scale * 0x10001);
+        }
+        return p;
+    }
+
+    INLINE void scale_stage(const float (&part)[TILES][SLICES][4], const Turn& loaded, int stage) {
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float scale = scale_value(a, loaded.scale[stage][t][half]);
+#pragma unroll
+                for (int s = 0; s < SLICES; s++)
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; i++) sum[t][s][i] += scale * part[t][s][i];
+            }
+    }
+
+    INLINE void run() {
+        __shared__ float partial[MAXIMUM_WARPS * ROWS * COLUMNS];
+        const u32 warps = blockDim.x / 32, turns = (chunks + 4 * STAGES - 1) / (4 * STAGES);
+        Turn even, odd;
+        u32 turn = threadIdx.x / 32;
+        if (turn < turns) load(even, turn);
+        while (turn < turns) {
+            if (turn + warps < turns) load(odd, turn + warps);
+            add(even, turn);
+            turn += warps;
+            if (turn >= turns) break;
+            if (turn + warps < turns) load(even, turn + warps);
+            add(odd, turn);
+            turn += warps;
+        }
+        float* mine = partial + threadIdx.x / 32 * ROWS * COLUMNS;
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int s = 0; s < SLICES; s++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    mine[(8 * s + 2 * lane_place + i % 2) * ROWS + 16 * t + 8 * (i / 2) + lane_group] = sum[t][s][i];
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < ROWS * COLUMNS; i += blockDim.x) {
+            const u32 at_row = first_row + i % ROWS, at_x = first_x + i / ROWS;
+            if (at_row >= a.n || at_x >= a.m) continue;
+            float total = 0.0f;
+            for (u32 w = 0; w < warps; w++) total += partial[w * ROWS * COLUMNS + i];
+            store_result<KIND>(a, SCALING == ROW, total, at_row, at_x);
+        }
+    }
+};

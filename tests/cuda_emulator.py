@@ -1,0 +1,55 @@
+"""A device for kernels.cuda without a GPU: the same sources, compiled for the processor (cuda_emulator.h)."""
+
+import ctypes
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from kernels.cuda import build
+from kernels.cuda.linear import ARGUMENTS
+
+HERE = Path(__file__).resolve().parent
+POISON = 0x7E7E  # in every 16-bit place of an output: not a number
+
+
+class Buffer(ctypes.Structure):
+    _fields_ = (("begin", ctypes.c_void_p), ("size", ctypes.c_uint64), ("writable", ctypes.c_uint32))
+
+
+@cache
+def library(folder: Path, bits: int, kind: int) -> ctypes.CDLL:
+    """Compiled in some seconds. Raises FileNotFoundError without g++."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise FileNotFoundError("g++")
+    path = folder / f"emulator_{bits}_{kind}.so"
+    command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror",
+               "-Wno-unknown-pragmas", f"-DGLM_BITS={bits}", f"-DGLM_KIND={kind}", f"-I{HERE}", "-x", "c++",
+               str(build.SOURCES / build.MAIN), "-o", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = ctypes.CDLL(str(path))
+    loaded.emulate.restype = ctypes.c_char_p
+    return loaded
+
+
+class Emulator:
+    """Takes the place of driver.Device for tensors of the processor; remembers what it was asked to run."""
+
+    def __init__(self, folder: Path, has_tensor_cores: bool = True, processors: int = 4):
+        self.folder, self.has_tensor_cores, self.processors = folder, has_tensor_cores, processors
+        self.launched: list[str] = []
+
+    def launch(self, bits: int, kind: int, name: str, grid: tuple[int, int], threads: int, arguments: bytes) -> None:
+        self.launched.append(name)
+        x, weight, scale, bias, out, m, n, k, groups, _, _, scale_kind = ARGUMENTS.unpack(arguments)
+        produced, scales = n * k if name.startswith("dequantize") else m * n, n * max(groups, 1)
+        sizes = ((x, m * k * 2), (weight, n * k * bits // 8), (scale, scales * (4 if scale_kind == 2 else 2)),
+                 (bias, n * 2 if bias else 0))
+        buffers = [*(Buffer(begin, size, 0) for begin, size in sizes), Buffer(out, produced * 2, 1)]
+        ctypes.memset(out, POISON & 0xFF, produced * 2)
+        loaded = library(self.folder, bits, kind)
+        kernel = ctypes.cast(getattr(loaded, name), ctypes.c_void_p)
+        problem = loaded.emulate(kernel, *grid, threads, arguments, (Buffer * len(buffers))(*buffers), len(buffers))
+        assert not problem, f"{name}: {problem.decode()}"

@@ -1,0 +1,227 @@
+"""The CUDA sources' numbers, without a GPU: every kernel on the emulator against kernels.reference; its choice."""
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernels import cuda, reference
+from kernels.cuda import linear
+from kernels.packing import dequantize
+from tests.cuda_emulator import Emulator
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    return tmp_path_factory.mktemp("emulator")
+
+
+def random_case(m, n, k, bits, group_size, dtype, scale_dtype=torch.float16, biased=True, seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    x = torch.randn(m, k, generator=chance).to(dtype)
+    weight = torch.randint(-128, 128, (n, k * bits // 8), generator=chance, dtype=torch.int16).to(torch.int8)
+    groups = () if group_size is None else (k // group_size,)
+    scale = (torch.rand((n, *groups), generator=chance) * 0.02 + 0.001).to(scale_dtype)
+    bias = torch.randn(n, generator=chance).to(dtype) if biased else None
+    return x, weight, scale, bias, bits, group_size
+
+
+def assert_as_near_as_torch(result, x, weight, scale, bias, bits, group_size):
+    """Errors against float32 are at most twice those of the same product in torch at x's precision: the largest one,
+    and their mean square. One rounding of the result is granted to both."""
+    exact = reference.weight_only_linear(x.float(), weight, scale, None if bias is None else bias.float(), bits,
+                                         group_size)
+    torch_s = reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
+    rounding = exact.abs().max() * torch.finfo(x.dtype).eps / 2
+    assert result.dtype is x.dtype and result.shape == exact.shape
+    error, allowed = (result.float() - exact).abs(), (torch_s.float() - exact).abs()
+    assert error.max() <= 2 * allowed.max() + rounding
+    assert error.square().mean().sqrt() <= 2 * allowed.square().mean().sqrt() + rounding / 4
+
+
+def run(folder, case, **device):
+    emulator = Emulator(folder, **device)
+    with torch.no_grad():
+        result = cuda.Operators(lambda _: emulator).weight_only_linear(*case)
+    assert_as_near_as_torch(result, *case)
+    return emulator.launched
+
+
+# k = 672 is no whole number of stages, 40 and 72 rows no whole number of tiles.
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("m, n, kernels", [(1, 40, "1_1 1_1"), (2, 16, "1_1 1_1"), (3, 40, "1_1 2_1"),
+                                           (8, 72, "2_1 4_1"), (13, 72, "4_2 4_2"), (19, 72, "4_2 4_2")])
+def test_skinny_kernels_with_a_scale_for_each_row(folder, bits, dtype, m, n, kernels):
+    kernel = dict(zip((8, 4), kernels.split(), strict=True))[bits]
+    assert run(folder, random_case(m, n, 672, bits, None, dtype), processors=2) == [f"skinny_{kernel}_ROW"]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("group_size", [32, 64, 96, 128, 384])
+@pytest.mark.parametrize("m, n", [(1, 24), (4, 40), (7, 72), (16, 64)])
+def test_skinny_kernels_with_groups(folder, bits, dtype, group_size, m, n):
+    stage = 512 // bits
+    launched = run(folder, random_case(m, n, 768, bits, group_size, dtype), processors=2)
+    assert launched[0].endswith("STAGE" if group_size % stage == 0 else "CHUNK")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("group_size", [None, 32, 128, 24])
+@pytest.mark.parametrize("m", [1, 2, 3, 9])
+def test_simple_kernels_of_older_devices(folder, bits, dtype, group_size, m):
+    case = random_case(m, 11, 384, bits, group_size, dtype)
+    slices = {1: 1, 2: 2}.get(m, 4)
+    assert run(folder, case, has_tensor_cores=False) == [f"simple_{slices}"]
+
+
+def test_groups_of_merged_shards_take_the_simple_kernel(folder):
+    assert run(folder, random_case(3, 20, 352, 4, 88, torch.float16)) == ["simple_4"]
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("group_size", [None, 32, 256])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_scales_of_other_types(folder, scale_dtype, group_size, bits):
+    for dtype in HALVES:
+        run(folder, random_case(2, 16, 512, bits, group_size, dtype, scale_dtype, biased=False))
+        run(folder, random_case(2, 16, 512, bits, group_size, dtype, scale_dtype), has_tensor_cores=False)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("k, group_size, kernel", [
+    (672, None, "dequantize_eights"), (768, 32, "dequantize_eights"), (88, 88, "dequantize_eights"),
+    (264, 24, "dequantize_eights"), (30, None, "dequantize_any"), (60, 12, "dequantize_any"),
+    (64, 2, "dequantize_any")])
+def test_dequantising_is_bit_exact(folder, bits, dtype, k, group_size, kernel):
+    emulator = Emulator(folder)
+    for scale_dtype in (torch.float16, torch.float32):
+        _, weight, scale, *_ = random_case(1, 5, k, bits, group_size, dtype, scale_dtype)
+        result = linear.dequantize(emulator, weight, scale, dtype, bits, group_size)
+        assert torch.equal(result, dequantize(weight, scale, bits, dtype))
+    assert emulator.launched == [kernel] * 2
+
+
+def test_every_value_of_a_packed_weight_is_unpacked_right(folder):
+    """All 256 bytes at all places of a 16-byte load, read back through the identity."""
+    for bits in (8, 4):
+        for dtype in HALVES:
+            places = 16
+            values = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(torch.int8)
+            weight = torch.stack([values.roll(place) for place in range(places)], dim=1).contiguous()  # (256, 16)
+            k = places * 8 // bits
+            x, scale = torch.eye(k, dtype=dtype), torch.ones(256, dtype=torch.float16)
+            exact = dequantize(weight, scale, bits, torch.float32)
+            for has_tensor_cores, rows in ((True, k), (False, 16)):
+                ops = cuda.Operators(lambda _, has=has_tensor_cores: Emulator(folder, has))
+                result = ops.weight_only_linear(x[:rows], weight, scale, None, bits, None)
+                assert torch.equal(result.float(), exact.t()[:rows])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(m=st.integers(1, 20), n=st.integers(1, 70), k_steps=st.integers(1, 24), bits=st.sampled_from([8, 4]),
+       dtype=st.sampled_from(HALVES), groups=st.integers(0, 6), tensor_cores=st.booleans(), seed=st.integers(0, 99))
+def test_any_shape(folder, m, n, k_steps, bits, dtype, groups, tensor_cores, seed):
+    k = 2 * k_steps * max(groups, 1) if seed % 2 else 32 * k_steps * max(groups, 1)
+    case = random_case(m, n, k, bits, k // groups if groups else None, dtype, biased=seed % 3 > 0, seed=seed)
+    run(folder, case, has_tensor_cores=tensor_cores)
+
+
+def test_many_rows_go_through_the_dequantised_weight(folder):
+    for bits in (8, 4):
+        assert run(folder, random_case(65, 24, 256, bits, 64, torch.float16)) == ["dequantize_eights"]
+        assert run(folder, random_case(17, 24, 256, bits, None, torch.bfloat16), has_tensor_cores=False) == [
+            "dequantize_eights"]
+
+
+def test_leading_dimensions_no_rows_and_views(folder):
+    emulator = Emulator(folder)
+    ops = cuda.Operators(lambda _: emulator)
+    x, weight, scale, bias, bits, group_size = random_case(6, 16, 256, 4, None, torch.float16)
+    flat = ops.weight_only_linear(x, weight, scale, bias, bits, group_size)
+    assert torch.equal(ops.weight_only_linear(x.view(2, 3, 256), weight, scale, bias, bits, group_size),
+                       flat.view(2, 3, 16))
+    assert ops.weight_only_linear(x[:0], weight, scale, bias, bits, group_size).shape == (0, 16)
+    wide = torch.zeros(6, 263, dtype=torch.float16)
+    wide[:, 7:] = x  # neither contiguous nor aligned
+    assert torch.equal(ops.weight_only_linear(wide[:, 7:], weight, scale, bias, bits, group_size), flat)
+    long = torch.zeros(6 * 256 + 1, dtype=torch.float16)[1:].view(6, 256).copy_(x)  # contiguous, not aligned
+    assert torch.equal(ops.weight_only_linear(long, weight, scale, bias, bits, group_size), flat)
+    packed = reference.PackedWeight(weight, scale, bits, group_size)
+    assert torch.equal(ops.linear(x, packed, bias), flat)
+
+
+def test_float32_goes_to_the_reference(folder):
+    case = random_case(3, 16, 256, 8, None, torch.float32)
+    emulator = Emulator(folder)
+    assert torch.equal(cuda.Operators(lambda _: emulator).weight_only_linear(*case),
+                       reference.weight_only_linear(*case))
+    assert emulator.launched == []
+
+
+def test_mistakes_are_refused_before_anything_runs(folder):
+    x, weight, scale, bias, bits, group_size = random_case(2, 16, 256, 4, None, torch.float16)
+    ops = cuda.Operators(lambda _: Emulator(folder))
+
+    def refused(match, **changed):
+        arguments = dict(x=x, weight=weight, scale=scale, bias=bias, bits=bits, group_size=group_size) | changed
+        with pytest.raises(ValueError, match=match):
+            ops.weight_only_linear(**arguments)
+
+    refused("bits is 3", bits=3)
+    refused("has 128 columns", bits=8)
+    refused("has 256 columns", x=x[:, :254])
+    refused("groups of 100 do not divide", group_size=100)
+    refused(r"\(16, 2\) is needed", group_size=128)
+    refused("bias must have x's dtype", bias=bias.float())
+    refused("contiguous int8", weight=weight.t())
+    misaligned = torch.zeros(16 * 128 + 4, dtype=torch.int8)[4:].view(16, 128)
+    refused("begins 4 bytes behind a multiple of 16.*clone", weight=misaligned)
+
+
+GLM_130B = [(36864, 12288), (12288, 12288), (65536, 12288), (12288, 32768)]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 16])
+def test_decoding_at_glm_130b_s_shapes_fills_an_h100(parts, bits, m):
+    """Skinny kernels throughout; and the loads of two turns, which are under way at a time, are more bytes than keep
+    the memory busy (3.35 TB/s times a microsecond, which is more than it takes to answer)."""
+    for n, k in GLM_130B:
+        column_parallel = k == 12288 and n != 12288
+        n, k = (n // parts, k) if column_parallel else (n, k // parts)
+        for group_size in (None, 32, 128):
+            plan = linear.choose(m, n, k, bits, group_size, True, 132)
+            _, tiles, slices, _ = plan.name.split("_")
+            assert plan.name.startswith("skinny_") and plan.grid[0] == 1 and int(slices) * 8 >= min(m, 16)
+            blocks, warps = plan.grid[1], plan.threads // 32
+            turn = 32 * 16 * 2 * int(tiles) * linear.STAGES[int(tiles)]  # bytes that a warp loads
+            assert 2 * blocks * warps * turn >= 3.35e6
+            assert blocks * 16 * int(tiles) >= n and blocks >= 66
+
+
+def test_choice_at_the_edges():
+    def name(*arguments):
+        plan = linear.choose(*arguments)
+        return plan and plan.name
+
+    assert name(64, 12288, 12288, 4, None, True, 132) == "skinny_4_2_ROW"
+    assert name(65, 12288, 12288, 4, None, True, 132) is None
+    assert name(16, 12288, 12288, 4, None, False, 80) == "simple_4"
+    assert name(17, 12288, 12288, 4, None, False, 80) is None
+    assert name(1, 12288, 12288 + 16, 4, None, True, 132) is None  # rows that are no whole number of 16 bytes
+    assert name(1, 12288, 12288 + 16, 8, None, True, 132) == "skinny_1_1_ROW"
+    assert name(1, 12288, 12288, 4, 12288, True, 132) == "skinny_1_1_ROW"  # one group is one scale a row
+    assert name(1, 12288, 12288, 4, 4, True, 132) is None
+    assert name(1, 16 * 65536, 256, 4, None, True, 132) is None  # more blocks than a grid has
+    assert name(8, 512, 12288, 4, None, True, 132) == "skinny_1_1_ROW"  # few rows of weights: smaller tiles
