@@ -1,0 +1,1 @@
+"""What quantisation changes in a model, measured: the work behind `python -m quantization report`."""
