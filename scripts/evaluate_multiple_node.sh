@@ -20,6 +20,7 @@ export MASTER_PORT="${MASTER_PORT:-29500}"       # a free port of the first host
 #export NCCL_SOCKET_IFNAME=eth0 NCCL_IB_DISABLE=0 NCCL_DEBUG=WARN
 
 source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+case " $* " in *" --help "* | *" -h "*) exec "$PYTHON" -m evaluation --help ;; esac
 export CHECKPOINT_PATH DATA_PATH="${DATA_PATH:-$REPOSITORY/data}"
 exec "$PYTHON" "$REPOSITORY/scripts/launch_hosts.py" "$HOST_FILE_PATH" "$MP_SIZE" evaluation \
     --load "$CHECKPOINT_PATH" --model-parallel-size "$MP_SIZE" --data-path "$DATA_PATH" \

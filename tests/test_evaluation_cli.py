@@ -105,6 +105,8 @@ def test_the_script_finds_data_and_model(tmp_path):
     assert arguments_of(process) == [*start, str(clone.root / "data"), "tasks/quickstart", "my tasks"]
     given = {"DATA_PATH": "/my data", "STUB_COMPLETE": "yes"}
     assert arguments_of(clone.run("evaluate.sh", "x", **given)) == [*start, "/my data", "x"]
+    process = clone.run("evaluate_multiple_node.sh", "tasks", "--help", STUB_COMPLETE="yes")
+    assert arguments_of(process) == ["-m", "evaluation", "--help"]
     process = clone.run("evaluate.sh", "compare", "run a", "run b", STUB_COMPLETE="yes")
     assert arguments_of(process) == ["-m", "evaluation", "compare", "run a", "run b"]
 

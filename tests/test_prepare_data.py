@@ -233,9 +233,26 @@ def test_mistakes_on_the_command_line(tmp_path, raw, capsys):
     ]:
         assert prepare_data.main(arguments) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit) as end:
-        prepare_data.main(["--raw", str(raw)])
-    assert end.value.code == 2 and "--raw and --output are needed" in capsys.readouterr().err
+    for arguments, message in [(["--raw", str(raw)], "error: --raw and --output are needed (or --list)\n"),
+                               (["--lsit"], "error: unknown argument '--lsit'; did you mean --list?\n")]:
+        with pytest.raises(SystemExit) as end:
+            prepare_data.main(arguments)
+        assert end.value.code == 2 and capsys.readouterr().err == message
+
+
+def test_an_output_that_is_no_folder(tmp_path, raw, capsys):
+    (tmp_path / "file").touch()
+    assert prepare_data.main(["--raw", str(raw), "--output", str(tmp_path / "file")]) == 2
+    assert "superglue_axg/follows: Not a directory\n" in capsys.readouterr().err
+
+
+def test_a_raw_file_at_fault_does_not_keep_the_others_back(tmp_path, raw, capsys):
+    (raw / "clue-ocnli").mkdir()
+    (raw / "clue-ocnli" / "dev.json").write_text("{\n")
+    assert prepare_data.main(["--raw", str(raw), "--output", str(tmp_path / "data")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {raw / 'clue-ocnli' / 'dev.json'}:1: not JSON")
+    assert "1 task prepared" in printed.out and not (tmp_path / "data" / "CLUE").exists()
 
 
 def test_tasks_are_known_by_folder_file_and_title():

@@ -18,7 +18,9 @@ from pathlib import Path
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from generation.arguments import CommandParser
+
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="folder below DATA_PATH (default: all that DIR has)")
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the raw files, one subfolder per data set")
     parser.add_argument("--output", type=Path, metavar="DATA_PATH", help="folder to write, the evaluator's data path")
@@ -39,12 +41,13 @@ def list_tasks(recipes) -> None:
             print(f"    {text}")
 
 
-def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, list[str]]:
-    """Prepares every task; (how many, lines about those that could not be because raw files are missing)."""
+def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, list[str], list[str]]:
+    """Prepares every task; (how many, lines about those whose raw files are missing, faults of the others)."""
+    from glm.errors import UserError
     from tools.preparing.raw import MissingRawFile
     from tools.preparing.writing import prepare, strangers
 
-    done, missing = 0, []
+    done, missing, faults = 0, [], []
     for recipe in recipes:
         if recipe.reader is None and not named:
             missing.append(f"{recipe.output}: {recipe.where}")
@@ -57,6 +60,11 @@ def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, lis
                 raise MissingRawFile(f"{recipe.output}: {error}{hint}") from error
             missing.append(f"{recipe.output}: {error}{hint}")
             continue
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        except OSError as error:
+            raise UserError(f"{recipe.output}: {error.filename}: {error.strerror}") from None
         done += 1
         print(f"{recipe.output} ({recipe.title}; licence: {recipe.licence}; {recipe.source})")
         for account in accounts:
@@ -65,13 +73,13 @@ def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, lis
             print(f"    note: {recipe.note}")
         for path in strangers(recipe, output, accounts):
             print(f"warning: {path} is not of this run, but the evaluator would read it, too", file=sys.stderr)
-    return done, missing
+    return done, missing, faults
 
 
 def main(arguments: list[str] | None = None) -> int:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     parser = make_parser()
     options = parser.parse_args(arguments)
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.errors import UserError
     from tools.preparing.recipes import choose, load_recipes
 
@@ -85,18 +93,20 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error("--raw and --output are needed (or --list)")
         if not options.raw.is_dir():
             raise UserError(f"--raw {options.raw}: no such folder")
-        done, missing = prepare_all(recipes, options.raw, options.output, named=bool(options.tasks))
-        if not done:
+        done, missing, faults = prepare_all(recipes, options.raw, options.output, named=bool(options.tasks))
+        if not done and not faults:
             raise UserError(f"--raw {options.raw}: holds the files of no task; --list shows what is read")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{done} task{'s' if done > 1 else ''} prepared in {options.output}")
+    print(f"{done} task{'s' if done != 1 else ''} prepared in {options.output}")
     if missing:
         print(f"{len(missing)} tasks without raw files:")
         for line in missing:
             print(f"    {line}")
-    return 0
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 2 if faults else 0
 
 
 if __name__ == "__main__":
