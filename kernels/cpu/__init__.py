@@ -17,6 +17,8 @@ from kernels.cpu import build
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SIGNATURES = {
     "glm_linear": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_void_p, c_size_t, c_int],
+    "glm_packed": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_int, c_int, c_size_t, c_void_p, c_void_p,
+                   c_size_t, c_int],
     "glm_head": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_int],
     "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t, c_int],
     "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_int],
@@ -44,6 +46,7 @@ class Operators:
         self.library = library
         self.path = library.glm_path().decode()  # which instructions it uses: "avx512+bf16", "avx2", "generic", ...
         self._linear = library.glm_linear
+        self._packed = library.glm_packed
         self._head = library.glm_head
         self._norm = library.glm_norm
         self._scaled_add = library.glm_scaled_add
@@ -53,7 +56,17 @@ class Operators:
         self.has_prefill = self.path.endswith("+bf16")
 
     def weight_only_linear(self, x, weight, scale, bias=None, bits=8, group_size=None):
-        return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
+        reference.check_packed(x, weight, scale, bias, bits, group_size)
+        kind, k = x.dtype, x.shape[-1]
+        out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+        if out.numel() == 0 or k == 0:
+            return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
+        x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+        self._packed(TYPES[kind], x.data_ptr(), x.numel() // k, k, weight.data_ptr(), scale.data_ptr(),
+                     TYPES[scale.dtype], bits, k if group_size is None else group_size,
+                     None if bias is None else bias.data_ptr(), out.data_ptr(), weight.shape[0],
+                     torch.get_num_threads())
+        return out
 
     def linear(self, x, weight, bias=None):
         if isinstance(weight, reference.PackedWeight):

@@ -161,7 +161,7 @@ static inline float largest(vec a) { float s = a.v[0]; for (int i = 1; i < W; i+
 template <class T> static inline void store(T* p, vec a) { for (int i = 0; i < W; i++) store_float(p + i, a.v[i]); }
 #endif
 
-static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+static inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // The first `count` < W places of p, zeros behind them; and the reverse.
 template <class T> static inline vec load_part(const T* p, size_t count) {

@@ -1,0 +1,223 @@
+// Products of few rows (decoding) with packed INT8 or INT4 weights, which are read once and become floats in registers.
+// A vector of words holds UNIT columns; lane L of it holds the LANE columns from L * LANE on. x is put into the same
+// order once, so that weight P of all lanes meets its column of x; and the columns of a lane have one scale, if groups
+// are multiples of LANE columns, so that sums by lane are scaled, not weights: products with integers are more exact.
+#pragma once
+#include "linear.h"
+#include "words.h"
+
+struct Packed {  // a matrix (n, k) as kernels/packing.py says
+    const uint8_t* weight;
+    const void* scale;  // (n, k / group)
+    size_t k, group;    // group: columns that share a scale; k: the whole row
+    int bits, scale_type;
+    size_t row_bytes() const { return k * bits / 8; }
+    size_t groups() const { return k / group; }
+};
+
+// How a unit's lanes find their scales.
+enum Scaling {
+    BY_ROW,    // one scale for the whole row: sums are scaled at the end
+    BY_UNIT,   // a group is one or more whole units
+    BY_PARTS,  // a unit is one or more whole groups
+    BY_LANE,   // groups are whole lanes: scales are laid out lane by lane first
+    BY_COLUMN  // any group: weights are scaled one by one (packed_many.h)
+};
+template <int BITS> struct Order {
+    enum { LANE = 32 / BITS, UNIT = LANE * W, BYTES = 4 * W };
+    static constexpr size_t column(size_t place) { return BITS == 4 ? place ^ 1 : place; }  // the even one is in the high half
+    static Scaling scaling(const Packed& w) {
+        if (w.group == w.k) return BY_ROW;
+        if (w.group % UNIT == 0) return BY_UNIT;
+        if (w.group % LANE) return BY_COLUMN;
+        return UNIT % w.group == 0 ? BY_PARTS : BY_LANE;
+    }
+    static size_t padded(size_t k) { return (k + UNIT - 1) / UNIT * UNIT; }
+};
+
+// Scratch of one thread that only grows, from the start of a cache line on: a vector that lies in two lines costs two
+// loads. Its content is lost with the next call for the same Tag.
+template <class Tag, class T> static T* scratch(size_t count) {
+    struct alignas(64) Line { uint8_t bytes[64]; };
+    static thread_local std::vector<Line> buffer;
+    const size_t lines = (count * sizeof(T) + 63) / 64;
+    if (buffer.size() < lines) buffer.resize(lines);
+    return (T*)buffer.data();
+}
+
+// The scales of one row of weights as floats, as its Scaling wants them; W places behind them may be read.
+template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, const T* scale, float* to) {
+    const size_t groups = w.groups();
+    if (S == BY_COLUMN) {  // laid out as the columns are
+        typedef Order<BITS> O;
+        for (size_t j = 0; j < O::padded(w.k); j += O::UNIT)
+            for (size_t p = 0; p < O::LANE; p++)
+                for (size_t lane = 0; lane < W; lane++, to++) {
+                    size_t column = j + lane * O::LANE + O::column(p);
+                    *to = column < w.k ? to_float(scale[column / w.group]) : 0.0f;
+                }
+        return;
+    }
+    size_t g = 0;
+    for (; g + W <= groups; g += W) store(to + g, load(scale + g));
+    for (; g < groups; g++) to[g] = to_float(scale[g]);
+    size_t places = groups;
+    if (S != BY_PARTS) {  // repeated for every lane, or for every unit
+        const size_t columns = S == BY_LANE ? Order<BITS>::LANE : Order<BITS>::UNIT, times = w.group / columns;
+        places = Order<BITS>::padded(w.k) / columns;
+        size_t place = places;
+        for (; place > groups * times; place--) to[place - 1] = 0.0f;
+        for (size_t i = groups; times > 1 && i-- > 0;) {  // from the end, in place
+            const float value = to[i];
+            for (size_t j = 0; j < times; j++) to[--place] = value;
+        }
+    }
+    for (size_t i = 0; i < W; i++) to[places + i] = 0.0f;
+}
+template <int BITS, Scaling S> static void scales_of(const Packed& w, size_t row, float* to) {
+    if (S == BY_ROW) return;
+    const size_t first = row * w.groups();
+    switch (w.scale_type) {
+        case 0: return scales_of<BITS, S>(w, (const float*)w.scale + first, to);
+        case 1: return scales_of<BITS, S>(w, (const bf16*)w.scale + first, to);
+        default: return scales_of<BITS, S>(w, (const fp16*)w.scale + first, to);
+    }
+}
+static inline float row_scale(const Packed& w, size_t row) {
+    switch (w.scale_type) {
+        case 0: return ((const float*)w.scale)[row];
+        case 1: return to_float(((const bf16*)w.scale)[row]);
+        default: return to_float(((const fp16*)w.scale)[row]);
+    }
+}
+template <int BITS, Scaling S> static size_t scale_places(const Packed& w) {  // floats that scales_of writes at most
+    const size_t padded = Order<BITS>::padded(w.k), lanes = padded / Order<BITS>::LANE;
+    return (S == BY_COLUMN ? padded : lanes > w.groups() ? lanes : w.groups()) + W;
+}
+
+// Scales of the lanes of one unit; for BY_PARTS it has `groups` groups, and `lanes` is lane * LANE / group.
+template <int BITS, Scaling S> static inline vec unit_scale(const float* scales, size_t unit, size_t groups, words lanes) {
+    if (S == BY_UNIT) return fill(scales[unit]);
+    if (S == BY_PARTS) return choose(scales + unit * groups, lanes);
+    return load(scales + unit * W);
+}
+
+// x in FP32: products and sums are FP32, weights are exact.
+template <int BITS_> struct InFloats {
+    enum { BITS = BITS_ };
+    typedef Order<BITS> O;
+    typedef float X;
+    static size_t padded(size_t k) { return O::padded(k); }
+
+    template <class T, class E> static void arrange(const T* x, size_t k, E* to) {
+        const words lanes = lanes_of(O::LANE, 1);
+        for (size_t j = 0; j < k; j += O::UNIT, to += O::UNIT) {
+            float natural[O::UNIT];
+            size_t count = k - j < O::UNIT ? k - j : size_t(O::UNIT), i = 0;
+            for (; i + W <= count; i += W) store(natural + i, load(x + j + i));
+            for (; i < count; i++) natural[i] = to_float(x[j + i]);
+            for (; i < O::UNIT; i++) natural[i] = 0.0f;
+            UNROLL for (size_t p = 0; p < O::LANE; p++) store(to + p * W, gather(natural + O::column(p), lanes));
+        }
+    }
+    template <int R, int M, int P>
+    static ALWAYS void terms(const words (&a)[R], const float* x, size_t stride, vec (&sums)[R][M]) {
+        vec b[R];
+        UNROLL for (int r = 0; r < R; r++) b[r] = weight_at<BITS, P>(a[r]);
+        UNROLL for (int i = 0; i < M; i++) {
+            vec value = load(x + i * stride + P * W);
+            UNROLL for (int r = 0; r < R; r++) sums[r][i] = P == 0 ? mul(value, b[r]) : fma(value, b[r], sums[r][i]);
+        }
+        if constexpr (P + 1 < O::LANE) terms<R, M, P + 1>(a, x, stride, sums);
+    }
+    template <int R, int M>
+    static ALWAYS void unit(const words (&a)[R], const float* x, size_t stride, vec (&sums)[R][M]) {
+        terms<R, M, 0>(a, x, stride, sums);
+    }
+};
+
+// out[r][i] = sum over k of w[row + r][k] * x[i][k], without the row's scale where S is BY_ROW. Not inlined, since that
+// would make a copy of it for every type of out.
+template <class Form, Scaling S, int R, int M>
+static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, const typename Form::X* x, size_t stride, size_t ahead,
+                               words lanes, float* scales, float (&out)[R][M]) {
+    typedef Order<Form::BITS> O;
+    const size_t bytes = w.row_bytes(), places = scale_places<Form::BITS, S>(w), groups = O::UNIT / w.group;
+    const uint8_t* data = w.weight + row * bytes;
+    vec total[R][M];
+    UNROLL for (int r = 0; r < R; r++) {
+        scales_of<Form::BITS, S>(w, row + r, scales + r * places);
+        UNROLL for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
+    }
+    size_t unit = 0, at = 0;
+    auto add_unit = [&](const words (&a)[R]) __attribute__((always_inline)) {
+        vec sums[R][M];
+        Form::template unit<R, M>(a, x + unit * O::UNIT, stride, sums);
+        UNROLL for (int r = 0; r < R; r++)
+            if (S == BY_ROW) {
+                UNROLL for (int i = 0; i < M; i++) total[r][i] = add(sums[r][i], total[r][i]);
+            } else {
+                vec scale = unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
+                UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(sums[r][i], scale, total[r][i]);
+            }
+    };
+    words a[R];
+    for (; at + O::BYTES <= bytes; at += O::BYTES, unit++) {
+        UNROLL for (int r = 0; r < R; r++) {
+            prefetch(data + at * R + r * O::BYTES + ahead);
+            a[r] = kept(load_words(data + r * bytes + at));
+        }
+        add_unit(a);
+    }
+    if (at < bytes) {
+        UNROLL for (int r = 0; r < R; r++) a[r] = load_words(data + r * bytes + at, bytes - at);
+        add_unit(a);
+    }
+    sum_all(total, out);
+}
+
+template <class Form, Scaling S, int R, int M, class T, class Out>
+static inline void few_block(const Packed& w, const typename Form::X* x, size_t stride, const T* bias, Out* out,
+                                size_t n, size_t row, size_t ahead, words lanes, float* scales) {
+    float products[R][M];
+    few_dots<Form, S, R, M>(w, row, x, stride, ahead, lanes, scales, products);
+    UNROLL for (int r = 0; r < R; r++) {
+        float scale = S == BY_ROW ? row_scale(w, row + r) : 1.0f, added = bias ? to_float(bias[row + r]) : 0.0f;
+        UNROLL for (int i = 0; i < M; i++) store_float(out + i * n + row + r, products[r][i] * scale + added);
+    }
+}
+
+static const size_t AHEAD = 8192;  // bytes; measured: less leaves the memory idle
+
+template <class Form, Scaling S, int M, class T, class Out>
+static void few_rows(const Packed& w, const typename Form::X* x, const T* bias, Out* out, size_t n, Range rows) {
+    const size_t stride = Form::padded(w.k);
+    float* scales = scratch<Packed, float>(2 * scale_places<Form::BITS, S>(w));
+    const words lanes = lanes_of(Order<Form::BITS>::LANE, w.group);
+    size_t row = rows.first;
+    if (M > 2)  // two rows of weights share the loads of x
+        for (; row + 2 <= rows.last; row += 2)
+            few_block<Form, S, 2, M>(w, x, stride, bias, out, n, row, AHEAD, lanes, scales);
+    for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, x, stride, bias, out, n, row, AHEAD, lanes, scales);
+}
+
+// Decoding: rows of x four at a time, the second four while the weights are in a cache.
+template <class Form> struct Few : Form {
+    enum { FEW_ROWS = true };
+    typedef typename Form::X X;
+    template <Scaling S, class T, class Out>
+    static void rows(const Packed& w, const X* x, size_t m, const T* bias, Out* out, size_t n, Range rows) {
+        const size_t stride = Form::padded(w.k), step = m <= 4 ? rows.last : 16;
+        for (size_t row = rows.first; row < rows.last; row += step)
+            for (size_t i = 0; i < m; i += 4) {
+                const Range part = {row, row + step < rows.last ? row + step : rows.last};
+                const X* from = x + i * stride;
+                switch (m - i) {
+                    case 1: few_rows<Form, S, 1>(w, from, bias, out + i * n, n, part); break;
+                    case 2: few_rows<Form, S, 2>(w, from, bias, out + i * n, n, part); break;
+                    case 3: few_rows<Form, S, 3>(w, from, bias, out + i * n, n, part); break;
+                    default: few_rows<Form, S, 4>(w, from, bias, out + i * n, n, part);
+                }
+            }
+    }
+};
