@@ -10,7 +10,7 @@ from evaluation.markup import Html, tag
 from evaluation.recorded import RecordedRun
 from evaluation.report_style import STYLE
 from evaluation.report_task import TaskReport, anchor, definitions
-from evaluation.table import figure, kind_of, limits
+from evaluation.table import PARTIAL, figure, kind_of, limit_of, limits
 from glm.errors import UserError
 from glm.files import replacing
 
@@ -64,11 +64,10 @@ def _facts(run: RecordedRun, timings: Mapping | None) -> Html:
 
 
 def _notes(run: RecordedRun) -> Html | None:
-    limit = (run.results.get("settings") or {}).get("limit")
+    limit = limit_of(run.results)
     if not limit:
         return None
-    return tag("p", f"Only the first {limit} rows of every file were taken: no figure here stands for the whole task.",
-               class_="note")
+    return tag("p", f"Only the first {limit} rows of every file were taken: {PARTIAL}.", class_="note")
 
 
 def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:

@@ -8,6 +8,7 @@ import math
 WIDTH = 100  # columns that the table fits in, on a file or a terminal that does not say
 
 NUMBERS = {"n": "n", "cut": "cut", "max": "max", "median": "median", "average": "average", "interval": "95% interval"}
+PARTIAL = "no figure of a task with more stands for the whole task"
 _METHODS = {"Wilson": "W", "bootstrap": "B"}
 
 
@@ -96,18 +97,22 @@ def _cells(values: dict) -> dict:
 def notes(results: dict, methods: dict[str, str]) -> list[str]:
     """What the signs of the table mean, and which tasks had no data."""
     signs = "; ".join(f"{sign}: {method}" for sign, method in sorted(methods.items()) if sign)
-    n = "items scored"
-    if any(not row.get("is_whole", True) for row in rows(results)):
-        n += " / there are"
+    limit = limit_of(results)
+    n = "items scored / there are" if limit else "items scored"
     lines = [f"n: {n}; cut: those whose text was too long; max, median, average: over prompts (files)"]
     lines += [f"95% interval of the average, {signs}"] if signs else []
     missing = [name for name, task in results["tasks"].items() if task.get("status") == "missing"]
     if missing:
         lines.append(f"missing, without any figure: {', '.join(missing)}")
-    limit = results.get("settings", {}).get("limit")
     if limit:
-        lines.append(f"only the first {limit} rows of every file were taken: no figure here stands for the whole task")
+        lines.append(f"only the first {limit} rows of every file were taken: {PARTIAL}")
     return lines
+
+
+def limit_of(results: dict) -> int | None:
+    """--limit, where some file had more rows than that; else None: every figure stands for its whole task."""
+    is_partial = any(not row.get("is_whole", True) for row in rows(results))
+    return (results.get("settings") or {}).get("limit") if is_partial else None
 
 
 def sign_of(method: str) -> str:

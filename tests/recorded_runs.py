@@ -54,9 +54,10 @@ class MadeTask:
         task_type = TaskType(kind)
         self.config = CONFIGS[task_type](name=name, path=path, source=Path(self.yaml), **own, **patterns, **settings)
 
-    def record(self, data=""):
+    def record(self, data="", limit=None):
+        """limit: of the rows, of which each file has one more than its items."""
         metrics = {name: METRICS[name] for name in self.config.metrics}
-        scores = {file: FileScores(sha((data, self.name, file)), len(items), len(items),
+        scores = {file: FileScores(sha((data, self.name, file)), len(items) + (limit is not None), len(items),
                                    [item["index"] for item in items if item["truncated"]], items, metrics)
                   for file, items in self.files.items()}
         return task_record(self.config, sha(self.yaml), self.groups, scores)
@@ -71,7 +72,8 @@ def missing(name):
 
 def write_run(folder, tasks, checkpoint="glm-small", data="", absent=(), **settings):
     """Write the run; data: changes the hashes of all data files."""
-    records = {task.name: task.record(data) for task in tasks} | {name: missing(name) for name in absent}
+    records = {task.name: task.record(data, settings.get("limit")) for task in tasks}
+    records |= {name: missing(name) for name in absent}
     assert all(record["status"] == DONE for name, record in records.items() if name not in absent)
     results = {
         "schema": 1, "settings": {"dtype": "fp32", "device": "cpu", "limit": None} | settings,

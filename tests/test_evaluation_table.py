@@ -41,7 +41,7 @@ def test_every_figure_is_there():
     assert line_with("WikiText-2", table)[-5:] == ["1.20e7", "1.20e7", "[1.10e7,", "1.30e7]", "B"]
     assert line_with("tiny", table)[-1] == "-"
     assert "B: bootstrap 95%, 1000 resamples; W: Wilson 95%" in table
-    assert "n: items scored / there are; cut" in table
+    assert "n: items scored; cut" in table
 
 
 def test_a_missing_task_is_shown_as_missing():
@@ -73,7 +73,10 @@ def test_a_terminal_gets_colour():
 
 
 def test_a_limited_run_says_so():
-    assert "only the first 30 rows of every file" in closing_table(RESULTS | {"settings": {"limit": 30}})
+    table = closing_table(RESULTS | {"settings": {"limit": 30}})
+    assert "only the first 30 rows of every file" in table and "n: items scored / there are; cut" in table
+    whole = {"tiny": RESULTS["tasks"]["tiny"]}
+    assert "rows of every file" not in closing_table({"settings": {"limit": 30}, "tasks": whole})
 
 
 @pytest.mark.parametrize(("value", "shown"), [

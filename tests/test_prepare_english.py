@@ -274,3 +274,14 @@ def test_wikitext_2_is_the_original_s_text(tmp_path):
     golden = (GOLDEN / "wikitext-2" / "wiki.test.tokens").read_bytes()
     ours = (tmp_path / "wikitext-2" / "wiki.test.tokens").read_bytes()
     assert golden and ours.startswith(golden)
+
+
+@pytest.mark.parametrize("task, path, text", [
+    ("bloom/math_qa", "math_qa/test.json", '"x"'), ("bloom/pubmed_qa", "pubmed_qa/ori_pqal.json", "[1]"),
+    ("bigbench/formal_fallacies", "big-bench-lite-partial/formal_fallacies.json", '{"examples": [{"input": 3}]}')])
+def test_json_of_something_else(tmp_path, task, path, text):
+    for file in (tmp_path / path, tmp_path / "pubmed_qa" / "test_ground_truth.json"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    with pytest.raises(UserError, match=f"^{task}: .* those of https://.* [(](Type|Attribute)Error: "):
+        prepare(RECIPES[task], tmp_path, tmp_path / "data")

@@ -41,6 +41,11 @@ def prepare(recipe: Recipe, raw: Path, output: Path) -> list[Account]:
     """
     try:
         found = recipe.read(raw)
+    except UserError:
+        raise
+    except (AttributeError, IndexError, TypeError, ValueError) as error:  # JSON, but not of this data set
+        raise UserError(f"{recipe.output}: the raw files hold something else than those of {recipe.source} "
+                        f"({type(error).__name__}: {error})") from error
     except KeyError as error:
         raise UserError(f"{recipe.output}: a raw row has no field {error}; are these the files of {recipe.source}?"
                         ) from error
