@@ -89,8 +89,9 @@ def missing(config: TaskConfig) -> str | None:
     if folder.is_file():
         return f"{config.source}: path: {folder} is a file; name its folder here, and the file in file_pattern"
     if not folder.is_dir():
+        hint = " (a path that begins with ./ is beside the task file)" if _is_beside(folder, config) else ""
         return (f"{config.source}: path: there is no folder {folder}; set DATA_PATH (--data-path) to where the data "
-                "is, or make it with tools/prepare_data.py (a path that begins with ./ is beside the task file)")
+                f"is, or make it with tools/prepare_data.py{hint}")
     for group, files in data_files(config).items():
         if not files:
             pattern = config.file_pattern[group] if isinstance(config.file_pattern, dict) else config.file_pattern
@@ -99,6 +100,10 @@ def missing(config: TaskConfig) -> str | None:
             if _is_blank(file):
                 return f"{config.source}: {file} is empty"
     return None
+
+
+def _is_beside(folder: Path, config: TaskConfig) -> bool:
+    return folder.is_relative_to(Path(config.source).parent)
 
 
 def _is_blank(file: Path) -> bool:

@@ -63,7 +63,7 @@ def interval(metric, arrays: Sequence, weights: Sequence[float] | None = None,
             items = sum(float(sums[place][1]) / len(block) for block in blocks for place in block)
             low, high = wilson(successes * (items / trials), items)
             return low * scale, high * scale, WILSON
-    if max(len(array) for array in arrays) < 2:
+    if _is_single(arrays):
         return None, None, TOO_FEW
     low, high = _percentiles(_resampled_averages(metric, [arrays], weights, names)[0])
     return low, high, (BOOTSTRAP if low is not None else "none: no figure in the resamples")
@@ -89,7 +89,7 @@ def paired_bootstrap(metric, pairs: Sequence[tuple], weights: Sequence[float] | 
         if one.shape != other.shape:
             raise ValueError(f"a pair has statistics of shapes {one.shape} and {other.shape}")
     value = average(metric, runs[1], weights) - average(metric, runs[0], weights)
-    if max(len(array) for array in runs[0]) < 2:
+    if _is_single([np.concatenate(pair, axis=1) for pair in zip(*runs, strict=True)]):
         return Difference(value, None, None)
     one, other = _resampled_averages(metric, runs, weights, names)
     return Difference(value, *_percentiles(other - one))
@@ -151,6 +151,11 @@ def share_scale(metric, arrays: Sequence) -> float | None:
     scale = float(metric.figure(np.array([1.0, 1.0])))
     is_one_sided = scale == 100 and values[:, 0].sum() in (0, values[:, 1].sum())
     return scale if metric.interval == "wilson" or is_one_sided else None
+
+
+def _is_single(arrays: Sequence) -> bool:
+    """Whether no file has two items that count: one of another kind than the figure's has nothing but zeros."""
+    return max(int(array.any(axis=1).sum()) for array in arrays) < 2
 
 
 def _shares(arrays: Sequence, weights: Sequence[float] | None) -> np.ndarray:

@@ -1,5 +1,7 @@
 """From paths to task files, and from tasks to data files."""
 
+from pathlib import Path
+
 import pytest
 
 from evaluation.config import MultiChoiceTaskConfig
@@ -101,7 +103,9 @@ def test_why_a_task_is_missing(tmp_path):
         return missing(MultiChoiceTaskConfig(name="quiz", path=str(tmp_path / "data"), source="quiz.yaml", **changes))
 
     assert "quiz.yaml: path: there is no folder " in reason() and "DATA_PATH" in reason()
-    assert reason(file_pattern="x").endswith("(a path that begins with ./ is beside the task file)")
+    assert reason().endswith("make it with tools/prepare_data.py")
+    beside = missing(MultiChoiceTaskConfig(name="quiz", path="my/data", source=Path("my/quiz.yaml")))
+    assert beside.endswith("(a path that begins with ./ is beside the task file)")
     write(tmp_path / "data", ROW)
     assert f"path: {tmp_path / 'data'} is a file; name its folder" in reason()
     (tmp_path / "data").unlink()

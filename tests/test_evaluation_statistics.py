@@ -115,6 +115,8 @@ class TestInterval:
 
     def test_one_item_has_no_bootstrap(self):
         assert interval(PERPLEXITY, [np.array([[30.0, 10.0]])]) == (None, None, TOO_FEW)
+        one_of_its_kind = np.array([[0.0, 0.0], [30.0, 10.0], [0.0, 0.0]])
+        assert interval(PERPLEXITY, [one_of_its_kind]) == (None, None, TOO_FEW)
 
     def test_one_right_answer_has_wilson(self):
         low, high, method = interval(ACCURACY, [with_ones([1])])
