@@ -22,6 +22,7 @@ from glm.files import replacing
 
 LATEST = "latest"
 CONFIG_NAME = "model_config.json"
+CONVERTING = ".converting"  # tools/convert_tp.py works in this folder until the checkpoint is whole
 _SHARD = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6: the pickled magic number
@@ -59,6 +60,9 @@ def iteration_folder(folder: str | os.PathLike) -> Path:
     try:
         iteration = latest.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
+        if (folder / CONVERTING).is_dir():
+            raise UserError(f"{folder} is an unfinished conversion: give the same command of tools/convert_tp.py once "
+                            "more, it goes on where it ended") from None
         found = sorted(path.parent.name for path in folder.glob(f"*/{shard_name(0)}"))
         example = found[-1] if found else "49300"
         raise UserError(f"no readable file {latest}: it must hold the name of the iteration's folder, for example "

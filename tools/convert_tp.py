@@ -1,0 +1,84 @@
+"""Convert a checkpoint to another tensor-parallel degree, and quantise its linear layers if asked to.
+
+    python tools/convert_tp.py --input-folder glm-130b --output-folder glm-130b_tp4 --target-tp 4
+    python tools/convert_tp.py --input-folder glm-130b --output-folder glm-130b_int4 --target-tp 4 \\
+        --quantization-bit-width 4
+    python tools/convert_tp.py --verify glm-130b_tp4
+
+A conversion that was interrupted is finished by the same command. docs/checkpoints.md says what is written.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from generation.arguments import ARCHITECTURE, CommandParser
+from glm.errors import UserError
+
+
+def make_parser() -> CommandParser:
+    from argparse import RawDescriptionHelpFormatter
+
+    parser = CommandParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--input-folder", type=Path, metavar="IN", help="checkpoint, the folder with the file 'latest'")
+    parser.add_argument("--output-folder", type=Path, metavar="OUT", help="new folder for the result")
+    parser.add_argument("--target-tp", type=int, metavar="N", help="tensor-parallel degree of the result")
+    parser.add_argument("--quantization-bit-width", type=int, choices=(8, 4), help="quantise the linear layers")
+    parser.add_argument("--quantization-group-size", type=int, choices=(128, 64, 32),
+                        help="so many columns share a scale (default: a whole row)")
+    parser.add_argument("--requantize", action="store_true",
+                        help="quantise quantised weights again: one scale a row, or what the two flags above say")
+    parser.add_argument("--hash", choices=("xxh3_128", "sha256"), default="xxh3_128",
+                        help="kind of the hashes in manifest.json (sha256: slower, withstands intent)")
+    parser.add_argument("--verify", type=Path, metavar="DIR", help="compare a checkpoint with its manifest, and end")
+    shape = parser.add_argument_group("model", "needed only where the files and model_config.json do not say it")
+    shape.add_argument("--model", metavar="NAME", help="shapes by name, for example glm-130b")
+    for name, kind in ARCHITECTURE.items():
+        shape.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X",
+                           help="overrides the shape so named")
+    return parser
+
+
+def run(options) -> int:
+    if options.verify is not None:
+        from tools.verify_checkpoint import run_verify
+
+        return run_verify([options.verify])
+    from tools.converting.convert import convert
+    from tools.converting.plan import Wish
+
+    wish = Wish(options.target_tp, options.quantization_bit_width, options.quantization_group_size, options.requantize)
+    begin = time.monotonic()
+    outcome = convert(options.input_folder, options.output_folder, wish,
+                      {name: getattr(options, name) for name in ARCHITECTURE}, options.model, options.hash)
+    seconds = time.monotonic() - begin
+    shards = f"{wish.degree} shard{'s' * (wish.degree > 1)}"
+    if not outcome.written:
+        print(f"{options.output_folder}: {shards}, finished before")
+        return 0
+    before = f" ({outcome.kept} of them finished before)" if outcome.kept else ""
+    print(f"{options.output_folder}: {shards}{before}, {outcome.bytes / 1e9:.2f} GB in {seconds:.1f} s, "
+          f"manifest.json beside them")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    needed = ("input_folder", "output_folder", "target_tp")
+    if options.verify is None and (missing := [name for name in needed if getattr(options, name) is None]):
+        parser.error(f"--{missing[0].replace('_', '-')} is needed (or --verify DIR)")
+    try:
+        return run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,140 @@
+"""One tensor of the result, block by block: cut out of the mapped inputs, joined, quantised, never whole in memory.
+
+A `Band` is some rows of the result whose columns come from one or several inputs. A tensor is a list of bands, one
+below the other. Rows are quantised one by one, so a block of rows gives what the whole tensor would.
+"""
+
+import ctypes
+import itertools
+import mmap
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.packing import dequantize
+from quantization.functional import quantize
+from tools.converting.torchfile import Block
+
+BLOCK_BYTES = 1 << 21  # fits the caches in which copying, checksum and hash meet it
+MADV_DONTNEED, MADV_POPULATE_READ = 4, 22  # Linux; the second since 5.14
+
+
+class Slice(NamedTuple):
+    """Rows and columns of a mapped tensor; of a vector, as of a tensor of other dimensions, all columns."""
+
+    tensor: Tensor
+    rows: tuple[int, int]
+    columns: tuple[int, int] | None = None
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Rows start ... stop of the slice, as a view."""
+        rows = self.tensor[self.rows[0] + start : self.rows[0] + stop]
+        return rows if self.columns is None else rows[:, self.columns[0] : self.columns[1]]
+
+    def advise(self, start: int, stop: int, advice: int) -> None:
+        if self.tensor.is_contiguous():
+            advise_pages(self.tensor[self.rows[0] + start : self.rows[0] + stop], advice)
+
+
+Band = Sequence[Slice]
+
+
+class Scheme(NamedTuple):
+    """How weights are quantised. group_size: None for one scale a row."""
+
+    bits: int
+    group_size: int | None
+
+
+def read_blocks(bands: Sequence[Band]) -> Iterator[Block]:
+    """The rows of the bands as contiguous blocks; one slice alone is not copied but lies in the mapped file."""
+    buffers = itertools.cycle(([], []))  # two, because a block may still be written while the next one is made
+    for band in bands:
+        count = band[0].rows[1] - band[0].rows[0]
+        for start, stop in _row_blocks(count, sum(_row_bytes(piece) for piece in band)):
+            yield _block(band, start, stop, next(buffers))
+
+
+def quantized_blocks(bands: Sequence[Band], target: Scheme, keep_scale: Callable[[Tensor], None],
+                     source: Scheme | None = None, scale_of: Callable[[], Tensor] | None = None) -> Iterator[Block]:
+    """The rows of the bands quantised; keep_scale gets the scale of all rows at the end.
+
+    source, scale_of: what the bands are quantised by already, with the scale of all rows of the result: they are
+    expanded to float32 first.
+    """
+    scales, row = [], 0
+    old_scale = scale_of() if scale_of is not None else None
+    for weight, release in read_blocks(bands):
+        count = len(weight)
+        if source is not None:
+            weight = dequantize(weight, old_scale[row : row + count], source.bits, torch.float32)
+        packed, scale = quantize(weight, target.bits, target.group_size)
+        release()
+        row += count
+        scales.append(scale)
+        yield Block(packed)
+    keep_scale(torch.cat(scales))
+
+
+def advise_pages(rows: Tensor, advice: int) -> None:
+    """Have the whole pages behind a contiguous tensor in a mapped file read now, or let go.
+
+    Only advice: where the system does not know it, pages are read when they are used and let go when memory is short.
+    """
+    if sys.platform != "linux":
+        return
+    begin = rows.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    if advice == MADV_DONTNEED:  # the page at the end is still used by the next block
+        begin = -(-rows.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (rows.data_ptr() + rows.numel() * rows.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > begin:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice)
+
+
+def _block(band: Band, start: int, stop: int, buffer: list[Tensor]) -> Block:
+    """buffer: of a block before, to be used again, or empty; fresh memory costs as much as copying."""
+
+    def advise(advice: int) -> None:
+        for piece in band:
+            piece.advise(start, stop, advice)
+
+    advise(MADV_POPULATE_READ)
+    parts = [piece.part(start, stop) for piece in band]
+    if len(parts) == 1 and parts[0].is_contiguous():
+        return Block(parts[0], lambda: advise(MADV_DONTNEED))
+    if parts[0].dim() == 2:
+        if not buffer or len(buffer[-1]) < stop - start:
+            buffer.append(torch.empty(stop - start, sum(part.shape[1] for part in parts), dtype=parts[0].dtype))
+        block = buffer[-1][: stop - start]
+        _copy_side_by_side(parts, block)
+    else:
+        block = parts[0].contiguous()
+    advise(MADV_DONTNEED)
+    return Block(block, lambda: None)
+
+
+def _copy_side_by_side(parts: Sequence[Tensor], block: Tensor) -> None:
+    """torch.cat(parts, dim=1) in one thread: torch's others would wait for one another and for the one that writes."""
+    if any(part.stride(1) != 1 for part in parts):
+        torch.cat(parts, dim=1, out=block)
+        return
+    target, begin = block.view(torch.uint8).numpy(), 0
+    for part in parts:
+        source = part.view(torch.uint8).numpy()
+        target[:, begin : begin + source.shape[1]] = source
+        begin += source.shape[1]
+
+
+def _row_blocks(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    step = max(1, BLOCK_BYTES // max(row_bytes, 1))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _row_bytes(piece: Slice) -> int:
+    shape = piece.tensor.shape[1:]
+    columns = torch.Size(shape).numel() if piece.columns is None else piece.columns[1] - piece.columns[0]
+    return columns * piece.tensor.element_size()

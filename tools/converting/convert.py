@@ -1,0 +1,163 @@
+"""The conversion: plan, space, shards one after another, manifest, `latest`."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from glm.checkpoint import CONFIG_NAME, CONVERTING, LATEST, shard_name
+from glm.config import PRESETS, ModelConfig, read_config_file
+from glm.errors import UserError
+from glm.files import replacing
+from glm.tokenizer import VOCABULARY_NAME
+from tools.converting import journal as journals
+from tools.converting.hashing import DEFAULT_HASH, HashedFile, hash_bytes, hash_file
+from tools.converting.manifest import NAME as MANIFEST
+from tools.converting.manifest import FileFacts, Manifest, write_manifest
+from tools.converting.plan import Wish, check_wish, rank_content
+from tools.converting.progress import ByteProgress
+from tools.converting.source import SIZES, Source, open_source
+from tools.converting.torchfile import planned_bytes, write_torch_file
+
+SPARE_BYTES = 16 << 20  # of free space, for the small files and the file system's own needs
+CARRIED = (CONFIG_NAME, VOCABULARY_NAME)
+
+
+class Outcome(NamedTuple):
+    """written, kept: output shards made now, and found finished. bytes: of all shards."""
+
+    source: Source
+    written: int
+    kept: int
+    bytes: int
+
+
+def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, object], model: str | None,
+            hash_kind: str = DEFAULT_HASH) -> Outcome:
+    """Converts a checkpoint, or goes on with a conversion that was interrupted.
+
+    shapes, model: the model's shape, as flags and as a preset's name, where its files do not say it.
+    Raises UserError, one line, for every mistake and for a full disk.
+    """
+    if not input_folder.is_dir():
+        raise UserError(f"--input-folder {input_folder}: no such folder; name the one that holds the file 'latest'")
+    given = _given(input_folder, shapes, model)
+    source = open_source(input_folder, {name: given[name] for name in SIZES if name in given})
+    check_wish(source, wish)
+    conversion = _conversion(source, wish)
+    names = [shard_name(rank) for rank in range(wish.degree)]
+    if journals.is_whole(output, conversion):
+        shutil.rmtree(output / CONVERTING, ignore_errors=True)
+        return Outcome(source, 0, len(names), sum((output / source.iteration / name).stat().st_size for name in names))
+    try:
+        with journals.opened(output, conversion, source.iteration) as journal:
+            outcome = _write_shards(source, wish, journal, names, hash_kind)
+            files = {f"{source.iteration}/{name}": journal.finished[name] for name in names}
+            files |= _carry(source.folder, output, given, hash_kind)
+            latest = source.iteration.encode()
+            files[LATEST] = FileFacts(len(latest), hash_bytes(latest, hash_kind))
+            write_manifest(output / MANIFEST, Manifest(files, conversion))
+            journal.publish()
+            journal.remove()
+    except OSError as error:
+        raise _explained(error, output) from None
+    return outcome
+
+
+def _write_shards(source: Source, wish: Wish, journal: journals.Journal, names: list[str],
+                  hash_kind: str) -> Outcome:
+    todo = [rank for rank, name in enumerate(names) if not journal.is_finished(name)]
+    sizes = {rank: planned_bytes(rank_content(source, wish, rank)) for rank in todo}
+    _check_space(journal.output, sum(sizes.values()))
+    _report(source)
+    with ByteProgress(sum(sizes.values()), "Converting") as progress:
+        for rank in todo:
+            path = journal.shards / names[rank]
+            with replacing(path) as temporary:
+                facts = _write_shard(temporary, rank_content(source, wish, rank), hash_kind, progress)
+            journals.sync_folder(path.parent)
+            journal.finish(path.name, facts)
+    total = sum(journal.finished[name].bytes for name in names)
+    return Outcome(source, len(todo), len(names) - len(todo), total)
+
+
+def _write_shard(path: Path, content: Mapping[str, object], hash_kind: str, progress: ByteProgress) -> FileFacts:
+    file = HashedFile(path, hash_kind, progress.advance)
+    try:
+        written = write_torch_file(file, content)
+        return FileFacts(file.bytes, file.close(), written.regions, written.structure_crc32)
+    finally:
+        file.abandon()
+
+
+def _carry(folder: Path, output: Path, given: Mapping[str, object], hash_kind: str) -> dict[str, FileFacts]:
+    """The configuration and the vocabulary come along, so that the result loads; a configuration that was said in
+    whole by a preset or flags is written down."""
+    files = {}
+    for name in CARRIED:
+        with contextlib.ExitStack() as stack:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, stack.enter_context(replacing(output / name)))
+            elif name == CONFIG_NAME and (config := _whole_config(given)) is not None:
+                config.save(stack.enter_context(replacing(output / name)))
+            else:
+                continue
+        files[name] = FileFacts((output / name).stat().st_size, hash_file(output / name, hash_kind))
+    return files
+
+
+def _given(folder: Path, shapes: Mapping[str, object], model: str | None) -> dict[str, object]:
+    """What model_config.json says, then the preset, then single flags; each wins over what stands before it."""
+    file = folder / CONFIG_NAME
+    values = read_config_file(file) if file.is_file() else {}
+    if model is not None:
+        ModelConfig.from_name(model)  # refuses an unknown name
+        values = values | PRESETS[model]
+    return values | {name: value for name, value in shapes.items() if value is not None}
+
+
+def _whole_config(given: Mapping[str, object]) -> ModelConfig | None:
+    required = [field.name for field in dataclasses.fields(ModelConfig) if field.default is dataclasses.MISSING]
+    return ModelConfig.from_values(dict(given)) if all(name in given for name in required) else None
+
+
+def _conversion(source: Source, wish: Wish) -> dict[str, object]:
+    """What makes the output what it is; the same again after a round through JSON."""
+    files = [[shard.path.name, shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in source.shards]
+    value = {"target_tp": wish.degree, "quantization_bit_width": wish.bits,
+             "quantization_group_size": wish.group_size, "requantize": wish.requantize,
+             "iteration": source.iteration, "input": files}
+    return json.loads(json.dumps(value))
+
+
+def _check_space(output: Path, needed: int) -> None:
+    free = shutil.disk_usage(output).free
+    if needed + SPARE_BYTES > free:
+        raise UserError(f"--output-folder {output}: {(needed + SPARE_BYTES) / 1e9:.1f} GB are needed, "
+                        f"{free / 1e9:.1f} GB are free on its disk; free space or name a folder on another disk")
+
+
+def _report(source: Source) -> None:
+    if source.extras:
+        print(f"note: {_names(source.extras)}: not of a GLM; kept whole on every rank", file=sys.stderr)
+    if source.differing:
+        print(f"warning: {_names(source.differing)}: not the same in all shards; the first shard's is taken",
+              file=sys.stderr)
+
+
+def _names(names) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _explained(error: OSError, output: Path) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"the disk of {output} is full ({os.strerror(error.errno)}); what is finished is kept: free "
+                         "space, then give the same command again")
+    return UserError(f"{error.filename or output}: {error.strerror}")
+

@@ -1,0 +1,161 @@
+"""What a conversion has finished, so that the same command goes on where a killed one ended.
+
+    OUT/.converting/journal.json        the conversion (settings, identity of the input) and the finished shards
+    OUT/.converting/lock                held while a process works on OUT
+    OUT/.converting/<iteration>/...     shards, under their names once they are whole
+
+At the end the iteration's folder is moved to OUT, `latest` is written, and OUT/.converting is removed. Until then OUT
+has no `latest`, so nothing loads.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from glm.checkpoint import CONVERTING, LATEST
+from glm.errors import UserError
+from glm.files import replacing
+from tools.converting.manifest import NAME as MANIFEST
+from tools.converting.manifest import FileFacts, facts_from_json, facts_to_json, read_manifest
+
+_JOURNAL, _LOCK = "journal.json", "lock"
+_IGNORED = {CONVERTING, "lost+found"}  # the second is in every new disk
+
+
+class Journal:
+    """Of one output folder; made by ``opened``."""
+
+    def __init__(self, output: Path, conversion: Mapping[str, object], iteration: str, finished: dict[str, FileFacts]):
+        self.output, self.conversion, self.finished = output, conversion, finished
+        self._iteration = iteration
+        self._folder = output / CONVERTING
+
+    @property
+    def shards(self) -> Path:
+        """Where the iteration's files are: in the output once they have been moved, else among what is unfinished."""
+        final = self.output / self._iteration
+        return final if final.is_dir() else self._folder / self._iteration
+
+    def is_finished(self, name: str) -> bool:
+        path = self.shards / name
+        return name in self.finished and path.is_file() and path.stat().st_size == self.finished[name].bytes
+
+    def finish(self, name: str, facts: FileFacts) -> None:
+        self.finished[name] = facts
+        self.write()
+
+    def write(self) -> None:
+        self.shards.mkdir(parents=True, exist_ok=True)
+        value = {"conversion": self.conversion,
+                 "finished": {name: facts_to_json(facts) for name, facts in self.finished.items()}}
+        with replacing(self._folder / _JOURNAL) as temporary:
+            _write_durably(temporary, json.dumps(value))
+
+    def publish(self) -> None:
+        """Everything is there: move the shards to their place, then say so."""
+        final = self.output / self._iteration
+        if not final.is_dir():
+            os.rename(self._folder / self._iteration, final)
+            sync_folder(self.output)
+        with replacing(self.output / LATEST) as temporary:
+            _write_durably(temporary, self._iteration)
+        sync_folder(self.output)
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def is_whole(output: Path, conversion: Mapping[str, object]) -> bool:
+    """Whether the output holds exactly this conversion, whole."""
+    if not (output / LATEST).is_file() or not (output / MANIFEST).is_file():
+        return False
+    try:
+        manifest = read_manifest(output / MANIFEST)
+    except UserError:
+        return False
+    return manifest.made_by == conversion and all(
+        (output / name).is_file() and (output / name).stat().st_size == facts.bytes
+        for name, facts in manifest.files.items())
+
+
+@contextlib.contextmanager
+def opened(output: Path, conversion: Mapping[str, object], iteration: str) -> Iterator[Journal]:
+    """The journal of this conversion in the output folder, new or continued; no other process works on it meanwhile.
+
+    Raises UserError where the output folder holds something else.
+    """
+    finished = _finished(output, conversion)
+    folder = output / CONVERTING
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as lock:
+        _take(lock, output)
+        for rest in (folder / iteration).glob(".*.tmp"):  # of a killed process; its bytes count as free
+            rest.unlink()
+        journal = Journal(output, conversion, iteration, finished)
+        journal.write()
+        try:
+            yield journal
+        except Exception:
+            if not journal.finished:  # nothing to go on with: leave nothing behind
+                journal.remove()
+                with contextlib.suppress(OSError):
+                    output.rmdir()
+            raise
+
+
+def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileFacts]:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output-folder {output} is a file; name a folder that does not exist yet")
+    journal = output / CONVERTING / _JOURNAL
+    if not journal.is_file():
+        found = sorted(path.name for path in output.iterdir() if path.name not in _IGNORED) if output.is_dir() else []
+        if found:
+            raise UserError(f"--output-folder {output} holds {', '.join(found[:3])}{' ...' * (len(found) > 3)} "
+                            "already; name a folder that does not exist yet, or is empty")
+        return {}
+    try:
+        value = json.loads(journal.read_text(encoding="utf-8"))
+        before, finished = value["conversion"], value["finished"]
+        facts = {name: facts_from_json(entry) for name, entry in finished.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{journal} is damaged: delete the folder {output} and start again") from None
+    if before != conversion:
+        key = next((key for key in conversion if before.get(key) != conversion[key]), "format")
+        raise UserError(f"--output-folder {output} holds an unfinished conversion with another {key} "
+                        f"({_shown(before.get(key))}, now {_shown(conversion.get(key))}); repeat that command, name "
+                        "another folder or delete this one")
+    return facts
+
+
+def _shown(value: object) -> str:
+    return "files of another size or date" if isinstance(value, list | dict) else str(value)
+
+
+def _take(lock, output: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on this system: then nobody is warned
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"another process is converting into {output}; wait for its end") from None
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

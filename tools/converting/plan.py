@@ -1,0 +1,189 @@
+"""Source and wish -> the tensors of every output file, as entries whose bytes come when they are written."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from glm.errors import UserError
+from quantization.functional import check_scheme
+from tools.converting.blocks import Band, Scheme, Slice, quantized_blocks, read_blocks
+from tools.converting.partition import SCALE, Cut, Rule, cuts, is_linear_weight, rule_of
+from tools.converting.source import Source, allowed_degrees
+from tools.converting.torchfile import Block, Entry
+
+
+class Wish(NamedTuple):
+    """What the output is to be. bits, group_size: of the linears' weights; None: as they are."""
+
+    degree: int
+    bits: int | None = None
+    group_size: int | None = None
+    requantize: bool = False
+
+
+def check_wish(source: Source, wish: Wish) -> None:
+    """Raises UserError, one line, where this source cannot be converted like this."""
+    sizes, degree, bits = source.sizes, wish.degree, source.bits
+    if degree < 1:
+        raise UserError(f"--target-tp {degree}: must be at least 1")
+    for name in ("num_attention_heads", "inner_hidden_size", "vocab_size"):
+        if getattr(sizes, name) % degree:
+            raise UserError(f"--target-tp {degree}: {name} {getattr(sizes, name)} cannot be divided among {degree} "
+                            f"ranks; allowed: {', '.join(map(str, allowed_degrees(sizes)))}")
+    if wish.requantize and bits is None:
+        raise UserError(f"--requantize: {source.folder} is not quantised; say --quantization-bit-width 8 or 4")
+    if wish.group_size is not None and wish.bits is None and not wish.requantize:
+        raise UserError("--quantization-group-size says how weights are quantised; "
+                        "--quantization-bit-width 8 or 4 is needed with it")
+    if bits is not None and not wish.requantize:
+        if wish.bits not in (None, bits):
+            raise UserError(f"{source.folder} is quantised to {bits} bits already, but {wish.bits} were asked for; "
+                            "convert from the unquantised checkpoint, or quantise the quantised weights again: "
+                            "--requantize")
+        if wish.group_size is not None:
+            raise UserError(f"{source.folder} is quantised already, so --quantization-group-size {wish.group_size} has "
+                            "nothing to quantise; convert from the unquantised checkpoint, or say --requantize")
+    target_bits = wish.bits or bits
+    for name in source.shards[0].tensors:
+        if is_linear_weight(name) and target_bits is not None:
+            columns = _columns(source, name, degree)
+            if target_bits == 4 and columns % 2:
+                raise UserError(f"--target-tp {degree}: {name} would have {columns} columns on a rank, which would cut "
+                                "a byte of two 4-bit weights in two; choose a degree that gives an even number")
+            _check_groups(name, columns, target_bits, wish)
+
+
+def rank_content(source: Source, wish: Wish, rank: int) -> dict[str, object]:
+    """What output file ``rank`` holds, in the order of the source's tensors: entries, and what was beside 'module'."""
+    module: dict[str, Entry] = {}
+    for name in source.shards[0].tensors:
+        if name.endswith(SCALE) and name.removesuffix(SCALE) in source.schemes:
+            continue  # comes with its weight
+        if is_linear_weight(name):
+            module |= _weight(source, wish, rank, name)
+        else:
+            module[name] = _plain(source, wish.degree, rank, name)
+    return {"module": module} | {key: _kept(value) for key, value in source.shards[0].others.items()}
+
+
+def target_scheme(source: Source, wish: Wish, name: str) -> Scheme | None:
+    """How the weight is quantised in the output; None: it is not."""
+    bits = wish.bits or source.bits
+    if bits is None:
+        return None
+    if source.bits is None or wish.requantize:
+        return Scheme(bits, wish.group_size)
+    return _carried_scheme(source, wish.degree, name)
+
+
+def _weight(source: Source, wish: Wish, rank: int, name: str) -> Iterator[tuple[str, Entry]]:
+    """The weight of a linear and, where it is quantised, its scale."""
+    current, target = source.schemes.get(name), target_scheme(source, wish, name)
+    if target is None or (current is None and source.bits is not None):
+        return ((name, _plain(source, wish.degree, rank, name)),)
+    carried = _carried_scheme(source, wish.degree, name) if current is not None else None
+    if carried == target:
+        scale = _scale(source, wish.degree, rank, name)
+        return (name, _plain(source, wish.degree, rank, name)), (name + SCALE, scale)
+    bands = _bands(source, wish.degree, rank, name)
+    rows, columns = _rows(bands), _columns(source, name, wish.degree)
+    kept: list[Tensor] = []
+    scale_of = (lambda: _whole(_scale(source, wish.degree, rank, name))) if current is not None else None
+    weight = Entry(torch.int8, (rows, columns * target.bits // 8),
+                   lambda: quantized_blocks(bands, target, kept.append, current, scale_of))
+    groups = () if target.group_size is None else (columns // target.group_size,)
+    return (name, weight), (name + SCALE, Entry(torch.float16, (rows, *groups), lambda: (Block(kept.pop()),)))
+
+
+def _plain(source: Source, degree: int, rank: int, name: str) -> Entry:
+    """A tensor that is cut and joined and otherwise left as it is."""
+    first, bands = source.tensor(0, name), _bands(source, degree, rank, name)
+    if not first.dim():
+        return _kept(first)
+    cut = bands[0][0].columns is not None
+    columns = (sum(piece.columns[1] - piece.columns[0] for piece in bands[0]),) if cut else first.shape[1:]
+    return Entry(first.dtype, (_rows(bands), *columns), lambda: read_blocks(bands))
+
+
+def _scale(source: Source, degree: int, rank: int, name: str) -> Entry:
+    """The scale of a weight that stays quantised as it is.
+
+    Where the weight is cut by columns, neighbouring columns of the result may have scales from several inputs: then
+    these stand side by side, one for each group of columns, small enough that every cut lies between two groups.
+    """
+    if rule_of(name) is not Rule.COLUMNS:
+        return _plain(source, degree, rank, name + SCALE)
+    first, columns = source.tensor(0, name + SCALE), _columns(source, name, degree)
+    own, target = _columns(source, name, source.degree), _carried_scheme(source, degree, name)
+    step, old_step = target.group_size or columns, source.schemes[name].group_size or own
+    begins = range(rank * columns, (rank + 1) * columns, step)
+    places = [(begin // own, begin % own // old_step) for begin in begins]
+
+    def blocks() -> tuple[Block]:
+        scales = {input_rank: source.tensor(input_rank, name + SCALE) for input_rank, _ in places}
+        grouped = {input_rank: scale.reshape(scale.shape[0], -1) for input_rank, scale in scales.items()}
+        side_by_side = torch.stack([grouped[input_rank][:, group] for input_rank, group in places], dim=1)
+        return (Block(side_by_side if target.group_size else side_by_side[:, 0].contiguous()),)
+
+    return Entry(first.dtype, (first.shape[0], *((len(places),) if target.group_size else ())), blocks)
+
+
+def _carried_scheme(source: Source, degree: int, name: str) -> Scheme:
+    """The scheme of a quantised weight that is cut and joined exactly: the largest equal groups that no cut divides."""
+    scheme, columns = source.schemes[name], _columns(source, name, degree)
+    if rule_of(name) is not Rule.COLUMNS or degree == source.degree:
+        return scheme
+    size = math.gcd(scheme.group_size or _columns(source, name, source.degree), columns)
+    return Scheme(scheme.bits, None if size == columns else size)
+
+
+def _bands(source: Source, degree: int, rank: int, name: str) -> list[Band]:
+    rule, tensors = rule_of(name), [shard.tensors[name] for shard in source.shards]
+    if rule is Rule.WHOLE:
+        rows = tensors[0].shape[0] if tensors[0].dim() else 1
+        return [[Slice(tensors[0], (0, rows))]]
+    pieces = list(cuts(source.sizes.axis(name), source.degree, degree, rank))
+    if rule is Rule.COLUMNS:
+        packed = 2 if name in source.schemes and source.schemes[name].bits == 4 else 1
+        rows = (0, tensors[0].shape[0])
+        return [[Slice(tensors[cut.rank], rows, (cut.start // packed, cut.stop // packed)) for cut in pieces]]
+    if rule is Rule.HALVES:
+        half = source.sizes.axis(name) // source.degree
+        pieces += [Cut(cut.rank, cut.start + half, cut.stop + half) for cut in pieces]
+    return [[Slice(tensors[cut.rank], (cut.start, cut.stop))] for cut in pieces]
+
+
+def _rows(bands: list[Band]) -> int:
+    return sum(band[0].rows[1] - band[0].rows[0] for band in bands)
+
+
+def _columns(source: Source, name: str, degree: int) -> int:
+    """Of a linear's weight on one of ``degree`` ranks, before packing."""
+    if rule_of(name) is Rule.COLUMNS:
+        return source.sizes.axis(name) // degree
+    return source.sizes.hidden_size
+
+
+def _check_groups(name: str, columns: int, bits: int, wish: Wish) -> None:
+    try:
+        check_scheme(columns, bits, wish.group_size)
+    except ValueError as error:
+        raise UserError(f"--quantization-group-size {wish.group_size}: {name} on {wish.degree} ranks: "
+                        f"{error}") from None
+
+
+def _whole(entry: Entry) -> Tensor:
+    """A small entry in memory."""
+    return torch.cat([block.tensor for block in entry.blocks()]).reshape(entry.shape)
+
+
+def _kept(value: object):
+    """What is neither cut nor joined: tensors as entries, in dictionaries too, everything else as it is."""
+    if isinstance(value, Tensor):
+        return Entry(value.dtype, tuple(value.shape), lambda: (Block(value.contiguous()),))
+    if isinstance(value, Mapping):
+        return {key: _kept(inner) for key, inner in value.items()}
+    return value

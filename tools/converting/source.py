@@ -1,0 +1,216 @@
+"""The checkpoint that is converted: its shards compared with one another, its sizes found out from its tensors.
+
+Everything that is wrong is said in one line before anything is written.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from glm.checkpoint import Shard, find_shards, missing_shard, read_shard, shard_name
+from glm.errors import UserError
+from tools.converting.blocks import Scheme
+from tools.converting.partition import (
+    SCALE,
+    WORD_EMBEDDINGS,
+    Rule,
+    is_known,
+    is_linear_weight,
+    layer_of,
+    linear_of,
+    rule_of,
+)
+
+INVERSE_FREQUENCIES = "attention.rotary_emb.inv_freq"
+SIZES = ("num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size")
+
+
+class Sizes(NamedTuple):
+    """Of the whole model, as glm.config names them."""
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    inner_hidden_size: int
+    vocab_size: int
+
+    def axis(self, name: str) -> int:
+        """The length of the axis along which a tensor of this name is split (one half of GeGLU's)."""
+        linear = linear_of(name)
+        if linear is None:
+            return self.vocab_size
+        return {"attention.query_key_value": 3 * self.hidden_size, "attention.dense": self.hidden_size,
+                "mlp.dense_h_to_4h": self.inner_hidden_size, "mlp.dense_4h_to_h": self.inner_hidden_size}[linear]
+
+
+class Source(NamedTuple):
+    """schemes: of the quantised weights. extras: tensors that no GLM has. differing: whole tensors that are not the
+    same on all ranks (the first rank's counts)."""
+
+    folder: Path
+    iteration: str
+    shards: Sequence[Shard]
+    sizes: Sizes
+    schemes: Mapping[str, Scheme]
+    extras: Sequence[str]
+    differing: Sequence[str]
+
+    @property
+    def degree(self) -> int:
+        return len(self.shards)
+
+    def tensor(self, rank: int, name: str) -> torch.Tensor:
+        return self.shards[rank].tensors[name]
+
+    @property
+    def bits(self) -> int | None:
+        return next(iter(self.schemes.values())).bits if self.schemes else None
+
+
+def open_source(folder: str | os.PathLike, given: Mapping[str, int]) -> Source:
+    """given: sizes from model_config.json, a preset or flags, by glm.config's names; those not given are found out.
+
+    Raises UserError, one line, for whatever is wrong with the files or does not fit ``given``.
+    """
+    folder = Path(folder)
+    shards = [read_shard(path) for path in find_shards(folder)]
+    _check_names(shards)
+    _check_shapes(shards)
+    sizes = _sizes(shards, given)
+    schemes = {name: _scheme(shards, name, sizes) for name in shards[0].tensors
+               if is_linear_weight(name) and name + SCALE in shards[0].tensors}
+    _check_split(shards, sizes, schemes)
+    extras = [name for name in shards[0].tensors if not is_known(name)]
+    return Source(folder, shards[0].path.parent.name, shards, sizes, schemes, extras, _differing(shards))
+
+
+def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one shape and dtype are the same bit for bit (NaN is then NaN)."""
+    return torch.equal(one.contiguous().reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8))
+
+
+def _check_names(shards: Sequence[Shard]) -> None:
+    first = shards[0]
+    for shard in shards[1:]:
+        for here, there in ((first, shard), (shard, first)):
+            if missing := [name for name in here.tensors if name not in there.tensors]:
+                raise UserError(f"{there.path} lacks {missing[0]}, which {here.path.name} has: the shards are not of "
+                                "one checkpoint; copy the file again")
+    if WORD_EMBEDDINGS not in first.tensors:
+        found = ", ".join(list(first.tensors)[:3]) or "nothing"
+        raise UserError(f"{first.path} is no GLM: it lacks {WORD_EMBEDDINGS} (it holds {found} ...)")
+
+
+def _check_shapes(shards: Sequence[Shard]) -> None:
+    for name, tensor in shards[0].tensors.items():
+        for shard in shards:
+            found = shard.tensors[name]
+            if found.shape != tensor.shape or found.dtype != tensor.dtype:
+                raise UserError(f"{shard.path}: {name} is {_described(found)}, in {shards[0].path.name} it is "
+                                f"{_described(tensor)}: the shards are not of one checkpoint; copy the file again")
+            if found.layout != torch.strided:
+                raise UserError(f"{shard.path}: {name} has the layout {found.layout}; only dense tensors are served")
+        needed = {Rule.COLUMNS: (2,), Rule.ROWS: (1, 2), Rule.HALVES: (1, 2)}.get(rule_of(name))
+        if name.endswith(SCALE) and needed:
+            needed = (1, 2)
+        if needed and tensor.dim() not in needed:
+            raise UserError(f"{shards[0].path}: {name} has the shape {tuple(tensor.shape)}, which cannot be split")
+        if name.endswith(SCALE) and needed and name.removesuffix(SCALE) not in shards[0].tensors:
+            raise UserError(f"{shards[0].path} holds {name} but no {name.removesuffix(SCALE)}; copy the file again")
+
+
+def _sizes(shards: Sequence[Shard], given: Mapping[str, int]) -> Sizes:
+    """What the tensors say, which must be what is said about them; the number of heads may have to be said."""
+    tensors, path, degree = shards[0].tensors, shards[0].path, len(shards)
+    table = tensors[WORD_EMBEDDINGS]
+    found: dict[str, int] = {"hidden_size": table.shape[1], "vocab_size": table.shape[0] * degree}
+    layers = {layer_of(name) for name in tensors} - {None}
+    found["num_layers"] = len(layers)
+    if not layers or layers != set(range(len(layers))):
+        gap = next((layer for layer in range(len(layers) + 1) if layer not in layers), 0)
+        raise UserError(f"{path} lacks the tensors of layer {gap}")
+    needed = "transformer.layers.0.mlp.dense_h_to_4h.weight"
+    if needed not in tensors:
+        raise UserError(f"{path} is no GLM: it lacks {needed}")
+    found["inner_hidden_size"] = tensors[needed].shape[0] // 2 * degree
+    for name in ("num_layers", "hidden_size"):
+        _compare(name, found[name], given, path)
+    for name in ("vocab_size", "inner_hidden_size"):
+        if name in given and given[name] != found[name]:
+            if given[name] * degree % found[name] == 0 and given[name] > found[name]:
+                parts = given[name] * degree // found[name]
+                raise UserError(missing_shard(path.with_name(shard_name(degree))) + f" ({parts} belong together)")
+            _compare(name, found[name], given, path)
+    frequencies = tensors.get(f"transformer.layers.0.{INVERSE_FREQUENCIES}")
+    if frequencies is not None and frequencies.numel() and found["hidden_size"] % (2 * frequencies.numel()) == 0:
+        found["num_attention_heads"] = found["hidden_size"] // (2 * frequencies.numel())  # one for two of a head
+        _compare("num_attention_heads", found["num_attention_heads"], given, path)
+    elif "num_attention_heads" in given:
+        found["num_attention_heads"] = given["num_attention_heads"]
+    else:
+        raise UserError(f"{path.parent.parent}: num_attention_heads is not in the files; add a model_config.json, name "
+                        "a preset (--model NAME) or say --num-attention-heads N")
+    return Sizes(**found)
+
+
+def _compare(name: str, found: int, given: Mapping[str, int], path: Path) -> None:
+    if given.get(name, found) != found:
+        raise UserError(f"{path}: its tensors are of a model with {name} {found}, but {name} {given[name]} was said "
+                        "(in model_config.json, by --model or by a flag)")
+
+
+def _scheme(shards: Sequence[Shard], name: str, sizes: Sizes) -> Scheme:
+    weight, scale, path = shards[0].tensors[name], shards[0].tensors[name + SCALE], shards[0].path
+    columns = sizes.axis(name) // len(shards) if rule_of(name) is Rule.COLUMNS else sizes.hidden_size
+    bits = 8 * weight.shape[1] / columns
+    if weight.dtype != torch.int8 or bits not in (4, 8):
+        raise UserError(f"{path}: {name} has a scale but is {_described(weight)}; a quantised weight of {columns} "
+                        f"columns is int8 with {columns} columns (8 bits) or {columns / 2:g} (4 bits)")
+    groups = scale.shape[1] if scale.dim() == 2 else 1
+    if scale.shape[0] != weight.shape[0] or not groups or columns % groups:
+        raise UserError(f"{path}: {name + SCALE} has the shape {tuple(scale.shape)}; a weight of {weight.shape[0]} "
+                        f"rows and {columns} columns needs ({weight.shape[0]},) or ({weight.shape[0]}, groups)")
+    return Scheme(int(bits), columns // groups if scale.dim() == 2 else None)
+
+
+def _check_split(shards: Sequence[Shard], sizes: Sizes, schemes: Mapping[str, Scheme]) -> None:
+    """Every tensor must be the part of the whole model that so many shards give it."""
+    degree, path = len(shards), shards[0].path
+    if len({scheme.bits for scheme in schemes.values()}) > 1:
+        raise UserError(f"{path} holds weights of 4 and of 8 bits; only one of them in a checkpoint is served")
+    for name, tensor in shards[0].tensors.items():
+        if (rule := rule_of(name)) is Rule.WHOLE or name.endswith(SCALE):
+            continue
+        axis = 1 if rule is Rule.COLUMNS else 0
+        size = tensor.shape[axis] * degree * (2 if axis == 1 and name in schemes and schemes[name].bits == 4 else 1)
+        whole = sizes.axis(name) * (2 if rule is Rule.HALVES else 1)
+        if size < whole and whole % size == 0 and rule is Rule.COLUMNS:
+            raise UserError(missing_shard(path.with_name(shard_name(degree)))
+                            + f" ({whole * degree // size} belong together)")
+        if size != whole:
+            raise UserError(f"{path}: {name} has the shape {tuple(tensor.shape)}; {degree} such parts are not the "
+                            f"{whole} {'columns' if axis else 'rows'} of the whole; are all shards there, and of one "
+                            "model?")
+    heads = sizes.num_attention_heads
+    if sizes.hidden_size % heads or heads % degree:
+        raise UserError(f"{path}: num_attention_heads {heads} does not fit a hidden_size of {sizes.hidden_size} in "
+                        f"{degree} shards")
+
+
+def _differing(shards: Sequence[Shard]) -> list[str]:
+    return [name for name, tensor in shards[0].tensors.items() if rule_of(name) is Rule.WHOLE
+            and not all(same_bytes(tensor, shard.tensors[name]) for shard in shards[1:])]
+
+
+def allowed_degrees(sizes: Sizes) -> list[int]:
+    """Every tensor-parallel degree that divides heads, inner size and vocabulary."""
+    common = math.gcd(sizes.num_attention_heads, sizes.inner_hidden_size, sizes.vocab_size)
+    return [degree for degree in range(1, common + 1) if common % degree == 0]
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
