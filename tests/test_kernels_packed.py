@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kernels import cpu, packing, reference
-from kernels.cpu import build
+from kernels.cpu import build, stack
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 VARIANTS = {"native": None, "avx512": ("-O1", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
@@ -89,3 +89,129 @@ def test_tails_and_odd_groups(ops, bits, dtype, n, k, group_size, poisoned):
     packed = random_packed(n, k, bits, group_size)
     for rows in (1, 2, 4, 11):
         check(ops, random(rows, k, dtype=dtype), packed)
+
+
+def random_layers(dtype, count, h, inner, formats):
+    """formats: what each of the four matrices of every layer is: None, or (bits, group size)."""
+    shapes = {"norm1_weight": (h,), "norm1_bias": (h,), "qkv_weight": (3 * h, h), "qkv_bias": (3 * h,),
+              "dense_weight": (h, h), "dense_bias": (h,), "norm2_weight": (h,), "norm2_bias": (h,),
+              "in_weight": (2 * inner, h), "in_bias": (2 * inner,), "out_weight": (h, inner), "out_bias": (h,)}
+    layers = []
+    for layer in range(count):
+        parts, kinds = {}, iter(formats)
+        for index, (name, shape) in enumerate(shapes.items()):
+            seed = 20 * layer + index
+            kind = next(kinds) if len(shape) == 2 else None
+            parts[name] = random(*shape, dtype=dtype, seed=seed, scale=shape[-1] ** -0.5)
+            if kind:
+                packed = random_packed(*shape, *kind, seed=seed)
+                parts[name] = packed._replace(scale=packed.scale * shape[-1] ** -0.5)
+        layers.append(reference.LayerWeights(**parts))
+    return layers
+
+
+def unpacked(layer):
+    """The same layer with float64 matrices."""
+    return reference.LayerWeights(*(
+        packing.dequantize(part.weight, part.scale, part.bits, torch.float32).double()
+        if isinstance(part, reference.PackedWeight) else part.double() for part in layer))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("b", [1, 10])
+@pytest.mark.parametrize("formats", [
+    [(8, None)] * 4, [(4, None)] * 4, [(4, 32)] * 4, [(8, 64), None, (4, 128), (4, 22)]], ids=str)
+def test_a_stack_of_packed_layers_in_one_call(ops, dtype, b, formats):
+    n, d, inner, start = 2, 64, 352, 5
+    h = n * d
+    layers, final = random_layers(dtype, 2, h, inner, formats), (random(h, dtype=dtype), random(h, dtype=dtype, seed=1))
+    hidden, angle = random(b, 1, h, dtype=dtype, seed=5), random(b, 1, d)
+    keys, values = ([random(b, n, start + 1, d, dtype=dtype, seed=i + j) for j in range(2)] for i in (30, 40))
+    doubled = [[t.double() for t in cached] for cached in (keys, values)]
+    copies = [[t.clone() for t in cached] for cached in (keys, values)]
+    common = (2.6, 1e-5)
+    exact = reference.stack([unpacked(layer) for layer in layers], tuple(t.double() for t in final), *doubled, *common,
+                            hidden.double(), angle.cos().double(), angle.sin().double(), start)
+    same = reference.stack(layers, final, *copies, *common, hidden, angle.cos(), angle.sin(), start)
+    assert stack.fits(layers, final, keys, values)
+    ours = stack.Stack(ops, layers, final, keys, values, *common).step(hidden, angle.cos(), angle.sin(), start)
+    allowed = 2 * (same.double() - exact).abs().max() + torch.finfo(dtype).eps * exact.abs().max()
+    assert (ours.double() - exact).abs().max() <= allowed
+
+
+def test_a_stack_with_scales_that_do_not_fit_is_left_to_the_single_operations():
+    layers, final = random_layers(torch.float32, 1, 32, 48, [(8, None)] * 4), (torch.ones(32), torch.zeros(32))
+    keys, values = ([torch.zeros(1, 2, 4, 16)] for _ in range(2))
+    assert stack.fits(layers, final, keys, values)
+    good = layers[0].in_weight
+    for wrong in (good._replace(scale=good.scale[:-1]), good._replace(group_size=16), good._replace(bits=4),
+                  good._replace(scale=good.scale.double()), good._replace(weight=good.weight.t().contiguous().t())):
+        assert not stack.fits([layers[0]._replace(in_weight=wrong)], final, keys, values)
+
+
+def test_what_does_not_belong_together_is_refused(ops):
+    packed, x = random_packed(8, 64, 8, 32), random(2, 64)
+    arguments = {"x": x, "weight": packed.weight, "scale": packed.scale, "bias": None, "bits": 8, "group_size": 32}
+    ops.weight_only_linear(**arguments)
+    for change, part in [
+        ({"bits": 3}, "bits is 3"), ({"x": x.double()}, "float64"), ({"weight": packed.weight.short()}, "int16"),
+        ({"weight": packed.weight.t().contiguous().t()}, "contiguous"), ({"x": x[:, :60]}, "has 64 columns"),
+        ({"group_size": 48}, "do not divide"), ({"scale": packed.scale[:, :1]}, "is needed"),
+        ({"scale": packed.scale.t().contiguous().t()}, "contiguous"), ({"bias": torch.zeros(7)}, "(8,) is needed"),
+        ({"bias": torch.zeros(8, dtype=torch.float16)}, "x's dtype"), ({"group_size": 0}, "do not divide"),
+    ]:
+        with pytest.raises(ValueError, match="weight_only_linear: ") as error:
+            ops.weight_only_linear(**{**arguments, **change})
+        assert part in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_of_any_stride_and_addresses_of_any_alignment(ops, bits):
+    packed = random_packed(9, 80, bits, 16)
+    weight, scale = (torch.cat((t.flatten()[:1], t.flatten()))[1:].view(t.shape) for t in packed[:2])
+    x = random(160, 3).t()[:, ::2]
+    plain = check(ops, x.contiguous(), packed)
+    assert torch.equal(ops.weight_only_linear(x, weight, scale, None, bits, 16), plain)
+    assert ops.weight_only_linear(x[:0], packed.weight, packed.scale, None, bits, 16).shape == (0, 9)
+    assert ops.weight_only_linear(x[0], packed.weight, packed.scale, None, bits, 16).shape == (9,)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
+def test_scales_of_every_type(ops, bits, scale_dtype):
+    for group_size in (None, 24):
+        check(ops, random(3, 96, dtype=torch.bfloat16), random_packed(10, 96, bits, group_size, scale_dtype))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_few_activations_a_thousand_times_larger(ops, bits, dtype):
+    """What large GLMs have: some columns of x dwarf the others, and the weights there may be nearly zero."""
+    packed = random_packed(40, 1024, bits, None)
+    columns = torch.tensor([3, 511, 777])
+    x = random(4, 1024)
+    x[:, columns] *= 1000
+    for rows in (1, 2, 3, 4, 12):
+        check(ops, x[:rows].to(dtype), packed) if rows <= 4 else check(ops, x.repeat(3, 1).to(dtype), packed)
+    packed.weight[:, columns // (2 if bits == 4 else 1)] = 0
+    check(ops, x.to(dtype), packed)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_does_not_depend_on_the_other_rows(ops, bits, dtype):
+    """The same sums whatever else is in a small batch; in a large one of FP32 the same up to its last places."""
+    packed, x = random_packed(12, 256, bits, 32), random(24, 256, dtype=dtype)
+    alone = torch.cat([ops.weight_only_linear(row[None], *packed[:2], None, *packed[2:]) for row in x])
+    for first, last in ((0, 2), (0, 4), (5, 12)):
+        assert torch.equal(ops.weight_only_linear(x[first:last], *packed[:2], None, *packed[2:]), alone[first:last])
+    if dtype is torch.float32:
+        torch.testing.assert_close(ops.weight_only_linear(x, *packed[:2], None, *packed[2:]), alone)
+
+
+def test_infinities_and_nans_pass_through(ops):
+    packed = reference.PackedWeight(torch.tensor([[0x11]], dtype=torch.int8), torch.ones(1), 4, None)
+    for dtype in DTYPES:
+        x = torch.tensor([1.0, float("inf"), float("nan"), -2.0], dtype=dtype).view(4, 1).repeat(1, 2)
+        result = ops.weight_only_linear(x, *packed[:2], None, 4).flatten()
+        assert result[0] == 2 and result[1] == float("inf") and result[2].isnan() and result[3] == -4

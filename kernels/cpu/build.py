@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -58,12 +59,14 @@ def compiled(compiler: str, flags: tuple[str, ...]) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            object_file, library = f"{scratch}/kernels.o", f"{scratch}/kernels.so"
-            options = [*flags, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-w"]
-            execute([compiler, *options, "-c", str(SOURCES / "operators.cpp"), "-o", object_file])
+            library = f"{scratch}/kernels.so"
+            command = [compiler, *flags, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-w", "-c"]
+            jobs = {f"{scratch}/{source.stem}.o": source for source in sorted(SOURCES.glob("*.cpp"))}
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda to: execute([*command, str(jobs[to]), "-o", to]), jobs))
             # Linked without OpenMP: its functions are to be found in the runtime that torch has loaded. A second
             # runtime in one process would keep a second team of threads spinning on the same cores.
-            execute([compiler, "-shared", object_file, "-o", library])
+            execute([compiler, "-shared", *jobs, "-o", library])
             os.replace(library, target)
     except OSError as error:
         raise BuildError(f"cannot write the compiled library to {target.parent}: {error.strerror or error}") from error

@@ -5,6 +5,17 @@
 
 static const size_t NEAREST_CACHE = 24 << 10;  // what x may take of it, beside the weights passing through
 
+// Element types as the callers number them; `call` sees the type as T.
+#define BY_TYPE(type, call)                            \
+    switch (type) {                                    \
+        case 0: { typedef float T; call; break; }      \
+        case 1: { typedef bf16 T; call; break; }       \
+        default: { typedef fp16 T; call; break; }      \
+    }
+static inline int type_number(const float*) { return 0; }
+static inline int type_number(const bf16*) { return 1; }
+static inline int type_number(const fp16*) { return 2; }
+
 struct Range { size_t first, last; };
 
 // The part of 0 .. count that falls to one of `threads`, in whole blocks.

@@ -3,7 +3,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#include "packed_linear.h"
 #include "prefill.h"
 #include "stack.h"
 
@@ -28,13 +27,6 @@ static inline void wait_for_all(int team) {
 static inline void wait_for_all(int) {}
 #endif
 
-#define BY_TYPE(type, call)                            \
-    switch (type) {                                    \
-        case 0: { typedef float T; call; break; }      \
-        case 1: { typedef bf16 T; call; break; }       \
-        default: { typedef fp16 T; call; break; }      \
-    }
-
 // Below this many bytes of work waking the other threads costs more than it saves.
 static const size_t WORTH_A_TEAM = 96 << 10;
 static inline int team_for(size_t bytes, int threads) { return bytes < WORTH_A_TEAM ? 1 : threads; }
@@ -56,28 +48,24 @@ EXPORT int glm_threads(int threads) {  // how many the runtime really gives
     return seen;
 }
 
-// All threads put x in order, each some rows of it; one row is not worth waiting for each other, nor is little work.
-template <class T>
-static void packed_linear(const Packed& w, const T* x, size_t m, const T* bias, T* out, size_t n, int threads) {
-    uint8_t* room = arranged_room<T>(w, m);
-    TEAM(threads, {
-        arrange_rows(w, x, m, share(m, 1, thread, team), room);
-        wait_for_all(team);
-        packed_rows(w, room, m, bias, out, n, share(n, 4, thread, team));
-    })
-}
-
 EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const void* w, const void* bias, void* out,
                        size_t n, int threads) {
     threads = team_for(n * k * width(type), threads);
     TEAM(threads, BY_TYPE(type, linear_part((const T*)x, m, k, (const T*)w, (const T*)bias, (T*)out, n, thread, team)))
 }
 
+// All threads put x in order, each some rows of it.
 EXPORT void glm_packed(int type, const void* x, size_t m, size_t k, const void* weight, const void* scale,
                        int scale_type, int bits, size_t group, const void* bias, void* out, size_t n, int threads) {
     const Packed w = {(const uint8_t*)weight, scale, k, group, bits, scale_type};
-    threads = team_for(n * k * bits / 8, threads);
-    BY_TYPE(type, packed_linear(w, (const T*)x, m, (const T*)bias, (T*)out, n, threads))
+    const PackedProduct& product = packed_product(bits);
+    uint8_t* room = product.room(type, w, m);
+    threads = team_for(n * w.row_bytes() + m * k, threads);
+    TEAM(threads, {
+        product.arrange(type, w, x, m, share(m, 1, thread, team), room);
+        wait_for_all(team);
+        product.rows(type, w, room, m, bias, out, n, share(n, 4, thread, team));
+    })
 }
 
 EXPORT void glm_head(int type, const void* x, size_t m, size_t k, const void* w, float* out, size_t n, int threads) {

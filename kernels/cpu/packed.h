@@ -3,17 +3,8 @@
 // order once, so that weight P of all lanes meets its column of x; and the columns of a lane have one scale, if groups
 // are multiples of LANE columns, so that sums by lane are scaled, not weights: products with integers are more exact.
 #pragma once
-#include "linear.h"
+#include "packed_product.h"
 #include "words.h"
-
-struct Packed {  // a matrix (n, k) as kernels/packing.py says
-    const uint8_t* weight;
-    const void* scale;  // (n, k / group)
-    size_t k, group;    // group: columns that share a scale; k: the whole row
-    int bits, scale_type;
-    size_t row_bytes() const { return k * bits / 8; }
-    size_t groups() const { return k / group; }
-};
 
 // How a unit's lanes find their scales.
 enum Scaling {

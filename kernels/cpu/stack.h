@@ -2,11 +2,25 @@
 //     a = LN1(alpha * m' + mlp');  m = LN2(alpha * a + dense(attend(qkv(a))));  mlp = W2 geglu(W1 m)
 // Layer norms are computed by every thread for itself: a copy of a few rows costs less than waiting for them.
 #pragma once
+#include <initializer_list>
 #include "attention.h"
+#include "packed_product.h"
 
-struct LayerWeights {  // the order of kernels.reference.LayerWeights, then the layer's cache
-    const void *norm1_weight, *norm1_bias, *qkv_weight, *qkv_bias, *dense_weight, *dense_bias;
-    const void *norm2_weight, *norm2_bias, *in_weight, *in_bias, *out_weight, *out_bias;
+struct Matrix {  // plain weights of x's type where bits is 0, otherwise as Packed
+    const void *weight, *scale;
+    size_t group, bits, scale_type;
+};
+
+struct LayerWeights {  // the order of kernels.reference.LayerWeights, then the layer's cache; all parts of 8 bytes
+    const void *norm1_weight, *norm1_bias;
+    Matrix qkv;
+    const void* qkv_bias;
+    Matrix dense;
+    const void *dense_bias, *norm2_weight, *norm2_bias;
+    Matrix in;
+    const void* in_bias;
+    Matrix out;
+    const void* out_bias;
     void *keys, *values;
 };
 
@@ -30,15 +44,21 @@ template <class T> struct StackScratch {
     }
 };
 
-// This thread's part of gated = geglu(x W1^T + b1): the same columns of both halves, so nobody has to be waited for.
+// The columns `parts` of out (m, n) = x (m, k) w^T + bias.
 template <class T>
-static void gated_part(const T* x, size_t m, size_t h, const T* weight, const T* bias, size_t inner, T* halves, T* gated,
-                       int thread, int threads) {
-    Range value = share(inner, 4, thread, threads), gate = {inner + value.first, inner + value.last};
-    auto operand_x = operand(x, m * h);
-    linear_rows(operand_x, m, h, weight, bias, halves, 2 * inner, value);
-    linear_rows(operand_x, m, h, weight, bias, halves, 2 * inner, gate);
-    geglu_columns(halves, m, inner, gated, value);
+static void product(const Matrix& w, const T* x, size_t m, size_t k, const void* bias, T* out, size_t n,
+                    std::initializer_list<Range> parts) {
+    if (w.bits == 0) {
+        auto operand_x = operand(x, m * k);
+        for (Range part : parts) linear_rows(operand_x, m, k, (const T*)w.weight, (const T*)bias, out, n, part);
+        return;
+    }
+    const Packed packed = {(const uint8_t*)w.weight, w.scale, k, w.group, int(w.bits), int(w.scale_type)};
+    const PackedProduct& forms = packed_product(packed.bits);
+    const int type = type_number(x);
+    uint8_t* room = forms.room(type, packed, m);
+    forms.arrange(type, packed, x, m, {0, m}, room);
+    for (Range part : parts) forms.rows(type, packed, room, m, bias, out, n, part);
 }
 
 // hidden (b, h) -> out (b, h) after the final layer norm. Run by every thread of the team; `wait` is its barrier.
@@ -59,19 +79,19 @@ static void stack_part(const LayerWeights* layers, const StackShape& s, const At
         else
             norm_rows(b, shared.update, s.alpha, (const T*)w.norm1_weight, (const T*)w.norm1_bias, s.epsilon, a, h,
                       all);
-        linear_part(a, m, h, (const T*)w.qkv_weight, (const T*)w.qkv_bias, shared.qkv, 3 * local, thread, threads);
+        product(w.qkv, a, m, h, w.qkv_bias, shared.qkv, 3 * local, {share(3 * local, 4, thread, threads)});
         wait();
         attend_part(shared.qkv, cosine, sine, (T*)w.keys, (T*)w.values, shape, shared.context, thread, threads);
         wait();
-        linear_part(shared.context, m, local, (const T*)w.dense_weight, (const T*)w.dense_bias, shared.update, h,
-                    thread, threads);
+        product(w.dense, shared.context, m, local, w.dense_bias, shared.update, h, {share(h, 4, thread, threads)});
         wait();
         norm_rows(a, shared.update, s.alpha, (const T*)w.norm2_weight, (const T*)w.norm2_bias, s.epsilon, b, h, all);
-        gated_part(b, m, h, (const T*)w.in_weight, (const T*)w.in_bias, s.inner, shared.halves, shared.gated, thread,
-                   threads);
+        // the same columns of both halves, so that nobody has to be waited for
+        const Range value = share(s.inner, 4, thread, threads), gate = {s.inner + value.first, s.inner + value.last};
+        product(w.in, b, m, h, w.in_bias, shared.halves, 2 * s.inner, {value, gate});
+        geglu_columns(shared.halves, m, s.inner, shared.gated, value);
         wait();  // also: everybody has read `update` before it is written again
-        linear_part(shared.gated, m, s.inner, (const T*)w.out_weight, (const T*)w.out_bias, shared.update, h, thread,
-                    threads);
+        product(w.out, shared.gated, m, s.inner, w.out_bias, shared.update, h, {share(h, 4, thread, threads)});
         wait();
     }
     if (thread == 0)

@@ -5,11 +5,13 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kernels.reference import LayerWeights
+from kernels.packing import BITS
+from kernels.reference import FLOATS, LayerWeights, PackedWeight
 
 SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
 SIGNATURE = [ctypes.c_int, POINTER, *[SIZE] * 7, ctypes.c_int, ctypes.c_float, ctypes.c_float, *[POINTER] * 3,
              SIZE, SIZE, *[POINTER] * 4, ctypes.c_int]
+MATRICES = ("qkv_weight", "dense_weight", "in_weight", "out_weight")
 
 
 class Stack:
@@ -26,14 +28,25 @@ class Stack:
         hidden, inner = layers[0].dense_weight.shape[0], layers[0].out_weight.shape[1]
         batch_stride, head_stride = keys[0].stride()[:2]
         self.batch, self.hidden, self.dtype = batch, hidden, keys[0].dtype
-        pointers = [tensor.data_ptr() for layer in zip(layers, keys, values, strict=True)
-                    for tensor in (*layer[0], *layer[1:])]
-        self.table = (POINTER * len(pointers))(*pointers)
+        numbers = [number for layer, *cache in zip(layers, keys, values, strict=True)
+                   for name, tensor in (*layer._asdict().items(), *zip(("keys", "values"), cache, strict=True))
+                   for number in self._described(name, tensor)]
+        self.table = (SIZE * len(numbers))(*numbers)
         self.fixed = (operators.TYPES[self.dtype], ctypes.addressof(self.table), len(layers), hidden, inner, heads,
                       size, batch_stride, head_stride, positions_2d, alpha, epsilon, final_norm[0].data_ptr(),
                       final_norm[1].data_ptr())
         self._stack = operators.library.glm_stack
         self._stack.argtypes, self._stack.restype = SIGNATURE, None
+
+    def _described(self, name: str, tensor: Tensor | PackedWeight) -> tuple[int, ...]:
+        """One part of stack.h's LayerWeights: an address, or the five numbers of a matrix."""
+        if name not in MATRICES:
+            return (tensor.data_ptr(),)
+        if isinstance(tensor, Tensor):
+            return tensor.data_ptr(), 0, 0, 0, 0
+        weight, scale, bits, group_size = tensor
+        group_size = group_size or tensor.shape[1]
+        return weight.data_ptr(), scale.data_ptr(), group_size, bits, self.operators.TYPES[scale.dtype]
 
     def step(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int, blocked: Tensor | None = None) -> Tensor:
         """hidden (b, 1, h), cosine and sine (b, 1, d) float32, blocked None or bool (b, 1, start + 1)
@@ -60,13 +73,23 @@ def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor], keys: li
     local = heads * size
     expected = [(hidden,), (hidden,), (3 * local, hidden), (3 * local,), (hidden, local), (hidden,),
                 (hidden,), (hidden,), (2 * inner, hidden), (2 * inner,), (hidden, inner), (hidden,)]
-    tensors = [tensor for layer in layers for tensor in layer] + [*final_norm]
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        return False  # packed weights
+    parts = [part for layer in layers for part in layer] + [*final_norm]
+    tensors = [part for part in parts if isinstance(part, Tensor)]
     caches = [*keys, *values]
     dtype, place = keys[0].dtype, keys[0].stride()
     return (all(t.dtype is dtype and t.is_contiguous() for t in tensors)
+            and all(_is_whole(part) for part in parts if isinstance(part, PackedWeight))
             and all(c.dtype is dtype and c.shape == keys[0].shape and c.stride() == place for c in caches)
             and place[2:] == (keys[0].shape[3], 1)
-            and all([tuple(tensor.shape) for tensor in layer] == expected for layer in layers)
+            and all([tuple(part.shape) for part in layer] == expected for layer in layers)
             and all(t.shape == (hidden,) for t in final_norm))
+
+
+def _is_whole(packed: PackedWeight) -> bool:
+    """Whether weight and scales of a packed matrix belong together."""
+    weight, scale, bits, group_size = packed
+    n, k = packed.shape
+    expected = (n,) if group_size is None else (n, k // group_size)
+    return (bits in BITS and weight.dtype is torch.int8 and weight.is_contiguous() and scale.is_contiguous()
+            and scale.dtype in FLOATS and tuple(scale.shape) == expected
+            and (group_size is None or k % group_size == 0))
