@@ -4,6 +4,7 @@ Differentiable (training runs through them), and fast where matrix products domi
 Nothing here knows of ranks, checkpoints or configurations. Shapes: b batch, s sequence, h hidden, n heads, d head size.
 """
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -187,14 +188,19 @@ def stack(
     start: int,
     blocked: Tensor | None = None,
     positions_2d: bool = False,
+    operations=None,
 ) -> Tensor:
-    """All layers and the final layer norm: what the compiled backend's one call per decoding step computes."""
+    """All layers and the final layer norm: what the compiled backend's one call per decoding step computes.
+
+    operations: the backend whose operations are used; by default this module's.
+    """
+    ops = operations or sys.modules[__name__]
     for w, key, value in zip(layers, keys, values, strict=True):
-        a = layer_norm(hidden, w.norm1_weight, w.norm1_bias, epsilon)
-        qkv = linear(a, w.qkv_weight, w.qkv_bias)
-        context = attend(qkv, cosine, sine, key, value, start, blocked, positions_2d)
-        update = linear(context, w.dense_weight, w.dense_bias)
-        m = residual_layer_norm(a, update, alpha, w.norm2_weight, w.norm2_bias, epsilon)
-        update = linear(geglu(linear(m, w.in_weight, w.in_bias)), w.out_weight, w.out_bias)
-        hidden = scaled_add(m, update, alpha)
-    return layer_norm(hidden, *final_norm, epsilon)
+        a = ops.layer_norm(hidden, w.norm1_weight, w.norm1_bias, epsilon)
+        qkv = ops.linear(a, w.qkv_weight, w.qkv_bias)
+        context = ops.attend(qkv, cosine, sine, key, value, start, blocked, positions_2d)
+        update = ops.linear(context, w.dense_weight, w.dense_bias)
+        m = ops.residual_layer_norm(a, update, alpha, w.norm2_weight, w.norm2_bias, epsilon)
+        update = ops.linear(ops.geglu(ops.linear(m, w.in_weight, w.in_bias)), w.out_weight, w.out_bias)
+        hidden = ops.scaled_add(m, update, alpha)
+    return ops.layer_norm(hidden, *final_norm, epsilon)

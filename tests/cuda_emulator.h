@@ -1,10 +1,11 @@
 // Runs kernels/cuda on a processor: device.h's functions and the little of CUDA that the kernels use, for g++.
 //
-// The threads of a block are fibers (ucontext) of one thread, in turns; a fiber gives way only where it waits for others:
+// The threads of a block are fibers of one thread, in turns; a fiber gives way only where it waits for others:
 // at __syncthreads, at a shuffle, at a warp's matrix product. Every access to memory is checked: it must lie in a buffer
 // of the arguments, aligned as the instruction wants it, and writes only in the output. Blocks run one after the other.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -20,7 +21,7 @@
 struct Dimensions {
     u32 x, y, z;
 };
-static Dimensions threadIdx, blockIdx, blockDim;
+static Dimensions threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
@@ -70,22 +71,30 @@ struct Warp {
 };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t start;  // once; afterwards _setjmp and _longjmp, which ask nothing of the system
+    jmp_buf here;
     std::vector<char> stack;
-    bool done;
+    bool started, done;
 };
 
 static std::vector<Fiber> fibers;
 static std::vector<Warp> warps;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static u32 at_barrier, barriers;
 static bool progress;
 static void (*kernel)(Arguments);
 static Arguments arguments;
 
-static void give_way() {
-    const u32 me = threadIdx.x;
-    swapcontext(&fibers[me].context, &scheduler);
+static __attribute__((noinline)) void give_way() {
+    if (!_setjmp(fibers[threadIdx.x].here)) _longjmp(scheduler, 1);
+}
+
+static __attribute__((noinline)) void resume(u32 thread) {  // returns when the fiber gives way
+    if (_setjmp(scheduler)) return;
+    Fiber& fiber = fibers[thread];
+    if (fiber.started) _longjmp(fiber.here, 1);
+    fiber.started = true;
+    setcontext(&fiber.start);
 }
 
 // All lanes of a warp bring something; the last to come handles it for all.
@@ -117,19 +126,19 @@ static void run_block() {
     warps.assign((threads + 31) / 32, Warp{});
     at_barrier = 0;
     for (Fiber& fiber : fibers) {
-        fiber.done = false;
+        fiber.started = fiber.done = false;
         fiber.stack.resize(64 << 10);
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
-        fiber.context.uc_stack.ss_size = fiber.stack.size();
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, fiber_main, 0);
+        getcontext(&fiber.start);
+        fiber.start.uc_stack.ss_sp = fiber.stack.data();
+        fiber.start.uc_stack.ss_size = fiber.stack.size();
+        fiber.start.uc_link = nullptr;
+        makecontext(&fiber.start, fiber_main, 0);
     }
     for (progress = true; progress;) {
         progress = false;
         for (u32 i = 0; i < threads; i++) {
             threadIdx.x = i;
-            if (!fibers[i].done) swapcontext(&scheduler, &fibers[i].context);
+            if (!fibers[i].done) resume(i);
         }
     }
     for (const Fiber& fiber : fibers)
@@ -267,6 +276,7 @@ extern "C" __attribute__((visibility("default"))) const char* emulate(void* kern
     emulator::buffers.assign(buffers, buffers + count);
     emulator::failure[0] = 0;
     blockDim = {threads, 1, 1};
+    gridDim = {grid_x, grid_y, 1};
     for (u32 y = 0; y < grid_y; y++)
         for (u32 x = 0; x < grid_x; x++) {
             blockIdx = {x, y, 0};

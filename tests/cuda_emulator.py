@@ -44,8 +44,9 @@ class Emulator:
     def launch(self, bits: int, kind: int, name: str, grid: tuple[int, int], threads: int, arguments: bytes) -> None:
         self.launched.append(name)
         x, weight, scale, bias, out, m, n, k, groups, _, _, scale_kind = ARGUMENTS.unpack(arguments)
-        produced, scales = n * k if name.startswith("dequantize") else m * n, n * max(groups, 1)
-        sizes = ((x, m * k * 2), (weight, n * k * bits // 8), (scale, scales * (4 if scale_kind == 2 else 2)),
+        produced = n * k if name.startswith("dequantize") else 1 if name == "read_all" else m * n
+        scales = n * max(groups, 1)
+        sizes = ((x, m * 16 if name == "read_all" else m * k * 2), (weight, n * k * bits // 8), (scale, scales * (4 if scale_kind == 2 else 2)),
                  (bias, n * 2 if bias else 0))
         buffers = [*(Buffer(begin, size, 0) for begin, size in sizes), Buffer(out, produced * 2, 1)]
         ctypes.memset(out, POISON & 0xFF, produced * 2)

@@ -24,7 +24,6 @@ class Operators:
     geglu = staticmethod(reference.geglu)
     rotate = staticmethod(reference.rotate)
     attend = staticmethod(reference.attend)
-    stack = staticmethod(reference.stack)
 
     def __init__(self, find: driver.Finder = driver.find):
         self.find = find
@@ -47,6 +46,9 @@ class Operators:
                 print(f"kernels: torch's own operators are used for quantised weights, which are slower: {error}",
                       file=sys.stderr)
         return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
+
+    def stack(self, *arguments, **keywords) -> Tensor:
+        return reference.stack(*arguments, **keywords, operations=self)
 
 
 @cache

@@ -2,6 +2,7 @@
 // GLM_KIND (0 float16, 1 bfloat16: of x and the result) that is used; kernels/cuda/linear.py picks the kernel.
 
 #include "dequantize.h"
+#include "read.h"
 #include "simple.h"
 #include "skinny.h"
 
@@ -9,6 +10,8 @@ extern "C" {
 
 __global__ void dequantize_eights(const Arguments a) { dequantize_eights<GLM_BITS, GLM_KIND>(a); }
 __global__ void dequantize_any(const Arguments a) { dequantize_any<GLM_BITS, GLM_KIND>(a); }
+
+__global__ void __launch_bounds__(256) read_all(const Arguments a) { read_everything(a); }
 
 #define SIMPLE(SLICE) \
     __global__ void __launch_bounds__(128) simple_##SLICE(const Arguments a) { \

@@ -128,3 +128,14 @@ def launch(device, plan: Plan, dtype: torch.dtype, bits: int, x: Tensor | None, 
     arguments = ARGUMENTS.pack(*pointers, m, weight.shape[0], k, k // size if grouped else 0, size,
                                2**31 // size + 1, KINDS[scale.dtype])
     device.launch(bits, KINDS[dtype], plan.name, plan.grid, plan.threads, arguments)
+
+
+def read(device, data: Tensor) -> None:
+    """Read a contiguous tensor once, to the last whole 16 bytes: the device's read bandwidth, for benchmarks."""
+    count = data.numel() * data.element_size() // 16
+    if data.data_ptr() % ALIGNMENT or not data.is_contiguous() or count >= LARGEST_INDEX:
+        raise ValueError(f"read: the tensor must be contiguous, begin at a multiple of {ALIGNMENT} bytes and have less "
+                         f"than {LARGEST_INDEX * 16} bytes")
+    out = torch.empty(1, dtype=torch.float16, device=data.device)
+    arguments = ARGUMENTS.pack(data.data_ptr(), 0, 0, 0, out.data_ptr(), count, 0, 0, 0, 0, 0, 0)
+    device.launch(8, 0, "read_all", (8 * device.processors, 1), 256, arguments)

@@ -1,0 +1,174 @@
+"""tools/gpu_check.py without a GPU: every section at a toy's shapes, its kernels on the emulator; what it says and
+returns. On a machine with a GPU, all cases of the check run here, too (marked gpu)."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import cuda
+from kernels.cuda import linear
+from tests.cuda_emulator import Emulator
+from tools import gpu_check
+from tools.checking_gpu import correctness, model, products, report, section, setting
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    emulator = Emulator(tmp_path_factory.mktemp("emulator"))
+    return setting.Setting(torch.device("cpu"), cuda.Operators(lambda _: emulator), setting.TOY, True,
+                           time.monotonic() + 1000)
+
+
+def test_glm_130b_s_shapes_and_their_parts():
+    found = products.shapes(setting.Setting(None, None, setting.ModelConfig.from_name("glm-130b"), False, 0), [1, 2, 8])
+    assert found[36864, 12288] == "qkv" and found[12288, 12288] == "dense"
+    assert found[65536, 12288] == "in" and found[12288, 32768] == "out"
+    assert found[4608, 12288] == "qkv/8" and found[12288, 4096] == "out/8" and found[12288, 6144] == "dense/2"
+
+
+def test_cases_cover_every_kernel():
+    kernels = set()
+    for case in correctness.cases():
+        plan = linear.choose(*case[:5], True, 132)  # of an H100
+        kernels.add(plan.name if plan else None)
+        kernels.add("eights" if linear.fits_eights(case.n, case.k, case.group_size) else "any")
+    tiles = ("1_1", "2_1", "4_1", "4_2")
+    expected = {f"skinny_{tile}_{scaling}" for tile in tiles for scaling in ("ROW", "STAGE", "CHUNK")}
+    assert kernels >= expected | {None, "eights", "any", "simple_1", "simple_4"}
+
+
+def test_correctness_on_the_emulator(toy):
+    found = list(correctness.rows(toy))
+    assert len(found) > 12 and all(row["right"] for row in found)
+
+
+def test_a_wrong_kernel_is_found(toy):
+    class Wrong(cuda.Operators):
+        def weight_only_linear(self, x, *rest):
+            result = super().weight_only_linear(x, *rest)
+            result[-1, -1] *= 1.5
+            return result
+
+    wrong = setting.Setting(toy.device, Wrong(toy.operations.find), toy.config, True, toy.deadline)
+    assert not correctness.check(wrong, correctness.Case(3, 40, 512, 4, None, torch.float16))["right"]
+
+
+def test_products_on_the_emulator(toy):
+    rows = list(products.decoding(toy))
+    assert {row["weights"] for row in rows} == {"INT4", "INT8", "INT4 groups of 32", "INT4 groups of 128",
+                                                "INT8 groups of 128"}
+    assert all(row["m=16 us"] > 0 and row["bandwidth GB/s"] > 0 for row in rows)
+    rows = list(products.prefill(toy))
+    assert all(row["m=32 us"] > 0 and row["m=65 % of cuBLAS"] > 0 for row in rows)
+    rows = list(products.tilings(toy))
+    assert {row["m"] for row in rows} == {1, 4, 8, 16, 32}
+    assert all(row["4x2 us"] > 0 and row["chosen / best"] >= 1 for row in rows)
+
+
+def test_layers_and_the_whole_model_on_the_emulator(toy):
+    rows = list(model.layers(toy))
+    assert [row["weights"] for row in rows] == ["FP16", "INT8", "INT4", "INT4 groups of 32"] * 2
+    [row] = model.whole_model(toy)
+    assert row["model"] == "whole" and row["finite"] and row["decode 1 ms"] > 0 and row["prefill 16 ms"] > 0
+    embedding, layer = 64 * 128 * 2, (384 * 128 + 128 * 128 + 384 * 128 + 128 * 192) // 2 + 2 * (384 + 128 + 384 + 128)
+    assert row["GB"] * 1e9 == pytest.approx(embedding + 2 * layer)
+
+
+def test_a_section_that_fails_says_why_and_keeps_its_rows(tmp_path, monkeypatch):
+    def rows(_):
+        yield {"n": 1}
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(products, "prefill", rows)
+    assert section.run("prefill", "cpu", True, 10, tmp_path / "a.json") is False
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["status"] == "failed" and result["rows"] == [{"n": 1}]
+    assert result["error"] == "RuntimeError: an illegal memory access was encountered"
+    monkeypatch.setattr(products, "prefill", lambda _: iter([{"case": "x", "right": False}]))
+    assert section.run("prefill", "cpu", True, 10, tmp_path / "a.json") is False
+    assert "1 of 1 are wrong" in json.loads((tmp_path / "a.json").read_text())["error"]
+
+
+def test_every_section_has_its_function_and_all_end_within_eight_minutes():
+    for module, function, _ in section.SECTIONS.values():
+        assert callable(getattr(import_module(module), function))
+    allowed = gpu_check.make_parser().parse_args([]).seconds
+    assert sum(seconds for *_, seconds in section.SECTIONS.values()) <= allowed <= 8 * 60 - gpu_check.GRACE
+
+
+def test_sections_run_in_processes_of_their_own(tmp_path, capsys):
+    output = tmp_path / "result.json"
+    arguments = ["--device", "cpu", "--toy", "--only", "build", "model", "--json", str(output)]
+    assert gpu_check.main(arguments) == 0
+    found = json.loads(output.read_text())
+    assert found["what"].startswith("toy") and list(found["sections"]) == ["build", "model"]
+    assert found["sections"]["model"]["rows"][0]["model"] == "whole"
+    assert "all sections are right" in capsys.readouterr().out
+
+
+def test_a_crash_or_a_hang_is_that_section_s_only(tmp_path, monkeypatch, capsys):
+    def run(command, timeout, **_):
+        name, output = command[command.index("--section") + 1], Path(command[command.index("--json") + 1])
+        if name == "decoding":
+            raise subprocess.TimeoutExpired(command, timeout)
+        if name == "prefill":  # killed in the middle
+            section.write(output, "cut off", [{"n": 1}], None, time.monotonic())
+            return subprocess.CompletedProcess(command, -9)
+        section.write(output, "ok", [], None, time.monotonic())
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(gpu_check.subprocess, "run", run)
+    monkeypatch.setattr(report, "describe", lambda _: {})
+    output = tmp_path / "result.json"
+    assert gpu_check.main(["--device", "cpu", "--toy", "--json", str(output)]) == 1
+    found = json.loads(output.read_text())["sections"]
+    assert list(found) == list(section.SECTIONS)
+    assert found["decoding"]["error"].startswith("it was stopped after")
+    assert found["prefill"] | {"seconds": 0} == {"status": "failed", "rows": [{"n": 1}], "seconds": 0,
+                                                 "error": "its process ended with code -9"}
+    assert found["model"]["status"] == "ok"
+    assert "failed: decoding, prefill;" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_line_and_exit_code_2():
+    done = subprocess.run(["bash", str(ROOT / "scripts" / "gpu_check.sh")], capture_output=True, text=True,
+                          env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: there is no GPU that torch can use (torch ") and done.stderr.count("\n") == 1
+
+
+def test_mistakes_on_the_command_line(tmp_path, capsys):
+    assert gpu_check.main(["--only", "speed", "--device", "cpu", "--toy"]) == 2
+    assert "--only speed: allowed are build, correctness" in capsys.readouterr().err
+    assert gpu_check.main(["--device", "cpu"]) == 2
+    assert "--device cpu: allowed are cuda and cuda:N" in capsys.readouterr().err
+    done = subprocess.run(["bash", str(ROOT / "scripts" / "gpu_check.sh")], capture_output=True, text=True,
+                          env={"PATH": "/usr/bin:/bin", "PYTHON": "no-such-python"})
+    assert done.returncode == 2 and "no-such-python is not found" in done.stderr
+    done = subprocess.run([sys.executable, "-S", str(ROOT / "tools" / "gpu_check.py")], capture_output=True, text=True)
+    assert done.returncode == 2 and "torch is not installed" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_tables_without_rich(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    report.show("decoding", {"status": "ok", "seconds": 3.0, "error": None,
+                             "rows": [{"linear": "qkv", "m=1 %": 91.234}, {"linear": "in", "m=1 %": 7.1}]})
+    assert capsys.readouterr().out == "\ndecoding: ok, 3 s\nlinear  m=1 %\nqkv  91.2\nin  7.1\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["build", "correctness", "glm"])
+def test_on_the_gpu(name, tmp_path):
+    assert section.run(name, "cuda:0", False, 200, tmp_path / "result.json"), (tmp_path / "result.json").read_text()

@@ -1,0 +1,98 @@
+"""Are the kernels right on this device? Errors against float32, twins that must agree bit for bit, recorded graphs."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from kernels import reference
+from kernels.cuda import linear
+from kernels.packing import dequantize
+from tools.checking_gpu.setting import Setting, random_packed, scheme_name
+from tools.checking_gpu.timing import recorded
+
+
+class Case(NamedTuple):
+    m: int
+    n: int
+    k: int
+    bits: int
+    group_size: int | None
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{scheme_name(self.bits, self.group_size)} {self.dtype} m={self.m} n={self.n} k={self.k}"
+
+
+def cases(is_toy: bool = False) -> list[Case]:
+    """Tails of rows and columns, all kinds of groups, every kernel, and GLM-130B's widths."""
+    found = []
+    for dtype in (torch.float16, torch.bfloat16):
+        for bits in (8, 4):
+            n = 140 if is_toy else 4300  # enough for the largest tiles, and no whole number of them
+            for m in (1, 4, 9, 65) if is_toy else (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 65, 130):
+                found.append(Case(m, n + m, 336 if is_toy else 672, bits, None, dtype))  # no whole number of stages
+                if not is_toy:
+                    found += [Case(m, n + m, 1536, bits, group_size, dtype) for group_size in (32, 64, 128, 256)]
+            for k, group_size in ((768, 96), (352, 88), (264, 24), (60, 12), (90, None), (4096, 2048), (512, 512)):
+                found += [Case(m, 77, k, bits, group_size, dtype) for m in (1, 6, 20) if m == 6 or not is_toy]
+            for n, k in () if is_toy else ((4608, 12288), (12288, 1536), (12288, 4096), (1536, 32768)):
+                found += [Case(m, n, k, bits, group_size, dtype) for m, group_size in ((1, None), (4, 128), (16, None))]
+    return found[::2] if is_toy else found
+
+
+def check(setting: Setting, case: Case) -> dict:
+    """One row of the report; `right` tells. The error may be twice that of torch's product of the dequantised weight at
+    the same precision, and one rounding of the result."""
+    m, n, k, bits, group_size, dtype = case
+    torch.manual_seed(m + n + k)
+    packed = random_packed(setting, n, k, bits, group_size)
+    x = torch.randn(m, k, device=setting.device).to(dtype)
+    bias = torch.randn(n, device=setting.device).to(dtype)
+    exact = reference.linear(x.float(), packed, bias.float())
+    allowed = (reference.linear(x, packed, bias).float() - exact).abs()
+    poisoned = torch.full((m, n), float("nan"), dtype=dtype, device=setting.device)
+    del poisoned  # the allocator hands out the same memory again: places that are not written stay wrong
+    result = setting.operations.linear(x, packed, bias)
+    error = (result.float() - exact).abs()
+    rounding = exact.abs().max().item() * torch.finfo(dtype).eps / 2
+    largest, bound = error.max().item(), 2 * allowed.max().item() + rounding
+    mean, mean_bound = (square.square().mean().sqrt().item() for square in (error, allowed))
+    again = setting.operations.linear(x, packed, bias)
+    right = largest <= bound and mean <= 2 * mean_bound + rounding / 4 and torch.equal(result, again)
+    return {"case": str(case), "largest error": largest, "allowed": bound, "same again": torch.equal(result, again),
+            "right": right}
+
+
+def check_dequantizing(setting: Setting, case: Case) -> dict:
+    packed = random_packed(setting, case.n, case.k, case.bits, case.group_size)
+    result = linear.dequantize(setting.kernels_device, packed.weight, packed.scale, case.dtype, case.bits,
+                               case.group_size)
+    right = torch.equal(result, dequantize(packed.weight, packed.scale, case.bits, case.dtype))
+    return {"case": f"dequantise {case}", "right": right}
+
+
+def check_graph(setting: Setting, case: Case) -> dict:
+    """A recorded call, replayed with other numbers in x, gives what a call gives."""
+    packed = random_packed(setting, case.n, case.k, case.bits, case.group_size)
+    x = torch.zeros(case.m, case.k, dtype=case.dtype, device=setting.device)
+    results = []
+    replay = recorded(setting, [lambda: results.append(setting.operations.linear(x, packed))])
+    x.normal_()
+    replay()
+    return {"case": f"recorded {case}", "right": torch.equal(results[-1], setting.operations.linear(x, packed))}
+
+
+@torch.inference_mode()
+def rows(setting: Setting) -> Iterator[dict]:
+    """A row for every case; those that are wrong have right = False."""
+    chosen = cases(setting.is_toy)
+    for case in chosen:
+        if not setting.has_time:
+            yield {"case": "not all cases: the time was over", "right": True}
+            return
+        yield check(setting, case)
+        if setting.kernels_device:
+            yield check_dequantizing(setting, case)
+    for case in chosen[:: max(1, len(chosen) // 8)]:
+        yield check_graph(setting, case)
