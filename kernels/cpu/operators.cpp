@@ -59,12 +59,13 @@ EXPORT void glm_packed(int type, const void* x, size_t m, size_t k, const void* 
                        int scale_type, int bits, size_t group, const void* bias, void* out, size_t n, int threads) {
     const Packed w = {(const uint8_t*)weight, scale, k, group, bits, scale_type};
     const PackedProduct& product = packed_product(bits);
+    const Target to = {type, bias, out, n};
     uint8_t* room = product.room(type, w, m);
     threads = team_for(n * w.row_bytes() + m * k, threads);
     TEAM(threads, {
         product.arrange(type, w, x, m, share(m, 1, thread, team), room);
         wait_for_all(team);
-        product.rows(type, w, room, m, bias, out, n, share(n, 4, thread, team));
+        product.rows(w, room, m, to, share(n, 4, thread, team));
     })
 }
 

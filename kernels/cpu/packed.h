@@ -26,6 +26,8 @@ template <int BITS> struct Order {
     static size_t padded(size_t k) { return (k + UNIT - 1) / UNIT * UNIT; }
 };
 
+static const size_t AHEAD = 8192;  // bytes; measured: less leaves the memory idle
+
 // Scratch of one thread that only grows, from the start of a cache line on: a vector that lies in two lines costs two
 // loads. Its content is lost with the next call for the same Tag.
 template <class Tag, class T> static T* scratch(size_t count) {
@@ -72,13 +74,6 @@ template <int BITS, Scaling S> static void scales_of(const Packed& w, size_t row
         case 0: return scales_of<BITS, S>(w, (const float*)w.scale + first, to);
         case 1: return scales_of<BITS, S>(w, (const bf16*)w.scale + first, to);
         default: return scales_of<BITS, S>(w, (const fp16*)w.scale + first, to);
-    }
-}
-static inline float row_scale(const Packed& w, size_t row) {
-    switch (w.scale_type) {
-        case 0: return ((const float*)w.scale)[row];
-        case 1: return to_float(((const bf16*)w.scale)[row]);
-        default: return to_float(((const fp16*)w.scale)[row]);
     }
 }
 template <int BITS, Scaling S> static size_t scale_places(const Packed& w) {  // floats that scales_of writes at most
@@ -167,47 +162,41 @@ static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, cons
     sum_all(total, out);
 }
 
-template <class Form, Scaling S, int R, int M, class T, class Out>
-static inline void few_block(const Packed& w, const typename Form::X* x, size_t stride, const T* bias, Out* out,
-                                size_t n, size_t row, size_t ahead, words lanes, float* scales) {
+template <class Form, Scaling S, int R, int M>
+static inline void few_block(const Packed& w, const typename Form::X* x, size_t stride, const Target& to, size_t first,
+                             size_t row, words lanes, float* scales) {
     float products[R][M];
-    few_dots<Form, S, R, M>(w, row, x, stride, ahead, lanes, scales, products);
-    UNROLL for (int r = 0; r < R; r++) {
-        float scale = S == BY_ROW ? row_scale(w, row + r) : 1.0f, added = bias ? to_float(bias[row + r]) : 0.0f;
-        UNROLL for (int i = 0; i < M; i++) store_float(out + i * n + row + r, products[r][i] * scale + added);
+    few_dots<Form, S, R, M>(w, row, x, stride, AHEAD, lanes, scales, products);
+    for (int r = 0; r < R; r++) {
+        const float scale = S == BY_ROW ? number(w.scale, w.scale_type, row + r) : 1.0f;
+        to.put(first, M, row + r, products[r], scale);
     }
 }
 
-static const size_t AHEAD = 8192;  // bytes; measured: less leaves the memory idle
-
-template <class Form, Scaling S, int M, class T, class Out>
-static void few_rows(const Packed& w, const typename Form::X* x, const T* bias, Out* out, size_t n, Range rows) {
+template <class Form, Scaling S, int M>
+static void few_rows(const Packed& w, const typename Form::X* x, const Target& to, size_t first, Range rows) {
     const size_t stride = Form::padded(w.k);
     float* scales = scratch<Packed, float>(2 * scale_places<Form::BITS, S>(w));
     const words lanes = lanes_of(Order<Form::BITS>::LANE, w.group);
     size_t row = rows.first;
     if (M > 2)  // two rows of weights share the loads of x
-        for (; row + 2 <= rows.last; row += 2)
-            few_block<Form, S, 2, M>(w, x, stride, bias, out, n, row, AHEAD, lanes, scales);
-    for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, x, stride, bias, out, n, row, AHEAD, lanes, scales);
+        for (; row + 2 <= rows.last; row += 2) few_block<Form, S, 2, M>(w, x, stride, to, first, row, lanes, scales);
+    for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, x, stride, to, first, row, lanes, scales);
 }
 
 // Decoding: rows of x four at a time, the second four while the weights are in a cache.
 template <class Form> struct Few : Form {
     enum { FEW_ROWS = true };
-    typedef typename Form::X X;
-    template <Scaling S, class T, class Out>
-    static void rows(const Packed& w, const X* x, size_t m, const T* bias, Out* out, size_t n, Range rows) {
+    template <Scaling S> static void rows(const Packed& w, const typename Form::X* x, size_t m, const Target& to, Range rows) {
         const size_t stride = Form::padded(w.k), step = m <= 4 ? rows.last : 16;
         for (size_t row = rows.first; row < rows.last; row += step)
             for (size_t i = 0; i < m; i += 4) {
                 const Range part = {row, row + step < rows.last ? row + step : rows.last};
-                const X* from = x + i * stride;
                 switch (m - i) {
-                    case 1: few_rows<Form, S, 1>(w, from, bias, out + i * n, n, part); break;
-                    case 2: few_rows<Form, S, 2>(w, from, bias, out + i * n, n, part); break;
-                    case 3: few_rows<Form, S, 3>(w, from, bias, out + i * n, n, part); break;
-                    default: few_rows<Form, S, 4>(w, from, bias, out + i * n, n, part);
+                    case 1: few_rows<Form, S, 1>(w, x + i * stride, to, i, part); break;
+                    case 2: few_rows<Form, S, 2>(w, x + i * stride, to, i, part); break;
+                    case 3: few_rows<Form, S, 3>(w, x + i * stride, to, i, part); break;
+                    default: few_rows<Form, S, 4>(w, x + i * stride, to, i, part);
                 }
             }
     }

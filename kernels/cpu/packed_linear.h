@@ -38,22 +38,21 @@ template <int BITS> struct Product {
                 Form::arrange((const T*)x + i * w.k, w.k, to + i * Form::padded(w.k));
         })))
     }
-    static void rows(int type, const Packed& w, const uint8_t* arranged, size_t m, const void* bias, void* out, size_t n,
-                     Range rows) {
-        BY_TYPE(type, (choose_form<BITS, T>(w, m, [&](auto chosen) {
+    static void rows(const Packed& w, const uint8_t* arranged, size_t m, const Target& to, Range rows) {
+        BY_TYPE(to.type, (choose_form<BITS, T>(w, m, [&](auto chosen) {
             typedef typename decltype(chosen)::type Form;
-            by_scaling<Form>(w, (const typename Form::X*)arranged, m, (const T*)bias, (T*)out, n, rows);
+            by_scaling<Form>(w, (const typename Form::X*)arranged, m, to, rows);
         })))
     }
-    template <class Form, class X, class T>
-    static void by_scaling(const Packed& w, const X* x, size_t m, const T* bias, T* out, size_t n, Range rows) {
+    template <class Form>
+    static void by_scaling(const Packed& w, const typename Form::X* x, size_t m, const Target& to, Range rows) {
         switch (Order<BITS>::scaling(w)) {
-            case BY_ROW: return Form::template rows<BY_ROW>(w, x, m, bias, out, n, rows);
-            case BY_UNIT: return Form::template rows<BY_UNIT>(w, x, m, bias, out, n, rows);
-            case BY_PARTS: return Form::template rows<BY_PARTS>(w, x, m, bias, out, n, rows);
-            case BY_LANE: return Form::template rows<BY_LANE>(w, x, m, bias, out, n, rows);
+            case BY_ROW: return Form::template rows<BY_ROW>(w, x, m, to, rows);
+            case BY_UNIT: return Form::template rows<BY_UNIT>(w, x, m, to, rows);
+            case BY_PARTS: return Form::template rows<BY_PARTS>(w, x, m, to, rows);
+            case BY_LANE: return Form::template rows<BY_LANE>(w, x, m, to, rows);
             case BY_COLUMN:
-                if constexpr (!Form::FEW_ROWS) return Form::template rows<BY_COLUMN>(w, x, m, bias, out, n, rows);
+                if constexpr (!Form::FEW_ROWS) return Form::template rows<BY_COLUMN>(w, x, m, to, rows);
         }
     }
 };

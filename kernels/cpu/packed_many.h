@@ -35,8 +35,7 @@ template <int BITS_, class E> struct Many {
     static size_t padded(size_t k) { return O::padded(k); }
     template <class T> static void arrange(const T* x, size_t k, E* to) { InFloats<BITS>::arrange(x, k, to); }
 
-    template <Scaling S, class T, class Out>
-    static void rows(const Packed& w, const E* x, size_t m, const T* bias, Out* out, size_t n, Range rows) {
+    template <Scaling S> static void rows(const Packed& w, const E* x, size_t m, const Target& to, Range rows) {
         const size_t columns = O::padded(w.k), places = S == BY_ROW ? 0 : scale_places<BITS, S>(w);
         E* block = scratch<Many, E>(BLOCK_ROWS * BLOCK_COLUMNS);
         float* scales = scratch<Packed, float>(BLOCK_ROWS * places);
@@ -61,8 +60,8 @@ template <int BITS_, class E> struct Many {
                 }
             }
             for (size_t r = 0; r < count; r++) {
-                const float scale = S == BY_ROW ? row_scale(w, row + r) : 1.0f, added = bias ? to_float(bias[row + r]) : 0.0f;
-                for (size_t i = 0; i < m; i++) store_float(out + i * n + row + r, sums[i * BLOCK_ROWS + r] * scale + added);
+                const float scale = S == BY_ROW ? number(w.scale, w.scale_type, row + r) : 1.0f;
+                to.put(0, m, row + r, sums + r, scale, BLOCK_ROWS);
             }
         }
     }

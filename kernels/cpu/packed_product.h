@@ -11,13 +11,33 @@ struct Packed {  // a matrix (n, k) as kernels/packing.py says
     size_t groups() const { return k / group; }
 };
 
+static inline float number(const void* numbers, int type, size_t i) {
+    BY_TYPE(type, return to_float(((const T*)numbers)[i]))
+}
+
+// Where results go: out (m, n) and the bias that is added, both of one type; no templates, so that there is one copy of
+// the code above for all types.
+struct Target {
+    int type;
+    const void* bias;
+    void* out;
+    size_t n;
+    // out[first + i][row] = sums[i] * scale + bias[row]
+    void put(size_t first, size_t count, size_t row, const float* sums, float scale, size_t stride = 1) const {
+        const float added = bias ? number(bias, type, row) : 0.0f;
+        BY_TYPE(type, {
+            T* to = (T*)out + first * n + row;
+            for (size_t i = 0; i < count; i++) store_float(to + i * n, sums[i * stride] * scale + added);
+        })
+    }
+};
+
 // x (m, k) is first put in order, into a room of the calling thread, some rows by each thread of a team; then each
-// thread computes some columns of out (m, n) = x w^T + bias. Element types of x, bias and out: `type`, as BY_TYPE says.
+// thread computes some columns of out (m, n) = x w^T + bias. `type` is that of x, as BY_TYPE says.
 struct PackedProduct {
     uint8_t* (*room)(int type, const Packed& w, size_t m);
     void (*arrange)(int type, const Packed& w, const void* x, size_t m, Range rows, uint8_t* room);
-    void (*rows)(int type, const Packed& w, const uint8_t* arranged, size_t m, const void* bias, void* out, size_t n,
-                 Range rows);
+    void (*rows)(const Packed& w, const uint8_t* arranged, size_t m, const Target& to, Range rows);
 };
 extern const PackedProduct packed_int4, packed_int8;
 static inline const PackedProduct& packed_product(int bits) { return bits == 4 ? packed_int4 : packed_int8; }

@@ -58,7 +58,7 @@ static void product(const Matrix& w, const T* x, size_t m, size_t k, const void*
     const int type = type_number(x);
     uint8_t* room = forms.room(type, packed, m);
     forms.arrange(type, packed, x, m, {0, m}, room);
-    for (Range part : parts) forms.rows(type, packed, room, m, bias, out, n, part);
+    for (Range part : parts) forms.rows(packed, room, m, {type, bias, out, n}, part);
 }
 
 // hidden (b, h) -> out (b, h) after the final layer norm. Run by every thread of the team; `wait` is its barrier.
