@@ -10,7 +10,7 @@ from pathlib import Path
 
 from evaluation import terminal
 from evaluation.config import TaskConfig
-from evaluation.hashing import Keys, checkpoint_facts, hash_code, hash_file, hash_files
+from evaluation.hashing import Keys, checkpoint_facts, combined, hash_code, hash_file, hash_files
 from evaluation.results import (
     RESULTS,
     SAMPLES,
@@ -83,6 +83,7 @@ class Keeper:
     def __init__(self, head: dict, works: Mapping[str, Work], settings: Settings, stack: contextlib.ExitStack):
         """Refuses an output folder that holds another run's results, or, if that was asked for, clears it of them."""
         self.head, self.output, self.works = head, settings.output, works
+        self.data = {name: hash_files([file.path for file in work.files.values()]) for name, work in works.items()}
         self._open_folder(settings.is_replaceable)
         keys = Keys({name: head[name]["sha256"] for name in ("checkpoint", "tokenizer", "code")}
                     | {name: head["settings"][name] for name in ("dtype", "device", "quantization", "model")})
@@ -97,6 +98,8 @@ class Keeper:
             name: value for name, value in self.head["settings"].items() if name not in ("data_path", "allow_missing")}
         facts |= {f"model's {name}": value for name, value in facts.pop("model").items()}
         facts |= {f"task {name}": digest for name, digest in self.head["tasks"].items()}
+        facts |= {f"data of task {name}": combined(zip(work.files, self.data[name], strict=True))
+                  for name, work in self.works.items()}
         path = self.output / SETTINGS
         try:
             earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -139,8 +142,7 @@ class Keeper:
         """Figures of a task that is answered; its samples are written."""
         keys, config, begin = self.keys[work.config.name], work.config, 0
         scores = {}
-        digests = hash_files([file.path for file in work.files.values()])
-        for (path, file), digest in zip(work.files.items(), digests, strict=True):
+        for (path, file), digest in zip(work.files.items(), self.data[config.name], strict=True):
             end = begin + len(file.requests)
             answers = [self.journal[key] for key in keys[begin:end]]
             begin = end

@@ -104,6 +104,9 @@ def notes(results: dict, methods: dict[str, str]) -> list[str]:
     missing = [name for name, task in results["tasks"].items() if task.get("status") == "missing"]
     if missing:
         lines.append(f"missing, without any figure: {', '.join(missing)}")
+    settings = results.get("settings", {})
+    if precision := [settings[name] for name in ("dtype", "quantization") if settings.get(name)]:
+        lines.append(f"computed in {' with weights in '.join(precision)}")
     if limit:
         lines.append(f"only the first {limit} rows of every file were taken: {PARTIAL}")
     return lines

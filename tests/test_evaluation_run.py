@@ -158,6 +158,19 @@ def change_a_byte(shard: Path) -> None:
     shard.write_bytes(bytes(data))
 
 
+def test_changed_data_is_named_before_results_are_replaced(whole, capsys):
+    shutil.copytree(whole / "out", whole / "newer")
+    file = sorted((whole / "data" / "choices").rglob("*.jsonl"))[0]
+    rows = file.read_text()
+    file.write_text(rows + rows.splitlines()[0] + "\n")
+    try:
+        assert run_again(whole, "newer") == 2
+    finally:
+        file.write_text(rows)
+    assert "holds the results of another run (data of task " in capsys.readouterr().err
+    assert written(whole, "newer") == written(whole, "out")
+
+
 def test_other_settings_are_refused_and_replaced_only_when_asked(whole, capsys):
     shutil.copytree(whole / "out", whole / "other")
     assert run_again(whole, "other", "--limit", "3") == 2

@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(f"{done} task{'s' if done != 1 else ''} prepared in {options.output}")
     if missing:
-        print(f"{len(missing)} tasks without raw files:")
+        print(f"{len(missing)} task{'s' if len(missing) != 1 else ''} without raw files:")
         for line in missing:
             print(f"    {line}")
     for fault in faults:
