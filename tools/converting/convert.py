@@ -20,7 +20,7 @@ from tools.converting import journal as journals
 from tools.converting.hashing import DEFAULT_HASH, HashedFile, hash_bytes, hash_file
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest, write_manifest
-from tools.converting.plan import Wish, check_wish, rank_content
+from tools.converting.plan import Plan, Wish, make_plan, rank_content
 from tools.converting.progress import ByteProgress
 from tools.converting.source import SIZES, Source, open_source
 from tools.converting.torchfile import planned_bytes, write_torch_file
@@ -32,7 +32,6 @@ CARRIED = (CONFIG_NAME, VOCABULARY_NAME)
 class Outcome(NamedTuple):
     """written, kept: output shards made now, and found finished. bytes: of all shards."""
 
-    source: Source
     written: int
     kept: int
     bytes: int
@@ -49,15 +48,15 @@ def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, o
         raise UserError(f"--input-folder {input_folder}: no such folder; name the one that holds the file 'latest'")
     given = _given(input_folder, shapes, model)
     source = open_source(input_folder, {name: given[name] for name in SIZES if name in given})
-    check_wish(source, wish)
+    plan = make_plan(source, wish)
     conversion = _conversion(source, wish)
     names = [shard_name(rank) for rank in range(wish.degree)]
     if journals.is_whole(output, conversion):
         shutil.rmtree(output / CONVERTING, ignore_errors=True)
-        return Outcome(source, 0, len(names), sum((output / source.iteration / name).stat().st_size for name in names))
+        return Outcome(0, len(names), sum((output / source.iteration / name).stat().st_size for name in names))
     try:
         with journals.opened(output, conversion, source.iteration) as journal:
-            outcome = _write_shards(source, wish, journal, names, hash_kind)
+            outcome = _write_shards(plan, journal, names, hash_kind)
             files = {f"{source.iteration}/{name}": journal.finished[name] for name in names}
             files |= _carry(source.folder, output, given, hash_kind)
             latest = source.iteration.encode()
@@ -70,21 +69,20 @@ def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, o
     return outcome
 
 
-def _write_shards(source: Source, wish: Wish, journal: journals.Journal, names: list[str],
-                  hash_kind: str) -> Outcome:
+def _write_shards(plan: Plan, journal: journals.Journal, names: list[str], hash_kind: str) -> Outcome:
     todo = [rank for rank, name in enumerate(names) if not journal.is_finished(name)]
-    sizes = {rank: planned_bytes(rank_content(source, wish, rank)) for rank in todo}
+    sizes = {rank: planned_bytes(rank_content(plan, rank)) for rank in todo}
     _check_space(journal.output, sum(sizes.values()))
-    _report(source)
+    _report(plan.source)
     with ByteProgress(sum(sizes.values()), "Converting") as progress:
         for rank in todo:
             path = journal.shards / names[rank]
             with replacing(path) as temporary:
-                facts = _write_shard(temporary, rank_content(source, wish, rank), hash_kind, progress)
+                facts = _write_shard(temporary, rank_content(plan, rank), hash_kind, progress)
             journals.sync_folder(path.parent)
             journal.finish(path.name, facts)
     total = sum(journal.finished[name].bytes for name in names)
-    return Outcome(source, len(todo), len(names) - len(todo), total)
+    return Outcome(len(todo), len(names) - len(todo), total)
 
 
 def _write_shard(path: Path, content: Mapping[str, object], hash_kind: str, progress: ByteProgress) -> FileFacts:

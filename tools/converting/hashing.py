@@ -22,7 +22,6 @@ BUFFER_BYTES = 1 << 20
 FLUSH_BYTES = 32 << 20
 SYNC_FILE_RANGE_WRITE = 2  # Linux
 THREADS = 8  # hashing lets other threads of Python run; a disk serves no more readers at once
-STRUCTURE = "structure"  # everything in a file that is no tensor
 
 
 class HashedFile:
@@ -128,22 +127,41 @@ def hash_bytes(data: bytes, kind: str = DEFAULT_HASH) -> str:
     return f"{kind}:{digest.hexdigest()}"
 
 
-def crc32_of(path: Path, start: int, size: int, so_far: int = 0) -> int:
+def checksums(path: Path, regions: Sequence[Region], kind: str = DEFAULT_HASH,
+              advance: Callable[[int], None] = lambda count: None) -> tuple[str, list[int], int]:
+    """In one pass over a file: its hash, the CRC-32 of each region, and that of everything between them, in order.
+
+    regions: by their places, which may lie beyond the file's end; nothing else of them is looked at.
+    """
+    digest, found, structure, place = new_hash(kind), [], 0, 0
+    for region in regions:
+        for start, size, is_region in ((place, region.start - place, False), (region.start, region.bytes, True)):
+            checksum = 0 if is_region else structure
+            for block in blocks_of(path, start, max(size, 0)):
+                checksum = zlib.crc32(block, checksum)
+                digest.update(block)
+                advance(len(block))
+            if is_region:
+                found.append(checksum)
+            else:
+                structure = checksum
+        place = region.start + region.bytes
+    for block in blocks_of(path, place):
+        structure = zlib.crc32(block, structure)
+        digest.update(block)
+        advance(len(block))
+    return f"{kind}:{digest.hexdigest()}", found, structure
+
+
+def crc32_of(path: Path, start: int, size: int, advance: Callable[[int], None]) -> int:
+    checksum = 0
     for block in blocks_of(path, start, size):
-        so_far = zlib.crc32(block, so_far)
-    return so_far
+        checksum = zlib.crc32(block, checksum)
+        advance(len(block))
+    return checksum
 
 
-def structure_crc32(path: Path, regions: Sequence[Region]) -> int:
-    """Of all bytes that belong to no region, in order."""
-    place, checksum = 0, 0
-    for region in sorted(regions, key=lambda region: region.start):
-        checksum = crc32_of(path, place, max(region.start - place, 0), checksum)
-        place = max(place, region.start + region.bytes)
-    return crc32_of(path, place, max(path.stat().st_size - place, 0), checksum)
-
-
-def in_threads(work: Callable[[Path], object], paths: Sequence[Path]) -> list:
-    """work(path) of many files at once, in order."""
-    with ThreadPoolExecutor(min(THREADS, max(1, len(paths)), os.cpu_count() or 1)) as pool:
-        return list(pool.map(work, paths))
+def in_threads(work: Callable, items: Sequence) -> list:
+    """work(item) of many files at once, in order."""
+    with ThreadPoolExecutor(min(THREADS, max(1, len(items)), os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, items))

@@ -1,7 +1,7 @@
 """Source and wish -> the tensors of every output file, as entries whose bytes come when they are written."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,8 +24,21 @@ class Wish(NamedTuple):
     requantize: bool = False
 
 
-def check_wish(source: Source, wish: Wish) -> None:
+class Plan(NamedTuple):
+    """carried: how the quantised weights are quantised once they are cut and joined."""
+
+    source: Source
+    wish: Wish
+    carried: Mapping[str, Scheme]
+
+
+def make_plan(source: Source, wish: Wish) -> Plan:
     """Raises UserError, one line, where this source cannot be converted like this."""
+    _check_wish(source, wish)
+    return Plan(source, wish, {name: _carried_scheme(source, wish.degree, name) for name in source.schemes})
+
+
+def _check_wish(source: Source, wish: Wish) -> None:
     sizes, degree, bits = source.sizes, wish.degree, source.bits
     if degree < 1:
         raise UserError(f"--target-tp {degree}: must be at least 1")
@@ -35,7 +48,7 @@ def check_wish(source: Source, wish: Wish) -> None:
                             f"ranks; allowed: {', '.join(map(str, allowed_degrees(sizes)))}")
     if wish.requantize and bits is None:
         raise UserError(f"--requantize: {source.folder} is not quantised; say --quantization-bit-width 8 or 4")
-    if wish.group_size is not None and wish.bits is None and not wish.requantize:
+    if wish.group_size is not None and wish.bits is None and bits is None:
         raise UserError("--quantization-group-size says how weights are quantised; "
                         "--quantization-bit-width 8 or 4 is needed with it")
     if bits is not None and not wish.requantize:
@@ -56,51 +69,52 @@ def check_wish(source: Source, wish: Wish) -> None:
             _check_groups(name, columns, target_bits, wish)
 
 
-def rank_content(source: Source, wish: Wish, rank: int) -> dict[str, object]:
+def rank_content(plan: Plan, rank: int) -> dict[str, object]:
     """What output file ``rank`` holds, in the order of the source's tensors: entries, and what was beside 'module'."""
+    source = plan.source
     module: dict[str, Entry] = {}
     for name in source.shards[0].tensors:
         if name.endswith(SCALE) and name.removesuffix(SCALE) in source.schemes:
             continue  # comes with its weight
         if is_linear_weight(name):
-            module |= _weight(source, wish, rank, name)
+            module |= _weight(plan, rank, name)
         else:
-            module[name] = _plain(source, wish.degree, rank, name)
+            module[name] = _plain(plan, rank, name)
     return {"module": module} | {key: _kept(value) for key, value in source.shards[0].others.items()}
 
 
-def target_scheme(source: Source, wish: Wish, name: str) -> Scheme | None:
+def _target_scheme(plan: Plan, name: str) -> Scheme | None:
     """How the weight is quantised in the output; None: it is not."""
+    source, wish = plan.source, plan.wish
     bits = wish.bits or source.bits
     if bits is None:
         return None
     if source.bits is None or wish.requantize:
         return Scheme(bits, wish.group_size)
-    return _carried_scheme(source, wish.degree, name)
+    return plan.carried.get(name)
 
 
-def _weight(source: Source, wish: Wish, rank: int, name: str) -> Iterator[tuple[str, Entry]]:
+def _weight(plan: Plan, rank: int, name: str) -> Iterable[tuple[str, Entry]]:
     """The weight of a linear and, where it is quantised, its scale."""
-    current, target = source.schemes.get(name), target_scheme(source, wish, name)
+    source, degree = plan.source, plan.wish.degree
+    current, target = source.schemes.get(name), _target_scheme(plan, name)
     if target is None or (current is None and source.bits is not None):
-        return ((name, _plain(source, wish.degree, rank, name)),)
-    carried = _carried_scheme(source, wish.degree, name) if current is not None else None
-    if carried == target:
-        scale = _scale(source, wish.degree, rank, name)
-        return (name, _plain(source, wish.degree, rank, name)), (name + SCALE, scale)
-    bands = _bands(source, wish.degree, rank, name)
-    rows, columns = _rows(bands), _columns(source, name, wish.degree)
+        return ((name, _plain(plan, rank, name)),)
+    if plan.carried.get(name) == target:
+        return (name, _plain(plan, rank, name)), (name + SCALE, _scale(plan, rank, name))
+    bands = _bands(source, degree, rank, name)
+    rows, columns = _rows(bands), _columns(source, name, degree)
     kept: list[Tensor] = []
-    scale_of = (lambda: _whole(_scale(source, wish.degree, rank, name))) if current is not None else None
+    scale_of = (lambda: _whole(_scale(plan, rank, name))) if current is not None else None
     weight = Entry(torch.int8, (rows, columns * target.bits // 8),
                    lambda: quantized_blocks(bands, target, kept.append, current, scale_of))
     groups = () if target.group_size is None else (columns // target.group_size,)
     return (name, weight), (name + SCALE, Entry(torch.float16, (rows, *groups), lambda: (Block(kept.pop()),)))
 
 
-def _plain(source: Source, degree: int, rank: int, name: str) -> Entry:
+def _plain(plan: Plan, rank: int, name: str) -> Entry:
     """A tensor that is cut and joined and otherwise left as it is."""
-    first, bands = source.tensor(0, name), _bands(source, degree, rank, name)
+    first, bands = plan.source.tensor(0, name), _bands(plan.source, plan.wish.degree, rank, name)
     if not first.dim():
         return _kept(first)
     cut = bands[0][0].columns is not None
@@ -108,16 +122,17 @@ def _plain(source: Source, degree: int, rank: int, name: str) -> Entry:
     return Entry(first.dtype, (_rows(bands), *columns), lambda: read_blocks(bands))
 
 
-def _scale(source: Source, degree: int, rank: int, name: str) -> Entry:
+def _scale(plan: Plan, rank: int, name: str) -> Entry:
     """The scale of a weight that stays quantised as it is.
 
     Where the weight is cut by columns, neighbouring columns of the result may have scales from several inputs: then
     these stand side by side, one for each group of columns, small enough that every cut lies between two groups.
     """
     if rule_of(name) is not Rule.COLUMNS:
-        return _plain(source, degree, rank, name + SCALE)
-    first, columns = source.tensor(0, name + SCALE), _columns(source, name, degree)
-    own, target = _columns(source, name, source.degree), _carried_scheme(source, degree, name)
+        return _plain(plan, rank, name + SCALE)
+    source, target = plan.source, plan.carried[name]
+    first, columns = source.tensor(0, name + SCALE), _columns(source, name, plan.wish.degree)
+    own = _columns(source, name, source.degree)
     step, old_step = target.group_size or columns, source.schemes[name].group_size or own
     begins = range(rank * columns, (rank + 1) * columns, step)
     places = [(begin // own, begin % own // old_step) for begin in begins]
@@ -132,12 +147,31 @@ def _scale(source: Source, degree: int, rank: int, name: str) -> Entry:
 
 
 def _carried_scheme(source: Source, degree: int, name: str) -> Scheme:
-    """The scheme of a quantised weight that is cut and joined exactly: the largest equal groups that no cut divides."""
+    """The scheme of a quantised weight that is cut and joined exactly: the largest equal groups that no cut divides.
+
+    Neighbours with equal scales are one group: a weight that was cut and is joined again has the scale that it had.
+    """
     scheme, columns = source.schemes[name], _columns(source, name, degree)
     if rule_of(name) is not Rule.COLUMNS or degree == source.degree:
         return scheme
-    size = math.gcd(scheme.group_size or _columns(source, name, source.degree), columns)
+    old_size = scheme.group_size or _columns(source, name, source.degree)
+    size = math.gcd(old_size, columns)
+    scales = [source.tensor(rank, name + SCALE) for rank in range(source.degree)]
+    scales = [scale.reshape(scale.shape[0], -1) for scale in scales]
+    places = torch.arange(0, source.sizes.axis(name), size) // old_size  # of the old group in which each new one lies
+    larger = [candidate for candidate in range(2 * size, columns + 1, size) if columns % candidate == 0]
+    for rows in (1, scales[0].shape[0]):  # the first row rules out most
+        if larger:
+            side_by_side = torch.cat([scale[:rows] for scale in scales], dim=1)[:, places]
+            larger = [candidate for candidate in larger if _are_equal(side_by_side, candidate // size)]
+    size = max(larger, default=size)
     return Scheme(scheme.bits, None if size == columns else size)
+
+
+def _are_equal(scales: Tensor, count: int) -> bool:
+    """Whether every ``count`` neighbours in a row are the same."""
+    groups = scales.view(scales.shape[0], -1, count)
+    return bool((groups == groups[..., :1]).all())
 
 
 def _bands(source: Source, degree: int, rank: int, name: str) -> list[Band]:

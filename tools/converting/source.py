@@ -71,8 +71,9 @@ class Source(NamedTuple):
         return next(iter(self.schemes.values())).bits if self.schemes else None
 
 
-def open_source(folder: str | os.PathLike, given: Mapping[str, int]) -> Source:
+def open_source(folder: str | os.PathLike, given: Mapping[str, int], heads_needed: bool = True) -> Source:
     """given: sizes from model_config.json, a preset or flags, by glm.config's names; those not given are found out.
+    heads_needed: False where the checkpoint is only looked at; their number is then one a shard if nothing says it.
 
     Raises UserError, one line, for whatever is wrong with the files or does not fit ``given``.
     """
@@ -80,7 +81,7 @@ def open_source(folder: str | os.PathLike, given: Mapping[str, int]) -> Source:
     shards = [read_shard(path) for path in find_shards(folder)]
     _check_names(shards)
     _check_shapes(shards)
-    sizes = _sizes(shards, given)
+    sizes = _sizes(shards, given, None if heads_needed else len(shards))
     schemes = {name: _scheme(shards, name, sizes) for name in shards[0].tensors
                if is_linear_weight(name) and name + SCALE in shards[0].tensors}
     _check_split(shards, sizes, schemes)
@@ -123,7 +124,7 @@ def _check_shapes(shards: Sequence[Shard]) -> None:
             raise UserError(f"{shards[0].path} holds {name} but no {name.removesuffix(SCALE)}; copy the file again")
 
 
-def _sizes(shards: Sequence[Shard], given: Mapping[str, int]) -> Sizes:
+def _sizes(shards: Sequence[Shard], given: Mapping[str, int], default_heads: int | None) -> Sizes:
     """What the tensors say, which must be what is said about them; the number of heads may have to be said."""
     tensors, path, degree = shards[0].tensors, shards[0].path, len(shards)
     table = tensors[WORD_EMBEDDINGS]
@@ -151,6 +152,8 @@ def _sizes(shards: Sequence[Shard], given: Mapping[str, int]) -> Sizes:
         _compare("num_attention_heads", found["num_attention_heads"], given, path)
     elif "num_attention_heads" in given:
         found["num_attention_heads"] = given["num_attention_heads"]
+    elif default_heads is not None:
+        found["num_attention_heads"] = default_heads
     else:
         raise UserError(f"{path.parent.parent}: num_attention_heads is not in the files; add a model_config.json, name "
                         "a preset (--model NAME) or say --num-attention-heads N")
@@ -182,8 +185,10 @@ def _check_split(shards: Sequence[Shard], sizes: Sizes, schemes: Mapping[str, Sc
     degree, path = len(shards), shards[0].path
     if len({scheme.bits for scheme in schemes.values()}) > 1:
         raise UserError(f"{path} holds weights of 4 and of 8 bits; only one of them in a checkpoint is served")
-    for name, tensor in shards[0].tensors.items():
-        if (rule := rule_of(name)) is Rule.WHOLE or name.endswith(SCALE):
+    tensors = shards[0].tensors
+    for name in sorted(tensors, key=lambda name: rule_of(name) is not Rule.COLUMNS):  # these tell the number of shards
+        tensor, rule = tensors[name], rule_of(name)
+        if rule is Rule.WHOLE or name.endswith(SCALE):
             continue
         axis = 1 if rule is Rule.COLUMNS else 0
         size = tensor.shape[axis] * degree * (2 if axis == 1 and name in schemes and schemes[name].bits == 4 else 1)

@@ -1,0 +1,171 @@
+"""A checkpoint against its manifest, or by itself: what is missing, cut off, added or changed, by file and tensor."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from glm.checkpoint import CONFIG_NAME, LATEST, find_shards, read_shard
+from glm.config import ModelConfig, read_config_file
+from glm.errors import UserError
+from glm.tokenizer import VOCABULARY_NAME
+from tools.converting.hashing import BUFFER_BYTES, HASHES, checksums, crc32_of, hash_file, in_threads
+from tools.converting.manifest import NAME as MANIFEST
+from tools.converting.manifest import FileFacts, Manifest
+from tools.converting.progress import ByteProgress
+from tools.converting.records import DAMAGED, records, tensor_regions
+from tools.converting.source import SIZES, open_source
+from tools.converting.torchfile import Region
+
+SHOWN = 5  # so many tensors of a file are named
+BESIDE = (LATEST, CONFIG_NAME, VOCABULARY_NAME)  # files beside the iteration's folder that loading looks at
+
+
+class Report(NamedTuple):
+    """problems: one line each; empty where everything is as it should be."""
+
+    problems: list[str]
+    files: int
+    bytes: int
+
+
+def against_manifest(folder: Path, manifest: Manifest) -> Report:
+    """Every file of the manifest, and files that would be loaded with them but are not of it."""
+    present = {name: folder / name for name in manifest.files if (folder / name).is_file()}
+    total = sum(path.stat().st_size for path in present.values())
+    with ByteProgress(total, "Verifying") as progress:
+        found = in_threads(lambda name: _file_problems(present[name], name, manifest.files[name], progress.advance),
+                           list(present))
+    problems = [f"{name} is missing{_tensors(facts)}" for name, facts in manifest.files.items() if name not in present]
+    problems += [line for lines in found for line in lines]
+    problems += [f"{name} was added: it is not in the manifest" for name in _added(folder, manifest.files)]
+    return Report(problems, len(manifest.files), total)
+
+
+def alone(folder: Path) -> Report:
+    """What can be known without a manifest: all shards are there, fit one another, are as their own checksums say, and
+    hold finite numbers only."""
+    try:
+        paths = find_shards(folder)
+    except UserError as error:
+        return Report([str(error)], 0, 0)
+    total = sum(path.stat().st_size for path in paths)
+    with ByteProgress(2 * total, "Verifying") as progress:
+        found = in_threads(lambda path: _shard_problems(path, folder, progress.advance), paths)
+    problems = [line for lines in found for line in lines]
+    if not problems:
+        problems = _fit_problems(folder)
+    return Report(problems, len(paths), total)
+
+
+def make_manifest(folder: Path, kind: str) -> Manifest:
+    """Of a checkpoint as it is now. Raises UserError where a shard cannot be read."""
+    paths = find_shards(folder)
+    paths += [folder / name for name in BESIDE if (folder / name).is_file()]
+    with ByteProgress(sum(path.stat().st_size for path in paths), "Hashing") as progress:
+        facts = in_threads(lambda path: _facts(path, kind, progress.advance), paths)
+    return Manifest({path.relative_to(folder).as_posix(): fact for path, fact in zip(paths, facts, strict=True)})
+
+
+def _facts(path: Path, kind: str, advance: Callable[[int], None]) -> FileFacts:
+    if path.name in BESIDE:
+        return FileFacts(path.stat().st_size, hash_file(path, kind, advance))
+    read_shard(path)  # refuses what is no checkpoint
+    try:
+        regions = tensor_regions(path)
+    except DAMAGED:  # torch's format from before 1.6
+        return FileFacts(path.stat().st_size, hash_file(path, kind, advance))
+    digest, found, structure = checksums(path, regions, kind, advance)
+    regions = [region._replace(crc32=checksum) for region, checksum in zip(regions, found, strict=True)]
+    return FileFacts(path.stat().st_size, digest, regions, structure)
+
+
+def _file_problems(path: Path, name: str, expected: FileFacts, advance: Callable[[int], None]) -> list[str]:
+    size, kind = path.stat().st_size, expected.hash.partition(":")[0]
+    if kind not in HASHES:
+        raise UserError(f"the manifest has a hash of the kind {kind!r}; allowed: {', '.join(HASHES)}")
+    if size == expected.bytes and hash_file(path, kind, advance) == expected.hash:
+        return []
+    inside = [region for region in expected.regions if region.start + region.bytes <= size]
+    _, found, structure = checksums(path, inside, kind)
+    changed = [region.name for region, checksum in zip(inside, found, strict=True) if checksum != region.crc32]
+    lines = []
+    if size < expected.bytes:
+        lines.append(f"{name} is truncated: {size} of {expected.bytes} bytes{_cut_off(expected.regions, size)}")
+    elif size > expected.bytes:
+        lines.append(f"{name} has {size - expected.bytes} bytes too many ({size}, not {expected.bytes})")
+    elif structure != expected.structure_crc32 and expected.structure_crc32 is not None:
+        changed.append("structure (all that is no tensor: names, shapes, places)")
+    if changed:
+        lines.append(f"{name} is changed: {_listed(changed)}")
+    return lines or [f"{name} is changed"]
+
+
+def _cut_off(regions: Sequence[Region], size: int) -> str:
+    beyond = [region for region in regions if region.start + region.bytes > size]
+    if not beyond:
+        return ""
+    cut = [region.name for region in beyond if region.start < size]
+    lost = [region.name for region in beyond if region.start >= size]
+    parts = [f"{cut[0]} is cut off"] * bool(cut) + [f"{_listed(lost)} missing"] * bool(lost)
+    return ": " + ", ".join(parts)
+
+
+def _tensors(facts: FileFacts) -> str:
+    return f", with {len(facts.regions)} tensors" if facts.regions else ""
+
+
+def _added(folder: Path, known: Mapping[str, FileFacts]) -> list[str]:
+    folders = {name.rpartition("/")[0] for name in known if "/" in name}
+    names = [path.relative_to(folder).as_posix() for inner in sorted(folders) if (folder / inner).is_dir()
+             for path in sorted((folder / inner).iterdir())]
+    names += [name for name in BESIDE if (folder / name).is_file()]
+    return [name for name in names if name not in known and name != MANIFEST]
+
+
+def _shard_problems(path: Path, folder: Path, advance: Callable[[int], None]) -> list[str]:
+    name = path.relative_to(folder).as_posix()
+    damaged = []
+    try:
+        regions = {region.start: region.name for region in tensor_regions(path)}
+        for record in records(path):
+            if record.crc32 and crc32_of(path, record.start, record.bytes, advance) != record.crc32:
+                damaged.append(regions.get(record.start, f"structure ({record.name})"))
+    except DAMAGED:
+        pass  # read_shard says what is wrong, or reads a file of torch's old format
+    if damaged:
+        return [f"{name} is changed: {_listed(damaged)}"]
+    try:
+        shard = read_shard(path)
+        wrong = [tensor for tensor, values in shard.tensors.items() if not _is_finite(values, advance)]
+    except UserError as error:
+        return [str(error)]
+    return [f"{name} holds NaN or infinity: {_listed(wrong)}"] if wrong else []
+
+
+def _is_finite(tensor: torch.Tensor, advance: Callable[[int], None]) -> bool:
+    flat, step = tensor.reshape(-1), BUFFER_BYTES
+    for start in range(0, len(flat), step):
+        block = flat[start : start + step]
+        advance(block.numel() * block.element_size())
+        if block.is_floating_point() and not torch.isfinite(block).all():
+            return False
+    return True
+
+
+def _fit_problems(folder: Path) -> list[str]:
+    file = folder / CONFIG_NAME
+    try:
+        given = read_config_file(file) if file.is_file() else {}
+        if given:
+            ModelConfig.from_values(given, str(file))
+        source = open_source(folder, {name: given[name] for name in SIZES if name in given}, heads_needed=False)
+    except UserError as error:
+        return [str(error)]
+    return [f"{name} is not the same in all shards, but should be" for name in source.differing]
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest
