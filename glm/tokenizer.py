@@ -37,6 +37,8 @@ class Tokenizer:
         self._plain = self._processor(commands_in_text=False)
         self._with_commands = None  # rarely asked for, and a large vocabulary takes a while to load
         self.num_pieces = self._plain.get_piece_size() - NUM_APPENDED
+        # one object for each id: a list of them takes 8 bytes a token, not 36, and evaluations hold millions
+        self._ids = list(range(num_image_tokens, self.num_tokens))
         self._commands = self._command_ids()
         self._shown = {token: name for name, token in self._commands.items()}
         self._shown[self._commands["eos"]] = "</s>"
@@ -85,7 +87,7 @@ class Tokenizer:
         ids = self._encoder(special_tokens).encode(text)
         if not add_dummy_prefix:
             ids = ids[2:]
-        return [token + self.num_image_tokens for token in ids]
+        return [self._ids[piece] for piece in ids]
 
     def decode(self, ids: Iterable[int], special_tokens: bool = False) -> str:
         """Text of ``ids``; commands vanish unless ``special_tokens``.
