@@ -1,7 +1,5 @@
 """The CUDA sources' numbers, without a GPU: every kernel on the emulator against kernels.reference; its choice."""
 
-import shutil
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -10,16 +8,22 @@ from hypothesis import strategies as st
 from kernels import cuda, reference
 from kernels.cuda import linear
 from kernels.packing import dequantize
-from tests.cuda_emulator import Emulator
+from tests.cuda_emulator import Emulator, shared_folder
 
 HALVES = (torch.float16, torch.bfloat16)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():  # tensors are tiny here: two threads that wait for each other cost milliseconds a call
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    return tmp_path_factory.mktemp("emulator")
+    return shared_folder(tmp_path_factory)
 
 
 def random_case(m, n, k, bits, group_size, dtype, scale_dtype=torch.float16, biased=True, seed=0):

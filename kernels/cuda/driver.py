@@ -29,7 +29,7 @@ class Device:
         self._functions: dict[tuple[int, int, str], c_void_p] = {}
         self._modules: dict[tuple[int, int], c_void_p] = {}
         self._context, device = c_void_p(), c_int()
-        torch.empty(1, device=f"cuda:{index}")  # torch makes the context
+        make_context(index)
         self.call("cuInit", 0)
         self.call("cuDeviceGet", byref(device), index)
         self.call("cuDevicePrimaryCtxRetain", byref(self._context), device)
@@ -65,6 +65,11 @@ class Device:
             raise error if isinstance(error, BuildError) else BuildError(str(error)) from error
         self._functions[bits, kind, name] = function
         return function
+
+
+def make_context(index: int) -> None:
+    """Lets torch make its context on the device, which is then the one that is used here."""
+    torch.empty(1, device=f"cuda:{index}")
 
 
 @cache

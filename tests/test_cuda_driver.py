@@ -1,0 +1,104 @@
+"""Loading and launching through CUDA's driver: the calls and their arguments, by a library that writes them down."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kernels import cuda, reference
+from kernels.cache import BuildError
+from kernels.cuda import build, driver, linear
+
+STUB = Path(__file__).resolve().parent / "cuda_driver_stub.c"
+STREAM = 0x7F0012345678  # more than 32 bits, as pointers are
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    path = tmp_path / "libcuda.so.1"  # of its own for every test: it remembers
+    subprocess.run(["gcc", "-shared", "-fPIC", "-fvisibility=hidden", str(STUB), "-o", str(path)], check=True)
+    library = ctypes.CDLL(str(path))
+    library.stub_story.restype = ctypes.c_char_p
+    library.stub_arguments.restype = ctypes.POINTER(ctypes.c_ubyte * linear.ARGUMENTS.size)
+    properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=STREAM))
+    monkeypatch.setattr(driver, "make_context", lambda index: None)
+    monkeypatch.setattr(build, "compiled", lambda architecture, bits, kind: f"{architecture} {bits} {kind}".encode())
+    return library
+
+
+def story(library):
+    return library.stub_story().decode().splitlines()
+
+
+def test_a_kernel_is_loaded_once_and_launched_on_torch_s_stream(stub):
+    device = driver.Device(stub, 1)
+    assert (device.architecture, device.processors, device.has_tensor_cores) == (90, 132, True)
+    ops = cuda.Operators(lambda _: device)
+    x, weight = torch.randn(3, 256).half(), torch.ones(64, 128, dtype=torch.int8)
+    scale, bias = torch.ones(64, 2).half(), torch.zeros(64).half()
+    for _ in range(2):
+        out = ops.weight_only_linear(x, weight, scale, bias, 4, 128)
+    launch = f"launch 1 4 1, 32 1 1, 0, {hex(STREAM)}"
+    assert story(stub) == ["init", "retain", "load 90 4 0", "function skinny_1_1_STAGE", launch, launch]
+    assert stub.stub_pushed() == 0
+    fields = linear.ARGUMENTS.unpack(bytes(stub.stub_arguments().contents))
+    pointers = tuple(tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
+    assert fields == (*pointers, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0)
+
+
+def test_every_kernel_of_a_module_is_looked_up_by_name(stub):
+    device = driver.Device(stub, 1)
+    weight, scale = torch.ones(4, 64, dtype=torch.int8), torch.ones(4).half()
+    for dtype in (torch.float16, torch.bfloat16, torch.bfloat16):
+        linear.dequantize(device, weight, scale, dtype, 8, None)
+    linear.read(device, torch.zeros(64))
+    told = [line for line in story(stub)[2:] if not line.startswith("launch")]
+    assert told == ["load 90 8 0", "function dequantize_eights", "load 90 8 1", "function dequantize_eights",
+                    "function read_all"]
+
+
+def test_code_that_does_not_load_is_done_without_and_said_once(stub, capsys):
+    stub.stub_fail(209)
+    device = driver.Device(stub, 1)
+    ops = cuda.Operators(lambda _: device)
+    x, weight, scale = torch.randn(1, 64).half(), torch.ones(8, 64, dtype=torch.int8), torch.ones(8).half()
+    for _ in range(2):
+        assert torch.equal(ops.weight_only_linear(x, weight, scale), reference.weight_only_linear(x, weight, scale))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cuModuleLoadData failed: no kernel image is available (209)" in said
+    assert stub.stub_pushed() == 0
+
+
+def test_a_launch_that_fails_is_an_error(stub):
+    device = driver.Device(stub, 1)
+    device.launch(8, 0, "read_all", (1, 1), 32, bytes(linear.ARGUMENTS.size))
+    device._functions[8, 0, "read_all"] = ctypes.c_void_p(1)
+    with pytest.raises(RuntimeError, match=r"cuLaunchKernel failed: another error \(1\)"):
+        device.launch(8, 0, "read_all", (1, 1), 32, bytes(linear.ARGUMENTS.size))
+    assert stub.stub_pushed() == 0
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built for CUDA")
+def test_a_torch_without_cuda_is_told_so():
+    with pytest.raises(BuildError, match="this torch is not built for CUDA"):
+        driver.device(0)
+
+
+def test_the_backend_of_tensors_on_a_gpu():
+    import kernels
+
+    def on_gpu(dtype):
+        return SimpleNamespace(dtype=dtype, device=torch.device("cuda:0"))
+
+    with torch.no_grad():
+        assert kernels.backend(on_gpu(torch.float16)) is cuda.operators()
+        assert kernels.backend(on_gpu(torch.float64)) is reference
+    assert kernels.backend(on_gpu(torch.float16)) is reference  # gradients are on
