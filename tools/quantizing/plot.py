@@ -66,12 +66,13 @@ def _bars(axes, records: Sequence[dict], key: str, scale: float, colours: dict[s
 
 
 def _kinds(axes, records: Sequence[dict], linears: Sequence[str], colours: dict[str, str]) -> None:
-    width = 0.8 / len(colours)
-    for number, (name, colour) in enumerate(colours.items()):
+    names = list(dict.fromkeys(record["scheme"] for record in records))
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
         values = [record["increase"] for linear in linears for record in records
                   if record["linear"] == linear and record["scheme"] == name]
         places = [place + (number + 0.5) * width - 0.4 for place in range(len(linears))]
-        axes.bar(places, values, color=colour, width=width)
+        axes.bar(places, values, color=colours[name], width=width)
     axes.set_xticks(range(len(linears)), [linear.rpartition(".")[2].replace("_", "_\n", 1) for linear in linears],
                     fontsize=7)
     axes.grid(visible=False, axis="x")

@@ -7,31 +7,32 @@ from contextlib import contextmanager
 
 import torch
 
+from kernels.packing import dequantize
 from quantization.functional import quantize
-from quantization.linear import Scheme, quantize_model
+from quantization.linear import Scheme
 
 
 @contextmanager
 def quantized(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], scheme: Scheme) -> Iterator[None]:
-    """While it lasts, the linears of these weights are QuantizedLinears, as loading with this scheme makes them.
+    """While it lasts, the linears of these weights compute what packed ones would: in float32 a packed weight is
+    nothing but the numbers that it stands for, and plain products of these are fastest for many tokens.
 
-    weights: by their name in the model, in the dtype of the checkpoint, which loading quantises from. The model's own
-    linears stay in memory beside the packed ones, and come back afterwards.
+    weights: by their name in the model, in the dtype of the checkpoint, which loading quantises from; the model's own
+    are made from them again afterwards, so that memory holds one model and one weight.
     """
-    own = {}
     try:
         for name, weight in weights.items():
-            path = name.removesuffix(".weight")
-            linear = own[path] = model.get_submodule(path)
-            packed, scale = quantize(weight.to(linear.weight.device), *scheme)
-            quantize_model(model, {name: scheme})
-            tensors = {"weight": packed, "weight_scale": scale, "bias": linear.bias}
-            model.get_submodule(path).load_state_dict(tensors, assign=True)
+            here = weight.to(model.get_parameter(name).device)
+            _replace(model, name, dequantize(*quantize(here, *scheme), scheme.bits, torch.float32))
         yield
     finally:
-        for path, linear in own.items():
-            parent, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, linear)
+        for name, weight in weights.items():
+            _replace(model, name, weight.to(model.get_parameter(name).device, torch.float32))
+
+
+def _replace(model: torch.nn.Module, name: str, weight: torch.Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(path), attribute, torch.nn.Parameter(weight, requires_grad=False))
 
 
 @contextmanager
