@@ -133,7 +133,7 @@ def _hash_problems(parts: Sequence[Path], sums: Mapping[str, str]) -> list[str]:
 def _tar_problems(parts: Sequence[Path]) -> list[str]:
     """Only the headers are read: a few for a checkpoint of any size."""
     last = parts[-1].name
-    with _Joined(parts) as joined:
+    with io.BufferedReader(_Joined(parts)) as joined:  # whose reads go on across the end of a part
         members: list[tarfile.TarInfo] = []
         try:
             with tarfile.open(fileobj=joined, mode="r:") as archive:
@@ -144,7 +144,7 @@ def _tar_problems(parts: Sequence[Path]) -> list[str]:
         size = members[-1].size if members and members[-1].isreg() else 0
         blocks = -(-size // tarfile.BLOCKSIZE)
         end = members[-1].offset_data + blocks * tarfile.BLOCKSIZE if members else 0
-        if end > joined.size:
+        if end > sum(path.stat().st_size for path in parts):
             return [f"the archive is cut off in {members[-1].name}: parts behind {last} are missing, or it is cut off"]
         joined.seek(end)
         mark = joined.read(2 * tarfile.BLOCKSIZE)  # two blocks of zeros
@@ -160,7 +160,7 @@ class _Joined(io.RawIOBase):
         super().__init__()
         self._files = [path.open("rb") for path in paths]
         self._ends = list(itertools.accumulate(path.stat().st_size for path in paths))
-        self.size, self._place = self._ends[-1], 0
+        self._place = 0
 
     def readable(self) -> bool:
         return True
@@ -172,7 +172,7 @@ class _Joined(io.RawIOBase):
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.size}[whence]
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._ends[-1]}[whence]
         return self._place
 
     def readinto(self, buffer) -> int:
