@@ -1,5 +1,6 @@
 """python -m quantization report: its figures against others' way to them, its files, and a user's mistakes."""
 
+import io
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import glm
 from evaluation.scorer import Scorer
@@ -16,12 +18,11 @@ from glm.checkpoint import CONFIG_NAME
 from kernels.packing import dequantize
 from quantization.__main__ import main, parse
 from quantization.functional import quantize
-from quantization.linear import LINEARS, Scheme
+from quantization.linear import LINEARS
 from tests.golden_data import SHAPE, TOKENIZER, quantized_parts, split_state, whole_state, write_checkpoint
 from tests.tiny_tasks import write_tasks
 from tools.quantizing import text
-from tools.quantizing.schemes import place_of, quantized_weights, schemes_of
-from tools.quantizing.swapping import quantized
+from tools.quantizing.table import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
@@ -132,12 +133,24 @@ def test_what_is_printed_and_drawn(folder, report):
     assert (folder / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_narrow_terminals_get_the_figures_that_fit(report):
+    console = Console(file=io.StringIO(), width=80)
+    for title, table in tables(report, 80):
+        console.print(title, table, sep="\n")
+    printed = console.file.getvalue()
+    assert "…" not in printed and "Relative error of outputs, %" in printed and "mean" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_deep_model_s_table_has_means_only(report):
+    linears = [record | {"layer": layer} for layer in range(20) for record in report["linears"][:12]]
+    (_, _), (_, table), (_, _) = tables(report | {"linears": linears}, 140)
+    assert table.row_count == 5
+
+
 def test_packed_sizes(report):
     plain, int8, int4, grouped = (record["bits_per_weight"] for record in report["schemes"])
     assert plain == 16 and 8 < int8 < 8.3 and 4 < int4 < 4.3 and grouped == 5  # 4 + 16 bits for 16 weights
-
-
-# what docs/quantization.md says of it
 
 
 def test_every_field_is_documented(report):
@@ -148,68 +161,6 @@ def test_every_field_is_documented(report):
             assert f"`{field}`" in text_of_row, (name, field)
     top = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`settings`.*?) \|", DOCUMENT, re.M)) + "".join(rows)))
     assert top == set(report) - {"printed", "said"}
-
-
-def test_every_argument_is_documented(capsys):
-    with pytest.raises(SystemExit):
-        parse(["--help"])
-    flags = set(re.findall(r"^ +(--[a-z0-9-]+)", capsys.readouterr().out, re.M)) - {"--help"}
-    assert flags <= set(re.findall(r"--[a-z0-9-]+", DOCUMENT.partition("What is in the table")[0]))
-
-
-def test_every_configuration_that_quantises_is_listed():
-    listed = set(re.findall(r"configs/\w+\.sh", DOCUMENT))
-    assert listed == {f"configs/{path.name}" for path in (ROOT / "configs").iterdir() if "quantiz" in path.read_text()}
-
-
-# its parts
-
-
-def test_a_model_is_quantised_for_a_while_only(folder):
-    model, _ = glm.load(folder / "model")
-    tokens, positions = torch.tensor([[3, 4, 5, 6]]), torch.arange(4)[None]
-    before = model.logits(tokens, positions)
-    weights = quantized_weights(whole_state())
-    assert len(weights) == 16
-    with quantized(model, weights, Scheme(4, 16)):
-        inside = model.logits(tokens, positions)
-    loaded, _ = glm.load(folder / "model", bits=4, group_size=16)
-    torch.testing.assert_close(inside, loaded.logits(tokens, positions), rtol=1e-4, atol=1e-4)
-    assert torch.equal(model.logits(tokens, positions), before) and not torch.equal(inside, before)
-
-
-def test_groups_that_do_not_divide_are_left_out_unless_they_are_asked_for():
-    weights = {"transformer.layers.0.attention.dense.weight": torch.empty(8, 192)}
-    assert list(schemes_of(weights, None)) == ["INT8", "INT4", "INT4 g64", "INT4 g32"]
-    assert list(schemes_of(weights, [96, 96], groups_of_int8=True)) == ["INT8", "INT8 g96", "INT4", "INT4 g96"]
-
-
-def test_places_of_weights():
-    assert place_of("transformer.layers.12.mlp.dense_4h_to_h.weight") == (12, "mlp.dense_4h_to_h")
-
-
-class Letters:
-    """A tokenizer of characters."""
-
-    def encode(self, text):
-        return list(map(ord, text))
-
-    def command(self, name):
-        return {"[gMASK]": 1, "sop": 2}[name]
-
-
-def test_windows_score_every_token_once(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("".join(chr(100 + number) for number in range(100)))
-    requests = text.requests_of(path, Letters(), 32, 1000)
-    scored = [ord for request in requests for ord in request.continuations[0]]
-    assert scored == list(range(115, 195))  # all but half a window at the beginning and a rest at the end
-    for request in requests:
-        first = request.continuations[0][0]
-        assert request.context == (*range(first - 15, first), 1)
-        assert (request.lead, request.size, request.first_position, request.advance) == (2, 32, 16, 1)
-    assert [request.continuations[0][0] for request in text.requests_of(path, Letters(), 32, 48)] == [115, 147, 179]
-    assert text.requests_of(path, Letters(), 512, 1000)[0].size == 96  # a window is no longer than the text
 
 
 # a user's mistakes

@@ -10,43 +10,55 @@ from rich.table import Table
 
 from tools.quantizing.schemes import PLAIN
 
+WIDE = 110
+MOST_LAYERS = 12  # of a deeper model the table has means over the layers only
 
-def tables(report: dict) -> Iterator[tuple[str, Table]]:
-    """Titles and tables. (A title of rich's own would be broken to the width of its table.)"""
-    yield "The model", _of_model(report)
-    yield "Relative error of weights / of outputs, %", _of_linears(report)
+
+def tables(report: dict, width: int) -> Iterator[tuple[str, Table]]:
+    """Titles and tables (a title of rich's own would be broken to the width of its table). A terminal of less than
+    WIDE columns gets no intervals, and the errors of outputs alone."""
+    errors = ("weight_error", "output_error") if width >= WIDE else ("output_error",)
+    yield "The model", _of_model(report, has_intervals=width >= WIDE)
+    yield f"Relative error of {'weights / of ' if len(errors) > 1 else ''}outputs, %", _of_linears(report, errors)
     yield "Increase of the loss with one kind of linear quantised alone, nats per token", _of_kinds(report)
 
 
-def _of_model(report: dict) -> Table:
+def _of_model(report: dict, has_intervals: bool) -> Table:
     """One row for each scheme: of all texts and all tasks together."""
-    table = _table("", "bits", "nats/token", "increase", "95% interval", "flips", "of", "%", "95%",
-                   "accuracy")
+    columns = ("", "bits", "nats/token", "increase", "95% interval", "flips", "of", "%", "95%", "accuracy")
+    kept = [place for place, column in enumerate(columns) if has_intervals or not column.startswith("95")]
+    table = _table(*[columns[place] for place in kept])
     losses, choices = ({record["scheme"]: record for record in report[part]} for part in ("loss", "choices"))
     for scheme in report["schemes"]:
         name = scheme["scheme"]
         loss, choice = losses[name], choices[name]  # the last record of a scheme is that of everything together
-        is_plain = name == PLAIN
-        accuracy = "" if choice["accuracy"] is None else f"{choice['accuracy']:.3f}"
-        table.add_row(
-            name, f"{scheme['bits_per_weight']:.2f}", f"{loss['loss']:.4f}",
-            *(["", "", "", str(choice["n"]), "", ""] if is_plain else [
-                f"{loss['increase']:+.4f}", _limits(loss["interval"], "+.4f"), str(choice["flips"]), str(choice["n"]),
-                f"{100 * choice['share']:.1f}", _limits([100 * end for end in choice["interval"]], ".1f")]), accuracy)
+        cells = [name, f"{scheme['bits_per_weight']:.2f}", f"{loss['loss']:.4f}"]
+        cells += ["", "", "", str(choice["n"]), "", ""] if name == PLAIN else [
+            f"{loss['increase']:+.4f}", _limits(loss["interval"], "+.4f"), str(choice["flips"]), str(choice["n"]),
+            f"{100 * choice['share']:.1f}", _limits([100 * end for end in choice["interval"]], ".1f")]
+        cells.append("" if choice["accuracy"] is None else f"{choice['accuracy']:.3f}")
+        table.add_row(*[cells[place] for place in kept])
     return table
 
 
-def _of_linears(report: dict) -> Table:
+def _of_linears(report: dict, errors: Sequence[str]) -> Table:
     names = list(dict.fromkeys(record["scheme"] for record in report["linears"]))
     table = _table("layer", "linear", *names)
     table.columns[1].justify = "left"
     cells = {(record["layer"], record["linear"], record["scheme"]): record for record in report["linears"]}
-    rows = dict.fromkeys((layer, linear) for layer, linear, _ in cells)
-    for layer, linear in rows:
-        table.add_row(str(layer), linear, *[_errors([cells[layer, linear, name]]) for name in names])
+    layers, linears = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
+
+    def add(title: str, linear: str, layers: Sequence[int], linears: Sequence[str]) -> None:
+        places = [(layer, each) for layer in layers for each in linears]
+        table.add_row(title, linear, *[_errors([cells[*place, name] for place in places], errors) for name in names])
+
+    for layer in layers if len(layers) <= MOST_LAYERS else ():
+        for linear in linears:
+            add(str(layer), linear, [layer], [linear])
     table.add_section()
-    everywhere = [[record for record in report["linears"] if record["scheme"] == name] for name in names]
-    table.add_row("", "mean", *map(_errors, everywhere))
+    for linear in linears:
+        add("mean", linear, layers, [linear])
+    add("mean", "", layers, linears)
     return table
 
 
@@ -59,9 +71,8 @@ def _of_kinds(report: dict) -> Table:
     return table
 
 
-def _errors(records: Sequence[dict]) -> str:
-    return " / ".join(f"{100 * fmean(record[key] for record in records):.2f}" for key in
-                      ("weight_error", "output_error"))
+def _errors(records: Sequence[dict], errors: Sequence[str]) -> str:
+    return " / ".join(f"{100 * fmean(record[error] for record in records):.2f}" for error in errors)
 
 
 def _limits(ends: Sequence[float | None], form: str) -> str:

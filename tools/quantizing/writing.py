@@ -32,9 +32,10 @@ def write(report: dict, folder: Path) -> list[str]:
         raise UserError(f"--output {folder}: {error.strerror}") from None
     is_terminal = sys.stdout.isatty()
     stream = io.StringIO()
-    console = Console(file=stream, width=get_terminal_size().columns if is_terminal else PLAIN_WIDTH, highlight=False,
+    width = get_terminal_size().columns if is_terminal else PLAIN_WIDTH
+    console = Console(file=stream, width=width, highlight=False,
                       force_terminal=is_terminal and not os.environ.get("NO_COLOR"))
-    for title, table in tables(report):
+    for title, table in tables(report, width):
         console.print(title, style="bold")
         console.print(table)
         console.print()
