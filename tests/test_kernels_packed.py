@@ -203,7 +203,7 @@ def test_a_row_does_not_depend_on_the_other_rows(ops, bits, dtype):
     """The same sums whatever else is in a small batch; in a large one of FP32 the same up to its last places."""
     packed, x = random_packed(12, 256, bits, 32), random(24, 256, dtype=dtype)
     alone = torch.cat([ops.weight_only_linear(row[None], *packed[:2], None, *packed[2:]) for row in x])
-    for first, last in ((0, 2), (0, 4), (5, 12)):
+    for first, last in ((0, 2), (0, 4), (5, 12)):  # up to 8 rows
         assert torch.equal(ops.weight_only_linear(x[first:last], *packed[:2], None, *packed[2:]), alone[first:last])
     if dtype is torch.float32:
         torch.testing.assert_close(ops.weight_only_linear(x, *packed[:2], None, *packed[2:]), alone)

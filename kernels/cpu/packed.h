@@ -117,8 +117,8 @@ template <int BITS_> struct InFloats {
         if constexpr (P + 1 < O::LANE) terms<R, M, P + 1>(a, x, stride, sums);
     }
     template <int R, int M>
-    static ALWAYS void unit(const words (&a)[R], const float* x, size_t stride, vec (&sums)[R][M]) {
-        terms<R, M, 0>(a, x, stride, sums);
+    static ALWAYS void unit(const words (&a)[R], const float* x, size_t unit, size_t, size_t stride, vec (&sums)[R][M]) {
+        terms<R, M, 0>(a, x + unit * O::UNIT, stride, sums);
     }
 };
 
@@ -129,6 +129,7 @@ static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, cons
                                words lanes, float* scales, float (&out)[R][M]) {
     typedef Order<Form::BITS> O;
     const size_t bytes = w.row_bytes(), places = scale_places<Form::BITS, S>(w), groups = O::UNIT / w.group;
+    const size_t units = O::padded(w.k) / O::UNIT;
     const uint8_t* data = w.weight + row * bytes;
     vec total[R][M];
     UNROLL for (int r = 0; r < R; r++) {
@@ -138,7 +139,7 @@ static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, cons
     size_t unit = 0, at = 0;
     auto add_unit = [&](const words (&a)[R]) __attribute__((always_inline)) {
         vec sums[R][M];
-        Form::template unit<R, M>(a, x + unit * O::UNIT, stride, sums);
+        Form::template unit<R, M>(a, x, unit, units, stride, sums);
         UNROLL for (int r = 0; r < R; r++)
             if (S == BY_ROW) {
                 UNROLL for (int i = 0; i < M; i++) total[r][i] = add(sums[r][i], total[r][i]);

@@ -1,9 +1,10 @@
-// x in bf16 with packed INT4 weights, on processors that multiply pairs of bf16: a weight becomes its bf16 value by one
-// look-up for 32 of them, since the look-up sees only the lowest bits of its index. All values are exact.
+// x in bf16 with packed weights, on processors with instructions for pairs of 16 bits.
 #pragma once
 #include "packed.h"
 
 #ifdef GLM_BF16_DOTS
+// A weight becomes its bf16 value by one look-up for 32 of them, since the look-up sees only the lowest bits of its index.
+// All values are exact.
 struct Int4InBf16 {
     enum { BITS = 4 };
     typedef Order<4> O;
@@ -51,8 +52,93 @@ struct Int4InBf16 {
         if constexpr (P < 3) terms<R, M, P + 1>(a, x, stride, sums);
     }
     template <int R, int M>
-    static ALWAYS void unit(const words (&a)[R], const bf16* x, size_t stride, vec (&sums)[R][M]) {
-        terms<R, M, 0>(a, x, stride, sums);
+    static ALWAYS void unit(const words (&a)[R], const bf16* x, size_t unit, size_t, size_t stride, vec (&sums)[R][M]) {
+        terms<R, M, 0>(a, x + unit * O::UNIT, stride, sums);
     }
 };
+
+#ifdef __AVX512VNNI__
+// INT8 weights are multiplied as integers: of x each unit's 64 values become 16-bit integers times a power of two, the
+// largest of the unit having 15 bits. What has 8 bits in bf16 and is larger than 1/128 of the largest stays exact; the
+// rest errs by 2^-16 of the largest. Where the largest is an outlier, more than OUTLIER times the root mean square, the
+// remainders follow as a second set of integers, 15 bits further down. A unit with an infinity or a NaN gives NaN.
+struct Int8InWords {
+    enum { BITS = 8 };
+    typedef Order<8> O;
+    typedef int16_t X;
+    // first integers of all units, remainders of all units, then their factors as floats; the remainders' is 0 where
+    // there are none
+    static size_t padded(size_t k) {
+        const size_t units = O::padded(k) / O::UNIT;
+        return (2 * units * O::UNIT + 4 * units + 31) / 32 * 32;
+    }
+    static constexpr float OUTLIER = 8.0f;
+
+    // 64 integers in 4 vectors -> first those of the even columns, then those of the odd ones, as bytes lie in 16 bits
+    static void store_words(const __m512i (&a)[4], int16_t* to) {
+        __m512i low = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a[0])), _mm512_cvtepi32_epi16(a[1]), 1);
+        __m512i high = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a[2])), _mm512_cvtepi32_epi16(a[3]), 1);
+        uint16_t first[2][32];
+        for (int p = 0; p < 2; p++)
+            for (int j = 0; j < 32; j++) first[p][j] = 2 * j + p;
+        for (int p = 0; p < 2; p++)
+            _mm512_storeu_si512(to + 32 * p, _mm512_permutex2var_epi16(low, _mm512_loadu_si512(first[p]), high));
+    }
+    static void arrange(const bf16* x, size_t k, int16_t* to) {
+        const size_t units = O::padded(k) / O::UNIT;
+        float* factors = (float*)(to + 2 * units * O::UNIT);
+        for (size_t unit = 0; unit < units; unit++) {
+            const bf16* from = x + unit * O::UNIT;
+            bf16 tail[O::UNIT];
+            if (k - unit * O::UNIT < O::UNIT) {
+                std::memset(tail, 0, sizeof(tail));
+                std::memcpy(tail, from, (k - unit * O::UNIT) * sizeof(bf16));
+                from = tail;
+            }
+            vec value[4], squares = fill(0.0f);
+            __m512i top = _mm512_setzero_si512(), whole[4], rest[4];
+            for (int i = 0; i < 4; i++) {
+                value[i] = load(from + W * i);
+                squares = fma(value[i], value[i], squares);
+                top = _mm512_max_epu32(top, _mm512_and_si512(_mm512_castps_si512(value[i]), _mm512_set1_epi32(0x7fffffff)));
+            }
+            const float largest = from_bits(_mm512_reduce_max_epu32(top));  // NaN and infinity are the largest patterns
+            const uint32_t exponent = to_bits(largest) >> 23;
+            const uint32_t clamped = exponent < 60 ? 60 : exponent > 250 ? 250 : exponent;
+            const float step = from_bits((clamped - 14) << 23), inverse = from_bits((254 + 14 - clamped) << 23);
+            for (int i = 0; i < 4; i++) {
+                whole[i] = _mm512_cvtps_epi32(mul(value[i], fill(inverse)));
+                vec remainder = fma(_mm512_cvtepi32_ps(whole[i]), fill(-step), value[i]);
+                rest[i] = _mm512_cvtps_epi32(mul(remainder, fill(inverse * 32768.0f)));
+            }
+            store_words(whole, to + unit * O::UNIT);
+            store_words(rest, to + (units + unit) * O::UNIT);
+            factors[unit] = exponent > 250 ? from_bits(0x7fc00000) : step;
+            const bool outlier = largest * largest * O::UNIT > OUTLIER * OUTLIER * sum(squares);
+            factors[units + unit] = outlier && exponent <= 250 ? step / 32768.0f : 0.0f;
+        }
+    }
+    template <int R, int M>
+    static ALWAYS void unit(const words (&a)[R], const int16_t* x, size_t unit, size_t units, size_t stride, vec (&sums)[R][M]) {
+        __m512i low[R], high[R];
+        UNROLL for (int r = 0; r < R; r++) {
+            low[r] = _mm512_srai_epi16(_mm512_slli_epi16(a[r], 8), 8);
+            high[r] = _mm512_srai_epi16(a[r], 8);
+        }
+        UNROLL for (int i = 0; i < M; i++) {
+            const int16_t* row = x + i * stride;
+            const float* factors = (const float*)(row + 2 * units * O::UNIT);
+            UNROLL for (int r = 0; r < R; r++) sums[r][i] = mul(dots(row + unit * O::UNIT, low[r], high[r]), fill(factors[unit]));
+            if (__builtin_expect(factors[units + unit] != 0.0f, 0))
+                UNROLL for (int r = 0; r < R; r++)
+                    sums[r][i] = fma(dots(row + (units + unit) * O::UNIT, low[r], high[r]), fill(factors[units + unit]),
+                                     sums[r][i]);
+        }
+    }
+    static ALWAYS vec dots(const int16_t* x, __m512i low, __m512i high) {
+        __m512i total = _mm512_dpwssd_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(x), low);
+        return _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(total, _mm512_loadu_si512(x + 32), high));
+    }
+};
+#endif
 #endif

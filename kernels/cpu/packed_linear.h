@@ -15,6 +15,9 @@ template <int BITS, class T, class Use> static void choose_form(const Packed& w,
     if constexpr (std::is_same<T, bf16>::value) {
         if (many) return use(Chosen<Many<BITS, bf16>>());
         if constexpr (BITS == 4) return use(Chosen<Few<Int4InBf16>>());
+#ifdef __AVX512VNNI__
+        else return use(Chosen<Few<Int8InWords>>());
+#endif
     }
 #endif
     if (many) return use(Chosen<Many<BITS, float>>());
