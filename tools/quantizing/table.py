@@ -50,7 +50,7 @@ def _of_linears(report: dict, errors: Sequence[str]) -> Table:
 
     def add(title: str, linear: str, layers: Sequence[int], linears: Sequence[str]) -> None:
         places = [(layer, each) for layer in layers for each in linears]
-        table.add_row(title, linear, *[_errors([cells[*place, name] for place in places], errors) for name in names])
+        table.add_row(title, linear, *[_errors([cells[(*place, name)] for place in places], errors) for name in names])
 
     for layer in layers if len(layers) <= MOST_LAYERS else ():
         for linear in linears:
