@@ -1,6 +1,7 @@
 """Which kernel computes a weight-only linear layer, and with what arguments."""
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -70,6 +71,7 @@ def check_alignment(weight: Tensor) -> None:
                          f"multiple of {ALIGNMENT}, which its kernels cannot read; a copy (weight.clone()) can be read")
 
 
+@lru_cache(4096)
 def choose(m: int, n: int, k: int, bits: int, group_size: int | None, tensor_cores: bool,
            processors: int) -> Plan | None:
     """The kernel for m rows of x and a weight of (n, k); None: dequantise, then the library's product."""

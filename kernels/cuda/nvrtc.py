@@ -12,6 +12,8 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from kernels.cache import BuildError
 
 PROCESS_MAPS = Path("/proc/self/maps")
@@ -112,10 +114,14 @@ def loaded_libraries() -> list[str]:
 
 
 def found_in(folder: Path, pattern: str) -> list[str]:
-    """The newest version first."""
-    found = [str(path) for path in folder.glob(pattern) if is_library(path.name)]
-    return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", os.path.basename(path))],
-                  reverse=True)
+    """Those of torch's CUDA version first, since the driver may be too old for a later one's code; then the newest."""
+    major = (torch.version.cuda or "").split(".")[0]
+
+    def preference(path: str) -> tuple:
+        version = re.findall(r"\d+", os.path.basename(path).partition(".so")[2])
+        return version[:1] == [major], [int(number) for number in version]
+
+    return sorted((str(path) for path in folder.glob(pattern) if is_library(path.name)), key=preference, reverse=True)
 
 
 def is_library(path: str) -> bool:
