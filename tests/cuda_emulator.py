@@ -52,7 +52,7 @@ class Emulator:
 
     def launch(self, bits: int, kind: int, name: str, grid: tuple[int, int], threads: int, arguments: bytes) -> None:
         self.launched.append(name)
-        x, weight, scale, bias, out, m, n, k, groups, _, _, scale_kind = ARGUMENTS.unpack(arguments)
+        x, weight, scale, bias, out, m, n, k, groups, _, _, scale_kind, _ = ARGUMENTS.unpack(arguments)
         produced = n * k if name.startswith("dequantize") else 1 if name == "read_all" else m * n
         scales = n * max(groups, 1)
         sizes = ((x, m * 16 if name == "read_all" else m * k * 2), (weight, n * k * bits // 8), (scale, scales * (4 if scale_kind == 2 else 2)),

@@ -51,7 +51,7 @@ def test_a_kernel_is_loaded_once_and_launched_on_torch_s_stream(stub):
     assert stub.stub_pushed() == 0
     fields = linear.ARGUMENTS.unpack(bytes(stub.stub_arguments().contents))
     pointers = tuple(tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
-    assert fields == (*pointers, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0)
+    assert fields == (*pointers, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0, 1)
 
 
 def test_every_kernel_of_a_module_is_looked_up_by_name(stub):

@@ -67,6 +67,13 @@ def test_skinny_kernels_with_a_scale_for_each_row(folder, bits, dtype, m, n, ker
     assert run(folder, random_case(m, n, 672, bits, None, dtype), processors=2) == [f"skinny_{kernel}_ROW"]
 
 
+@pytest.mark.parametrize("group_size, scaling", [(None, "ROW"), (128, "STAGE"), (32, "CHUNK")])
+@pytest.mark.parametrize("m, n, k", [(16, 200, 640), (9, 130, 2432), (20, 128, 256)])
+def test_warps_that_share_x(folder, group_size, scaling, m, n, k):
+    assert linear.choose(m, n, k, 4, group_size, True, 2).row_groups == 2
+    assert run(folder, random_case(m, n, k, 4, group_size, torch.float16), processors=2) == [f"skinny_4_2_{scaling}"]
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("group_size", [32, 64, 96, 128, 384])
@@ -85,6 +92,17 @@ def test_simple_kernels_of_older_devices(folder, bits, dtype, group_size, m):
     case = random_case(m, 11, 384, bits, group_size, dtype)
     slices = {1: 1, 2: 2}.get(m, 4)
     assert run(folder, case, has_tensor_cores=False) == [f"simple_{slices}"]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("tiles, slices", [(1, 1), (2, 1), (4, 1), (4, 2)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_way_to_divide_a_product_among_warps(folder, tiles, slices, groups, bits):
+    case = random_case(9, 150, 736, bits, None, torch.float16)
+    x, weight, scale, bias, *_ = case
+    out, plan = torch.empty(9, 150, dtype=x.dtype), linear.skinny(9, 150, 736, bits, None, tiles, slices, groups)
+    linear.launch(Emulator(folder), plan, x.dtype, bits, x, weight, scale, bias, out, 9, 736, None)
+    assert_as_near_as_torch(out, *case)
 
 
 def test_groups_of_merged_shards_take_the_simple_kernel(folder):
@@ -211,7 +229,9 @@ def test_decoding_at_glm_130b_s_shapes_fills_an_h100(parts, bits, m):
             blocks, warps = plan.grid[1], plan.threads // 32
             turn = 32 * 16 * 2 * int(tiles) * linear.STAGES[int(tiles)]  # bytes that a warp loads
             assert 2 * blocks * warps * turn >= 3.35e6
-            assert blocks * 16 * int(tiles) >= n and blocks >= 66
+            assert blocks * 16 * int(tiles) * plan.row_groups >= n and blocks >= 66
+            x_share = m * 2 / (16 * int(tiles) * plan.row_groups * bits / 8)  # read from L2, to bytes of the weight
+            assert x_share <= (1 if n < 12288 else 0.5)
 
 
 def test_choice_at_the_edges():

@@ -24,6 +24,7 @@ struct Arguments {  // of every kernel; kernels/cuda/linear.py packs it
     u32 group_size;    // columns; k when groups is 0
     u32 group_magic;   // see divide
     u32 scale_kind;    // Kind
+    u32 row_groups;    // of a block of a skinny kernel
 };
 
 #ifndef __CUDACC__

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.reference import check_packed
 
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}  # Kind in device.h; x is one of the first two
-ARGUMENTS = struct.Struct("5P7I4x")  # Arguments in device.h
+ARGUMENTS = struct.Struct("5P8I")  # Arguments in device.h
 ALIGNMENT = 16  # bytes; what one load takes
 SKINNY_ROWS, SIMPLE_ROWS = 64, 16  # of x: for more, a dequantised weight and the library's product are faster
 WARPS = 8  # MAXIMUM_WARPS in skinny.h
@@ -26,6 +26,7 @@ class Plan(NamedTuple):
     name: str  # in linear.cu
     grid: tuple[int, int]
     threads: int
+    row_groups: int = 1
 
 
 def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int,
@@ -84,30 +85,33 @@ def choose(m: int, n: int, k: int, bits: int, group_size: int | None, tensor_cor
     return choose_simple(m, n)
 
 
-def tiling(m: int, n: int, bits: int, processors: int) -> tuple[int, int]:
-    """Tiles of 16 rows of the weight and slices of 8 rows of x that a block of a skinny kernel takes.
+def tiling(m: int, n: int, bits: int, processors: int) -> tuple[int, int, int]:
+    """Tiles of 16 rows of the weight and slices of 8 rows of x that a warp of a skinny kernel takes, and the groups of
+    rows that the warps of a block are divided among.
 
-    A block reads 2 * m bytes of x for 16 * tiles * bits / 8 bytes of the weight. x comes from the L2 cache, the
-    weight passes through it, and H100's L2 gives less than twice what its memory gives: as many tiles as keep x at half
-    of the weight or below, if there are, as long as there are blocks for half of the processors.
+    A block reads 2 * m bytes of x for 16 * tiles * groups * bits / 8 bytes of the weight. x comes from the L2 cache,
+    the weight passes through it, and H100's L2 gives less than twice what its memory gives: as many tiles and groups
+    as keep x at half of the weight or below, as long as there are blocks for half of the processors.
     """
     tiles = next((tiles for tiles in (1, 2, 4) if tiles * bits >= 2 * m), 4)
     slices = 1 if m <= 8 else 2
     while tiles > 1 and n < 16 * tiles * (processors // 2):
         tiles, slices = tiles // 2, 1
-    return tiles, slices
+    groups = 2 if tiles * bits < 2 * min(m, 8 * slices) and n >= 32 * tiles * (processors // 2) else 1
+    return tiles, slices, groups
 
 
-def skinny(m: int, n: int, k: int, bits: int, group_size: int | None, tiles: int, slices: int) -> Plan | None:
+def skinny(m: int, n: int, k: int, bits: int, group_size: int | None, tiles: int, slices: int,
+           row_groups: int) -> Plan | None:
     """The kernel with these template arguments; as many warps as take equally many turns along k."""
-    grid = (-(-m // (8 * slices)), -(-n // (16 * tiles)))
+    grid = (-(-m // (8 * slices)), -(-n // (16 * tiles * row_groups)))
     if grid[1] > LARGEST_GRID:
         return None
     stage = 4 * 128 // bits  # columns
     scaling = "ROW" if group_size is None else "CHUNK" if group_size % stage else "STAGE"
     turns = -(-k // (stage * STAGES[tiles]))
-    warps = -(-turns // -(-turns // WARPS))
-    return Plan(f"skinny_{tiles}_{slices}_{scaling}", grid, 32 * warps)
+    warps = -(-turns // -(-turns // (WARPS // row_groups))) * row_groups
+    return Plan(f"skinny_{tiles}_{slices}_{scaling}", grid, 32 * warps, row_groups)
 
 
 def choose_simple(m: int, n: int) -> Plan | None:
@@ -128,7 +132,7 @@ def launch(device, plan: Plan, dtype: torch.dtype, bits: int, x: Tensor | None, 
     size = group_size if grouped else k
     pointers = (0 if tensor is None else tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
     arguments = ARGUMENTS.pack(*pointers, m, weight.shape[0], k, k // size if grouped else 0, size,
-                               2**31 // size + 1, KINDS[scale.dtype])
+                               2**31 // size + 1, KINDS[scale.dtype], plan.row_groups)
     device.launch(bits, KINDS[dtype], plan.name, plan.grid, plan.threads, arguments)
 
 
@@ -139,5 +143,5 @@ def read(device, data: Tensor) -> None:
         raise ValueError(f"read: the tensor must be contiguous, begin at a multiple of {ALIGNMENT} bytes and have less "
                          f"than {LARGEST_INDEX * 16} bytes")
     out = torch.empty(1, dtype=torch.float16, device=data.device)
-    arguments = ARGUMENTS.pack(data.data_ptr(), 0, 0, 0, out.data_ptr(), count, 0, 0, 0, 0, 0, 0)
+    arguments = ARGUMENTS.pack(data.data_ptr(), 0, 0, 0, out.data_ptr(), count, *[0] * 7)
     device.launch(8, 0, "read_all", (8 * device.processors, 1), 256, arguments)

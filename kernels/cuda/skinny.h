@@ -2,8 +2,9 @@
 // by reading the weights once.
 //
 // A warp owns TILES * 16 rows of the weight; the warps of a block share these rows and take turns along k, and add up
-// their sums at the end. A block needs no more than that of the others: no workspace, no second kernel, no atomics,
-// the same sum every time. A tensor core's product takes 16 rows of weights and, as its columns, 8 rows of x; SLICES * 8
+// their sums at the end. A block needs nothing of the others: no workspace, no second kernel, no atomics, the same sum
+// every time. With row_groups above one the warps of a block are divided among so many groups of rows, and those at the
+// same place of k find x in the L1 cache, where the first of them has brought it. A tensor core's product takes 16 rows of weights and, as its columns, 8 rows of x; SLICES * 8
 // rows of x are taken at a time, blockIdx.x says which, blockIdx.y which rows of the weight.
 //
 // Lane 4 * g + t holds rows g and g + 8 of a product and four of its 16 columns. Which columns is ours to choose, since a
@@ -39,14 +40,15 @@ struct Skinny {
     };
 
     const Arguments& a;
-    u32 chunks, lane_group, lane_place, first_row, first_x;
+    u32 chunks, lane_group, lane_place, block_row, first_row, first_x;
     float sum[TILES][SLICES][4];
 
     INLINE Skinny(const Arguments& arguments) : a(arguments) {
         chunks = a.k / WIDTH;
         lane_group = threadIdx.x % 32 / 4;
         lane_place = threadIdx.x % 4;
-        first_row = blockIdx.y * ROWS;
+        block_row = blockIdx.y * a.row_groups * ROWS;
+        first_row = block_row + threadIdx.x / 32 % a.row_groups * ROWS;
         first_x = blockIdx.x * COLUMNS;
 #pragma unroll
         for (int t = 0; t < TILES; t++)
@@ -159,9 +161,10 @@ struct Skinny {
 
     INLINE void run() {
         __shared__ float partial[MAXIMUM_WARPS * ROWS * COLUMNS];
-        const u32 warps = blockDim.x / 32, turns = (chunks + 4 * STAGES - 1) / (4 * STAGES);
+        const u32 warps = blockDim.x / 32 / a.row_groups, turns = (chunks + 4 * STAGES - 1) / (4 * STAGES);
+        const u32 warp = threadIdx.x / 32 / a.row_groups, rows = a.row_groups * ROWS;  // warps: of a group
         Turn even, odd;
-        u32 turn = threadIdx.x / 32;
+        u32 turn = warp;
         if (turn < turns) load(even, turn);
         while (turn < turns) {
             if (turn + warps < turns) load(odd, turn + warps);
@@ -172,20 +175,20 @@ struct Skinny {
             add(odd, turn);
             turn += warps;
         }
-        float* mine = partial + threadIdx.x / 32 * ROWS * COLUMNS;
+        float* mine = partial + warp * rows * COLUMNS + (first_row - block_row + lane_group);
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
             for (int s = 0; s < SLICES; s++)
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    mine[(8 * s + 2 * lane_place + i % 2) * ROWS + 16 * t + 8 * (i / 2) + lane_group] = sum[t][s][i];
+                    mine[(8 * s + 2 * lane_place + i % 2) * rows + 16 * t + 8 * (i / 2)] = sum[t][s][i];
         __syncthreads();
-        for (u32 i = threadIdx.x; i < ROWS * COLUMNS; i += blockDim.x) {
-            const u32 at_row = first_row + i % ROWS, at_x = first_x + i / ROWS;
+        for (u32 i = threadIdx.x; i < rows * COLUMNS; i += blockDim.x) {
+            const u32 at_row = block_row + i % rows, at_x = first_x + i / rows;
             if (at_row >= a.n || at_x >= a.m) continue;
             float total = 0.0f;
-            for (u32 w = 0; w < warps; w++) total += partial[w * ROWS * COLUMNS + i];
+            for (u32 w = 0; w < warps; w++) total += partial[w * rows * COLUMNS + i];
             store_result<KIND>(a, SCALING == ROW, total, at_row, at_x);
         }
     }

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from kernels.cuda import linear
 from tools.checking_gpu.setting import Setting, bytes_of, linears, random_packed, scheme_name
-from tools.checking_gpu.timing import Bandwidth, seconds, seconds_each
+from tools.checking_gpu.timing import Bandwidth, seconds_each
 
 DTYPE = torch.float16
 SCHEMES = [(4, None), (8, None), (4, 128), (4, 32), (8, 128)]
@@ -59,25 +59,26 @@ def decoding(setting: Setting) -> Iterator[dict]:
 
 @torch.inference_mode()
 def tilings(setting: Setting) -> Iterator[dict]:
-    """Every way to divide the same product among blocks, beside the one that is chosen: what kernels/cuda/linear.py's
-    tiling could do better on this device."""
+    """Every way to divide the same product among blocks (tiles x slices x groups of rows: kernels/cuda/linear.py's
+    tiling), beside the one that is chosen: what could be done better on this device."""
     device = setting.kernels_device
     if device is None or not device.has_tensor_cores:
         return
     for bits in (4, 8):
         for (n, k), name in shapes(setting, setting.sizes([1, 8, 4], [1])).items():
             weights = copies(setting, n, k, bits, None)
-            for m in (1, 4, 8, 16, 32):
+            for m in setting.sizes([1, 4, 8, 16, 32], [1, 16]):
                 if not setting.has_time:
                     return
                 x = torch.randn(m, k, dtype=DTYPE, device=setting.device)
                 chosen = linear.tiling(m, n, bits, device.processors)
-                row = {"linear": name, "weights": f"INT{bits}", "m": m, "chosen": "{}x{}".format(*chosen)}
+                row = {"linear": name, "weights": f"INT{bits}", "m": m, "chosen": "{}x{}x{}".format(*chosen)}
                 times = {}
                 for tiles, slices in ((1, 1), (2, 1), (4, 1), (4, 2)):
-                    plan = linear.skinny(m, n, k, bits, None, tiles, slices)
-                    calls = [partial(launch, device, plan, x, weight) for weight in weights]
-                    times[f"{tiles}x{slices}"] = seconds_each(setting, calls, 3) * 1e6
+                    for groups in (1, 2):
+                        plan = linear.skinny(m, n, k, bits, None, tiles, slices, groups)
+                        calls = [partial(launch, device, plan, x, weight) for weight in weights]
+                        times[f"{tiles}x{slices}x{groups}"] = seconds_each(setting, calls, 3) * 1e6
                 yield row | {f"{key} us": value for key, value in times.items()} | {
                     "chosen / best": times[row["chosen"]] / min(times.values())}
 
@@ -91,20 +92,21 @@ def launch(device, plan: linear.Plan, x: torch.Tensor, packed) -> torch.Tensor:
 
 @torch.inference_mode()
 def prefill(setting: Setting) -> Iterator[dict]:
-    """Many rows: time beside that of the library's product with the weight in float16."""
+    """More rows: time beside that of the library's product with the weight in float16."""
     for bits, group_size in SCHEMES[:3]:
         for (n, k), name in shapes(setting, setting.sizes([1, 8], [1])).items():
             if group_size and k % group_size:
                 continue  # a toy's
-            packed = random_packed(setting, n, k, bits, group_size)
-            whole = torch.randn(n, k, dtype=DTYPE, device=setting.device)
+            packed = copies(setting, n, k, bits, group_size)
+            whole = [torch.randn(n, k, dtype=DTYPE, device=setting.device)
+                     for _ in range(-(-NO_CACHE_HOLDS // (2 * n * k)) + 1)][: len(packed)]
             row = {"linear": name, "n": n, "k": k, "weights": scheme_name(bits, group_size)}
             for m in setting.sizes([32, 64, 128, 512, 2048], [32, 65]):
                 if not setting.has_time:
                     return
                 x = torch.randn(m, k, dtype=DTYPE, device=setting.device)
-                ours = seconds(setting, partial(setting.operations.linear, x, packed), 5)
-                library = seconds(setting, partial(F.linear, x, whole), 5)
+                ours = seconds_each(setting, [partial(setting.operations.linear, x, weight) for weight in packed], 5)
+                library = seconds_each(setting, [partial(F.linear, x, weight) for weight in whole], 5)
                 row |= {f"m={m} us": ours * 1e6, f"m={m} % of cuBLAS": 100 * library / ours}
             reached = 100 * library / ours >= PREFILL_TARGET
             yield row | {"TFLOP/s": 2 * m * n * k / ours / 1e12,

@@ -33,7 +33,7 @@ def seconds(setting: Setting, work: Callable[[], object], repeats: int = 7) -> f
     """Median time of `work` on the device."""
     if setting.is_toy:
         repeats = 1
-    for _ in range(WARM_UP):
+    for _ in range(0 if setting.is_toy else WARM_UP):
         work()
     if setting.device.type != "cuda":
         times = []
