@@ -15,7 +15,7 @@ from kernels import cuda
 from kernels.cuda import linear
 from tests.cuda_emulator import Emulator, shared_folder
 from tools import gpu_check
-from tools.checking_gpu import correctness, model, products, report, section, setting
+from tools.checking_gpu import correctness, model, products, report, section, setting, small_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,6 +172,14 @@ def test_tables_without_rich(monkeypatch, capsys):
     report.show("decoding", {"status": "ok", "seconds": 3.0, "error": None,
                              "rows": [{"linear": "qkv", "m=1 %": 91.234}, {"linear": "in", "m=1 %": 7.1}]})
     assert capsys.readouterr().out == "\ndecoding: ok, 3 s\nlinear  m=1 %\nqkv  91.2\nin  7.1\n"
+
+
+def test_without_sat_the_small_model_is_left_out_and_that_is_said(toy, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "glm.loading", None)
+    rows = list(small_model.rows(toy))
+    assert len(rows) == 1 and rows[0]["right"] and rows[0]["case"].startswith("not checked: ")
+    report.show("glm", {"status": "ok", "seconds": 1.0, "error": None, "rows": rows})
+    assert "1 of 1 cases are right\nnot checked: " in capsys.readouterr().out
 
 
 @pytest.mark.gpu

@@ -15,9 +15,9 @@
 //
 // Is there time for the arithmetic? An H100 (132 processors of 4 * 32 instructions a cycle, 1.7 GHz, 3.35 TB/s) that
 // reads INT4 at 85% of its bandwidth unpacks 5.7e12 weights a second, 25 a cycle and processor: 5.0 instructions for
-// each. The loops compiled for sm_90 take 2.1 (ROW), 2.6 (STAGE) and 3.1 (CHUNK) at one tile in float16, 0.3 more in
-// bfloat16; with four tiles, which share the loading of x, 1.6 (ROW). INT8 has time for 10, and takes 2.4 in
-// float16, 3.9 in bfloat16. (Read off the machine code; not measured on a device.)
+// each. The loops compiled for sm_90 take 2.0 (ROW), 2.5 (STAGE) and 3.0 (CHUNK) at one tile in float16, 0.3 more in
+// bfloat16; with four tiles, which share the loading of x, 1.5 (ROW). INT8 has time for 10, and takes 2.2 in
+// float16, 3.7 in bfloat16. (Read off the machine code; not measured on a device.)
 #pragma once
 
 #include "unpack.h"

@@ -60,7 +60,7 @@ class Model:
         return keys, values
 
     def step(self, tokens: torch.Tensor, keys: list, values: list, start: int) -> torch.Tensor:
-        """tokens (b, s) behind `start` cached ones -> the likeliest next token (b,), or without a head (b, h)."""
+        """tokens (b, s) behind `start` cached ones -> largest logits (b,), or without a head (b, h)."""
         ops, config = self.setting.operations, self.config
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
         frequencies = rotary.inverse_frequencies(config.head_size, config.rotary_table, str(tokens.device))
@@ -71,7 +71,7 @@ class Model:
             hidden = torch.nn.functional.embedding(tokens, self.embedding)
         hidden = reference.stack(self.layers, self.final_norm, keys, values, config.deepnorm_alpha,
                                  config.layernorm_epsilon, hidden, cosine, sine, start, operations=ops)[:, -1]
-        return hidden if self.embedding is None else ops.head(hidden, self.embedding).argmax(-1)
+        return hidden if self.embedding is None else ops.head(hidden, self.embedding).amax(-1)
 
 
 def measure(model: Model, bandwidth: Bandwidth, label: dict, widths: list[int], lengths: list[int],
@@ -83,13 +83,11 @@ def measure(model: Model, bandwidth: Bandwidth, label: dict, widths: list[int], 
         if setting.has_time:
             keys, values = model.cache(width, context + 1)
             tokens = torch.ones(width, 1, dtype=torch.int64, device=setting.device)
-            results = []
-            replay = recorded(setting, [lambda k=keys, v=values, t=tokens, r=results: r.append(
-                model.step(t, k, v, context))])
+            replay = recorded(setting, [lambda k=keys, v=values, t=tokens: model.step(t, k, v, context)])
             each = seconds(setting, replay, 5)
             row |= {f"decode {width} ms": each * 1e3, f"decode {width} %": 100 * model.weight_bytes / each / ceiling,
-                    "finite": bool(torch.isfinite(results[-1]).all())}
-            del replay, results, keys, values
+                    "finite": bool(torch.isfinite(replay()[0]).all())}
+            del replay, keys, values
     for length in lengths:
         if setting.has_time:
             keys, values = model.cache(1, length)

@@ -44,6 +44,8 @@ def show(name: str, result: dict) -> None:
     if rows and "right" in rows[0]:
         wrong = [row for row in rows if not row["right"]]
         print(f"{len(rows) - len(wrong)} of {len(rows)} cases are right")
+        left_out = [row["case"] for row in rows if row["case"].startswith("not ")]
+        print(*left_out, sep="\n", end="\n" if left_out else "")
         rows = wrong[:20]
     if not rows:
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 SECTIONS = {
     "build": ("tools.checking_gpu.build", "rows", 50),
     "correctness": ("tools.checking_gpu.correctness", "rows", 70),
-    "glm": ("tools.checking_gpu.small_model", "rows", 40),
+    "glm": ("tools.checking_gpu.small_model", "rows", 50),
     "decoding": ("tools.checking_gpu.products", "decoding", 75),
     "prefill": ("tools.checking_gpu.products", "prefill", 35),
     "layers": ("tools.checking_gpu.model", "layers", 45),

@@ -12,8 +12,9 @@ from tools.checking_gpu.setting import Setting
 WARM_UP = 2  # libraries and kernels are loaded by then; recording must not be what loads them
 
 
-def recorded(setting: Setting, calls: list[Callable[[], object]]) -> Callable[[], object]:
-    """All calls, one after the other, as one CUDA graph; on other devices a function that calls them."""
+def recorded(setting: Setting, calls: list[Callable[[], object]]) -> Callable[[], list]:
+    """All calls, one after the other, as one CUDA graph; on other devices a function that calls them. Returns what
+    they return."""
     if setting.device.type != "cuda":
         return lambda: [call() for call in calls]
     side = torch.cuda.Stream(setting.device)
@@ -25,8 +26,13 @@ def recorded(setting: Setting, calls: list[Callable[[], object]]) -> Callable[[]
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        graph.kept = [call() for call in calls]
-    return graph.replay
+        kept = [call() for call in calls]
+
+    def replay() -> list:
+        graph.replay()
+        return kept  # what the recorded calls returned: its memory is written again
+
+    return replay
 
 
 def seconds(setting: Setting, work: Callable[[], object], repeats: int = 7) -> float:
