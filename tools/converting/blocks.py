@@ -4,11 +4,15 @@ A `Band` is some rows of the result whose columns come from one or several input
 below the other. Rows are quantised one by one, so a block of rows gives what the whole tensor would.
 """
 
+import collections
+import contextlib
 import ctypes
 import itertools
 import mmap
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -19,6 +23,7 @@ from quantization.functional import quantize
 from tools.converting.torchfile import Block
 
 BLOCK_BYTES = 1 << 21  # fits the caches in which copying, checksum and hash meet it
+THREADS = 8  # that quantise, where there are as many cores
 MADV_DONTNEED, MADV_POPULATE_READ = 4, 22  # Linux; the second since 5.14
 
 
@@ -65,18 +70,50 @@ def quantized_blocks(bands: Sequence[Band], target: Scheme, keep_scale: Callable
     source, scale_of: what the bands are quantised by already, with the scale of all rows of the result: they are
     expanded to float32 first.
     """
-    scales, row = [], 0
     old_scale = scale_of() if scale_of is not None else None
-    for weight, release in read_blocks(bands):
-        count = len(weight)
+
+    def quantized(band: Band, start: int, stop: int, row: int) -> tuple[Tensor, Tensor]:
+        weight, release = _block(band, start, stop, [])
         if source is not None:
-            weight = dequantize(weight, old_scale[row : row + count], source.bits, torch.float32)
-        packed, scale = quantize(weight, target.bits, target.group_size)
+            weight = dequantize(weight, old_scale[row : row + stop - start], source.bits, torch.float32)
+        result = quantize(weight, target.bits, target.group_size)
         release()
-        row += count
-        scales.append(scale)
-        yield Block(packed)
+        return result
+
+    scales, threads, pending = [], min(THREADS, os.cpu_count() or 1), collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for job in _quantizing_jobs(bands):
+            pending.append(pool.submit(quantized, *job))
+            if len(pending) > threads:
+                packed, scale = pending.popleft().result()
+                scales.append(scale)
+                yield Block(packed)
+        for job in pending:
+            packed, scale = job.result()
+            scales.append(scale)
+            yield Block(packed)
     keep_scale(torch.cat(scales))
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Blocks are too small for torch's own threads, which spin while they wait; ours take a block each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _quantizing_jobs(bands: Sequence[Band]) -> Iterator[tuple[Band, int, int, int]]:
+    """Each block with the number of rows above it."""
+    above = 0
+    for band in bands:
+        count = band[0].rows[1] - band[0].rows[0]
+        for start, stop in _row_blocks(count, sum(_row_bytes(piece) for piece in band)):
+            yield band, start, stop, above + start
+        above += count
 
 
 def advise_pages(rows: Tensor, advice: int) -> None:

@@ -17,6 +17,7 @@ from glm.errors import UserError
 from glm.files import replacing
 from glm.tokenizer import VOCABULARY_NAME
 from tools.converting import journal as journals
+from tools.converting.blocks import one_torch_thread
 from tools.converting.hashing import DEFAULT_HASH, HashedFile, hash_bytes, hash_file
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest, write_manifest
@@ -74,7 +75,7 @@ def _write_shards(plan: Plan, journal: journals.Journal, names: list[str], hash_
     sizes = {rank: planned_bytes(rank_content(plan, rank)) for rank in todo}
     _check_space(journal.output, sum(sizes.values()))
     _report(plan.source)
-    with ByteProgress(sum(sizes.values()), "Converting") as progress:
+    with ByteProgress(sum(sizes.values()), "Converting") as progress, one_torch_thread():
         for rank in todo:
             path = journal.shards / names[rank]
             with replacing(path) as temporary:

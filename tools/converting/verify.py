@@ -10,6 +10,7 @@ from glm.checkpoint import CONFIG_NAME, LATEST, find_shards, read_shard
 from glm.config import ModelConfig, read_config_file
 from glm.errors import UserError
 from glm.tokenizer import VOCABULARY_NAME
+from tools.converting.blocks import one_torch_thread
 from tools.converting.hashing import BUFFER_BYTES, HASHES, checksums, crc32_of, hash_file, in_threads
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest
@@ -51,7 +52,7 @@ def alone(folder: Path) -> Report:
     except UserError as error:
         return Report([str(error)], 0, 0)
     total = sum(path.stat().st_size for path in paths)
-    with ByteProgress(2 * total, "Verifying") as progress:
+    with ByteProgress(2 * total, "Verifying") as progress, one_torch_thread():
         found = in_threads(lambda path: _shard_problems(path, folder, progress.advance), paths)
     problems = [line for lines in found for line in lines]
     if not problems:
