@@ -54,9 +54,9 @@ class Emulator:
         self.launched.append(name)
         x, weight, scale, bias, out, m, n, k, groups, _, _, scale_kind, _ = ARGUMENTS.unpack(arguments)
         produced = n * k if name.startswith("dequantize") else 1 if name == "read_all" else m * n
-        scales = n * max(groups, 1)
-        sizes = ((x, m * 16 if name == "read_all" else m * k * 2), (weight, n * k * bits // 8), (scale, scales * (4 if scale_kind == 2 else 2)),
-                 (bias, n * 2 if bias else 0))
+        read = m * 16 if name == "read_all" else m * k * 2
+        scales = n * max(groups, 1) * (4 if scale_kind == 2 else 2)
+        sizes = ((x, read), (weight, n * k * bits // 8), (scale, scales), (bias, n * 2 if bias else 0))
         buffers = [*(Buffer(begin, size, 0) for begin, size in sizes), Buffer(out, produced * 2, 1)]
         ctypes.memset(out, POISON & 0xFF, produced * 2)
         loaded = library(self.folder, bits, kind)
