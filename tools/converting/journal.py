@@ -141,8 +141,10 @@ def _take(lock, output: Path) -> None:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         raise UserError(f"another process is converting into {output}; wait for its end") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def _write_durably(path: Path, text: str) -> None:
