@@ -10,6 +10,7 @@ from ctypes import c_float, c_int, c_size_t, c_void_p
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 
 from kernels import reference
 from kernels.cpu import build
@@ -19,6 +20,8 @@ SIGNATURES = {
     "glm_linear": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_void_p, c_size_t, c_int],
     "glm_packed": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_int, c_int, c_size_t, c_void_p, c_void_p,
                    c_size_t, c_int],
+    "glm_arrange": [c_int, c_void_p, c_size_t, c_size_t, c_int, c_int, c_void_p, c_int],
+    "glm_unpack": [c_void_p, c_void_p, c_int, c_int, *[c_size_t] * 4, c_int, c_void_p, c_int],
     "glm_head": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_int],
     "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t, c_int],
     "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_int],
@@ -27,6 +30,8 @@ SIGNATURES = {
     "glm_prefill": [*[c_void_p] * 5, *[c_size_t] * 7, c_void_p, c_int, c_void_p, c_int],
     "glm_threads": [c_int],
 }
+UNPACKED_ROWS = 48  # of x; beyond, a packed weight is unpacked for torch's product, measured as the faster way
+BLOCK_ROWS = 512  # of a weight that are unpacked at once: a few MB, which stay in a cache
 MAXIMUM_ROWS = 32  # beyond, a product is bound by arithmetic, and torch's library is the better one
 
 
@@ -41,19 +46,20 @@ class Operators:
         for name in SIGNATURES.keys() - {"glm_threads"}:
             getattr(library, name).restype = None
         library.glm_path.restype = ctypes.c_char_p
+        library.glm_padded.argtypes, library.glm_padded.restype = [c_int, c_size_t], c_size_t
         library.glm_read.argtypes = [c_void_p, c_size_t, c_int]
         library.glm_read.restype = c_float
         self.library = library
         self.path = library.glm_path().decode()  # which instructions it uses: "avx512+bf16", "avx2", "generic", ...
         self._linear = library.glm_linear
-        self._packed = library.glm_packed
+        self._packed, self._arrange, self._unpack = library.glm_packed, library.glm_arrange, library.glm_unpack
         self._head = library.glm_head
         self._norm = library.glm_norm
         self._scaled_add = library.glm_scaled_add
         self._geglu = library.glm_geglu
         self._attend = library.glm_attend
         self._prefill = library.glm_prefill
-        self.has_prefill = self.path.endswith("+bf16")
+        self.has_prefill = self.has_bf16_products = self.path.endswith("+bf16")
 
     def weight_only_linear(self, x, weight, scale, bias=None, bits=8, group_size=None):
         reference.check_packed(x, weight, scale, bias, bits, group_size)
@@ -62,11 +68,31 @@ class Operators:
         if out.numel() == 0 or k == 0:
             return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
         x, bias = x.contiguous(), None if bias is None else bias.contiguous()
-        self._packed(TYPES[kind], x.data_ptr(), x.numel() // k, k, weight.data_ptr(), scale.data_ptr(),
-                     TYPES[scale.dtype], bits, k if group_size is None else group_size,
-                     None if bias is None else bias.data_ptr(), out.data_ptr(), weight.shape[0],
+        rows, group_size = x.numel() // k, group_size or k
+        if rows > UNPACKED_ROWS:
+            self._unpacked_linear(x.view(rows, k), weight, scale, bias, bits, group_size, out.view(rows, -1))
+            return out
+        self._packed(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(), scale.data_ptr(), TYPES[scale.dtype], bits,
+                     group_size, None if bias is None else bias.data_ptr(), out.data_ptr(), weight.shape[0],
                      torch.get_num_threads())
         return out
+
+    def _unpacked_linear(self, x, weight, scale, bias, bits, group_size, out):
+        """x (m, k) -> out (m, n) through torch's product with blocks of the weight, unpacked to bf16 or float32. Both
+        sides have their columns in the order in which packed weights are unpacked fastest."""
+        (m, k), n, threads = x.shape, weight.shape[0], torch.get_num_threads()
+        wide = torch.bfloat16 if x.dtype is torch.bfloat16 and self.has_bf16_products else torch.float32
+        columns = self.library.glm_padded(bits, k)
+        arranged = torch.empty(m, columns, dtype=wide)
+        self._arrange(TYPES[x.dtype], x.data_ptr(), m, k, bits, TYPES[wide], arranged.data_ptr(), threads)
+        block = torch.empty(min(n, BLOCK_ROWS), columns, dtype=wide)
+        bias = None if bias is None else bias.to(wide)
+        for first in range(0, n, BLOCK_ROWS):
+            count = min(BLOCK_ROWS, n - first)
+            self._unpack(weight.data_ptr(), scale.data_ptr(), TYPES[scale.dtype], bits, group_size, k, first, count,
+                         TYPES[wide], block.data_ptr(), threads)
+            part = slice(first, first + count)
+            out[:, part] = F.linear(arranged, block[:count], None if bias is None else bias[part])
 
     def linear(self, x, weight, bias=None):
         if isinstance(weight, reference.PackedWeight):

@@ -127,7 +127,7 @@ static void linear_rows(const X* x, size_t m, size_t k, const T* w, const T* bia
         for (; row + 2 <= rows.last; row += 2) all_rows<2>(w, k, x, m, bias, out, n, row, size_t(10240));
     else if (m > 2)
         for (; row + 4 <= rows.last; row += 4) all_rows<4>(w, k, x, m, bias, out, n, row, 4 * k * sizeof(T));
-    for (; row < rows.last; row++) all_rows<1>(w, k, x, m, bias, out, n, row, size_t(2048));
+    for (; row < rows.last; row++) all_rows<1>(w, k, x, m, bias, out, n, row, size_t(8192));
 }
 
 // x (m, k) converted to floats once per call; every thread keeps its own copy, which saves a barrier.

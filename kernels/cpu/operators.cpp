@@ -69,6 +69,26 @@ EXPORT void glm_packed(int type, const void* x, size_t m, size_t k, const void* 
     })
 }
 
+EXPORT size_t glm_padded(int bits, size_t k) { return packed_product(bits).padded(k); }
+
+EXPORT void glm_arrange(int type, const void* x, size_t m, size_t k, int bits, int to_type, void* to, int threads) {
+    threads = team_for(m * k * 4, threads);
+    TEAM(threads, packed_product(bits).arrange_plain(type, x, k, share(m, 1, thread, team), to_type, to);)
+}
+
+// Rows first ... first + count of the matrix.
+EXPORT void glm_unpack(const void* weight, const void* scale, int scale_type, int bits, size_t group, size_t k,
+                       size_t first, size_t count, int to_type, void* to, int threads) {
+    const Packed w = {(const uint8_t*)weight, scale, k, group, bits, scale_type};
+    const PackedProduct& product = packed_product(bits);
+    const size_t row_bytes = product.padded(k) * width(to_type);
+    threads = team_for(count * row_bytes, threads);
+    TEAM(threads, {
+        const Range part = share(count, 1, thread, team);
+        product.unpack(w, {first + part.first, first + part.last}, to_type, (uint8_t*)to + part.first * row_bytes);
+    })
+}
+
 EXPORT void glm_head(int type, const void* x, size_t m, size_t k, const void* w, float* out, size_t n, int threads) {
     threads = team_for(n * k * width(type), threads);
     TEAM(threads, BY_TYPE(type, linear_part((const T*)x, m, k, (const T*)w, (const T*)nullptr, out, n, thread, team)))

@@ -90,7 +90,7 @@ template <int BITS, Scaling S> static inline vec unit_scale(const float* scales,
 
 // x in FP32: products and sums are FP32, weights are exact.
 template <int BITS_> struct InFloats {
-    enum { BITS = BITS_ };
+    enum { BITS = BITS_, SHARING = 2 };
     typedef Order<BITS> O;
     typedef float X;
     static size_t padded(size_t k) { return O::padded(k); }
@@ -167,6 +167,8 @@ template <class Form, Scaling S, int R, int M>
 static inline void few_block(const Packed& w, const typename Form::X* x, size_t stride, const Target& to, size_t first,
                              size_t row, words lanes, float* scales) {
     float products[R][M];
+    const size_t size = w.scale_type == 0 ? 4 : 2;  // the scales are another stream through memory
+    prefetch((const char*)w.scale + (row * w.groups() + (S == BY_ROW ? 64 : 4 * w.groups())) * size);
     few_dots<Form, S, R, M>(w, row, x, stride, AHEAD, lanes, scales, products);
     for (int r = 0; r < R; r++) {
         const float scale = S == BY_ROW ? number(w.scale, w.scale_type, row + r) : 1.0f;
@@ -177,11 +179,12 @@ static inline void few_block(const Packed& w, const typename Form::X* x, size_t 
 template <class Form, Scaling S, int M>
 static void few_rows(const Packed& w, const typename Form::X* x, const Target& to, size_t first, Range rows) {
     const size_t stride = Form::padded(w.k);
-    float* scales = scratch<Packed, float>(2 * scale_places<Form::BITS, S>(w));
+    float* scales = scratch<Packed, float>(Form::SHARING * scale_places<Form::BITS, S>(w));
     const words lanes = lanes_of(Order<Form::BITS>::LANE, w.group);
     size_t row = rows.first;
-    if (M > 2)  // two rows of weights share the loads of x
-        for (; row + 2 <= rows.last; row += 2) few_block<Form, S, 2, M>(w, x, stride, to, first, row, lanes, scales);
+    constexpr int R = Form::SHARING;
+    if (M > 2)  // some rows of weights share the loads of x
+        for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, x, stride, to, first, row, lanes, scales);
     for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, x, stride, to, first, row, lanes, scales);
 }
 

@@ -6,7 +6,7 @@
 // A weight becomes its bf16 value by one look-up for 32 of them, since the look-up sees only the lowest bits of its index.
 // All values are exact.
 struct Int4InBf16 {
-    enum { BITS = 4 };
+    enum { BITS = 4, SHARING = 2 };
     typedef Order<4> O;
     typedef bf16 X;
     static size_t padded(size_t k) { return O::padded(k); }
@@ -39,21 +39,23 @@ struct Int4InBf16 {
                                                (short)0xc000, (short)0xbf80);
         return _mm512_broadcast_i64x4(once);
     }
-    template <int R, int M, int P>
-    static ALWAYS void terms(const words (&a)[R], const bf16* x, size_t stride, vec (&sums)[R][M]) {
-        __m512bh b[R];
-        UNROLL for (int r = 0; r < R; r++)
-            b[r] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(a[r], 4 * P), values());
-        UNROLL for (int i = 0; i < M; i++) {
-            __m512bh value = (__m512bh)_mm512_loadu_si512(x + i * stride + P * 32);
-            UNROLL for (int r = 0; r < R; r++)
-                sums[r][i] = _mm512_dpbf16_ps(P == 0 ? _mm512_setzero_ps() : sums[r][i], value, b[r]);
-        }
-        if constexpr (P < 3) terms<R, M, P + 1>(a, x, stride, sums);
-    }
     template <int R, int M>
     static ALWAYS void unit(const words (&a)[R], const bf16* x, size_t unit, size_t, size_t stride, vec (&sums)[R][M]) {
-        terms<R, M, 0>(a, x + unit * O::UNIT, stride, sums);
+        __m512bh b[R][4];
+        UNROLL for (int r = 0; r < R; r++) {
+            b[r][0] = (__m512bh)_mm512_permutexvar_epi16(a[r], values());
+            b[r][1] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(a[r], 4), values());
+            b[r][2] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(a[r], 8), values());
+            b[r][3] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(a[r], 12), values());
+        }
+        UNROLL for (int i = 0; i < M; i++) {
+            const bf16* row = x + i * stride + unit * O::UNIT;
+            UNROLL for (int r = 0; r < R; r++) sums[r][i] = fill(0.0f);
+            UNROLL for (int p = 0; p < 4; p++) {
+                __m512bh value = (__m512bh)_mm512_loadu_si512(row + 32 * p);
+                UNROLL for (int r = 0; r < R; r++) sums[r][i] = _mm512_dpbf16_ps(sums[r][i], value, b[r][p]);
+            }
+        }
     }
 };
 
@@ -63,7 +65,7 @@ struct Int4InBf16 {
 // rest errs by 2^-16 of the largest. Where the largest is an outlier, more than OUTLIER times the root mean square, the
 // remainders follow as a second set of integers, 15 bits further down. A unit with an infinity or a NaN gives NaN.
 struct Int8InWords {
-    enum { BITS = 8 };
+    enum { BITS = 8, SHARING = 2 };
     typedef Order<8> O;
     typedef int16_t X;
     // first integers of all units, remainders of all units, then their factors as floats; the remainders' is 0 where

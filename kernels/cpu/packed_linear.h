@@ -58,4 +58,30 @@ template <int BITS> struct Product {
                 if constexpr (!Form::FEW_ROWS) return Form::template rows<BY_COLUMN>(w, x, m, to, rows);
         }
     }
+    static size_t padded(size_t k) { return Order<BITS>::padded(k); }
+    static void arrange_plain(int type, const void* x, size_t k, Range rows, int to_type, void* to) {
+        if (to_type == 1) arrange_as(type, x, k, rows, (bf16*)to);
+        else arrange_as(type, x, k, rows, (float*)to);
+    }
+    template <class E> static void arrange_as(int type, const void* x, size_t k, Range rows, E* to) {
+        for (size_t i = rows.first; i < rows.last; i++)
+            BY_TYPE(type, InFloats<BITS>::arrange((const T*)x + i * k, k, to + i * padded(k)))
+    }
+    static void unpack(const Packed& w, Range rows, int to_type, void* to) {
+        if (to_type == 1) unpack_as(w, rows, (bf16*)to);
+        else unpack_as(w, rows, (float*)to);
+    }
+    template <class E> static void unpack_as(const Packed& w, Range rows, E* to) {
+        switch (Order<BITS>::scaling(w)) {
+            case BY_ROW: return Many<BITS, E>::template unpack_rows<BY_ROW>(w, rows, to);
+            case BY_UNIT: return Many<BITS, E>::template unpack_rows<BY_UNIT>(w, rows, to);
+            case BY_PARTS: return Many<BITS, E>::template unpack_rows<BY_PARTS>(w, rows, to);
+            case BY_LANE: return Many<BITS, E>::template unpack_rows<BY_LANE>(w, rows, to);
+            case BY_COLUMN: return Many<BITS, E>::template unpack_rows<BY_COLUMN>(w, rows, to);
+        }
+    }
 };
+
+#define PACKED_PRODUCT(BITS)                                                                                    \
+    {Product<BITS>::room, Product<BITS>::arrange, Product<BITS>::rows, Product<BITS>::padded, Product<BITS>::arrange_plain, \
+     Product<BITS>::unpack}

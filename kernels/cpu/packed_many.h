@@ -65,6 +65,20 @@ template <int BITS_, class E> struct Many {
             }
         }
     }
+    // Rows of w as E, scaled, in the order of x: for products that are somebody else's.
+    template <Scaling S> static void unpack_rows(const Packed& w, Range rows, E* to) {
+        const size_t units = O::padded(w.k) / O::UNIT;
+        float* scales = scratch<Packed, float>(scale_places<BITS, S>(w) + units);
+        const words lanes = lanes_of(O::LANE, w.group);
+        for (size_t row = rows.first; row < rows.last; row++, to += units * O::UNIT)
+            if (S == BY_ROW) {
+                for (size_t unit = 0; unit < units; unit++) scales[unit] = number(w.scale, w.scale_type, row);
+                unpack<BITS, BY_UNIT>(w, row, 0, units, scales, lanes, to);
+            } else {
+                scales_of<BITS, S>(w, row, scales);
+                unpack<BITS, S>(w, row, 0, units, scales, lanes, to);
+            }
+    }
     template <int M>  // sums[i][r] += block[r] . x[i]
     static void products(const E* block, size_t count, size_t length, const E* x, size_t stride, float* sums) {
         size_t r = 0;

@@ -38,6 +38,11 @@ struct PackedProduct {
     uint8_t* (*room)(int type, const Packed& w, size_t m);
     void (*arrange)(int type, const Packed& w, const void* x, size_t m, Range rows, uint8_t* room);
     void (*rows)(const Packed& w, const uint8_t* arranged, size_t m, const Target& to, Range rows);
+    // For products that are somebody else's: x and rows of w, scaled, as elements of type 0 or 1 in one order of columns,
+    // of which there are `padded`.
+    size_t (*padded)(size_t k);
+    void (*arrange_plain)(int type, const void* x, size_t k, Range rows, int to_type, void* to);
+    void (*unpack)(const Packed& w, Range rows, int to_type, void* to);
 };
 extern const PackedProduct packed_int4, packed_int8;
 static inline const PackedProduct& packed_product(int bits) { return bits == 4 ? packed_int4 : packed_int8; }

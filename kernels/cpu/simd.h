@@ -25,10 +25,14 @@ static inline uint32_t to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); re
 static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) { return from_bits(uint32_t(x.bits) << 16); }
 static inline float to_float(fp16 x) {
+#ifdef __F16C__
+    return _cvtsh_ss(x.bits);
+#else
     uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
     if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);  // infinity, NaN
     // 2^112 moves the exponent; the multiplication also makes subnormals right
     return from_bits(sign | to_bits(from_bits(rest << 13) * from_bits(0x77800000)));
+#endif
 }
 static inline void store_float(float* p, float x) { *p = x; }
 static inline void store_float(bf16* p, float x) {
