@@ -1,5 +1,6 @@
 """tools/verify_checkpoint.py on checkpoints: what is missing, cut off, added or changed is named, with its tensor."""
 
+import os
 import random
 import re
 import shutil
@@ -218,3 +219,35 @@ def test_places_and_checksums_are_those_of_the_tensors(folder):
         assert content[region.start : region.start + region.bytes] == tensor.numpy().tobytes()
     assert checksums(folder / FIRST, regions)[1] == [region.crc32 for region in regions]
     assert all(record.start % 64 == 0 for record in records(folder / FIRST))
+
+
+# Whatever is in the files
+
+
+class MakesFolder:
+    """A pickle that would run code: it makes a folder when it is loaded."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_no_code_in_a_file_is_run(plain, tmp_path, capsys):
+    torch.save({"module": {"a": MakesFolder(tmp_path / "made")}}, plain / SECOND)
+    code, (line,) = found(capsys, plain)
+    assert code == 1 and "holds more than tensors" in line
+    arguments = ["--input-folder", str(plain), "--output-folder", str(tmp_path / "out"), "--target-tp", "1"]
+    assert convert_tp.main(arguments) == 2 and "holds more than tensors" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+def test_random_damage_without_a_manifest_never_ends_in_a_traceback(plain, capsys):
+    """Nearly every byte is covered by the archive's checksums or by what must be readable."""
+    generator, noticed, good = random.Random(1), 0, (plain / FIRST).read_bytes()
+    for _ in range(60):
+        flip(plain / FIRST, generator.randrange(len(good)), generator)
+        noticed += found(capsys, plain)[0]
+        (plain / FIRST).write_bytes(good)
+    assert noticed > 30
