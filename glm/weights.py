@@ -1,13 +1,11 @@
 """From a shard's tensors to the tensors a model takes: strict comparison, quantisation, precision, device."""
 
-import ctypes
-import mmap
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from glm import pages
 from glm.checkpoint import Shard
 from glm.config import ModelConfig
 from glm.errors import UserError
@@ -20,7 +18,6 @@ POSITION_EMBEDDINGS = "transformer.position_embeddings.weight"  # SAT makes them
 INVERSE_FREQUENCIES = "attention.rotary_emb.inv_freq"  # in every layer of GLM-130B's files
 SCALE = "_scale"  # NAME.weight_scale belongs to the quantised NAME.weight
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-MADV_DONTNEED, MADV_POPULATE_READ = 4, 22  # Linux; the second since 5.14, and not in Python's mmap
 CACHE_LINE = 64
 SHOWN = 3  # so many names in one message
 
@@ -110,7 +107,7 @@ def convert_shard(shard: Shard, expected: Mapping[str, torch.Tensor], dtype: tor
 
 def _placed(shard: Shard, source: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if shard.mapped and _is_ready(source, dtype, device):
-        _advise_pages(source, MADV_POPULATE_READ)
+        pages.read_now(source)
         return source
     copy = torch.empty(source.shape, dtype=dtype, device=device).copy_(source)
     _let_go(shard, source)
@@ -119,7 +116,7 @@ def _placed(shard: Shard, source: torch.Tensor, dtype: torch.dtype, device: torc
 
 def _let_go(shard: Shard, source: torch.Tensor) -> None:
     if shard.mapped:
-        _advise_pages(source, MADV_DONTNEED)
+        pages.let_go(source)
 
 
 Rules = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
@@ -171,19 +168,6 @@ def _check_inverse_frequencies(found: torch.Tensor, name: str, config: ModelConf
 def _is_ready(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> bool:
     return (tensor.dtype == dtype and device.type == "cpu" and tensor.is_contiguous()
             and tensor.data_ptr() % CACHE_LINE == 0)
-
-
-def _advise_pages(tensor: torch.Tensor, advice: int) -> None:
-    """Have the whole pages behind a tensor in a mapped file read now, or let go (they are read again when used).
-
-    Only advice: where the system does not know it, pages are read when they are used and let go when memory is short.
-    """
-    if sys.platform != "linux":
-        return
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
 def _names(names: list[str]) -> str:

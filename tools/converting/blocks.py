@@ -6,11 +6,8 @@ below the other. Rows are quantised one by one, so a block of rows gives what th
 
 import collections
 import contextlib
-import ctypes
 import itertools
-import mmap
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -18,13 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from glm import pages
 from kernels.packing import dequantize
 from quantization.functional import quantize
+from quantization.linear import Scheme
 from tools.converting.torchfile import Block
 
 BLOCK_BYTES = 1 << 21  # fits the caches in which copying, checksum and hash meet it
 THREADS = 8  # that quantise, where there are as many cores
-MADV_DONTNEED, MADV_POPULATE_READ = 4, 22  # Linux; the second since 5.14
 
 
 class Slice(NamedTuple):
@@ -39,19 +37,13 @@ class Slice(NamedTuple):
         rows = self.tensor[self.rows[0] + start : self.rows[0] + stop]
         return rows if self.columns is None else rows[:, self.columns[0] : self.columns[1]]
 
-    def advise(self, start: int, stop: int, advice: int) -> None:
+    def advise(self, start: int, stop: int, advice: Callable[[Tensor], None]) -> None:
+        """advice: read_now or let_go of glm.pages."""
         if self.tensor.is_contiguous():
-            advise_pages(self.tensor[self.rows[0] + start : self.rows[0] + stop], advice)
+            advice(self.tensor[self.rows[0] + start : self.rows[0] + stop])
 
 
 Band = Sequence[Slice]
-
-
-class Scheme(NamedTuple):
-    """How weights are quantised. group_size: None for one scale a row."""
-
-    bits: int
-    group_size: int | None
 
 
 def read_blocks(bands: Sequence[Band]) -> Iterator[Block]:
@@ -116,32 +108,17 @@ def _quantizing_jobs(bands: Sequence[Band]) -> Iterator[tuple[Band, int, int, in
         above += count
 
 
-def advise_pages(rows: Tensor, advice: int) -> None:
-    """Have the whole pages behind a contiguous tensor in a mapped file read now, or let go.
-
-    Only advice: where the system does not know it, pages are read when they are used and let go when memory is short.
-    """
-    if sys.platform != "linux":
-        return
-    begin = rows.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    if advice == MADV_DONTNEED:  # the page at the end is still used by the next block
-        begin = -(-rows.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (rows.data_ptr() + rows.numel() * rows.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > begin:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice)
-
-
 def _block(band: Band, start: int, stop: int, buffer: list[Tensor]) -> Block:
     """buffer: of a block before, to be used again, or empty; fresh memory costs as much as copying."""
 
-    def advise(advice: int) -> None:
+    def advise(advice: Callable[[Tensor], None]) -> None:
         for piece in band:
             piece.advise(start, stop, advice)
 
-    advise(MADV_POPULATE_READ)
+    advise(pages.read_now)
     parts = [piece.part(start, stop) for piece in band]
     if len(parts) == 1 and parts[0].is_contiguous():
-        return Block(parts[0], lambda: advise(MADV_DONTNEED))
+        return Block(parts[0], lambda: advise(pages.let_go))
     if parts[0].dim() == 2:
         if not buffer or len(buffer[-1]) < stop - start:
             buffer.append(torch.empty(stop - start, sum(part.shape[1] for part in parts), dtype=parts[0].dtype))
@@ -149,7 +126,7 @@ def _block(band: Band, start: int, stop: int, buffer: list[Tensor]) -> Block:
         _copy_side_by_side(parts, block)
     else:
         block = parts[0].contiguous()
-    advise(MADV_DONTNEED)
+    advise(pages.let_go)
     return Block(block, lambda: None)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from glm.errors import UserError
 from quantization.functional import check_scheme
-from tools.converting.blocks import Band, Scheme, Slice, quantized_blocks, read_blocks
+from quantization.linear import Scheme
+from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
 from tools.converting.partition import SCALE, Cut, Rule, cuts, is_linear_weight, rule_of
 from tools.converting.source import Source, allowed_degrees
 from tools.converting.torchfile import Block, Entry

@@ -13,7 +13,7 @@ import torch
 
 from glm.checkpoint import Shard, find_shards, missing_shard, read_shard, shard_name
 from glm.errors import UserError
-from tools.converting.blocks import Scheme
+from quantization.linear import Scheme
 from tools.converting.partition import (
     SCALE,
     WORD_EMBEDDINGS,
