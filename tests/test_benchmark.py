@@ -59,6 +59,25 @@ def test_a_tiny_run_writes_the_table_and_the_file(tmp_path):
         assert "pip install llama-cpp-python" in done.stdout
 
 
+def test_packed_weights_are_measured_beside_plain_ones(tmp_path):
+    file = tmp_path / "result.json"
+    done = benchmark("--model", "glm-small", "--prefill", 8, "--contexts", 4, "--widths", 1, "--steps", 2,
+                     "--repeats", 1, "--bits", 8, 4, "--group-size", 64, "--buffer-mb", 16, "--json", file)
+    assert done.returncode == 0, done.stderr
+    found = [(r["precision"], r["kind"], r["weight_bytes"]) for r in json.loads(file.read_text())["results"]]
+    assert [name for name, *_ in found] == [name for name in ("bf16", "bf16, INT8 g64", "bf16, INT4 g64") for _ in "12"]
+    layers, vocabulary = 5 * 384 * (4 * 384 + 3 * 1024), 16384 * 384
+    expected = [(per_weight * layers + 2 * vocabulary) for per_weight in (2, 1 + 2 / 64, 0.5 + 2 / 64) for _ in "12"]
+    assert [size for *_, size in found] == pytest.approx(expected)
+
+
+def test_a_table_of_products():
+    done = benchmark("kernels", "--size", 64, 128, "--rows", 1, 50, "--groups", 32, "--matrices", 1, "--repeats", 1)
+    assert done.returncode == 0, done.stderr
+    for name in ("torch F.linear", "torch _weight_int8pack_mm", "this, INT8", "this, INT4 g32"):
+        assert done.stdout.count(f"{name} ") >= 2
+
+
 ROWS = {
     "bloom/glue_cola/plain/validation": {"choices_pretokenized": ["yes", "no"], "label": 0},
     "CLUE/c3/plain/dev": {"choices_pretokenized": ["a long answer", "short", "none"], "label": 2},
@@ -93,6 +112,8 @@ def test_evaluation_on_own_rows(tmp_path):
     (["evaluation", "--data-path", "nowhere", "--rows", "0"], "--rows 0: must be at least 1"),
     (["--model", "glm-335n"], "did you mean 'glm-335m'"),
     (["--contexts", "0"], "--contexts: 0"),
+    (["--bits", "4", "--group-size", "32"], "--group-size 32: must divide the columns of the model's"),
+    (["kernels", "--size", "64", "100", "--groups", "32"], "multiple of every group size [32]"),
     (["--load", "nowhere"], "nowhere"),
 ])
 def test_a_mistake_is_one_line(arguments, part):

@@ -74,7 +74,7 @@ def poisoned(monkeypatch):
 @pytest.mark.parametrize("group_size", [None, 128, 64, 32, 16, 4, 192])
 def test_every_number_of_rows(ops, bits, dtype, group_size, poisoned):
     packed, bias = random_packed(75, 384, bits, group_size), random(75, dtype=dtype, seed=3)
-    for rows in (1, 2, 3, 4, 5, 8, 9, 17):
+    for rows in (1, 2, 3, 4, 7, 10):
         check(ops, random(rows, 1, 384, dtype=dtype), packed, bias)
 
 

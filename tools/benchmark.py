@@ -3,6 +3,8 @@
     python tools/benchmark.py model --model glm-335m --dtype bf16 fp32
     python tools/benchmark.py model --load checkpoints/glm-small
     python tools/benchmark.py model --model glm-335m --against transformers llama.cpp openvino --json result.json
+    python tools/benchmark.py model --model glm-1.3b --bits 8 4 --group-size 32
+    python tools/benchmark.py kernels --size 4096 4096
     python tools/benchmark.py evaluation --data-path data --rows 300
 
 Decoding is bound by reading the weights once per step, so its ceiling is the read bandwidth; a prompt is bound by
@@ -28,6 +30,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--load", type=Path, metavar="CHECKPOINT", help="measure this checkpoint instead of random weights")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--dtype", nargs="+", default=["bf16"], choices=("bf16", "fp16", "fp32"), help="one or more (default: bf16)")
+    add("--bits", nargs="*", type=int, default=[], choices=(8, 4), help="also with packed INT8, INT4 weights")
+    add("--group-size", type=int, metavar="N", help="columns of packed weights that share a scale (default: a row)")
     add("--prefill", nargs="*", type=int, default=[128, 512, 1024, 2048], metavar="TOKENS", help="prompt lengths")
     add("--contexts", nargs="*", type=int, default=[1, 128, 512], metavar="TOKENS", help="places before the decoded")
     add("--widths", nargs="*", type=int, default=[1, 4], metavar="N", help="1: greedy, others: beams (default: 1 4)")
@@ -37,6 +41,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--buffer-mb", type=int, default=1024, help="read to measure the bandwidth; far more than any cache")
     add("--against", nargs="+", default=[], choices=PEERS, metavar="ENGINE", help=f"also: {', '.join(PEERS)}")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    kernels = commands.add_parser("kernels", help="products with packed weights, beside torch's and the memory")
+    add = kernels.add_argument
+    add("--size", nargs=2, type=int, default=[4096, 4096], metavar=("N", "K"), help="of the weights")
+    add("--rows", nargs="+", type=int, default=[1, 2, 4, 16, 32, 512], metavar="M", help="of x")
+    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of x (default: bf16)")
+    add("--groups", nargs="*", type=int, default=[128, 32], metavar="N", help="group sizes beside whole rows")
+    add("--matrices", type=int, default=10, help="weights used in turn, so that none stays in a cache")
+    add("--repeats", type=int, default=3, help="passes over them")
+    add("--threads", type=int, help="of the processor (default: torch's choice)")
     evaluation = commands.add_parser("evaluation", help="the evaluator on real data, beside one item after the other")
     add = evaluation.add_argument
     add("--load", type=Path, metavar="CHECKPOINT", default=EMBEDDED, help="default: the embedded model")
@@ -67,6 +80,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
     from glm.config import ModelConfig
     from glm.loading import DTYPES, load, read_config
     from glm.versions import versions
+    from quantization.linear import Scheme
     from tools.benchmarking import machine, own, peers, report
 
     if arguments.threads:
@@ -78,6 +92,8 @@ def measure_model(arguments: argparse.Namespace) -> None:
     else:
         config = ModelConfig.from_name(arguments.model or "glm-335m")
     shape = own.shape_of(config)
+    if arguments.bits:
+        own.check_groups(arguments.group_size, shape)
     facts = {"model": str(arguments.load or arguments.model or "glm-335m"), "layers": shape.layers,
              "hidden": shape.hidden, "heads": shape.heads, "inner": shape.inner, "vocabulary": shape.vocabulary,
              "parameters": shape.parameters}
@@ -90,20 +106,26 @@ def measure_model(arguments: argparse.Namespace) -> None:
             report.say(f"{result.engine} {result.precision} {result.kind} {result.tokens} x{result.width}: "
                        f"{result.tokens_per_second:.1f} tokens/s, {100 * result.share:.0f}% of the ceiling")
 
+    def measure_one(model, name):
+        keep(own.prefills(model, arguments.prefill, name, arguments.device, arguments.repeats))
+        keep(own.decodes(model, arguments.contexts, arguments.widths, name, arguments.steps, bandwidth))
+
     for precision in arguments.dtype:
         dtype = DTYPES[precision]
         if arguments.load:
             model, _ = load(arguments.load, arguments.device, dtype, model=arguments.model)
         else:
             model = own.random_model(config, dtype, arguments.device)
-        keep(own.prefills(model, arguments.prefill, precision, arguments.device, arguments.repeats))
-        keep(own.decodes(model, arguments.contexts, arguments.widths, precision, arguments.steps, bandwidth))
+        measure_one(model, precision)
         if arguments.device.startswith("cuda"):
             from tools.benchmarking import cuda_graph
 
             keep(cuda_graph.decodes(model, shape, arguments.contexts, arguments.widths, precision, arguments.device,
                                     arguments.steps, bandwidth))
         del model
+        for bits in arguments.bits:
+            name = f"{precision}, INT{bits}" + (f" g{arguments.group_size}" if arguments.group_size else "")
+            measure_one(own.quantised_model(config, dtype, arguments.device, Scheme(bits, arguments.group_size)), name)
     for engine in arguments.against:
         try:
             keep(peers.measure(engine, shape, arguments, bandwidth))
@@ -152,13 +174,27 @@ def measure_evaluation(arguments: argparse.Namespace) -> None:
                      "python tools/benchmark.py " + shlex.join(sys.argv[1:]))
 
 
+def measure_kernels(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from glm.loading import DTYPES
+    from tools.benchmarking import kernel_table, machine, report
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    table = kernel_table.measure(*arguments.size, arguments.rows, DTYPES[arguments.dtype], arguments.groups,
+                                 arguments.matrices, arguments.repeats)
+    report.show_tables([table], machine.describe("cpu"), {"weights": "{} x {}".format(*arguments.size)})
+
+
 def main() -> int:
     arguments = parse(sys.argv[1:])
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.errors import UserError
 
     try:
-        {"model": measure_model, "evaluation": measure_evaluation}[arguments.command](arguments)
+        measures = {"model": measure_model, "kernels": measure_kernels, "evaluation": measure_evaluation}
+        measures[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

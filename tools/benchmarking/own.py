@@ -9,6 +9,7 @@ from generation.params import BeamParams, SamplingParams
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.model import GLM
+from quantization.linear import LINEARS, QuantizedLinear, Scheme, quantize_model
 from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
 from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
 from tools.benchmarking.timing import repeat
@@ -32,9 +33,35 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: str) -> GLM:
     return model
 
 
+def quantised_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: Scheme) -> GLM:
+    """A model of this shape with random packed weights in its layers."""
+    model = random_model(config, dtype, device)
+    linears = [f"transformer.layers.{i}.{name}.weight" for i in range(config.num_layers) for name in LINEARS]
+    quantize_model(model, dict.fromkeys(linears, scheme))
+    largest = 2 ** (scheme.bits - 1) - 1
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.weight.random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
+            module.weight_scale.fill_(0.035 / largest)  # a standard deviation of 0.02
+            module.bias.zero_()
+    return model
+
+
+def bytes_per_weight(model: GLM) -> float:
+    """Mean over the weights that are read for a token: those of the layers' products, with their scales, and the
+    vocabulary's."""
+    read = model.transformer.word_embeddings.weight.nbytes
+    for layer in model.transformer.layers:
+        for name in LINEARS:
+            linear = layer.get_submodule(name)
+            read += linear.weight.nbytes
+            read += linear.weight_scale.nbytes if isinstance(linear, QuantizedLinear) else 0
+    return read / shape_of(model.config).parameters
+
+
 def prefills(model: GLM, lengths: list[int], precision: str, device: str, repeats: int) -> Iterator[Result]:
     """One unmasked prompt of each length, logits at its last place, a fresh cache every time as in real use."""
-    shape, dtype = shape_of(model.config), next(model.parameters()).dtype
+    shape, dtype = shape_of(model.config), model.transformer.word_embeddings.weight.dtype
     for length in lengths:
         tokens = torch.randint(model.config.vocab_size, (1, length), device=device)
         positions = _positions(model, length, device)
@@ -47,19 +74,19 @@ def prefills(model: GLM, lengths: list[int], precision: str, device: str, repeat
         ceiling = matrix_rate(length, shape.linears, dtype, device)
         timing = repeat(work, repeats, device)
         ceiling = max(ceiling, matrix_rate(length, shape.linears, dtype, device))
-        yield prefill_result(ENGINE, precision, shape, length, timing, ceiling, dtype.itemsize)
+        yield prefill_result(ENGINE, precision, shape, length, timing, ceiling, bytes_per_weight(model))
 
 
 def decodes(model: GLM, contexts: list[int], widths: list[int], precision: str, steps: int,
             bandwidth: Bandwidth) -> Iterator[Result]:
     """Greedy decoding (width 1) and beam search (others) behind a random context."""
-    shape, dtype = shape_of(model.config), next(model.parameters()).dtype
+    shape, size = shape_of(model.config), bytes_per_weight(model)
     for context in contexts:
         for width in widths:
-            clock = Steps(bandwidth, shape.parameters * dtype.itemsize)
+            clock = Steps(bandwidth, shape.parameters * size)
             decode(model, context, width, steps, clock)
             timing, ceiling = clock.result()
-            yield decode_result(ENGINE, precision, shape, context, width, timing, ceiling, dtype.itemsize)
+            yield decode_result(ENGINE, precision, shape, context, width, timing, ceiling, size)
 
 
 def decode(model: GLM, context: int, width: int, steps: int, clock: Steps) -> None:
@@ -85,3 +112,9 @@ def check_lengths(prefill: list[int], contexts: list[int], widths: list[int]) ->
     for name, values in (("--prefill", prefill), ("--contexts", contexts), ("--widths", widths)):
         if any(value < 1 for value in values):
             raise UserError(f"{name}: {min(values)} is not a whole number of at least 1")
+
+
+def check_groups(size: int | None, shape: Shape) -> None:
+    widths = sorted({k for _, k in shape.linears})
+    if size is not None and (size < 1 or any(width % size for width in widths)):
+        raise UserError(f"--group-size {size}: must divide the columns of the model's weights, {widths}")
