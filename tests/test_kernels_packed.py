@@ -180,7 +180,7 @@ def test_rows_of_any_stride_and_addresses_of_any_alignment(ops, bits):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("group_size", [None, 128, 12, 3])
 def test_so_many_rows_that_torch_multiplies(ops, bits, dtype, group_size, poisoned, monkeypatch):
-    monkeypatch.setattr(cpu, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(cpu, "BLOCK_BYTES", 16 * 384 * dtype.itemsize)
     check(ops, random(2, cpu.UNPACKED_ROWS, 384, dtype=dtype), random_packed(37, 384, bits, group_size),
           random(37, dtype=dtype, seed=3))
     check(ops, random(cpu.UNPACKED_ROWS + 1, 102, dtype=dtype), random_packed(5, 102, bits, 102))

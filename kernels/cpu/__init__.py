@@ -32,7 +32,7 @@ SIGNATURES = {
     "glm_threads": [c_int],
 }
 UNPACKED_ROWS = 48  # of x; beyond, a packed weight is unpacked for torch's product, measured as the faster way
-BLOCK_ROWS = 512  # of a weight that are unpacked at once: a few MB, which stay in a cache
+BLOCK_BYTES = 32 << 20  # of a weight that are unpacked at once
 WORKSPACE_BYTES = 33 << 20  # more than keep_freed_memory leaves to the heap; only what is used becomes memory
 MAXIMUM_ROWS = 32  # beyond, a product is bound by arithmetic, and torch's library is the better one
 
@@ -87,10 +87,11 @@ class Operators:
         columns = self.library.glm_padded(bits, k)
         arranged = _workspace("x", m, columns, wide)
         self._arrange(TYPES[x.dtype], x.data_ptr(), m, k, bits, TYPES[wide], arranged.data_ptr(), threads)
-        block = _workspace("weight", min(n, BLOCK_ROWS), columns, wide)
+        height = max(1, min(n, BLOCK_BYTES // (columns * wide.itemsize)))
+        block = _workspace("weight", height, columns, wide)
         bias = None if bias is None else bias.to(wide)
-        for first in range(0, n, BLOCK_ROWS):
-            count = min(BLOCK_ROWS, n - first)
+        for first in range(0, n, height):
+            count = min(height, n - first)
             self._unpack(weight.data_ptr(), scale.data_ptr(), TYPES[scale.dtype], bits, group_size, k, first, count,
                          TYPES[wide], block.data_ptr(), threads)
             part = slice(first, first + count)

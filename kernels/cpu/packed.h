@@ -183,7 +183,7 @@ static void few_rows(const Packed& w, const typename Form::X* x, const Target& t
     const words lanes = lanes_of(Order<Form::BITS>::LANE, w.group);
     size_t row = rows.first;
     constexpr int R = Form::SHARING;
-    if (M > 2)  // some rows of weights share the loads of x
+    if (M > 1)  // some rows of weights share the loads of x; of one row of x a single stream through memory is faster
         for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, x, stride, to, first, row, lanes, scales);
     for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, x, stride, to, first, row, lanes, scales);
 }
