@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from glm.config import PRESETS, ROTARY_TABLES
 from glm.errors import UserError
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
+BMINF_SHARE = 0.5  # of what is free goes to the weights with --bminf; caches and activations need room, too
 PRECISIONS = ("fp16", "bf16", "fp32")
 ARCHITECTURE = {
     "num_layers": int, "hidden_size": int, "num_attention_heads": int, "inner_hidden_size": int, "vocab_size": int,
@@ -80,6 +82,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                        help="so many columns share a scale (default: a whole row)")
     group.add_argument("--from-quantized-checkpoint", action="store_true",
                        help="say that the file is quantised; found out without it")
+    group.add_argument("--offload-memory-limit", "--bminf-memory-limit", type=_gigabytes, metavar="GB",
+                       help="the weights may take so much of the device, 10^9 bytes per rank; layers beyond are read "
+                            "again for every pass (docs/low-resource-inference.md)")
+    group.add_argument("--bminf", action="store_true",
+                       help="like --offload-memory-limit, with the limit found out from what is free")
     group.add_argument("--sequential-initialization", action="store_true",
                        help="ranks read their shards one after another")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is a GPU)")
@@ -93,6 +100,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--layernorm-order", choices=("post",), help=argparse.SUPPRESS)
     group.add_argument("--tokenizer-type", choices=("icetk-glm-130B",), help=argparse.SUPPRESS)
     group.add_argument("--skip-init", action="store_true", help=argparse.SUPPRESS)
+
+
+def _gigabytes(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number of GB above 0, for example 12 or 0.5")
+    return value
 
 
 def announce_loading(arguments: argparse.Namespace) -> None:
@@ -120,7 +137,17 @@ def load_model(arguments: argparse.Namespace, timeout_seconds: float = 1800):
         arguments.load, device, arguments.precision or default_precision(device), arguments.tokenizer_path,
         arguments.quantization_bit_width, model=arguments.model, sequential=arguments.sequential_initialization,
         group_size=arguments.quantization_group_size, from_quantized=arguments.from_quantized_checkpoint,
+        offload_memory_limit=offload_memory_limit(arguments, device),
         **{name: value for name, value in shapes.items() if value is not None})
+
+
+def offload_memory_limit(arguments: argparse.Namespace, device: str) -> float | None:
+    """GB that the weights may take on the device, as is said or, with --bminf, found out; None: all stay there."""
+    if arguments.offload_memory_limit is not None or not arguments.bminf:
+        return arguments.offload_memory_limit
+    from glm.memory import free_memory
+
+    return BMINF_SHARE * free_memory(device) / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / 1e9
 
 
 def start_processes(arguments: argparse.Namespace, timeout_seconds: float = 1800) -> None:

@@ -46,6 +46,7 @@ def load(
     sequential: bool = False,
     group_size: int | None = None,
     from_quantized: bool = False,
+    offload_memory_limit: float | None = None,
     **config_overrides,
 ) -> tuple[GLM, Tokenizer]:
     """The model, ready to run and without gradients, and the tokenizer of a checkpoint folder.
@@ -58,6 +59,7 @@ def load(
     sequential: ranks read their files one after another, where a host's memory or disk cannot serve all at once.
     group_size: with bits: so many neighbouring columns of a weight share a scale, instead of a whole row.
     from_quantized: the file is said to be quantised; an error if it is not.
+    offload_memory_limit: GB (10^9 bytes) that this rank's weights may take on the device; None: all stay there.
     config_overrides: fields of ModelConfig; they win over both.
 
     Under torchrun every rank calls it; the tensor-parallel degree is that of glm.parallel.start, or else the number
@@ -68,6 +70,8 @@ def load(
     tokenizer = Tokenizer(find_vocabulary(path, tokenizer_path), config.num_image_tokens)
     check_vocabulary(tokenizer, config)
     _start_parallel(path)
+    if offload_memory_limit is not None:
+        raise UserError("--offload-memory-limit is not served yet; leave it away")
     return load_model(path, config, device, dtype, bits, sequential, group_size, from_quantized), tokenizer
 
 

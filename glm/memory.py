@@ -1,0 +1,85 @@
+"""How much memory this process may still take: of the machine, under its control groups and limits, or of a GPU."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+UNLIMITED = 1 << 60  # what version 1 writes where nothing is limited is a little less than 2^63
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on "cpu" or on a GPU ("cuda", "cuda:N"; imports torch)."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    return free_host_memory()
+
+
+def free_host_memory() -> int:
+    """Bytes of host memory that this process may still take: the least of what the machine has free and of what every
+    control group above the process and its own limits (address space, data) leave. Page cache counts as free."""
+    return max(0, min(_machine_free(), *_group_rooms(), *_process_rooms()))
+
+
+def _machine_free() -> int:
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return UNLIMITED  # no Linux: nobody knows
+
+
+def _group_rooms() -> list[int]:
+    """What the memory controllers leave, version 1 and 2, from the process's group up to the root."""
+    rooms = [UNLIMITED]
+    for line in _lines(OWN_GROUPS):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit, usage, cache = GROUPS, "memory.max", "memory.current", "file"
+        elif "memory" in controllers.split(","):
+            base, limit, usage, cache = (GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+                                         "total_cache")
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        if not (folder / usage).is_file():
+            folder = base  # inside a container the group's own path is often its root
+        while folder.is_relative_to(base):
+            most, used = _number(folder / limit), _number(folder / usage)
+            if most is not None and used is not None and most < UNLIMITED:
+                rooms.append(most - used + _statistic(folder / "memory.stat", cache))
+            folder = folder.parent
+    return rooms
+
+
+def _process_rooms() -> list[int]:
+    """What RLIMIT_AS and RLIMIT_DATA leave of address space."""
+    if sys.platform != "linux":
+        return []
+    used = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in _lines(Path("/proc/self/status"))
+            if line.startswith(("VmSize:", "VmData:"))}
+    rooms = []
+    for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        most = resource.getrlimit(limit)[0]
+        if most != resource.RLIM_INFINITY:
+            rooms.append(most - used.get(name, 0))
+    return rooms
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int | None:
+    words = _lines(path)
+    return int(words[0]) if words and words[0].isdigit() else None
+
+
+def _statistic(path: Path, name: str) -> int:
+    return next((int(line.split()[1]) for line in _lines(path) if line.startswith(f"{name} ")), 0)
