@@ -5,6 +5,8 @@
     FOLDER/model_config.json                       the model's shapes, where there is one
 """
 
+from __future__ import annotations
+
 import os
 import pickle
 import re
@@ -12,13 +14,14 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
-from glm.config import ModelConfig
+from glm.config import PRESETS, ModelConfig, read_config_file
 from glm.errors import UserError
 from glm.files import replacing
+
+if TYPE_CHECKING:  # what a checkpoint looks like is asked before torch is there, which takes a second to import
+    import torch
 
 LATEST = "latest"
 CONFIG_NAME = "model_config.json"
@@ -51,6 +54,17 @@ def checkpoint_folder(folder: str | os.PathLike) -> Path:
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {folder}; --load needs the folder that holds the file {LATEST!r}")
     return folder
+
+
+def read_config(path: str | os.PathLike, model: str | None = None, **overrides) -> ModelConfig:
+    """Shapes from the checkpoint's model_config.json, then a preset's, then ``overrides`` (None: not said)."""
+    file = checkpoint_folder(path) / CONFIG_NAME
+    values, source = (read_config_file(file), str(file)) if file.is_file() else ({}, str(path))
+    if model is not None:
+        ModelConfig.from_name(model)  # refuses an unknown name
+        values = values | PRESETS[model]
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return ModelConfig.from_values(values | given, source)
 
 
 def iteration_folder(folder: str | os.PathLike) -> Path:
@@ -102,6 +116,8 @@ def read_shard(path: Path) -> Shard:
 
     Raises UserError for a file that is missing, truncated, no checkpoint, or that holds more than tensors.
     """
+    import torch
+
     try:
         with path.open("rb") as file:
             start = file.read(len(_LEGACY_START))
@@ -137,6 +153,8 @@ def _forbidden(error: pickle.UnpicklingError) -> str:
 
 def save_shard(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Write one file so that, whenever the process dies, it is there as a whole or not at all."""
+    import torch
+
     path.parent.mkdir(parents=True, exist_ok=True)
     # torch.save writes a tensor's whole storage: a view would bring what it was cut from
     state = {name: tensor.detach().clone() if _is_view(tensor) else tensor.detach() for name, tensor in state.items()}

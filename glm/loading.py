@@ -9,16 +9,15 @@ import torch
 
 from glm import parallel
 from glm.checkpoint import (
-    CONFIG_NAME,
     Shard,
-    checkpoint_folder,
     find_shards,
     missing_shard,
+    read_config,
     read_shard,
     shard_name,
     wrong_degree,
 )
-from glm.config import PRESETS, ModelConfig, read_config_file
+from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.model import GLM
 from glm.tokenizer import Tokenizer, find_vocabulary
@@ -94,17 +93,6 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
     quantize_model(model, schemes)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.requires_grad_(False).eval()
-
-
-def read_config(path: str | os.PathLike, model: str | None = None, **overrides) -> ModelConfig:
-    """Shapes from the checkpoint's model_config.json, then a preset's, then ``overrides`` (None: not said)."""
-    file = checkpoint_folder(path) / CONFIG_NAME
-    values, source = (read_config_file(file), str(file)) if file.is_file() else ({}, str(path))
-    if model is not None:
-        ModelConfig.from_name(model)  # refuses an unknown name
-        values = values | PRESETS[model]
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return ModelConfig.from_values(values | given, source)
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:

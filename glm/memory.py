@@ -22,7 +22,17 @@ def free_memory(device: str) -> int:
 def free_host_memory() -> int:
     """Bytes of host memory that this process may still take: the least of what the machine has free and of what every
     control group above the process and its own limits (address space, data) leave. Page cache counts as free."""
-    return max(0, min(_machine_free(), *_group_rooms(), *_process_rooms()))
+    return max(0, min(resident_room(), address_room()))
+
+
+def resident_room() -> int:
+    """Bytes that the machine and the control groups leave; what is read through a mapped file needs none of it."""
+    return max(0, min(_machine_free(), *_group_rooms()))
+
+
+def address_room() -> int:
+    """Bytes that the process's own limits leave, of which mapped files take their part, too."""
+    return max(0, min([UNLIMITED, *_process_rooms()]))
 
 
 def _machine_free() -> int:

@@ -77,8 +77,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def measure_model(arguments: argparse.Namespace) -> None:
     import torch
 
+    from glm.checkpoint import read_config
     from glm.config import ModelConfig
-    from glm.loading import DTYPES, load, read_config
+    from glm.loading import DTYPES, load
     from glm.versions import versions
     from quantization.linear import Scheme
     from tools.benchmarking import machine, own, peers, report
