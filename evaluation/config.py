@@ -15,6 +15,7 @@ from typing import Any
 from evaluation.metrics import find_metric
 from evaluation.registry import import_dotted, nearest
 from evaluation.strict_yaml import read_mapping, shown
+from generation.params import LARGEST_PENALTY, LONGEST_NGRAM
 from glm.errors import UserError
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
@@ -96,7 +97,7 @@ CONFIGS = {
     TaskType.OTHER: OtherTaskConfig,
 }
 REQUIRED = ("name", "type", "path")
-# Smallest value of every number; the largest is LARGEST. length_penalty may be any finite number.
+# Smallest value of every number; the largest is LARGEST, but for no_repeat_ngram_size.
 SMALLEST = {"max_seq_length": 1, "micro_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0, "min_gen_length": 0,
             "max_gen_length": 1, "generation_length": 1}
 
@@ -176,10 +177,11 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if name == "module" and value is None:
         return None
     if name in SMALLEST:
-        return _checked_number(value, SMALLEST[name], where)
+        return _checked_number(name, value, where)
     if name == "length_penalty":
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
-            raise UserError(f"{where}: must be a number, such as 1.0, is {shown(value)}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_PENALTY:
+            raise UserError(f"{where}: must be a number, such as 1.0, is {shown(value)} (from -{LARGEST_PENALTY:g} to "
+                            f"{LARGEST_PENALTY:g} is allowed)")
         return float(value)
     if name in ("use_task_mask", "use_multitask_encoding", "unidirectional"):
         if not isinstance(value, bool):
@@ -203,11 +205,13 @@ def _checked_text(value: Any, where: str) -> str:
     return value
 
 
-def _checked_number(value: Any, smallest: int, where: str) -> int:
+def _checked_number(name: str, value: Any, where: str) -> int:
+    smallest = SMALLEST[name]
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"{where}: must be a whole number, is {shown(value)}")
-    if not smallest <= value <= LARGEST:
-        raise UserError(f"{where}: must be from {smallest} to {LARGEST}, is {shown(value)}")
+    largest = LONGEST_NGRAM if name == "no_repeat_ngram_size" else LARGEST
+    if not smallest <= value <= largest:
+        raise UserError(f"{where}: must be from {smallest} to {largest}, is {shown(value)}")
     return value
 
 

@@ -5,10 +5,13 @@ Knows no torch, so that a command line can refuse a wrong value before anything 
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 
 from glm.errors import UserError
+
+LARGEST_PENALTY = 20.0  # ((5 + length) / 6) ** penalty stays a number for every length
+LONGEST_NGRAM = 65536  # tokens before a context that stand for nothing are made of it
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,12 @@ class BeamParams:
     def __post_init__(self):
         _whole("num_beams", self.num_beams, 1)
         _number("length_penalty", self.length_penalty)
+        if abs(self.length_penalty) > LARGEST_PENALTY:
+            raise UserError(f"length_penalty {self.length_penalty}: must lie between -{LARGEST_PENALTY:g} and "
+                            f"{LARGEST_PENALTY:g}")
         _whole("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
+        if self.no_repeat_ngram_size > LONGEST_NGRAM:
+            raise UserError(f"no_repeat_ngram_size {self.no_repeat_ngram_size}: must be at most {LONGEST_NGRAM}")
         if not isinstance(self.stochastic, bool):
             raise UserError(f"stochastic {self.stochastic!r}: must be true or false")
         _check_common(self)
@@ -88,5 +96,5 @@ def _whole(name: str, value: object, least: int):
 
 
 def _number(name: str, value: object):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise UserError(f"{name} {value!r}: must be a finite number")

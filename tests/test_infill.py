@@ -176,6 +176,9 @@ def test_one_string_is_not_a_list_of_prompts(tokenizer):
     (BeamParams, {"num_beams": 0}, "num_beams 0: must be a whole number of at least 1"),
     (BeamParams, {"max_gen_length": 0}, "max_gen_length 0: must be a whole number of at least 1"),
     (BeamParams, {"no_repeat_ngram_size": 1.5}, "no_repeat_ngram_size 1.5: must be a whole number of at least 0"),
+    (BeamParams, {"no_repeat_ngram_size": 10**9}, "no_repeat_ngram_size 1000000000: must be at most 65536"),
+    (BeamParams, {"length_penalty": -600}, "length_penalty -600: must lie between -20 and 20"),
+    (SamplingParams, {"temperature": 10**400}, "temperature 1"),
 ])
 def test_parameters_are_checked_when_they_are_made(kind, options, message):
     with pytest.raises(UserError) as error:
