@@ -13,6 +13,7 @@ Rows read and rows written are compared and printed.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -99,6 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the list has enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
+        return 0
     print(f"{done} task{'s' if done != 1 else ''} prepared in {options.output}")
     if missing:
         print(f"{len(missing)} task{'s' if len(missing) != 1 else ''} without raw files:")
