@@ -76,6 +76,11 @@ def _count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number} {noun}{plural if number != 1 else ''}"
 
 
+def ssh_command(host: Host, command: str, options: Sequence[str] = ()) -> list[str]:
+    """The arguments that run a shell's command on a host, and never ask a question. options: for ssh, as below."""
+    return ["ssh", "-n", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", *options, host.name, command]
+
+
 def unreachable(hosts: Sequence[Host], options: Sequence[str] = (), needed: Mapping[str, str] | None = None,
                 run: Callable = subprocess.run) -> list[str]:
     """One line for every host that does not answer over ssh, or where something is missing; all are asked at once.
@@ -86,10 +91,9 @@ def unreachable(hosts: Sequence[Host], options: Sequence[str] = (), needed: Mapp
     def ask(host: Host) -> str | None:
         question = " ".join(f"test -e {shlex.quote(path)} || echo {shlex.quote(what)};"
                             for what, path in (needed or {}).items())
-        command = ["ssh", "-n", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", *options,
-                   host.name, f"{question} true"]
         try:
-            done = run(command, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS)
+            done = run(ssh_command(host, f"{question} true", options), capture_output=True, text=True,
+                       errors="replace", timeout=ANSWER_SECONDS)
         except FileNotFoundError:
             return "there is no program ssh on this machine; install an OpenSSH client"
         except subprocess.TimeoutExpired:
