@@ -47,12 +47,13 @@ def compiled():
         return None
 
 
-def stack(layers, final_norm, keys, values, alpha, epsilon, positions_2d=False):
+def stack(layers, final_norm, keys, values, alpha, epsilon, positions_2d=False, before=None):
     """One call for all layers of a decoding step (reference.stack; cpu.stack.Stack.step), or None where the compiled
-    backend cannot take these tensors. layers: list of reference.LayerWeights; keys, values: the cache, layer by layer.
+    backend cannot take these tensors. layers: list of reference.LayerWeights; keys, values: the cache, layer by layer;
+    before: see cpu.stack.Stack.
     """
     from kernels.cpu.stack import Stack, fits
 
     if keys[0].device.type != "cpu" or not compiled() or not fits(layers, final_norm, keys, values):
         return None
-    return Stack(compiled(), layers, final_norm, keys, values, alpha, epsilon, positions_2d)
+    return Stack(compiled(), layers, final_norm, keys, values, alpha, epsilon, positions_2d, before)

@@ -213,6 +213,53 @@ def test_the_whole_stack_in_one_call(ops, dtype, b, n, d, inner, start, with_blo
         made.step(hidden, cosine, sine, start + 3)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stack_whose_weights_come_as_they_are_needed(ops, threads, monkeypatch):
+    """Two layers share one place in memory; the table is given meta tensors until then."""
+    monkeypatch.setattr(stack.torch, "get_num_threads", lambda: threads)
+    b, n, d, inner = 2, 4, 32, 500
+    h = n * d
+    layers, final = random_layers(torch.bfloat16, 3, h, inner), (random(h, dtype=torch.bfloat16),) * 2
+    _, cosine, sine, keys, values = attention_case(torch.bfloat16, b, n, d, 4)
+    hidden = random(b, 1, h, dtype=torch.bfloat16, seed=5)
+    cache = [[tensor.clone() for _ in layers] for tensor in (keys, values)]
+    expected = stack.Stack(ops, layers, final, *cache, 2.6, 1e-5).step(hidden, cosine, sine, 4)
+    room, asked = reference.LayerWeights(*(torch.empty_like(part) for part in layers[0])), []
+
+    def before(number):
+        asked.append(number)
+        if number == 1:
+            return None
+        for part, source in zip(room, layers[number], strict=True):
+            part.copy_(source)
+        return room
+
+    unknown = [reference.LayerWeights(*(part.to("meta") for part in layer)) for layer in layers]
+    unknown[1] = layers[1]
+    assert stack.fits(unknown, final, *cache)
+    made = stack.Stack(ops, unknown, final, *cache, 2.6, 1e-5, before=before)
+    assert torch.equal(made.step(hidden, cosine, sine, 4), expected) and asked == [0, 1, 2]
+
+
+def test_an_error_before_a_layer_ends_the_step(ops):
+    layers, final = random_layers(torch.float32, 3, 64, 50), (random(64, dtype=torch.float32),) * 2
+    hidden = random(1, 1, 64, dtype=torch.float32)
+    _, cosine, sine, keys, values = attention_case(torch.float32, 1, 2, 32, 4)
+    cache, asked = [[tensor.clone() for _ in layers] for tensor in (keys, values)], []
+
+    def before(number):
+        asked.append(number)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+
+    made = stack.Stack(ops, layers, final, *cache, 2.6, 1e-5, before=before)
+    with pytest.raises(KeyboardInterrupt):
+        made.step(hidden, cosine, sine, 4)
+    assert asked == [0, 1]
+    made.step(hidden, cosine, sine, 4)  # and the next one runs
+    assert asked == [0, 1, 0, 1, 2]
+
+
 def test_a_stack_of_unlike_layers_is_left_to_the_single_operations():
     layers, final = random_layers(torch.float32, 2, 32, 48), (torch.ones(32), torch.zeros(32))
     keys, values = ([torch.zeros(1, 2, 4, 16) for _ in layers] for _ in range(2))

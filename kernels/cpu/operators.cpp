@@ -140,23 +140,23 @@ EXPORT void glm_prefill() {}
 template <class T>
 static void stack(const LayerWeights* layers, const StackShape& shape, const AttentionShape& attention,
                   const void* hidden, const float* cosine, const float* sine, const void* final_weight,
-                  const void* final_bias, void* out, int threads) {
+                  const void* final_bias, void* out, BeforeLayer before, int threads) {
     StackScratch<T> shared(shape, attention);
     TEAM(threads, stack_part(layers, shape, attention, (const T*)hidden, cosine, sine, (const T*)final_weight,
-                             (const T*)final_bias, (T*)out, shared, thread, team, [=] { wait_for_all(team); });)
+                             (const T*)final_bias, (T*)out, shared, before, thread, team, [=] { wait_for_all(team); });)
 }
 
 EXPORT void glm_stack(int type, const void* layers, size_t num_layers, size_t hidden_size, size_t inner, size_t heads,
                       size_t size, size_t batch_stride, size_t head_stride, int positions_2d, float alpha,
                       float epsilon, const void* final_weight, const void* final_bias, const void* hidden,
                       size_t batch, size_t total, const void* cosine, const void* sine, const void* blocked, void* out,
-                      int threads) {
+                      BeforeLayer before, int threads) {
     AttentionShape attention = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
                                 positions_2d != 0};
     StackShape shape = {num_layers, hidden_size, inner, alpha, epsilon};
     threads = team_for(hidden_size * inner * 3 * width(type), threads);
     BY_TYPE(type, stack<T>((const LayerWeights*)layers, shape, attention, hidden, (const float*)cosine,
-                           (const float*)sine, final_weight, final_bias, out, threads))
+                           (const float*)sine, final_weight, final_bias, out, before, threads))
 }
 
 // Reads `bytes` (a multiple of 512) once with all threads: the ceiling for everything above.

@@ -29,10 +29,15 @@ struct StackShape {
     float alpha, epsilon;
 };
 
+// Where weights are brought as they are needed: called before each layer by one thread while the others wait. From then
+// on the table has this layer's addresses, and no other layer is looked at. Anything but 0: stop.
+typedef int (*BeforeLayer)(size_t layer);
+
 // What the threads share: qkv (b, 3 * n * d), context (b, n * d), update (b, h), halves (b, 2i), gated (b, i).
 template <class T> struct StackScratch {
     std::vector<T> buffer;
     T *qkv, *context, *update, *halves, *gated;
+    bool is_stopped = false;
     StackScratch(const StackShape& s, const AttentionShape& a) {
         size_t local = a.heads * a.size;
         buffer.resize(a.batch * (4 * local + s.hidden + 3 * s.inner));
@@ -65,13 +70,18 @@ static void product(const Matrix& w, const T* x, size_t m, size_t k, const void*
 template <class T, class Wait>
 static void stack_part(const LayerWeights* layers, const StackShape& s, const AttentionShape& shape, const T* hidden,
                        const float* cosine, const float* sine, const T* final_weight, const T* final_bias, T* out,
-                       StackScratch<T>& shared, int thread, int threads, Wait wait) {
+                       StackScratch<T>& shared, BeforeLayer before, int thread, int threads, Wait wait) {
     static thread_local std::vector<T> own;  // not the scratch of the stages, which they resize
     const size_t m = shape.batch, h = s.hidden, local = shape.heads * shape.size;
     own.resize(2 * m * h);
     T *a = own.data(), *b = a + m * h;
     const Range all = {0, m};
     for (size_t i = 0; i < s.layers; i++) {
+        if (before) {
+            if (thread == 0) shared.is_stopped = before(i) != 0;
+            wait();
+            if (shared.is_stopped) return;
+        }
         const LayerWeights& w = layers[i];
         if (i == 0)
             norm_rows((const T*)nullptr, hidden, 0.0f, (const T*)w.norm1_weight, (const T*)w.norm1_bias, s.epsilon, a,

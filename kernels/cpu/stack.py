@@ -1,6 +1,7 @@
 """All layers of a decoding step in one call: at small sizes the calls of single operations cost more than the work."""
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,8 +10,9 @@ from kernels.packing import BITS
 from kernels.reference import FLOATS, LayerWeights, PackedWeight
 
 SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
+BEFORE_LAYER = ctypes.CFUNCTYPE(ctypes.c_int, SIZE)
 SIGNATURE = [ctypes.c_int, POINTER, *[SIZE] * 7, ctypes.c_int, ctypes.c_float, ctypes.c_float, *[POINTER] * 3,
-             SIZE, SIZE, *[POINTER] * 4, ctypes.c_int]
+             SIZE, SIZE, *[POINTER] * 4, BEFORE_LAYER, ctypes.c_int]
 MATRICES = ("qkv_weight", "dense_weight", "in_weight", "out_weight")
 
 
@@ -18,25 +20,43 @@ class Stack:
     """kernels.reference.stack for one model and one cache, whose addresses are collected once.
 
     Valid as long as neither the weights nor the cache's buffers are replaced; both are kept alive.
+    before: called before each layer with its number; what it returns are that layer's weights from then on, and no
+    other's are looked at (None: those that it has). An error in it ends the step.
     """
 
     def __init__(self, operators, layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor], keys: list[Tensor],
-                 values: list[Tensor], alpha: float, epsilon: float, positions_2d: bool = False):
-        self.operators = operators
+                 values: list[Tensor], alpha: float, epsilon: float, positions_2d: bool = False,
+                 before: Callable[[int], LayerWeights | None] | None = None):
+        self.operators, self.before, self.failure = operators, before, None
         self.kept = (layers, final_norm, keys, values)
         batch, heads, self.capacity, size = keys[0].shape
         hidden, inner = layers[0].dense_weight.shape[0], layers[0].out_weight.shape[1]
         batch_stride, head_stride = keys[0].stride()[:2]
         self.batch, self.hidden, self.dtype = batch, hidden, keys[0].dtype
         numbers = [number for layer, *cache in zip(layers, keys, values, strict=True)
-                   for name, tensor in (*layer._asdict().items(), *zip(("keys", "values"), cache, strict=True))
-                   for number in self._described(name, tensor)]
+                   for number in (*self._numbers(layer), *(tensor.data_ptr() for tensor in cache))]
         self.table = (SIZE * len(numbers))(*numbers)
         self.fixed = (operators.TYPES[self.dtype], ctypes.addressof(self.table), len(layers), hidden, inner, heads,
                       size, batch_stride, head_stride, positions_2d, alpha, epsilon, final_norm[0].data_ptr(),
                       final_norm[1].data_ptr())
         self._stack = operators.library.glm_stack
         self._stack.argtypes, self._stack.restype = SIGNATURE, None
+
+    def _numbers(self, layer: LayerWeights) -> list[int]:
+        return [number for name, tensor in layer._asdict().items() for number in self._described(name, tensor)]
+
+    def _renew(self, number: int) -> int:
+        """What the C code calls: no error may leave it."""
+        try:
+            layer = self.before(number)
+            if layer is not None:
+                numbers = self._numbers(layer)
+                place = number * (len(numbers) + 2)  # behind each layer its keys and values
+                self.table[place:place + len(numbers)] = numbers
+        except BaseException as error:  # an interrupt, too
+            self.failure = error
+            return 1
+        return 0
 
     def _described(self, name: str, tensor: Tensor | PackedWeight) -> tuple[int, ...]:
         """One part of stack.h's LayerWeights: an address, or the five numbers of a matrix."""
@@ -60,8 +80,13 @@ class Stack:
         if blocked is not None:
             blocked = blocked.contiguous()
         out = torch.empty_like(hidden)
+        callback = BEFORE_LAYER() if self.before is None else BEFORE_LAYER(self._renew)  # not kept: it holds self
         self._stack(*self.fixed, hidden.data_ptr(), self.batch, start + 1, cosine.data_ptr(), sine.data_ptr(),
-                    None if blocked is None else blocked.data_ptr(), out.data_ptr(), torch.get_num_threads())
+                    None if blocked is None else blocked.data_ptr(), out.data_ptr(), callback,
+                    torch.get_num_threads())
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
         return out
 
 
