@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from evaluation.arguments import COMPARE, PROGRAM, output_folder, parse
-from evaluation.store import GO_ON, Lock
+from evaluation.store import GO_ON
 from generation.arguments import (
     CommandParser,
     announce_loading,
@@ -27,33 +26,23 @@ from generation.arguments import (
     load_model,
     start_processes,
 )
+from glm.ending import FORESEEN, ended, terminating
 from glm.errors import UserError
-
-FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception: files are closed as after Ctrl-C."""
+from glm.files import Lock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     output = None
     try:
-        with _terminating():
+        with terminating():
             if argv[:1] == [COMPARE]:
                 return compare(argv[1:])
             arguments = parse(argv, __doc__.partition("\n")[2])
             output = output_folder(arguments)
             return evaluate(arguments, output)
-    except UserError as error:
-        if is_first_rank():
-            print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt as interrupt:
-        if is_first_rank():
-            print(f"interrupted; {GO_ON}: {output}" if output else "interrupted", file=sys.stderr)
-        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+    except FORESEEN as error:
+        return ended(error, f"{GO_ON}: {output}" if output else "")
 
 
 def compare(argv: list[str]) -> int:
@@ -76,7 +65,7 @@ def evaluate(arguments: argparse.Namespace, output) -> int:
         failure = error  # on another host: the first process hears of it when the processes have met
     if arguments.check:
         return check(configs, found, say) if is_first_rank() else 0
-    with Lock(output) if is_first_rank() else contextlib.nullcontext():
+    with Lock(output, "--output") if is_first_rank() else contextlib.nullcontext():
         announce_loading(arguments)
         model, tokenizer = loaded(arguments, failure)
         results = scored(arguments, output, model, tokenizer, configs, found, say)
@@ -169,23 +158,6 @@ class Voice:
         except BrokenPipeError:
             self._is_heard = False
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
-
-
-@contextlib.contextmanager
-def _terminating():
-    """SIGTERM raises Terminated while the block runs."""
-    def stop(*_):
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: whoever runs us so has handlers of his own
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _number(count: int, what: str) -> str:

@@ -16,6 +16,7 @@ from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.decode import generate
 from glm.errors import NonFinite
 from glm.inputs import right_pad
+from glm.mapped import check_unchanged
 
 HEAD_BYTES = 64 << 20  # of float32 logits at a time
 PADDING = -1
@@ -39,9 +40,12 @@ class Scorer:
 
     def answer(self, requests: Sequence[Request]) -> list[dict]:
         """Answers of one batch, in order; all requests must be of one family."""
-        if isinstance(requests[0], ScoreRequest):
-            return [{"log_probs": row} for row in self.choice_log_probs(requests)]
-        return self.generate(requests)
+        try:
+            if isinstance(requests[0], ScoreRequest):
+                return [{"log_probs": row} for row in self.choice_log_probs(requests)]
+            return self.generate(requests)
+        finally:  # what was computed with other weights than were loaded is no answer
+            check_unchanged(self.model)
 
     def window_losses(self, requests: Sequence[ScoreRequest]) -> list[float]:
         """Summed cross entropy (nats) of every request's only continuation."""

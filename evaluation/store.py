@@ -7,15 +7,14 @@ of another run do no harm, and the first answer under a key is the one that hold
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from glm.errors import UserError
+from glm.files import Grown
 
-JOURNAL, LOCK = "journal.jsonl", ".lock"
+JOURNAL = "journal.jsonl"
 GO_ON = "the same command goes on from here"
 
 
@@ -27,16 +26,15 @@ class Journal:
         self.path = path
         self.answers: dict[str, dict] = {}
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            self._whole = self._read()
-            os.ftruncate(self._file, self._whole)
+            self._file = Grown(path)
+            self._file.cut(self._read())
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
 
     def _read(self) -> int:
         """Fills `answers`; how many bytes of the file are whole lines."""
         whole = 0
-        with open(self._file, "rb", closefd=False) as file:
+        with self.path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
@@ -63,51 +61,15 @@ class Journal:
         data = "".join(json.dumps({"key": key, "answer": answer}, allow_nan=False) + "\n"
                        for key, answer in new.items()).encode()
         try:
-            self._append(data)
+            self._file.add(data)
         except OSError as error:
-            os.ftruncate(self._file, self._whole)
             raise UserError(f"{self.path}: {error.strerror}; mend it, and {GO_ON}") from None
-        self._whole += len(data)
         self.answers |= new
 
-    def _append(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view):]
-
     def close(self) -> None:
-        os.close(self._file)
+        self._file.close()
 
     def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-class Lock:
-    """Keeps a second run out of an output folder; whoever dies lets go of it."""
-
-    def __init__(self, folder: Path):
-        """Makes the folder. Raises UserError where that fails or another run holds the lock."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise UserError(f"--output {folder}: {error.strerror}; name a folder that can be written to") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            raise UserError(f"--output {folder}: another run is writing there; wait for its end, or name another "
-                            "--output") from None
-        except OSError:  # a file system without locks: two runs at once are then the user's own care
-            pass
-
-    def close(self) -> None:
-        os.close(self._file)
-
-    def __enter__(self) -> Lock:
         return self
 
     def __exit__(self, *_) -> None:

@@ -5,12 +5,13 @@
     torchrun --nproc_per_node 8 -m generation --load CHECKPOINT --model-parallel-size 8 --model glm-130b --fp16 ...
 
 Exit codes: 0 all prompts answered, 2 a mistake in the arguments or files or some prompts without an answer (each with
-one message and an `error` in results.jsonl), 130 interrupted.
+one message and an `error` in results.jsonl), 130 or 143 interrupted: with --resume the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -26,11 +27,11 @@ from generation.arguments import (
 from generation.options import STRATEGIES, Options
 from generation.prompts import read_prompts
 from generation.results import Results
+from glm.ending import FAILED, FORESEEN, ended, terminating
 from glm.errors import UserError
 
 INTERACTIVE = "interactive"
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
-FAILED, INTERRUPTED = 2, 130
 LONG_TIMEOUT = 7 * 24 * 3600.0  # ranks wait for a user who thinks
 
 
@@ -96,20 +97,15 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.input_source == INTERACTIVE:
             return session(arguments, options)
         return file_run(arguments, options)
-    except UserError as error:
-        if is_first_rank():
-            print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        if is_first_rank():
-            print("interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
         return 0
+    except FORESEEN as error:
+        is_session = arguments.input_source == INTERACTIVE
+        return ended(error, "" if is_session else f"--resume goes on from here: {output_folder(arguments)}")
 
 
-def loaded(arguments: argparse.Namespace, timeout_seconds: float):
+def loaded(arguments: argparse.Namespace, timeout_seconds: float = 1800):
     announce_loading(arguments)
     model, tokenizer = load_model(arguments, timeout_seconds)
     from glm import parallel
@@ -123,20 +119,26 @@ def loaded(arguments: argparse.Namespace, timeout_seconds: float):
 
 def file_run(arguments: argparse.Namespace, options: Options) -> int:
     results = None
-    if is_first_rank():
-        lines = read_prompts(arguments.input_source, arguments.with_id)
-        folder = arguments.output_path or Path("samples")
-        results = Results(folder, lines, arguments.resume, arguments.overwrite, arguments.input_source)
-    model, tokenizer = loaded(arguments, LONG_TIMEOUT)
-    from generation.files import run_file
-    from glm import parallel
+    with contextlib.ExitStack() as stack:
+        if is_first_rank():
+            lines = read_prompts(arguments.input_source, arguments.with_id)
+            results = stack.enter_context(Results(output_folder(arguments), lines, arguments.resume,
+                                                  arguments.overwrite, arguments.input_source))
+        stack.enter_context(terminating())
+        model, tokenizer = loaded(arguments)
+        from generation.files import run_file
+        from glm import parallel
 
-    counts = run_file(model, tokenizer, results, options, arguments.batch_size, arguments.load)
-    if results is not None:
-        skipped = f", {counts['resumed']} there already" if counts["resumed"] else ""
-        print(f"{counts['answered']} of {counts['prompts']} prompts answered{skipped}, {counts['failed']} failed: "
-              f"{results.path}")
-    return FAILED if parallel.broadcast_object(counts["failed"]) else 0
+        counts = run_file(model, tokenizer, results, options, arguments.batch_size, arguments.load)
+        if results is not None:
+            skipped = f", {counts['resumed']} there already" if counts["resumed"] else ""
+            print(f"{counts['answered']} of {counts['prompts']} prompts answered{skipped}, {counts['failed']} failed: "
+                  f"{results.path}")
+        return FAILED if parallel.broadcast_object(counts["failed"]) else 0
+
+
+def output_folder(arguments: argparse.Namespace) -> Path:
+    return arguments.output_path or Path("samples")
 
 
 def session(arguments: argparse.Namespace, options: Options) -> int:

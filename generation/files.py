@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import time
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +15,11 @@ from generation.options import Options
 from generation.prompts import PromptLine
 from generation.results import Results
 from glm import parallel
+from glm.checkpoint import find_shards
+from glm.loading import agree
+from glm.mapped import check_unchanged
 from glm.versions import versions
+from quantization.linear import quantization_of
 
 
 def run_file(model, tokenizer, results: Results | None, options: Options, batch_size: int | None,
@@ -25,25 +30,43 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
     """
     begin = time.monotonic()
     facts = facts_of(model, tokenizer, options, checkpoint) if results is not None else {}
-    if results is not None:
-        results.open(facts)
+    agree(lambda: results.open(facts) if results is not None else None)
     todo = parallel.broadcast_object(_todo(results) if results is not None else None)
     counts = {"prompts": 0, "answered": 0, "failed": 0, "resumed": 0}
     if results is None:
-        fill_blanks(model, tokenizer, [text for _, text in todo], options.params(), batch_size=batch_size)
+        _answer(model, tokenizer, todo, options, batch_size)
         return counts
     counts |= {"prompts": len(results.lines), "resumed": len(results.done)}
+    if results.strange:
+        print(f"note: {results.source} has changed: {results.strange} of the earlier answers belong to other prompts; "
+              "they are left out, and what stands there now is answered", file=sys.stderr)
     settings = {
         "facts": facts, "input_source": results.source, "checkpoint": str(checkpoint), "batch_size": batch_size,
         "device": str(next(model.parameters()).device), "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     results.write_settings(settings | {"counts": counts})
-    try:
-        with Progress(len(todo)) as progress:
-            _answer(model, tokenizer, results, todo, options, batch_size, counts, progress)
-    finally:  # also after Ctrl-C: what is answered is in order, and can be resumed
-        results.close()
-        results.write_settings(settings | {"counts": counts, "seconds": round(time.monotonic() - begin, 3)})
+    with Progress(len(todo)) as progress:
+        def add(line: PromptLine, result: Result):
+            results.add(line.index, result)
+            counts["answered" if result.error is None else "failed"] += 1
+            if result.error is not None:
+                progress.say(f"error: {results.source}:{line.number}: {result.error}")
+
+        for line in results.lines:
+            if line.error is not None:
+                add(line, Result(line.text, finish_reason="error", error=line.error))
+
+        def keep(place: int, result: Result):
+            add(results.lines[todo[place][0]], result)
+            progress.advance()
+
+        try:
+            _answer(model, tokenizer, todo, options, batch_size, keep, lambda *_: progress.count())
+        except KeyboardInterrupt:  # what is answered is in order, and can be resumed
+            results.sort()
+            raise
+    results.sort()
+    results.write_settings(settings | {"counts": counts, "seconds": round(time.monotonic() - begin, 3)})
     return counts
 
 
@@ -51,33 +74,37 @@ def _todo(results: Results) -> list[tuple[int, str]]:
     return [(line.index, line.text) for line in results.lines if line.error is None and line.index not in results.done]
 
 
-def _answer(model, tokenizer, results: Results, todo, options: Options, batch_size, counts, progress) -> None:
-    def add(line: PromptLine, result: Result):
-        results.add(line.index, result)
-        counts["answered" if result.error is None else "failed"] += 1
-        if result.error is not None:
-            progress.say(f"error: {results.source}:{line.number}: {result.error}")
-
-    for line in results.lines:
-        if line.error is not None:
-            add(line, Result(line.text, finish_reason="error", error=line.error))
-
-    def on_result(place: int, result: Result):
-        add(results.lines[todo[place][0]], result)
-        progress.advance()
+def _answer(model, tokenizer, todo, options: Options, batch_size, keep=None, on_step=None) -> None:
+    """keep(place, result): of the first rank, which writes the answers. An error on one rank is heard by all, and no
+    answer is kept that a rank may have computed with other weights than it has loaded."""
+    def on_result(place: int, result: Result) -> None:
+        agree(lambda: check_unchanged(model))
+        agree(lambda: keep(place, result) if keep is not None else None)
 
     fill_blanks(model, tokenizer, [text for _, text in todo], options.params(), batch_size=batch_size,
-                on_result=on_result, on_step=lambda *_: progress.count())
+                on_result=on_result, on_step=on_step)
 
 
 def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
     """Everything that the answers depend on but the prompts and rounding; a resumed run must agree in all of it."""
-    latest = checkpoint / "latest"
-    values = {"checkpoint_iteration": latest.read_text(encoding="utf-8").strip() if latest.is_file() else None,
+    shards = find_shards(checkpoint)
+    values = {"checkpoint_iteration": shards[0].parent.name,
+              "checkpoint_checksums": _hash("".join(map(_checksums, shards)).encode()),
               "model_config_sha256": _hash(json.dumps(asdict(model.config), sort_keys=True).encode()),
               "vocabulary_sha256": _hash(Path(tokenizer.vocabulary_file).read_bytes()),
-              "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
+              "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+              "quantization": quantization_of(model)}
     return {"strategy": options.strategy} | asdict(options.params()) | values
+
+
+def _checksums(shard: Path) -> str:
+    """What the directory of a file in torch's format (zip) says of its parts: tells files apart, unread."""
+    try:
+        with zipfile.ZipFile(shard) as file:
+            return "".join(f"{part.filename.partition('/')[2]} {part.file_size} {part.CRC}\n"
+                           for part in file.infolist())
+    except zipfile.BadZipFile:  # torch's old format
+        return f"{shard.stat().st_size}\n"
 
 
 def _hash(data: bytes) -> str:

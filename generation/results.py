@@ -6,16 +6,16 @@ lines are put into the order of the prompts.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from generation.prompts import PromptLine
 from glm.errors import UserError
-from glm.files import replacing
+from glm.files import Grown, Lock, replacing
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 _LONGEST_NAME = 200  # bytes; file systems allow 255
@@ -31,25 +31,34 @@ def record(line: PromptLine, result) -> dict:
 
 
 class Results:
-    """The output folder of one run. `done` are the lines that an earlier run has answered."""
+    """The output folder of one run, which no other run may use meanwhile; a context manager. `done` are the lines that
+    an earlier run has answered, `strange` counts the answers there that belong to other prompts."""
 
     def __init__(self, folder: str | Path, lines: Sequence[PromptLine], resume: bool = False, overwrite: bool = False,
                  source: str = ""):
         """Makes the folder. source: where the lines come from, for messages. Raises UserError where the folder cannot
-        be written, or holds results that nobody asked about."""
+        be written, another run is writing there, or it holds results that nobody asked about."""
         self.folder, self.lines, self.resume, self.source = Path(folder), list(lines), resume, source
         self.path = self.folder / RESULTS
         self.names = file_names(lines)
         self.done: dict[int, dict] = {}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK | os.X_OK):
-                raise PermissionError(13, os.strerror(13))
-        except OSError as error:
-            raise UserError(f"--output-path {folder}: {error.strerror}") from None
+        self.strange = 0
+        self._lock, self._file = Lock(self.folder, "--output-path"), None
         if self.path.exists() and not (resume or overwrite):
+            self.close()
             raise UserError(f"{self.path} is there already; --resume goes on with it, --overwrite replaces it, "
                             f"or name another --output-path")
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._lock.close()
 
     def earlier_settings(self) -> dict | None:
         """settings.json of the run that is resumed; None if there is none."""
@@ -66,17 +75,27 @@ class Results:
 
         Keeps the earlier answers to the same prompts, without their last line if the writing of it was interrupted.
         """
+        with _mending(self.path):
+            if self.resume and self.path.exists():
+                self.done = self._earlier_answers()
+            if self.done:
+                self._check_same(facts)
+            self._replace(self.done.values())
+            if not self.done:  # before the new settings are there, nothing is answered; the old ones must not stay
+                (self.folder / SETTINGS).unlink(missing_ok=True)
+            self._file = Grown(self.path)
+
+    def _check_same(self, facts: dict) -> None:
+        path = self.folder / SETTINGS
         earlier = self.earlier_settings()
-        if earlier is not None:
-            for key, value in facts.items():
-                before = earlier.get("facts", {}).get(key)
-                if before != value:
-                    raise UserError(f"{self.folder / SETTINGS}: the earlier run had {key} {_short(before)}, this one "
-                                    f"has {_short(value)}; run with the same settings, or without --resume elsewhere")
-        if self.resume and self.path.exists():
-            self.done = self._earlier_answers()
-        self._replace(self.done.values())
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in `close`)
+        if earlier is None:
+            raise UserError(f"{self.path} has answers, but there is no {path} that says how they came about; run "
+                            "without --resume elsewhere")
+        for key, value in facts.items():
+            before = earlier.get("facts", {}).get(key)
+            if before != value:
+                raise UserError(f"{path}: the earlier run had {key} {_short(before)}, this one has {_short(value)}; "
+                                "run with the same settings, or without --resume elsewhere")
 
     def _earlier_answers(self) -> dict[int, dict]:
         rows = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -90,31 +109,31 @@ class Results:
                     raise UserError(f"{self.path}:{number}: not a line of results; the run cannot be resumed") from None
                 continue
             line = self.lines[index] if 0 <= index < len(self.lines) else None
-            if line is not None and (line.id, line.text) == key and "error" not in value:
+            is_same = line is not None and (line.id, line.text) == key
+            self.strange += not is_same
+            if is_same and "error" not in value:
                 kept[index] = value
         return kept
 
     def add(self, index: int, result) -> None:
-        """Write the answer to line `index`, and its text file with a line per beam if there is an answer."""
-        self.done[index] = record(self.lines[index], result)
-        path = self.path
-        try:
-            self._file.write(json.dumps(self.done[index], ensure_ascii=False) + "\n")
-            self._file.flush()
+        """Write the answer to line `index`; before it, if there is an answer, its text file with a line per beam."""
+        answer = record(self.lines[index], result)
+        with _mending(self.path):
             if result.beams:
                 name = self.names[index]
                 path = self.folder / name if name else timed_path(self.folder, result.prompt)
-                path.write_text("".join(f"{beam.text}\n" for beam in result.beams), encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; mend it and go on with --resume") from None
+                _write(path, "".join(f"{beam.text}\n" for beam in result.beams))
+            self._file.add((json.dumps(answer, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+        self.done[index] = answer
 
-    def close(self) -> None:
+    def sort(self) -> None:
         """Put the lines in order."""
-        self._file.close()
-        self._replace(self.done[index] for index in sorted(self.done))
+        with _mending(self.path):
+            self._replace(self.done[index] for index in sorted(self.done))
 
     def write_settings(self, values: dict) -> None:
-        _write(self.folder / SETTINGS, json.dumps(values, ensure_ascii=False, indent=2, default=str) + "\n")
+        with _mending(self.folder / SETTINGS):
+            _write(self.folder / SETTINGS, json.dumps(values, ensure_ascii=False, indent=2, default=str) + "\n")
 
     def _replace(self, records) -> None:
         _write(self.path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in records))
@@ -124,6 +143,16 @@ def _write(path: Path, text: str) -> None:
     """Replace a file as a whole: whoever is interrupted leaves the old one."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def _mending(path: Path) -> Iterator[None]:
+    """A UserError where the disk takes no more."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror}; what is answered is kept: mend it and go on with "
+                        "--resume") from None
 
 
 def file_names(lines: Sequence[PromptLine]) -> list[str | None]:

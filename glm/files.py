@@ -1,20 +1,94 @@
-"""Files that are there as a whole or not at all, whenever the process dies."""
+"""Files that are there as a whole or not at all, whenever the process dies; and folders that one run has for itself."""
+
+from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from glm.errors import UserError
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` that takes its place when the block has ended well.
 
-    Always the same name: what a killed process left there is overwritten by the next one.
+    Always the same name: what a killed process left there is overwritten by the next one. An OSError of the block that
+    does not say which file it is about (a full disk, say) says so here.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path) if error.filename in (None, str(temporary)) else error.filename
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that cannot be written: the error of the block says more
+            temporary.unlink(missing_ok=True)
+
+
+class Grown:
+    """A file that only grows, by whole pieces: of a piece that the disk does not take nothing stays."""
+
+    def __init__(self, path: Path):
+        """Opens or makes it. Raises OSError."""
+        self.path = path
+        self.number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._whole = os.fstat(self.number).st_size
+
+    def cut(self, size: int) -> None:
+        """Let go of what stands behind the first `size` bytes."""
+        os.ftruncate(self.number, size)
+        self._whole = size
+
+    def add(self, data: bytes) -> None:
+        """Raises OSError; the file is then as it was."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.number, view):]
+        except BaseException as error:  # a full disk, or Ctrl-C between two parts of the piece
+            with contextlib.suppress(OSError):
+                self.cut(self._whole)
+            if isinstance(error, OSError):
+                error.filename = str(self.path)
+            raise
+        self._whole += len(data)
+
+    def close(self) -> None:
+        os.close(self.number)
+
+
+class Lock:
+    """Keeps a second run out of a folder; whoever dies, however, lets go of it."""
+
+    def __init__(self, folder: Path, flag: str, name: str = LOCK):
+        """Makes the folder, which the user named with `flag`. Raises UserError where that fails, or where another run
+        holds the lock."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"{flag} {folder}: {error.strerror}; name a folder that can be written to") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise UserError(f"{flag} {folder}: another run is writing there; wait for its end, or name another "
+                            f"{flag}") from None
+        except OSError:  # a file system without locks: two runs at once are then the user's own care
+            pass
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

@@ -19,6 +19,7 @@ from glm.checkpoint import (
 )
 from glm.config import ModelConfig
 from glm.errors import UserError
+from glm.mapped import MappedFile, explain_bus_errors, mapped_file
 from glm.model import GLM
 from glm.tokenizer import Tokenizer, find_vocabulary
 from glm.weights import check_shard, convert_shard, count_parts, quantization_schemes
@@ -82,16 +83,20 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
     model = GLM(config, dtype=dtype, device="meta")
     expected = model.state_dict()
 
-    def read() -> tuple[dict[str, Scheme], dict[str, torch.Tensor]]:
+    def read() -> tuple[dict[str, Scheme], dict[str, torch.Tensor], MappedFile | None]:
         shard = _own_shard(path, config)
+        file = mapped_file(shard.path)
+        explain_bus_errors(shard.path)
         check_shard(shard, expected, config)
         schemes = _schemes(shard, expected, bits, group_size, from_quantized)
         with _Progress(shard) as progress:
-            return schemes, convert_shard(shard, expected, dtype, device, schemes, progress)
+            tensors = convert_shard(shard, expected, dtype, device, schemes, progress)
+        return schemes, tensors, file if shard.mapped and _share_memory(shard, tensors) else None
 
-    schemes, tensors = agree(read, sequential)
+    schemes, tensors, file = agree(read, sequential)
     quantize_model(model, schemes)
     model.load_state_dict(tensors, strict=True, assign=True)
+    model.mapped_file = file
     return model.requires_grad_(False).eval()
 
 
@@ -122,6 +127,7 @@ def agree(work: Callable[[], T], sequential: bool = False) -> T:
                 result = work()
             except Exception as error:  # whatever it is, the others must hear of it
                 failure = error
+        parallel.step()
         messages: list[str | None] = [None] * world
         torch.distributed.all_gather_object(messages, None if failure is None else str(failure))
         if failure is not None:
@@ -152,6 +158,12 @@ def _own_shard(path: str | os.PathLike, config: ModelConfig) -> Shard:
     if len(paths) != degree:
         raise UserError(wrong_degree(path, len(paths), degree))
     return shard
+
+
+def _share_memory(shard: Shard, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether any of the model's tensors stayed in the shard's file."""
+    in_file = {tensor.untyped_storage().data_ptr() for tensor in shard.tensors.values()}
+    return any(tensor.untyped_storage().data_ptr() in in_file for tensor in tensors.values())
 
 
 def _check_divisible(config: ModelConfig, degree: int) -> None:

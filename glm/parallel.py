@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.machinery
+import math
 import os
+import secrets
 import sys
 import types
 from collections.abc import Iterator
@@ -17,10 +19,14 @@ from collections.abc import Iterator
 import torch
 
 from glm.errors import UserError
+from glm.watch import Lost, Watch
 
 # Packages whose __init__ pulls in transformers, datasets and DeepSpeed (4 s); we need only modules inside them.
 _SAT_PACKAGES = ("sat", "sat.model")
 _NOT_NEEDED = ("deepspeed",)
+LIMIT, LIMIT_SECONDS = "GLM_RANK_TIMEOUT", 60.0  # how long another process may be silent: the variable, and its default
+STORE = "GLM_STORE_SOCKET"  # scripts/launch.py: the socket, held open for the first rank, at which all meet
+_watches: list[Watch] = []  # none or one, as there is none or one process group
 
 
 @contextlib.contextmanager
@@ -82,17 +88,69 @@ def start(model_parallel_size: int = 1, backend: str | None = None, timeout_seco
 
 def _start_process_group(backend: str, timeout_seconds: float) -> None:
     timeout = datetime.timedelta(seconds=timeout_seconds)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if backend == "nccl":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        torch.distributed.init_process_group(backend, init_method="env://", timeout=timeout)
-    else:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1,
                                              timeout=timeout)
+        return
+    limit = _limit()
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if STORE in os.environ:
+        rank = int(os.environ["RANK"])
+        store = torch.distributed.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, rank == 0, timeout,
+            wait_for_workers=False, master_listen_fd=int(os.environ[STORE]) if rank == 0 else None)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    else:
+        torch.distributed.init_process_group(backend, init_method="env://", timeout=timeout)
+    if limit:
+        _start_watch(limit)
+
+
+def _limit() -> float:
+    text = os.environ.get(LIMIT) or str(LIMIT_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"{LIMIT}={text}: must be a number of seconds, 0 to wait for ever")
+    return seconds
+
+
+def _start_watch(limit: float) -> None:
+    """All ranks together."""
+    watch = Watch(limit, _give_up)
+    everybody: list = [None] * torch.distributed.get_world_size()
+    mine = watch.place(os.environ.get("MASTER_ADDR", "127.0.0.1"))
+    torch.distributed.all_gather_object(everybody, (mine, secrets.token_bytes(16)))
+    watch.start(everybody[0][1], torch.distributed.get_rank(), [place for place, _ in everybody])
+    _watches.append(watch)
+
+
+def _give_up(lost: Lost) -> None:
+    """Ends this process, whose main thread waits for one that will not come. Called in a thread of its own."""
+    if lost.is_mine_to_say:
+        print(f"error: {lost}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def lost(error: BaseException) -> Lost | None:
+    """The process whose end is behind an error of a collective; None: no other process has anything to do with it."""
+    return _watches[0].lost(error) if _watches else None
+
+
+def step() -> None:
+    """Count a collective: whoever has counted less than the others is the one that they wait for."""
+    for watch in _watches:
+        watch.steps += 1
 
 
 def stop() -> None:
     """Leave the group at the end of a program: else a process that ends earlier than the others may be aborted."""
+    while _watches:
+        _watches.pop().stop()
     if is_started():
         mpu.destroy_model_parallel()
     if torch.distributed.is_initialized():
@@ -138,6 +196,7 @@ def is_first_process() -> bool:
 
 def reduce(x: torch.Tensor) -> torch.Tensor:
     """Sum over the tensor-parallel ranks (differentiable)."""
+    step()
     return mpu.reduce_from_model_parallel_region(x)
 
 
@@ -148,6 +207,7 @@ def copy(x: torch.Tensor) -> torch.Tensor:
 
 def gather(x: torch.Tensor) -> torch.Tensor:
     """Concatenate the ranks' parts along the last dimension (differentiable)."""
+    step()
     return mpu.gather_from_model_parallel_region(x)
 
 
@@ -155,6 +215,7 @@ def broadcast_object(value: object) -> object:
     """The first rank's value on every rank of the tensor-parallel group (any picklable value, trusted processes)."""
     if size() == 1:
         return value
+    step()
     box = [value]
     torch.distributed.broadcast_object_list(box, src=source_rank(), group=group())
     return box[0]
@@ -164,6 +225,7 @@ def collect(value: object) -> list:
     """The values of every group's first rank, in the order of the groups, on all processes (trusted ones)."""
     if torch.distributed.get_world_size() == 1:
         return [value]
+    step()
     values = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value if rank() == 0 else None)
     return values[::size()]

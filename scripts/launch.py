@@ -1,39 +1,89 @@
-"""Runs a module in several processes of this machine, as torchrun does; its exit code is that of the first to fail.
+"""Runs a module in several processes of this machine; its exit code is that of the first to fail.
 
 usage: python scripts/launch.py PROCESSES MODULE ARGUMENTS...
 
-torchrun itself answers every exit code other than 0 with a traceback and a report of its own, below which the one line
-that says what is wrong is lost.
+As torchrun does, but without its reports, below which the one line that says what is wrong is lost; and none of the
+processes outlives this one, whatever ends it. SIGINT and SIGTERM are passed on, and files are closed before the end.
 """
 
-import logging
+import contextlib
+import ctypes
 import os
 import signal
+import socket
+import subprocess
 import sys
+import time
+from functools import partial
+
+OWN_SECONDS = 8.0  # for the others to say and end what they have to after one has failed
+END_SECONDS, ASKED_SECONDS = 10.0, 30.0  # to react to SIGTERM: after a failure; when the user asked for it
+PR_SET_PDEATHSIG = 1
 
 
 def main(processes: int, module: str, arguments: list[str]) -> int:
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    received = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: received.append(number))
+    with socket.create_server(("127.0.0.1", 0), backlog=4 * processes) as meeting:
+        children = [_start(rank, processes, meeting, [module, *arguments]) for rank in range(processes)]
+    while not received:
+        codes = [child.poll() for child in children]
+        if not any(code != 0 for code in codes):
+            return 0
+        if failed := [rank for rank, code in enumerate(codes) if code]:
+            return _failed(children, min(failed, key=lambda rank: codes[rank]), received)
+        time.sleep(0.05)
+    _end(children, signal.SIGTERM, ASKED_SECONDS)
+    return 128 + received[0]
 
-    logging.disable()  # the loggers of torch set their own levels
+
+def _start(rank: int, processes: int, meeting: socket.socket, command: list[str]) -> subprocess.Popen:
+    """A rank; the first one takes over the socket at which all meet, so that no other program can take its port."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    command = ["--standalone", "--nproc_per_node", str(processes), "-m", module, *arguments]
-    try:
-        run.run(run.parse_args(command))
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            hint = " (the system ends processes so when memory runs out)" if name == "SIGKILL" else ""
-            print(f"error: the process of rank {rank} was ended by {name}{hint}", file=sys.stderr)
-            return 128 - failure.exitcode
-        return failure.exitcode
-    except (SignalException, KeyboardInterrupt) as error:
-        return 128 + int(getattr(error, "sigval", signal.SIGINT))
-    return 0
+    address, port = meeting.getsockname()
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ, "RANK": str(rank),
+                   "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+                   "MASTER_ADDR": address, "MASTER_PORT": str(port), "GLM_STORE_SOCKET": str(meeting.fileno())}
+    before = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
+    return subprocess.Popen([sys.executable, "-u", "-m", *command], env=environment, start_new_session=True,
+                            pass_fds=(meeting.fileno(),) if rank == 0 else (), preexec_fn=before)
+
+
+def _failed(children: list[subprocess.Popen], rank: int, received: list[int]) -> int:
+    """Ends what is left after a rank has failed, says why unless a rank has, and gives the exit code."""
+    code = children[rank].returncode
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (the system ends processes so when memory runs out)" if name == "SIGKILL" else ""
+        _end(children, signal.SIGTERM, END_SECONDS)
+        print(f"error: the process of rank {rank} was ended by {name}{hint}", file=sys.stderr)
+        return 128 - code
+    _wait(children, OWN_SECONDS, received)
+    is_cut_off = children[0].poll() is None
+    _end(children, signal.SIGTERM, END_SECONDS)
+    if is_cut_off and rank:  # the first rank is the one that says what is wrong
+        print(f"error: the process of rank {rank} failed (exit code {code})", file=sys.stderr)
+    return code
+
+
+def _end(children: list[subprocess.Popen], number: int, seconds: float) -> None:
+    for child in children:
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, number)
+                os.kill(child.pid, signal.SIGCONT)  # one that was stopped can hear it, too
+    _wait(children, seconds, [])
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def _wait(children: list[subprocess.Popen], seconds: float, received: list[int]) -> None:
+    end = time.monotonic() + seconds
+    while any(child.poll() is None for child in children) and time.monotonic() < end and not received:
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":

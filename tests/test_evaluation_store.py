@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-import evaluation.store as store
 from evaluation.hashing import Keys, combined, hash_code, hash_file, hash_files, hash_json, hash_request
 from evaluation.requests import ScoreRequest
-from evaluation.store import Journal, Lock, differences
+from evaluation.store import Journal, differences
+from glm import files
 from glm.errors import UserError
+from glm.files import Lock
 
 ANSWER = {"log_probs": [-0.1234567890123456, -17.0]}
 
@@ -67,7 +68,7 @@ def test_a_full_disk_leaves_the_journal_whole(tmp_path, monkeypatch):
     with Journal(path) as journal:
         journal.add([("one", ANSWER)])
         before = path.read_bytes()
-        monkeypatch.setattr(store.os, "write", full)
+        monkeypatch.setattr(files.os, "write", full)
         with pytest.raises(UserError, match="journal.jsonl: No space left on device; mend it, and the same"):
             journal.add([("two", ANSWER)])
         assert path.read_bytes() == before and "two" not in journal
@@ -78,15 +79,16 @@ def test_a_full_disk_leaves_the_journal_whole(tmp_path, monkeypatch):
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path):
-    with Lock(tmp_path / "out"), pytest.raises(UserError, match="another run is writing there; wait for its end"):
-        Lock(tmp_path / "out")
-    Lock(tmp_path / "out").close()
+    message = "another run is writing there; wait for its end"
+    with Lock(tmp_path / "out", "--output"), pytest.raises(UserError, match=message):
+        Lock(tmp_path / "out", "--output")
+    Lock(tmp_path / "out", "--output").close()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output .*file/out: Not a directory; name a folder that can be written to"):
-        Lock(tmp_path / "file" / "out")
+        Lock(tmp_path / "file" / "out", "--output")
 
 
 def test_what_differs_between_two_runs_is_named():

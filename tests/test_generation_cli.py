@@ -187,16 +187,26 @@ def test_ids_that_look_alike_as_names_get_different_files(tmp_path):
     assert file_names(read_prompts(path, with_id=True)) == ["a_b.txt", "a_b-2.txt"]
 
 
-def test_a_full_disk_is_a_clear_error(tmp_path):
+def test_a_full_disk_is_a_clear_error_and_leaves_whole_lines(tmp_path, monkeypatch):
     path = tmp_path / "prompts.txt"
-    path.write_text("x\n")
-    results = Results(tmp_path / "out", read_prompts(path))
-    results.open({})
-    results._file.close()
-    results._file = open("/dev/full", "w")  # noqa: SIM115
+    path.write_text("x\ny\n")
     result = type("R", (), {"text": "", "blanks": [], "beams": [], "finish_reason": "stop", "error": None})
-    with pytest.raises(UserError, match="No space left on device; mend it and go on with --resume"):
+    write = os.write
+
+    def full(file, data):
+        if len(data) > 30:
+            return write(file, data[:30])
+        raise OSError(28, os.strerror(28))
+
+    with Results(tmp_path / "out", read_prompts(path)) as results:
+        results.open({})
         results.add(0, result)
+        before = results.path.read_bytes()
+        monkeypatch.setattr(os, "write", full)
+        message = "results.jsonl: No space left on device; what is answered is kept: mend it and go on with --resume"
+        with pytest.raises(UserError, match=message):
+            results.add(1, result)
+    assert results.path.read_bytes() == before
 
 
 # Tensor parallel

@@ -1,0 +1,62 @@
+"""How a program ends that does not end well: one line on standard error, and an exit code that says which it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+from glm.errors import UserError
+
+FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
+FORESEEN = (UserError, OSError, RuntimeError, KeyboardInterrupt)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: files are closed as after Ctrl-C."""
+
+
+@contextlib.contextmanager
+def terminating() -> Iterator[None]:
+    """SIGTERM raises Terminated while the block runs, once: a second one does not disturb what is being closed."""
+    def stop(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever runs us so has handlers of his own
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def ended(error: BaseException, go_on: str = "") -> int:
+    """Says what ended the program, on the first of its processes, and gives its exit code.
+
+    error: one of FORESEEN. go_on: how to go on after an interruption or a failure of the system, if there is a way.
+    What is no mistake of the user's and no fault of the system is raised again.
+    """
+    speaks = os.environ.get("RANK", "0") == "0"
+    then = f"; {go_on}" if go_on else ""
+    if isinstance(error, KeyboardInterrupt):
+        if speaks:
+            print(f"interrupted{then}", file=sys.stderr)
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    if isinstance(error, OSError):
+        message = f"{error.filename}: {error.strerror}{then}" if error.filename else f"{error}{then}"
+    elif isinstance(error, UserError):
+        message = str(error)
+    else:
+        lost = sys.modules["glm.parallel"].lost(error) if "glm.parallel" in sys.modules else None
+        if lost is None:
+            raise error
+        message, speaks = str(lost), lost.is_mine_to_say
+    if speaks:
+        print(f"error: {message}", file=sys.stderr)
+    return FAILED

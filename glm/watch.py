@@ -1,0 +1,164 @@
+"""Whether the other processes of a run are still there: each tells all others so every second, by UDP.
+
+A thread of its own sends and listens, so a process is heard however long it computes. Silent is one that was killed or
+stopped (SIGSTOP), or whose machine or network is gone. Where a process has not been heard of for the limit, every other
+one ends with exit code 2, and the first of those that are left says which it was. A process that was never heard (a
+network that lets no datagram through) is not watched: then the time-outs of torch's collectives are all there is.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from glm.errors import UserError
+
+BEAT_SECONDS = 1.0  # at most; a tenth of a short limit
+QUIET_BEATS = 3  # so many lost in a row, and a process whose connection broke counts as gone
+_BEAT = struct.Struct("!16sIQ?")  # the run's token, rank, steps, whether it leaves
+GO_ON = "what is finished is kept: start again (python -m generation: with --resume)"
+
+
+class Lost(UserError):
+    """Another process is gone. is_mine_to_say: whether this one is the first of those that are left."""
+
+    def __init__(self, message: str, is_mine_to_say: bool):
+        super().__init__(message)
+        self.is_mine_to_say = is_mine_to_say
+
+
+class Place(NamedTuple):
+    """Where a process listens, and what a user knows it by."""
+
+    address: str
+    port: int
+    host: str
+    process: int
+
+
+class _Other:
+    """What is known of another process. silent: seconds since it was heard; None: it never was."""
+
+    def __init__(self, place: Place):
+        self.place, self.silent, self.steps, self.has_left = place, None, 0, False
+
+
+class Watch:
+    """One process's side. steps: counts its collectives, by whoever calls them. give_up(lost) ends the process."""
+
+    def __init__(self, limit_seconds: float, give_up: Callable[[Lost], None]):
+        self.limit, self.give_up, self.steps = limit_seconds, give_up, 0
+        self.beat = min(BEAT_SECONDS, limit_seconds / 10)
+        self._socket: socket.socket | None = None
+        self._others: dict[int, _Other] = {}
+        self._stopping = threading.Event()
+
+    def place(self, towards: str) -> Place:
+        """Begin to listen, on the interface that leads to a host that all know."""
+        family, *_, address = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.bind((own, 0))
+        self._socket.setblocking(False)
+        return Place(own, self._socket.getsockname()[1], platform.node(), os.getpid())
+
+    def start(self, token: bytes, rank: int, places: Sequence[Place]) -> None:
+        """token: 16 bytes that belong to this run alone. places: of all processes, by rank."""
+        self.rank, self._token = rank, token
+        self._others = {other: _Other(place) for other, place in enumerate(places) if other != rank}
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """This process leaves, and nobody shall miss it."""
+        self._stopping.set()
+        if self._others:
+            self._socket.sendto(b"", self._socket.getsockname())  # wakes the thread
+            self._thread.join()
+            self._send(leaves=True)
+        if self._socket is not None:
+            self._socket.close()
+
+    def lost(self, error: BaseException) -> Lost | None:
+        """Who is to blame for an error of a collective; takes seconds. None: nobody but this process itself."""
+        if not self._others:
+            return None
+        time.sleep((QUIET_BEATS + 1) * self.beat)
+        if found := self._missing(QUIET_BEATS * self.beat):
+            return found
+        if left := {rank for rank, other in self._others.items() if other.has_left}:
+            names = self._names(left)
+            return Lost(f"{names} ended before the others; {GO_ON}", self.rank == 0)
+        behind = {rank for rank, other in self._others.items() if other.steps < self.steps}
+        if behind and re.search("tim(ed|e)[ -]?out", str(error), re.IGNORECASE):
+            least = min(self._others[rank].steps for rank in behind)
+            names = self._names({rank for rank in behind if self._others[rank].steps == least})
+            return Lost(f"{names} did not come to where the others waited for it (time-out); {GO_ON}", self.rank == 0)
+        return None
+
+    def _missing(self, seconds: float) -> Lost | None:
+        gone = {rank for rank, other in self._others.items()
+                if other.silent is not None and not other.has_left and other.silent >= seconds}
+        if not gone:
+            return None
+        # a shorter silence tells who else will not speak
+        silent = {rank for rank, other in self._others.items()
+                  if other.silent is not None and other.silent >= QUIET_BEATS * self.beat}
+        first = min({self.rank, *self._others} - silent)
+        longest = max(self._others[rank].silent for rank in gone)
+        return Lost(f"{self._names(gone)} has not been heard of for {longest:.3g} s: ended, stopped or hanging, or "
+                    f"its machine or network is gone; {GO_ON}", self.rank == first)
+
+    def _names(self, ranks: set[int]) -> str:
+        places = {rank: self._others[rank].place for rank in sorted(ranks)}
+        return ", ".join(f"rank {rank} (process {place.process} on host {place.host})"
+                         for rank, place in places.items())
+
+    def _run(self) -> None:
+        before = due = time.monotonic()
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            if now >= due:
+                # while this process itself was stopped it could hear nobody: that time does not count
+                passed, before, due = min(now - before, 2 * self.beat), now, now + self.beat
+                for other in self._others.values():
+                    other.silent = None if other.silent is None else other.silent + passed
+                self._listen()
+                self._send(leaves=False)
+                if missing := self._missing(self.limit):
+                    self.give_up(missing)
+            select.select([self._socket], [], [], max(0.0, due - time.monotonic()))
+            self._listen()
+
+    def _send(self, leaves: bool) -> None:
+        beat = _BEAT.pack(self._token, self.rank, self.steps, leaves)
+        for other in self._others.values():
+            try:
+                self._socket.sendto(beat, (other.place.address, other.place.port))
+            except OSError:  # nobody listens there any more, or the network is down: the silence tells
+                continue
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                data = self._socket.recv(64)
+            except BlockingIOError:
+                return
+            except OSError:  # an earlier datagram found nobody
+                continue
+            if len(data) != _BEAT.size:
+                continue
+            token, rank, steps, leaves = _BEAT.unpack(data)
+            if token == self._token and rank in self._others:
+                other = self._others[rank]
+                other.silent, other.steps, other.has_left = 0.0, steps, other.has_left or leaves
