@@ -7,6 +7,8 @@
 #   PYTHON=/path/to/python3.11   the interpreter to use, or to make .venv with
 #   TORCH_INDEX_URL=URL          the index to take torch from, for another build of it (CPU only, another CUDA)
 #
+# With LOOK_ONLY set no environment is made: where none is complete, the active one or the system's Python is taken.
+#
 # A finished .venv holds a copy of the requirements.txt it was made from (.requirements); one that is being made, or
 # was cut off while being made, holds .unfinished.
 
@@ -154,6 +156,10 @@ _env_find() {
         fi
     done
     base="$(_env_base)" || return 1
+    if [[ -n ${LOOK_ONLY:-} ]]; then # the doctor: it says itself what is missing
+        [[ -x $venv/bin/python ]] && base="$venv/bin/python"
+        PYTHON="${active:-$base}" && return 0
+    fi
     [[ -n ${missing:-} ]] && _env_say "$active lacks: ${missing//$'\n'/, }"
     _env_build "$base" || return 1
     PYTHON="$venv/bin/python"

@@ -1,0 +1,189 @@
+"""Do all ranks of a run reach one another, and how fast? One all-reduce between them, measured.
+
+Every rank first reports at the first one's store, a plain TCP server: so the first rank knows who is missing before
+anybody waits in a collective operation. The operation itself runs in a thread, so that a rank in which it hangs can
+still say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+COMMAND = "all-reduce"  # python -m doctor all-reduce, one process per rank
+BYTES = 64 << 20
+REPETITIONS = 3
+MARK = "all_reduce"  # the key that this program's line of JSON has
+JOIN_SECONDS, WORK_SECONDS = 40.0, 30.0  # to start Python and torch everywhere; for the operation
+GO, END = "go", "end"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank of how many, where they meet, and who serves the meeting place."""
+
+    rank: int
+    world: int
+    local_rank: int
+    address: str
+    port: int
+    serves: bool
+    seconds_to_join: float = JOIN_SECONDS
+    seconds_to_work: float = WORK_SECONDS
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Place:
+        """From torchrun's or DeepSpeed's environment; torchrun's agent serves the store itself."""
+        rank = int(environment["RANK"])
+        return cls(rank, int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", "0")),
+                   environment["MASTER_ADDR"], int(environment["MASTER_PORT"]),
+                   rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the first rank has seen. missing: ranks that never came. hosts: where those that came run, by rank.
+    failed: why a rank did not get through the operation. bandwidth: GB/s over the slowest link in use, as NVIDIA's
+    nccl-tests count it (busbw): 2 (n - 1) / n times bytes over time, of the slowest rank's best repetition."""
+
+    world: int
+    backend: str = ""
+    missing: tuple[int, ...] = ()
+    hosts: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    bandwidth: float | None = None
+
+
+def run(place: Place, operation: Callable[[Place, object], tuple[str, float]] | None = None) -> Outcome | None:
+    """One rank's part; the first rank's result is everybody's, other ranks have one only where they do not reach the
+    first. operation(place, store): (backend, seconds); tests have their own."""
+    import torch
+
+    wait = datetime.timedelta(seconds=place.seconds_to_join)
+    try:
+        server = torch.distributed.TCPStore(place.address, place.port, is_master=place.serves, timeout=wait,
+                                            wait_for_workers=False)
+    except Exception as error:
+        why = f"cannot reach the first rank at {place.address}:{place.port} ({type(error).__name__})"
+        return Outcome(place.world, hosts={place.rank: socket.gethostname()}, failed={place.rank: why})
+    store = torch.distributed.PrefixStore("doctor", server)
+    store.set(f"here/{place.rank}", socket.gethostname())
+    if place.rank:
+        with contextlib.suppress(Exception):  # the first rank has gone: nobody listens any more
+            store.wait([GO], wait)
+            if store.get(GO) == b"yes":
+                _work(place, store, operation or all_reduce)
+            store.wait([END], 2 * wait)
+        return None
+    outcome = _lead(place, store, operation or all_reduce)
+    with contextlib.suppress(Exception):
+        store.set(END, "yes")
+        time.sleep(0.5)  # the store goes with this process: others must have read it
+    return outcome
+
+
+def _lead(place: Place, store, operation) -> Outcome:
+    came = _gather(store, "here", range(place.world), place.seconds_to_join)
+    hosts = {rank: name.decode() for rank, name in came.items()}
+    missing = tuple(rank for rank in range(place.world) if rank not in came)
+    store.set(GO, "no" if missing else "yes")
+    if missing:
+        return Outcome(place.world, missing=missing, hosts=hosts)
+    _work(place, store, operation)
+    answers = _gather(store, "done", range(place.world), place.seconds_to_work)
+    found = {rank: json.loads(answer) for rank, answer in answers.items()}
+    failed = {rank: found.get(rank, {"error": "did not come back from the all-reduce"}).get("error", "")
+              for rank in range(place.world)}
+    failed = {rank: why for rank, why in failed.items() if why}
+    if failed:
+        return Outcome(place.world, hosts=hosts, failed=failed)
+    seconds = max(one["seconds"] for one in found.values())
+    return Outcome(place.world, found[0]["backend"], hosts=hosts,
+                   bandwidth=2 * (place.world - 1) / place.world * BYTES / seconds / 1e9)
+
+
+def _gather(store, name: str, ranks, seconds: float) -> dict[int, bytes]:
+    """What the ranks have written, of those that do so in time."""
+    end, found = time.monotonic() + seconds, {}
+    for rank in ranks:
+        key, left = f"{name}/{rank}", max(0.05, end - time.monotonic())
+        with contextlib.suppress(Exception):  # the time is over
+            store.wait([key], datetime.timedelta(seconds=left))
+            found[rank] = store.get(key)
+    return found
+
+
+def _work(place: Place, store, operation) -> None:
+    """The operation in a thread; whatever comes of it within its time is written to the store."""
+    answer = {"error": f"did not come back from the all-reduce within {place.seconds_to_work:.0f} s"}
+
+    def work() -> None:
+        try:
+            backend, seconds = operation(place, store)
+            answer.clear()
+            answer.update(backend=backend, seconds=seconds)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            answer["error"] = lines[0][:300]
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(place.seconds_to_work - 1)
+    store.set(f"done/{place.rank}", json.dumps(answer))
+
+
+def all_reduce(place: Place, store) -> tuple[str, float]:
+    """Sums BYTES of float32 over all ranks, checks the sum, and times it: (backend, seconds of the best repetition)."""
+    import torch
+
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    device = torch.device("cpu")
+    if backend == "nccl":
+        device = torch.device("cuda", place.local_rank)
+        torch.cuda.set_device(device)
+    limit = datetime.timedelta(seconds=place.seconds_to_work)
+    torch.distributed.init_process_group(backend, store=torch.distributed.PrefixStore("group", store), rank=place.rank,
+                                         world_size=place.world, timeout=limit)
+    values = torch.full((BYTES // 4,), float(place.rank + 1), device=device)
+    torch.distributed.all_reduce(values)
+    expected = place.world * (place.world + 1) / 2
+    if not bool((values == expected).all()):
+        raise ArithmeticError(f"the sum over all ranks is wrong: {values[0].item()}, not {expected}")
+    best = float("inf")
+    for _ in range(REPETITIONS):
+        torch.distributed.barrier()
+        begin = time.perf_counter()
+        torch.distributed.all_reduce(values)
+        if backend == "nccl":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return backend, best
+
+
+def line_of(outcome: Outcome) -> str:
+    return json.dumps({MARK: asdict(outcome)})
+
+
+def read(out: str) -> list[Outcome]:
+    """The outcomes among the lines that the ranks have written, the first rank's first."""
+    found = []
+    for line in out.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            values = json.loads(line)[MARK]
+            values |= {name: {int(rank): text for rank, text in values[name].items()}
+                       for name in ("hosts", "failed")}
+            found.append(Outcome(**{**values, "missing": tuple(values["missing"])}))
+    return sorted(found, key=lambda one: 0 not in one.hosts)
+
+
+def main(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The line that this rank has to say."""
+    outcome = run(Place.read(environment))
+    return line_of(outcome) if outcome else None

@@ -1,0 +1,144 @@
+"""torch, CUDA's driver, the GPUs, and the kernels that are compiled for what is here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from doctor.finding import Finding, error, pip, requirements, warning
+
+WHEELS = "https://download.pytorch.org/whl"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """capability: 90 for 9.0. total, free: bytes."""
+
+    name: str
+    capability: int
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Devices:
+    """torch: its version. cuda: the version that torch is built for, None for none. architectures: what torch's own
+    kernels are built for, "sm_90", "compute_120". driver: the newest CUDA that the driver serves (12040 for 12.4), None
+    where no driver is loaded. gpus: as torch sees them. failure: why torch sees none, as it says. precision: what runs
+    have unless they say otherwise."""
+
+    torch: str
+    cuda: str | None = None
+    architectures: tuple[str, ...] = ()
+    driver: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    failure: str = ""
+    precision: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the configured run wants of this host. device: of --device, "" where it is found out."""
+
+    device: str = ""
+    processes: int = 1
+
+    def uses_gpus(self, devices: Devices) -> bool:
+        return self.device.startswith("cuda") or (not self.device and bool(devices.gpus))
+
+
+def check(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> Iterator[Finding]:
+    """nvidia: GPUs that the system knows of (machine.count_nvidia)."""
+    fault = next(check_reach(devices, nvidia, wanted, where), None)
+    if fault:
+        yield fault
+        return
+    for number, gpu in enumerate(devices.gpus):
+        if not any(runs_on(built, gpu.capability) for built in devices.architectures):
+            yield error("gpu-architecture", where, f"GPU {number} ({gpu.name}) has compute capability "
+                        f"{gpu.capability / 10}; this torch ({devices.torch}) is built for "
+                        f"{', '.join(devices.architectures)}",
+                        f"{pip('install')} --index-url {WHEELS}/cu126 torch=={devices.torch.partition('+')[0]} (a "
+                        "build for an older or newer CUDA)")
+    if wanted.uses_gpus(devices) and len(devices.gpus) < wanted.processes:
+        yield error("gpu-count", where, f"{wanted.processes} processes of a run share this host, each with a GPU of "
+                    f"its own, but torch sees {len(devices.gpus)}", f"export MP_SIZE={max(1, len(devices.gpus))} "
+                    "(several hosts: fewer slots in the hostfile), or unset CUDA_VISIBLE_DEVICES")
+
+
+def check_reach(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> Iterator[Finding]:
+    """What lies between torch and the GPUs, the first first."""
+    version = devices.torch.partition("+")[0]
+    if devices.cuda is None and (nvidia or wanted.device.startswith("cuda")):
+        say = error if wanted.device.startswith("cuda") else warning
+        yield say("torch-without-cuda", where, f"torch {devices.torch} is not built for CUDA: "
+                  + (f"the {count(nvidia, 'NVIDIA GPU')} here {'is' if nvidia == 1 else 'are'} not used" if nvidia else
+                     f"--device {wanted.device} cannot be served"),
+                  f"{pip('install')} --index-url {WHEELS}/cu130 torch=={version}")
+    if devices.cuda is None:
+        return
+    if nvidia and devices.driver is None:
+        yield error("driver", where, f"{count(nvidia, 'NVIDIA GPU')} here, but the driver (libcuda.so.1) does not load",
+                    "sudo apt install nvidia-driver-580-server (a container: docker run --gpus all)")
+    needed = int(devices.cuda.partition(".")[0])
+    if devices.driver is not None and devices.driver // 1000 < needed:
+        # a driver serves all of its major version of CUDA (NVIDIA: "CUDA compatibility", minor version compatibility)
+        yield error("driver-old", where, f"the driver serves CUDA {cuda_version(devices.driver)}, torch is built for "
+                    f"{devices.cuda}", f"install a driver for CUDA {needed}, or {pip('install')} --index-url "
+                    f"{WHEELS}/cu126 torch=={version}")
+    if (nvidia or wanted.device.startswith("cuda")) and not devices.gpus:
+        yield error("gpu-hidden", where, f"torch sees no GPU ({count(nvidia, 'NVIDIA GPU')} in this machine)"
+                    + (f": {devices.failure}" if devices.failure else ""),
+                    "unset CUDA_VISIBLE_DEVICES; nvidia-smi (a container: docker run --gpus all)")
+
+
+def check_kernels(stages: dict[str, dict], devices: Devices, has_compiler: bool, where: str) -> Iterator[Finding]:
+    """stages: of the probe: what came of building the kernels of the CPU, and those of each GPU."""
+    if has_compiler and (fault := stages.get("cpu-kernels", {}).get("error")):
+        yield warning("cpu-kernels", where, f"the kernels of the CPU cannot be built or loaded, torch's own operators "
+                      f"run instead, several times slower: {fault}", "CXX=g++ bash scripts/doctor.sh, or sudo apt "
+                      "install --reinstall g++ libstdc++-12-dev")
+    fault = stages.get("cuda-kernels", {}).get("error", "") if devices.gpus else ""
+    if "is not found" in fault:
+        yield warning("nvrtc", where, f"INT8 and INT4 run slower on this GPU: {fault.partition(';')[0]}",
+                      pip(f"install {nvrtc_package(devices.cuda)}"))
+    elif fault:
+        yield warning("cuda-kernels", where, f"INT8 and INT4 run slower on this GPU, their kernels cannot be compiled "
+                      f"or started: {fault}", "bash scripts/gpu_check.sh --only build correctness")
+
+
+def check_imports(stages: dict[str, dict], where: str) -> Iterator[Finding]:
+    """What is installed but does not import."""
+    for stage, code, name in (("torch", "torch-import", "torch"), ("sat", "sat-import", "SwissArmyTransformer"),
+                              ("sentencepiece", "tokenizer-import", "sentencepiece with this protobuf")):
+        if fault := stages.get(stage, {}).get("error"):
+            yield error(code, where, f"{name} does not import: {fault}", requirements())
+    for stage, outcome in stages.items():
+        if outcome.get("ended"):
+            yield error("probe", where, f"a process that tried {stage} {outcome['ended']}",
+                        f"{pip('install --force-reinstall --no-deps')} torch, then bash scripts/doctor.sh")
+
+
+def runs_on(built: str, capability: int) -> bool:
+    """Whether what was compiled for "sm_86" or "compute_120" runs on a device: machine code on later minor numbers of
+    its major number, PTX on everything later."""
+    match = re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", built)
+    if not match:
+        return False
+    number = int(match[2])
+    return number <= capability and (match[1] == "compute" or number // 10 == capability // 10)
+
+
+def nvrtc_package(cuda: str | None) -> str:
+    """The package of torch's CUDA wheels that brings NVRTC; from 13 on it has no number in its name."""
+    major = (cuda or "13").partition(".")[0]
+    return "nvidia-cuda-nvrtc" if int(major) >= 13 else f"nvidia-cuda-nvrtc-cu{major}"
+
+
+def cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

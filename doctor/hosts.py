@@ -1,0 +1,141 @@
+"""Several hosts: reached over ssh, looked at by the doctor there, compared with one another; all ranks joined once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from doctor.allreduce import Outcome
+from doctor.finding import REPOSITORY, Finding, error, requirements, warning
+from doctor.packages import ONLY_FOR_TESTS
+from evaluation.hostfile import Host, ssh_command, unreachable
+
+ANSWER_SECONDS = 150  # for a doctor on another host
+SLOW = 0.1  # GB/s: an Ethernet of 1 Gbit/s gives a little more
+Facts = Mapping[str, object]
+
+
+def reach(hosts: Sequence[Host], ssh: Sequence[str], needed: Mapping[str, str],
+          run: Callable = subprocess.run) -> tuple[list[Host], list[Finding]]:
+    """The hosts that answer and have every path in `needed`, and a finding for each of the others."""
+    with ThreadPoolExecutor(max_workers=min(len(hosts), 64)) as pool:
+        answers = list(pool.map(lambda host: unreachable([host], ssh, needed, run), hosts))
+    found = []
+    for host, lines in zip(hosts, answers, strict=True):
+        for line in lines:
+            if "no program ssh" in line:
+                found.append(error("ssh", host.name, "there is no program ssh here, so no other host can be reached",
+                                   "sudo apt install openssh-client"))
+            elif f"host {host.name} lacks " in line:
+                found.append(error("host-paths", host.name, line.partition(";")[0],
+                                   f"rsync -aR PATH {host.name}:/ (every path is the same on all hosts)"))
+            else:
+                what, _, command = line.partition("; this must work without a question: ")
+                command = command or shlex.join(["ssh", *ssh, host.name, "true"])
+                found.append(error("host-unreachable", host.name, what,
+                                   f"ssh-copy-id {host.name}, until this works without a question: {command}"))
+    return [host for host, lines in zip(hosts, answers, strict=True) if not lines], found
+
+
+def ask(host: Host, ssh: Sequence[str], words: Sequence[str], environment: Mapping[str, str],
+        run: Callable = subprocess.run) -> tuple[Facts, list[Finding]]:
+    """What the doctor says on a host, and what it saw there; both under the name that the hostfile has for it."""
+    values = {"PYTHONPATH": str(REPOSITORY), "PYTHONSAFEPATH": "1", **environment}
+    there = (f"cd {shlex.quote(os.getcwd())} && env {shlex.join(f'{name}={value}' for name, value in values.items())} "
+             f"{shlex.join([sys.executable, '-m', 'doctor', '--alone', '--json', *words])}")
+    try:
+        done = run(ssh_command(host, there, ssh), capture_output=True, text=True, errors="replace",
+                   timeout=ANSWER_SECONDS)
+        report = json.loads(done.stdout)
+        findings = [Finding(**{**one, "where": host.name}) for one in report["findings"]]
+        return report["facts"], findings
+    except subprocess.TimeoutExpired:
+        why = f"no answer within {ANSWER_SECONDS} s"
+    except (ValueError, KeyError, TypeError):
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        why = said[-1] if said else f"exit code {done.returncode}, and no report"
+    return {}, [error("host-doctor", host.name, f"the doctor does not run there: {why}",
+                      shlex.join(["ssh", *ssh, host.name, f"{sys.executable} -m pip --version"]))]
+
+
+def compare(facts: Mapping[str, Facts], precision_is_said: bool) -> Iterator[Finding]:
+    """What a host has otherwise than the first. facts: of every host that answered, the first of the hostfile first.
+    precision_is_said: by a flag, so that no host chooses by itself."""
+    if len(facts) < 2:
+        return
+    (first, expected), *others = facts.items()
+    for host, found in others:
+        different = [f"{name} {found['versions'].get(name) or 'missing'} ({first}: {version})"
+                     for name, version in expected["versions"].items()
+                     if found["versions"].get(name) != version and name not in ONLY_FOR_TESTS]
+        if different:
+            yield error("host-versions", host, f"other versions than on {first}: {', '.join(different)}",
+                        f"ssh {host} {requirements(str(found.get('executable') or sys.executable))}, or the versions "
+                        f"of {first}")
+        for key, code, what, mend in (
+                ("code", "host-code", "this repository's code is", f"rsync -a --exclude .venv {REPOSITORY}/ "
+                                                                   f"{host}:{REPOSITORY}/"),
+                ("checkpoint", "host-checkpoint", "the checkpoint (iteration, names and sizes of the shards) is",
+                 f"rsync -a {expected.get('folder')}/ {host}:{expected.get('folder')}/"),
+                ("vocabulary", "host-vocabulary", "the tokenizer's vocabulary is",
+                 f"rsync -a {expected.get('vocabulary_file')} {host}:{expected.get('vocabulary_file')}")):
+            if expected.get(key) and found.get(key) and found[key] != expected[key]:
+                yield error(code, host, f"{what} not that of {first}", mend)
+        if not precision_is_said and found.get("precision") != expected.get("precision"):
+            yield error("host-precision", host, f"runs would compute in {found.get('precision')}, on {first} in "
+                        f"{expected.get('precision')}: the processors differ", "say --bf16, --fp16 or --fp32 "
+                        "(MODEL_ARGS in CONFIG)")
+        if found.get("gpus") != expected.get("gpus"):
+            yield warning("host-gpus", host, f"GPUs: {found.get('gpus') or 'none'}; on {first}: "
+                          f"{expected.get('gpus') or 'none'}; the slowest host holds up all others", "leave "
+                          f"{host} out of the hostfile")
+
+
+def essentials(stages: Mapping[str, Mapping], versions: Mapping[str, str], executable: str, python: str,
+               code: str) -> dict:
+    """What hosts must have in common, as `compare` reads it."""
+    torch, shards = stages.get("torch", {}), stages.get("shards", {})
+    names = [gpu["name"] for gpu in torch.get("gpus", ())]
+    return {
+        "versions": {"Python": ".".join(python.split(".")[:2]), **versions}, "executable": executable, "code": code,
+        "precision": torch.get("precision"), "folder": shards.get("folder"),
+        "gpus": ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)),
+        "checkpoint": f"{shards['iteration']} {shards['sizes']}" if "sizes" in shards else None,
+        "vocabulary": stages.get("vocabulary", {}).get("sha256"),
+        "vocabulary_file": stages.get("vocabulary", {}).get("file"),
+    }
+
+
+def check_all_reduce(outcomes: Sequence[Outcome], world: int, name_of: Callable[[int], str], reason: str,
+                     ) -> Iterator[Finding]:
+    """outcomes: the first rank's first (allreduce.read). name_of: a rank's host. reason: what the launcher said."""
+    own = {rank: why for outcome in outcomes for rank, why in outcome.failed.items()}
+    if not outcomes or 0 not in outcomes[0].hosts:
+        why = f": {reason}" if reason else ""
+        for rank, said in own.items():
+            yield error("all-reduce", f"rank {rank} on {name_of(rank)}", said, network_hint(name_of(0)))
+        if not own:
+            yield error("all-reduce", f"rank 0 on {name_of(0)}", f"the {world} ranks could not be started{why}",
+                        f"ssh {name_of(0)} {shlex.quote(sys.executable)} -m doctor")
+        return
+    first = outcomes[0]
+    for rank in first.missing:
+        said = own.get(rank)
+        yield error("rank-missing", f"rank {rank} on {name_of(rank)}", "does not answer"
+                    + (f": {said}" if said else ""), network_hint(name_of(0)))
+    for rank, why in first.failed.items():
+        yield error("all-reduce", f"rank {rank} on {name_of(rank)}", why, network_hint(name_of(0)))
+    if first.bandwidth is not None and first.bandwidth < SLOW:
+        yield warning("all-reduce-slow", f"{world} ranks", f"the all-reduce runs at {first.bandwidth:.3f} GB/s; even "
+                      f"an Ethernet of 1 Gbit/s gives {SLOW} GB/s", "export NCCL_SOCKET_IFNAME=eth0 "
+                      "GLOO_SOCKET_IFNAME=eth0 (the fast network's name: ip -br address)")
+
+
+def network_hint(first: str) -> str:
+    return (f"export MASTER_ADDR=(address of {first}) MASTER_PORT=29501 GLOO_SOCKET_IFNAME=eth0 "
+            "NCCL_SOCKET_IFNAME=eth0 (ip -br address has the names), and open these ports between the hosts")

@@ -1,0 +1,167 @@
+"""This host, without torch: memory and disk, limits of the system, the compiler, the port of a run on several hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from doctor.finding import Finding, error, warning
+
+GB = 1e9
+LEAST_DISK = 1.0  # GB that results, samples and compiled kernels never need together
+LEAST_SHARED = 1.0  # GB of /dev/shm for NCCL's buffers; containers have 0.064 unless told otherwise
+FILES_OF_A_PROCESS, FILES_PER_RANK = 256, 32  # descriptors of Python, torch and files; sockets to each other rank
+NVIDIA, DISPLAYS = "0x10de", ("0x0300", "0x0302")  # PCI vendor, and classes of graphics processors
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A place that is written to. why: what stops a file from being written there, "" for nothing. free: bytes."""
+
+    path: str
+    free: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """free_memory: bytes that a process may still take (glm.memory). shared: size of /dev/shm in bytes, None without.
+    compiler: the C++ compiler's path, None without. port_fault: why the port cannot be listened on, "" if it can.
+    nvidia: GPUs of NVIDIA that the system knows of, with or without a driver."""
+
+    host: str
+    cores: int
+    free_memory: int
+    open_files: int
+    shared: int | None
+    working: Folder
+    cache: Folder
+    compiler: str | None
+    port: int
+    port_fault: str
+    nvidia: int
+
+
+def look(environment: Mapping[str, str], port: int) -> Machine:
+    from glm.memory import free_host_memory
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(socket.gethostname(), cores, free_host_memory(), resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                   look_for_shared(Path("/dev/shm")), look_at_folder(Path.cwd()),
+                   look_at_folder(cache_folder(environment)), find_compiler(environment), port, try_port(port),
+                   count_nvidia(Path("/")))
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where kernels.cache keeps compiled kernels; that module imports nothing heavy, but its package does."""
+    if chosen := environment.get("GLM_KERNEL_CACHE"):
+        return Path(chosen)
+    base = environment.get("XDG_CACHE_HOME")
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        return Path(base or Path.home() / ".cache") / "glm-kernels"
+    return Path("~/.cache/glm-kernels")
+
+
+def find_compiler(environment: Mapping[str, str]) -> str | None:
+    """As kernels.cpu.build looks for it."""
+    names = (environment.get("CXX"), "c++", "g++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name, path=environment.get("PATH")))), None)
+
+
+def look_at_folder(path: Path) -> Folder:
+    """Really writes a file there, or in the nearest folder above that exists, where it would be made."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        free = shutil.disk_usage(there).free
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-") as file:
+            file.write(bytes(65536))
+            file.flush()
+            os.fsync(file.fileno())
+        return Folder(str(path), free)
+    except OSError as failure:
+        free = shutil.disk_usage(there).free if there.exists() else 0
+        return Folder(str(path), free, failure.strerror or str(failure))
+
+
+def look_for_shared(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(path).total
+    return None
+
+
+def try_port(port: int) -> str:
+    try:
+        with socket.socket() as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(("", port))
+            listening.listen(1)
+    except OSError as failure:
+        return failure.strerror or str(failure)
+    return ""
+
+
+def count_nvidia(root: Path) -> int:
+    """From the driver's list, else from the PCI bus, where they stand without a driver, too."""
+    driven = list((root / "proc/driver/nvidia/gpus").glob("*"))
+    if driven:
+        return len(driven)
+    found = 0
+    for vendor in (root / "sys/bus/pci/devices").glob("*/vendor"):
+        with contextlib.suppress(OSError):
+            kind = (vendor.parent / "class").read_text()[:6]
+            found += vendor.read_text().strip() == NVIDIA and kind in DISPLAYS
+    return found
+
+
+def check(machine: Machine, where: str, processes: int = 1, world: int = 1, uses_gpus: bool = False,
+          needs_port: bool = False) -> Iterator[Finding]:
+    """processes: of the run on this host; world: on all. needs_port: this is the first of several hosts."""
+    yield from check_folders(machine, where)
+    if machine.compiler is None and not uses_gpus:
+        yield warning("compiler", where, "there is no C++ compiler ($CXX, c++, g++, clang++): the CPU runs torch's own "
+                      "operators, several times slower", "sudo apt install g++")
+    need = FILES_OF_A_PROCESS + FILES_PER_RANK * world
+    if world > 1 and 0 <= machine.open_files < need:
+        yield warning("open-files", where, f"a process may open {machine.open_files} files, and {world} ranks need "
+                      f"about {need}", f"ulimit -n {need}")
+    if uses_gpus and processes > 1 and machine.shared is not None and machine.shared < LEAST_SHARED * GB:
+        yield warning("shared-memory", where, f"/dev/shm has {machine.shared / GB:.2f} GB; NCCL's ranks share buffers "
+                      f"there and fail when it is full", "sudo mount -o remount,size=4g /dev/shm (a container: docker "
+                      "run --shm-size=4g)")
+    if needs_port and machine.port_fault:
+        yield error("port", where, f"port {machine.port}, where the ranks would meet, cannot be used: "
+                    f"{machine.port_fault}", f"export MASTER_PORT={machine.port + 1}")
+
+
+def check_folders(machine: Machine, where: str) -> Iterator[Finding]:
+    working, cache = machine.working, machine.cache
+    if working.why:
+        yield warning("working-folder", where, f"nothing can be written in {working.path}, where results go unless "
+                      f"told otherwise: {working.why}",
+                      "give --output DIR (evaluation) or --output-path DIR (generation)")
+    elif working.free < LEAST_DISK * GB:
+        yield warning("disk", where, f"{working.path}, where results go unless told otherwise, has "
+                      f"{working.free / GB:.2f} GB left", f"df -h {shlex.quote(working.path)}, and make room or give "
+                      "--output DIR")
+    if cache.why:
+        yield warning("kernel-cache", where, f"compiled kernels cannot be kept in {cache.path}: {cache.why}; they are "
+                      "built anew at every start, or not at all", "export GLM_KERNEL_CACHE=/a/folder/of/yours")
+
+
+def check_memory(free: int, need: int, where: str, what: str = "") -> Iterator[Finding]:
+    """need: bytes of host memory that the configured run takes on this host; `what` says of what."""
+    if need > free:
+        yield error("memory", where, f"{need / GB:.1f} GB of memory are needed{what}, {free / GB:.1f} GB are free for "
+                    "a process here (the machine's memory, control groups and ulimit counted)",
+                    f"{shlex.quote(sys.executable)} -m glm plan, for the flags that make it fit")

@@ -1,0 +1,199 @@
+"""The doctor's visit: gathers facts, here and on other hosts, and judges them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from doctor import allreduce, data, devices, hosts, machine, model, packages, probe
+from doctor.finding import REPOSITORY, Finding, error
+from evaluation.hashing import hash_code
+from evaluation.hostfile import check_layout, read_hostfile
+from glm.errors import UserError
+
+ALL_REDUCE_SECONDS = 150
+
+
+@dataclass(frozen=True)
+class Visit:
+    """arguments: of the command line, with CONFIG's before them. words: those that say which model and data, as they
+    were written, for other processes. degree: tensor-parallel ranks. processes: of the run on this host. world: on all
+    hosts. needs_port: this is where several hosts meet. port: of that place."""
+
+    arguments: argparse.Namespace
+    words: Sequence[str]
+    degree: int = 1
+    processes: int = 1
+    world: int = 1
+    needs_port: bool = False
+    port: int = 29500
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one host. stages: what the probe tried (probe.Stages)."""
+
+    host: str
+    packages: packages.Packages
+    machine: machine.Machine
+    stages: probe.Stages
+    data: data.Data | None
+    free_beside_checkpoint: int
+    code: str
+
+    def common(self) -> dict:
+        """What the hosts of a run must have in common."""
+        return hosts.essentials(self.stages, self.packages.versions or {}, self.packages.executable,
+                                self.packages.python, self.code)
+
+
+def gather(visit: Visit) -> Facts:
+    """Everything about this host, the slow things at once."""
+    with ThreadPoolExecutor() as pool:
+        stages = pool.submit(probe.ask, list(visit.words))
+        installed = pool.submit(packages.look)
+        code = pool.submit(hash_code)
+        host = machine.look(visit.environment, visit.port)
+        arguments = visit.arguments
+        has_yaml = find_spec("yaml") is not None  # else check_requirements says so
+        found = data.look(arguments.paths, arguments.data_path) if has_yaml or not arguments.paths else None
+        folder = arguments.load.parent
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        return Facts(socket.gethostname(), installed.result(), host, stages.result(), found, free,
+                     code.result())
+
+
+def judge(facts: Facts, visit: Visit) -> list[Finding]:
+    """Every finding about one host."""
+    where, stages, arguments = facts.host, facts.stages, visit.arguments
+    seen = probe.devices_of(stages["torch"]) if "torch" in stages.get("torch", {}) else None
+    wanted = devices.Wanted(arguments.device or "", visit.processes)
+    uses_gpus = wanted.uses_gpus(seen) if seen else (arguments.device or "").startswith("cuda")
+
+    def found() -> Iterator[Finding]:
+        yield from packages.check(facts.packages, where)
+        yield from devices.check_imports(stages, where)
+        if seen:
+            yield from devices.check(seen, facts.machine.nvidia, wanted, where)
+            yield from devices.check_kernels(stages, seen, facts.machine.compiler is not None, where)
+        yield from machine.check(facts.machine, where, visit.processes, visit.world, uses_gpus, visit.needs_port)
+        yield from model.check(stages, arguments, visit.degree, facts.free_beside_checkpoint, where)
+        if facts.data is not None:
+            yield from data.check(facts.data, "DATA_PATH" in visit.environment, where)
+
+    return list(found())
+
+
+@dataclass(frozen=True)
+class Report:
+    """facts: of every host, by its name. all_reduce: None where there is one rank."""
+
+    findings: list[Finding]
+    facts: dict[str, object]
+    all_reduce: allreduce.Outcome | None = None
+
+
+def alone(visit: Visit) -> Report:
+    """This host only, without joining ranks."""
+    facts = gather(visit)
+    return Report(judge(facts, visit), {**asdict(facts), "common": facts.common()})
+
+
+def one_host(visit: Visit) -> Report:
+    """This host, and where the model is spread over several processes, these joined."""
+    report = alone(visit)
+    hindered = {"torch-import", "gpu-count", "gpu-hidden", "torch-without-cuda", "driver", "driver-old", "probe"}
+    outcome = None
+    if visit.degree > 1 and not hindered & {one.code for one in report.findings if one.level == "error"}:
+        command = [sys.executable, str(REPOSITORY / "scripts" / "launch.py"), str(visit.degree), "doctor",
+                   allreduce.COMMAND]
+        outcome, found = join(command, visit, lambda rank: report.facts["host"])
+        report.findings.extend(found)
+    return Report(report.findings, report.facts, outcome)
+
+
+def several_hosts(visit: Visit, path: Path) -> Report:
+    """Every host of a hostfile; without ssh (NODE_RANK), this one and the joining."""
+    here = socket.gethostname()
+    environment = visit.environment
+    try:
+        names = read_hostfile(path)
+        check_layout(names, visit.degree, path)
+    except UserError as fault:
+        return Report([error("hostfile", here, str(fault), f"edit {path} (docs/several-machines.md)")], {})
+    slots, world = names[0].slots, len(names) * names[0].slots
+    command = [sys.executable, str(REPOSITORY / "scripts" / "launch_hosts.py"), str(path), str(visit.degree), "doctor",
+               allreduce.COMMAND]
+    if environment.get("NODE_RANK"):
+        found = alone(_on_host(visit, slots, world, environment["NODE_RANK"] == "0"))
+        outcome, more = join(command, visit, lambda rank: names[rank // slots].name)
+        return Report(found.findings + more, found.facts, outcome)
+    ssh = ["-p", environment["SSH_PORT"]] if environment.get("SSH_PORT") else []
+    findings = [] if shutil.which("pdsh") else [
+        error("pdsh", here, "pdsh, which DeepSpeed starts processes on other hosts with, is not installed",
+              "sudo apt install pdsh, or give the command on every host with NODE_RANK and MASTER_ADDR")]
+    answering, missed = hosts.reach(names, ssh, needed_paths(visit))
+    findings += missed
+    with ThreadPoolExecutor(max_workers=max(1, min(len(answering), 64))) as pool:
+        jobs = {host: pool.submit(hosts.ask, host, ssh, _words_for(visit, slots, world, host is names[0]),
+                                  _passed_on(environment)) for host in answering}
+        reports = {host.name: job.result() for host, job in jobs.items()}
+    for _, found in reports.values():
+        findings += found
+    facts = {name: seen for name, (seen, _) in reports.items() if seen}
+    findings += hosts.compare({name: seen["common"] for name, seen in facts.items()},
+                              visit.arguments.precision is not None)
+    outcome = None
+    if len(answering) == len(names) and shutil.which("pdsh") and len(facts) == len(names):
+        outcome, found = join(command, visit, lambda rank: names[rank // slots].name)
+        findings += found
+    return Report(findings, facts, outcome)
+
+
+def needed_paths(visit: Visit) -> dict[str, str]:
+    """What must exist on every host, by the names that the launcher has for them."""
+    needed = {"the Python interpreter": sys.executable, "the working directory": os.getcwd(),
+              "REPOSITORY": str(REPOSITORY), "CHECKPOINT_PATH": str(visit.arguments.load.absolute())}
+    if visit.arguments.paths or "DATA_PATH" in visit.environment:
+        needed["DATA_PATH"] = str(visit.arguments.data_path.absolute())
+    return needed
+
+
+def _on_host(visit: Visit, slots: int, world: int, is_first: bool) -> Visit:
+    return Visit(visit.arguments, visit.words, visit.degree, slots, world, is_first, visit.port, visit.environment)
+
+
+def _words_for(visit: Visit, slots: int, world: int, is_first: bool) -> list[str]:
+    return ["--ranks", f"{visit.degree},{slots},{world}", *(["--first"] if is_first else []), *visit.words]
+
+
+def _passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of our own variables, those that a host alone heeds, and one that says that the data was named."""
+    names = ("MASTER_PORT", "GLM_KERNEL_CACHE", "DATA_PATH")
+    return {name: environment[name] for name in names if environment.get(name)}
+
+
+def join(command: list[str], visit: Visit, name_of: Callable[[int], str], run: Callable = subprocess.run,
+         ) -> tuple[allreduce.Outcome | None, list[Finding]]:
+    """All ranks in one all-reduce, started as an evaluation starts them."""
+    environment = {**visit.environment, "PYTHONSAFEPATH": "1", "PYTHONPATH": f"{REPOSITORY}{os.pathsep}"
+                   f"{visit.environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)}
+    world = visit.world if visit.world > 1 else visit.degree
+    try:
+        done = run(command, capture_output=True, text=True, errors="replace", timeout=ALL_REDUCE_SECONDS,
+                   env=environment, stdin=subprocess.DEVNULL)
+        said = [line.strip().removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
+        outcomes, reason = allreduce.read(done.stdout), said[-1] if said else ""
+    except subprocess.TimeoutExpired:
+        outcomes, reason = [], f"nothing came back within {ALL_REDUCE_SECONDS} s"
+    return (outcomes[0] if outcomes else None), list(hosts.check_all_reduce(outcomes, world, name_of, reason))

@@ -1,0 +1,154 @@
+"""The doctor on this host: folders, limits, /dev/shm, the port; a full disk and a small /dev/shm are really made."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from doctor import machine
+from doctor.machine import Folder, Machine
+from tests.two_hosts import _unshare
+
+ROOT = Path(__file__).resolve().parent.parent
+GOOD = Machine("here", 64, int(500e9), 4096, int(250e9), Folder("/work", int(1e12)), Folder("/cache", int(1e12)),
+               "/usr/bin/c++", 29500, "", 8)
+
+
+def found(processes=1, world=1, uses_gpus=False, needs_port=False, **changes):
+    return [(one.code, one.level, str(one)) for one in machine.check(dataclasses.replace(GOOD, **changes), "here",
+                                                                     processes, world, uses_gpus, needs_port)]
+
+
+def test_a_good_machine_has_no_finding():
+    assert found(8, 16, True, True) == []
+
+
+def test_a_disk_that_is_nearly_full():
+    ((code, level, line),) = found(working=Folder("/work", 120_000_000))
+    assert (code, level) == ("disk", "warning") and "/work, where results go unless told otherwise, has 0.12 GB" in line
+
+
+def test_a_folder_that_cannot_be_written():
+    ((code, level, line),) = found(working=Folder("/work", 10**12, "Read-only file system"))
+    assert (code, level) == ("working-folder", "warning") and "Read-only file system" in line
+    ((code, level, line),) = found(cache=Folder("/cache", 0, "No space left on device"))
+    assert (code, level) == ("kernel-cache", "warning") and "cannot be kept in /cache: No space left" in line
+    assert "export GLM_KERNEL_CACHE=" in line
+
+
+def test_no_compiler_matters_on_a_cpu():
+    ((code, level, line),) = found(compiler=None)
+    assert (code, level) == ("compiler", "warning") and "sudo apt install g++" in line
+    assert found(compiler=None, uses_gpus=True) == []
+
+
+def test_few_open_files_matter_with_many_ranks():
+    ((code, level, line),) = found(world=64, open_files=1024)
+    assert (code, level) == ("open-files", "warning")
+    assert "may open 1024 files, and 64 ranks need about 2304" in line and "ulimit -n 2304" in line
+    assert found(world=8, open_files=1024) == [] and found(open_files=64) == [] and found(world=64, open_files=-1) == []
+
+
+def test_a_container_s_small_shared_memory():
+    ((code, level, line),) = found(processes=8, uses_gpus=True, shared=64 << 20)
+    assert (code, level) == ("shared-memory", "warning") and "/dev/shm has 0.07 GB" in line and "--shm-size" in line
+    assert found(processes=8, shared=64 << 20) == [] and found(uses_gpus=True, shared=64 << 20) == []
+
+
+def test_a_port_in_use():
+    ((code, level, line),) = found(needs_port=True, port_fault="Address already in use")
+    assert (code, level) == ("port", "error") and "port 29500" in line and "export MASTER_PORT=29501" in line
+    assert found(port_fault="Address already in use") == []  # one host takes a free port by itself
+
+
+def test_memory():
+    (one,) = machine.check_memory(int(10e9), int(32e9), "here", " by GLM-130B")
+    assert (one.code, one.level) == ("memory", "error")
+    assert "32.0 GB of memory are needed by GLM-130B, 10.0 GB are free for a process here" in one.what
+    assert not list(machine.check_memory(int(32e9), int(10e9), "here"))
+
+
+# Really there
+
+
+def test_a_port_that_somebody_listens_on():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen(1)
+        assert machine.try_port(other.getsockname()[1]) == "Address already in use"
+    assert machine.try_port(1) in ("Permission denied", "")  # root may
+
+
+def test_folders_are_tried_by_writing(tmp_path):
+    assert machine.look_at_folder(tmp_path).why == ""
+    assert machine.look_at_folder(tmp_path / "not" / "yet").why == ""
+    assert not any(tmp_path.iterdir())  # neither made nor left anything
+    (tmp_path / "file").touch()
+    assert machine.look_at_folder(tmp_path / "file" / "below").why == "Not a directory"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    assert machine.look_at_folder(tmp_path).why == "Permission denied"
+
+
+def inside(mounts, folder):
+    """What the doctor finds where `mounts` are mounted, in a namespace of their own; cwd and cache in `folder`."""
+    program = ("from doctor import machine; import os, sys\n"
+               f"facts = machine.look({{'GLM_KERNEL_CACHE': {str(folder / 'cache')!r}, 'PATH': ''}}, 29500)\n"
+               "for one in machine.check(facts, 'here', processes=2, uses_gpus=True): sys.stdout.write(f'{one}\\n')")
+    script = f"{mounts}\ncd {folder}\nexec {sys.executable} -c \"$0\""
+    done = subprocess.run([*_unshare(), "bash", "-ec", script, program], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "FOLDER": str(folder)})
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"file systems cannot be mounted here: {done.stderr.strip()[:200]}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_full_disk_and_a_small_shared_memory_are_really_seen(tmp_path):
+    lines = inside("mount -t tmpfs -o size=1m none $FOLDER; mount -t tmpfs -o size=64m none /dev/shm\n"
+                   "head -c 1M /dev/zero >$FOLDER/full || true", tmp_path)
+    assert [line.rpartition(" ")[2] for line in lines] == ["[working-folder]", "[kernel-cache]", "[shared-memory]"]
+    assert "No space left on device" in lines[0]
+
+
+def test_a_small_disk_and_a_read_only_one_are_really_seen(tmp_path):
+    (tmp_path / "cache").mkdir()
+    lines = inside("mount -t tmpfs -o size=100m none $FOLDER; mkdir $FOLDER/cache\n"
+                   "mount -t tmpfs -o ro none $FOLDER/cache; mount -t tmpfs -o size=2g none /dev/shm", tmp_path)
+    assert [line.rpartition(" ")[2] for line in lines] == ["[disk]", "[kernel-cache]"]
+    assert "Read-only file system" in lines[1]
+
+
+def test_gpus_are_counted_without_a_driver(tmp_path):
+    assert machine.count_nvidia(tmp_path) == 0
+    for number, (vendor, kind) in enumerate([("0x10de", "0x030200"), ("0x10de", "0x040300"), ("0x8086", "0x030000"),
+                                             ("0x10de", "0x030000")]):
+        folder = tmp_path / "sys/bus/pci/devices" / f"0000:0{number}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text(f"{vendor}\n")
+        (folder / "class").write_text(f"{kind}\n")
+    assert machine.count_nvidia(tmp_path) == 2  # neither the sound of a graphics card nor Intel's
+    (tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+    assert machine.count_nvidia(tmp_path) == 1
+
+
+def test_places_are_those_that_the_kernels_use(monkeypatch, tmp_path):
+    from kernels.cache import cache_folder
+    from kernels.cpu import build
+
+    for changes in ({}, {"XDG_CACHE_HOME": str(tmp_path)}, {"GLM_KERNEL_CACHE": str(tmp_path / "mine")}):
+        for name in ("XDG_CACHE_HOME", "GLM_KERNEL_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in changes.items():
+            monkeypatch.setenv(name, value)
+        assert machine.cache_folder(os.environ) == cache_folder()
+    if compiler := machine.find_compiler(os.environ):
+        assert compiler == build.find_compiler()
+    assert machine.find_compiler({"PATH": str(tmp_path)}) is None
