@@ -53,9 +53,14 @@ def default_max_tokens(model, requests: Sequence[Request]) -> int:
 def _fitting_gpu(model, parameter) -> int:
     import torch
 
-    config = model.config
     total = torch.cuda.get_device_properties(parameter.device).total_memory
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    activations = (8 * config.hidden_size + 6 * config.inner_hidden_size) * parameter.element_size()  # of one layer
-    fitting = (total - weights) * MEMORY_SHARE / (bytes_per_place(model) + activations)
+    return gpu_tokens(model.config, parameter.element_size(), bytes_per_place(model), total, weights)
+
+
+def gpu_tokens(config, element: int, per_place: int, total: float, weights: float) -> int:
+    """Tokens of a batch for a GPU of `total` bytes with these weights. element: bytes of an activation; per_place: of
+    one token's keys and values."""
+    activations = (8 * config.hidden_size + 6 * config.inner_hidden_size) * element  # of one layer
+    fitting = (total - weights) * MEMORY_SHARE / (per_place + activations)
     return int(min(MOST_TOKENS, max(LEAST_TOKENS, fitting // 1024 * 1024)))

@@ -1,0 +1,66 @@
+"""How long tasks will take: their own requests and batches, each timed by planning.speed instead of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from evaluation.batching import CPU_PLACES, CPU_TOKENS, gpu_tokens
+from evaluation.checking import look
+from evaluation.discovery import load_tasks
+from evaluation.requests import GenerateRequest, Request, ScoreRequest
+from evaluation.work import Work, prepare
+from generation.batching import CACHE_BYTES
+from generation.decode import CPU_READ_TOKENS
+from planning import memory, speed
+from planning.devices import Device
+from planning.shapes import Setup
+
+ITEM = 3e-4  # seconds that the host needs for every request beside the model: inputs, journal, metrics
+
+
+def hours(paths: Sequence[str], data_path: Path, tokenizer, setup: Setup, device: Device, disk: float | None,
+          limit: int | None, max_tokens: int | None, max_items: int | None) -> dict[str, float]:
+    """By the task's name. Answers that are generated count as long as they may become, so that theirs are the most
+    that it may take. Raises UserError as the evaluation does for task files and data."""
+    configs = load_tasks(paths, data_path)
+    found = look(configs, allow_missing=False)
+
+    def budget(requests: Sequence[Request]) -> int:
+        return max_tokens or batch_tokens(setup, device, requests)
+
+    works = [prepare(config, tokenizer, found[config.name].rows, limit, budget, max_items) for config in configs]
+    return {work.config.name: seconds(work, setup, device, disk) / 3600 for work in works}
+
+
+def batch_tokens(setup: Setup, device: Device, requests: Sequence[Request]) -> int:
+    """evaluation.batching.default_max_tokens for a model that is not there."""
+    per_place = 2 * setup.config.num_layers * setup.heads_width * setup.element
+    if setup.kind == "cuda":
+        return gpu_tokens(setup.config, setup.element, per_place, device.memory, memory.on_device(setup)[0])
+    if all(isinstance(request, ScoreRequest) for request in requests):
+        return CPU_TOKENS
+    return min(CPU_PLACES, CACHE_BYTES // per_place)
+
+
+def seconds(work: Work, setup: Setup, device: Device, disk: float | None) -> float:
+    return sum(batch_seconds([work.requests[index] for index in batch], setup, device, disk) for batch in work.batches)
+
+
+def batch_seconds(requests: Sequence[Request], setup: Setup, device: Device, disk: float | None) -> float:
+    rows = len(requests)
+    if isinstance(requests[0], GenerateRequest):
+        beams = requests[0].params.num_beams
+        context = max(len(request.context) for request in requests) - 1
+        most = max(request.limit for request in requests)
+        read = max(CPU_READ_TOKENS, context) if setup.kind == "cpu" else None
+        asked = replace(setup, rows=rows * beams, read_rows=rows, context=max(1, context), new_tokens=most,
+                        pass_tokens=read)
+        times = speed.plan(asked, memory.plan(asked), device, disk)
+        return times.prefill + most * times.token + rows * ITEM
+    width = max(request.size for request in requests)
+    places = sum(len(ids) for request in requests for ids in request.segments)
+    asked = replace(setup, rows=rows, read_rows=rows, context=width, new_tokens=0, pass_tokens=None, scored=places)
+    times = speed.plan(asked, memory.plan(asked), device, disk)
+    return times.prefill + speed.head_seconds(asked, device) + rows * ITEM

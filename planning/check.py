@@ -1,0 +1,115 @@
+"""Before anything is loaded: whether a run can fit at all, and if not, which flags would make it fit.
+
+Only what is certain is counted: weights, the cache that the command is sure to allocate, what Python and torch take at
+least. A run that passes may still be short of memory later; one that is refused cannot fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+
+from glm import memory as room_of
+from glm.config import ModelConfig
+from glm.errors import UserError
+from planning import machine, remedies
+from planning.memory import cache_bytes, on_device
+from planning.shapes import Setup, weights
+from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
+
+LEAST_PROCESS = 0.14e9  # of its own that a process with torch has; PROCESS of planning.memory, less what is mapped
+LEAST_ADDRESSES = 0.5e9  # address space that Python, torch and their threads take
+LEAST_CUDA = 0.25e9  # of a GPU that CUDA takes for itself
+TOLERANCE = 0.97  # of what is counted: the constants and the free memory are not known to the byte
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that are free. host, addresses: of this host, and of this process's limits. device: the GPU that has least
+    free; None: the run is on the processor. ranks: of this host, which share `host`."""
+
+    host: float
+    addresses: float
+    device: float | None = None
+    device_name: str = ""
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Bytes needed where there are fewer. parts: what they are for."""
+
+    where: str
+    needed: float
+    free: float
+    parts: dict[str, float]
+
+
+def require_fit(arguments: argparse.Namespace, purpose: str, use: Use, cpu_precision: str) -> None:
+    """Raises UserError where the run that the arguments ask for cannot fit on this machine. Imports no torch.
+
+    purpose: the command, for the message. cpu_precision: what this processor computes fastest. Under a launcher the
+    first process of every host looks for all of them.
+    """
+    if getattr(arguments, "no_plan", False) or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    config = config_of(arguments)
+    found = looked_at(arguments, config)
+    kind, gpus = place_of(arguments)
+    setup = setup_of(arguments, config, found, kind, precision_of(arguments, kind, gpus, cpu_precision), use)
+    room = room_here(kind, gpus)
+    lacking = shortage(setup, room)
+    if lacking is not None:
+        raise UserError(message(purpose, lacking, remedies.find(
+            setup, use, lambda tried: shortage(tried, room) is None, arguments.load, room.device is not None)))
+
+
+def room_here(kind: str, gpus: list[machine.Gpu]) -> Room:
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    least = min(gpus, key=lambda gpu: gpu.free, default=None)
+    if kind == "cuda" and least is None:  # a GPU that nobody tells anything of
+        return Room(machine.host_room(), room_of.address_room(), float("inf"), "the GPU", ranks)
+    return Room(machine.host_room(), room_of.address_room(), *((least.free, least.name) if least else (None, "")),
+                ranks)
+
+
+def shortage(setup: Setup, room: Room) -> Shortage | None:
+    """What is short, the worst first; None: nothing."""
+    held, _, buffers = on_device(setup)
+    cache = cache_bytes(setup)
+    parts = {"weights": held + buffers, "keys and values": cache}
+    if room.device is not None:
+        return _lack(room.device_name, parts | {"CUDA": LEAST_CUDA}, room.device)
+    mapped = sum(setup.run.bytes(weight) for weight in weights(setup) if setup.stays_in_file(weight))
+    if buffers:
+        mapped = 0.0
+    own = {"weights": max(0.0, held + buffers - mapped), "keys and values": cache, "Python and torch": LEAST_PROCESS}
+    ranks = {f"{name}, {room.ranks} processes" if room.ranks > 1 else name: room.ranks * size
+             for name, size in own.items()}
+    file = setup.source_bytes if setup.mapped else 0.0  # all of it is mapped, whatever is used of it
+    space = own | {"the mapped file": file, "Python and torch": LEAST_ADDRESSES}
+    return _lack("this machine", ranks, room.host) or _lack("the limit on this process's memory", space,
+                                                            room.addresses)
+
+
+def _lack(where: str, parts: dict[str, float], free: float) -> Shortage | None:
+    needed = sum(parts.values())
+    return Shortage(where, needed, free, parts) if TOLERANCE * needed > free else None
+
+
+def message(purpose: str, lacking: Shortage, ways: list[str]) -> str:
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in lacking.parts.items() if size >= 5e6)
+    mend = (f"any of these makes it fit: {'; '.join(ways)}" if ways else
+            "no flag makes it fit here; take a smaller model or a machine with more memory")
+    return (f"{purpose} needs {lacking.needed / 1e9:.2f} GB at least ({parts}), but {lacking.where} has "
+            f"{lacking.free / 1e9:.2f} GB free; {mend}. python -m glm plan tells more; --no-plan starts it all the "
+            "same")
+
+
+def use_of(config: ModelConfig, out_seq_length: int | None, max_gen_length: int | None, prompts: int,
+                   beams: int) -> Use:
+    """What generation is certain to hold for so many prompts at a time: a row's cache has room for the whole answer."""
+    total = min(out_seq_length or config.max_sequence_length, config.max_sequence_length)
+    places = total if max_gen_length is None else min(total, max_gen_length + 1)
+    return Use(prompts, beams, places, sets_length=max_gen_length is None)

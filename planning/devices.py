@@ -1,0 +1,68 @@
+"""The devices that a plan can be made for: named GPUs of devices.yaml, and what was measured of this machine."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from glm.errors import UserError
+
+FILE = Path(__file__).with_name("devices.yaml")
+GIB = 2**30
+# Of the memory as sold: the driver keeps some, with ECC more (nvidia-smi shows 32510 of a V100's 32768 MiB, 40536 of an
+# A100's 40960, 11019 of a 2080 Ti's 11264).
+USABLE = 0.98
+_KEYS = {"label", "memory_gib", "bandwidth_gb_s", "tflops", "link_gb_s", "peer_gb_s", "source"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """kind: "cpu" or "cuda". memory: bytes that programs get, together where they share it. bandwidth, rates (by
+    precision), link (from host memory) and peer (to the other devices): bytes and floating-point operations a second.
+    reached: whether the rates are what programs get (measured) rather than peaks."""
+
+    name: str
+    label: str
+    kind: str
+    memory: float
+    bandwidth: float
+    rates: dict[str, float]
+    link: float
+    peer: float
+    source: str
+    reached: bool = False
+
+    def rate(self, precision: str) -> float:
+        """Of matrix products; UserError where the device has none in this precision."""
+        if precision not in self.rates:
+            raise UserError(f"{self.label} does not compute in {precision}; allowed: {', '.join(self.rates)}")
+        return self.rates[precision]
+
+
+def named(name: str) -> Device:
+    devices = known()
+    if name not in devices:
+        nearest = difflib.get_close_matches(name.lower(), devices, 1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise UserError(f"--device {name}: no such device; {hint}There are: cpu, cuda, {', '.join(devices)}")
+    return devices[name]
+
+
+@cache
+def known() -> dict[str, Device]:
+    """By name, in the order of the file."""
+    import yaml
+
+    values = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return {name: _device(name, entry) for name, entry in values.items()}
+
+
+def _device(name: str, entry: dict) -> Device:
+    if set(entry) != _KEYS:
+        wrong = ", ".join(sorted(set(entry) ^ _KEYS))
+        raise UserError(f"{FILE}: {name}: these keys are missing or too many: {wrong}")
+    return Device(name, entry["label"], "cuda", USABLE * entry["memory_gib"] * GIB, 1e9 * entry["bandwidth_gb_s"],
+                  {precision: 1e12 * rate for precision, rate in entry["tflops"].items()}, 1e9 * entry["link_gb_s"],
+                  1e9 * entry["peer_gb_s"], entry["source"])

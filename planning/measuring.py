@@ -1,0 +1,89 @@
+"""This machine's rates, measured in under a second: reading memory, matrix products, and the disk of a checkpoint."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+from planning.devices import Device
+
+BUFFER = 256 << 20  # bytes; far more than caches hold
+READINGS = 8
+ROWS = 512  # of x in the products
+LARGEST = 1 << 24  # weights of a product that is tried; larger ones are cut
+BLOCK = 8 << 20  # bytes that are read from disk at a time
+DISK_SECONDS, PRODUCT_SECONDS = 0.2, 0.25
+
+
+def host(memory: float, precisions: Sequence[str], shapes: Sequence[tuple[int, int]], rows: int = ROWS) -> Device:
+    """This machine's processor as a device. shapes: (n, k) of the products to try. Imports torch."""
+    speed = bandwidth()
+    rates = {precision: matrix_rate(precision, shapes, rows) for precision in precisions}
+    return Device("cpu", "this machine's processor", "cpu", memory, speed, rates, speed, speed, "measured now", True)
+
+
+def bandwidth() -> float:
+    """Bytes a second that all threads together read, by the loop that the compiled kernels use."""
+    import torch
+
+    import kernels
+
+    compiled = kernels.compiled()
+    buffer = torch.zeros(BUFFER, dtype=torch.uint8)
+    read = (lambda: compiled.read(buffer)) if compiled else (lambda: buffer.view(torch.float32).sum())
+    read()
+    return BUFFER / median(_seconds(read) for _ in range(READINGS))
+
+
+def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]], rows: int = ROWS) -> float:
+    """Operations a second of torch's products of `rows` rows with weights of these shapes."""
+    import torch
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    operations = seconds = 0.0
+    with torch.inference_mode():
+        for n, k in shapes:
+            n, k = min(n, LARGEST // 1024), min(k, 4096)
+            x, weight = torch.ones(rows, k, dtype=dtype), torch.ones(n, k, dtype=dtype)
+
+            def product(x=x, weight=weight):
+                torch.nn.functional.linear(x, weight)
+
+            product()
+            found, end = [], time.perf_counter() + PRODUCT_SECONDS / len(shapes)
+            while not found or (time.perf_counter() < end and len(found) < 20):
+                found.append(_seconds(product))
+            operations += 2.0 * rows * n * k
+            seconds += median(found)
+    return operations / seconds
+
+
+def disk_rate(file: Path) -> float | None:
+    """Bytes a second that come from the disk of a file, past the page cache; None where this cannot be told."""
+    size = file.stat().st_size
+    if size < 2 * BLOCK or not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_DIRECT)
+    except OSError:  # a file system that knows no direct reading
+        return None
+    total, begin = 0, time.perf_counter()
+    with mmap.mmap(-1, BLOCK) as buffer:
+        try:
+            while total < size - BLOCK and time.perf_counter() - begin < DISK_SECONDS:
+                total += os.preadv(handle, [buffer], total)
+        except OSError:
+            return None
+        finally:
+            os.close(handle)
+    return total / (time.perf_counter() - begin)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin

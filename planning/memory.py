@@ -1,0 +1,153 @@
+"""How much memory a run takes: arithmetic on shapes, after what glm/, kernels/ and generation/ allocate.
+
+Everything is bytes of one tensor-parallel rank. What the formulas leave out is in the constants, which were measured
+(tools/check_plan.py measures how far a plan is off; docs/plan.md has the result).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from planning.shapes import Setup, embedding, layer_bytes, linears, weights
+
+PROCESS = 236e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
+TABLES = 90  # bytes of the tokenizer for every id of the vocabulary
+# On a GPU: context and loaded kernels of CUDA and its libraries; buffers of NCCL where ranks talk.
+CUDA_PROCESS, CUDA_CONTEXT, CUDA_PEERS = 1.2e9, 0.5e9, 0.3e9
+FRAGMENTS = 0.02  # of caches and activations: what torch's allocator cannot use
+PACKED_ROWS = {"cpu": 48, "cuda": 64}  # of x, beyond which a packed weight is expanded (kernels/cpu, kernels/cuda)
+PACKED_BLOCK = 32 << 20  # of a weight that are expanded at once on a CPU
+COPIED_LOGITS = 3  # float32 copies of a step's logits while a token is chosen
+HEAD_BYTES = 64 << 20  # of float32 logits that the evaluation's scorer computes at a time
+FEW_PLACES = 48  # that it computes at least
+QUANTISING = 12 << 20  # float32 values of the rows that are being quantised
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank. weights, cache, activations (of the largest pass, with its logits), workspace (expanded
+    packed weights, layers on their way) and process lie on the device; on a CPU that is host memory.
+
+    host_loading, host_running: host memory at most, pages of the mapped file included. mapped: so much of both are
+    such pages, which the system takes back when memory is short. address_space: what limits on it must allow.
+    """
+
+    weights: float
+    cache: float
+    activations: float
+    workspace: float
+    process: float
+    host_loading: float
+    host_running: float
+    mapped: float
+    streamed: float = 0.0  # bytes of weights that come again for every pass
+
+    @property
+    def device(self) -> float:
+        return self.weights + self.cache + self.activations + self.workspace + self.process
+
+    @property
+    def host(self) -> float:
+        return max(self.host_loading, self.host_running)
+
+
+def plan(setup: Setup) -> Memory:
+    held, streamed, buffers = on_device(setup)
+    cache, passing = cache_bytes(setup), activations(setup)
+    expanded = workspace(setup) + buffers
+    if setup.kind == "cuda":
+        process = CUDA_CONTEXT + (CUDA_PEERS if setup.degree > 1 else 0) + FRAGMENTS * (cache + passing)
+        largest = max(setup.source.bytes(weight) for weight in weights(setup))
+        host = CUDA_PROCESS + TABLES * setup.config.vocab_size + largest + streamed
+        return Memory(held, cache, passing, expanded, process, host, host, largest if setup.mapped else 0.0, streamed)
+    process = PROCESS + TABLES * setup.config.vocab_size
+    running = process + held + cache + passing + expanded
+    mapped = 0.0 if streamed else sum(setup.run.bytes(weight) for weight in weights(setup)
+                                      if setup.stays_in_file(weight))
+    peak = loading_peak(setup) if not streamed else held + buffers
+    return Memory(held, cache, passing, expanded, process, process + peak, running, mapped, streamed)
+
+
+def on_device(setup: Setup) -> tuple[float, float, float]:
+    """Bytes of weights that stay on the device, that are streamed in every pass, and of the buffers for these."""
+    total = sum(map(setup.run.bytes, weights(setup)))
+    if setup.offload_limit is None or total <= setup.offload_limit:
+        return total, 0.0, 0.0
+    one = layer_bytes(setup)
+    resident = max(0, int((setup.offload_limit - least_offloaded(setup)) // one))
+    held = total - (setup.config.num_layers - resident) * one
+    return held, total - held, min(2, setup.config.num_layers) * one
+
+
+def least_offloaded(setup: Setup) -> float:
+    """The least that a run with streamed layers keeps on the device: embedding, final norm, two layers' buffers."""
+    rest = setup.run.bytes(embedding(setup)) + 2 * setup.config.hidden_size * setup.element
+    return rest + 2 * layer_bytes(setup)
+
+
+def loading_peak(setup: Setup) -> float:
+    """While the weights are read on a CPU: everything so far, and the tensor in the file that is being converted."""
+    done = peak = 0.0
+    for weight in weights(setup):
+        done += setup.run.bytes(weight)
+        quantises = weight.packs and setup.run.bits and not setup.source.bits
+        source = 0 if setup.stays_in_file(weight) else setup.source.bytes(weight)
+        peak = max(peak, done + source + (QUANTISING if quantises else 0))
+    return peak if setup.mapped else done + sum(map(setup.source.bytes, weights(setup)))
+
+
+def cache_bytes(setup: Setup) -> float:
+    """Keys and values; generation alone has a cache."""
+    if not setup.new_tokens:
+        return 0.0
+    return 2.0 * setup.config.num_layers * setup.heads_width * setup.element * setup.rows * setup.places
+
+
+def activations(setup: Setup) -> float:
+    """Of the largest pass: one layer at a time, the masks and angles that all layers share, and the logits."""
+    tokens = setup.largest_pass
+    layers = setup.element * tokens * layer_width(setup)
+    angles = 4 * tokens * (4 * setup.config.head_size)
+    rows = max(1, ceil(tokens / max(1, setup.context)))
+    blocked = rows * setup.context**2 if rows > 1 or setup.scored else 0  # one context alone needs no mask
+    masks = blocked * (3 + (0 if is_compiled(setup) else setup.element))
+    return max(layers + angles + masks, logits_bytes(setup))
+
+
+def layer_width(setup: Setup) -> float:
+    """Most values that one token has at a time inside a layer (glm/model.py: Block)."""
+    h, local, inner = setup.config.hidden_size, setup.heads_width, setup.inner
+    mlp = 4 * h + 3 * inner  # hidden, a, update, m; both halves and their product
+    if is_compiled(setup):
+        attention = 2 * h + 3 * local + local + (0 if setup.new_tokens else 2 * local)
+    else:  # q and k times cosine, turned, and their sum, beside qkv
+        attention = 2 * h + 3 * local + 6 * local
+    return max(mlp, attention)
+
+
+def is_compiled(setup: Setup) -> bool:
+    """Whether contexts go through the compiled attention (kernels/cpu/prefill.h), which keeps less."""
+    return setup.kind == "cpu" and setup.run.precision == "bf16" and setup.config.head_size % 16 == 0
+
+
+def logits_bytes(setup: Setup) -> float:
+    """Over the whole vocabulary, which the ranks gather; as the run's precision computes them, and in float32."""
+    one = setup.config.vocab_size * 4.0
+    if not setup.scored:
+        return setup.rows * one * COPIED_LOGITS
+    places = min(setup.scored, max(FEW_PLACES, HEAD_BYTES // one))
+    return places * one * 2.5
+
+
+def workspace(setup: Setup) -> float:
+    """Where packed weights are expanded for products of many rows."""
+    if not setup.run.bits or setup.largest_pass <= PACKED_ROWS[setup.kind]:
+        return 0.0
+    if setup.kind == "cuda":
+        return max(weight.count for weight in linears(setup)) * float(setup.element)
+    wide = 2 if setup.run.precision == "bf16" else 4
+    widest = max(weight.columns for weight in linears(setup))
+    block = max(min(PACKED_BLOCK, weight.count * wide) for weight in linears(setup))
+    part = max(min(weight.rows, PACKED_BLOCK // (weight.columns * wide)) for weight in linears(setup))
+    return setup.largest_pass * (widest + part) * wide + block

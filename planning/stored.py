@@ -1,0 +1,59 @@
+"""What a checkpoint holds, found out from its files' sizes and names, without torch and without running anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from glm.checkpoint import find_shards
+from glm.config import ModelConfig
+from planning.shapes import Format, Setup, weights
+
+_STORAGE = re.compile(rb"ctorch\n(\w+)Storage\n")
+_PRECISIONS = {"Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
+_PACKED, _SCALE = "Char", b"weight_scale"
+GROUP_SIZES = (None, 128, 64, 32)
+
+
+class Stored(NamedTuple):
+    """A checkpoint: how it holds the weights, in how many parts, bytes of the largest part, and whether it can be
+    mapped (torch has written zip archives since 1.6)."""
+
+    format: Format
+    parts: int
+    bytes: int
+    is_mapped: bool
+    first: Path
+
+
+def look(folder: str | os.PathLike, config: ModelConfig) -> Stored:
+    """Raises UserError where there is no checkpoint. A file that tells nothing counts as float16, as GLM-130B's are."""
+    paths = find_shards(folder)
+    size = max(path.stat().st_size for path in paths)
+    kinds, is_packed, is_mapped = _content(paths[0])
+    precision = next((kind for kind in ("fp32", "bf16") if kind in kinds), "fp16")
+    found = Format(precision)
+    if is_packed:
+        choices = [Format(precision, bits, group) for bits in (8, 4) for group in GROUP_SIZES]
+        found = min(choices, key=lambda choice: abs(part_bytes(config, choice, len(paths)) - size))
+    return Stored(found, len(paths), size, is_mapped, paths[0])
+
+
+def part_bytes(config: ModelConfig, held: Format, parts: int) -> int:
+    """Of one rank's weights in this format."""
+    return sum(map(held.bytes, weights(Setup(config, held, degree=parts))))
+
+
+def _content(path: Path) -> tuple[set[str], bool, bool]:
+    """Precisions of a file's tensors, whether some are packed, and whether it is a zip archive that can be mapped."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            data = archive.read(name)
+    except (OSError, zipfile.BadZipFile, StopIteration, ValueError, NotImplementedError):
+        return set(), False, False  # what is wrong with it is said when it is loaded
+    names = {match.decode() for match in _STORAGE.findall(data)}
+    return {_PRECISIONS[name] for name in names & _PRECISIONS.keys()}, _PACKED in names and _SCALE in data, True

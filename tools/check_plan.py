@@ -1,0 +1,184 @@
+"""How far a plan is off: peak memory, time to load, to read a context and of a decoded token, planned and measured.
+
+    python tools/check_plan.py                                       # five shapes, four precisions
+    python tools/check_plan.py --models glm-335m --precisions bf16,8 --context 256
+
+For every shape a random bfloat16 checkpoint is written below --folder, and removed afterwards. Every measurement is a
+process of its own, which loads it, generates, and then takes the machine's rates in turn with its own times, since
+on a shared machine they change by the second.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ("glm-small", "glm-110m", "odd", "glm-335m", "glm-1.3b")
+ODD = dict(num_layers=7, hidden_size=640, num_attention_heads=10, inner_hidden_size=1900, vocab_size=20001,
+           max_sequence_length=1500, position_encoding_2d=True, num_image_tokens=0)
+PRECISIONS = ("fp32", "bf16", "bf16,8", "bf16,4")
+STORED = "bf16"
+ROUNDS = 3
+
+
+def config_of(name: str):
+    from glm.config import ModelConfig
+
+    return ModelConfig(**ODD) if name == "odd" else ModelConfig.from_name(name)
+
+
+def write_checkpoint(folder: Path, name: str) -> None:
+    """Random weights from one block of numbers again and again: how they are distributed changes no time."""
+    import torch
+
+    from glm.checkpoint import save_checkpoint
+    from glm.model import GLM
+
+    config = config_of(name)
+    block = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+
+    def random(shape) -> torch.Tensor:
+        return block.repeat(-(-shape.numel() // block.numel()))[: shape.numel()].view(shape).clone()
+
+    def tensor(key: str, shape) -> torch.Tensor:
+        if len(shape) > 1:
+            return random(shape)
+        return torch.full(shape, float("layernorm.weight" in key), dtype=torch.bfloat16)
+
+    meta = GLM(config, device="meta").state_dict()
+    save_checkpoint(folder, 1, {key: tensor(key, value.shape) for key, value in meta.items()}, config)
+
+
+def setup_of(name: str, precision: str, context: int, new_tokens: int):
+    from planning.shapes import Format, Setup
+
+    kind, _, bits = precision.partition(",")
+    return Setup(config_of(name), Format(kind, int(bits) if bits else None), file=Format(STORED), context=context - 1,
+                 new_tokens=new_tokens + 1)
+
+
+def measure(folder: Path, name: str, precision: str, context: int, new_tokens: int) -> dict:
+    """In a process of its own: what a run takes, and the machine's rates while it ran."""
+    import resource
+    from statistics import median
+
+    import torch
+
+    from generation.decode import generate
+    from generation.params import SamplingParams
+    from glm.loading import DTYPES, load_model
+    from planning import measuring
+    from planning.shapes import linears
+
+    setup = setup_of(name, precision, context, new_tokens)
+    begin = time.perf_counter()
+    from glm import parallel
+
+    parallel.start(1)
+    model = load_model(folder, setup.config, torch.device("cpu"), DTYPES[setup.run.precision], setup.run.bits)
+    loading = time.perf_counter() - begin
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ids = torch.randint(setup.config.vocab_size - 1, (context,)).tolist()
+    params = SamplingParams(top_k=1, min_gen_length=new_tokens)
+
+    def run() -> tuple[float, float]:
+        """Seconds of the context, and of a step behind it."""
+        stamps = [time.perf_counter()]
+        generate(model, [ids], params, end_tokens=[setup.config.vocab_size - 1], limits=[new_tokens],
+                 on_step=lambda _: stamps.append(time.perf_counter()))
+        steps = [after - before for before, after in zip(stamps[1:], stamps[2:], strict=False)]
+        return stamps[1] - stamps[0] - median(steps), median(steps)
+
+    run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
+    found = {"bandwidth": [], "rate": [], "prefill": [], "token": []}
+    for _ in range(ROUNDS):
+        found["bandwidth"].append(measuring.bandwidth())
+        found["rate"].append(measuring.matrix_rate(setup.run.precision, shapes, context - 1))
+        prefill, token = run()
+        found["prefill"].append(prefill)
+        found["token"].append(token)
+    found["bandwidth"].append(measuring.bandwidth())
+    found["rate"].append(measuring.matrix_rate(setup.run.precision, shapes, context - 1))
+    disk = measuring.disk_rate(next((folder / "1").iterdir()))
+    return {"peak": peak, "loaded": loaded, "loading": loading, "disk": disk,
+            **{key: median(values) for key, values in found.items()}}
+
+
+def planned(name: str, precision: str, context: int, new_tokens: int, found: dict) -> dict:
+    from planning import memory, speed
+    from planning.devices import Device
+
+    setup = setup_of(name, precision, context, new_tokens)
+    here = Device("cpu", "", "cpu", 0, found["bandwidth"], {setup.run.precision: found["rate"]}, found["bandwidth"],
+                  found["bandwidth"], "", True)
+    room = memory.plan(setup)
+    times = speed.plan(setup, room, here, found["disk"])
+    return {"peak": room.host, "loaded": room.host_loading, "prefill": times.prefill, "token": times.token}
+
+
+def compare(folder: Path, name: str, precision: str, context: int, new_tokens: int) -> dict:
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(folder), "--models", name,
+               "--precisions", precision, "--context", str(context), "--new-tokens", str(new_tokens)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found = json.loads(done.stdout)
+    return {"model": name, "precision": precision, "measured": found,
+            "planned": planned(name, precision, context, new_tokens, found)}
+
+
+def line(record: dict) -> str:
+    def pair(key: str, unit: float, digits: int) -> str:
+        one, other = record["planned"][key], record["measured"][key]
+        return f"{one / unit:.{digits}f} / {other / unit:.{digits}f} ({100 * (one / other - 1):+.0f}%)"
+
+    kind, _, bits = record["precision"].partition(",")
+    rates = record["measured"]
+    cells = [record["model"], f"{kind}, INT{bits}" if bits else kind, pair("loaded", 1e6, 0), pair("peak", 1e6, 0),
+             pair("prefill", 1e-3, 1), pair("token", 1e-3, 2), f"{rates['bandwidth'] / 1e9:.0f}",
+             f"{rates['rate'] / 1e12:.2f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="presets, or odd")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, metavar="P",
+                        help="fp32, bf16, bf16,8 (packed INT8 in bf16) ...")
+    parser.add_argument("--context", type=int, default=512, metavar="N", help="tokens read (default: 512)")
+    parser.add_argument("--new-tokens", type=int, default=16, metavar="N", help="tokens generated (default: 16)")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: the system's for such)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    if arguments.child:
+        print(json.dumps(measure(arguments.child, arguments.models[0], arguments.precisions[0], arguments.context,
+                                 arguments.new_tokens)))
+        return 0
+    print("| model | precision | loaded, MB, planned / measured | peak, MB | context, ms | token, ms | GB/s | TFLOP/s |")
+    print("|---|---|---|---|---|---|---|---|")
+    records = []
+    for name in arguments.models:
+        folder = Path(tempfile.mkdtemp(prefix="check-plan-", dir=arguments.folder))
+        try:
+            write_checkpoint(folder, name)
+            for precision in arguments.precisions:
+                records.append(compare(folder, name, precision, arguments.context, arguments.new_tokens))
+                print(line(records[-1]), flush=True)
+        finally:
+            shutil.rmtree(folder)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(records, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
