@@ -14,7 +14,7 @@ from typing import Any
 
 from evaluation.metrics import find_metric
 from evaluation.registry import import_dotted, nearest
-from evaluation.strict_yaml import read_mapping, shown
+from evaluation.strict_yaml import check_plain, read_mapping, shown
 from generation.params import LARGEST_PENALTY, LONGEST_NGRAM
 from glm.errors import UserError
 
@@ -173,6 +173,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if name == "options":
         if not isinstance(value, dict):
             raise UserError(f"{where}: must be a mapping of `key: value`, is {shown(value)}")
+        check_plain(value, where)
         return value
     if name == "module" and value is None:
         return None

@@ -86,9 +86,9 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 def missing(config: TaskConfig) -> str | None:
     """Why a task cannot be scored, as one line: no folder, a group that matches no file, a file without a row."""
     folder = Path(config.path)
-    if folder.is_file():
+    if os.path.isfile(folder):  # unlike Path's, not startled by names that are too long
         return f"{config.source}: path: {folder} is a file; name its folder here, and the file in file_pattern"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         hint = " (a path that begins with ./ is beside the task file)" if _is_beside(folder, config) else ""
         return (f"{config.source}: path: there is no folder {folder}; set DATA_PATH (--data-path) to where the data "
                 f"is, or make it with tools/prepare_data.py{hint}")

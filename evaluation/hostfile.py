@@ -15,7 +15,7 @@ from pathlib import Path
 
 from glm.errors import UserError
 
-_LINE = re.compile(r"([\w.@:-]+)\s+slots=(\d+)\s*(#.*)?")
+_LINE = re.compile(r"([\w.@:-]+)\s+slots=(\d{1,6})\s*(#.*)?")
 CONNECT_SECONDS = 5  # to open a connection
 ANSWER_SECONDS = 20  # for everything that a host is asked
 
@@ -34,13 +34,17 @@ def read_hostfile(path: Path) -> list[Host]:
         raise UserError(f"HOST_FILE_PATH={path}: no such file; it has a line for every host, such as: "
                         f"worker-1 slots=8")
     hosts, lines = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"HOST_FILE_PATH={path}: {error.strerror}") from None
+    for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line)
         if match is None or line.startswith("-"):
-            raise UserError(f"{path}:{number}: {line!r} is not a host; write its name and its number of devices: "
+            raise UserError(f"{path}:{number}: {line[:80]!r} is not a host; write its name and its number of devices: "
                             f"worker-1 slots=8")
         name, slots = match[1], int(match[2])
         if name in lines:

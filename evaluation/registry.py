@@ -42,20 +42,24 @@ def import_dotted(name: str, folder: str | Path, where: str = "") -> Any:
         raise UserError(f"{begin}{name!r} is no dotted path; write module.Name, such as tasks.lambada.task.LAMBADA")
     *module_parts, attribute = parts
     file = Path(folder, *module_parts).with_suffix(".py")
+    module = None
     try:
         module = _from_file(file) if os.path.isfile(file) else importlib.import_module(".".join(module_parts))
-    except Exception as error:  # whatever a user's module does when it runs
-        raise UserError(f"{begin}{_import_fault(name, file, module_parts, error)}") from error
-    if not hasattr(module, attribute):
+        return getattr(module, attribute)
+    except AttributeError as error:
+        if module is None:
+            raise UserError(f"{begin}{_import_fault(name, file, module_parts, error)}") from error
         public = [other for other in vars(module) if not other.startswith("_")]
-        raise UserError(f"{begin}{module.__file__ or module.__name__} has no {attribute!r}{nearest(attribute, public)}")
-    return getattr(module, attribute)
+        source = getattr(module, "__file__", None) or module.__name__
+        raise UserError(f"{begin}{source} has no {attribute!r}{nearest(attribute, public)}") from None
+    except (Exception, SystemExit) as error:  # whatever a user's module does when it runs
+        raise UserError(f"{begin}{_import_fault(name, file, module_parts, error)}") from error
 
 
-def _import_fault(name: str, file: Path, module_parts: list[str], error: Exception) -> str:
-    ours = {".".join(module_parts[:length]) for length in range(1, len(module_parts) + 1)}
-    if not os.path.isfile(file) and isinstance(error, ModuleNotFoundError) and error.name in ours:
-        return f"{name}: there is neither a file {file} nor a module {'.'.join(module_parts)}"
+def _import_fault(name: str, file: Path, module_parts: list[str], error: BaseException) -> str:
+    module = ".".join(module_parts)
+    if not os.path.isfile(file) and isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+        return f"{name}: there is neither a file {file} nor a module {module}"
     source = file if os.path.isfile(file) else ".".join(module_parts)
     return f"{name}: importing {source} failed: {type(error).__name__}: {error}"
 

@@ -7,17 +7,24 @@ from typing import Any
 
 from glm.errors import UserError
 
+LARGEST = 1_000_000  # bytes of a file; reading YAML takes a second for every 50000
+MOST_VALUES, DEEPEST = 10_000, 50  # of what is kept as it is
+MOST_KEYS = 10_000  # of a mapping, with those that `<<` brings: a few lines of it can stand for billions
 FAULTS_OF_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; only plain values are read, never code.
 
-    Raises UserError for a file that cannot be read, is not UTF-8, is empty, is no YAML, holds something else than a
-    mapping of texts, or has a key twice in any of its mappings.
+    Raises UserError for a file that cannot be read, is not UTF-8, is empty, is too large, is no YAML, holds something
+    else than a mapping of texts, or has a key twice in any of its mappings.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        with Path(path).open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise UserError(f"{path}: is larger than {LARGEST} bytes; data belong into files of their own")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -67,7 +74,40 @@ def _strict_loader():
                 first_line[key] = key_node.start_mark.line + 1
             return super().construct_mapping(node, deep)
 
+        def flatten_mapping(self, node):
+            merged = [inner for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"
+                      for inner in (value.value if isinstance(value, yaml.SequenceNode) else [value])
+                      if isinstance(inner, yaml.MappingNode)]
+            for inner in merged:
+                self.flatten_mapping(inner)
+            if sum(len(inner.value) for inner in merged) > MOST_KEYS:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"`<<` brings more than {MOST_KEYS} keys", node.start_mark)
+            super().flatten_mapping(node)
+
     return StrictLoader
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Raises UserError unless a value is text, number, true, false or null, or lists and mappings of these, and of a
+    size and depth that can be written down as JSON. An alias counts each time that it is used."""
+    left, waiting = MOST_VALUES, [(value, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        left -= 1
+        if left < 0 or depth > DEEPEST:
+            raise UserError(f"{where}: holds more than {MOST_VALUES} values, or more than {DEEPEST} within one another")
+        if isinstance(each, dict):
+            for key in each:
+                if not isinstance(key, str):
+                    raise UserError(f"{where}: key {shown(key)}: must be text")
+        if isinstance(each, (dict, list)):
+            waiting += [(inner, depth + 1) for inner in (each.values() if isinstance(each, dict) else each)]
+        elif isinstance(each, (int, float)):
+            if not abs(each) < 2**63:
+                raise UserError(f"{where}: {shown(each)} is no number below 2^63; quotes make it text")
+        elif each is not None and not isinstance(each, str):
+            raise UserError(f"{where}: {shown(each)} is no text, number, true, false or null; quotes make it text")
 
 
 def shown(value: Any, limit: int = 60) -> str:

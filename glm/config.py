@@ -12,6 +12,10 @@ from pathlib import Path
 from glm.errors import UserError
 
 ROTARY_TABLES = ("half", "half_inv_freq", "exact")
+# Far beyond any model, and small enough that nothing which is computed from them is too large to be a size.
+RANGES = {"num_layers": (1, 10_000), "hidden_size": (1, 2**24), "num_attention_heads": (1, 2**24),
+          "inner_hidden_size": (1, 2**24), "vocab_size": (1, 2**31 - 1), "max_sequence_length": (1, 2**31 - 1),
+          "num_image_tokens": (0, 2**31 - 1)}
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), field.type)
-        for name in ("num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size",
-                     "max_sequence_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, (least, most) in RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"{name} is {_short(getattr(self, name))}; it must be at least {least} and at most "
+                                f"{most}")
+        if not 0 < self.layernorm_epsilon < 1:
+            raise UserError(f"layernorm_epsilon is {_short(self.layernorm_epsilon)}; it must lie between 0 and 1, such "
+                            "as 1e-5")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                             f"{self.num_attention_heads}")
@@ -49,7 +56,7 @@ class ModelConfig:
             raise UserError(f"the head size {self.head_size} (hidden_size / num_attention_heads) must be a multiple of "
                             f"{parts} for rotary positions")
         if self.rotary_table not in ROTARY_TABLES:
-            raise UserError(f"rotary_table is {self.rotary_table!r}; allowed: {', '.join(ROTARY_TABLES)}")
+            raise UserError(f"rotary_table is {_short(self.rotary_table)}; allowed: {', '.join(ROTARY_TABLES)}")
 
     @property
     def head_size(self) -> int:
@@ -75,7 +82,7 @@ class ModelConfig:
     def from_values(cls, values: dict, source: str = "the model's shape") -> ModelConfig:
         unknown = [key for key in values if key not in FIELDS]
         if unknown:
-            raise UserError(f"{source}: unknown key {unknown[0]!r}{_nearest(unknown[0], FIELDS)}; "
+            raise UserError(f"{source}: unknown key {_short(unknown[0])}{_nearest(unknown[0], FIELDS)}; "
                             f"allowed: {', '.join(FIELDS)}")
         missing = [key for key in REQUIRED_FIELDS if key not in values]
         if missing:
@@ -123,7 +130,7 @@ def read_config_file(path: str | Path) -> dict:
     """The values of a `model_config.json`, unchecked but for being a JSON object."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # these two: whatever JSON cannot be made of
         raise UserError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold one JSON object of the model's shapes, found {type(values).__name__}")
@@ -138,4 +145,11 @@ def _nearest(name: str, allowed) -> str:
 def _check_type(name: str, value: object, kind: str) -> None:
     expected = {"int": int, "float": (int, float), "bool": bool, "str": str}[kind]
     if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
-        raise UserError(f"{name} is {value!r}; it must be of type {kind}")
+        raise UserError(f"{name} is {_short(value)}; it must be of type {kind}")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, int) and abs(value) > 10**60:
+        return "a very large number"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,11 +1,20 @@
 """What can go wrong in a way that a user can mend."""
 
+import re
+
+# line ends but those between faults, terminals' codes, and what turns the direction of writing
+_UNSHOWN = re.compile(r"\n(?!error: )|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class UserError(ValueError):
     """One clear line: the file, key or value at fault, what was allowed, and how to mend it.
 
-    The command lines print it after ``error:`` and exit with code 2, without a traceback.
+    The command lines print it after ``error:`` and exit with code 2, without a traceback. Several faults are joined by
+    ``\\nerror: ``; any other control character, of a file's name say, is shown as Python writes it.
     """
+
+    def __init__(self, message: str = ""):
+        super().__init__(_UNSHOWN.sub(lambda found: repr(found[0])[1:-1], message))
 
 
 class NonFinite(UserError):

@@ -1,0 +1,16 @@
+"""A mistake is one line, whatever names it quotes."""
+
+import pickle
+
+from glm.errors import UserError
+
+
+def test_a_name_cannot_break_the_line_or_steer_the_terminal():
+    message = str(UserError("a\nb\x1b[31m\u202e\r.yaml: bad \ud800, 名字 is fine"))
+    assert message == r"a\nb\x1b[31m\u202e\r.yaml: bad \ud800, 名字 is fine"
+
+
+def test_several_faults_have_a_line_each():
+    error = UserError("\nerror: ".join(["one", "two"]))
+    assert str(error) == "one\nerror: two"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
