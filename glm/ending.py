@@ -53,7 +53,11 @@ def ended(error: BaseException, go_on: str = "") -> int:
     elif isinstance(error, UserError):
         message = str(error)
     else:
-        lost = sys.modules["glm.parallel"].lost(error) if "glm.parallel" in sys.modules else None
+        try:
+            with terminating():
+                lost = sys.modules["glm.parallel"].lost(error) if "glm.parallel" in sys.modules else None
+        except KeyboardInterrupt as interrupt:
+            return ended(interrupt, go_on)
         if lost is None:
             raise error
         message, speaks = str(lost), lost.is_mine_to_say

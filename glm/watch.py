@@ -116,7 +116,7 @@ class Watch:
                   if other.silent is not None and other.silent >= QUIET_BEATS * self.beat}
         first = min({self.rank, *self._others} - silent)
         longest = max(self._others[rank].silent for rank in gone)
-        return Lost(f"{self._names(gone)} has not been heard of for {longest:.3g} s: ended, stopped or hanging, or "
+        return Lost(f"{self._names(gone)} has not been heard of for {longest:.1f} s: ended, stopped or hanging, or "
                     f"its machine or network is gone; {GO_ON}", self.rank == first)
 
     def _names(self, ranks: set[int]) -> str:

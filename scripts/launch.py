@@ -6,7 +6,6 @@ As torchrun does, but without its reports, below which the one line that says wh
 processes outlives this one, whatever ends it. SIGINT and SIGTERM are passed on, and files are closed before the end.
 """
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -60,7 +59,7 @@ def _failed(children: list[subprocess.Popen], rank: int, received: list[int]) ->
         print(f"error: the process of rank {rank} was ended by {name}{hint}", file=sys.stderr)
         return 128 - code
     _wait(children, OWN_SECONDS, received)
-    is_cut_off = children[0].poll() is None
+    is_cut_off = _is_running(children[0])
     _end(children, signal.SIGTERM, END_SECONDS)
     if is_cut_off and rank:  # the first rank is the one that says what is wrong
         print(f"error: the process of rank {rank} failed (exit code {code})", file=sys.stderr)
@@ -68,11 +67,10 @@ def _failed(children: list[subprocess.Popen], rank: int, received: list[int]) ->
 
 
 def _end(children: list[subprocess.Popen], number: int, seconds: float) -> None:
+    """Whoever is stopped (SIGSTOP) cannot react and is killed at once, the others when the seconds are over."""
     for child in children:
-        if child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, number)
-                os.kill(child.pid, signal.SIGCONT)  # one that was stopped can hear it, too
+        if _is_running(child):
+            os.kill(child.pid, number)
     _wait(children, seconds, [])
     for child in children:
         if child.poll() is None:
@@ -82,8 +80,12 @@ def _end(children: list[subprocess.Popen], number: int, seconds: float) -> None:
 
 def _wait(children: list[subprocess.Popen], seconds: float, received: list[int]) -> None:
     end = time.monotonic() + seconds
-    while any(child.poll() is None for child in children) and time.monotonic() < end and not received:
+    while any(_is_running(child) for child in children) and time.monotonic() < end and not received:
         time.sleep(0.02)
+
+
+def _is_running(child: subprocess.Popen) -> bool:
+    return child.poll() is None and not os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
 
 
 if __name__ == "__main__":
