@@ -24,6 +24,7 @@ from generation.arguments import (
     end_processes,
     is_first_rank,
     load_model,
+    require_fit,
     start_processes,
 )
 from glm.ending import FORESEEN, ended, terminating
@@ -58,6 +59,8 @@ def evaluate(arguments: argparse.Namespace, output) -> int:
     say = Voice()
     configs = found = failure = None
     try:
+        if not arguments.check and arguments.load.is_dir():  # where there is none, what is wrong with data comes first
+            require_fit(arguments, "this evaluation")
         configs, found = looked_at(arguments)
     except UserError as error:
         if is_first_rank():
@@ -165,6 +168,8 @@ def _number(count: int, what: str) -> str:
 
 
 if __name__ == "__main__":
-    code = main()
-    end_processes()
+    try:
+        code = main()
+    finally:
+        end_processes()
     sys.exit(code)

@@ -23,7 +23,7 @@ PROGRAM = "python -m evaluation"
 # What results do not depend on: the same folder whatever is said of these.
 _ABOUT_THE_RUN = ("output", "overwrite", "check", "paths", "task", "sequential_initialization", "local_rank",
                   "model_parallel_size", "mode", "layernorm_order", "tokenizer_type", "skip_init",
-                  "from_quantized_checkpoint")
+                  "from_quantized_checkpoint", "no_plan")
 
 
 class EvaluationParser(CommandParser):

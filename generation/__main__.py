@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from generation.arguments import (
@@ -23,12 +24,15 @@ from generation.arguments import (
     end_processes,
     is_first_rank,
     load_model,
+    require_fit,
 )
+from generation.batching import bounds
 from generation.options import STRATEGIES, Options
 from generation.prompts import read_prompts
 from generation.results import Results
 from glm.ending import FAILED, FORESEEN, ended, terminating
 from glm.errors import UserError
+from planning.wanted import Use
 
 INTERACTIVE = "interactive"
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -105,7 +109,9 @@ def main(argv: list[str] | None = None) -> int:
         return ended(error, "" if is_session else f"--resume goes on from here: {output_folder(arguments)}")
 
 
-def loaded(arguments: argparse.Namespace, timeout_seconds: float = 1800):
+def loaded(arguments: argparse.Namespace, texts: Sequence[str], timeout_seconds: float = 1800):
+    """The model and the tokenizer, for these prompts."""
+    require_fit(arguments, "this run", use_of(arguments, texts))
     announce_loading(arguments)
     model, tokenizer = load_model(arguments, timeout_seconds)
     from glm import parallel
@@ -117,6 +123,12 @@ def loaded(arguments: argparse.Namespace, timeout_seconds: float = 1800):
     return model, tokenizer
 
 
+def use_of(arguments: argparse.Namespace, texts: Sequence[str]) -> Use:
+    sizes = tuple(len(text.encode("utf-8", "replace")) for text in texts)
+    return Use(sizes, options_of(arguments).params().num_beams, arguments.batch_size, arguments.out_seq_length,
+               arguments.max_gen_length, bounds)
+
+
 def file_run(arguments: argparse.Namespace, options: Options) -> int:
     results = None
     with contextlib.ExitStack() as stack:
@@ -125,7 +137,9 @@ def file_run(arguments: argparse.Namespace, options: Options) -> int:
             results = stack.enter_context(Results(output_folder(arguments), lines, arguments.resume,
                                                   arguments.overwrite, arguments.input_source))
         stack.enter_context(terminating())
-        model, tokenizer = loaded(arguments)
+        texts = [] if results is None else [line.text for line in results.lines
+                                            if line.error is None and line.index not in results.done]
+        model, tokenizer = loaded(arguments, texts)
         from generation.files import run_file
         from glm import parallel
 
@@ -142,7 +156,7 @@ def output_folder(arguments: argparse.Namespace) -> Path:
 
 
 def session(arguments: argparse.Namespace, options: Options) -> int:
-    model, tokenizer = loaded(arguments, LONG_TIMEOUT)
+    model, tokenizer = loaded(arguments, [""], LONG_TIMEOUT)
     from generation.interactive import QUERY, Session, follow, line_editing
     from glm import parallel
 
@@ -173,6 +187,8 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    end_processes()
+    try:
+        code = main()
+    finally:
+        end_processes()
     sys.exit(code)

@@ -87,6 +87,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                             "again for every pass (docs/low-resource-inference.md)")
     group.add_argument("--bminf", action="store_true",
                        help="like --offload-memory-limit, with the limit found out from what is free")
+    group.add_argument("--no-plan", action="store_true",
+                       help="load the model even if it cannot fit in memory (python -m glm plan says what it takes)")
     group.add_argument("--sequential-initialization", action="store_true",
                        help="ranks read their shards one after another")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is a GPU)")
@@ -120,14 +122,28 @@ def announce_loading(arguments: argparse.Namespace) -> None:
               flush=True)
 
 
+def require_fit(arguments: argparse.Namespace, purpose: str, use=None) -> None:
+    """Raises UserError where the model and the sequences in use (planning.wanted.Use; None: the model alone) cannot fit
+    on this machine, with the flags that would make them fit; not with --no-plan. Imports no torch."""
+    from planning.check import require_fit as required
+    from planning.wanted import Use
+
+    check_folder(arguments)
+    required(arguments, purpose, use or Use(), default_precision("cpu"))
+
+
+def check_folder(arguments: argparse.Namespace) -> None:
+    if not arguments.load.is_dir():
+        raise UserError(f"--load {arguments.load}: no such folder; name the one that holds the checkpoint's file "
+                        f"'latest' (or set CHECKPOINT_PATH)")
+
+
 def load_model(arguments: argparse.Namespace, timeout_seconds: float = 1800):
     """Start the processes' group and load what the arguments say: (model, tokenizer). Takes seconds: imports torch.
 
     timeout_seconds: how long ranks wait for one another later on.
     """
-    if not arguments.load.is_dir():
-        raise UserError(f"--load {arguments.load}: no such folder; name the one that holds the checkpoint's file "
-                        f"'latest' (or set CHECKPOINT_PATH)")
+    check_folder(arguments)
     import glm
 
     start_processes(arguments, timeout_seconds)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
-
-from glm import parallel
 
 MOST_ROWS = 64  # beams count as rows; more gain little, and one more row still costs its attention
 MOST_TOKENS = 16384  # places at a time, for the activations while contexts are read
@@ -20,11 +19,7 @@ def batches(items: Sequence[T], sizes: Sequence[int], model, params, batch_size:
     sizes: places that each takes up (context and answer). batch_size fixes the number of items; None: by the bounds
     above, which are the same on all ranks. An item over all bounds is a batch of its own.
     """
-    rows, places = MOST_ROWS // params.num_beams, MOST_TOKENS
-    if batch_size is not None:
-        rows, places = batch_size, float("inf")
-    else:
-        places = min(places, CACHE_BYTES // (bytes_per_place(model) * params.num_beams))
+    rows, places = bounds(bytes_per_place(model), params.num_beams) if batch_size is None else (batch_size, math.inf)
     batch, widest = [], 0
     for place in sorted(range(len(items)), key=lambda place: sizes[place]):
         widest = max(widest, sizes[place])
@@ -36,7 +31,14 @@ def batches(items: Sequence[T], sizes: Sequence[int], model, params, batch_size:
         yield batch
 
 
+def bounds(place_bytes: int, num_beams: int) -> tuple[int, int]:
+    """Most prompts of a batch, and most places of them together. place_bytes: of one beam's place in the cache."""
+    return MOST_ROWS // num_beams, min(MOST_TOKENS, CACHE_BYTES // (place_bytes * num_beams))
+
+
 def bytes_per_place(model) -> int:
     """What one token of one row takes up in this rank's cache."""
+    from glm import parallel  # here: bounds() is asked for before torch is there
+
     ranks = parallel.size() if parallel.is_started() else 1
     return 2 * model.config.num_layers * model.config.hidden_size // ranks * next(model.parameters()).element_size()

@@ -11,7 +11,6 @@ import os
 from dataclasses import dataclass
 
 from glm import memory as room_of
-from glm.config import ModelConfig
 from glm.errors import UserError
 from planning import machine, remedies
 from planning.memory import cache_bytes, on_device
@@ -19,7 +18,7 @@ from planning.shapes import Setup, weights
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 
 LEAST_PROCESS = 0.14e9  # of its own that a process with torch has; PROCESS of planning.memory, less what is mapped
-LEAST_ADDRESSES = 0.5e9  # address space that Python, torch and their threads take
+LEAST_ADDRESSES = 0.6e9  # address space that Python, torch and their threads take
 LEAST_CUDA = 0.25e9  # of a GPU that CUDA takes for itself
 TOLERANCE = 0.97  # of what is counted: the constants and the free memory are not known to the byte
 
@@ -105,11 +104,3 @@ def message(purpose: str, lacking: Shortage, ways: list[str]) -> str:
     return (f"{purpose} needs {lacking.needed / 1e9:.2f} GB at least ({parts}), but {lacking.where} has "
             f"{lacking.free / 1e9:.2f} GB free; {mend}. python -m glm plan tells more; --no-plan starts it all the "
             "same")
-
-
-def use_of(config: ModelConfig, out_seq_length: int | None, max_gen_length: int | None, prompts: int,
-                   beams: int) -> Use:
-    """What generation is certain to hold for so many prompts at a time: a row's cache has room for the whole answer."""
-    total = min(out_seq_length or config.max_sequence_length, config.max_sequence_length)
-    places = total if max_gen_length is None else min(total, max_gen_length + 1)
-    return Use(prompts, beams, places, sets_length=max_gen_length is None)

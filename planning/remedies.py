@@ -33,10 +33,11 @@ def find(setup: Setup, use: Use, fits: Fits, checkpoint: Path | None, on_gpus: b
 
 def changes(setup: Setup, use: Use, fits: Fits, checkpoint: Path | None, on_gpus: bool) -> Iterator[tuple[str, Setup]]:
     """Each flag with the run that it makes of this one."""
-    if use.prompts > 1 and setup.rows > use.beams:
-        yield "--batch-size 1", replace(setup, rows=use.beams, read_rows=1)
-    if use.sets_length and (shorter := longest(setup, fits)) is not None:
-        yield f"--out-seq-length {shorter}", replace(setup, new_tokens=shorter - setup.context)
+    if setup.read_rows > 1:
+        yield "--batch-size 1", replace(setup, rows=setup.rows // setup.read_rows, read_rows=1)
+    if setup.new_tokens and (shorter := longest(setup, fits)) is not None:
+        flag = "--out-seq-length" if use.max_gen_length is None else "--max-gen-length"
+        yield f"{flag} {shorter}", replace(setup, new_tokens=shorter - setup.context)
     if use.beams > 1 and setup.rows >= use.beams:
         yield "--num-beams 1", replace(setup, rows=setup.rows // use.beams)
     if setup.run.precision == "fp32":

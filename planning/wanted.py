@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from glm.checkpoint import read_config
 from glm.config import FIELDS, ModelConfig
 from glm.errors import UserError
 from planning import machine, stored
-from planning.memory import least_offloaded
+from planning.memory import cache_bytes, least_offloaded
 from planning.shapes import Format, Setup
 from planning.stored import Stored
+
+ADDED_TOKENS = 8  # of a prompt without masks: blank, mask, sop, end
 
 
 @dataclass(frozen=True)
 class Use:
-    """The sequences that a command is certain to hold in its cache at a time.
+    """What generation is to hold in its cache. sizes: bytes of the prompts, of which a token has one at least; none:
+    nothing is generated. beams: of each. batch_size: prompts at a time; None: by `bounds`, which is
+    generation.batching.bounds."""
 
-    prompts: at once; beams: of each; places: of each beam. sets_length: whether --out-seq-length shortens them.
-    """
-
-    prompts: int = 0
+    sizes: tuple[int, ...] = ()
     beams: int = 1
-    places: int = 0
-    sets_length: bool = False
+    batch_size: int | None = None
+    out_seq_length: int | None = None
+    max_gen_length: int | None = None
+    bounds: Callable[[int, int], tuple[int, int]] | None = None
+
+    def places(self, config: ModelConfig) -> int:
+        """That a row certainly has: room for its whole answer is made at once."""
+        if not self.prompts(config):
+            return 0
+        total = self.total(config)
+        return total if self.max_gen_length is None else min(total, self.max_gen_length + 1)
+
+    def total(self, config: ModelConfig) -> int:
+        return min(self.out_seq_length or config.max_sequence_length, config.max_sequence_length)
+
+    def prompts(self, config: ModelConfig) -> int:
+        """Those that are certainly not refused as too long."""
+        return sum(size + ADDED_TOKENS < self.total(config) for size in self.sizes)
+
+    def at_once(self, config: ModelConfig, place_bytes: int) -> int:
+        """Prompts that certainly share a batch. place_bytes: of one beam's place."""
+        prompts = self.prompts(config)
+        if self.batch_size is not None:
+            return min(self.batch_size, prompts)
+        if self.bounds is None or self.max_gen_length is not None or not prompts:
+            return min(1, prompts)  # rows may then be longer than is known here, and fewer
+        rows, places = self.bounds(place_bytes, self.beams)
+        return max(1, min(rows, places // self.places(config), prompts))
 
 
 def shapes_of(arguments: argparse.Namespace) -> dict:
@@ -50,14 +78,16 @@ def setup_of(arguments: argparse.Namespace, config: ModelConfig, found: Stored |
     degree = arguments.model_parallel_size or (1 if found is None else found.parts)
     check_divisible(config, degree)
     setup = Setup(config, Format(precision, bits, group_size), kind, degree, file,
-                  mapped=found is None or found.is_mapped, rows=max(1, use.prompts * use.beams),
-                  read_rows=max(1, use.prompts), context=1, new_tokens=max(0, use.places - 1))
+                  mapped=found is None or found.is_mapped, context=1, new_tokens=max(0, use.places(config) - 1))
+    place_bytes = int(cache_bytes(replace(setup, context=0, new_tokens=1)))
+    prompts = max(1, use.at_once(config, place_bytes))
+    setup = replace(setup, rows=prompts * use.beams, read_rows=prompts)
     limit = getattr(arguments, "offload_memory_limit", None)
     if limit is not None:
         limit *= 1e9
     elif getattr(arguments, "bminf", False):
         limit = least_offloaded(setup)
-    return Setup(**vars(setup) | {"offload_limit": limit})
+    return replace(setup, offload_limit=limit)
 
 
 def check_divisible(config: ModelConfig, degree: int) -> None:
