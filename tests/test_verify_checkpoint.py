@@ -1,5 +1,6 @@
 """tools/verify_checkpoint.py on checkpoints: what is missing, cut off, added or changed is named, with its tensor."""
 
+import errno
 import os
 import random
 import re
@@ -14,6 +15,7 @@ from glm.errors import UserError
 from tests.golden_data import split_state, write_checkpoint
 from tests.tiny_checkpoints import run, tiny_checkpoint, tiny_state
 from tools import convert_tp
+from tools.converting import verify
 from tools.converting.hashing import checksums
 from tools.converting.manifest import Manifest, read_manifest, write_manifest
 from tools.converting.records import records, tensor_regions
@@ -100,6 +102,14 @@ def test_missing_truncated_and_added_files(folder, capsys):
     assert lines[2] == "49300/mp_rank_02_model_states.pt was added: it is not in the manifest"
 
 
+@pytest.mark.parametrize("size", [0, 1, 100])
+def test_a_shard_that_ends_before_its_first_tensor(folder, capsys, size):
+    os.truncate(folder / SECOND, size)
+    code, (line,) = found(capsys, folder)
+    assert code == 1 and line.startswith(f"{SECOND} is truncated: {size} of ") and line.endswith(" more missing")
+    assert "cut off" not in line
+
+
 def test_bytes_behind_the_end_and_a_changed_tensor(folder, capsys):
     region = tensor_regions(folder / FIRST)[3]
     flip(folder / FIRST, region.start)
@@ -108,7 +118,8 @@ def test_bytes_behind_the_end_and_a_changed_tensor(folder, capsys):
     size = (folder / FIRST).stat().st_size
     code, lines = found(capsys, folder)
     assert code == 1
-    assert lines == [f"{FIRST} has 4 bytes too many ({size}, not {size - 4})", f"{FIRST} is changed: {region.name}"]
+    assert lines == [f"{FIRST} has {size} bytes, 4 more than the {size - 4} it had",
+                     f"{FIRST} is changed: {region.name}"]
 
 
 def test_vocabulary_that_was_put_beside(folder, capsys):
@@ -182,6 +193,38 @@ def test_no_manifest_is_made_of_what_is_damaged(plain, capsys):
 def test_no_manifest_is_replaced(folder, capsys):
     assert main([str(folder), "--write-manifest"]) == 2
     assert "exists already; delete it" in capsys.readouterr().err
+
+
+def test_a_manifest_is_written_of_what_is_as_another_says(folder, tmp_path, capsys):
+    (folder / "manifest.json").rename(tmp_path / "good.json")
+    place = place_of(folder / FIRST)
+    flip(folder / FIRST, place, random.Random(0))
+    assert found(capsys, folder, "--against", tmp_path / "good.json", "--write-manifest") == (
+        1, [f"{FIRST} is changed: {QKV}"])
+    flip(folder / FIRST, place, random.Random(0))
+    assert found(capsys, folder, "--against", tmp_path / "good.json", "--write-manifest")[0] == 0
+    assert (folder / "manifest.json").exists()
+
+
+def test_a_manifest_that_cannot_be_written(plain, capsys, monkeypatch):
+    def fail(path, manifest):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("tools.converting.manifest.write_manifest", fail)
+    assert main([str(plain), "--write-manifest"]) == 2
+    assert capsys.readouterr().err == f"error: {plain / 'manifest.json'}: Read-only file system\n"
+
+
+def test_a_file_that_cannot_be_read(folder, capsys, monkeypatch):
+    real = verify.hash_file
+
+    def fail(path, *rest):
+        if path.name in SECOND:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *rest)
+
+    monkeypatch.setattr(verify, "hash_file", fail)
+    assert found(capsys, folder) == (1, [f"{SECOND} cannot be read: Input/output error"])
 
 
 def test_sha256_is_what_sha256sum_prints(plain, capsys):

@@ -47,6 +47,17 @@ def test_parts_that_are_missing_or_of_an_odd_size(parts, capsys):
         "glm-130b-sat.tar.part_06.aria2: a download of glm-130b-sat.tar.part_06 that has not ended"])
 
 
+def test_first_and_last_part_missing_or_empty(parts, capsys):
+    folder = parts("-d")
+    (folder / "glm-130b-sat.tar.part_00").unlink()
+    code, (line,) = found(capsys, folder)
+    assert code == 1 and "part_01 does not begin a tar archive" in line
+    assert line.endswith(": glm-130b-sat.tar.part_00 is missing, or it is damaged; download it again")
+    path = sorted(folder.iterdir())[-1]
+    path.write_bytes(b"")
+    assert found(capsys, folder) == (1, [f"{path.name} is empty; download it again"])
+
+
 @pytest.mark.parametrize("lost", [2, 3, 5])
 def test_parts_that_are_missing_at_the_end(parts, capsys, lost):
     """The numbers cannot tell, the archive's own headers do."""
@@ -70,6 +81,9 @@ def test_parts_against_hashes(parts, capsys, tmp_path):
     (tmp_path / "SHA256SUMS").write_text(sums)
     for against in (folder / "manifest.json", tmp_path / "SHA256SUMS"):
         assert found(capsys, folder, "--against", against)[0] == 0
+    (folder / "glm-130b-sat.tar.part_03").rename(tmp_path / "away")
+    assert found(capsys, folder, "--against", tmp_path / "SHA256SUMS") == (1, ["glm-130b-sat.tar.part_03 is missing"])
+    (tmp_path / "away").rename(folder / "glm-130b-sat.tar.part_03")
     flip(folder / "glm-130b-sat.tar.part_04", 5000)
     for against in (folder / "manifest.json", tmp_path / "SHA256SUMS"):
         code, lines = found(capsys, folder, "--against", against)
@@ -80,8 +94,10 @@ def test_mistakes_of_the_command(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "x.tar.part_00").write_text("hello")
     (tmp_path / "sums").write_text("hello world\n")
+    (tmp_path / "empty").mkdir()
     for arguments, message in (((tmp_path / "nowhere",), "no such file or folder"),
-                               ((tmp_path / "notes.txt",), "neither a checkpoint folder nor parts"),
+                               ((tmp_path / "empty",), "neither a checkpoint folder (with the file 'latest') nor"),
+                               ((tmp_path / "notes.txt",), "neither a checkpoint folder (with"),
                                ((tmp_path, "--against", tmp_path / "sums"), "line 1: not a line of")):
         assert main(list(map(str, arguments))) == 2
         error = capsys.readouterr().err

@@ -33,6 +33,8 @@ def make_parser() -> CommandParser:
 
 
 def run_verify(paths: Sequence[Path], against: Path | None = None, write: bool = False, kind: str = "xxh3_128") -> int:
+    from tools.converting.manifest import NAME as MANIFEST
+    from tools.converting.manifest import write_manifest
     from tools.converting.parts import check_parts, find_parts, make_parts_manifest
 
     for path in paths:
@@ -41,10 +43,13 @@ def run_verify(paths: Sequence[Path], against: Path | None = None, write: bool =
     folder = paths[0] if paths[0].is_dir() else paths[0].parent
     parts = find_parts(paths)
     is_checkpoint = len(paths) == 1 and paths[0].is_dir() and ((paths[0] / "latest").exists() or not parts)
-    if not is_checkpoint and not parts:
-        raise UserError(f"{paths[0]}: neither a checkpoint folder nor parts of an archive (NAME.part_00 ...)")
+    if not (_looks_like_checkpoint(folder) if is_checkpoint else parts):
+        raise UserError(f"{paths[0]}: neither a checkpoint folder (with the file 'latest') nor parts of an archive "
+                        "(NAME.part_00 ...)")
+    if write and (folder / MANIFEST).exists():
+        raise UserError(f"{folder / MANIFEST} exists already; delete it to make a new one")
     if is_checkpoint:
-        report, how = _check_checkpoint(paths[0], None if write else against)
+        report, how = _check_checkpoint(paths[0], against)
         make = _make_manifest
     else:
         report, how = check_parts(parts, against), f"{len(parts)} parts"
@@ -55,13 +60,18 @@ def run_verify(paths: Sequence[Path], against: Path | None = None, write: bool =
         return 1
     print(f"{folder}: whole: {how}, {report.bytes / 1e9:.2f} GB")
     if write:
-        from tools.converting.manifest import NAME, write_manifest
-
-        if (folder / NAME).exists():
-            raise UserError(f"{folder / NAME} exists already; delete it to make a new one")
-        write_manifest(folder / NAME, make(folder if is_checkpoint else parts, kind))
-        print(f"{folder / NAME} written")
+        write_manifest(folder / MANIFEST, make(folder if is_checkpoint else parts, kind))
+        print(f"{folder / MANIFEST} written")
     return 0
+
+
+def _looks_like_checkpoint(folder: Path) -> bool:
+    """Or did before something of it was lost."""
+    from glm.checkpoint import CONVERTING, LATEST
+    from tools.converting.manifest import NAME
+
+    return (any((folder / name).exists() for name in (LATEST, NAME, CONVERTING))
+            or any(folder.glob("*/mp_rank_*")))
 
 
 def _make_manifest(folder: Path, kind: str):
@@ -78,7 +88,8 @@ def _check_checkpoint(folder: Path, against: Path | None):
     file = against or folder / NAME
     if against is None and not file.exists():
         report = alone(folder)
-        return report, f"{report.files} shards, by themselves (no {NAME} to compare with)"
+        shards = f"{report.files} shard{'s' * (report.files != 1)}"
+        return report, f"{shards}, {'by themselves' if report.files != 1 else 'by itself'} (no {NAME} to compare with)"
     try:
         manifest = read_manifest(file)
     except UserError as error:
@@ -95,6 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
         return run_verify(options.paths, options.against, options.write_manifest, options.hash)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or options.paths[0]}: {error.strerror}", file=sys.stderr)
         return 2
 
 

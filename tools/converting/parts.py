@@ -38,7 +38,7 @@ def check_parts(parts: Sequence[Path], sums: Path | None = None) -> Report:
         raise UserError(f"parts of several archives: {', '.join(stems)}; check one after the other")
     problems = _missing(parts, stems[0]) + _sizes(parts) + _unfinished(parts[0].parent, stems[0])
     if sums is not None:
-        problems += _hash_problems(parts, _read_sums(sums))
+        problems += [line for line in _hash_problems(parts, _read_sums(sums)) if line not in problems]
     if not problems and stems[0].partition(".part")[0].endswith(".tar"):
         problems += _tar_problems(parts)
     return Report(problems, len(parts), sum(path.stat().st_size for path in parts))
@@ -89,7 +89,9 @@ def _sizes(parts: Sequence[Path]) -> list[str]:
     problems = [f"{path.name} has {size} bytes, the other parts have {usual}: "
                 f"{'cut off' if size < usual else 'too long'}; download it again"
                 for path, size in zip(parts, others, strict=False) if size != usual]
-    if last > usual or not last:
+    if not last:
+        problems.append(f"{parts[-1].name} is empty; download it again")
+    elif last > usual:
         problems.append(f"{parts[-1].name} has {last} bytes; the last part has 1 to {usual}")
     return problems
 
@@ -140,7 +142,10 @@ def _tar_problems(parts: Sequence[Path]) -> list[str]:
                 members.extend(archive)
         except tarfile.TarError as error:
             if not members:
-                return [f"{parts[0].name} does not begin a tar archive ({error}); download it again"]
+                stem, place = PART.fullmatch(parts[0].name).groups()
+                before = f"{_name(stem, place, 0)} is missing, or " if _place(parts[0].name) else ""
+                return [f"{parts[0].name} does not begin a tar archive ({error}): {before}it is damaged; download it "
+                        "again"]
         size = members[-1].size if members and members[-1].isreg() else 0
         blocks = -(-size // tarfile.BLOCKSIZE)
         end = members[-1].offset_data + blocks * tarfile.BLOCKSIZE if members else 0

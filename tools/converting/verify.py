@@ -36,7 +36,7 @@ def against_manifest(folder: Path, manifest: Manifest) -> Report:
     present = {name: folder / name for name in manifest.files if (folder / name).is_file()}
     total = sum(path.stat().st_size for path in present.values())
     with ByteProgress(total, "Verifying") as progress:
-        found = in_threads(lambda name: _file_problems(present[name], name, manifest.files[name], progress.advance),
+        found = in_threads(lambda name: _read_problems(present[name], name, manifest.files[name], progress.advance),
                            list(present))
     problems = [f"{name} is missing{_tensors(facts)}" for name, facts in manifest.files.items() if name not in present]
     problems += [line for lines in found for line in lines]
@@ -82,6 +82,13 @@ def _facts(path: Path, kind: str, advance: Callable[[int], None]) -> FileFacts:
     return FileFacts(path.stat().st_size, digest, regions, structure)
 
 
+def _read_problems(path: Path, name: str, expected: FileFacts, advance: Callable[[int], None]) -> list[str]:
+    try:
+        return _file_problems(path, name, expected, advance)
+    except OSError as error:  # a disk that fails, or no permission
+        return [f"{name} cannot be read: {error.strerror}"]
+
+
 def _file_problems(path: Path, name: str, expected: FileFacts, advance: Callable[[int], None]) -> list[str]:
     size, kind = path.stat().st_size, expected.hash.partition(":")[0]
     if kind not in HASHES:
@@ -95,7 +102,7 @@ def _file_problems(path: Path, name: str, expected: FileFacts, advance: Callable
     if size < expected.bytes:
         lines.append(f"{name} is truncated: {size} of {expected.bytes} bytes{_cut_off(expected.regions, size)}")
     elif size > expected.bytes:
-        lines.append(f"{name} has {size - expected.bytes} bytes too many ({size}, not {expected.bytes})")
+        lines.append(f"{name} has {size} bytes, {size - expected.bytes} more than the {expected.bytes} it had")
     elif structure != expected.structure_crc32 and expected.structure_crc32 is not None:
         changed.append("structure (all that is no tensor: names, shapes, places)")
     if changed:
@@ -109,7 +116,7 @@ def _cut_off(regions: Sequence[Region], size: int) -> str:
         return ""
     cut = [region.name for region in beyond if region.start < size]
     lost = [region.name for region in beyond if region.start >= size]
-    parts = [f"{cut[0]} is cut off"] * bool(cut) + [f"{_listed(lost)} missing"] * bool(lost)
+    parts = [f"{name} is cut off" for name in cut] + ([f"{_listed(lost)} missing"] if lost else [])
     return ": " + ", ".join(parts)
 
 
@@ -150,7 +157,7 @@ def _is_finite(tensor: torch.Tensor, advance: Callable[[int], None]) -> bool:
     for start in range(0, len(flat), step):
         block = flat[start : start + step]
         advance(block.numel() * block.element_size())
-        if block.is_floating_point() and not torch.isfinite(block).all():
+        if block.is_floating_point() and not torch.isfinite(block.double() if block.itemsize == 1 else block).all():
             return False
     return True
 
