@@ -143,7 +143,8 @@ def test_requantize_makes_one_scale_a_row_again(tmp_path, bits, target_bits):
 def test_groups_that_do_not_divide_the_columns(tmp_path):
     """GLM-130B's sizes have room for all three group sizes; golden's 176 / 1 columns have not."""
     write_checkpoint(tmp_path / "in", split_state(whole_state(), 2))
-    with pytest.raises(UserError, match="--quantization-group-size 32: .*4h_to_h.weight on 1 ranks: groups of 32 col"):
+    with pytest.raises(UserError, match="size 32 does not divide the 176 columns of .*4h_to_h.weight on 1 rank; "
+                                        "allowed there: no groups"):
         run(tmp_path / "in", tmp_path / "out", 1, bits=4, group_size=32)
     assert not (tmp_path / "out").exists()
 
@@ -153,6 +154,9 @@ def test_groups_of_columns(tmp_path):
     state = tiny_state(config=ModelConfig(1, 128, 4, 256, 48, 8))
     write_checkpoint(tmp_path / "in", [state])
     config = {"num_attention_heads": 4}
+    with pytest.raises(UserError, match="128 does not divide the 64 columns of .*.dense.weight on 2 ranks; allowed "
+                                        "there: 64 or 32"):
+        convert(tmp_path / "in", tmp_path / "out", Wish(2, 4, 128), config, None)
     for source, target, degree, scheme in (("in", "a", 2, (4, 32)), ("a", "b", 4, ()), ("b", "c", 1, ())):
         convert(tmp_path / source, tmp_path / target, Wish(degree, *scheme), config, None)
     (found,) = tensors_of(tmp_path / "c")
@@ -203,6 +207,13 @@ def test_a_configuration_that_was_said_is_written_down(tmp_path):
              "max_sequence_length": 8}
     convert(tmp_path / "in", tmp_path / "out", Wish(1), flags, None)
     assert ModelConfig.from_file(tmp_path / "out" / "model_config.json") == TINY
+
+
+def test_flags_that_win_over_the_configuration_win_in_the_result_too(tmp_path):
+    tiny_checkpoint(tmp_path / "in", 2)
+    convert(tmp_path / "in", tmp_path / "out", Wish(4), {"num_attention_heads": 8, "max_sequence_length": 16}, None)
+    said = TINY.override(num_attention_heads=8, max_sequence_length=16)
+    assert ModelConfig.from_file(tmp_path / "out" / "model_config.json") == said
 
 
 # Unknown tensors, other dtypes

@@ -68,8 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     needed = ("input_folder", "output_folder", "target_tp")
-    if options.verify is None and (missing := [name for name in needed if getattr(options, name) is None]):
-        parser.error(f"--{missing[0].replace('_', '-')} is needed (or --verify DIR)")
+    for name in needed:
+        if (getattr(options, name) is None) is (options.verify is None):
+            parser.error(f"--{name.replace('_', '-')} " + ("is needed (or --verify DIR)" if options.verify is None else
+                                                           "has no place beside --verify DIR, which only compares"))
     try:
         return run(options)
     except UserError as error:

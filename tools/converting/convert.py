@@ -1,7 +1,6 @@
 """The conversion: plan, space, shards one after another, manifest, `latest`."""
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glm.checkpoint import CONFIG_NAME, CONVERTING, LATEST, shard_name
-from glm.config import PRESETS, ModelConfig, read_config_file
+from glm.config import PRESETS, REQUIRED_FIELDS, ModelConfig, read_config_file
 from glm.errors import UserError
 from glm.files import replacing
 from glm.tokenizer import VOCABULARY_NAME
@@ -49,7 +48,7 @@ def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, o
         raise UserError(f"--input-folder {input_folder}: no such folder; name the one that holds the file 'latest'")
     given = _given(input_folder, shapes, model)
     source = open_source(input_folder, {name: given[name] for name in SIZES if name in given})
-    plan = make_plan(source, wish)
+    plan, config = make_plan(source, wish), _config_to_write(input_folder, given)
     conversion = _conversion(source, wish)
     names = [shard_name(rank) for rank in range(wish.degree)]
     if journals.is_whole(output, conversion):
@@ -59,7 +58,7 @@ def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, o
         with journals.opened(output, conversion, source.iteration) as journal:
             outcome = _write_shards(plan, journal, names, hash_kind)
             files = {f"{source.iteration}/{name}": journal.finished[name] for name in names}
-            files |= _carry(source.folder, output, given, hash_kind)
+            files |= _carry(source.folder, output, config, hash_kind)
             latest = source.iteration.encode()
             files[LATEST] = FileFacts(len(latest), hash_bytes(latest, hash_kind))
             write_manifest(output / MANIFEST, Manifest(files, conversion))
@@ -95,16 +94,15 @@ def _write_shard(path: Path, content: Mapping[str, object], hash_kind: str, prog
         file.abandon()
 
 
-def _carry(folder: Path, output: Path, given: Mapping[str, object], hash_kind: str) -> dict[str, FileFacts]:
-    """The configuration and the vocabulary come along, so that the result loads; a configuration that was said in
-    whole by a preset or flags is written down."""
+def _carry(folder: Path, output: Path, config: ModelConfig | None, hash_kind: str) -> dict[str, FileFacts]:
+    """The configuration (if given, instead of the input's) and the vocabulary come along, so that the result loads."""
     files = {}
     for name in CARRIED:
         with contextlib.ExitStack() as stack:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, stack.enter_context(replacing(output / name)))
-            elif name == CONFIG_NAME and (config := _whole_config(given)) is not None:
+            if name == CONFIG_NAME and config is not None:
                 config.save(stack.enter_context(replacing(output / name)))
+            elif (folder / name).is_file():
+                shutil.copyfile(folder / name, stack.enter_context(replacing(output / name)))
             else:
                 continue
         files[name] = FileFacts((output / name).stat().st_size, hash_file(output / name, hash_kind))
@@ -118,12 +116,21 @@ def _given(folder: Path, shapes: Mapping[str, object], model: str | None) -> dic
     if model is not None:
         ModelConfig.from_name(model)  # refuses an unknown name
         values = values | PRESETS[model]
-    return values | {name: value for name, value in shapes.items() if value is not None}
+    values = values | {name: value for name, value in shapes.items() if value is not None}
+    for name in SIZES:
+        if type(value := values.get(name, 1)) is not int or value < 1:
+            raise UserError(f"{name} {value!r} was said (in model_config.json, by --model or by a flag); it must be a "
+                            "whole number, at least 1")
+    return values
 
 
-def _whole_config(given: Mapping[str, object]) -> ModelConfig | None:
-    required = [field.name for field in dataclasses.fields(ModelConfig) if field.default is dataclasses.MISSING]
-    return ModelConfig.from_values(dict(given)) if all(name in given for name in required) else None
+def _config_to_write(folder: Path, given: Mapping[str, object]) -> ModelConfig | None:
+    """What was said in whole by a preset or flags, where it is not what the folder's file says; None: that file comes
+    along as it is, if there is one."""
+    file = folder / CONFIG_NAME
+    if file.is_file() and read_config_file(file) == given:
+        return None
+    return ModelConfig.from_values(dict(given)) if all(name in given for name in REQUIRED_FIELDS) else None
 
 
 def _conversion(source: Source, wish: Wish) -> dict[str, object]:
@@ -138,8 +145,9 @@ def _conversion(source: Source, wish: Wish) -> dict[str, object]:
 def _check_space(output: Path, needed: int) -> None:
     free = shutil.disk_usage(output).free
     if needed + SPARE_BYTES > free:
-        raise UserError(f"--output-folder {output}: {(needed + SPARE_BYTES) / 1e9:.1f} GB are needed, "
-                        f"{free / 1e9:.1f} GB are free on its disk; free space or name a folder on another disk")
+        needed_mb, free_mb = -(-(needed + SPARE_BYTES) // 10**6), free // 10**6  # rounded apart, never to the same
+        raise UserError(f"--output-folder {output}: {needed_mb / 1000:.3f} GB are needed, {free_mb / 1000:.3f} GB are "
+                        "free on its disk; free space or name a folder on another disk")
 
 
 def _report(source: Source) -> None:
@@ -158,5 +166,8 @@ def _explained(error: OSError, output: Path) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"the disk of {output} is full ({os.strerror(error.errno)}); what is finished is kept: free "
                          "space, then give the same command again")
-    return UserError(f"{error.filename or output}: {error.strerror}")
+    place = Path(error.filename or output)
+    if place.is_relative_to(output):  # what is made there means nothing to whoever named the folder
+        return UserError(f"--output-folder {output}: cannot be written: {error.strerror}")
+    return UserError(f"{place}: {error.strerror}")
 

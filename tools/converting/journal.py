@@ -109,6 +109,9 @@ def opened(output: Path, conversion: Mapping[str, object], iteration: str) -> It
 def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileFacts]:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output-folder {output} is a file; name a folder that does not exist yet")
+    if output.is_symlink() and not output.exists():
+        raise UserError(f"--output-folder {output} is a link to {os.readlink(output)}, which does not exist; make that "
+                        "folder or name another")
     journal = output / CONVERTING / _JOURNAL
     if not journal.is_file():
         found = sorted(path.name for path in output.iterdir() if path.name not in _IGNORED) if output.is_dir() else []

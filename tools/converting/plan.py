@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from glm.errors import UserError
-from quantization.functional import check_scheme
 from quantization.linear import Scheme
 from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
 from tools.converting.partition import SCALE, Cut, Rule, cuts, is_linear_weight, rule_of
 from tools.converting.source import Source, allowed_degrees
 from tools.converting.torchfile import Block, Entry
+
+GROUP_SIZES = (128, 64, 32)  # that may be asked for
 
 
 class Wish(NamedTuple):
@@ -48,7 +49,8 @@ def _check_wish(source: Source, wish: Wish) -> None:
             raise UserError(f"--target-tp {degree}: {name} {getattr(sizes, name)} cannot be divided among {degree} "
                             f"ranks; allowed: {', '.join(map(str, allowed_degrees(sizes)))}")
     if wish.requantize and bits is None:
-        raise UserError(f"--requantize: {source.folder} is not quantised; say --quantization-bit-width 8 or 4")
+        raise UserError(f"--requantize: {source.folder} is not quantised; leave it away, --quantization-bit-width 8 or "
+                        "4 alone quantises")
     if wish.group_size is not None and wish.bits is None and bits is None:
         raise UserError("--quantization-group-size says how weights are quantised; "
                         "--quantization-bit-width 8 or 4 is needed with it")
@@ -60,14 +62,16 @@ def _check_wish(source: Source, wish: Wish) -> None:
         if wish.group_size is not None:
             raise UserError(f"{source.folder} is quantised already, so --quantization-group-size {wish.group_size} has "
                             "nothing to quantise; convert from the unquantised checkpoint, or say --requantize")
-    target_bits = wish.bits or bits
-    for name in source.shards[0].tensors:
-        if is_linear_weight(name) and target_bits is not None:
-            columns = _columns(source, name, degree)
-            if target_bits == 4 and columns % 2:
-                raise UserError(f"--target-tp {degree}: {name} would have {columns} columns on a rank, which would cut "
-                                "a byte of two 4-bit weights in two; choose a degree that gives an even number")
-            _check_groups(name, columns, target_bits, wish)
+    columns = {name: _columns(source, name, degree) for name in source.shards[0].tensors if is_linear_weight(name)}
+    for name, count in columns.items():
+        if (wish.bits or bits) == 4 and count % 2:
+            raise UserError(f"--target-tp {degree}: {name} would have {count} columns on a rank, which would cut "
+                            "a byte of two 4-bit weights in two; choose a degree that gives an even number")
+        if wish.group_size is not None and count % wish.group_size:
+            allowed = [str(size) for size in GROUP_SIZES if not any(count % size for count in columns.values())]
+            raise UserError(f"--quantization-group-size {wish.group_size} does not divide the {count} columns of "
+                            f"{name} on {degree} rank{'s' * (degree > 1)}; allowed there: "
+                            f"{' or '.join(allowed) or 'no groups'}")
 
 
 def rank_content(plan: Plan, rank: int) -> dict[str, object]:
@@ -200,14 +204,6 @@ def _columns(source: Source, name: str, degree: int) -> int:
     if rule_of(name) is Rule.COLUMNS:
         return source.sizes.axis(name) // degree
     return source.sizes.hidden_size
-
-
-def _check_groups(name: str, columns: int, bits: int, wish: Wish) -> None:
-    try:
-        check_scheme(columns, bits, wish.group_size)
-    except ValueError as error:
-        raise UserError(f"--quantization-group-size {wish.group_size}: {name} on {wish.degree} ranks: "
-                        f"{error}") from None
 
 
 def _whole(entry: Entry) -> Tensor:

@@ -145,6 +145,10 @@ def _sizes(shards: Sequence[Shard], given: Mapping[str, int], default_heads: int
             if given[name] * degree % found[name] == 0 and given[name] > found[name]:
                 parts = given[name] * degree // found[name]
                 raise UserError(missing_shard(path.with_name(shard_name(degree))) + f" ({parts} belong together)")
+            if given[name] < found[name] and given[name] * degree % found[name] == 0:
+                parts = given[name] * degree // found[name]
+                raise UserError(f"{path.parent} holds {degree} shards, but {parts} of their size are the model's "
+                                f"{name} {given[name]}: move those away that are not of it")
             _compare(name, found[name], given, path)
     frequencies = tensors.get(f"transformer.layers.0.{INVERSE_FREQUENCIES}")
     if frequencies is not None and frequencies.numel() and found["hidden_size"] % (2 * frequencies.numel()) == 0:
