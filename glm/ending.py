@@ -36,6 +36,37 @@ def terminating() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class Asked:
+    """For work in steps that must not be cut in two: Ctrl-C and SIGTERM are noted while the block runs, and `check`,
+    called between two steps, raises what came. A second Ctrl-C does not wait for the step's end."""
+
+    def __init__(self):
+        self._came: KeyboardInterrupt | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Asked:
+        for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
+            with contextlib.suppress(ValueError):  # not the main thread
+                self._before[number] = signal.signal(number, lambda *_, kind=kind: self._note(kind))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self._came is not None
+
+    def _note(self, kind: type[KeyboardInterrupt]) -> None:
+        if self._came is not None and kind is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        self._came = self._came or kind()
+
+    def check(self) -> None:
+        if self._came is not None:
+            raise self._came
+
+
 def ended(error: BaseException, go_on: str = "") -> int:
     """Says what ended the program, on the first of its processes, and gives its exit code.
 

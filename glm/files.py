@@ -32,6 +32,19 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_torch(path: Path, content: object) -> None:
+    """torch.save to a file that is there as a whole, and on the disk, or not at all. Raises OSError."""
+    import torch
+
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        except RuntimeError as error:  # how torch tells of a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
 class Grown:
     """A file that only grows, by whole pieces: of a piece that the disk does not take nothing stays."""
 

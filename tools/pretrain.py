@@ -115,13 +115,15 @@ def report_held_out(losses: dict[str, float], index: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def train(options: argparse.Namespace) -> None:
+def train(options: argparse.Namespace, asked) -> None:
+    """asked: of glm.ending.Asked; when it is, the step's state is saved before the end."""
     from functools import partial
 
     import torch
 
     from glm.config import ModelConfig
     from glm.errors import UserError
+    from glm.files import replacing
     from glm.model import GLM
     from glm.tokenizer import Tokenizer
     from tools.pretraining import run
@@ -151,9 +153,10 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)  # the initial weights are the only use of torch's generator
     model = GLM(config, dtype=torch.float32, device=options.device, skip_init=False)
     optimizers = make_optimizers(model, options.optimizer, options.matrix_rate, options.rate, options.weight_decay)
-    options.output.mkdir(parents=True, exist_ok=True)
+    run.check_same_data(options.output, options.corpus, options.vocabulary, read_index(options.corpus))
     progress = run.load_state(options.output, model, optimizers)
-    config.save(options.output / "model_config.json")
+    with replacing(options.output / "model_config.json") as temporary:
+        config.save(temporary)
     step = progress["step"]
     if options.evaluate_only:
         print(report_held_out(held_out_losses(model, held_out, options, ids, autocast), read_index(options.corpus)))
@@ -188,21 +191,23 @@ def train(options: argparse.Namespace) -> None:
         if step % 20 == 0:
             speed = options.rows * options.width / seconds
             print(f"step {step}: loss {entry['loss']:.3f}, {speed:,.0f} tokens/s", flush=True)
-        if step % options.save_every == 0 or step == end:
+        if step % options.save_every == 0 or step == end or asked:
             run.save_state(options.output, model, optimizers, progress)
+        asked.check()
     run.plot_log(log, options.output / "loss.png")
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from glm.errors import UserError
+    from glm.ending import FORESEEN, Asked, ended
+    from glm.files import Lock
 
     try:
-        train(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        with Lock(options.output, "--output"), Asked() as asked:
+            train(options, asked)
+    except FORESEEN as error:
+        sys.exit(ended(error, f"the same command goes on from the last saved step: {options.output}"))
 
 
 if __name__ == "__main__":

@@ -1,29 +1,28 @@
 """The files of a training run: the resumable state, the log that agrees with it, the plot, the checkpoint to ship."""
 
+import contextlib
 import json
-import os
+import pickle
+from collections.abc import Iterable
 from pathlib import Path
 
+from evaluation.hashing import hash_files
 from glm.errors import UserError
-from glm.files import replacing
+from glm.files import Grown, replacing, write_torch
 
 STATE = "state.pt"
 LOG = "log.jsonl"
+DATA = "data.json"  # hashes of the files that the run was begun with
 
 
 def save_state(folder: Path, model, optimizers: list, progress: dict[str, int]) -> None:
     """Everything the next step depends on, written aside, then renamed: a kill leaves the old or the new one."""
-    import torch
-
     state = {
         "progress": progress,
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    with replacing(folder / STATE) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    write_torch(folder / STATE, state)
 
 
 def load_state(folder: Path, model, optimizers: list) -> dict[str, int]:
@@ -32,12 +31,15 @@ def load_state(folder: Path, model, optimizers: list) -> dict[str, int]:
 
     progress = {"step": 0, "rows": 0, "tokens": 0}
     if (folder / STATE).is_file():
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
+            raise UserError(f"{folder / STATE} is damaged; delete it to begin again, or give a new --output") from None
         try:
             model.load_state_dict(state["model"])
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 _load_moments(optimizer, saved)
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError, KeyError, TypeError):
             raise UserError(f"{folder / STATE} is of another model or --optimizer; resume with the flags that the run "
                             "began with, or give a new --output") from None
         progress = state["progress"]
@@ -67,8 +69,31 @@ def truncate_log(path: Path, step: int) -> None:
 
 
 def append_log(path: Path, entry: dict) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    with contextlib.closing(Grown(path)) as file:
+        file.add((json.dumps(entry) + "\n").encode())
+
+
+def check_same_data(folder: Path, corpus: Path, vocabulary: Path, index: Iterable[str]) -> None:
+    """The run in the folder goes on with the very files that it began with; it notes them when it begins.
+
+    index: names of the corpus's files. Raises UserError naming those that differ.
+    """
+    paths = {"the vocabulary": vocabulary} | {
+        name + suffix: corpus / f"{name}{suffix}.npy" for name in sorted(index) for suffix in ("", ".heldout")}
+    facts = dict(zip(paths, hash_files(list(paths.values())), strict=True))
+    file = folder / DATA
+    if (folder / STATE).is_file() and file.is_file():
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {}
+        changed = [name for name in {**before, **facts} if before.get(name) != facts.get(name)]
+        if changed:
+            raise UserError(f"{', '.join(changed[:3])}{' ...' * (len(changed) > 3)}: not what the run in {folder} "
+                            f"began with; put the old data back, or give a new --output, or delete {file} to go on "
+                            "with the new data")
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def plot_log(log: Path, picture: Path) -> None:
@@ -93,5 +118,6 @@ def plot_log(log: Path, picture: Path) -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(picture, dpi=120)
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
