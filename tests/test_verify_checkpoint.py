@@ -160,6 +160,12 @@ def test_a_shard_that_is_not_there_is_missed(plain, capsys):
     assert code == 1 and "missing shard" in line and "(2 belong together)" in line
 
 
+def test_a_shard_that_was_copied_to_another_name(plain, capsys):
+    shutil.copyfile(plain / FIRST, plain / SECOND)
+    code, (line,) = found(capsys, plain)
+    assert code == 1 and line.startswith(f"{SECOND[6:]} is a copy of {FIRST[6:]}: ")
+
+
 def test_numbers_that_are_not_finite(tmp_path, capsys):
     parts = split_state(tiny_state(), 2)
     parts[1][QKV][3, 4] = torch.nan
@@ -216,15 +222,12 @@ def test_a_manifest_that_cannot_be_written(plain, capsys, monkeypatch):
 
 
 def test_a_file_that_cannot_be_read(folder, capsys, monkeypatch):
-    real = verify.hash_file
-
-    def fail(path, *rest):
-        if path.name in SECOND:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path, *rest)
+    def fail(path, *_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(verify, "hash_file", fail)
-    assert found(capsys, folder) == (1, [f"{SECOND} cannot be read: Input/output error"])
+    code, lines = found(capsys, folder)
+    assert code == 1 and len(lines) == 4 and f"{SECOND} cannot be read: Input/output error" in lines
 
 
 def test_sha256_is_what_sha256sum_prints(plain, capsys):

@@ -1,5 +1,6 @@
 """A checkpoint against its manifest, or by itself: what is missing, cut off, added or changed, by file and tensor."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,10 @@ from tools.converting.blocks import one_torch_thread
 from tools.converting.hashing import BUFFER_BYTES, HASHES, checksums, crc32_of, hash_file, in_threads
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest
+from tools.converting.partition import WORD_EMBEDDINGS
 from tools.converting.progress import ByteProgress
 from tools.converting.records import DAMAGED, records, tensor_regions
-from tools.converting.source import SIZES, open_source
+from tools.converting.source import SIZES, open_source, same_bytes
 from tools.converting.torchfile import Region
 
 SHOWN = 5  # so many tensors of a file are named
@@ -171,7 +173,11 @@ def _fit_problems(folder: Path) -> list[str]:
         source = open_source(folder, {name: given[name] for name in SIZES if name in given}, heads_needed=False)
     except UserError as error:
         return [str(error)]
-    return [f"{name} is not the same in all shards, but should be" for name in source.differing]
+    problems = [f"{name} is not the same in all shards, but should be" for name in source.differing]
+    tables = [(shard.path.name, shard.tensors[WORD_EMBEDDINGS]) for shard in source.shards]
+    return problems + [f"{name} is a copy of {first}: no two shards hold the same words; copy it again"
+                       for (first, one), (name, other) in itertools.combinations(tables, 2)
+                       if same_bytes(one[:1], other[:1]) and same_bytes(one, other)]
 
 
 def _listed(names: Sequence[str]) -> str:
