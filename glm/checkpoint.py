@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import shlex
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -51,7 +52,7 @@ def shard_name(rank: int) -> str:
 def checkpoint_folder(folder: str | os.PathLike) -> Path:
     """The folder, which must be there."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"no checkpoint folder {folder}; --load needs the folder that holds the file {LATEST!r}")
     return folder
 
@@ -81,8 +82,8 @@ def iteration_folder(folder: str | os.PathLike) -> Path:
         example = found[-1] if found else "49300"
         raise UserError(f"no readable file {latest}: it must hold the name of the iteration's folder, for example "
                         f"{example}; mend it with: echo {example} > {shlex.quote(str(latest))}") from None
-    if iteration in ("", "..") or Path(iteration).name != iteration or not (folder / iteration).is_dir():
-        raise UserError(f"{latest} points to {iteration!r}, but there is no such folder in {folder}; "
+    if iteration in ("", "..") or Path(iteration).name != iteration or not os.path.isdir(folder / iteration):
+        raise UserError(f"{latest} points to {iteration[:80]!r}, but there is no such folder in {folder}; "
                         f"it must hold the name of a folder with {shard_name(0)}")
     return folder / iteration
 
@@ -90,7 +91,8 @@ def iteration_folder(folder: str | os.PathLike) -> Path:
 def find_shards(folder: str | os.PathLike) -> list[Path]:
     """The shards of the latest iteration, in the order of their ranks, at least one; a gap raises UserError."""
     iteration = iteration_folder(folder)
-    ranks = sorted(int(match[1]) for path in iteration.iterdir() if (match := _SHARD.fullmatch(path.name)))
+    ranks = sorted(int(match[1]) for path in iteration.iterdir()
+                   if (match := _SHARD.fullmatch(path.name)) and path.name == shard_name(int(match[1])))
     if not ranks:
         raise UserError(f"no shards {shard_name(0)} ... in {iteration}")
     for rank in range(ranks[-1]):
@@ -129,20 +131,50 @@ def read_shard(path: Path) -> Shard:
                         "nothing in it was run")
     mapped = start.startswith(_ZIP_START)  # the old format cannot be mapped: it is read into memory
     try:
+        if mapped:
+            _refuse_compression(path)
         content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors{_forbidden(error)}: refused, none of it was run") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except Exception:  # damage can end in any of them
         raise UserError(f"{path} ({path.stat().st_size} bytes) is truncated or damaged: copy it again from where the "
                         "checkpoint came from") from None
     if not isinstance(content, dict) or not isinstance(content.get("module"), dict):
-        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        found = ", ".join(map(_named, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is no SAT checkpoint: it must hold a dictionary with the key 'module', found {found}")
     for name, tensor in content["module"].items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: a tensor's name is no text but {_named(name)}")
         if not isinstance(tensor, torch.Tensor):
             raise UserError(f"{path}: {name} is no tensor but {type(tensor).__name__}")
+        if not _is_dense(tensor):
+            raise UserError(f"{path}: {name} is no dense tensor of numbers; save the checkpoint with plain ones")
     others = {key: value for key, value in content.items() if key != "module"}
     return Shard(path, content["module"], mapped, others)
+
+
+def _refuse_compression(path: Path) -> None:
+    """torch.save never compresses; a small file that unpacks to a large one would fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise UserError(f"{path} is a compressed archive, which torch.save does not write; save the checkpoint "
+                                "again with torch.save")
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    import torch
+
+    return (type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+            and tensor.device.type == "cpu"
+            and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg()))
+
+
+def _named(key: object) -> str:
+    """A key of a file for a message: whatever else than text it is, it may be endless."""
+    return key[:80] if isinstance(key, str) else f"a key of the type {type(key).__name__}"
 
 
 def _forbidden(error: pickle.UnpicklingError) -> str:

@@ -136,7 +136,9 @@ class Tokenizer:
             # Two serialised messages one after the other are their merged message: repeated fields are
             # concatenated and single fields overwritten, so the large vocabulary need not be parsed in Python.
             processor.LoadFromSerializedProto(self._data + _appended_pieces(commands_in_text))
-        except RuntimeError as error:
+            for piece in processor.id_to_piece(list(range(processor.get_piece_size()))):
+                piece.encode("utf-8")
+        except (RuntimeError, UnicodeError) as error:
             raise UserError(f"{self.vocabulary_file} is not icetk's vocabulary {VOCABULARY_NAME}: {error}") from None
         return processor
 

@@ -118,7 +118,9 @@ def _check_shapes(shards: Sequence[Shard]) -> None:
         needed = {Rule.COLUMNS: (2,), Rule.ROWS: (1, 2), Rule.HALVES: (1, 2)}.get(rule_of(name))
         if name.endswith(SCALE) and needed:
             needed = (1, 2)
-        if needed and tensor.dim() not in needed:
+        if needed and (tensor.is_complex() or tensor.dtype == torch.bool):
+            raise UserError(f"{shards[0].path}: {name} is {_described(tensor)}, which no weight of a GLM is")
+        if needed and (tensor.dim() not in needed or not tensor.numel()):
             raise UserError(f"{shards[0].path}: {name} has the shape {tuple(tensor.shape)}, which cannot be split")
         if name.endswith(SCALE) and needed and name.removesuffix(SCALE) not in shards[0].tensors:
             raise UserError(f"{shards[0].path} holds {name} but no {name.removesuffix(SCALE)}; copy the file again")
