@@ -53,11 +53,11 @@ def check_unchanged(model) -> None:
                         f"loaded; {GO_ON}")
 
 
-def explain_bus_errors(path: Path) -> None:
+def explain_bus_errors(path: Path, go_on: str = GO_ON) -> None:
     """From now on a mapped page that is no longer there ends the process with one line and exit code 2."""
     if sys.platform != "linux":
         return
-    text = (f"error: {path} was cut short, or its disk failed, while it was in use (SIGBUS); {GO_ON}\n").encode()
+    text = (f"error: {path} was cut short, or its disk failed, while it was in use (SIGBUS); {go_on}\n").encode()
 
     def say(_number: int) -> None:
         os.write(2, text)

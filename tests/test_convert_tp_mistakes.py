@@ -79,7 +79,7 @@ def test_folders_that_cannot_be_written(tmp_path, capsys):
     tiny_checkpoint(tmp_path / "in", 2)
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nothing")
-    assert f"--output-folder {tmp_path / 'file' / 'out'}: cannot be written: Not a directory" in refused(
+    assert f"--output-folder {tmp_path / 'file' / 'out'}: Not a directory; name a folder" in refused(
         capsys, tmp_path / "in", tmp_path / "file" / "out", "--target-tp", 1)
     assert f"--output-folder {tmp_path / 'link'} is a link to nothing, which does not exist; make" in refused(
         capsys, tmp_path / "in", tmp_path / "link", "--target-tp", 1)

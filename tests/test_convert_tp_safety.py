@@ -194,7 +194,7 @@ def test_damaged_journal(source, unfinished, capsys):
 def test_two_at_once(tmp_path, source, unfinished, capsys):
     value = json.loads((unfinished / journals.CONVERTING / "journal.json").read_text())
     with journals.opened(unfinished, value["conversion"], "49300"):
-        assert "another process is converting into" in refused(capsys, source, unfinished)
+        assert "another run is writing there" in refused(capsys, source, unfinished)
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path, source, capsys, monkeypatch):

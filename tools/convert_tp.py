@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from generation.arguments import ARCHITECTURE, CommandParser
-from glm.errors import UserError
+from glm.ending import FORESEEN, ended, terminating
 
 
 def make_parser() -> CommandParser:
@@ -73,13 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--{name.replace('_', '-')} " + ("is needed (or --verify DIR)" if options.verify is None else
                                                            "has no place beside --verify DIR, which only compares"))
     try:
-        return run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        with terminating():
+            return run(options)
+    except FORESEEN as error:
+        return ended(error, "the same command goes on")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from glm.checkpoint import CONFIG_NAME, CONVERTING, LATEST, shard_name
 from glm.config import PRESETS, REQUIRED_FIELDS, ModelConfig, read_config_file
 from glm.errors import UserError
 from glm.files import replacing
+from glm.mapped import explain_bus_errors
 from glm.tokenizer import VOCABULARY_NAME
 from tools.converting import journal as journals
 from tools.converting.blocks import one_torch_thread
@@ -47,6 +48,8 @@ def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, o
     if not input_folder.is_dir():
         raise UserError(f"--input-folder {input_folder}: no such folder; name the one that holds the file 'latest'")
     given = _given(input_folder, shapes, model)
+    explain_bus_errors(input_folder, "what is finished is kept: put the right files back, then give the same command "
+                                     "again")
     source = open_source(input_folder, {name: given[name] for name in SIZES if name in given})
     plan, config = make_plan(source, wish), _config_to_write(input_folder, given)
     conversion = _conversion(source, wish)
@@ -79,6 +82,7 @@ def _write_shards(plan: Plan, journal: journals.Journal, names: list[str], hash_
             path = journal.shards / names[rank]
             with replacing(path) as temporary:
                 facts = _write_shard(temporary, rank_content(plan, rank), hash_kind, progress)
+                _check_input(plan.source, journal.conversion)
             journals.sync_folder(path.parent)
             journal.finish(path.name, facts)
     total = sum(journal.finished[name].bytes for name in names)
@@ -135,11 +139,24 @@ def _config_to_write(folder: Path, given: Mapping[str, object]) -> ModelConfig |
 
 def _conversion(source: Source, wish: Wish) -> dict[str, object]:
     """What makes the output what it is; the same again after a round through JSON."""
-    files = [[shard.path.name, shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in source.shards]
+    files = _files(source)
     value = {"target_tp": wish.degree, "quantization_bit_width": wish.bits,
              "quantization_group_size": wish.group_size, "requantize": wish.requantize,
              "iteration": source.iteration, "input": files}
     return json.loads(json.dumps(value))
+
+
+def _files(source: Source) -> list[list]:
+    """The input's files: they are not the same ones any more when somebody has written to them."""
+    return [[shard.path.name, shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in source.shards]
+
+
+def _check_input(source: Source, conversion: Mapping[str, object]) -> None:
+    """Raises UserError where the input was written to since the conversion began: a shard made of it does not count."""
+    for now, before in zip(_files(source), conversion["input"], strict=True):
+        if now != before:
+            raise UserError(f"{source.folder}: {now[0]} was written to while it was converted; put the right file back "
+                            "and give the same command again, or delete the output folder and start again")
 
 
 def _check_space(output: Path, needed: int) -> None:

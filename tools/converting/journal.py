@@ -17,7 +17,7 @@ from pathlib import Path
 
 from glm.checkpoint import CONVERTING, LATEST
 from glm.errors import UserError
-from glm.files import replacing
+from glm.files import Lock, replacing
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, facts_from_json, facts_to_json, read_manifest
 
@@ -87,11 +87,10 @@ def opened(output: Path, conversion: Mapping[str, object], iteration: str) -> It
 
     Raises UserError where the output folder holds something else.
     """
-    finished = _finished(output, conversion)
+    _finished(output, conversion)  # before anything is made in a folder that holds something else
     folder = output / CONVERTING
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as lock:
-        _take(lock, output)
+    with Lock(output, "--output-folder", f"{CONVERTING}/{_LOCK}"):
+        finished = _finished(output, conversion)  # nobody else changes it now
         for rest in (folder / iteration).glob(".*.tmp"):  # of a killed process; its bytes count as free
             rest.unlink()
         journal = Journal(output, conversion, iteration, finished)
@@ -135,19 +134,6 @@ def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileF
 
 def _shown(value: object) -> str:
     return "files of another size or date" if isinstance(value, list | dict) else str(value)
-
-
-def _take(lock, output: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on this system: then nobody is warned
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is converting into {output}; wait for its end") from None
-    except OSError:  # a file system without locks
-        return
 
 
 def _write_durably(path: Path, text: str) -> None:
