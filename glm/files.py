@@ -81,10 +81,10 @@ class Lock:
     """Keeps a second run out of a folder; whoever dies, however, lets go of it."""
 
     def __init__(self, folder: Path, flag: str, name: str = LOCK):
-        """Makes the folder, which the user named with `flag`. Raises UserError where that fails, or where another run
-        holds the lock."""
+        """Makes the folder, which the user named with `flag`, and in it the file `name`. Raises UserError where that
+        fails, or where another run holds the lock."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise UserError(f"{flag} {folder}: {error.strerror}; name a folder that can be written to") from None
