@@ -54,8 +54,8 @@ def _fitting_gpu(model, parameter) -> int:
     import torch
 
     total = torch.cuda.get_device_properties(parameter.device).total_memory
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    return gpu_tokens(model.config, parameter.element_size(), bytes_per_place(model), total, weights)
+    return gpu_tokens(model.config, parameter.element_size(), bytes_per_place(model), total,
+                      model.weight_bytes())
 
 
 def gpu_tokens(config, element: int, per_place: int, total: float, weights: float) -> int:

@@ -73,7 +73,7 @@ def check_weights(model, checkpoint=None) -> None:
     def check() -> None:
         begin = f"{checkpoint}: " if checkpoint else ""
         rank = f" on tensor-parallel rank {parallel.rank()} of {parallel.size()}" if parallel.size() > 1 else ""
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.named_weights():
             if not _is_finite(parameter):
                 raise UserError(f"{begin}{name}{rank} holds NaN or infinity; the checkpoint is damaged")
 
@@ -118,7 +118,7 @@ def _damaged(model) -> dict[int, list[str]]:
     """Names of this rank's parameters that hold NaN or infinity, by layer as in `stages`."""
     found: dict[int, list[str]] = {}
     last = model.config.num_layers
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_weights():
         if not _is_finite(parameter):
             parts = name.split(".")
             layers = [int(parts[2])] if parts[1] == "layers" else [-1, last] if "embeddings" in name else [last]

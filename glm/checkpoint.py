@@ -106,11 +106,17 @@ def missing_shard(path: Path) -> str:
 
 
 def wrong_degree(folder: str | os.PathLike, shards: int, degree: int) -> str:
-    source = str(Path(folder))
-    target = f"{source.rstrip('/')}_tp{degree}"
     return (f"{folder} is split for {shards} tensor-parallel rank{'s' * (shards > 1)}, but {degree} "
-            f"{'are' if degree > 1 else 'is'} running; start {shards}, or convert it: python tools/convert_tp.py "
-            f"--input-folder {shlex.quote(source)} --output-folder {shlex.quote(target)} --target-tp {degree}")
+            f"{'are' if degree > 1 else 'is'} running; start {shards}, or convert it: "
+            + convert_command(folder, f"tp{degree}", degree))
+
+
+def convert_command(folder: str | os.PathLike, suffix: str, degree: int, *flags: str) -> str:
+    """The line that converts a checkpoint into a folder beside it."""
+    source = str(Path(folder))
+    target = f"{source.rstrip('/')}_{suffix}"
+    return " ".join(("python tools/convert_tp.py --input-folder", shlex.quote(source), "--output-folder",
+                     shlex.quote(target), "--target-tp", str(degree), *flags))
 
 
 def read_shard(path: Path) -> Shard:

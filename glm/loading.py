@@ -1,5 +1,6 @@
 """Composition root: configuration -> empty model -> weights of this rank's shard -> device, and the tokenizer."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -21,8 +22,9 @@ from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.mapped import MappedFile, explain_bus_errors, mapped_file
 from glm.model import GLM
+from glm.offload import Offloaded, read_offloaded
 from glm.tokenizer import Tokenizer, find_vocabulary
-from glm.weights import check_shard, convert_shard, count_parts, quantization_schemes
+from glm.weights import check_shard, count_parts, quantization_schemes
 from quantization.functional import check_scheme
 from quantization.linear import Scheme, is_quantized_weight, quantize_model
 
@@ -70,33 +72,34 @@ def load(
     tokenizer = Tokenizer(find_vocabulary(path, tokenizer_path), config.num_image_tokens)
     check_vocabulary(tokenizer, config)
     _start_parallel(path)
-    if offload_memory_limit is not None:
-        raise UserError("--offload-memory-limit is not served yet; leave it away")
-    return load_model(path, config, device, dtype, bits, sequential, group_size, from_quantized), tokenizer
+    return load_model(path, config, device, dtype, bits, sequential, group_size, from_quantized,
+                      offload_memory_limit), tokenizer
 
 
 def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.device, dtype: torch.dtype,
                bits: int | None = None, sequential: bool = False, group_size: int | None = None,
-               from_quantized: bool = False) -> GLM:
+               from_quantized: bool = False, offload_memory_limit: float | None = None) -> GLM:
     """The model of a checkpoint whose configuration is known; glm.parallel must have been started."""
     _check_divisible(config, parallel.size())
     model = GLM(config, dtype=dtype, device="meta")
     expected = model.state_dict()
 
-    def read() -> tuple[dict[str, Scheme], dict[str, torch.Tensor], MappedFile | None]:
+    limit = math.inf if offload_memory_limit is None else offload_memory_limit * 1e9
+
+    def read() -> tuple[dict[str, Scheme], Offloaded, MappedFile | None]:
         shard = _own_shard(path, config)
         file = mapped_file(shard.path)
         explain_bus_errors(shard.path)
         check_shard(shard, expected, config)
         schemes = _schemes(shard, expected, bits, group_size, from_quantized)
         with _Progress(shard) as progress:
-            tensors = convert_shard(shard, expected, dtype, device, schemes, progress)
-        return schemes, tensors, file if shard.mapped and _share_memory(shard, tensors) else None
+            found = read_offloaded(shard, expected, dtype, device, schemes, limit, parallel.size(), progress)
+        return schemes, found, file if shard.mapped and _share_memory(shard, found.tensors) else None
 
-    schemes, tensors, file = agree(read, sequential)
+    schemes, found, file = agree(read, sequential)
     quantize_model(model, schemes)
-    model.load_state_dict(tensors, strict=True, assign=True)
-    model.mapped_file = file
+    model.load_state_dict(found.tensors, strict=True, assign=True)
+    model.mapped_file, model.stream = file, found.stream(model)
     return model.requires_grad_(False).eval()
 
 

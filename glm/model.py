@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -22,6 +23,7 @@ import kernels
 from glm import parallel, rotary
 from glm.cache import KVCache
 from glm.config import ModelConfig
+from glm.stream import Stream
 from quantization.linear import weight_of
 
 with parallel.lean_sat():
@@ -41,9 +43,12 @@ class Step:
     cache: KVCache | None
     embedding_gradient_scale: float
     places: torch.Tensor | None  # see GLM.hidden_states
+    stream: Stream | None  # the layers that are not always in memory
 
 
 class GLM(BaseModel):
+    stream: Stream | None = None
+
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
                  skip_init: bool = True) -> None:
         """An uninitialised model (skip_init), on any device including "meta", or one with DeepNorm's initialisation.
@@ -75,13 +80,15 @@ class GLM(BaseModel):
         """
         operations = kernels.backend(self.transformer.word_embeddings.weight)
         cosine, sine = rotary.cosine_sine(position_ids, self._inverse_frequencies(tokens.device))
-        step = Step(operations, cosine, sine, blocked, cache, embedding_gradient_scale, places)
+        step = Step(operations, cosine, sine, blocked, cache, embedding_gradient_scale, places, self.stream)
         if stack := self._stack(step, tokens):
             embedded = torch.nn.functional.embedding(tokens, self.transformer.word_embeddings.weight)
             hidden = stack.step(embedded, cosine, sine, cache.length, blocked)
             hidden = hidden if places is None else hidden.flatten(0, 1)[places]
         else:
             hidden, *_ = self(tokens, position_ids, _NO_MASK, step=step)
+        if self.stream is not None:
+            self.stream.leave()
         if cache is not None:
             cache.length += tokens.shape[1]
         return hidden
@@ -116,8 +123,25 @@ class GLM(BaseModel):
             layers = [layer_weights(layer) for layer in self.transformer.layers]
             cache.stack = kernels.stack(layers, (norm.weight, norm.bias), cache.keys, cache.values,
                                         config.deepnorm_alpha, config.layernorm_epsilon,
-                                        config.position_encoding_2d) or False
+                                        config.position_encoding_2d, self.stream and self._at_hand) or False
         return cache.stack
+
+    def _at_hand(self, layer: int) -> kernels.reference.LayerWeights | None:
+        return layer_weights(self.transformer.layers[layer]) if self.stream.at_hand(layer) else None
+
+    def named_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """named_parameters, with the weights of streamed layers while it is their turn."""
+        for name in [name for name, _ in self.named_parameters()]:
+            if self.stream is not None and name.startswith("transformer.layers."):
+                self.stream.at_hand(int(name.split(".")[2]))
+            yield name, self.get_parameter(name)
+        if self.stream is not None:
+            self.stream.leave()
+
+    def weight_bytes(self) -> int:
+        """What this rank's weights take of its device."""
+        always = sum(parameter.nbytes for parameter in self.parameters() if not parameter.is_meta)
+        return always + (0 if self.stream is None else self.stream.bytes)
 
     def _inverse_frequencies(self, device: torch.device) -> torch.Tensor:
         dimension = self.config.head_size // (2 if self.config.position_encoding_2d else 1)
@@ -153,6 +177,8 @@ class Block(BaseMixin):
 
     def layer_forward(self, hidden: torch.Tensor, mask: torch.Tensor, *, layer_id: torch.Tensor, step: Step,
                       **_) -> torch.Tensor:
+        if step.stream is not None:
+            step.stream.at_hand(int(layer_id))
         layer, ops = self.transformer.layers[layer_id], step.operations
         alpha, epsilon = self.config.deepnorm_alpha, self.config.layernorm_epsilon
         norm1, norm2 = layer.input_layernorm, layer.post_attention_layernorm
