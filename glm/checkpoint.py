@@ -79,9 +79,12 @@ def iteration_folder(folder: str | os.PathLike) -> Path:
             raise UserError(f"{folder} is an unfinished conversion: give the same command of tools/convert_tp.py once "
                             "more, it goes on where it ended") from None
         found = sorted(path.parent.name for path in folder.glob(f"*/{shard_name(0)}"))
-        example = found[-1] if found else "49300"
-        raise UserError(f"no readable file {latest}: it must hold the name of the iteration's folder, for example "
-                        f"{example}; mend it with: echo {example} > {shlex.quote(str(latest))}") from None
+        if found:
+            raise UserError(f"no readable file {latest}: it must hold the name of the iteration's folder, for example "
+                            f"{found[-1]}; mend it with: echo {found[-1]} > {shlex.quote(str(latest))}") from None
+        is_inner = (folder / shard_name(0)).is_file()
+        raise UserError(f"no readable file {latest}: a checkpoint is the folder that holds it beside the folder of the "
+                        f"shards{f'; take {folder.resolve().parent}' if is_inner else ''}") from None
     if iteration in ("", "..") or Path(iteration).name != iteration or not os.path.isdir(folder / iteration):
         raise UserError(f"{latest} points to {iteration[:80]!r}, but there is no such folder in {folder}; "
                         f"it must hold the name of a folder with {shard_name(0)}")

@@ -75,6 +75,13 @@ def test_absent_latest_says_how_to_make_it(folder):
     assert f"echo 10 > {folder / 'latest'}" in refuses(iteration_folder, folder)
 
 
+def test_folder_that_is_none_or_holds_the_shards_themselves(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    message = refuses(iteration_folder, tmp_path / "other")
+    assert "no readable file" in message and "echo" not in message and "take" not in message
+    assert refuses(iteration_folder, folder / "10").endswith(f"; take {folder.resolve()}")
+
+
 @pytest.mark.parametrize("target", ["49300", "", "..", ".", "../model/10", "/"])
 def test_latest_that_points_nowhere(folder, target):
     (folder / "latest").write_text(target)
