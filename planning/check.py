@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from glm import memory as room_of
+from glm.checkpoint import find_shards
 from glm.errors import UserError
-from planning import machine, remedies
+from planning import machine, memory, remedies
 from planning.memory import cache_bytes, on_device
 from planning.shapes import Setup, weights
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
@@ -45,14 +47,17 @@ class Shortage:
     parts: dict[str, float]
 
 
-def require_fit(arguments: argparse.Namespace, purpose: str, use: Use, cpu_precision: str) -> None:
+def require_fit(arguments: argparse.Namespace, purpose: str, use: Use, cpu_precision: str,
+                has_flags: bool = True) -> None:
     """Raises UserError where the run that the arguments ask for cannot fit on this machine. Imports no torch.
 
     purpose: the command, for the message. cpu_precision: what this processor computes fastest. Under a launcher the
-    first process of every host looks for all of them.
+    first process of every host looks for all of them. has_flags: whether the command has generation's flags, which are
+    then advised.
     """
     if getattr(arguments, "no_plan", False) or os.environ.get("LOCAL_RANK", "0") != "0":
         return
+    find_shards(arguments.load)  # whose faults are said before those of the shape
     config = config_of(arguments)
     found = looked_at(arguments, config)
     kind, gpus = place_of(arguments)
@@ -60,8 +65,15 @@ def require_fit(arguments: argparse.Namespace, purpose: str, use: Use, cpu_preci
     room = room_here(kind, gpus)
     lacking = shortage(setup, room)
     if lacking is not None:
-        raise UserError(message(purpose, lacking, remedies.find(
-            setup, use, lambda tried: shortage(tried, room) is None, arguments.load, room.device is not None)))
+        ways = remedies.find(setup, use, lambda tried: fits(tried, room), arguments.load,
+                             room.device is not None) if has_flags else []
+        raise UserError(message(purpose, lacking, ways))
+
+
+def require_model(checkpoint: Path, model: str | None, device: str, precision: str, purpose: str) -> None:
+    """require_fit for a program that has no flags of its own that could mend it."""
+    asked = argparse.Namespace(load=checkpoint, model=model, device=device, precision=precision)
+    require_fit(asked, purpose, Use(), precision, has_flags=False)
 
 
 def room_here(kind: str, gpus: list[machine.Gpu]) -> Room:
@@ -90,6 +102,17 @@ def shortage(setup: Setup, room: Room) -> Shortage | None:
     space = own | {"the mapped file": file, "Python and torch": LEAST_ADDRESSES}
     return _lack("this machine", ranks, room.host) or _lack("the limit on this process's memory", space,
                                                             room.addresses)
+
+
+def fits(setup: Setup, room: Room) -> bool:
+    """Whether a run is expected to fit, with all that it will allocate: what is advised must hold."""
+    context = max(1, setup.places // 2)
+    expected = memory.plan(replace(setup, context=context, new_tokens=setup.new_tokens and setup.places - context))
+    if room.device is not None:
+        return expected.device <= room.device
+    mapped = setup.source_bytes if setup.mapped else 0
+    return (room.ranks * (expected.host - expected.mapped) <= room.host
+            and expected.host - expected.mapped + mapped + LEAST_ADDRESSES <= room.addresses)
 
 
 def _lack(where: str, parts: dict[str, float], free: float) -> Shortage | None:

@@ -72,10 +72,10 @@ def setup_of(arguments: argparse.Namespace, config: ModelConfig, found: Stored |
              use: Use) -> Setup:
     """kind: "cpu" or "cuda". precision: of the run."""
     file = None if found is None else found.format
-    bits, group_size = arguments.quantization_bit_width, getattr(arguments, "quantization_group_size", None)
+    bits, group_size = (getattr(arguments, f"quantization_{name}", None) for name in ("bit_width", "group_size"))
     if file is not None and file.bits is not None:
         bits, group_size = file.bits, file.group_size
-    degree = arguments.model_parallel_size or (1 if found is None else found.parts)
+    degree = getattr(arguments, "model_parallel_size", None) or (1 if found is None else found.parts)
     check_divisible(config, degree)
     setup = Setup(config, Format(precision, bits, group_size), kind, degree, file,
                   mapped=found is None or found.is_mapped, context=1, new_tokens=max(0, use.places(config) - 1))

@@ -68,6 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", help="cpu, cuda or cuda:N (default: cuda where there is a GPU)")
     add("--tokenizer-path", type=Path, metavar="FILE", help="ice_text.model, where it is not beside the checkpoint")
     add("--model", metavar="NAME", help="shapes by name, where the checkpoint has no model_config.json")
+    add("--no-plan", action="store_true", help="load the model even if it cannot fit in memory")
     arguments = parser.parse_args(list(argv))
     for name, least in LEAST.items():
         value = getattr(arguments, name)
@@ -86,6 +87,10 @@ def report(arguments: argparse.Namespace) -> int:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {arguments.output}: {error.strerror}") from None
+    if not arguments.no_plan:
+        from planning.check import require_model
+
+        require_model(arguments.checkpoint, arguments.model, arguments.device, "fp32", "this report, in float32,")
     from tools.quantizing import measure, writing
 
     settings = measure.Settings(

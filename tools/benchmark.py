@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--buffer-mb", type=int, default=1024, help="read to measure the bandwidth; far more than any cache")
     add("--against", nargs="+", default=[], choices=PEERS, metavar="ENGINE", help=f"also: {', '.join(PEERS)}")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    add("--no-plan", action="store_true", help="load a checkpoint even if it cannot fit in memory")
     kernels = commands.add_parser("kernels", help="products with packed weights, beside torch's and the memory")
     add = kernels.add_argument
     add("--size", nargs=2, type=int, default=[4096, 4096], metavar=("N", "K"), help="of the weights")
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=3, help="passes over all of them (default: 3)")
     add("--threads", type=int, help="of the processor (default: torch's choice)")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    add("--no-plan", action="store_true", help="load the checkpoint even if it cannot fit in memory")
     return parser
 
 
@@ -188,12 +190,23 @@ def measure_kernels(arguments: argparse.Namespace) -> None:
     report.show_tables([table], machine.describe("cpu"), {"weights": "{} x {}".format(*arguments.size)})
 
 
+def require_fit(arguments: argparse.Namespace) -> None:
+    """Raises UserError where a checkpoint that is to be loaded cannot fit here; before torch is imported."""
+    if getattr(arguments, "load", None) is None or arguments.no_plan:
+        return
+    from planning.check import require_model
+
+    for precision in arguments.dtype:
+        require_model(arguments.load, getattr(arguments, "model", None), arguments.device, precision, "this benchmark")
+
+
 def main() -> int:
     arguments = parse(sys.argv[1:])
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.errors import UserError
 
     try:
+        require_fit(arguments)
         measures = {"model": measure_model, "kernels": measure_kernels, "evaluation": measure_evaluation}
         measures[arguments.command](arguments)
     except UserError as error:

@@ -9,6 +9,7 @@ on a shared machine they change by the second.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import subprocess
@@ -64,7 +65,6 @@ def setup_of(name: str, precision: str, context: int, new_tokens: int):
 
 def measure(folder: Path, name: str, precision: str, context: int, new_tokens: int) -> dict:
     """In a process of its own: what a run takes, and the machine's rates while it ran."""
-    import resource
     from statistics import median
 
     import torch
@@ -82,7 +82,7 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     parallel.start(1)
     model = load_model(folder, setup.config, torch.device("cpu"), DTYPES[setup.run.precision], setup.run.bits)
     loading = time.perf_counter() - begin
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    loaded = highest()
     ids = torch.randint(setup.config.vocab_size - 1, (context,)).tolist()
     params = SamplingParams(top_k=1, min_gen_length=new_tokens)
 
@@ -91,11 +91,11 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
         stamps = [time.perf_counter()]
         generate(model, [ids], params, end_tokens=[setup.config.vocab_size - 1], limits=[new_tokens],
                  on_step=lambda _: stamps.append(time.perf_counter()))
-        steps = [after - before for before, after in zip(stamps[1:], stamps[2:], strict=False)]
+        steps = [after - before for before, after in itertools.pairwise(stamps[1:])]
         return stamps[1] - stamps[0] - median(steps), median(steps)
 
     run()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = highest()
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
     found = {"bandwidth": [], "rate": [], "prefill": [], "token": []}
     for _ in range(ROUNDS):
@@ -109,6 +109,12 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     disk = measuring.disk_rate(next((folder / "1").iterdir()))
     return {"peak": peak, "loaded": loaded, "loading": loading, "disk": disk,
             **{key: median(values) for key, values in found.items()}}
+
+
+def highest() -> int:
+    """Bytes that this process has had in memory at most. getrusage would count what its parent had before it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def planned(name: str, precision: str, context: int, new_tokens: int, found: dict) -> dict:
@@ -163,7 +169,8 @@ def main() -> int:
         print(json.dumps(measure(arguments.child, arguments.models[0], arguments.precisions[0], arguments.context,
                                  arguments.new_tokens)))
         return 0
-    print("| model | precision | loaded, MB, planned / measured | peak, MB | context, ms | token, ms | GB/s | TFLOP/s |")
+    print("| model | precision | loaded, MB, planned / measured | peak, MB | context, ms | token, ms | GB/s | "
+          "TFLOP/s |")
     print("|---|---|---|---|---|---|---|---|")
     records = []
     for name in arguments.models:

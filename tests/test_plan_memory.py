@@ -1,0 +1,177 @@
+"""planning.memory and planning.shapes: bytes beside those of real models; planning.remedies and planning.check."""
+
+import pytest
+import torch
+
+from glm.config import ModelConfig
+from glm.errors import UserError
+from glm.loading import DTYPES
+from glm.model import GLM
+from planning import memory
+from planning.check import Room, fits, message, shortage
+from planning.remedies import find
+from planning.shapes import Format, Setup, weights
+from planning.wanted import Use
+from quantization.linear import LINEARS, Scheme, quantize_model
+
+TINY = ModelConfig(num_layers=3, hidden_size=64, num_attention_heads=4, inner_hidden_size=96, vocab_size=200,
+                   max_sequence_length=128)
+LARGE = ModelConfig.from_name("glm-130b")
+GB = 1e9
+
+
+def bytes_of(model):
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("bits, group_size", [(None, None), (8, None), (4, None), (4, 32), (8, 32)])
+def test_weights_are_those_of_the_model(precision, bits, group_size):
+    model = GLM(TINY, dtype=DTYPES[precision], device="meta")
+    names = [f"transformer.layers.{i}.{name}.weight" for i in range(TINY.num_layers) for name in LINEARS]
+    quantize_model(model, dict.fromkeys(names, Scheme(bits, group_size)) if bits else {})
+    setup = Setup(TINY, Format(precision, bits, group_size))
+    assert memory.plan(setup).weights == bytes_of(model)
+
+
+def test_the_order_of_the_weights_is_that_in_which_they_are_loaded():
+    counts = [tensor.numel() for tensor in GLM(TINY, device="meta").state_dict().values()]
+    assert [weight.count for weight in weights(Setup(TINY, Format("fp32")))] == counts
+
+
+def test_the_cache_is_that_of_the_model():
+    model = GLM(TINY, dtype=torch.bfloat16)
+    cache = model.new_cache(3, 50)
+    setup = Setup(TINY, Format("bf16"), rows=3, context=20, new_tokens=30)
+    assert memory.cache_bytes(setup) == sum(part.nbytes for part in (*cache.keys, *cache.values))
+
+
+def test_ranks_divide_what_they_can():
+    whole, part = (memory.plan(Setup(LARGE, Format("fp16"), "cuda", degree, context=1, new_tokens=2047))
+                   for degree in (1, 8))
+    assert part.cache * 8 == whole.cache
+    assert part.weights * 8 - whole.weights < 0.001 * whole.weights  # norms and some biases are everywhere
+    assert round(part.weights / GB, 1) == 32.2
+
+
+def test_a_file_of_the_same_precision_is_mapped_and_another_is_converted():
+    """What is converted lies in memory beside the tensor of the file that is being read."""
+    setup = Setup(TINY, Format("bf16"), file=Format("bf16"))
+    total = memory.plan(setup).weights
+    assert memory.plan(setup).mapped == total == memory.loading_peak(setup)
+    converted = Setup(TINY, Format("fp32"), file=Format("bf16"))
+    assert memory.plan(converted).mapped == 0
+    largest = max(2 * weight.count for weight in weights(converted))
+    assert memory.plan(converted).weights < memory.loading_peak(converted) <= memory.plan(converted).weights + largest
+    unmapped = Setup(TINY, Format("bf16"), file=Format("bf16"), mapped=False)
+    assert memory.loading_peak(unmapped) == 2 * total  # a file of torch before 1.6 is read whole
+
+
+def test_packed_weights_of_a_file_stay_in_it_whatever_the_precision():
+    setup = Setup(TINY, Format("fp32", 8), file=Format("fp16", 8))
+    packed = sum(setup.run.bytes(weight) for weight in weights(setup) if weight.packs)
+    assert memory.plan(setup).mapped == packed
+
+
+def test_offloading_holds_no_more_than_the_limit_and_streams_the_rest():
+    setup = Setup(LARGE, Format("fp16"), "cuda", 8, offload_limit=20 * GB)
+    held, streamed, buffers = memory.on_device(setup)
+    assert held + buffers <= 20 * GB < held + buffers + buffers / 2
+    assert held + streamed == memory.plan(Setup(LARGE, Format("fp16"), "cuda", 8)).weights
+    assert memory.on_device(Setup(LARGE, Format("fp16"), "cuda", 8, offload_limit=40 * GB))[1:] == (0, 0)
+
+
+def test_activations_grow_with_the_tokens_of_a_pass_and_expanded_weights_with_none():
+    small, large = (memory.plan(Setup(LARGE, Format("fp16", 4), "cuda", 8, context=context, new_tokens=1))
+                    for context in (512, 2048))
+    assert large.activations > 3 * small.activations
+    assert small.workspace == large.workspace == 2 * 65536 * 12288 // 8
+    assert memory.plan(Setup(LARGE, Format("fp16", 4), "cuda", 8, context=32, new_tokens=1)).workspace == 0
+
+
+def room(host=1000 * GB, addresses=1000 * GB, device=None, ranks=1):
+    return Room(host, addresses, device, "GPU 0", ranks)
+
+
+def ways(setup, use, where, checkpoint=None):
+    return find(setup, use, lambda tried: fits(tried, where), checkpoint, where.device is not None)
+
+
+def test_what_fits_is_not_refused():
+    setup = Setup(LARGE, Format("fp16"), "cuda", 8)
+    assert shortage(setup, room(device=33 * GB)) is None
+    assert shortage(setup, room(device=31 * GB)).needed == pytest.approx(32.4 * GB, rel=0.01)
+
+
+def test_what_lies_in_the_mapped_file_needs_no_memory_but_address_space():
+    config = ModelConfig.from_name("glm-1.3b")
+    mapped = Setup(config, Format("bf16"), file=Format("bf16"))
+    assert shortage(mapped, room(host=1 * GB)) is None
+    assert shortage(mapped, room(addresses=2 * GB)).where == "the limit on this process's memory"
+    assert shortage(Setup(config, Format("fp32"), file=Format("bf16")), room(host=1 * GB)).where == "this machine"
+
+
+def test_processes_of_a_host_share_its_memory():
+    setup = Setup(LARGE, Format("fp32"), degree=8, file=Format("fp16"))
+    assert shortage(setup, room(host=70 * GB)) is None
+    assert shortage(setup, room(host=70 * GB, ranks=8)).needed > 500 * GB
+
+
+def test_each_flag_that_is_named_makes_it_fit():
+    setup = Setup(LARGE, Format("fp16"), "cuda", 4, context=1, new_tokens=2047)
+    use = Use((10,))
+    found = ways(setup, use, room(device=42 * GB), "glm")
+    assert found[0] == "--quantization-bit-width 8" and found[1] == "--quantization-bit-width 4"
+    limit = float(found[2].removeprefix("--offload-memory-limit "))
+    assert 38 < limit < 40  # whole layers of it are used
+    assert found[3] == ("--model-parallel-size 8 with 8 GPUs, after python tools/convert_tp.py --input-folder glm "
+                        "--output-folder glm_tp8 --target-tp 8")
+    limited = Setup(LARGE, Format("fp16"), "cuda", 4, context=1024, new_tokens=1024, offload_limit=limit * GB)
+    assert memory.plan(limited).device <= 42 * GB
+
+
+def test_shorter_and_fewer_sequences_are_named_where_the_cache_is_what_does_not_fit():
+    setup = Setup(LARGE, Format("fp16", 8), "cuda", 8, context=1, new_tokens=2047, rows=64, read_rows=16,
+                  file=Format("fp16", 8))
+    found = ways(setup, Use((10,) * 16, beams=4), room(device=24 * GB))
+    assert found[0] == "--batch-size 1"
+    assert found[1].startswith("--out-seq-length ")
+    longest = int(found[1].split()[1])
+    for places, is_short_enough in ((longest, True), (longest + 64, False)):
+        tried = Setup(LARGE, Format("fp16", 8), "cuda", 8, context=1, new_tokens=places - 1, rows=64)
+        assert fits(tried, room(device=24 * GB)) == is_short_enough
+
+
+def test_two_flags_are_named_where_one_does_not_suffice():
+    setup = Setup(LARGE, Format("fp16"), "cuda", 1, context=1, new_tokens=2047, rows=8, read_rows=2)
+    use = Use((10, 10), beams=4)
+    found = ways(setup, use, room(device=50 * GB))  # 56 GB of keys and values alone
+    assert found and all(way.count("--") == 2 for way in found)
+    assert not [way for way in found if "quantization" in way and "offload" in way]  # not of an unquantised file
+    assert ways(setup, use, room(device=2 * GB)) == []
+
+
+def test_the_message_says_what_is_needed_what_there_is_and_what_mends_it():
+    setup = Setup(LARGE, Format("fp16"), "cuda", 8)
+    text = message("this run", shortage(setup, room(device=16 * GB)), ["--quantization-bit-width 4"])
+    assert text.startswith("this run needs 32.43 GB at least (weights 32.18, CUDA 0.25), but GPU 0 has 16.00 GB free; "
+                           "any of these makes it fit: --quantization-bit-width 4.")
+    assert "no flag makes it fit here" in message("this run", shortage(setup, room(device=1 * GB)), [])
+
+
+def test_a_prompt_counts_where_it_certainly_is_answered():
+    assert Use((5, 10, 500)).prompts(TINY) == 2
+    assert Use((5, 10, 500)).places(TINY) == TINY.max_sequence_length
+    assert Use((5,), out_seq_length=32).places(TINY) == 32
+    assert Use((5,), max_gen_length=10).places(TINY) == 11
+    assert Use((5,) * 9, batch_size=4).at_once(TINY, 100) == 4
+    assert Use((5,) * 9, bounds=lambda size, beams: (6, 500)).at_once(TINY, 100) == 3
+    assert Use((5,) * 9, bounds=lambda size, beams: (6, 500), max_gen_length=4).at_once(TINY, 100) == 1
+    assert Use().places(TINY) == 0
+
+
+def test_ranks_that_do_not_divide_the_model_are_a_mistake():
+    from planning.wanted import check_divisible
+
+    with pytest.raises(UserError, match="num_attention_heads 4 cannot be divided among 3"):
+        check_divisible(TINY, 3)
