@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import socket
 import sys
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if argv[:1] == [allreduce.COMMAND]:
-            line = allreduce.main()
+            line = allreduce.main(float(argv[1]))
             print(line, flush=True) if line else None
             sys.stdout.flush()
             os._exit(0)  # an operation that hangs, in its thread, would keep the process
@@ -63,11 +64,23 @@ def make_parser() -> CommandParser:
     what.add_argument("--hostfile", type=Path, metavar="FILE",
                       help="look at every machine of this file, too (default: $HOST_FILE_PATH, where it is set)")
     what.add_argument("--json", action="store_true", help="findings and facts as JSON on standard output")
+    what.add_argument("--rank-seconds", type=_seconds, default=30.0, metavar="N",
+                      help="how long ranks may take to start for the all-reduce (default: 30)")
     what.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # asked by a doctor on another host
     what.add_argument("--ranks", type=lambda text: tuple(map(int, text.split(","))), default=(1, 1, 1),
                       help=argparse.SUPPRESS)  # degree, processes of this host, of all hosts
     what.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+def _seconds(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number of seconds, above 0 and at most 3600")
+    return value
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -126,7 +139,11 @@ def complaint(words: list[str]) -> str | None:
 def try_stages(arguments: argparse.Namespace) -> int:
     """The probe's process."""
     from doctor import model, probe
-    from tools.converting.source import open_source
+
+    def open_source(folder, given):
+        from tools.converting.source import open_source  # imports torch, which may be what is broken
+
+        return open_source(folder, given, heads_needed=False)
 
     overrides = {name: getattr(arguments, name) for name in (*ARCHITECTURE, "position_encoding_2d", "rotary_table")}
     stages = {**probe.machine_stages(arguments.ranks[1]), **model.stages(arguments, overrides, open_source)}

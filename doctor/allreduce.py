@@ -18,16 +18,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 COMMAND = "all-reduce"  # python -m doctor all-reduce, one process per rank
-BYTES = 64 << 20
+BYTES, FEW_BYTES = 64 << 20, 1 << 20
+SLOW_SECONDS = 0.2  # a network that takes so long for FEW_BYTES is measured with these alone
 REPETITIONS = 3
 MARK = "all_reduce"  # the key that this program's line of JSON has
-JOIN_SECONDS, WORK_SECONDS = 40.0, 30.0  # to start Python and torch everywhere; for the operation
+JOIN_SECONDS, WORK_SECONDS = 30.0, 25.0  # to start Python and torch everywhere; for the operation
 GO, END = "go", "end"
+SOCKET = "GLM_STORE_SOCKET"  # of glm.parallel, which is not imported: SAT may be what is broken
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which rank of how many, where they meet, and who serves the meeting place."""
+    """Which rank of how many, where they meet, and whether this one serves the meeting place; socket: the file
+    descriptor at which it listens already, None for none."""
 
     rank: int
     world: int
@@ -35,16 +38,17 @@ class Place:
     address: str
     port: int
     serves: bool
+    socket: int | None = None
     seconds_to_join: float = JOIN_SECONDS
     seconds_to_work: float = WORK_SECONDS
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Place:
-        """From torchrun's or DeepSpeed's environment; torchrun's agent serves the store itself."""
+    def read(cls, environment: Mapping[str, str], seconds_to_join: float = JOIN_SECONDS) -> Place:
+        """From the environment of scripts/launch.py, which hands its socket to the first rank, or of DeepSpeed."""
         rank = int(environment["RANK"])
         return cls(rank, int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", "0")),
-                   environment["MASTER_ADDR"], int(environment["MASTER_PORT"]),
-                   rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+                   environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), rank == 0,
+                   int(environment[SOCKET]) if rank == 0 and environment.get(SOCKET) else None, seconds_to_join)
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,13 @@ class Outcome:
 
 def run(place: Place, operation: Callable[[Place, object], tuple[str, float]] | None = None) -> Outcome | None:
     """One rank's part; the first rank's result is everybody's, other ranks have one only where they do not reach the
-    first. operation(place, store): (backend, seconds); tests have their own."""
+    first. operation(place, store): (backend, seconds per byte); tests have their own."""
     import torch
 
     wait = datetime.timedelta(seconds=place.seconds_to_join)
     try:
         server = torch.distributed.TCPStore(place.address, place.port, is_master=place.serves, timeout=wait,
-                                            wait_for_workers=False)
+                                            wait_for_workers=False, master_listen_fd=place.socket)
     except Exception as error:
         why = f"cannot reach the first rank at {place.address}:{place.port} ({type(error).__name__})"
         return Outcome(place.world, hosts={place.rank: socket.gethostname()}, failed={place.rank: why})
@@ -80,7 +84,7 @@ def run(place: Place, operation: Callable[[Place, object], tuple[str, float]] | 
             store.wait([GO], wait)
             if store.get(GO) == b"yes":
                 _work(place, store, operation or all_reduce)
-            store.wait([END], 2 * wait)
+            store.wait([END], datetime.timedelta(seconds=place.seconds_to_join + place.seconds_to_work))
         return None
     outcome = _lead(place, store, operation or all_reduce)
     with contextlib.suppress(Exception):
@@ -104,9 +108,9 @@ def _lead(place: Place, store, operation) -> Outcome:
     failed = {rank: why for rank, why in failed.items() if why}
     if failed:
         return Outcome(place.world, hosts=hosts, failed=failed)
-    seconds = max(one["seconds"] for one in found.values())
+    seconds = max(one["seconds_per_byte"] for one in found.values())
     return Outcome(place.world, found[0]["backend"], hosts=hosts,
-                   bandwidth=2 * (place.world - 1) / place.world * BYTES / seconds / 1e9)
+                   bandwidth=2 * (place.world - 1) / place.world / seconds / 1e9)
 
 
 def _gather(store, name: str, ranks, seconds: float) -> dict[int, bytes]:
@@ -128,7 +132,7 @@ def _work(place: Place, store, operation) -> None:
         try:
             backend, seconds = operation(place, store)
             answer.clear()
-            answer.update(backend=backend, seconds=seconds)
+            answer.update(backend=backend, seconds_per_byte=seconds)
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             answer["error"] = lines[0][:300]
@@ -140,7 +144,7 @@ def _work(place: Place, store, operation) -> None:
 
 
 def all_reduce(place: Place, store) -> tuple[str, float]:
-    """Sums BYTES of float32 over all ranks, checks the sum, and times it: (backend, seconds of the best repetition)."""
+    """Sums float32 over all ranks, checks the sum, and times it: (backend, seconds per byte of the best repetition)."""
     import torch
 
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -151,20 +155,25 @@ def all_reduce(place: Place, store) -> tuple[str, float]:
     limit = datetime.timedelta(seconds=place.seconds_to_work)
     torch.distributed.init_process_group(backend, store=torch.distributed.PrefixStore("group", store), rank=place.rank,
                                          world_size=place.world, timeout=limit)
-    values = torch.full((BYTES // 4,), float(place.rank + 1), device=device)
-    torch.distributed.all_reduce(values)
-    expected = place.world * (place.world + 1) / 2
-    if not bool((values == expected).all()):
-        raise ArithmeticError(f"the sum over all ranks is wrong: {values[0].item()}, not {expected}")
-    best = float("inf")
-    for _ in range(REPETITIONS):
+
+    def seconds_for(values) -> float:
         torch.distributed.barrier()
         begin = time.perf_counter()
         torch.distributed.all_reduce(values)
         if backend == "nccl":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - begin)
-    return backend, best
+        return time.perf_counter() - begin
+
+    values = torch.full((FEW_BYTES // 4,), float(place.rank + 1), device=device)
+    seconds_for(values)
+    expected = place.world * (place.world + 1) / 2
+    if not bool((values == expected).all()):
+        raise ArithmeticError(f"the sum over all ranks is wrong: {values[0].item()}, not {expected}")
+    slowest = torch.tensor([seconds_for(values)], device=device)
+    torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)  # all must decide alike
+    if slowest.item() < SLOW_SECONDS:
+        values = torch.ones(BYTES // 4, device=device)
+    return backend, min(seconds_for(values) for _ in range(REPETITIONS)) / (values.numel() * 4)
 
 
 def line_of(outcome: Outcome) -> str:
@@ -183,7 +192,7 @@ def read(out: str) -> list[Outcome]:
     return sorted(found, key=lambda one: 0 not in one.hosts)
 
 
-def main(environment: Mapping[str, str] = os.environ) -> str | None:
+def main(seconds: float, environment: Mapping[str, str] = os.environ) -> str | None:
     """The line that this rank has to say."""
-    outcome = run(Place.read(environment))
+    outcome = run(Place.read(environment, seconds))
     return line_of(outcome) if outcome else None

@@ -93,9 +93,10 @@ def check_reach(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> It
                     "unset CUDA_VISIBLE_DEVICES; nvidia-smi (a container: docker run --gpus all)")
 
 
-def check_kernels(stages: dict[str, dict], devices: Devices, has_compiler: bool, where: str) -> Iterator[Finding]:
-    """stages: of the probe: what came of building the kernels of the CPU, and those of each GPU."""
-    if has_compiler and (fault := stages.get("cpu-kernels", {}).get("error")):
+def check_kernels(stages: dict[str, dict], devices: Devices, is_possible: bool, where: str) -> Iterator[Finding]:
+    """stages: of the probe: what came of building the kernels of the CPU, and those of each GPU. is_possible: there is
+    a compiler, and a place for what it makes; else that is the finding."""
+    if is_possible and (fault := stages.get("cpu-kernels", {}).get("error")):
         yield warning("cpu-kernels", where, f"the kernels of the CPU cannot be built or loaded, torch's own operators "
                       f"run instead, several times slower: {fault}", "CXX=g++ bash scripts/doctor.sh, or sudo apt "
                       "install --reinstall g++ libstdc++-12-dev")
@@ -108,11 +109,13 @@ def check_kernels(stages: dict[str, dict], devices: Devices, has_compiler: bool,
                       f"or started: {fault}", "bash scripts/gpu_check.sh --only build correctness")
 
 
-def check_imports(stages: dict[str, dict], where: str) -> Iterator[Finding]:
-    """What is installed but does not import."""
+def check_imports(stages: dict[str, dict], is_complete: bool, where: str) -> Iterator[Finding]:
+    """What is installed but does not import. is_complete: nothing of requirements.txt is missing; else that is the
+    finding where a module is not found."""
     for stage, code, name in (("torch", "torch-import", "torch"), ("sat", "sat-import", "SwissArmyTransformer"),
                               ("sentencepiece", "tokenizer-import", "sentencepiece with this protobuf")):
-        if fault := stages.get(stage, {}).get("error"):
+        outcome = stages.get(stage, {})
+        if (fault := outcome.get("error")) and (is_complete or outcome.get("kind") != "ModuleNotFoundError"):
             yield error(code, where, f"{name} does not import: {fault}", requirements())
     for stage, outcome in stages.items():
         if outcome.get("ended"):

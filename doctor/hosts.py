@@ -111,28 +111,27 @@ def essentials(stages: Mapping[str, Mapping], versions: Mapping[str, str], execu
     }
 
 
-def check_all_reduce(outcomes: Sequence[Outcome], world: int, name_of: Callable[[int], str], reason: str,
-                     ) -> Iterator[Finding]:
-    """outcomes: the first rank's first (allreduce.read). name_of: a rank's host. reason: what the launcher said."""
+def check_all_reduce(outcomes: Sequence[Outcome], places: Sequence[str], reason: str) -> Iterator[Finding]:
+    """outcomes: the first rank's first (allreduce.read). places: every rank's host. reason: what the launcher said."""
     own = {rank: why for outcome in outcomes for rank, why in outcome.failed.items()}
     if not outcomes or 0 not in outcomes[0].hosts:
         why = f": {reason}" if reason else ""
         for rank, said in own.items():
-            yield error("all-reduce", f"rank {rank} on {name_of(rank)}", said, network_hint(name_of(0)))
+            yield error("all-reduce", f"rank {rank} on {places[rank]}", said, network_hint(places[0]))
         if not own:
-            yield error("all-reduce", f"rank 0 on {name_of(0)}", f"the {world} ranks could not be started{why}",
-                        f"ssh {name_of(0)} {shlex.quote(sys.executable)} -m doctor")
+            yield error("all-reduce", f"rank 0 on {places[0]}", f"the {len(places)} ranks could not be started{why}",
+                        f"ssh {places[0]} {shlex.quote(sys.executable)} -m doctor")
         return
     first = outcomes[0]
     for rank in first.missing:
         said = own.get(rank)
-        yield error("rank-missing", f"rank {rank} on {name_of(rank)}", "does not answer"
-                    + (f": {said}" if said else ""), network_hint(name_of(0)))
+        yield error("rank-missing", f"rank {rank} on {places[rank]}", "does not answer"
+                    + (f": {said}" if said else ""), network_hint(places[0]))
     for rank, why in first.failed.items():
-        yield error("all-reduce", f"rank {rank} on {name_of(rank)}", why, network_hint(name_of(0)))
+        yield error("all-reduce", f"rank {rank} on {places[rank]}", why, network_hint(places[0]))
     if first.bandwidth is not None and first.bandwidth < SLOW:
-        yield warning("all-reduce-slow", f"{world} ranks", f"the all-reduce runs at {first.bandwidth:.3f} GB/s; even "
-                      f"an Ethernet of 1 Gbit/s gives {SLOW} GB/s", "export NCCL_SOCKET_IFNAME=eth0 "
+        yield warning("all-reduce-slow", f"{len(places)} ranks", f"the all-reduce runs at {first.bandwidth:.3f} GB/s; "
+                      f"even an Ethernet of 1 Gbit/s gives {SLOW} GB/s", "export NCCL_SOCKET_IFNAME=eth0 "
                       "GLOO_SOCKET_IFNAME=eth0 (the fast network's name: ip -br address)")
 
 

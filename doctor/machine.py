@@ -8,7 +8,6 @@ import resource
 import shlex
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,6 +48,11 @@ class Machine:
     port: int
     port_fault: str
     nvidia: int
+
+    @property
+    def builds_kernels(self) -> bool:
+        """Whether nothing here stands in the way of compiling the kernels of the CPU."""
+        return self.compiler is not None and not self.cache.why
 
 
 def look(environment: Mapping[str, str], port: int) -> Machine:
@@ -158,10 +162,3 @@ def check_folders(machine: Machine, where: str) -> Iterator[Finding]:
         yield warning("kernel-cache", where, f"compiled kernels cannot be kept in {cache.path}: {cache.why}; they are "
                       "built anew at every start, or not at all", "export GLM_KERNEL_CACHE=/a/folder/of/yours")
 
-
-def check_memory(free: int, need: int, where: str, what: str = "") -> Iterator[Finding]:
-    """need: bytes of host memory that the configured run takes on this host; `what` says of what."""
-    if need > free:
-        yield error("memory", where, f"{need / GB:.1f} GB of memory are needed{what}, {free / GB:.1f} GB are free for "
-                    "a process here (the machine's memory, control groups and ulimit counted)",
-                    f"{shlex.quote(sys.executable)} -m glm plan, for the flags that make it fit")

@@ -44,8 +44,10 @@ def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
     def shape() -> dict:
         import dataclasses
 
-        from glm.loading import read_config
+        from glm.checkpoint import read_config
 
+        if not arguments.load.is_dir():
+            return {}
         known["config"] = read_config(arguments.load, arguments.model, **overrides)
         return dataclasses.asdict(known["config"])
 
@@ -63,6 +65,8 @@ def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
     def vocabulary() -> dict:
         from glm.tokenizer import Tokenizer, find_vocabulary
 
+        if not arguments.load.is_dir() and arguments.tokenizer_path is None:
+            return {}
         file = find_vocabulary(arguments.load, arguments.tokenizer_path)
         images = known["config"].num_image_tokens if "config" in known else 0
         known["tokenizer"] = Tokenizer(file, images)
@@ -83,7 +87,8 @@ def check(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: 
     """found: outcomes of `stages`. degree: tensor-parallel ranks of the run. free_disk: bytes beside the checkpoint."""
     load = shlex.quote(str(arguments.load))
     for stage, (code, mend) in FAULTS.items():
-        if fault := found.get(stage, {}).get("error"):
+        outcome = found.get(stage, {})
+        if (fault := outcome.get("error")) and outcome["kind"] != "ModuleNotFoundError":  # which packages.check says
             yield error(code, where, fault, mend.format(load=load))
     shards = found.get("shards", {}).get("shards")
     if shards and shards != degree:

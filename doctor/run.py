@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from doctor import allreduce, data, devices, hosts, machine, model, packages, probe
+from doctor import allreduce, data, devices, hosts, machine, memory, model, packages, probe
 from doctor.finding import REPOSITORY, Finding, error
 from evaluation.hashing import hash_code
 from evaluation.hostfile import check_layout, read_hostfile
@@ -48,6 +48,7 @@ class Facts:
     machine: machine.Machine
     stages: probe.Stages
     data: data.Data | None
+    shortage: memory.Shortage | None
     free_beside_checkpoint: int
     code: str
 
@@ -59,18 +60,19 @@ class Facts:
 
 def gather(visit: Visit) -> Facts:
     """Everything about this host, the slow things at once."""
+    arguments = visit.arguments
+    short = memory.look(arguments, visit.degree, visit.processes)  # before the others take some of it
     with ThreadPoolExecutor() as pool:
         stages = pool.submit(probe.ask, list(visit.words))
         installed = pool.submit(packages.look)
         code = pool.submit(hash_code)
         host = machine.look(visit.environment, visit.port)
-        arguments = visit.arguments
         has_yaml = find_spec("yaml") is not None  # else check_requirements says so
         found = data.look(arguments.paths, arguments.data_path) if has_yaml or not arguments.paths else None
         folder = arguments.load.parent
         free = shutil.disk_usage(folder).free if folder.is_dir() else 0
-        return Facts(socket.gethostname(), installed.result(), host, stages.result(), found, free,
-                     code.result())
+        return Facts(socket.gethostname(), installed.result(), host, stages.result(), found, short,
+                     free, code.result())
 
 
 def judge(facts: Facts, visit: Visit) -> list[Finding]:
@@ -82,11 +84,12 @@ def judge(facts: Facts, visit: Visit) -> list[Finding]:
 
     def found() -> Iterator[Finding]:
         yield from packages.check(facts.packages, where)
-        yield from devices.check_imports(stages, where)
+        yield from devices.check_imports(stages, not facts.packages.lacking, where)
         if seen:
             yield from devices.check(seen, facts.machine.nvidia, wanted, where)
-            yield from devices.check_kernels(stages, seen, facts.machine.compiler is not None, where)
+            yield from devices.check_kernels(stages, seen, facts.machine.builds_kernels, where)
         yield from machine.check(facts.machine, where, visit.processes, visit.world, uses_gpus, visit.needs_port)
+        yield from memory.check(facts.shortage, where)
         yield from model.check(stages, arguments, visit.degree, facts.free_beside_checkpoint, where)
         if facts.data is not None:
             yield from data.check(facts.data, "DATA_PATH" in visit.environment, where)
@@ -115,9 +118,8 @@ def one_host(visit: Visit) -> Report:
     hindered = {"torch-import", "gpu-count", "gpu-hidden", "torch-without-cuda", "driver", "driver-old", "probe"}
     outcome = None
     if visit.degree > 1 and not hindered & {one.code for one in report.findings if one.level == "error"}:
-        command = [sys.executable, str(REPOSITORY / "scripts" / "launch.py"), str(visit.degree), "doctor",
-                   allreduce.COMMAND]
-        outcome, found = join(command, visit, lambda rank: report.facts["host"])
+        command = [sys.executable, str(REPOSITORY / "scripts" / "launch.py"), str(visit.degree), "doctor"]
+        outcome, found = join(command, visit, [report.facts["host"]] * visit.degree)
         report.findings.extend(found)
     return Report(report.findings, report.facts, outcome)
 
@@ -132,11 +134,11 @@ def several_hosts(visit: Visit, path: Path) -> Report:
     except UserError as fault:
         return Report([error("hostfile", here, str(fault), f"edit {path} (docs/several-machines.md)")], {})
     slots, world = names[0].slots, len(names) * names[0].slots
-    command = [sys.executable, str(REPOSITORY / "scripts" / "launch_hosts.py"), str(path), str(visit.degree), "doctor",
-               allreduce.COMMAND]
+    places = [host.name for host in names for _ in range(slots)]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "launch_hosts.py"), str(path), str(visit.degree), "doctor"]
     if environment.get("NODE_RANK"):
         found = alone(_on_host(visit, slots, world, environment["NODE_RANK"] == "0"))
-        outcome, more = join(command, visit, lambda rank: names[rank // slots].name)
+        outcome, more = join(command, visit, places, is_first=environment["NODE_RANK"] == "0")
         return Report(found.findings + more, found.facts, outcome)
     ssh = ["-p", environment["SSH_PORT"]] if environment.get("SSH_PORT") else []
     findings = [] if shutil.which("pdsh") else [
@@ -155,7 +157,7 @@ def several_hosts(visit: Visit, path: Path) -> Report:
                               visit.arguments.precision is not None)
     outcome = None
     if len(answering) == len(names) and shutil.which("pdsh") and len(facts) == len(names):
-        outcome, found = join(command, visit, lambda rank: names[rank // slots].name)
+        outcome, found = join(command, visit, places)
         findings += found
     return Report(findings, facts, outcome)
 
@@ -183,12 +185,13 @@ def _passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in names if environment.get(name)}
 
 
-def join(command: list[str], visit: Visit, name_of: Callable[[int], str], run: Callable = subprocess.run,
-         ) -> tuple[allreduce.Outcome | None, list[Finding]]:
-    """All ranks in one all-reduce, started as an evaluation starts them."""
+def join(command: list[str], visit: Visit, places: Sequence[str], run: Callable = subprocess.run,
+         is_first: bool = True) -> tuple[allreduce.Outcome | None, list[Finding]]:
+    """All ranks in one all-reduce, started as an evaluation starts them. places: the host of every rank. is_first: the
+    first rank, which says what came of it, is started here."""
     environment = {**visit.environment, "PYTHONSAFEPATH": "1", "PYTHONPATH": f"{REPOSITORY}{os.pathsep}"
                    f"{visit.environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)}
-    world = visit.world if visit.world > 1 else visit.degree
+    command = [*command, allreduce.COMMAND, str(visit.arguments.rank_seconds)]
     try:
         done = run(command, capture_output=True, text=True, errors="replace", timeout=ALL_REDUCE_SECONDS,
                    env=environment, stdin=subprocess.DEVNULL)
@@ -196,4 +199,6 @@ def join(command: list[str], visit: Visit, name_of: Callable[[int], str], run: C
         outcomes, reason = allreduce.read(done.stdout), said[-1] if said else ""
     except subprocess.TimeoutExpired:
         outcomes, reason = [], f"nothing came back within {ALL_REDUCE_SECONDS} s"
-    return (outcomes[0] if outcomes else None), list(hosts.check_all_reduce(outcomes, world, name_of, reason))
+    if not is_first and not outcomes:
+        return None, []
+    return (outcomes[0] if outcomes else None), list(hosts.check_all_reduce(outcomes, places, reason))

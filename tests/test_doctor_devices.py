@@ -88,16 +88,16 @@ def test_fewer_gpus_than_processes():
 # Imports and kernels, as the probe tells of them
 
 
-def kernels(facts=GOOD, has_compiler=True, **stages):
+def kernels(facts=GOOD, is_possible=True, **stages):
     stages = {name.replace("_", "-"): outcome for name, outcome in stages.items()}
-    return [(one.code, one.level, str(one)) for one in devices.check_kernels(stages, facts, has_compiler, "here")]
+    return [(one.code, one.level, str(one)) for one in devices.check_kernels(stages, facts, is_possible, "here")]
 
 
 def test_kernels_that_do_not_build():
     fault = {"error": "BuildError: /usr/bin/c++ failed: fatal error: vector: No such file"}
     ((code, level, line),) = kernels(cpu_kernels=fault)
     assert (code, level) == ("cpu-kernels", "warning") and "vector: No such file" in line
-    assert kernels(cpu_kernels=fault, has_compiler=False) == []  # that there is no compiler is said already
+    assert kernels(cpu_kernels=fault, is_possible=False) == []  # no compiler, or no place: said already
     assert kernels(cpu_kernels={"instructions": "avx2"}, cuda_kernels={"tried": 8}) == []
 
 
@@ -116,11 +116,14 @@ def test_kernels_of_the_gpu():
 def test_what_does_not_import():
     stages = {"torch": {"error": "ImportError: libcudart.so.13"}, "sat": {"error": "ImportError: apex"},
               "sentencepiece": {"error": "TypeError: Descriptors cannot be created directly."}}
-    lines = [(one.code, one.what) for one in devices.check_imports(stages, "here")]
+    lines = [(one.code, one.what) for one in devices.check_imports(stages, True, "here")]
     assert lines == [("torch-import", "torch does not import: ImportError: libcudart.so.13"),
                      ("sat-import", "SwissArmyTransformer does not import: ImportError: apex"),
                      ("tokenizer-import", "sentencepiece with this protobuf does not import: TypeError: Descriptors "
                                           "cannot be created directly.")]
+    missing = {"torch": {"error": "ModuleNotFoundError: No module named 'torch'", "kind": "ModuleNotFoundError"}}
+    assert not list(devices.check_imports(missing, False, "here"))  # that it is missing is said already
+    assert list(devices.check_imports(missing, True, "here"))
 
 
 # The probe: a process that may crash
@@ -141,7 +144,7 @@ say(stage="sat", begins=True)
 def test_the_stage_in_which_a_process_ends_is_known(rest, how):
     stages = probe.ask([], seconds=1, command=[sys.executable, "-c", CHILD + rest])
     assert stages == {"torch": {"torch": "2.13.0"}, "sat": {"ended": how}}
-    (one,) = devices.check_imports(stages, "here")
+    (one,) = devices.check_imports(stages, True, "here")
     assert (one.code, one.what) == ("probe", f"a process that tried sat {how}")
 
 

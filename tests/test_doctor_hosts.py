@@ -14,6 +14,7 @@ from doctor import allreduce, hosts, run
 from doctor.allreduce import Outcome, Place
 from doctor.finding import Finding
 from evaluation.hostfile import Host
+from glm import parallel
 from tests.parallel_helper import run_ranks
 
 A, B = Host("a", 2), Host("b", 2)
@@ -123,9 +124,9 @@ def test_what_is_compared():
 # The all-reduce: what is made of it
 
 
-def judged(*outcomes, world=4, reason=""):
+def judged(*outcomes, reason=""):
     return [(one.code, one.level, one.where, str(one)) for one in hosts.check_all_reduce(
-        outcomes, world, lambda rank: "ab"[rank // 2], reason)]
+        outcomes, "aabb", reason)]
 
 
 ALL = dict.fromkeys(range(4), "vm")
@@ -164,9 +165,10 @@ def test_the_launcher_s_time_is_limited(monkeypatch):
     def forever(*_, **__):
         raise subprocess.TimeoutExpired("launch", 150)
 
-    visit = SimpleNamespace(environment={}, world=2, degree=2)
-    outcome, (one,) = run.join(["launch"], visit, "ab".__getitem__, forever)
-    assert outcome is None and "nothing came back within 150 s" in one.what
+    visit = SimpleNamespace(environment={}, arguments=SimpleNamespace(rank_seconds=30))
+    outcome, (one,) = run.join(["launch"], visit, "ab", forever)
+    assert outcome is None and "the 2 ranks could not be started: nothing came back within 150 s" in one.what
+    assert run.join(["launch"], visit, "ab", forever, is_first=False) == (None, [])  # the first says it elsewhere
 
 
 # The all-reduce itself, with real processes and a real store
@@ -231,8 +233,8 @@ def test_a_rank_that_hangs_or_fails_in_the_operation_is_named():
 
 
 def test_the_bandwidth_is_that_of_the_slowest_rank():
-    outcome = together(lambda where, _: ("gloo", 0.5 + where.rank))
-    assert outcome.bandwidth == pytest.approx(2 * (1 / 2) * allreduce.BYTES / 1.5 / 1e9)
+    outcome = together(lambda where, _: ("gloo", (0.5 + where.rank) * 1e-9))
+    assert outcome.bandwidth == pytest.approx(2 * (1 / 2) / 1.5)  # 2 (n - 1) / n times bytes over time, in GB/s
 
 
 def test_a_first_rank_that_cannot_be_reached():
@@ -242,6 +244,7 @@ def test_a_first_rank_that_cannot_be_reached():
 
 def test_where_a_rank_is_comes_from_the_launcher():
     given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
-    assert Place.read(given).serves
-    assert not Place.read(given | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).serves  # torchrun does
-    assert not Place.read(given | {"RANK": "1"}).serves
+    assert Place.read(given).serves and Place.read(given).socket is None
+    assert Place.read(given | {allreduce.SOCKET: "7"}).socket == 7  # the launcher's, held open
+    assert not Place.read(given | {"RANK": "1", allreduce.SOCKET: "7"}).serves
+    assert allreduce.SOCKET == parallel.STORE

@@ -42,8 +42,8 @@ def test_a_whole_checkpoint_has_no_finding(two_shards):
 
 
 def test_no_checkpoint_folder(tmp_path):
-    codes = [code for code, _, _ in found(tmp_path / "nowhere", *VOCABULARY)]
-    assert codes == ["checkpoint", "checkpoint-config"]
+    ((code, level, line),) = found(tmp_path / "nowhere")
+    assert (code, level) == ("checkpoint", "error") and f"no checkpoint folder {tmp_path}/nowhere" in line
 
 
 def test_a_folder_without_latest(two_shards):

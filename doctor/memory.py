@@ -1,0 +1,62 @@
+"""Free memory against what the configured model takes: planning's arithmetic, with which every load begins, too."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from doctor.finding import Finding, error
+from doctor.machine import GB
+from generation.arguments import default_precision
+from glm.errors import UserError
+from planning import machine, remedies
+from planning.check import room_here, shortage
+from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Bytes that the weights of this host's processes take at least, where fewer are free; where: what has too few.
+    ways: the flags that would make it fit."""
+
+    where: str
+    needed: float
+    free: float
+    processes: int
+    ways: tuple[str, ...]
+
+
+def look(arguments: argparse.Namespace, degree: int, processes: int) -> Shortage | None:
+    """None where the model fits, or where its shape is not known, which is another finding. Imports no torch."""
+    arguments = copy.copy(arguments)
+    arguments.model_parallel_size = degree
+    try:
+        config = config_of(arguments)
+        kind, gpus = place_of(arguments)
+        if kind == "cuda":
+            gpus = machine.gpus()[:processes]
+        precision = precision_of(arguments, kind, gpus, default_precision("cpu"))
+        setup = setup_of(arguments, config, looked_at(arguments, config), kind, precision, Use())
+        room = replace(room_here(kind, gpus), ranks=processes)
+        lacking = shortage(setup, room)
+        if lacking is None:
+            return None
+        ways = remedies.find(setup, Use(), lambda tried: shortage(tried, room) is None, arguments.load,
+                             room.device is not None)
+    except UserError:
+        return None
+    return Shortage(lacking.where, lacking.needed, lacking.free, processes, tuple(ways))
+
+
+def check(lacking: Shortage | None, where: str) -> Iterator[Finding]:
+    if lacking is None:
+        return
+    whose = f" by {lacking.processes} processes" if lacking.processes > 1 and lacking.where == "this machine" else ""
+    plan = f"{shlex.quote(sys.executable)} -m glm plan tells more"
+    yield error("memory", where, f"the configured model does not fit: {lacking.needed / GB:.2f} GB are needed{whose}, "
+                f"{lacking.where} has {lacking.free / GB:.2f} GB free",
+                f"{'; or '.join(lacking.ways) or 'a smaller model, or a machine with more memory'} ({plan})")
