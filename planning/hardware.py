@@ -31,7 +31,7 @@ def rows(config: ModelConfig) -> Iterator[list[str]]:
         for setup in ways(config, device, count):
             room = memory.plan(setup)
             times = speed.plan(setup, room, device, None)
-            offloaded = f"yes, {room.streamed / 1e9:.1f} GB" if room.streamed else "no"
+            offloaded = f"{room.streamed / 1e9:.1f} GB" if room.streamed else "–"
             precision = f"INT{setup.run.bits}" if setup.run.bits else "FP16"
             yield [f"{count} × {device.label}", precision, offloaded, f"{room.weights / 1e9:.1f} GB",
                    f"{room.device / 1e9:.1f} GB", f"{device.memory / 1e9:.1f} GB", f"{times.prefill:.2g} s",

@@ -58,5 +58,5 @@ def test_both_readmes_show_the_same_numbers_and_commands():
     blocks = [re.findall(r"^ *```bash\n(.*?)```", text_of(name), re.S | re.M) for name in READMES]
     commands = [[re.sub(r" +# .*", "", line).strip() for block in one for line in block.splitlines()] for one in blocks]
     assert commands[0] == commands[1]
-    tables = [re.findall(r"^\| (?:FP16|INT8|INT4) \|.*?GB \|.*?GB \|.*?GB \|", text_of(name), re.M) for name in READMES]
-    assert tables[0] == tables[1] and len(tables[0]) == 3
+    tables = [re.findall(r"^\| \d × .*", text_of(name), re.M) for name in READMES]
+    assert tables[0] == tables[1] and len(tables[0]) >= 6
