@@ -15,11 +15,11 @@ from glm.errors import UserError
 
 # outcome of a stage -> code of the finding, what mends it
 COPY = "copy the file again; python tools/verify_checkpoint.py {load} then checks all of it"
+SHAPE = "name the model's preset: --model glm-130b (MODEL_ARGS in CONFIG), or mend {load}/model_config.json"
 FAULTS = {
     "shards": ("checkpoint", "export CHECKPOINT_PATH=/the/folder/with/latest, and python tools/verify_checkpoint.py "
                              "{load}"),
-    "shape": ("checkpoint-config", "name the model's preset: --model glm-130b (MODEL_ARGS in CONFIG), or mend "
-                                   "{load}/model_config.json"),
+    "shape": ("checkpoint-config", SHAPE),
     "headers": ("checkpoint-headers", COPY),
     "vocabulary": ("tokenizer", "cp ~/.icetk_models/ice_text.model {load}/"),
     "ids": ("vocabulary", "cp /the/right/ice_text.model {load}/, or --num-image-tokens N"),
@@ -89,7 +89,7 @@ def check(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: 
     for stage, (code, mend) in FAULTS.items():
         outcome = found.get(stage, {})
         if (fault := outcome.get("error")) and outcome["kind"] != "ModuleNotFoundError":  # which packages.check says
-            yield error(code, where, fault, mend.format(load=load))
+            yield error(code, where, fault, (SHAPE if "was said" in fault else mend).format(load=load))
     shards = found.get("shards", {}).get("shards")
     if shards and shards != degree:
         yield from check_degree(found["shards"], load, degree, free_disk, where)

@@ -6,9 +6,8 @@ import argparse
 import os
 import shutil
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -16,11 +15,10 @@ from pathlib import Path
 
 from doctor import allreduce, data, devices, hosts, machine, memory, model, packages, probe
 from doctor.finding import REPOSITORY, Finding, error
+from doctor.join import join
 from evaluation.hashing import hash_code
 from evaluation.hostfile import check_layout, read_hostfile
 from glm.errors import UserError
-
-ALL_REDUCE_SECONDS = 150
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,9 @@ def one_host(visit: Visit) -> Report:
     hindered = {"torch-import", "gpu-count", "gpu-hidden", "torch-without-cuda", "driver", "driver-old", "probe"}
     outcome = None
     if visit.degree > 1 and not hindered & {one.code for one in report.findings if one.level == "error"}:
-        command = [sys.executable, str(REPOSITORY / "scripts" / "launch.py"), str(visit.degree), "doctor"]
-        outcome, found = join(command, visit, [report.facts["host"]] * visit.degree)
+        launcher = [sys.executable, str(REPOSITORY / "scripts" / "launch.py"), str(visit.degree)]
+        outcome, found = join(launcher, visit.arguments.rank_seconds, visit.environment,
+                              [report.facts["host"]] * visit.degree)
         report.findings.extend(found)
     return Report(report.findings, report.facts, outcome)
 
@@ -135,10 +134,11 @@ def several_hosts(visit: Visit, path: Path) -> Report:
         return Report([error("hostfile", here, str(fault), f"edit {path} (docs/several-machines.md)")], {})
     slots, world = names[0].slots, len(names) * names[0].slots
     places = [host.name for host in names for _ in range(slots)]
-    command = [sys.executable, str(REPOSITORY / "scripts" / "launch_hosts.py"), str(path), str(visit.degree), "doctor"]
+    launcher = [sys.executable, str(REPOSITORY / "scripts" / "launch_hosts.py"), str(path), str(visit.degree)]
+    patience = visit.arguments.rank_seconds
     if environment.get("NODE_RANK"):
         found = alone(_on_host(visit, slots, world, environment["NODE_RANK"] == "0"))
-        outcome, more = join(command, visit, places, is_first=environment["NODE_RANK"] == "0")
+        outcome, more = join(launcher, patience, environment, places, environment["NODE_RANK"] == "0")
         return Report(found.findings + more, found.facts, outcome)
     ssh = ["-p", environment["SSH_PORT"]] if environment.get("SSH_PORT") else []
     findings = [] if shutil.which("pdsh") else [
@@ -157,7 +157,7 @@ def several_hosts(visit: Visit, path: Path) -> Report:
                               visit.arguments.precision is not None)
     outcome = None
     if len(answering) == len(names) and shutil.which("pdsh") and len(facts) == len(names):
-        outcome, found = join(command, visit, places)
+        outcome, found = join(launcher, patience, environment, places)
         findings += found
     return Report(findings, facts, outcome)
 
@@ -184,21 +184,3 @@ def _passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     names = ("MASTER_PORT", "GLM_KERNEL_CACHE", "DATA_PATH")
     return {name: environment[name] for name in names if environment.get(name)}
 
-
-def join(command: list[str], visit: Visit, places: Sequence[str], run: Callable = subprocess.run,
-         is_first: bool = True) -> tuple[allreduce.Outcome | None, list[Finding]]:
-    """All ranks in one all-reduce, started as an evaluation starts them. places: the host of every rank. is_first: the
-    first rank, which says what came of it, is started here."""
-    environment = {**visit.environment, "PYTHONSAFEPATH": "1", "PYTHONPATH": f"{REPOSITORY}{os.pathsep}"
-                   f"{visit.environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)}
-    command = [*command, allreduce.COMMAND, str(visit.arguments.rank_seconds)]
-    try:
-        done = run(command, capture_output=True, text=True, errors="replace", timeout=ALL_REDUCE_SECONDS,
-                   env=environment, stdin=subprocess.DEVNULL)
-        said = [line.strip().removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
-        outcomes, reason = allreduce.read(done.stdout), said[-1] if said else ""
-    except subprocess.TimeoutExpired:
-        outcomes, reason = [], f"nothing came back within {ALL_REDUCE_SECONDS} s"
-    if not is_first and not outcomes:
-        return None, []
-    return (outcomes[0] if outcomes else None), list(hosts.check_all_reduce(outcomes, places, reason))

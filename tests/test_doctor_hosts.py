@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -10,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from doctor import allreduce, hosts, run
+from doctor import allreduce, hosts
 from doctor.allreduce import Outcome, Place
 from doctor.finding import Finding
+from doctor.join import Limits, join
 from evaluation.hostfile import Host
 from glm import parallel
 from tests.parallel_helper import run_ranks
@@ -161,14 +163,41 @@ def test_ranks_that_were_never_started():
     assert where == "rank 2 on b" and "cannot reach the first rank" in line
 
 
-def test_the_launcher_s_time_is_limited(monkeypatch):
-    def forever(*_, **__):
-        raise subprocess.TimeoutExpired("launch", 150)
+# Starting them, with programs in the place of the launchers
 
-    visit = SimpleNamespace(environment={}, arguments=SimpleNamespace(rank_seconds=30))
-    outcome, (one,) = run.join(["launch"], visit, "ab", forever)
-    assert outcome is None and "the 2 ranks could not be started: nothing came back within 150 s" in one.what
-    assert run.join(["launch"], visit, "ab", forever, is_first=False) == (None, [])  # the first says it elsewhere
+
+def started(tmp_path, body, is_first=True, **limits):
+    (tmp_path / "launcher").write_text(f"#!/bin/bash\n{body}\n")
+    (tmp_path / "launcher").chmod(0o755)
+    limits = Limits(**{"everything": 20.0, "grace": 0.2, "end": 5.0, **limits})
+    begin = time.monotonic()
+    outcome, found = join([str(tmp_path / "launcher"), "2"], 30.0, dict(os.environ), "ab", is_first, limits)
+    assert time.monotonic() - begin < 15
+    return outcome, [str(one) for one in found]
+
+
+GOOD = Outcome(2, "gloo", hosts={0: "vm", 1: "vm"}, bandwidth=1.0)
+
+
+def test_the_launcher_is_given_the_doctor_s_own_program(tmp_path):
+    outcome, found = started(tmp_path, f"echo \"$*\" >{tmp_path}/words; echo '{allreduce.line_of(GOOD)}'")
+    assert outcome == GOOD and found == []
+    assert (tmp_path / "words").read_text() == "2 doctor all-reduce 30.0\n"
+
+
+def test_a_rank_that_hangs_does_not_keep_what_the_first_has_said(tmp_path):
+    missing = Outcome(2, missing=(1,), hosts={0: "vm"})
+    outcome, (line,) = started(tmp_path, f"trap 'echo ended >{tmp_path}/end; exit 143' TERM\n"
+                                         f"echo '{allreduce.line_of(missing)}'; sleep 60 & wait")
+    assert outcome == missing and line.startswith("error: rank 1 on b: does not answer; ")
+    assert (tmp_path / "end").read_text() == "ended\n"  # it was asked, and could end its processes
+
+
+def test_a_launcher_that_says_nothing(tmp_path):
+    outcome, (line,) = started(tmp_path, "trap 'exit 143' TERM; sleep 60 & wait", everything=0.5)
+    assert outcome is None and "the 2 ranks could not be started: nothing came back within 0 s" in line
+    assert "could not be started: no pdsh;" in started(tmp_path, "echo error: no pdsh >&2; exit 2")[1][0]
+    assert started(tmp_path, "exit 0", is_first=False) == (None, [])  # the first says it elsewhere
 
 
 # The all-reduce itself, with real processes and a real store

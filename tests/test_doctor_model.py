@@ -76,6 +76,7 @@ def test_a_shard_that_is_cut_off(two_shards):
 def test_a_shard_of_another_model(two_shards):
     ((code, _, line),) = found(two_shards, *SHAPES, "--num-layers", "6", *VOCABULARY)
     assert code == "checkpoint-headers" and "num_layers 4, but num_layers 6 was said" in line
+    assert "mend it: name the model's preset: --model" in line
 
 
 def test_a_shape_that_nobody_says(two_shards):
