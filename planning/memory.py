@@ -74,16 +74,19 @@ def on_device(setup: Setup) -> tuple[float, float, float]:
     total = sum(map(setup.run.bytes, weights(setup)))
     if setup.offload_limit is None or total <= setup.offload_limit:
         return total, 0.0, 0.0
-    one = layer_bytes(setup)
-    resident = max(0, int((setup.offload_limit - least_offloaded(setup)) // one))
+    least, one = least_offloaded(setup), layer_bytes(setup.run, setup)
+    resident = max(0, int((setup.offload_limit - least) // one))
     held = total - (setup.config.num_layers - resident) * one
-    return held, total - held, min(2, setup.config.num_layers) * one
+    return held, total - held, least - (total - setup.config.num_layers * one)
 
 
 def least_offloaded(setup: Setup) -> float:
-    """The least that a run with streamed layers keeps on the device: embedding, final norm, two layers' buffers."""
+    """The least that a run with streamed layers keeps on the device (glm/offload.py): embedding, final norm, two slots
+    of a layer each, and on a CPU a layer as the file holds it where it must be converted."""
     rest = setup.run.bytes(embedding(setup)) + 2 * setup.config.hidden_size * setup.element
-    return rest + 2 * layer_bytes(setup)
+    is_ready = setup.kind == "cuda" or setup.source == setup.run
+    raw = 0 if is_ready else layer_bytes(setup.source, setup)
+    return rest + 2 * layer_bytes(setup.run, setup) + raw
 
 
 def loading_peak(setup: Setup) -> float:

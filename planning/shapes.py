@@ -139,9 +139,9 @@ def layer(h: int, local: int, inner: int) -> list[Weight]:
             *norm, Weight(2 * inner, h, True), Weight(1, 2 * inner), Weight(h, inner, True), Weight(1, h)]
 
 
-def layer_bytes(setup: Setup) -> int:
-    """Of one layer as it is run."""
-    return sum(map(setup.run.bytes, layer(setup.config.hidden_size, setup.heads_width, setup.inner)))
+def layer_bytes(held: Format, setup: Setup) -> int:
+    """Of one of a rank's layers in this format."""
+    return sum(map(held.bytes, layer(setup.config.hidden_size, setup.heads_width, setup.inner)))
 
 
 def layer_weights(setup: Setup) -> int:
