@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import shutil
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ DOCTOR = f"bash {ROOT}/scripts/doctor.sh"
 def job(tmp_path):
     shape = " ".join(f"--{name}={value}" for name, value in SHAPE.items())
     (tmp_path / "config.sh").write_text(
-        f"CHECKPOINT_PATH={TP1}\nMP_SIZE=1\n"
+        f"CHECKPOINT_PATH=${{CHECKPOINT_PATH:-{TP1}}}\nMP_SIZE=1\n"
         f"MODEL_ARGS=(--fp32 --device cpu {shape} --tokenizer-path {TOKENIZER}/ice_text.model)\n")
     (tmp_path / "hosts.txt").write_text("first slots=1\nsecond slots=1\n")
     return {**os.environ, "PYTHON": sys.executable, "CONFIG": "config.sh", "HOST_FILE_PATH": "hosts.txt",
@@ -40,18 +43,34 @@ def test_two_good_hosts(tmp_path, job):
     assert "s3cret" not in done.stdout + done.stderr
 
 
-def test_a_host_out_of_reach_and_one_with_a_taken_port(tmp_path, job):
-    """The other is looked at all the same; nothing is joined."""
+def elsewhere(folder, file, change):
+    """A command that puts another file in the place of one, on the second host alone."""
+    other = folder / f"other-{file.name}"
+    other.write_bytes(change(file.read_bytes()))
+    return f"nsenter --mount --target $(pgrep -n -x sshd) mount --bind {other} {file}\n"
+
+
+def test_one_host_out_of_reach_one_with_a_taken_port_and_one_that_differs(tmp_path, job):
+    """Each is looked at all the same; nothing is joined. The second host sees other files in some places."""
     if reason := without_ssh():
         pytest.skip(reason)
-    (tmp_path / "hosts.txt").write_text("first slots=1\n10.77.0.9 slots=1\n")
-    taken = f"{sys.executable} -c 'import socket, time; s = socket.create_server((\"\", 29500)); time.sleep(200)' &\n"
-    done = run(tmp_path, job, f"{taken} sleep 1; {DOCTOR}; code=$?; kill %1; exit $code")
-    lines = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    (tmp_path / "hosts.txt").write_text("first slots=1\n10.77.0.9 slots=1\nsecond slots=1\n")
+    checkpoint = shutil.copytree(TP1, tmp_path / "checkpoint")
+    script = f"{sys.executable} -c 'import socket, time; s = socket.create_server((\"\", 29500)); time.sleep(200)' &\n"
+    (metadata,) = [file.locate() for file in distribution("tqdm").files if file.name == "METADATA"]
+    script += elsewhere(tmp_path, metadata, lambda text: re.sub(rb"(?m)^Version: .*", b"Version: 4.1", text))
+    script += elsewhere(tmp_path, ROOT / "glm" / "versions.py", lambda text: text + b"# changed\n")
+    script += elsewhere(tmp_path, checkpoint / "49300" / "mp_rank_00_model_states.pt", lambda data: data[:1000])
+    done = run(tmp_path, job | {"CHECKPOINT_PATH": str(checkpoint)}, f"{script} {DOCTOR}; code=$?; kill %1; exit $code")
     assert done.returncode == 2, done.stderr
-    assert [line.rpartition("[")[2] for line in lines] == ["host-unreachable]", "port]"], lines
-    assert lines[0].startswith("error: 10.77.0.9: host 10.77.0.9 cannot be reached over ssh: ssh: connect to host")
-    assert lines[1].startswith("error: first: port 29500, where the ranks would meet, cannot be used: Address already")
+    lines = {(line.split(": ")[1], line.rpartition("[")[2][:-1]): line for line in done.stdout.splitlines()
+             if line.startswith("error: ")}
+    assert set(lines) == {("10.77.0.9", "host-unreachable"), ("first", "port"), ("second", "requirement"),
+                          ("second", "checkpoint-headers"), ("second", "host-versions"), ("second", "host-code"),
+                          ("second", "host-checkpoint")}
+    assert "host 10.77.0.9 cannot be reached over ssh: ssh: connect to host" in lines["10.77.0.9", "host-unreachable"]
+    assert "port 29500, where the ranks would meet, cannot be used: Address already in use" in lines["first", "port"]
+    assert "other versions than on first: tqdm 4.1 (first: " in lines["second", "host-versions"]
 
 
 def test_without_ssh_a_host_that_never_comes_is_named_by_its_ranks(tmp_path, job):
