@@ -14,7 +14,7 @@ from doctor.machine import GB
 from generation.arguments import default_precision
 from glm.errors import UserError
 from planning import machine, remedies
-from planning.check import room_here, shortage
+from planning.check import fits, room_here, shortage
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 
 
@@ -45,7 +45,7 @@ def look(arguments: argparse.Namespace, degree: int, processes: int) -> Shortage
         lacking = shortage(setup, room)
         if lacking is None:
             return None
-        ways = remedies.find(setup, Use(), lambda tried: shortage(tried, room) is None, arguments.load,
+        ways = remedies.find(setup, Use(), lambda tried: fits(tried, room), arguments.load,
                              room.device is not None)
     except UserError:
         return None
