@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -42,26 +43,30 @@ def _machine_free() -> int:
     return UNLIMITED  # no Linux: nobody knows
 
 
-def _group_rooms() -> list[int]:
-    """What the memory controllers leave, version 1 and 2, from the process's group up to the root."""
-    rooms = [UNLIMITED]
+def group_folders(controller: str) -> Iterator[tuple[Path, bool]]:
+    """The control groups that this process is in, from its own up to the root, and whether each is of version 2."""
     for line in _lines(OWN_GROUPS):
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit, usage, cache = GROUPS, "memory.max", "memory.current", "file"
-        elif "memory" in controllers.split(","):
-            base, limit, usage, cache = (GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
-                                         "total_cache")
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
+        base = GROUPS / controller if controllers else GROUPS
         folder = base / path.lstrip("/")
-        if not (folder / usage).is_file():
+        if not folder.is_dir():
             folder = base  # inside a container the group's own path is often its root
         while folder.is_relative_to(base):
-            most, used = _number(folder / limit), _number(folder / usage)
-            if most is not None and used is not None and most < UNLIMITED:
-                rooms.append(most - used + _statistic(folder / "memory.stat", cache))
+            yield folder, not controllers
             folder = folder.parent
+
+
+def _group_rooms() -> list[int]:
+    """What the memory controllers leave."""
+    rooms = [UNLIMITED]
+    for folder, is_second in group_folders("memory"):
+        limit, usage, cache = (("memory.max", "memory.current", "file") if is_second else
+                               ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"))
+        most, used = _number(folder / limit), _number(folder / usage)
+        if most is not None and used is not None and most < UNLIMITED:
+            rooms.append(most - used + _statistic(folder / "memory.stat", cache))
     return rooms
 
 
