@@ -26,8 +26,9 @@ def host(memory: float, precisions: Sequence[str], shapes: Sequence[tuple[int, i
     return Device("cpu", "this machine's processor", "cpu", memory, speed, rates, speed, speed, "measured now", True)
 
 
-def bandwidth() -> float:
-    """Bytes a second that all threads together read, by the loop that the compiled kernels use."""
+def bandwidth(choose: Callable = median) -> float:
+    """Bytes a second that all threads together read, by the loop of the compiled kernels. choose: which of several
+    readings counts (of seconds; min: the best one)."""
     import torch
 
     import kernels
@@ -36,11 +37,12 @@ def bandwidth() -> float:
     buffer = torch.zeros(BUFFER, dtype=torch.uint8)
     read = (lambda: compiled.read(buffer)) if compiled else (lambda: buffer.view(torch.float32).sum())
     read()
-    return BUFFER / median(_seconds(read) for _ in range(READINGS))
+    return BUFFER / choose(_seconds(read) for _ in range(READINGS))
 
 
-def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]], rows: int = ROWS) -> float:
-    """Operations a second of torch's products of `rows` rows with weights of these shapes."""
+def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]], rows: int = ROWS,
+                choose: Callable = median) -> float:
+    """Operations a second of torch's products of `rows` rows with weights of these shapes; choose as above."""
     import torch
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -58,7 +60,7 @@ def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]], rows: int = R
             while not found or (time.perf_counter() < end and len(found) < 20):
                 found.append(_seconds(product))
             operations += 2.0 * rows * n * k
-            seconds += median(found)
+            seconds += choose(found)
     return operations / seconds
 
 

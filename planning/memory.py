@@ -11,7 +11,8 @@ from math import ceil
 
 from planning.shapes import Setup, embedding, layer_bytes, linears, weights
 
-PROCESS = 236e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
+PROCESS = 244e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
+RUNNING = 20e6  # more of torch's libraries, and its heap, once the model has run
 TABLES = 90  # bytes of the tokenizer for every id of the vocabulary
 # On a GPU: context and loaded kernels of CUDA and its libraries; buffers of NCCL where ranks talk.
 CUDA_PROCESS, CUDA_CONTEXT, CUDA_PEERS = 1.2e9, 0.5e9, 0.3e9
@@ -61,12 +62,12 @@ def plan(setup: Setup) -> Memory:
         largest = max(setup.source.bytes(weight) for weight in weights(setup))
         host = CUDA_PROCESS + TABLES * setup.config.vocab_size + largest + streamed
         return Memory(held, cache, passing, expanded, process, host, host, largest if setup.mapped else 0.0, streamed)
-    process = PROCESS + TABLES * setup.config.vocab_size
+    process = PROCESS + RUNNING + TABLES * setup.config.vocab_size
     running = process + held + cache + passing + expanded
     mapped = 0.0 if streamed else sum(setup.run.bytes(weight) for weight in weights(setup)
                                       if setup.stays_in_file(weight))
     peak = loading_peak(setup) if not streamed else held + buffers
-    return Memory(held, cache, passing, expanded, process, process + peak, running, mapped, streamed)
+    return Memory(held, cache, passing, expanded, process, process - RUNNING + peak, running, mapped, streamed)
 
 
 def on_device(setup: Setup) -> tuple[float, float, float]:

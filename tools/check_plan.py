@@ -5,7 +5,7 @@
 
 For every shape a random bfloat16 checkpoint is written below --folder, and removed afterwards. Every measurement is a
 process of its own, which loads it, generates, and then takes the machine's rates in turn with its own times, since
-on a shared machine they change by the second.
+on a shared machine they change by the second: of each the best counts.
 """
 
 import argparse
@@ -24,7 +24,7 @@ ODD = dict(num_layers=7, hidden_size=640, num_attention_heads=10, inner_hidden_s
            max_sequence_length=1500, position_encoding_2d=True, num_image_tokens=0)
 PRECISIONS = ("fp32", "bf16", "bf16,8", "bf16,4")
 STORED = "bf16"
-ROUNDS = 3
+ROUNDS = 5
 
 
 def config_of(name: str):
@@ -65,8 +65,6 @@ def setup_of(name: str, precision: str, context: int, new_tokens: int):
 
 def measure(folder: Path, name: str, precision: str, context: int, new_tokens: int) -> dict:
     """In a process of its own: what a run takes, and the machine's rates while it ran."""
-    from statistics import median
-
     import torch
 
     from generation.decode import generate
@@ -92,23 +90,21 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
         generate(model, [ids], params, end_tokens=[setup.config.vocab_size - 1], limits=[new_tokens],
                  on_step=lambda _: stamps.append(time.perf_counter()))
         steps = [after - before for before, after in itertools.pairwise(stamps[1:])]
-        return stamps[1] - stamps[0] - median(steps), median(steps)
+        return stamps[1] - stamps[0] - min(steps), min(steps)
 
     run()
     peak = highest()
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
     found = {"bandwidth": [], "rate": [], "prefill": [], "token": []}
     for _ in range(ROUNDS):
-        found["bandwidth"].append(measuring.bandwidth())
-        found["rate"].append(measuring.matrix_rate(setup.run.precision, shapes, context - 1))
+        found["bandwidth"].append(measuring.bandwidth(min))
+        found["rate"].append(measuring.matrix_rate(setup.run.precision, shapes, context - 1, min))
         prefill, token = run()
         found["prefill"].append(prefill)
         found["token"].append(token)
-    found["bandwidth"].append(measuring.bandwidth())
-    found["rate"].append(measuring.matrix_rate(setup.run.precision, shapes, context - 1))
     disk = measuring.disk_rate(next((folder / "1").iterdir()))
     return {"peak": peak, "loaded": loaded, "loading": loading, "disk": disk,
-            **{key: median(values) for key, values in found.items()}}
+            **{key: (min if key in ("prefill", "token") else max)(values) for key, values in found.items()}}
 
 
 def highest() -> int:
