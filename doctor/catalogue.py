@@ -33,6 +33,8 @@ FINDINGS = {
     "memory": "the configured model does not fit into the memory that is free",
     "disk": "the disk is nearly full where results go",
     "working-folder": "nothing can be written where results go",
+    "cpu-quota": "more threads would run than the control group gives cores",
+    "busy": "other programs want the cores, too",
     "open-files": "too few open files are allowed for so many ranks",
     "shared-memory": "/dev/shm is too small for NCCL",
     "port": "the port where the ranks of several hosts meet is in use",

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doctor.finding import Finding, error, warning
+from glm.memory import free_host_memory, group_folders
 
 GB = 1e9
 LEAST_DISK = 1.0  # GB that results, samples and compiled kernels never need together
 LEAST_SHARED = 1.0  # GB of /dev/shm for NCCL's buffers; containers have 0.064 unless told otherwise
 FILES_OF_A_PROCESS, FILES_PER_RANK = 256, 32  # descriptors of Python, torch and files; sockets to each other rank
+BUSY = 1.5  # programs for every core
 NVIDIA, DISPLAYS = "0x10de", ("0x0300", "0x0302")  # PCI vendor, and classes of graphics processors
 
 
@@ -35,7 +37,9 @@ class Folder:
 class Machine:
     """free_memory: bytes that a process may still take (glm.memory). shared: size of /dev/shm in bytes, None without.
     compiler: the C++ compiler's path, None without. port_fault: why the port cannot be listened on, "" if it can.
-    nvidia: GPUs of NVIDIA that the system knows of, with or without a driver."""
+    nvidia: GPUs of NVIDIA that the system knows of, with or without a driver. quota: of how many cores control groups
+    let the process have the time, None for all. threads: OMP_NUM_THREADS, None where it is not set. load: programs that
+    have wanted a core at a time during the last minute."""
 
     host: str
     cores: int
@@ -48,6 +52,9 @@ class Machine:
     port: int
     port_fault: str
     nvidia: int
+    quota: float | None = None
+    threads: int | None = None
+    load: float = 0.0
 
     @property
     def builds_kernels(self) -> bool:
@@ -56,13 +63,28 @@ class Machine:
 
 
 def look(environment: Mapping[str, str], port: int) -> Machine:
-    from glm.memory import free_host_memory
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(socket.gethostname(), cores, free_host_memory(), resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                    look_for_shared(Path("/dev/shm")), look_at_folder(Path.cwd()),
                    look_at_folder(cache_folder(environment)), find_compiler(environment), port, try_port(port),
-                   count_nvidia(Path("/")))
+                   count_nvidia(Path("/")), cpu_quota(), thread_count(environment), os.getloadavg()[0])
+
+
+def cpu_quota() -> float | None:
+    """The least of what the control groups above this process allow, in cores."""
+    shares = []
+    for folder, is_second in group_folders("cpu"):
+        names = ("cpu.max",) if is_second else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            if quota > 0 and period > 0:
+                shares.append(quota / period)
+    return min(shares, default=None)
+
+
+def thread_count(environment: Mapping[str, str]) -> int | None:
+    value = environment.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(value) if value.isdecimal() and int(value) else None
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
@@ -132,6 +154,8 @@ def check(machine: Machine, where: str, processes: int = 1, world: int = 1, uses
           needs_port: bool = False) -> Iterator[Finding]:
     """processes: of the run on this host; world: on all. needs_port: this is the first of several hosts."""
     yield from check_folders(machine, where)
+    if not uses_gpus:
+        yield from check_processor(machine, where)
     if machine.compiler is None and not uses_gpus:
         yield warning("compiler", where, "there is no C++ compiler ($CXX, c++, g++, clang++): the CPU runs torch's own "
                       "operators, several times slower", "sudo apt install g++")
@@ -146,6 +170,19 @@ def check(machine: Machine, where: str, processes: int = 1, world: int = 1, uses
     if needs_port and machine.port_fault:
         yield error("port", where, f"port {machine.port}, where the ranks would meet, cannot be used: "
                     f"{machine.port_fault}", f"export MASTER_PORT={machine.port + 1}")
+
+
+def check_processor(machine: Machine, where: str) -> Iterator[Finding]:
+    """Threads that wait for one another at every step, while one of them has no core, are slower than a single one."""
+    threads = machine.threads or machine.cores
+    allowed = max(1, int(machine.quota)) if machine.quota else threads
+    if threads > allowed:
+        yield warning("cpu-quota", where, f"{threads} threads would share the time of {machine.quota:g} cores, all "
+                      "that the control group allows: they wait for one another", f"export OMP_NUM_THREADS={allowed}")
+    elif threads > 1 and machine.load > BUSY * machine.cores:
+        yield warning("busy", where, f"{machine.load:.1f} programs want the {machine.cores} cores at a time: threads "
+                      "that wait for one another become many times slower", "export OMP_NUM_THREADS=1, or wait until "
+                      "the others have ended: top")
 
 
 def check_folders(machine: Machine, where: str) -> Iterator[Finding]:

@@ -11,7 +11,9 @@ import pytest
 
 from doctor import devices, probe
 from doctor.devices import Devices, Gpu, Wanted
+from kernels import cuda
 from kernels.cache import BuildError
+from tests.cuda_emulator import Emulator, shared_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 A100 = Gpu("NVIDIA A100-SXM4-40GB", 80, 42_000_000_000, 41_000_000_000)
@@ -194,6 +196,29 @@ def test_kernels_are_really_tried(tmp_path, monkeypatch):
             probe.try_cpu_kernels()
     finally:
         cpu.operators.cache_clear()
+
+
+class Missing:
+    """Stands for kernels.cuda's device: there is none."""
+
+    def __call__(self, device):
+        raise BuildError("NVRTC (libnvrtc.so) is not found; torch's CUDA packages bring it")
+
+
+def test_the_gpu_s_kernels_are_really_tried_on_the_emulator(tmp_path_factory, capsys):
+    emulator = Emulator(shared_folder(tmp_path_factory))
+    probe.multiply(cuda.Operators(lambda _: emulator), "cpu")
+    assert emulator.launched
+    with pytest.raises(ArithmeticError, match="cpu computes wrong products"):
+        probe.multiply(Wrong(), "cpu")
+    with pytest.raises(BuildError, match="is not found"):
+        probe.multiply(cuda.Operators(Missing()), "cpu")
+    capsys.readouterr()
+
+
+class Wrong(cuda.Operators):
+    def weight_only_linear(self, x, *others):
+        return super().weight_only_linear(x.float(), *others) + 1
 
 
 def test_what_the_probe_sees_here_can_be_judged():

@@ -11,6 +11,7 @@ import pytest
 
 from doctor import machine
 from doctor.machine import Folder, Machine
+from glm import memory
 from tests.two_hosts import _unshare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +47,21 @@ def test_no_compiler_matters_on_a_cpu():
     assert found(compiler=None, uses_gpus=True) == []
 
 
+def test_more_threads_than_the_control_group_gives_cores():
+    ((code, level, line),) = found(quota=2.5)
+    assert (code, level) == ("cpu-quota", "warning") and "64 threads would share the time of 2.5 cores" in line
+    assert "export OMP_NUM_THREADS=2" in line
+    assert found(quota=2.5, threads=2) == [] and found(quota=64.0) == [] and found(quota=2.5, uses_gpus=True) == []
+    assert "OMP_NUM_THREADS=1" in found(quota=0.5)[0][2]
+
+
+def test_a_crowded_machine():
+    ((code, level, line),) = found(load=130.0)
+    assert (code, level) == ("busy", "warning") and "130.0 programs want the 64 cores at a time" in line
+    assert "export OMP_NUM_THREADS=1" in line
+    assert found(load=90.0) == [] and found(load=130.0, threads=1) == []
+
+
 def test_few_open_files_matter_with_many_ranks():
     ((code, level, line),) = found(world=64, open_files=1024)
     assert (code, level) == ("open-files", "warning")
@@ -66,6 +82,27 @@ def test_a_port_in_use():
 
 
 # Really there
+
+
+@pytest.mark.parametrize("line, files, cores", [
+    ("0::/job", {"job/cpu.max": "250000 100000", "cpu.max": "max 100000"}, 2.5),
+    ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, 0.5),
+    ("3:cpu,cpuacct:/job", {"cpu/job/cpu.cfs_quota_us": "200000", "cpu/job/cpu.cfs_period_us": "100000"}, 2.0),
+    ("3:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, None),
+    ("3:memory:/job", {}, None)])
+def test_the_control_groups_cores(tmp_path, monkeypatch, line, files, cores):
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text(f"{line}\n")
+    for name, content in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(f"{content}\n")
+    assert machine.cpu_quota() == cores
+
+
+def test_the_number_of_threads():
+    assert machine.thread_count({"OMP_NUM_THREADS": "4,2"}) == 4
+    assert machine.thread_count({"OMP_NUM_THREADS": "many"}) is None and machine.thread_count({}) is None
 
 
 def test_a_port_that_somebody_listens_on():
