@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from glm.config import ModelConfig
 from planning import devices, memory, speed
-from planning.shapes import Format, Setup
+from planning.shapes import Format, Setup, undivided
 
 # GPUs of a machine. The first five are those that the original lists.
 MACHINES = (("a100-40g", 8), ("v100-32g", 8), ("rtx-3090", 8), ("rtx-3090", 4), ("rtx-2080ti", 8), ("a100-80g", 4),
@@ -28,6 +28,8 @@ def table(config: ModelConfig) -> list[str]:
 def rows(config: ModelConfig) -> Iterator[list[str]]:
     for name, count in MACHINES:
         device = devices.named(name)
+        if undivided(config, count) is not None:
+            continue
         for setup in ways(config, device, count):
             room = memory.plan(setup)
             times = speed.plan(setup, room, device, None)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from glm.errors import UserError
 from planning.memory import least_offloaded, on_device
-from planning.shapes import Format, Setup, linears
-from planning.wanted import Use, check_divisible
+from planning.shapes import Format, Setup, linears, undivided
+from planning.wanted import Use
 
 LENGTH_STEP = 64  # tokens
 OFFLOAD_STEP = 1e8  # bytes
@@ -52,7 +51,7 @@ def changes(setup: Setup, use: Use, fits: Fits, checkpoint: Path | None, on_gpus
         if limit is not None:
             yield f"--offload-memory-limit {limit / 1e9:.1f}", replace(setup, offload_limit=limit)
     for degree in (2 * setup.degree, 4 * setup.degree, 8 * setup.degree) if on_gpus and checkpoint else ():
-        if degree <= MOST_DEGREE and divides(setup, degree):
+        if degree <= MOST_DEGREE and undivided(setup.config, degree) is None:
             yield (f"--model-parallel-size {degree} with {degree} GPUs, after python tools/convert_tp.py "
                    f"--input-folder {shlex.quote(str(checkpoint))} --output-folder "
                    f"{shlex.quote(str(checkpoint).rstrip('/') + f'_tp{degree}')} --target-tp {degree}",
@@ -78,11 +77,3 @@ def offload_limit(setup: Setup, fits: Fits) -> float | None:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(replace(setup, offload_limit=middle * OFFLOAD_STEP)) else (low, middle - 1)
     return low * OFFLOAD_STEP
-
-
-def divides(setup: Setup, degree: int) -> bool:
-    try:
-        check_divisible(setup.config, degree)
-    except UserError:
-        return False
-    return True

@@ -115,6 +115,12 @@ class Setup:
         return self.source.precision == self.run.precision
 
 
+def undivided(config: ModelConfig, degree: int) -> str | None:
+    """The number of the shape that so many ranks do not divide; None: they divide all."""
+    names = ("num_attention_heads", "hidden_size", "inner_hidden_size", "vocab_size")
+    return next((name for name in names if getattr(config, name) % degree), None)
+
+
 def weights(setup: Setup) -> Iterator[Weight]:
     """One rank's tensors, in the order in which they are loaded."""
     h, local, inner = setup.config.hidden_size, setup.heads_width, setup.inner

@@ -14,14 +14,14 @@ from planning.memory import Memory
 from planning.shapes import ELEMENT, Setup, embedding, layer_weights, weights
 
 START = 1.5  # seconds until Python, torch and this package are imported
-PACKED_SLOWER = 1.03  # products of many rows with packed weights, beside plain ones of the same precision
 
 
 @dataclass(frozen=True)
 class Costs:
     """Of one kind of device. step: seconds of a decoding step beside its layers; layer: of one layer's calls; the
     shares are of the device's bandwidth and matrix rate, attention's of the matrix rate; between: bytes moved between a
-    layer's products for every value of its widths; convert, quantise: bytes of the file a second."""
+    layer's products for every value of its widths; packed: how much longer products of many rows take with packed
+    weights; convert, quantise: bytes of the file a second."""
 
     step: float
     layer: float
@@ -30,14 +30,15 @@ class Costs:
     products: float
     attention: float
     between: float
+    packed: float
     convert: float
     quantise: float
 
 
 CPU = Costs(step=2e-4, layer=1.2e-5, read_layer=2e-4, reading=1.0, products=1.0, attention=0.35, between=1.5,
-            convert=1.5e9, quantise=0.25e9)
+            packed=1.12, convert=1.5e9, quantise=0.25e9)
 CUDA = Costs(step=3e-4, layer=1.0e-4, read_layer=1.0e-4, reading=0.75, products=0.6, attention=0.4, between=1.5,
-             convert=8e9, quantise=4e9)
+             packed=1.05, convert=8e9, quantise=4e9)
 LOGIT_PASSES = 6  # times that float32 logits are written or read until they are log-probabilities
 EXCHANGE = 2e-5  # seconds that one of a layer's two sums over tensor-parallel ranks takes at least
 
@@ -87,7 +88,7 @@ def prefill_seconds(setup: Setup, memory: Memory, device: Device, disk: float | 
     if costs is None:
         return max(products + looked_at / rate, memory.weights / device.bandwidth, streaming(memory, device, disk))
     reached = 1.0 if device.reached else costs.products
-    seconds = products / reached * (PACKED_SLOWER if setup.run.bits else 1.0) + looked_at / (rate * costs.attention)
+    seconds = products / reached * (costs.packed if setup.run.bits else 1.0) + looked_at / (rate * costs.attention)
     h, inner = setup.config.hidden_size, setup.inner
     moved = tokens * layers * setup.element * (12 * h + 4 * setup.heads_width + 3 * inner)
     seconds += costs.between * moved / (device.bandwidth * costs.reading) + passes * layers * costs.read_layer

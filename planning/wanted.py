@@ -12,7 +12,7 @@ from glm.config import FIELDS, ModelConfig
 from glm.errors import UserError
 from planning import machine, stored
 from planning.memory import cache_bytes, least_offloaded
-from planning.shapes import Format, Setup
+from planning.shapes import Format, Setup, undivided
 from planning.stored import Stored
 
 ADDED_TOKENS = 8  # of a prompt without masks: blank, mask, sop, end
@@ -93,9 +93,8 @@ def setup_of(arguments: argparse.Namespace, config: ModelConfig, found: Stored |
 def check_divisible(config: ModelConfig, degree: int) -> None:
     if degree < 1:
         raise UserError(f"--model-parallel-size {degree}: must be at least 1")
-    for name in ("num_attention_heads", "hidden_size", "inner_hidden_size", "vocab_size"):
-        if getattr(config, name) % degree:
-            raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
+    if (name := undivided(config, degree)) is not None:
+        raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
 
 
 def looked_at(arguments: argparse.Namespace, config: ModelConfig) -> Stored | None:
