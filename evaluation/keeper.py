@@ -103,7 +103,9 @@ class Keeper:
         path = self.output / SETTINGS
         try:
             earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
+            earlier = {}
+        if earlier is not None and not isinstance(earlier, dict):
             earlier = {}
         strange = [name for name in (RESULTS, TIMINGS, REPORT, JOURNAL, SAMPLES) if (self.output / name).exists()]
         if earlier is None and strange and not is_replaceable:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
+from typing import Any
 
+from evaluation.schema import Each, fault
 from glm.errors import UserError
 
 RESULTS = "results.json"
 SCHEMA = 1
+_FIGURE, _COUNTS = (float, None), {"expected": int, "scored": int, "truncated": int}
+_METRIC = {"max": _FIGURE, "median": _FIGURE, "average": _FIGURE, "interval": [_FIGURE], "interval_method": str,
+           "n": _COUNTS}
+_FILE = {"group": str, "sha256": str, "n": int, **_COUNTS, "truncated_items": [int], "metrics": Each(_FIGURE),
+         "intervals": Each([_FIGURE])}
+_TASK = {"status": str, "file": str, "sha256": str, "config": {"name": str, "type": str, "metrics": [str]},
+         "counts": _COUNTS, "groups": Each(Each(_METRIC)), "files": Each(_FILE), "reason?": str}
+_PARTS = ("checkpoint", "tokenizer", "settings", "versions", "code")
+_SHAPE = {"tasks": Each(_TASK), **{f"{part}?": (Each(Any), None) for part in _PARTS}}
+# what a sample may hold; tasks with a class of their own add to it
+_ITEM = {"index": int, "input_length?": int, "truncated?": bool, "prediction?": (int, str, None),
+         "label?": (int, str, None), "targets?": [str], "log_probs?": [float], "choice_lengths?": [int],
+         "ids?": [int], "beams?": [[int]], "loss?": float, "tokens?": float, "words?": float, "bytes?": float}
 
 
 class RecordedRun:
@@ -45,10 +60,11 @@ class RecordedRun:
         for number, line in enumerate(lines if lines != [""] else [], 1):
             try:
                 items.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise UserError(f"{path}:{number}: not valid JSON") from None
-            if not isinstance(items[-1], dict) or not isinstance(items[-1].get("index"), int):
-                raise UserError(f"{path}:{number}: not an item (a JSON object with its `index`)")
+            wrong = fault(items[-1], _ITEM)
+            if wrong is not None:
+                raise UserError(f"{path}:{number}: not an item (a JSON object with its `index`): {wrong}")
         if not items:
             raise UserError(f"{path}: holds no item")
         return items
@@ -92,10 +108,33 @@ def _results(folder: Path) -> dict:
                         "command goes on with it") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not valid JSON") from None
     if not isinstance(results, dict) or not isinstance(results.get("tasks"), dict):
         raise UserError(f"{path}: not the results of an evaluation (no `tasks`)")
     if results.get("schema") != SCHEMA:
         raise UserError(f"{path}: has schema {results.get('schema')!r}; this program reads schema {SCHEMA}")
+    wrong = fault(results, _SHAPE) or next(filter(None, (_strange(*each) for each in results["tasks"].items())), None)
+    if wrong is not None:
+        raise UserError(f"{path}: damaged, {wrong}; evaluating again with the same --output writes it")
     return results
+
+
+def _strange(name: str, task: Mapping) -> str | None:
+    """What is wrong with a task's entry beside its shape: numbers that go with nothing, files outside the samples."""
+    where = f"tasks.{name[:60]}"
+    if task["config"]["type"] not in ("mul", "gen", "lm", "other"):
+        return f"{where}.config.type: is no type of a task"
+    if task["status"] != "done":
+        return None
+    if not task["files"] or not task["groups"]:
+        return f"{where}: has no file or no group"
+    for file, values in task["files"].items():
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or "\0" in file or not path.parts:
+            return f"{where}.files: {file[:60]!r} is no path below the data"
+        if values["n"] < 1 or any(len(pair) != 2 for pair in values["intervals"].values()):
+            return f"{where}.files.{file[:60]}: has no items, or an interval without two ends"
+    if any(len(metric["interval"]) != 2 for metrics in task["groups"].values() for metric in metrics.values()):
+        return f"{where}.groups: has an interval without two ends"
+    return None

@@ -58,7 +58,8 @@ def import_dotted(name: str, folder: str | Path, where: str = "") -> Any:
 
 def _import_fault(name: str, file: Path, module_parts: list[str], error: BaseException) -> str:
     module = ".".join(module_parts)
-    if not os.path.isfile(file) and isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+    is_unknown = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+    if is_unknown and not os.path.isfile(file):
         return f"{name}: there is neither a file {file} nor a module {module}"
     source = file if os.path.isfile(file) else ".".join(module_parts)
     return f"{name}: importing {source} failed: {type(error).__name__}: {error}"

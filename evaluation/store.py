@@ -1,13 +1,15 @@
 """The journal of a run: every answer of the model, kept as soon as it is there, under a key made of its contents.
 
-A line of journal.jsonl is {"key": ..., "answer": ...}, floats in full precision. Whenever the process dies, all whole
-lines count; what is left of a torn one is cut off. Keys say what an answer belongs to (evaluation/hashing.py), so lines
+A line of journal.jsonl is {"key": ..., "answer": ..., "crc32": ...}, floats in full precision, the checksum that of the
+bytes before it. Whenever the process dies, all whole lines count; what is left of a torn one is cut off, and a damaged
+one is as if it were not there. Keys say what an answer belongs to (evaluation/hashing.py), so lines
 of another run do no harm, and the first answer under a key is the one that holds.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from glm.files import Grown
 
 JOURNAL = "journal.jsonl"
 GO_ON = "the same command goes on from here"
+_CHECKSUM = b', "crc32": "'
 
 
 class Journal:
@@ -40,9 +43,9 @@ class Journal:
                     break
                 whole += len(line)
                 try:
-                    value = json.loads(line)
+                    value = _checked(line)
                     self.answers.setdefault(value["key"], value["answer"])
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # whatever damaged this line: its answer is computed again
         return whole
 
@@ -58,8 +61,7 @@ class Journal:
         for key, answer in answers:
             if key not in self.answers:
                 new.setdefault(key, answer)
-        data = "".join(json.dumps({"key": key, "answer": answer}, allow_nan=False) + "\n"
-                       for key, answer in new.items()).encode()
+        data = b"".join(_line(key, answer) for key, answer in new.items())
         try:
             self._file.add(data)
         except OSError as error:
@@ -74,6 +76,19 @@ class Journal:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _line(key: str, answer: dict) -> bytes:
+    content = json.dumps({"key": key, "answer": answer}, allow_nan=False).encode()[:-1]
+    return content + _CHECKSUM + b'%08x"}\n' % zlib.crc32(content)
+
+
+def _checked(line: bytes) -> dict:
+    """Raises ValueError for a line that is not as it was written: one digit more or less would be another result."""
+    content, _, end = line.rpartition(_CHECKSUM)
+    if end != b'%08x"}\n' % zlib.crc32(content):
+        raise ValueError("damaged")
+    return json.loads(content + b"}")
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

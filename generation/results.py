@@ -66,9 +66,12 @@ class Results:
         if not self.resume or not path.exists():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{path} is not valid JSON; the run cannot be resumed") from None
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(values, dict) and isinstance(values.get("facts", {}), dict):
+                return values
+        except (ValueError, RecursionError):
+            pass
+        raise UserError(f"{path} is not valid JSON, or not a run's settings; the run cannot be resumed")
 
     def open(self, facts: dict) -> None:
         """Begin to write. facts: what makes the answers what they are; a resumed run must have been given the same.
@@ -103,8 +106,8 @@ class Results:
         for number, row in enumerate(rows, 1):
             try:
                 value = json.loads(row)
-                index, key = value["index"], (value.get("id"), value["prompt"])
-            except (ValueError, KeyError, TypeError):
+                index, key = _identity(value)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 if number < len(rows) and row != "":  # every complete line ends with a newline
                     raise UserError(f"{self.path}:{number}: not a line of results; the run cannot be resumed") from None
                 continue
@@ -139,6 +142,13 @@ class Results:
         _write(self.path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in records))
 
 
+def _identity(value) -> tuple[int, tuple]:
+    """Which prompt a line of results.jsonl answers. Raises one of several errors for what `record` does not write."""
+    if type(value["index"]) is not int or not isinstance(value["text"], str) or not isinstance(value["beams"], list):
+        raise TypeError
+    return value["index"], (value.get("id"), value["prompt"])
+
+
 def _write(path: Path, text: str) -> None:
     """Replace a file as a whole: whoever is interrupted leaves the old one."""
     with replacing(path) as temporary:
@@ -157,15 +167,16 @@ def _mending(path: Path) -> Iterator[None]:
 
 def file_names(lines: Sequence[PromptLine]) -> list[str | None]:
     """A name per line from its id, all different and none leading out of the folder; None for lines without id."""
-    names, taken = [], set()
+    names, taken, last = [], set(), {}
     for line in lines:
         if line.id is None:
             names.append(None)
             continue
         stem = safe_name(line.id)
-        name, number = f"{stem}.txt", 2
-        while name in taken:
-            name, number = f"{stem}-{number}.txt", number + 1
+        number = last.get(stem, 0) + 1  # a million equal ids must not be counted from the first one each time
+        while (name := f"{stem}-{number}.txt" if number > 1 else f"{stem}.txt") in taken:
+            number += 1
+        last[stem] = number
         taken.add(name)
         names.append(name)
     return names

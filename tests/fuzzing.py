@@ -28,27 +28,45 @@ REFUSED = collections.Counter()
 CANARY = "FUZZ_CANARY_WAS_RUN"  # set in the environment by every piece of code that an input tries to get run
 
 texts = st.text(st.characters(), max_size=200)  # all of Unicode, halves of surrogate pairs too
-names = st.sampled_from(["../x", "/etc/passwd", "..", ".", "", "a/../../b", "~", "\\..\\x", "con", "a" * 300, "\u202e..",
-                         "\ud800", "a\nb", "a\x00b", "\x1b[31m", ".hidden", "x/", "//", "%2e%2e%2f", "’", "．．/x"])
-numbers = st.one_of(st.integers(-3, 3), st.integers(), st.sampled_from([2**31, 2**63, -2**63, 10**30, 10**400, True]),
-                    st.floats(), st.sampled_from([1e308, 5e-324]))
+names = st.sampled_from(
+    [
+        "../x", "/etc/passwd", "..", ".", "", "a/../../b", "~", "\\..\\x", "con", "a" * 300, "\u202e..", "\ud800",
+        "a\nb", "a\x00b",
+        "\x1b[31m",
+        ".hidden", "x/", "//", "%2e%2e%2f", "’", "．．/x",
+    ]
+)
+numbers = st.one_of(
+    st.integers(-3, 3), st.integers(), st.sampled_from([2**31, 2**63, -(2**63), 10**30, 10**400, True]), st.floats(),
+    st.sampled_from([1e308, 5e-324]),
+)
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, texts, names),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)), max_leaves=12)
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
+    max_leaves=12,
+)
 
-hostile_json = st.sampled_from([  # what JSON's reader stumbles over
-    "[" * 100_000, '{"a":' * 100_000, "1" * 5000, "-" + "1" * 5000 + ".5e" + "9" * 30, "NaN", "Infinity", "1e999", "", " ",
-    "\ufeff{}", "{}", "[]", "null", "true", '"a"', "0", '{"a": 1, "a": 2}', '{"\\ud800": "\\udc00"}', "\x00", "{",
-    '{"tasks": ' + "[" * 2000 + "]" * 2000 + "}"])
+hostile_json = st.sampled_from(
+    [  # what JSON's reader stumbles over
+        "[" * 100_000,
+        '{"a":' * 100_000, "1" * 5000, "-" + "1" * 5000 + ".5e" + "9" * 30, "NaN", "Infinity", "1e999", "", " ",
+        "\ufeff{}", "{}", "[]", "null", "true", '"a"', "0", '{"a": 1, "a": 2}', '{"\\ud800": "\\udc00"}', "\x00", "{",
+        '{"tasks": ' + "[" * 2000 + "]" * 2000 + "}",
+    ]
+)
 
 
 def fuzz(examples: int, **strategies):
     """given(...) with `examples` inputs, or as many as FUZZ_EXAMPLES says, in proportion to 100."""
     count = examples if ASKED is None else max(1, int(ASKED) * examples // 100)
     settings = hypothesis.settings(
-        max_examples=count, derandomize=ASKED is None, deadline=None, database=None,
+        max_examples=count,
+        derandomize=ASKED is None,
+        deadline=None,
+        database=None,
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink],
-        suppress_health_check=list(hypothesis.HealthCheck))
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
 
     def decorate(test):
         return settings(hypothesis.given(**strategies)(test))
@@ -102,11 +120,11 @@ def _changed(data: bytes, changes) -> bytes:
     for what, place, size, new in changes:
         place = min(place, len(data))
         if what == "x":
-            data = data[:place] + new + data[place + len(new):]
+            data = data[:place] + new + data[place + len(new) :]
         elif what == "c":
-            data = data[:place] + data[place + size:]
+            data = data[:place] + data[place + size :]
         elif what == "d":
-            data = data[:place] + data[place:place + size] + data[place:]
+            data = data[:place] + data[place : place + size] + data[place:]
         elif what == "i":
             data = data[:place] + new + data[place:]
         else:
@@ -133,7 +151,9 @@ def changed_json(value, draw):
 
 def _parts(value):
     """(container, key) of everything inside."""
-    items = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    items = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
     for key, inner in items:
         yield value, key
         yield from _parts(inner)

@@ -19,22 +19,30 @@ from tests.tiny_checkpoints import TINY, tiny_state
 
 OTHER = "name: a\ntype: other\npath: data\nmodule: evaluation.tasks.GenerationTask\noptions:\n  "
 MERGES = "a0: &a0 {x: 1, y: 2}\n  " + "".join(
-    f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 9)}]}}\n  " for level in range(1, 12))
+    f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 9)}]}}\n  " for level in range(1, 12)
+)
 LISTS = "a0: &a0 [x]\n  " + "".join(
-    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n  " for level in range(1, 12))
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n  " for level in range(1, 12)
+)
 
 
-@pytest.mark.parametrize("text, message", [
-    (OTHER + MERGES, "`<<` brings more than 10000 keys"),
-    (OTHER + LISTS, "options: holds more than 10000 values"),
-    (OTHER + "a: &a [*a]", "options: holds more than 10000 values, or more than 50 within one another"),
-    (OTHER + "a: 2001-01-01", "options: datetime.date(2001, 1, 1) is no text, number"),
-    (OTHER + "a: .inf", "options: inf is no number below 2^63"),
-    (OTHER + "1: b", "options: key 1: must be text"),
-    ("a: " + "x" * 1_000_000, "is larger than 1000000 bytes"),
-    ("name: a\ntype: gen\npath: a\nlength_penalty: 600", "length_penalty: must be a number, such as 1.0, is 600 (from -20"),
-    ("name: a\ntype: gen\npath: a\nno_repeat_ngram_size: 1000000000", "must be from 0 to 65536, is 1000000000"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (OTHER + MERGES, "`<<` brings more than 10000 keys"),
+        (OTHER + LISTS, "options: holds more than 10000 values"),
+        (OTHER + "a: &a [*a]", "options: holds more than 10000 values, or more than 50 within one another"),
+        (OTHER + "a: 2001-01-01", "options: datetime.date(2001, 1, 1) is no text, number"),
+        (OTHER + "a: .inf", "options: inf is no number below 2^63"),
+        (OTHER + "1: b", "options: key 1: must be text"),
+        ("a: " + "x" * 1_000_000, "is larger than 1000000 bytes"),
+        (
+            "name: a\ntype: gen\npath: a\nlength_penalty: 600",
+            "length_penalty: must be a number, such as 1.0, is 600 (from -20",
+        ),
+        ("name: a\ntype: gen\npath: a\nno_repeat_ngram_size: 1000000000", "must be from 0 to 65536, is 1000000000"),
+    ],
+)
 def test_task_files(tmp_path, text, message):
     path = tmp_path / "task.yaml"
     path.write_text(text, encoding="utf-8")
@@ -61,12 +69,19 @@ def test_a_number_of_slots_that_is_no_number_of_devices(tmp_path):
         read_hostfile(path)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("[" * 100_000, "not readable as JSON"), ("1" * 5000, "not readable as JSON"),
-    (json.dumps(vars(TINY) | {"num_layers": 10**9}), "num_layers is 1000000000; it must be at least 1 and at most 10000"),
-    (json.dumps(vars(TINY) | {"layernorm_epsilon": float("nan")}), "layernorm_epsilon is nan"),
-    (json.dumps(vars(TINY) | {"num_image_tokens": -1}), "num_image_tokens is -1"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 100_000, "not readable as JSON"),
+        ("1" * 5000, "not readable as JSON"),
+        (
+            json.dumps(vars(TINY) | {"num_layers": 10**9}),
+            "num_layers is 1000000000; it must be at least 1 and at most 10000",
+        ),
+        (json.dumps(vars(TINY) | {"layernorm_epsilon": float("nan")}), "layernorm_epsilon is nan"),
+        (json.dumps(vars(TINY) | {"num_image_tokens": -1}), "num_image_tokens is -1"),
+    ],
+)
 def test_model_config(tmp_path, text, message):
     path = tmp_path / "model_config.json"
     path.write_text(text, encoding="utf-8")
@@ -94,20 +109,26 @@ def archive(path: Path, text: bytes, compression=zipfile.ZIP_STORED) -> Path:
     return path
 
 
-@pytest.mark.parametrize("text, compression, message", [
-    (b"N" * 10**6, zipfile.ZIP_DEFLATED, "is a compressed archive"),
-    (b"G", zipfile.ZIP_STORED, "is truncated or damaged"),  # half a number
-])
+@pytest.mark.parametrize(
+    "text, compression, message",
+    [
+        (b"N" * 10**6, zipfile.ZIP_DEFLATED, "is a compressed archive"),
+        (b"G", zipfile.ZIP_STORED, "is truncated or damaged"),  # half a number
+    ],
+)
 def test_archives_that_torch_did_not_write(tmp_path, text, compression, message):
     with pytest.raises(UserError, match=message):
         read_shard(archive(tmp_path / "a.pt", text, compression))
 
 
-@pytest.mark.parametrize("module, message", [
-    ({"a": torch.ones(2, 2).to_sparse()}, "a is no dense tensor of numbers"),
-    ({"a": torch.ones(2, 2, device="meta")}, "a is no dense tensor of numbers"),
-    ({1: torch.ones(2)}, "a tensor's name is no text but a key of the type int"),
-])
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        ({"a": torch.ones(2, 2).to_sparse()}, "a is no dense tensor of numbers"),
+        ({"a": torch.ones(2, 2, device="meta")}, "a is no dense tensor of numbers"),
+        ({1: torch.ones(2)}, "a tensor's name is no text but a key of the type int"),
+    ],
+)
 def test_tensors_of_other_kinds(tmp_path, module, message):
     torch.save({"module": module}, tmp_path / "a.pt")
     with pytest.raises(UserError, match=message):

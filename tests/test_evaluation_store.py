@@ -56,6 +56,15 @@ def test_a_damaged_line_is_left_out(tmp_path):
         assert list(journal.answers) == ["two"]
 
 
+def test_a_digit_that_has_changed_is_damage_too(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.add([("one", ANSWER), ("two", ANSWER)])
+    path.write_bytes(path.read_bytes().replace(b"-17.0", b"-71.0", 1))
+    with Journal(path) as journal:
+        assert list(journal.answers) == ["two"]
+
+
 def test_a_full_disk_leaves_the_journal_whole(tmp_path, monkeypatch):
     path = tmp_path / "journal.jsonl"
     write = os.write

@@ -8,40 +8,68 @@ import yaml
 from hypothesis import strategies as st
 
 from evaluation.checking import look
-from evaluation.config import CONFIGS, TaskType, load_task
-from evaluation.data import fault_of_row, read_rows, to_example
+from evaluation.config import CONFIGS, load_task
 from evaluation.discovery import data_files, find_task_files, load_tasks
 from evaluation.hostfile import check_layout, read_hostfile
 from evaluation.registry import import_dotted
 from evaluation.results import config_values, rounded, write_json
 from evaluation.strict_yaml import parse_mapping
-from evaluation.tasks import TASKS, task_class
+from evaluation.tasks import task_class
 from glm.config import FIELDS, PRESETS, ModelConfig, read_config_file
-from glm.errors import UserError
 from glm.tokenizer import Tokenizer
-from tests.fuzzing import CANARY, changed_json, files_below, fuzz, hostile_json, json_values, mutated, names, numbers, only_user_errors, texts
+from tests.fuzzing import (
+    CANARY,
+    changed_json,
+    files_below,
+    fuzz,
+    hostile_json,
+    json_values,
+    mutated,
+    names,
+    numbers,
+    only_user_errors,
+    texts,
+)
 from tests.golden_data import TOKENIZER
 
 RUN = f"import os; os.environ['{CANARY}'] = '1'"
-CODE = ["!!python/object/apply:os.putenv [x, y]", f"!!python/object/apply:exec [\"{RUN}\"]",
-        f"!!python/object/new:exec {{args: [\"{RUN}\"]}}", "!!python/name:os.system", "!!python/module:antigravity",
-        "!!python/object:os.system {}", "!!python/tuple [1]", "!!binary aGk=", "!!set {a, b}", "!!omap [a: 1]",
-        "!!timestamp 2001-99-99", "2001-12-14t21:59:43.10-05:00", "!!float x", "!!int ''", "!!bool 7", "!!null x",
-        "!!str [a]", "!!map [a]", "!local x", "!<tag:yaml.org,2002:str> 1", "!<%0A%1b[31m> x", "*a", "&a [*a]", "&a x",
-        "<<: *a", "{<<: [1]}", "{<<: x}", "[" * 400, "{a: " * 400, "1" * 5000, "0x" + "f" * 5000, "1:" * 2000 + "1",
-        ".inf", "-.nan", "1e999", "0o17", "1_000", "? [a]", "? {a: b}", "'\\x'", '"\\xff\\ud800"', "|\n  text", ">9\n x",
-        "%YAML 9.9", "---", "...", "- a", "\t", "@", "`", "\x07", "\ufffe", "é", "\x85", "\u2028"]
+CODE = [
+    "!!python/object/apply:os.putenv [x, y]", f'!!python/object/apply:exec ["{RUN}"]',
+    f'!!python/object/new:exec {{args: ["{RUN}"]}}', "!!python/name:os.system", "!!python/module:antigravity",
+    "!!python/object:os.system {}", "!!python/tuple [1]", "!!binary aGk=", "!!set {a, b}", "!!omap [a: 1]",
+    "!!timestamp 2001-99-99", "2001-12-14t21:59:43.10-05:00", "!!float x", "!!int ''", "!!bool 7", "!!null x",
+    "!!str [a]", "!!map [a]", "!local x", "!<tag:yaml.org,2002:str> 1",
+    "!<%0A%1b[31m> x",
+    "*a", "&a [*a]", "&a x", "<<: *a", "{<<: [1]}", "{<<: x}",
+    "[" * 400,
+    "{a: " * 400, "1" * 5000, "0x" + "f" * 5000, "1:" * 2000 + "1", ".inf", "-.nan", "1e999", "0o17", "1_000",
+    "? [a]", "? {a: b}", "'\\x'", '"\\xff\\ud800"', "|\n  text", ">9\n x", "%YAML 9.9", "---", "...", "- a", "\t",
+    "@", "`", "\x07", "\ufffe", "é", "\x85", "\u2028",
+]
 KEYS = sorted({name for kind in CONFIGS.values() for name in kind.__dataclass_fields__} | {"file-pattern", "Name", "x"})
-scalars = st.one_of(st.sampled_from(CODE), texts, names, numbers.map(str),
-                    st.sampled_from(["mul", "gen", "lm", "other", "true", "[]", "{}", "null", "[Accuracy]", "[EM, F1]",
-                                     "'**/*.jsonl'", "{a: '*'}", "./data", "data", "../data", "~", "**/../*", "[a-",
-                                     "[z-a]", "{b: ../*}", "evaluation.tasks.GenerationTask", "os.system", "x.y"]))
+scalars = st.one_of(
+    st.sampled_from(CODE),
+    texts,
+    names,
+    numbers.map(str),
+    st.sampled_from(
+        [
+            "mul", "gen", "lm", "other", "true", "[]", "{}", "null", "[Accuracy]", "[EM, F1]", "'**/*.jsonl'",
+            "{a: '*'}", "./data", "data", "../data", "~", "**/../*",
+            "[a-",
+            "[z-a]", "{b: ../*}", "evaluation.tasks.GenerationTask", "os.system", "x.y",
+        ]
+    ),
+)
 task_texts = st.lists(st.tuples(st.one_of(st.sampled_from(KEYS), scalars), scalars), max_size=8).map(
-    lambda pairs: "".join(f"{key}: {value}\n" for key, value in pairs))
-GOOD = {"mul": "name: a\ntype: mul\npath: data\nmetrics: [Accuracy]\nfile-pattern: {all: '*.jsonl'}\n",
-        "gen": "name: a\ntype: gen\npath: ./data\nsampling_strategy: BeamSearchStrategy\nmax_gen_length: 5\n",
-        "lm": "name: a\ntype: lm\npath: data\nfile_pattern: '*.txt'\ngeneration_length: 100\n",
-        "other": "name: a\ntype: other\npath: data\nmodule: evaluation.tasks.GenerationTask\noptions: {a: [1, {b: 2.5}]}\n"}
+    lambda pairs: "".join(f"{key}: {value}\n" for key, value in pairs)
+)
+GOOD = {
+    "mul": "name: a\ntype: mul\npath: data\nmetrics: [Accuracy]\nfile-pattern: {all: '*.jsonl'}\n",
+    "gen": "name: a\ntype: gen\npath: ./data\nsampling_strategy: BeamSearchStrategy\nmax_gen_length: 5\n",
+    "lm": "name: a\ntype: lm\npath: data\nfile_pattern: '*.txt'\ngeneration_length: 100\n",
+    "other": "name: a\ntype: other\npath: data\nmodule: evaluation.tasks.GenerationTask\noptions: {a: [1, {b: 2.5}]}\n",
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +85,9 @@ def folder(tmp_path_factory):
 def use(config, folder) -> None:
     """What happens with a task before there is a model, and its settings in results.json after it."""
     find = data_files(config)
-    assert all(path.resolve().is_relative_to(folder.resolve()) for paths in find.values() for path in paths) or \
-        not config.path.startswith(str(folder))
+    assert all(
+        path.resolve().is_relative_to(folder.resolve()) for paths in find.values() for path in paths
+    ) or not config.path.startswith(str(folder))
     task_class(config)
     look([config], allow_missing=True)
     write_json(folder / "config.json", rounded(config_values(config)))
@@ -70,8 +99,19 @@ def with_values(good, values):
     return "".join(f"{key}: {value}\n" for key, value in lines.items())
 
 
-@fuzz(150, text=st.one_of(task_texts, st.builds(with_values, st.sampled_from(sorted(GOOD.values())), st.dictionaries(
-    st.sampled_from([*KEYS, "path", "path", "file_pattern", "options"]), scalars, min_size=1, max_size=2))))
+@fuzz(
+    150,
+    text=st.one_of(
+        task_texts,
+        st.builds(
+            with_values,
+            st.sampled_from(sorted(GOOD.values())),
+            st.dictionaries(
+                st.sampled_from([*KEYS, "path", "path", "file_pattern", "options"]), scalars, min_size=1, max_size=2
+            ),
+        ),
+    ),
+)
 def test_any_task_file_is_read_or_refused(folder, text):
     path = folder / "task.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -94,8 +134,12 @@ def test_damaged_task_files(folder, kind):
     use(load_task(path, folder), folder)
 
 
-@fuzz(60, value=st.dictionaries(st.sampled_from(KEYS), json_values, max_size=8), flow=st.booleans(),
-      encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1"]))
+@fuzz(
+    60,
+    value=st.dictionaries(st.sampled_from(KEYS), json_values, max_size=8),
+    flow=st.booleans(),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1"]),
+)
 def test_any_values_under_any_keys(folder, value, flow, encoding):
     path = folder / "values.yaml"
     path.write_bytes(yaml.dump(value, default_flow_style=flow, allow_unicode=True).encode(encoding, "replace"))
@@ -108,7 +152,9 @@ def bomb(levels, form):
     lines = [first]
     for level in range(1, levels):
         several = ", ".join([f"*a{level - 1}"] * 9)
-        lines.append(f"a{level}: &a{level} [{several}]" if form == "list" else f"a{level}: &a{level} {{<<: [{several}]}}")
+        lines.append(
+            f"a{level}: &a{level} [{several}]" if form == "list" else f"a{level}: &a{level} {{<<: [{several}]}}"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -116,60 +162,31 @@ def bomb(levels, form):
 @pytest.mark.parametrize("levels", [2, 5, 9, 40])
 def test_few_bytes_that_stand_for_many(folder, form, levels):
     path = folder / "bomb.yaml"
-    path.write_text(f"{GOOD['other'].partition('options')[0]}options:\n  " + bomb(levels, form).replace("\n", "\n  "),
-                    encoding="utf-8")
+    path.write_text(
+        f"{GOOD['other'].partition('options')[0]}options:\n  " + bomb(levels, form).replace("\n", "\n  "),
+        encoding="utf-8",
+    )
     with only_user_errors("task files, bombs"):
         use(load_task(path, folder), folder)
 
 
-ROW = {"mul": {"inputs_pretokenized": "a", "choices_pretokenized": ["b", "c"], "label": 1, "inputs": [20010],
-               "choices": [[20010], [20011]]},
-       "gen": {"inputs_pretokenized": "a", "targets_pretokenized": ["b"], "targets": [[20010]]}}
-
-
-@pytest.mark.parametrize("kind", ROW)
-def test_any_row_is_tokenised_or_refused(folder, tokenizer, kind):
-    path = folder / "row.yaml"
-    path.write_text(GOOD[kind], encoding="utf-8")
-    task = TASKS[TaskType(kind)](load_task(path, folder), tokenizer)
-
-    @fuzz(150, data=st.data())
-    def run(data):
-        row = changed_json(ROW[kind], data.draw)
-        with only_user_errors("rows"):
-            if fault := fault_of_row(row, TaskType(kind), False):
-                raise UserError(fault)
-            task.request(to_example(row, 0, tokenizer))
-
-    run()
-
-
-LINES = [json.dumps(row) for row in ROW.values()] + [
-    "", "[]", "{}", "null", "1e400", "NaN", "[" * 5000, "{\"a\":" * 5000, "1" * 5000, '{"a": 1, "a": 2}', "\ufeff{}",
-    '{"inputs_pretokenized": "\\ud800"}', "[{}", ",", "]", "[{},]", "\x00", "\u2028", "\x1c"]
-
-
-@fuzz(150, lines=st.lists(st.one_of(st.sampled_from(LINES), texts, hostile_json, json_values.map(json.dumps)), max_size=5),
-      kind=st.sampled_from(["mul", "gen", "lm"]), end=st.sampled_from(["\n", "\r\n", ",", ""]), change=st.booleans(),
-      data=st.data())
-def test_any_file_of_rows_is_read_or_refused(folder, lines, kind, end, change, data):
-    task, path = folder / "rows.yaml", folder / "rows.jsonl"
-    task.write_text(GOOD[kind], encoding="utf-8")
-    content = end.join(lines).encode("utf-8", "surrogatepass")
-    path.write_bytes(data.draw(mutated(content)) if change else content)
-    with only_user_errors("files of rows"):
-        assert read_rows(path, load_task(task, folder))
-
-
-hosts = st.one_of(st.sampled_from(["worker-1 slots=8", "worker-1 slots=" + "9" * 5000, "a slots=0", "-oProxyCommand=x slots=1",
-                                   "a@b slots=２", "x  slots=1 # c", "#", "", "a slots=-1", "a:22 slots=1", "é slots=1"]), texts)
+hosts = st.one_of(
+    st.sampled_from(
+        [
+            "worker-1 slots=8", "worker-1 slots=" + "9" * 5000, "a slots=0", "-oProxyCommand=x slots=1",
+            "a@b slots=２", "x  slots=1 # c", "#", "", "a slots=-1", "a:22 slots=1", "é slots=1",
+        ]
+    ),
+    texts,
+)
 
 
 @fuzz(100, lines=st.lists(st.one_of(hosts, hosts, st.binary(max_size=20)), max_size=6), degree=st.integers(1, 9))
 def test_any_hostfile_is_read_or_refused(folder, lines, degree):
     path = folder / "hostfile"
-    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")
-                                for line in lines))
+    path.write_bytes(
+        b"\n".join(line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass") for line in lines)
+    )
     with only_user_errors("hostfiles"):
         found = read_hostfile(path)
         check_layout(found, degree, path)
@@ -195,9 +212,11 @@ def test_any_model_config_is_read_or_refused(folder, data, damage):
         assert ModelConfig.from_file(folder / "saved.json") == config
 
 
-MODULES = ["evaluation.tasks.Task", "os.system", "os.path.join", "nosuch.Thing", "mine.Task", "mine.none", "broken.X",
-           "ends.X", "..x", "a.", ".", "mine..Task", "folder.mine.X", "__main__.x", "x" * 5000 + ".y", "a." * 3000 + "b",
-           "../mine.Task", "/etc/passwd.x", "mine/../mine.Task", "ａ.b", "evaluation.tasks.", "sys.path", "builtins.exec"]
+MODULES = [
+    "evaluation.tasks.Task", "os.system", "os.path.join", "nosuch.Thing", "mine.Task", "mine.none", "broken.X",
+    "ends.X", "..x", "a.", ".", "mine..Task", "folder.mine.X", "__main__.x", "x" * 5000 + ".y", "a." * 3000 + "b",
+    "../mine.Task", "/etc/passwd.x", "mine/../mine.Task", "ａ.b", "evaluation.tasks.", "sys.path", "builtins.exec",
+]
 
 
 @fuzz(60, name=st.one_of(st.sampled_from(MODULES), st.text("abАß._0-/\\ \x00\n", max_size=40)))
@@ -209,8 +228,14 @@ def test_any_module_string_names_a_class_or_nothing(folder, name):
         import_dotted(name, folder, "task.yaml: module")
 
 
-@fuzz(60, paths=st.lists(st.one_of(names, texts, st.sampled_from(["*", "**", "[", "**/*", "[!]", "?", "*.yaml", "{a,b}"])),
-                         min_size=1, max_size=3))
+@fuzz(
+    60,
+    paths=st.lists(
+        st.one_of(names, texts, st.sampled_from(["*", "**", "[", "**/*", "[!]", "?", "*.yaml", "{a,b}"])),
+        min_size=1,
+        max_size=3,
+    ),
+)
 def test_any_path_names_task_files_or_nothing(folder, paths, monkeypatch):
     monkeypatch.chdir(folder)
     paths = [os.fsdecode(path.encode("utf-8", "surrogatepass")) for path in paths if "\0" not in path]

@@ -120,9 +120,9 @@ def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileF
         return {}
     try:
         value = json.loads(journal.read_text(encoding="utf-8"))
-        before, finished = value["conversion"], value["finished"]
+        before, finished = dict(value["conversion"]), value["finished"]
         facts = {name: facts_from_json(entry) for name, entry in finished.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{journal} is damaged: delete the folder {output} and start again") from None
     if before != conversion:
         key = next((key for key in conversion if before.get(key) != conversion[key]), "format")

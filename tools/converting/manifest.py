@@ -12,9 +12,10 @@ The hash says whether a file is what it was, the checksums say where it is not.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from glm.errors import UserError
@@ -56,6 +57,9 @@ def facts_from_json(value: Mapping) -> FileFacts:
     for name, text in value.get("tensors", {}).items():
         start, size, checksum = text.split(" ")
         regions.append(Region(name, int(start), int(size), int(checksum, 16)))
+    ends = [(0, 0), *((region.start, region.start + region.bytes) for region in regions)]
+    if any(start < end or size < start for (_, end), (start, size) in itertools.pairwise(ends)):
+        raise ValueError("regions overlap")  # a file would be read again and again
     structure = int(value["structure"], 16) if "structure" in value else None
     return FileFacts(int(value["bytes"]), str(value["hash"]), regions, structure)
 
@@ -80,15 +84,22 @@ def read_manifest(path: Path) -> Manifest:
             raise UserError(f"{path} has the format {content['format']!r}; allowed: {FORMAT!r}")
         manifest = Manifest({name: facts_from_json(value) for name, value in content["files"].items()},
                             content["made_by"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+        if outside := [name for name in manifest.files if not _is_inside(name)]:
+            raise UserError(f"manifest {path} names {outside[0][:80]!r}, which is no file of its folder")
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"manifest {path} is damaged or no manifest: copy it again, or make a new one of a checkpoint "
                         "that is known to be good (--write-manifest)") from None
     if text != _text(manifest):
         raise UserError(f"manifest {path} is not as it was written: copy it again, or make a new one of a checkpoint "
                         "that is known to be good (--write-manifest)")
     return manifest
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def _text(manifest: Manifest) -> str:

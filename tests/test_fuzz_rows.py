@@ -1,0 +1,83 @@
+"""Any bytes where rows of data are expected, and any values in a row."""
+
+import json
+
+import pytest
+from hypothesis import strategies as st
+
+from evaluation.config import TaskType, load_task
+from evaluation.data import fault_of_row, read_rows, to_example
+from evaluation.tasks import TASKS
+from glm.errors import UserError
+from glm.tokenizer import Tokenizer
+from tests.fuzzing import changed_json, fuzz, hostile_json, json_values, mutated, only_user_errors, texts
+from tests.golden_data import TOKENIZER
+
+GOOD = {
+    "mul": "name: a\ntype: mul\npath: data\n", "gen": "name: a\ntype: gen\npath: data\nmax_gen_length: 5\n",
+    "lm": "name: a\ntype: lm\npath: data\n",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(TOKENIZER / "ice_text.model")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("rows")
+
+
+ROW = {
+    "mul": {
+        "inputs_pretokenized": "a", "choices_pretokenized": ["b", "c"], "label": 1, "inputs": [20010],
+        "choices": [[20010], [20011]],
+    },
+    "gen": {"inputs_pretokenized": "a", "targets_pretokenized": ["b"], "targets": [[20010]]},
+}
+
+
+@pytest.mark.parametrize("kind", ROW)
+def test_any_row_is_tokenised_or_refused(folder, tokenizer, kind):
+    path = folder / "row.yaml"
+    path.write_text(GOOD[kind], encoding="utf-8")
+    task = TASKS[TaskType(kind)](load_task(path, folder), tokenizer)
+
+    @fuzz(150, data=st.data())
+    def run(data):
+        row = changed_json(ROW[kind], data.draw)
+        with only_user_errors("rows"):
+            if fault := fault_of_row(row, TaskType(kind), False):
+                raise UserError(fault)
+            task.request(to_example(row, 0, tokenizer))
+
+    run()
+
+
+LINES = [json.dumps(row) for row in ROW.values()] + [
+    "", "[]", "{}", "null", "1e400", "NaN",
+    "[" * 5000,
+    '{"a":' * 5000, "1" * 5000, '{"a": 1, "a": 2}', "\ufeff{}", '{"inputs_pretokenized": "\\ud800"}',
+    "[{}",
+    ",",
+    "]",
+    "[{},]", "\x00", "\u2028", "\x1c",
+]
+
+
+@fuzz(
+    150,
+    lines=st.lists(st.one_of(st.sampled_from(LINES), texts, hostile_json, json_values.map(json.dumps)), max_size=5),
+    kind=st.sampled_from(["mul", "gen", "lm"]),
+    end=st.sampled_from(["\n", "\r\n", ",", ""]),
+    change=st.booleans(),
+    data=st.data(),
+)
+def test_any_file_of_rows_is_read_or_refused(folder, lines, kind, end, change, data):
+    task, path = folder / "rows.yaml", folder / "rows.jsonl"
+    task.write_text(GOOD[kind], encoding="utf-8")
+    content = end.join(lines).encode("utf-8", "surrogatepass")
+    path.write_bytes(data.draw(mutated(content)) if change else content)
+    with only_user_errors("files of rows"):
+        assert read_rows(path, load_task(task, folder))
