@@ -15,6 +15,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from generation.arguments import (
@@ -27,7 +28,7 @@ from generation.arguments import (
     require_fit,
 )
 from generation.batching import bounds
-from generation.options import STRATEGIES, Options
+from generation.options import STRATEGIES, Options, flags
 from generation.prompts import read_prompts
 from generation.results import Results
 from glm.ending import FAILED, FORESEEN, ended, terminating
@@ -62,34 +63,17 @@ def parser() -> CommandParser:
 
 
 def add_strategy_arguments(found: CommandParser) -> None:
-    preset = Options()
     group = found.add_argument_group("strategy")
-    group.add_argument("--sampling-strategy", default=preset.strategy, choices=STRATEGIES,
-                       help=f"default: {preset.strategy}")
-    for flag, kind, what in (
-        ("--temperature", float, "BaseStrategy: divides the logits"),
-        ("--top-k", int, "BaseStrategy: keep the k most likely tokens; 0: all, 1: greedy"),
-        ("--top-p", float, "BaseStrategy: keep the likeliest tokens that together exceed p; 0: all"),
-        ("--num-beams", int, "BeamSearchStrategy: number of beams"),
-        ("--length-penalty", float, "BeamSearchStrategy: larger favours longer answers"),
-        ("--no-repeat-ngram-size", int, "BeamSearchStrategy: generate no n-gram of this size twice; 0: off"),
-        ("--min-gen-length", int, "an answer has at least so many tokens"),
-        ("--max-gen-length", int, "a blank gets at most so many tokens"),
-        ("--out-seq-length", int, "prompt and answer together have at most so many tokens"),
-        ("--seed", int, "makes sampling repeatable"),
-    ):
-        default = getattr(preset, flag[2:].replace("-", "_"))
-        shown = {"max_gen_length": "no limit", "out_seq_length": "what the model takes", "seed": "a fresh one"}
-        group.add_argument(flag, type=kind, default=default, metavar="N" if kind is int else "X",
-                           help=f"{what} (default: {shown.get(flag[2:].replace('-', '_'), default)})")
-    group.add_argument("--stochastic-beams", action="store_true",
-                       help="BeamSearchStrategy: draw candidates instead of taking the best")
+    group.add_argument("--sampling-strategy", dest="strategy", default=STRATEGIES[0], choices=STRATEGIES,
+                       help=f"default: {STRATEGIES[0]}")
+    for name, kind, default, what in map(astuple, flags()):
+        how = ({"action": "store_true"} if kind is bool else
+               {"type": kind, "default": default, "metavar": "N" if kind is int else "X"})
+        group.add_argument(f"--{name.replace('_', '-')}", help=what, **how)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
-    names = vars(Options())
-    values = {name: getattr(arguments, name) for name in names if name != "strategy"}
-    return Options(strategy=arguments.sampling_strategy, **values)
+    return Options(**{name: getattr(arguments, name) for name in vars(Options())})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -71,8 +71,7 @@ def _sample(context, tokens, params, rules, limits, seeds, on_step) -> list[list
         sums = logits.sum(-1)  # one that is no number makes its sum none
         rules.apply_(logits, step, params.min_gen_length)
         rules.forbid_starts_(logits, history[:, 1:])
-        tokens = sampling.sample(logits, params.temperature, params.top_k, params.top_p,
-                                 None if keys is None else keys[:, step])
+        tokens = sampling.sample(logits, params, None if keys is None else keys[:, step])
         if step < rules.longest_start:
             history = torch.cat((history, tokens[:, None]), dim=-1)
         found = torch.cat((tokens.double(), sums)).tolist()  # one transfer

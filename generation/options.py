@@ -12,25 +12,32 @@ from glm.errors import UserError
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
 
 
+# Where a user's defaults are not those of the parameters: the original's scripts say so.
+PRESET = {"top_p": 0.7, "no_repeat_ngram_size": 3}
+
+
+def _name(parameter: dataclasses.Field) -> str:
+    return parameter.metadata["name"] or parameter.name
+
+
+def _parameters() -> dict[str, dataclasses.Field]:
+    """By its name on the command line, every field of both strategies' parameters."""
+    return {_name(each): each for kind in (SamplingParams, BeamParams) for each in dataclasses.fields(kind)}
+
+
+_Parameters = dataclasses.make_dataclass(
+    "_Parameters", [(name, each.type, PRESET.get(name, each.default)) for name, each in _parameters().items()],
+    frozen=True)
+
+
 @dataclass(frozen=True)
-class Options:
+class Options(_Parameters):
     """Both strategies' options side by side, and which of the two is used. Raises UserError for values not allowed.
 
     The meanings are those of SamplingParams and BeamParams; None: no limit, or a fresh seed.
     """
 
-    strategy: str = "BaseStrategy"
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.7
-    num_beams: int = 4
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 3
-    stochastic_beams: bool = False
-    min_gen_length: int = 0
-    max_gen_length: int | None = None
-    out_seq_length: int | None = None
-    seed: int | None = None
+    strategy: str = STRATEGIES[0]
     print_all_beams: bool = False
 
     def __post_init__(self):
@@ -40,18 +47,16 @@ class Options:
         self.beams()
 
     def params(self) -> SamplingParams | BeamParams:
-        return self.sampling() if self.strategy == "BaseStrategy" else self.beams()
+        return self.sampling() if self.strategy == STRATEGIES[0] else self.beams()
 
     def sampling(self) -> SamplingParams:
-        return SamplingParams(**self._values(SamplingParams))
+        return self._made(SamplingParams)
 
     def beams(self) -> BeamParams:
-        return BeamParams(**self._values(BeamParams))
+        return self._made(BeamParams)
 
-    def _values(self, kind: type) -> dict:
-        names = {field.name for field in dataclasses.fields(kind)}
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name in names}
-        return values | ({"stochastic": self.stochastic_beams} if kind is BeamParams else {})
+    def _made(self, kind: type):
+        return kind(**{each.name: getattr(self, _name(each)) for each in dataclasses.fields(kind)})
 
     def with_text(self, name: str, text: str) -> Options:
         """A copy with the option `name` (hyphens or underscores) read from `text`."""
@@ -62,6 +67,33 @@ class Options:
             hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(fields)}"
             raise UserError(f"unknown option {name!r}; {hint}")
         return dataclasses.replace(self, **{known: _read(known, text, fields[known])})
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option on the command line. kind: int, float or bool. what: for --help, with the default."""
+
+    name: str
+    kind: type
+    default: object
+    what: str
+
+
+def flags() -> list[Flag]:
+    """Of everything that says how to decode, in the order of the parameters."""
+    found = []
+    for name, each in _parameters().items():
+        default = PRESET.get(name, each.default)
+        shown = "" if default is False else f" (default: {each.metadata['none'] if default is None else default})"
+        kind = next(kind for kind in (bool, int, float) if each.type.startswith(kind.__name__))
+        found.append(Flag(name, kind, default, f"{_of(each.name)}{each.metadata['what']}{shown}"))
+    return found
+
+
+def _of(name: str) -> str:
+    """The strategy that a parameter is of, if it is not of both."""
+    has = [any(each.name == name for each in dataclasses.fields(kind)) for kind in (SamplingParams, BeamParams)]
+    return "" if all(has) else f"{STRATEGIES[has.index(True)]}: "
 
 
 def _read(name: str, text: str, kind: str) -> object:

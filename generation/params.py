@@ -1,17 +1,40 @@
 """What may be asked of a generation: two small frozen dataclasses, checked when they are made.
 
-Knows no torch, so that a command line can refuse a wrong value before anything heavy is imported.
+A field says what it is for; command line and session make their options of that (options.py). Knows no torch, so that a
+command line can refuse a wrong value before anything heavy is imported.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from glm.errors import UserError
 
 LARGEST_PENALTY = 20.0  # ((5 + length) / 6) ** penalty stays a number for every length
 LONGEST_NGRAM = 65536  # tokens before a context that stand for nothing are made of it
+
+
+def _option(default: Any, what: str, none: str = "", name: str = "") -> Any:
+    """A field. what: for --help. none: what no value means. name: on the command line, where it is not the field's."""
+    return field(default=default, metadata={"what": what, "none": none, "name": name})
+
+
+def _seed() -> Any:
+    return _option(None, "makes sampling repeatable", "a fresh one")
+
+
+def _out_seq_length() -> Any:
+    return _option(None, "prompt and answer together have at most so many tokens", "what the model takes")
+
+
+def _max_gen_length() -> Any:
+    return _option(None, "a blank gets at most so many tokens", "no limit")
+
+
+def _min_gen_length() -> Any:
+    return _option(0, "an answer has at least so many tokens")
 
 
 @dataclass(frozen=True)
@@ -25,13 +48,13 @@ class SamplingParams:
     min_gen_length: an answer does not end before this many tokens.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.0
-    seed: int | None = None
-    out_seq_length: int | None = None
-    max_gen_length: int | None = None
-    min_gen_length: int = 0
+    temperature: float = _option(1.0, "divides the logits")
+    top_k: int = _option(0, "keep the k most likely tokens; 0: all, 1: greedy")
+    top_p: float = _option(0.0, "keep the likeliest tokens that together exceed p; 0: all")
+    seed: int | None = _seed()
+    out_seq_length: int | None = _out_seq_length()
+    max_gen_length: int | None = _max_gen_length()
+    min_gen_length: int = _min_gen_length()
 
     def __post_init__(self):
         _number("temperature", self.temperature)
@@ -58,14 +81,14 @@ class BeamParams:
     their scores (with `seed`) instead of being the best. The other fields are those of SamplingParams.
     """
 
-    num_beams: int = 4
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    min_gen_length: int = 0
-    out_seq_length: int | None = None
-    max_gen_length: int | None = None
-    stochastic: bool = False
-    seed: int | None = None
+    num_beams: int = _option(4, "number of beams")
+    length_penalty: float = _option(1.0, "larger favours longer answers")
+    no_repeat_ngram_size: int = _option(0, "generate no n-gram of this size twice; 0: off")
+    min_gen_length: int = _min_gen_length()
+    out_seq_length: int | None = _out_seq_length()
+    max_gen_length: int | None = _max_gen_length()
+    stochastic: bool = _option(False, "draw candidates instead of taking the best", name="stochastic_beams")
+    seed: int | None = _seed()
 
     def __post_init__(self):
         _whole("num_beams", self.num_beams, 1)

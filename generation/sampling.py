@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy
 import torch
 
+from generation.params import SamplingParams
+
 FORBIDDEN = -65504.0  # the original's value: the least half; kept, because scores of golden data were made with it
 _32_BITS = 0xFFFFFFFF
 _SHORTLIST = 256  # tokens that nearly always hold the nucleus; a full sort is needed only where they do not
@@ -94,16 +96,16 @@ def draw(logits: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor) -> torch.T
     return (logits - exponentials(ids, keys).log()).argmax(dim=-1)
 
 
-def sample(logits: torch.Tensor, temperature: float, top_k: int, top_p: float,
-           keys: torch.Tensor | None) -> torch.Tensor:
+def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | None) -> torch.Tensor:
     """Next tokens (b,) for float32 logits (b, v): temperature, then top-k, then top-p, then one draw each.
 
     keys: (b, 2) int64, see keys_of. top_k 1 is greedy, looks at nothing else and needs no keys.
     """
-    if top_k == 1:
+    if params.top_k == 1:
         return logits.argmax(dim=-1)
-    logits = keep_top_k(logits if temperature == 1.0 else logits / temperature, top_k)
-    if not 0 < top_p < 1:
+    logits = logits if params.temperature == 1.0 else logits / params.temperature
+    logits = keep_top_k(logits, params.top_k)
+    if not 0 < params.top_p < 1:
         return draw(logits, torch.arange(logits.shape[-1], device=logits.device), keys)
-    ids, logits = nucleus(logits, top_p)
+    ids, logits = nucleus(logits, params.top_p)
     return ids.gather(-1, draw(logits, ids, keys)[:, None])[:, 0]

@@ -38,8 +38,7 @@ def sample_slowly(next_logits, context, params, ends, limit, shared, seeds):
         logits = next_logits(context + generated, positions_of(context, generated, shared)).clone()
         if len(generated) < params.min_gen_length:
             logits[list(ends)] = FORBIDDEN
-        token = sampling.sample(logits[None], params.temperature, params.top_k, params.top_p,
-                                keys[len(generated)][None])
+        token = sampling.sample(logits[None], params, keys[len(generated)][None])
         generated.append(int(token))
     return [(generated, None)]
 

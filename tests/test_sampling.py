@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generation import sampling
+from generation import SamplingParams, sampling
 
 INF = float("inf")
 
@@ -64,7 +64,7 @@ def keys(count: int, seed: int = 1) -> torch.Tensor:
 
 def test_what_has_no_probability_is_never_drawn():
     logits = torch.tensor([-INF, 1.0, -INF, 2.0]).expand(1000, -1)
-    assert set(sampling.sample(logits, 1.0, 0, 0.0, keys(1000)).tolist()) == {1, 3}
+    assert set(sampling.sample(logits, SamplingParams(1.0, 0, 0.0), keys(1000)).tolist()) == {1, 3}
 
 
 def test_noise_is_exponential_and_independent():
@@ -89,7 +89,7 @@ def test_noise_belongs_to_an_id_wherever_it_stands():
 
 def test_top_k_1_is_greedy_whatever_else_is_asked_for():
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 2.0, 1.0]])
-    assert sampling.sample(logits, 9.0, 1, 0.1, None).tolist() == [1, 0]
+    assert sampling.sample(logits, SamplingParams(9.0, 1, 0.1), None).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("top_k, top_p, expected", [
@@ -97,12 +97,13 @@ def test_top_k_1_is_greedy_whatever_else_is_asked_for():
     (3, 0.75, [4 / 7, 0, 3 / 7, 0])])
 def test_frequencies_are_the_filtered_probabilities(top_k, top_p, expected):
     """top-p counts what top-k has left: 4/9 + 3/9 > 0.75."""
-    tokens = sampling.sample(logits_of(0.4, 0.1, 0.3, 0.2).expand(40000, -1), 1.0, top_k, top_p, keys(40000))
+    logits = logits_of(0.4, 0.1, 0.3, 0.2).expand(40000, -1)
+    tokens = sampling.sample(logits, SamplingParams(1.0, top_k, top_p), keys(40000))
     assert torch.bincount(tokens, minlength=4).div(40000).tolist() == pytest.approx(expected, abs=0.01)
 
 
 def test_temperature_divides_the_logits():
-    tokens = sampling.sample(logits_of(0.8, 0.2).expand(40000, -1), 0.5, 0, 0.0, keys(40000))
+    tokens = sampling.sample(logits_of(0.8, 0.2).expand(40000, -1), SamplingParams(0.5, 0, 0.0), keys(40000))
     assert (tokens == 0).float().mean().item() == pytest.approx(0.64 / 0.68, abs=0.01)
 
 
@@ -117,5 +118,5 @@ def test_a_draw_hardly_feels_rounding():
     """Batches of different size round differently; the answers must not change for it."""
     logits = torch.randn(5000, 300, generator=torch.Generator().manual_seed(0))
     other = logits + 1e-6 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-    first, second = (sampling.sample(x, 1.0, 0, 0.9, keys(5000)) for x in (logits, other))
+    first, second = (sampling.sample(x, SamplingParams(1.0, 0, 0.9), keys(5000)) for x in (logits, other))
     assert (first != second).sum() <= 1
