@@ -3,6 +3,7 @@
 // order once, so that weight P of all lanes meets its column of x; and the columns of a lane have one scale, if groups
 // are multiples of LANE columns, so that sums by lane are scaled, not weights: products with integers are more exact.
 #pragma once
+#include <numeric>
 #include "packed_product.h"
 #include "words.h"
 
@@ -88,12 +89,17 @@ template <int BITS, Scaling S> static inline vec unit_scale(const float* scales,
     return load(scales + unit * W);
 }
 
+// A Form says how x is laid out and multiplied: `add` adds a unit of R rows of weights and M of x to the sums, and `value`
+// makes floats of those of up to SPAN units, a power of two.
+
 // x in FP32: products and sums are FP32, weights are exact.
 template <int BITS_> struct InFloats {
-    enum { BITS = BITS_, SHARING = 2 };
+    enum { BITS = BITS_, SPAN = 1, REMAINDERS = 0 };
     typedef Order<BITS> O;
     typedef float X;
+    typedef vec Sum;
     static size_t padded(size_t k) { return O::padded(k); }
+    static size_t widest(Scaling, size_t, size_t rows) { return rows; }
 
     template <class T, class E> static void arrange(const T* x, size_t k, E* to) {
         const words lanes = lanes_of(O::LANE, 1);
@@ -106,60 +112,78 @@ template <int BITS_> struct InFloats {
             UNROLL for (size_t p = 0; p < O::LANE; p++) store(to + p * W, gather(natural + O::column(p), lanes));
         }
     }
-    template <int R, int M, int P>
-    static ALWAYS void terms(const words (&a)[R], const float* x, size_t stride, vec (&sums)[R][M]) {
+    template <int R, int M, int P = 0>
+    static ALWAYS void add(const words (&a)[R], const float* x, size_t stride, vec (&sums)[R][M]) {
         vec b[R];
         UNROLL for (int r = 0; r < R; r++) b[r] = weight_at<BITS, P>(a[r]);
         UNROLL for (int i = 0; i < M; i++) {
             vec value = load(x + i * stride + P * W);
             UNROLL for (int r = 0; r < R; r++) sums[r][i] = P == 0 ? mul(value, b[r]) : fma(value, b[r], sums[r][i]);
         }
-        if constexpr (P + 1 < O::LANE) terms<R, M, P + 1>(a, x, stride, sums);
+        if constexpr (P + 1 < O::LANE) add<R, M, P + 1>(a, x, stride, sums);
     }
-    template <int R, int M>
-    static ALWAYS void unit(const words (&a)[R], const float* x, size_t unit, size_t, size_t stride, vec (&sums)[R][M]) {
-        terms<R, M, 0>(a, x + unit * O::UNIT, stride, sums);
-    }
+    static ALWAYS vec value(vec sum, const float*, size_t, size_t) { return sum; }
 };
 
 // out[r][i] = sum over k of w[row + r][k] * x[i][k], without the row's scale where S is BY_ROW. Not inlined, since that
 // would make a copy of it for every type of out.
 template <class Form, Scaling S, int R, int M>
-static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, const typename Form::X* x, size_t stride, size_t ahead,
-                               words lanes, float* scales, float (&out)[R][M]) {
+static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, const typename Form::X* x, size_t stride,
+                                               size_t ahead, words lanes, float* scales, float (&out)[R][M]) {
     typedef Order<Form::BITS> O;
     const size_t bytes = w.row_bytes(), places = scale_places<Form::BITS, S>(w), groups = O::UNIT / w.group;
     const size_t units = O::padded(w.k) / O::UNIT;
+    // of units that have one scale and one factor of x: a power of two
+    const size_t span = S == BY_ROW ? Form::SPAN : S == BY_UNIT ? std::gcd(w.group / O::UNIT, size_t(Form::SPAN)) : 1;
     const uint8_t* data = w.weight + row * bytes;
     vec total[R][M];
     UNROLL for (int r = 0; r < R; r++) {
         scales_of<Form::BITS, S>(w, row + r, scales + r * places);
         UNROLL for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
     }
-    size_t unit = 0, at = 0;
-    auto add_unit = [&](const words (&a)[R]) __attribute__((always_inline)) {
-        vec sums[R][M];
-        Form::template unit<R, M>(a, x, unit, units, stride, sums);
-        UNROLL for (int r = 0; r < R; r++)
-            if (S == BY_ROW) {
-                UNROLL for (int i = 0; i < M; i++) total[r][i] = add(sums[r][i], total[r][i]);
-            } else {
-                vec scale = unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
-                UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(sums[r][i], scale, total[r][i]);
+    typename Form::Sum sums[R][M] = {};
+    auto add_sums = [&](size_t unit) __attribute__((always_inline)) {  // to the totals; `unit` is the last one in them
+        UNROLL for (int r = 0; r < R; r++) {
+            vec scale;
+            if (S != BY_ROW) scale = unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
+            UNROLL for (int i = 0; i < M; i++) {
+                vec value = Form::value(sums[r][i], x + i * stride, unit, units);
+                total[r][i] = S == BY_ROW ? add(value, total[r][i]) : fma(value, scale, total[r][i]);
+                sums[r][i] = typename Form::Sum();
             }
+        }
     };
     words a[R];
+    size_t unit = 0, at = 0;
     for (; at + O::BYTES <= bytes; at += O::BYTES, unit++) {
         UNROLL for (int r = 0; r < R; r++) {
             prefetch(data + at * R + r * O::BYTES + ahead);
             a[r] = kept(load_words(data + r * bytes + at));
         }
-        add_unit(a);
+        Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
+        if (Form::SPAN == 1 || ((unit + 1) & (span - 1)) == 0) add_sums(unit);
     }
     if (at < bytes) {
         UNROLL for (int r = 0; r < R; r++) a[r] = load_words(data + r * bytes + at, bytes - at);
-        add_unit(a);
+        Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
     }
+    if (at < bytes || (Form::SPAN > 1 && units % span)) add_sums(units - 1);
+    if constexpr (Form::REMAINDERS)
+        if (__builtin_expect(Form::has_remainders(x, stride, units, M), 0)) {
+            vec sums[R][M];  // not the totals, which would be kept in memory for it
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int i = 0; i < M; i++) sums[r][i] = total[r][i];
+            for (size_t unit = 0; unit < units; unit++)
+                for (int r = 0; r < R; r++) {
+                    vec scale = S == BY_ROW ? fill(1.0f) : unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
+                    const size_t at = unit * O::BYTES;
+                    const uint8_t* from = data + r * bytes + at;
+                    words a = at + O::BYTES <= bytes ? load_words(from) : load_words(from, bytes - at);
+                    for (int i = 0; i < M; i++) sums[r][i] = fma(Form::remainder(a, x + i * stride, unit, units), scale, sums[r][i]);
+                }
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int i = 0; i < M; i++) total[r][i] = sums[r][i];
+        }
     sum_all(total, out);
 }
 
@@ -178,29 +202,29 @@ static inline void few_block(const Packed& w, const typename Form::X* x, size_t 
 
 template <class Form, Scaling S, int M>
 static void few_rows(const Packed& w, const typename Form::X* x, const Target& to, size_t first, Range rows) {
+    constexpr int R = M > 1 ? 2 : 1;  // rows of weights that share the loads of x; of one row a single stream is faster
     const size_t stride = Form::padded(w.k);
-    float* scales = scratch<Packed, float>(Form::SHARING * scale_places<Form::BITS, S>(w));
+    float* scales = scratch<Packed, float>(R * scale_places<Form::BITS, S>(w));
     const words lanes = lanes_of(Order<Form::BITS>::LANE, w.group);
     size_t row = rows.first;
-    constexpr int R = Form::SHARING;
-    if (M > 1)  // some rows of weights share the loads of x; of one row of x a single stream through memory is faster
-        for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, x, stride, to, first, row, lanes, scales);
+    for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, x, stride, to, first, row, lanes, scales);
     for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, x, stride, to, first, row, lanes, scales);
 }
 
-// Decoding: rows of x four at a time, the second four while the weights are in a cache.
+// Decoding: up to four rows of x at once, the next ones while the weights are in a cache.
 template <class Form> struct Few : Form {
     enum { FEW_ROWS = true };
     template <Scaling S> static void rows(const Packed& w, const typename Form::X* x, size_t m, const Target& to, Range rows) {
-        const size_t stride = Form::padded(w.k), step = m <= 4 ? rows.last : 16;
+        const size_t width = Form::widest(S, w.k, m < 4 ? m : 4), step = m <= width ? rows.last : 16;
         for (size_t row = rows.first; row < rows.last; row += step)
-            for (size_t i = 0; i < m; i += 4) {
+            for (size_t i = 0; i < m; i += width) {
                 const Range part = {row, row + step < rows.last ? row + step : rows.last};
-                switch (m - i) {
-                    case 1: few_rows<Form, S, 1>(w, x + i * stride, to, i, part); break;
-                    case 2: few_rows<Form, S, 2>(w, x + i * stride, to, i, part); break;
-                    case 3: few_rows<Form, S, 3>(w, x + i * stride, to, i, part); break;
-                    default: few_rows<Form, S, 4>(w, x + i * stride, to, i, part);
+                const typename Form::X* from = x + i * Form::padded(w.k);
+                switch (m - i < width ? m - i : width) {
+                    case 1: few_rows<Form, S, 1>(w, from, to, i, part); break;
+                    case 2: few_rows<Form, S, 2>(w, from, to, i, part); break;
+                    case 3: few_rows<Form, S, 3>(w, from, to, i, part); break;
+                    default: few_rows<Form, S, 4>(w, from, to, i, part);
                 }
             }
     }
