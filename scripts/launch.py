@@ -15,7 +15,7 @@ import sys
 import time
 from functools import partial
 
-OWN_SECONDS = 8.0  # for the others to say and end what they have to after one has failed
+OWN_SECONDS = 6.0  # for the others to say and end what they have to after one has failed
 END_SECONDS, ASKED_SECONDS = 10.0, 30.0  # to react to SIGTERM: after a failure; when the user asked for it
 PR_SET_PDEATHSIG = 1
 

@@ -48,7 +48,7 @@ def run_as(program: str, argv: list[str], log: str, environment: dict[str, str])
         os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     code = 70
     try:
-        code = importlib.import_module(program).main(argv)
+        code = importlib.import_module(program).main(argv) or 0
     except SystemExit as end:
         code = end.code or 0
     finally:

@@ -1,0 +1,229 @@
+"""One of several processes is killed, stopped, stuck or asked to end: the others stop in time; the run goes on."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from glm.watch import Watch
+from tests.faults import (
+    ROOT,
+    command,
+    ended,
+    errors_of,
+    generation_arguments,
+    launched,
+    prompts_of,
+    ranks_of,
+    size_of,
+    started_ranks,
+    wait_for,
+)
+from tests.golden_data import split_state, whole_state, write_checkpoint
+from tests.test_faults_killed import files_of, written
+from tests.tiny_tasks import arguments, write_tasks
+
+LIMIT = 2.0  # seconds; a user's default is 60
+GRACE = 8.0  # for slow machines: to notice, say and end
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tasks, prompts and a checkpoint for two tensor-parallel ranks."""
+    folder = write_tasks(tmp_path_factory.mktemp("ranks"), rows=24)
+    (folder / "prompts.txt").write_text(prompts_of(24))
+    write_checkpoint(folder / "tp2", split_state(whole_state(), 2))
+    return folder
+
+
+def program(folder, name, output):
+    """Module, arguments, and the file that grows while it works."""
+    if name == "generation":
+        argv = generation_arguments(folder, "--resume", output=output, load=folder / "tp2")
+        return "generation", argv, folder / output / "results.jsonl"
+    argv = [*arguments(folder, output=output), "--load", str(folder / "tp2"), "--micro-batch-size", "1"]
+    return "evaluation", argv, folder / output / "journal.jsonl"
+
+
+def same(folder, name, output):
+    if name == "generation":
+        return files_of(folder / output) == files_of(folder / f"{name}-whole")
+    return written(folder / output) == written(folder / f"{name}-whole")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    for name in ("generation", "evaluation"):
+        module, argv, _ = program(folder, name, f"{name}-whole")
+        ranks = started_ranks(f"{module}.__main__", argv, folder / "log", 2)
+        assert [ended(rank) for rank in ranks] == [0, 0], errors_of(folder / "log0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("rank", [1, 0])
+@pytest.mark.parametrize("name", ["evaluation", "generation"])
+def test_a_rank_that_hangs_or_dies_is_named_by_the_others_and_the_run_goes_on(folder, undisturbed, name, rank, number):
+    """Without a launcher that would end the others, as where the ranks are on several hosts."""
+    output = f"{name}-{rank}-{number}"
+    module, argv, grows = program(folder, name, output)
+    ranks = started_ranks(f"{module}.__main__", argv, folder / "log", 2, GLM_RANK_TIMEOUT=str(LIMIT))
+    try:
+        wait_for(lambda: size_of(grows) > 0, ranks[0])
+        os.kill(ranks[rank].pid, number)
+        begin, lost = time.monotonic(), ranks[rank].pid
+        assert ended(ranks[1 - rank]) == 2
+        assert time.monotonic() - begin < LIMIT + GRACE
+    finally:
+        ranks[rank].kill()
+        ranks[rank].join()
+    said = [line for line in errors_of(folder / f"log{1 - rank}").splitlines() if "prompts/s" not in line]
+    assert len(said) == 1, said
+    host = os.uname().nodename
+    assert said[0].startswith(f"error: rank {rank} (process {lost} on host {host}) has not been heard of for ")
+    assert "what is finished is kept: start again (python -m generation: with --resume)" in said[0]
+    again = started_ranks(f"{module}.__main__", argv, folder / "log", 2)
+    assert [ended(process) for process in again] == [0, 0]
+    assert same(folder, name, output)
+
+
+@pytest.mark.parametrize("number, code, words", [
+    (signal.SIGSTOP, 2, ["error: rank 1 (process "]),
+    (signal.SIGKILL, 137, ["interrupted; ", "error: the process of rank 1 was ended by SIGKILL"]),
+])
+def test_the_launcher_ends_with_its_ranks(folder, number, code, words):
+    module, argv, grows = program(folder, "evaluation", f"launched-{number}")
+    launcher = launched(2, module, argv, GLM_RANK_TIMEOUT=str(LIMIT))
+    ranks = ranks_of(launcher, 2)
+    wait_for(lambda: size_of(grows) > 0)
+    os.kill(ranks[1], number)
+    begin = time.monotonic()
+    said = launcher.communicate(timeout=60)[1].splitlines()
+    assert launcher.returncode == code and time.monotonic() - begin < LIMIT + GRACE
+    assert len(said) == len(words) and all(line.startswith(word) for line, word in zip(said, words, strict=True)), said
+    assert not any(os.path.exists(f"/proc/{rank}") for rank in ranks)
+
+
+def test_the_launcher_passes_sigterm_on_and_the_run_goes_on(folder, undisturbed):
+    module, argv, grows = program(folder, "evaluation", "asked")
+    launcher = launched(2, module, argv)
+    wait_for(lambda: size_of(grows) > 0)
+    launcher.terminate()
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 143
+    assert said == f"interrupted; the same command goes on from here: {folder / 'asked'}\n"
+    assert launched(2, module, argv).communicate(timeout=90)[1] == ""
+    assert same(folder, "evaluation", "asked")
+
+
+def test_no_rank_outlives_a_launcher_that_is_killed(folder):
+    module, argv, grows = program(folder, "evaluation", "orphans")
+    launcher = launched(2, module, argv)
+    ranks = ranks_of(launcher, 2)
+    wait_for(lambda: size_of(grows) > 0)
+    launcher.kill()
+    launcher.communicate()
+    wait_for(lambda: not any(is_alive(rank) for rank in ranks))
+
+
+def is_alive(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# A rank that computes, and one that is stuck
+
+LONG = """
+import os, sys, time
+import torch
+from glm import parallel
+parallel.start(2, timeout_seconds=float(sys.argv[1]))
+if os.environ["RANK"] == "1":
+    print("rank 1 is", os.getpid(), flush=True)
+    time.sleep(float(sys.argv[2]))  # stands for a computation of its own, or for a lock that nobody will open
+try:
+    parallel.collect(1)
+    parallel.collect(2)
+except RuntimeError as error:
+    lost = parallel.lost(error)
+    if lost is None:
+        raise
+    print("lost" if lost.is_mine_to_say else "others say", lost, flush=True)
+    parallel.stop()
+    sys.exit(2)
+parallel.stop()
+print("good", flush=True)
+"""
+
+
+def long_ranks(tmp_path, *argv):
+    (tmp_path / "long.py").write_text(LONG)
+    return launched(2, "long", list(argv), PYTHONPATH=f"{ROOT}:{tmp_path}", GLM_RANK_TIMEOUT="1")
+
+
+def test_a_long_computation_is_not_taken_for_a_hanging_rank(tmp_path):
+    """Three times the limit without a word from the main thread."""
+    launcher = long_ranks(tmp_path, "60", "3")
+    out, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0 and out.count("good") == 2, err
+
+
+def test_a_rank_that_never_comes_is_named_at_the_time_out_of_a_collective(tmp_path):
+    """It lives, so it is heard; but the others have waited for longer than they are allowed to."""
+    launcher = long_ranks(tmp_path, "3", "600")
+    out, err = launcher.communicate(timeout=60)
+    stuck = out.partition("rank 1 is ")[2].split()[0]
+    assert launcher.returncode == 2 and err == ""
+    assert f"lost rank 1 (process {stuck} on host " in out
+    assert "did not come to where the others waited for it (time-out); what is finished is kept" in out
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_number_of_seconds(value):
+    process = command("-m", "evaluation", "--model-parallel-size", "2", "tasks/quickstart",
+                      GLM_RANK_TIMEOUT=value, RANK="0", WORLD_SIZE="2")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said == f"error: GLM_RANK_TIMEOUT={value}: must be a number of seconds, 0 to wait for ever\n"
+
+
+def test_who_is_never_heard_is_not_missed():
+    """As where a network lets no datagram through."""
+    given_up = []
+    watch = Watch(0.2, given_up.append)
+    place = watch.place("127.0.0.1")
+    watch.start(b"0" * 16, 0, [place, place._replace(port=9)])
+    time.sleep(0.6)
+    watch.stop()
+    assert not given_up
+
+
+def test_the_silence_of_others_does_not_count_while_this_process_is_stopped():
+    """Suspended and resumed as a whole, a run goes on; so it does whatever the clock on the wall does meanwhile."""
+    source = f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from glm.watch import Watch
+def give_up(lost):
+    print("gave up", flush=True)
+    os._exit(2)
+watches = [Watch(1.0, give_up) for _ in range(2)]
+places = [watch.place("127.0.0.1") for watch in watches]
+for rank, watch in enumerate(watches):
+    watch.start(b"0" * 16, rank, places)
+print("up", flush=True)
+time.sleep(1.5)
+for watch in watches:
+    watch.stop()
+"""
+    process = command("-c", source)
+    assert process.stdout.readline() == "up\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")
