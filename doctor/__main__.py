@@ -146,7 +146,8 @@ def try_stages(arguments: argparse.Namespace) -> int:
         return open_source(folder, given, heads_needed=False)
 
     overrides = {name: getattr(arguments, name) for name in (*ARCHITECTURE, "position_encoding_2d", "rotary_table")}
-    stages = {**probe.machine_stages(arguments.ranks[1]), **model.stages(arguments, overrides, open_source)}
+    stages = probe.machine_stages(arguments.device, arguments.ranks[1])
+    stages |= model.stages(arguments, overrides, open_source)
     probe.run(stages, lambda line: print(line, flush=True))
     return 0
 
@@ -159,8 +160,9 @@ def show_json(findings, report, seconds: float) -> None:
 
     print(json.dumps({
         "exit_code": exit_code(findings), "findings": [asdict(finding) for finding in findings],
-        "all_reduce": asdict(report.all_reduce) if report.all_reduce else None, "facts": report.facts,
-        "environment": shown(os.environ), "seconds": round(seconds, 2)}, ensure_ascii=False, indent=2))
+        "all_reduce": asdict(report.all_reduce) if report.all_reduce else None, "not_joined": report.not_joined,
+        "facts": report.facts, "environment": shown(os.environ), "seconds": round(seconds, 2),
+    }, ensure_ascii=False, indent=2))
 
 
 def show(findings, report, seconds: float) -> None:

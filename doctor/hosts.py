@@ -45,7 +45,7 @@ def reach(hosts: Sequence[Host], ssh: Sequence[str], needed: Mapping[str, str],
 def ask(host: Host, ssh: Sequence[str], words: Sequence[str], environment: Mapping[str, str],
         run: Callable = subprocess.run) -> tuple[Facts, list[Finding]]:
     """What the doctor says on a host, and what it saw there; both under the name that the hostfile has for it."""
-    values = {"PYTHONPATH": str(REPOSITORY), "PYTHONSAFEPATH": "1", **environment}
+    values = {"PYTHONSAFEPATH": "1", **environment}
     there = (f"cd {shlex.quote(os.getcwd())} && env {shlex.join(f'{name}={value}' for name, value in values.items())} "
              f"{shlex.join([sys.executable, '-m', 'doctor', '--alone', '--json', *words])}")
     try:

@@ -35,17 +35,18 @@ def join(launcher: Sequence[str], rank_seconds: float, environment: Mapping[str,
     """All ranks in one all-reduce, started as an evaluation starts them. places: the host of every rank. is_first: the
     first rank, which says what came of it, is started here."""
     path = f"{REPOSITORY}{os.pathsep}{environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-    out, said = _hear([*launcher, "doctor", allreduce.COMMAND, str(rank_seconds)],
+    code, out, said = _hear([*launcher, "doctor", allreduce.COMMAND, str(rank_seconds)],
                       {**environment, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}, limits or Limits())
     outcomes = allreduce.read(out)
-    if not is_first and not outcomes:
-        return None, []
+    if not is_first and not outcomes and code == 0:
+        return None, []  # the first rank says it, where it was started
     lines = [line.strip().removeprefix("error: ") for line in said.splitlines() if line.strip()]
     return (outcomes[0] if outcomes else None), list(check_all_reduce(outcomes, places, lines[-1] if lines else ""))
 
 
-def _hear(command: list[str], environment: Mapping[str, str], limits: Limits) -> tuple[str, str]:
-    """Standard output and error. A rank that hangs keeps its launcher: once the first has spoken, it is ended."""
+def _hear(command: list[str], environment: Mapping[str, str], limits: Limits) -> tuple[int, str, str]:
+    """Exit code, standard output and error. A rank that hangs keeps its launcher, which is ended once the first rank
+    has spoken."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     process = subprocess.Popen(command, text=True, errors="replace", env=environment, **pipes)
     texts: list[list[str]] = [[], []]
@@ -69,4 +70,4 @@ def _hear(command: list[str], environment: Mapping[str, str], limits: Limits) ->
         process.wait()
     for reader in readers:
         reader.join(READ_SECONDS)  # a process that was left behind may hold the pipe open
-    return "".join(texts[0]), "".join(texts[1])
+    return process.returncode, "".join(texts[0]), "".join(texts[1])

@@ -16,6 +16,8 @@ from glm.errors import UserError
 # outcome of a stage -> code of the finding, what mends it
 COPY = "copy the file again; python tools/verify_checkpoint.py {load} then checks all of it"
 SHAPE = "name the model's preset: --model glm-130b (MODEL_ARGS in CONFIG), or mend {load}/model_config.json"
+READ = "chmod a+r {load}/*/mp_rank_*"
+LARGE = 1 << 30
 FAULTS = {
     "shards": ("checkpoint", "export CHECKPOINT_PATH=/the/folder/with/latest, and python tools/verify_checkpoint.py "
                              "{load}"),
@@ -54,6 +56,8 @@ def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
     def headers() -> dict:
         if "shards" not in known or "config" not in known:
             return {}
+        if any(is_old_and_large(path) for path in known["shards"]):
+            return {"not_read": "torch's format from before 1.6, which can only be read as a whole"}
         config = known["config"]
         given = {name: getattr(config, name) for name in ("num_layers", "hidden_size", "num_attention_heads",
                                                           "inner_hidden_size", "vocab_size")}
@@ -83,13 +87,20 @@ def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
     return {"shards": shards, "shape": shape, "headers": headers, "vocabulary": vocabulary, "ids": ids}
 
 
+def is_old_and_large(path: Path) -> bool:
+    """Whether looking at a file's header would read gigabytes: all but zip archives are read as a whole."""
+    with path.open("rb") as file:
+        return file.read(2) != b"PK" and path.stat().st_size > LARGE
+
+
 def check(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: int, where: str) -> Iterator[Finding]:
     """found: outcomes of `stages`. degree: tensor-parallel ranks of the run. free_disk: bytes beside the checkpoint."""
     load = shlex.quote(str(arguments.load))
     for stage, (code, mend) in FAULTS.items():
         outcome = found.get(stage, {})
         if (fault := outcome.get("error")) and outcome["kind"] != "ModuleNotFoundError":  # which packages.check says
-            yield error(code, where, fault, (SHAPE if "was said" in fault else mend).format(load=load))
+            mend = SHAPE if "was said" in fault else READ if "cannot read" in fault and stage == "headers" else mend
+            yield error(code, where, fault, mend.format(load=load))
     shards = found.get("shards", {}).get("shards")
     if shards and shards != degree:
         yield from check_degree(found["shards"], load, degree, free_disk, where)

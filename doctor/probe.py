@@ -80,14 +80,14 @@ def outcomes(out: str, code: int, how: str) -> Stages:
     return found
 
 
-def machine_stages(processes: int) -> dict[str, Callable[[], dict]]:
+def machine_stages(device: str | None, processes: int) -> dict[str, Callable[[], dict]]:
     """What does not depend on a checkpoint."""
-    return {"torch": look_at_torch, "sat": import_sat, "sentencepiece": import_sentencepiece,
+    return {"torch": lambda: look_at_torch(device), "sat": import_sat, "sentencepiece": import_sentencepiece,
             "cpu-kernels": try_cpu_kernels, "cuda-kernels": lambda: try_cuda_kernels(processes)}
 
 
-def look_at_torch() -> dict:
-    """The fields of devices.Devices."""
+def look_at_torch(device: str | None = None) -> dict:
+    """The fields of devices.Devices. device: that the run asks for, None where it is found out."""
     import torch
 
     from generation.arguments import default_device, default_precision
@@ -105,7 +105,7 @@ def look_at_torch() -> dict:
             gpus.append(Gpu(properties.name, 10 * properties.major + properties.minor, total, free))
     architectures = torch.cuda.get_arch_list() if torch.version.cuda else []
     return dataclasses.asdict(Devices(torch.__version__, torch.version.cuda, tuple(architectures), driver_version(),
-                                      tuple(gpus), failure, default_precision(default_device())))
+                                      tuple(gpus), failure, default_precision(device or default_device())))
 
 
 def devices_of(outcome: Mapping) -> Devices:

@@ -14,6 +14,8 @@ def summary(report: Report) -> Iterator[str]:
     for name, facts in hosts.items():
         yield f"{name}: {', '.join(seen(facts))}"
     outcome = report.all_reduce
+    if report.not_joined:
+        yield f"the ranks were not joined: {report.not_joined}"
     if outcome and outcome.bandwidth is not None:
         yield f"all-reduce of {outcome.world} ranks over {outcome.backend}: {outcome.bandwidth:.2f} GB/s"
 

@@ -20,6 +20,10 @@ from evaluation.hashing import hash_code
 from evaluation.hostfile import check_layout, read_hostfile
 from glm.errors import UserError
 
+# errors with which the processes cannot be started
+HINDRANCES = {"torch-import", "gpu-count", "gpu-hidden", "torch-without-cuda", "driver", "driver-old", "probe"}
+RANK_BYTES = 0.4e9  # of a process that joins
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -61,7 +65,8 @@ def gather(visit: Visit) -> Facts:
     arguments = visit.arguments
     short = memory.look(arguments, visit.degree, visit.processes)  # before the others take some of it
     with ThreadPoolExecutor() as pool:
-        stages = pool.submit(probe.ask, list(visit.words))
+        ranks = f"{visit.degree},{visit.processes},{visit.world}"
+        stages = pool.submit(probe.ask, ["--ranks", ranks, *visit.words])
         installed = pool.submit(packages.look)
         code = pool.submit(hash_code)
         host = machine.look(visit.environment, visit.port)
@@ -97,11 +102,13 @@ def judge(facts: Facts, visit: Visit) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Report:
-    """facts: of every host, by its name. all_reduce: None where there is one rank."""
+    """facts: of every host, by its name. all_reduce: None where there is one rank, or they were not joined; not_joined
+    says then why."""
 
     findings: list[Finding]
     facts: dict[str, object]
     all_reduce: allreduce.Outcome | None = None
+    not_joined: str = ""
 
 
 def alone(visit: Visit) -> Report:
@@ -113,14 +120,18 @@ def alone(visit: Visit) -> Report:
 def one_host(visit: Visit) -> Report:
     """This host, and where the model is spread over several processes, these joined."""
     report = alone(visit)
-    hindered = {"torch-import", "gpu-count", "gpu-hidden", "torch-without-cuda", "driver", "driver-old", "probe"}
-    outcome = None
-    if visit.degree > 1 and not hindered & {one.code for one in report.findings if one.level == "error"}:
+    outcome, reason = None, ""
+    if visit.degree > 1:
+        reason = next((f"{one.code}, see below" for one in report.findings
+                       if one.level == "error" and one.code in HINDRANCES), "")
+        if not reason and report.facts["machine"]["free_memory"] < visit.degree * RANK_BYTES:
+            reason = f"too little memory is free for {visit.degree} processes"
+    if visit.degree > 1 and not reason:
         launcher = [sys.executable, str(REPOSITORY / "scripts" / "launch.py"), str(visit.degree)]
         outcome, found = join(launcher, visit.arguments.rank_seconds, visit.environment,
                               [report.facts["host"]] * visit.degree)
         report.findings.extend(found)
-    return Report(report.findings, report.facts, outcome)
+    return Report(report.findings, report.facts, outcome, reason)
 
 
 def several_hosts(visit: Visit, path: Path) -> Report:
@@ -144,6 +155,8 @@ def several_hosts(visit: Visit, path: Path) -> Report:
     findings = [] if shutil.which("pdsh") else [
         error("pdsh", here, "pdsh, which DeepSpeed starts processes on other hosts with, is not installed",
               "sudo apt install pdsh, or give the command on every host with NODE_RANK and MASTER_ADDR")]
+    if here not in places:  # the launcher's own interpreter
+        findings += packages.check(packages.look(), here)
     answering, missed = hosts.reach(names, ssh, needed_paths(visit))
     findings += missed
     with ThreadPoolExecutor(max_workers=max(1, min(len(answering), 64))) as pool:
@@ -155,11 +168,10 @@ def several_hosts(visit: Visit, path: Path) -> Report:
     facts = {name: seen for name, (seen, _) in reports.items() if seen}
     findings += hosts.compare({name: seen["common"] for name, seen in facts.items()},
                               visit.arguments.precision is not None)
-    outcome = None
-    if len(answering) == len(names) and shutil.which("pdsh") and len(facts) == len(names):
-        outcome, found = join(launcher, patience, environment, places)
-        findings += found
-    return Report(findings, facts, outcome)
+    if not shutil.which("pdsh") or len(facts) < len(names):
+        return Report(findings, facts, not_joined="not every host can be reached, see below")
+    outcome, found = join(launcher, patience, environment, places)
+    return Report(findings + found, facts, outcome)
 
 
 def needed_paths(visit: Visit) -> dict[str, str]:
@@ -180,7 +192,8 @@ def _words_for(visit: Visit, slots: int, world: int, is_first: bool) -> list[str
 
 
 def _passed_on(environment: Mapping[str, str]) -> dict[str, str]:
-    """Of our own variables, those that a host alone heeds, and one that says that the data was named."""
-    names = ("MASTER_PORT", "GLM_KERNEL_CACHE", "DATA_PATH")
-    return {name: environment[name] for name in names if environment.get(name)}
+    """Variables that a host heeds, or that decide which libraries it finds; DATA_PATH: that the data was named."""
+    names = ("MASTER_PORT", "GLM_KERNEL_CACHE", "DATA_PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
+    path = f"{REPOSITORY}{os.pathsep}{environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    return {name: environment[name] for name in names if environment.get(name)} | {"PYTHONPATH": path}
 

@@ -198,6 +198,7 @@ def test_a_launcher_that_says_nothing(tmp_path):
     assert outcome is None and "the 2 ranks could not be started: nothing came back within 0 s" in line
     assert "could not be started: no pdsh;" in started(tmp_path, "echo error: no pdsh >&2; exit 2")[1][0]
     assert started(tmp_path, "exit 0", is_first=False) == (None, [])  # the first says it elsewhere
+    assert "could not be started: no address;" in started(tmp_path, "echo no address >&2; exit 2", False)[1][0]
 
 
 # The all-reduce itself, with real processes and a real store

@@ -73,6 +73,21 @@ def test_a_shard_that_is_cut_off(two_shards):
     assert code == "checkpoint-headers" and f"{shard(two_shards, 1)}" in line and "truncated or damaged" in line
 
 
+def test_a_shard_that_this_user_may_not_read(two_shards):
+    stages = {"headers": {"error": f"cannot read {shard(two_shards, 1)}: Permission denied", "kind": "UserError"}}
+    arguments = command.parse(["--load", str(two_shards)])
+    (one,) = model.check(stages, arguments, 2, 0, "here")  # root, who may run these tests, reads everything
+    assert one.code == "checkpoint-headers" and one.mend == f"chmod a+r {two_shards}/*/mp_rank_*"
+
+
+def test_a_large_file_in_the_old_format_is_not_read(two_shards, monkeypatch):
+    monkeypatch.setattr(model, "LARGE", 1000)
+    assert not model.is_old_and_large(shard(two_shards, 0))
+    shard(two_shards, 0).write_bytes(b"\x80\x02\x8a" + bytes(2000))
+    assert model.is_old_and_large(shard(two_shards, 0))
+    assert found(two_shards, *SHAPES, *VOCABULARY) == []
+
+
 def test_a_shard_of_another_model(two_shards):
     ((code, _, line),) = found(two_shards, *SHAPES, "--num-layers", "6", *VOCABULARY)
     assert code == "checkpoint-headers" and "num_layers 4, but num_layers 6 was said" in line
