@@ -147,7 +147,10 @@ def read_shard(path: Path) -> Shard:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors{_forbidden(error)}: refused, none of it was run") from None
-    except Exception:  # damage can end in any of them
+    except Exception as error:  # damage can end in any of them
+        if isinstance(error, MemoryError) or "annot allocate memory" in str(error):
+            raise UserError(f"{path} ({path.stat().st_size} bytes): no memory to map it; a limit on this process's "
+                            "memory is too low (ulimit -v, ulimit -d)") from None
         raise UserError(f"{path} ({path.stat().st_size} bytes) is truncated or damaged: copy it again from where the "
                         "checkpoint came from") from None
     if not isinstance(content, dict) or not isinstance(content.get("module"), dict):

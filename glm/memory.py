@@ -23,7 +23,7 @@ def free_memory(device: str) -> int:
 def free_host_memory() -> int:
     """Bytes of host memory that this process may still take: the least of what the machine has free and of what every
     control group above the process and its own limits (address space, data) leave. Page cache counts as free."""
-    return max(0, min(resident_room(), address_room()))
+    return max(0, min(resident_room(), address_room(), data_room()))
 
 
 def resident_room() -> int:
@@ -32,8 +32,13 @@ def resident_room() -> int:
 
 
 def address_room() -> int:
-    """Bytes that the process's own limits leave, of which mapped files take their part, too."""
-    return max(0, min([UNLIMITED, *_process_rooms()]))
+    """Bytes of address space that the process's own limit leaves (RLIMIT_AS); mapped files and libraries take some."""
+    return _process_room(resource.RLIMIT_AS, "VmSize")
+
+
+def data_room() -> int:
+    """Bytes of its own data that the process's limit leaves (RLIMIT_DATA)."""
+    return _process_room(resource.RLIMIT_DATA, "VmData")
 
 
 def _machine_free() -> int:
@@ -70,18 +75,14 @@ def _group_rooms() -> list[int]:
     return rooms
 
 
-def _process_rooms() -> list[int]:
-    """What RLIMIT_AS and RLIMIT_DATA leave of address space."""
-    if sys.platform != "linux":
-        return []
-    used = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in _lines(Path("/proc/self/status"))
-            if line.startswith(("VmSize:", "VmData:"))}
-    rooms = []
-    for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-        most = resource.getrlimit(limit)[0]
-        if most != resource.RLIM_INFINITY:
-            rooms.append(most - used.get(name, 0))
-    return rooms
+def _process_room(limit: int, name: str) -> int:
+    """name: of what /proc/self/status says is used of it."""
+    most = resource.getrlimit(limit)[0]
+    if sys.platform != "linux" or most == resource.RLIM_INFINITY:
+        return UNLIMITED
+    used = next((int(line.split()[1]) * 1024 for line in _lines(Path("/proc/self/status"))
+                 if line.startswith(f"{name}:")), 0)
+    return max(0, most - used)
 
 
 def _lines(path: Path) -> list[str]:

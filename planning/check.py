@@ -27,11 +27,12 @@ TOLERANCE = 0.97  # of what is counted: the constants and the free memory are no
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that are free. host, addresses: of this host, and of this process's limits. device: the GPU that has least
-    free; None: the run is on the processor. ranks: of this host, which share `host`."""
+    """Bytes that are free: of this host, of this process's limits on addresses and data, and of the GPU that has least
+    (device; None: the run is on the processor). ranks: of this host, which share `host`."""
 
     host: float
     addresses: float
+    data: float
     device: float | None = None
     device_name: str = ""
     ranks: int = 1
@@ -80,9 +81,10 @@ def room_here(kind: str, gpus: list[machine.Gpu]) -> Room:
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     least = min(gpus, key=lambda gpu: gpu.free, default=None)
     if kind == "cuda" and least is None:  # a GPU that nobody tells anything of
-        return Room(machine.host_room(), room_of.address_room(), float("inf"), "the GPU", ranks)
-    return Room(machine.host_room(), room_of.address_room(), *((least.free, least.name) if least else (None, "")),
-                ranks)
+        place = float("inf"), "the GPU"
+    else:
+        place = (least.free, least.name) if least else (None, "")
+    return Room(machine.host_room(), room_of.address_room(), room_of.data_room(), *place, ranks)
 
 
 def shortage(setup: Setup, room: Room) -> Shortage | None:
@@ -100,8 +102,9 @@ def shortage(setup: Setup, room: Room) -> Shortage | None:
              for name, size in own.items()}
     file = setup.source_bytes if setup.mapped else 0.0  # all of it is mapped, whatever is used of it
     space = own | {"the mapped file": file, "Python and torch": LEAST_ADDRESSES}
-    return _lack("this machine", ranks, room.host) or _lack("the limit on this process's memory", space,
-                                                            room.addresses)
+    limit = "the limit on this process's {}"
+    return (_lack("this machine", ranks, room.host) or _lack(limit.format("address space"), space, room.addresses)
+            or _lack(limit.format("data"), own, room.data))
 
 
 def fits(setup: Setup, room: Room) -> bool:
@@ -112,7 +115,8 @@ def fits(setup: Setup, room: Room) -> bool:
         return expected.device <= room.device
     mapped = setup.source_bytes if setup.mapped else 0
     return (room.ranks * (expected.host - expected.mapped) <= room.host
-            and expected.host - expected.mapped + mapped + LEAST_ADDRESSES <= room.addresses)
+            and expected.host - expected.mapped + mapped + LEAST_ADDRESSES <= room.addresses
+            and expected.host + LEAST_PROCESS <= room.data)
 
 
 def _lack(where: str, parts: dict[str, float], free: float) -> Shortage | None:

@@ -216,3 +216,15 @@ def test_latest_is_written_after_all_ranks_have_written(tmp_path):
     assert not (tmp_path / "latest").exists()
     save_checkpoint(tmp_path, 20, STATE, CONFIG, rank=0, barrier=lambda: None)
     assert [path.name for path in find_shards(tmp_path)] == [shard_name(0), shard_name(1)]
+
+
+def test_no_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+    path = tmp_path / "mp_rank_00_model_states.pt"
+    torch.save({"module": {}}, path)
+
+    def fails(*arguments, **keywords):
+        raise RuntimeError("unable to mmap 30354406 bytes from file: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(UserError, match="no memory to map it; a limit on this process's memory is too low"):
+        read_shard(path)

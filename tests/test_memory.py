@@ -54,11 +54,11 @@ def test_a_group_that_is_full_leaves_nothing(groups):
     assert groups("0::/job", {"job/memory.max": 5000, "job/memory.current": 6000}) == 0
 
 
-@pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
-def test_the_process_s_own_limits(monkeypatch, limit):
-    used = memory.address_room()
-    assert used >= memory.UNLIMITED
+@pytest.mark.parametrize("limit, room", [(resource.RLIMIT_AS, memory.address_room),
+                                         (resource.RLIMIT_DATA, memory.data_room)])
+def test_the_process_s_own_limits(monkeypatch, limit, room):
+    assert room() == memory.UNLIMITED
     monkeypatch.setattr(resource, "getrlimit",
                         lambda asked: (2**40, 2**40) if asked == limit else (resource.RLIM_INFINITY,) * 2)
-    assert 2**39 < memory.address_room() < 2**40  # less what is used already
-    assert memory.free_host_memory() <= memory.address_room()
+    assert 2**39 < room() < 2**40  # less what is used already
+    assert memory.free_host_memory() <= room()

@@ -191,7 +191,7 @@ def test_a_run_that_cannot_fit_is_refused_and_every_limit_is_looked_at(tmp_path,
     folder = tiny_checkpoint(tmp_path / "one", 1)
     check.require_fit(arguments_of(folder), "this run", Use((5,)), "fp32")
     monkeypatch.setattr(room_of, "address_room", lambda: 10**8)
-    with pytest.raises(UserError, match="the limit on this process's memory has 0.10 GB free"):
+    with pytest.raises(UserError, match="the limit on this process's address space has 0.10 GB free"):
         check.require_fit(arguments_of(folder), "this run", Use((5,)), "fp32")
     check.require_fit(arguments_of(folder, no_plan=True), "this run", Use((5,)), "fp32")
     monkeypatch.undo()

@@ -89,8 +89,8 @@ def test_activations_grow_with_the_tokens_of_a_pass_and_expanded_weights_with_no
     assert memory.plan(Setup(LARGE, Format("fp16", 4), "cuda", 8, context=32, new_tokens=1)).workspace == 0
 
 
-def room(host=1000 * GB, addresses=1000 * GB, device=None, ranks=1):
-    return Room(host, addresses, device, "GPU 0", ranks)
+def room(host=1000 * GB, addresses=1000 * GB, data=1000 * GB, device=None, ranks=1):
+    return Room(host, addresses, data, device, "GPU 0", ranks)
 
 
 def ways(setup, use, where, checkpoint=None):
@@ -107,7 +107,9 @@ def test_what_lies_in_the_mapped_file_needs_no_memory_but_address_space():
     config = ModelConfig.from_name("glm-1.3b")
     mapped = Setup(config, Format("bf16"), file=Format("bf16"))
     assert shortage(mapped, room(host=1 * GB)) is None
-    assert shortage(mapped, room(addresses=2 * GB)).where == "the limit on this process's memory"
+    assert shortage(mapped, room(addresses=2 * GB)).where == "the limit on this process's address space"
+    assert shortage(mapped, room(data=1 * GB)) is None
+    assert shortage(mapped, room(data=0.1 * GB)).where == "the limit on this process's data"
     assert shortage(Setup(config, Format("fp32"), file=Format("bf16")), room(host=1 * GB)).where == "this machine"
 
 
