@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+import kernels
 from glm import parallel
 from glm.checkpoint import (
     Shard,
@@ -80,7 +81,7 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
                bits: int | None = None, sequential: bool = False, group_size: int | None = None,
                from_quantized: bool = False, offload_memory_limit: float | None = None) -> GLM:
     """The model of a checkpoint whose configuration is known; glm.parallel must have been started."""
-    _check_divisible(config, parallel.size())
+    agree(lambda: _check_divisible(config, parallel.size()))
     model = GLM(config, dtype=dtype, device="meta")
     expected = model.state_dict()
 
@@ -94,7 +95,8 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
         schemes = _schemes(shard, expected, bits, group_size, from_quantized)
         with _Progress(shard) as progress:
             found = read_offloaded(shard, expected, dtype, device, schemes, limit, parallel.size(), progress)
-        return schemes, found, file if shard.mapped and _share_memory(shard, found.tensors) else None
+        is_read_later = found.streamed or (shard.mapped and _share_memory(shard, found.tensors))
+        return schemes, found, file if is_read_later else None
 
     schemes, found, file = agree(read, sequential)
     quantize_model(model, schemes)
@@ -215,8 +217,8 @@ def _device(device: str | torch.device) -> torch.device:
         device = torch.device(device)
     except RuntimeError:
         raise UserError(f"unknown device {device!r}; allowed: cpu, cuda, cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {str(device)!r} is not served; allowed: cpu, cuda, cuda:N")
+    if device.type not in kernels.BACKENDS:
+        raise UserError(f"device {str(device)!r} is not served; allowed: {', '.join(kernels.BACKENDS)}, cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError("device cuda was asked for, but torch finds no usable GPU; use --device cpu")

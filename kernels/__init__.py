@@ -16,17 +16,13 @@ COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def backend(weight: torch.Tensor):
-    """The operations for weights like `weight`: compiled where no gradients are recorded, else plain torch.
+    """The operations for weights like `weight`: those of its device where no gradients are recorded, else plain torch.
 
     All have the signatures of kernels.reference.
     """
     if weight.dtype not in COMPILED_DTYPES or torch.is_grad_enabled():
         return reference
-    if weight.device.type == "cuda":
-        from kernels import cuda
-
-        return cuda.operators()
-    return (weight.device.type == "cpu" and compiled()) or reference
+    return BACKENDS.get(weight.device.type, lambda: None)() or reference
 
 
 def weight_only_linear(x, weight, scale, bias=None, bits=8, group_size=None) -> torch.Tensor:
@@ -45,6 +41,16 @@ def compiled():
     except cpu.build.BuildError as error:
         print(f"kernels: torch's own operators are used, which are slower: {error}", file=sys.stderr)
         return None
+
+
+def _for_cuda():
+    from kernels import cuda
+
+    return cuda.operators()
+
+
+# By the type of a device: a function that gives its operations, or None where they are not to be had.
+BACKENDS = {"cpu": compiled, "cuda": _for_cuda}
 
 
 def stack(layers, final_norm, keys, values, alpha, epsilon, positions_2d=False, before=None):
