@@ -31,7 +31,7 @@ from generation.batching import bounds
 from generation.options import STRATEGIES, Options, flags
 from generation.prompts import read_prompts
 from generation.results import Results
-from glm.ending import FAILED, FORESEEN, ended, terminating
+from glm.ending import FAILED, FORESEEN, ended, terminating, unread
 from glm.errors import UserError
 from planning.wanted import Use
 
@@ -85,9 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.input_source == INTERACTIVE:
             return session(arguments, options)
         return file_run(arguments, options)
-    except BrokenPipeError:  # whoever read our output has enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
-        return 0
+    except BrokenPipeError:
+        return unread()
     except FORESEEN as error:
         is_session = arguments.input_source == INTERACTIVE
         return ended(error, "" if is_session else f"--resume goes on from here: {output_folder(arguments)}")

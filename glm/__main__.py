@@ -13,20 +13,24 @@ import sys
 from collections.abc import Sequence
 
 from generation.arguments import CommandParser
+from glm.ending import unread
 
 COMMANDS = ("plan", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["plan"]:
-        from planning.__main__ import main as plan
+    try:
+        if argv[:1] == ["plan"]:
+            from planning.__main__ import main as plan
 
-        return plan(argv[1:])
-    if argv[:1] == ["doctor"]:
-        from doctor.__main__ import main as doctor
+            return plan(argv[1:])
+        if argv[:1] == ["doctor"]:
+            from doctor.__main__ import main as doctor
 
-        return doctor(argv[1:])
+            return doctor(argv[1:])
+    except BrokenPipeError:
+        return unread()
     parser = CommandParser(prog="python -m glm", description=__doc__.partition("\n")[2],
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=COMMANDS, help="what to do")

@@ -67,6 +67,12 @@ class Asked:
             raise self._came
 
 
+def unread() -> int:
+    """For BrokenPipeError: whoever read standard output has enough. What is left goes nowhere; the exit code."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
+    return 0
+
+
 def ended(error: BaseException, go_on: str = "") -> int:
     """Says what ended the program, on the first of its processes, and gives its exit code.
 

@@ -13,7 +13,6 @@ Rows read and rows written are compared and printed.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -44,6 +43,7 @@ def list_tasks(recipes) -> None:
 
 def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, list[str], list[str]]:
     """Prepares every task; (how many, lines about those whose raw files are missing, faults of the others)."""
+    from glm.ending import unread
     from glm.errors import UserError
     from tools.preparing.raw import MissingRawFile
     from tools.preparing.writing import prepare, strangers
@@ -100,9 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read the list has enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
-        return 0
+    except BrokenPipeError:
+        return unread()
     print(f"{done} task{'s' if done != 1 else ''} prepared in {options.output}")
     if missing:
         print(f"{len(missing)} task{'s' if len(missing) != 1 else ''} without raw files:")
