@@ -43,7 +43,6 @@ def list_tasks(recipes) -> None:
 
 def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, list[str], list[str]]:
     """Prepares every task; (how many, lines about those whose raw files are missing, faults of the others)."""
-    from glm.ending import unread
     from glm.errors import UserError
     from tools.preparing.raw import MissingRawFile
     from tools.preparing.writing import prepare, strangers
@@ -81,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     parser = make_parser()
     options = parser.parse_args(arguments)
+    from glm.ending import unread
     from glm.errors import UserError
     from tools.preparing.recipes import choose, load_recipes
 
