@@ -8,7 +8,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from generation.infill import fill_blanks, split
 from generation.options import Options
@@ -154,7 +153,8 @@ def _text(value: object) -> str:
 
 @contextlib.contextmanager
 def line_editing(is_terminal: bool):
-    """Editing and a history that outlives the session, where the input is a terminal; nothing elsewhere."""
+    """Editing and a history, where the input is a terminal; nothing elsewhere. The history outlives the session only in
+    a file that the user names (GLM_HISTORY), which is then his alone to read: queries may be nobody else's business."""
     try:
         import readline
     except ImportError:  # a Python without it (Windows)
@@ -162,17 +162,14 @@ def line_editing(is_terminal: bool):
     if readline is None or not is_terminal:
         yield
         return
-    path = history_file()
+    path = os.environ.get("GLM_HISTORY")
     with contextlib.suppress(OSError):  # none yet
-        readline.read_history_file(path)
+        readline.read_history_file(path or os.devnull)
     readline.set_history_length(1000)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # a home that cannot be written is no reason to fail
-            path.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(path)
-
-
-def history_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glm" / "history"
+        if path:
+            with contextlib.suppress(OSError):  # a place that cannot be written is no reason to fail
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                readline.write_history_file(path)

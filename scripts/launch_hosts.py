@@ -26,7 +26,7 @@ from evaluation.hostfile import check_layout, read_hostfile, unreachable
 from glm.errors import UserError
 
 # What the other hosts must know; DeepSpeed itself passes on what begins with PYTHON.
-PREFIXES = ("GLOO_", "NCCL_", "TORCH_", "OMP_", "KMP_", "MKL_", "DS_ACCELERATOR")
+PREFIXES = ("GLM_RANK_TIMEOUT", "GLOO_", "NCCL_", "TORCH_", "OMP_", "KMP_", "MKL_", "DS_ACCELERATOR")
 NAMES = ("PYTHONPATH", "PYTHONSAFEPATH", "LD_LIBRARY_PATH", "DATA_PATH", "CHECKPOINT_PATH", "NO_COLOR")
 CHATTER = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(DEBUG|INFO|WARNING|ERROR)\] \[|pdsh@|Killed by signal ")
 HOST_ENDED = re.compile(r"pdsh@\S+ (\S+): .*exited with exit code (\d+)")

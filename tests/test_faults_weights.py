@@ -43,16 +43,19 @@ def cut_short(shard):
     os.truncate(shard, 4096)
 
 
-@pytest.mark.parametrize("program", ["generation.__main__", "evaluation.__main__"])
+@pytest.mark.parametrize("program, memory", [
+    ("generation.__main__", []), ("evaluation.__main__", []),
+    ("generation.__main__", ["--offload-memory-limit", "0.0066"]),  # 3 of 4 layers are streamed from the file
+])
 @pytest.mark.parametrize("change", [write_into, cut_short])
-def test_a_shard_that_changes_after_it_was_loaded(tmp_path, scored, program, change):  # noqa: F811
+def test_a_shard_that_changes_after_it_was_loaded(tmp_path, scored, program, memory, change):  # noqa: F811
     (tmp_path / "prompts.txt").write_text(prompts_of(400))
     if program.startswith("generation"):
         argv, grows = generation_arguments(tmp_path), tmp_path / "out" / "results.jsonl"
     else:
         argv = [*arguments(scored, output=tmp_path / "out"), "--micro-batch-size", "1"]
         grows = tmp_path / "out" / "journal.jsonl"
-    code, message = in_the_middle(tmp_path, program, argv, grows, change)
+    code, message = in_the_middle(tmp_path, program, [*argv, *memory], grows, change)
     assert code == 2 and message.startswith(f"error: {tmp_path / 'checkpoint'}") and message.count("\n") == 1, message
     assert "was written to while it was in use" in message or "was cut short" in message
     assert "what was answered before is kept: put the right file back and start again" in message

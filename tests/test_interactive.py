@@ -12,7 +12,7 @@ import time
 import pytest
 
 from generation.infill import PLAIN
-from generation.interactive import Session, history_file, line_editing, without_codes
+from generation.interactive import Session, without_codes
 from generation.options import Options
 from generation.streaming import Detokenizer
 from kernels.cpu.build import cache_folder
@@ -121,14 +121,6 @@ def test_half_characters_are_never_shown(loaded):
     assert stream.finish() != "" or ids  # an unfinished character appears as U+FFFD in the end
 
 
-def test_history_lies_in_the_cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert history_file() == tmp_path / "glm" / "history"
-    with line_editing(is_terminal=False):
-        pass
-    assert not history_file().exists()
-
-
 def test_a_session_through_a_pipe(tmp_path):
     """No codes, answers alone on standard output, invalid UTF-8 survives."""
     text = CASES[1]["prompt"].encode() + b"\nbad \xff\n" + CASES[2]["prompt"].encode() + b"\n"
@@ -147,7 +139,8 @@ def test_a_session_on_a_terminal(tmp_path):
     if process == 0:
         os.chdir(ROOT)
         os.environ.setdefault("GLM_KERNEL_CACHE", str(cache_folder()))  # compiling takes long on a busy machine
-        os.environ.update(XDG_CACHE_HOME=str(tmp_path), TERM="dumb", PYTHONIOENCODING="utf-8")
+        os.environ.update(HOME=str(tmp_path), GLM_HISTORY=str(tmp_path / "history"), TERM="dumb",
+                          PYTHONIOENCODING="utf-8")
         os.environ.pop("NO_COLOR", None)
         os.execv(sys.executable, [sys.executable, "-m", "generation", *MODEL, "--top-k", "1"])
     try:
@@ -171,7 +164,9 @@ def test_a_session_on_a_terminal(tmp_path):
         screen.wait_for(">>> ")
         screen.type("\x04")
         assert os.waitstatus_to_exitcode(screen.wait_for_end(process)) == 0
-        assert CASES[2]["prompt"] in (tmp_path / "glm" / "history").read_text(encoding="utf-8")
+        assert CASES[2]["prompt"] in (tmp_path / "history").read_text(encoding="utf-8")
+        assert (tmp_path / "history").stat().st_mode & 0o777 == 0o600
+        assert [path.name for path in tmp_path.iterdir()] == ["history"]  # nothing else in the user's home
     finally:
         os.close(terminal)
         try:
