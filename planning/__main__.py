@@ -21,7 +21,7 @@ from pathlib import Path
 
 from generation.arguments import DEFAULT_CHECKPOINT, CommandParser, add_model_arguments, default_precision
 from glm.errors import UserError
-from planning import devices, hardware, machine, measuring, table
+from planning import devices, hardware, machine, measuring, remedies, table
 from planning.shapes import Format, Setup, linears
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 
@@ -117,7 +117,12 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
         device = here(setup) if kind == "cpu" else gpu_here(gpus)
     disk = None if found is None else measuring.disk_rate(found.first)
     hours = {} if not arguments.paths else hours_of(arguments, setup, device, disk)
-    return table.make(setup, device, disk, hours)
+    made = table.make(setup, device, disk, hours)
+    if made.fits:
+        return made
+    use = Use((0,) * arguments.batch_size, arguments.num_beams)
+    ways = remedies.find(setup, use, lambda tried: table.make(tried, device, disk).fits, arguments.load, kind == "cuda")
+    return replace(made, ways=tuple(ways))
 
 
 def wanted(arguments: argparse.Namespace, setup: Setup) -> Setup:

@@ -60,7 +60,7 @@ def changes(setup: Setup, use: Use, fits: Fits, checkpoint: Path | None, on_gpus
 
 def longest(setup: Setup, fits: Fits) -> int | None:
     """The longest sequences that fit, in whole steps; None where not even the shortest do."""
-    for places in range((setup.places - 1) // LENGTH_STEP * LENGTH_STEP, 0, -LENGTH_STEP):
+    for places in range((setup.places - 1) // LENGTH_STEP * LENGTH_STEP, setup.context, -LENGTH_STEP):
         if fits(replace(setup, new_tokens=places - setup.context)):
             return places
     return None

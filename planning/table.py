@@ -15,7 +15,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Plan:
-    """hours: by task, of an evaluation. disk: bytes a second, None: not known."""
+    """hours: by task, of an evaluation. disk: bytes a second, None: not known. ways: flags that would make it fit."""
 
     setup: Setup
     device: Device
@@ -23,6 +23,7 @@ class Plan:
     speed: Speed
     disk: float | None
     hours: dict[str, float]
+    ways: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -44,7 +45,7 @@ def as_json(plan: Plan) -> dict:
         setup[name] = asdict(setup[name]) if setup[name] is not None else None
     room = asdict(plan.memory) | {"device": plan.memory.device, "host": plan.memory.host}
     return {"setup": setup, "device": asdict(plan.device), "disk": plan.disk, "fits": plan.fits, "memory": room,
-            "seconds": asdict(plan.speed), "task_hours": plan.hours}
+            "ways": list(plan.ways), "seconds": asdict(plan.speed), "task_hours": plan.hours}
 
 
 def lines(plan: Plan) -> list[str]:
@@ -63,6 +64,7 @@ def lines(plan: Plan) -> list[str]:
         ("expanded or arriving weights", room.workspace),
         ("Python and torch" if plan.device.kind == "cpu" else "CUDA", room.process)) if size]
     found += [row("in all", room.device) + f" of {plan.device.memory / GB:.2f}: {'fits' if plan.fits else 'TOO MUCH'}"]
+    found += [f"  would fit with {way}" for way in plan.ways]
     if room.streamed:
         found += [row("read again for every pass", room.streamed)]
     found += ["", row("host memory at most, loading", room.host_loading), row("host memory at most", room.host)]

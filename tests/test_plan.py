@@ -153,7 +153,8 @@ def test_a_plan_of_the_embedded_model_shows_memory_and_time(capsys, tmp_path):
 
 def test_a_plan_that_does_not_fit_says_so(capsys):
     assert plan_main(["--model", "glm-130b", "--device", "rtx-3090", "--model-parallel-size", "8", "--fp16"]) == 2
-    assert "TOO MUCH" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "TOO MUCH" in shown and "would fit with --quantization-bit-width 8" in shown
 
 
 def test_reading_in_parts_is_that_of_the_decode_loop():

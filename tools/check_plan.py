@@ -5,7 +5,8 @@
 
 For every shape a random bfloat16 checkpoint is written below --folder, and removed afterwards. Every measurement is a
 process of its own, which loads it, generates, and then takes the machine's rates in turn with its own times, since
-on a shared machine they change by the second: of each the best counts.
+on a shared machine they change by the second: of each the best counts. The memory is read for about as long as a step
+reads it: where one takes long, the best of short readings would be of a moment that no step has.
 """
 
 import argparse
@@ -24,7 +25,6 @@ ODD = dict(num_layers=7, hidden_size=640, num_attention_heads=10, inner_hidden_s
            max_sequence_length=1500, position_encoding_2d=True, num_image_tokens=0)
 PRECISIONS = ("fp32", "bf16", "bf16,8", "bf16,4")
 STORED = "bf16"
-ROUNDS = 5
 
 
 def config_of(name: str):
@@ -63,14 +63,17 @@ def setup_of(name: str, precision: str, context: int, new_tokens: int):
                  new_tokens=new_tokens + 1)
 
 
-def measure(folder: Path, name: str, precision: str, context: int, new_tokens: int) -> dict:
+def measure(folder: Path, name: str, precision: str, context: int, new_tokens: int, rounds: int) -> dict:
     """In a process of its own: what a run takes, and the machine's rates while it ran."""
+    from statistics import fmean
+
     import torch
 
     from generation.decode import generate
     from generation.params import SamplingParams
     from glm.loading import DTYPES, load_model
     from planning import measuring
+    from planning.memory import plan
     from planning.shapes import linears
 
     setup = setup_of(name, precision, context, new_tokens)
@@ -96,8 +99,8 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     peak = highest()
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
     found = {"bandwidth": [], "rate": [], "prefill": [], "token": []}
-    for _ in range(ROUNDS):
-        found["bandwidth"].append(measuring.bandwidth(min))
+    for _ in range(rounds):
+        found["bandwidth"].append(measuring.bandwidth(min if plan(setup).weights < measuring.BUFFER else fmean))
         found["rate"].append(measuring.matrix_rate(setup.run.precision, shapes, context - 1, min))
         prefill, token = run()
         found["prefill"].append(prefill)
@@ -125,9 +128,10 @@ def planned(name: str, precision: str, context: int, new_tokens: int, found: dic
     return {"peak": room.host, "loaded": room.host_loading, "prefill": times.prefill, "token": times.token}
 
 
-def compare(folder: Path, name: str, precision: str, context: int, new_tokens: int) -> dict:
+def compare(folder: Path, name: str, precision: str, context: int, new_tokens: int, rounds: int) -> dict:
     command = [sys.executable, str(Path(__file__).resolve()), "--child", str(folder), "--models", name,
-               "--precisions", precision, "--context", str(context), "--new-tokens", str(new_tokens)]
+               "--precisions", precision, "--context", str(context), "--new-tokens", str(new_tokens),
+               "--rounds", str(rounds)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -156,6 +160,7 @@ def main() -> int:
                         help="fp32, bf16, bf16,8 (packed INT8 in bf16) ...")
     parser.add_argument("--context", type=int, default=512, metavar="N", help="tokens read (default: 512)")
     parser.add_argument("--new-tokens", type=int, default=16, metavar="N", help="tokens generated (default: 16)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="times that all is timed (default: 5)")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: the system's for such)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -163,7 +168,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     if arguments.child:
         print(json.dumps(measure(arguments.child, arguments.models[0], arguments.precisions[0], arguments.context,
-                                 arguments.new_tokens)))
+                                 arguments.new_tokens, arguments.rounds)))
         return 0
     print("| model | precision | loaded, MB, planned / measured | peak, MB | context, ms | token, ms | GB/s | "
           "TFLOP/s |")
@@ -174,7 +179,8 @@ def main() -> int:
         try:
             write_checkpoint(folder, name)
             for precision in arguments.precisions:
-                records.append(compare(folder, name, precision, arguments.context, arguments.new_tokens))
+                records.append(compare(folder, name, precision, arguments.context, arguments.new_tokens,
+                                       arguments.rounds))
                 print(line(records[-1]), flush=True)
         finally:
             shutil.rmtree(folder)
