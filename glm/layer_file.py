@@ -24,7 +24,7 @@ ALIGNMENT = 4096  # of direct reads, for any disk
 CACHE_LINE = 64  # torch.save puts tensors at multiples of it, and the products like them there
 PIECE_BYTES = 4 << 20  # read at a time; so many readers of so much reached an NVMe disk's rate
 READERS = 4
-NEAR = 1 << 20  # tensors nearer than this in the file are read in one go, with what lies between
+NEAR = ALIGNMENT  # tensors nearer than this in the file are read in one go, with what lies between
 
 
 class Placed(NamedTuple):

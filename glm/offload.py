@@ -57,9 +57,9 @@ def choose(layers: Sequence[int], rest: int, limit: float, raw: int = 0) -> Choi
 
 
 def _up(size: int) -> str:
-    """Bytes as GB, never less than they are."""
-    return f"{math.ceil(size / 1e5) / 1e4:g}"
-
+    """Bytes as GB with four digits, never less than they are."""
+    step = 10 ** max(0, len(str(size)) - 4)
+    return f"{math.ceil(size / step) * step / 1e9:g}"
 
 
 class Offloaded(NamedTuple):

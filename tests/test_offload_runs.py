@@ -1,0 +1,83 @@
+"""Streamed layers in the programs: generation and evaluation write what they write without a limit."""
+
+import os
+
+import pytest
+import torch
+
+from evaluation.__main__ import main as evaluate
+from generation.__main__ import main as generate
+from glm.stream import Stream
+from tests.golden_data import quantized_parts, write_checkpoint
+from tests.parallel_helper import run_ranks
+from tests.tiny_tasks import MODEL, write_tasks
+
+ANY_PRECISION = [word for word in MODEL if word != "--fp32"]
+
+
+def run(folder, name, *flags):
+    """The prompts' answers and the tasks' results, as bytes."""
+    (folder / "prompts.txt").write_text("The old house [gMASK]\nShe went to [MASK] and came back.", encoding="utf-8")
+    written, scored = folder / f"{name}-written", folder / f"{name}-scored"
+    assert generate([*ANY_PRECISION, *flags, "--sampling-strategy", "BeamSearchStrategy", "--num-beams", "2",
+                     "--out-seq-length", "24", "--input-source", str(folder / "prompts.txt"),
+                     "--output-path", str(written)]) == 0
+    assert evaluate([*ANY_PRECISION, *flags, "--data-path", str(folder / "data"), "--output", str(scored),
+                     str(folder / "tasks")]) == 0
+    return (written / "results.jsonl").read_bytes(), (scored / "results.json").read_bytes()
+
+
+@pytest.mark.parametrize("precision, flag, limit", [
+    ("--fp16", "--offload-memory-limit", "0.0034"), ("--fp32", "--bminf_memory_limit", "0.0067")])
+def test_files_are_the_same(tmp_path, monkeypatch, precision, flag, limit):
+    write_tasks(tmp_path, rows=2)
+    brought, begin = [], Stream._begin
+    monkeypatch.setattr(Stream, "_begin", lambda self, slot: brought.append(slot) or begin(self, slot))
+    streamed = run(tmp_path, "streamed", precision, flag, limit)
+    count = len(brought)
+    assert count > 20
+    assert run(tmp_path, "resident", precision) == streamed and len(brought) == count
+
+
+def on_each_rank(folder, checkpoint):
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    flags = ["--fp32", "--load", checkpoint, "--model-parallel-size", str(world)]
+    return [run(folder, name, *flags, *limit) for name, limit in (
+        ("resident", ()), ("streamed", ("--offload-memory-limit", "0.0033")))]
+
+
+def test_two_ranks_with_packed_weights(tmp_path):
+    write_tasks(tmp_path, rows=2)
+    checkpoint = write_checkpoint(tmp_path / "packed", quantized_parts(4))
+    (tmp_path / "meeting").mkdir()
+    resident, streamed = run_ranks(on_each_rank, 2, tmp_path / "meeting", tmp_path, str(checkpoint))[0]
+    assert resident == streamed
+
+
+def test_the_least_limit_is_one_line(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("[gMASK]")
+    assert generate([*MODEL, "--offload-memory-limit", "0.001", "--input-source", str(tmp_path / "prompts.txt"),
+                     "--output-path", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "error: --offload-memory-limit 0.001: this model needs at least" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "much"])
+def test_a_limit_is_a_number_above_nothing(word, capsys):
+    with pytest.raises(SystemExit) as caught:
+        generate([*MODEL, "--offload-memory-limit", word])
+    assert caught.value.code == 2
+    assert f"{word!r} is not a number of GB above 0, for example 12 or 0.5" in capsys.readouterr().err
+
+
+def test_a_limit_that_is_found_out(tmp_path, monkeypatch):
+    """--bminf alone: a share of what is free; here all fits."""
+    monkeypatch.setattr("glm.memory.free_host_memory", lambda: 8e9)
+    found = []
+    load = __import__("glm").load
+    monkeypatch.setattr("glm.load", lambda *arguments, **options: found.append(options) or load(*arguments, **options))
+    (tmp_path / "prompts.txt").write_text("The [gMASK]")
+    assert generate([*MODEL, "--bminf", "--out-seq-length", "12", "--input-source", str(tmp_path / "prompts.txt"),
+                     "--output-path", str(tmp_path / "out")]) == 0
+    assert found[0]["offload_memory_limit"] == 4
