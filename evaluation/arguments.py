@@ -23,7 +23,7 @@ PROGRAM = "python -m evaluation"
 # What results do not depend on: the same folder whatever is said of these.
 _ABOUT_THE_RUN = ("output", "overwrite", "check", "paths", "task", "sequential_initialization", "local_rank",
                   "model_parallel_size", "mode", "layernorm_order", "tokenizer_type", "skip_init",
-                  "from_quantized_checkpoint", "no_plan")
+                  "from_quantized_checkpoint", "no_plan", "offload_memory_limit", "bminf")
 
 
 class EvaluationParser(CommandParser):
@@ -79,9 +79,9 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     if arguments.output is not None:
         return arguments.output
     settings = {name: str(value) for name, value in sorted(vars(arguments).items()) if name not in _ABOUT_THE_RUN}
-    settings |= {name: str(getattr(arguments, name).resolve()) for name in ("load", "data_path")}
+    settings |= {name: os.path.realpath(getattr(arguments, name)) for name in ("load", "data_path")}
     settings["paths"] = sorted(str(Path(path).absolute()) for path in arguments.paths)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    checkpoint = safe_name(arguments.load.resolve().name)
-    first = re.sub(r"[*?\[\]]", "_", safe_name(Path(arguments.paths[0]).resolve().stem))
+    checkpoint = safe_name(os.path.basename(os.path.realpath(arguments.load)))
+    first = re.sub(r"[*?\[\]]", "_", safe_name(Path(os.path.realpath(arguments.paths[0])).stem))
     return Path("outputs") / checkpoint / f"{first}-{digest}"
