@@ -120,7 +120,8 @@ def check_imports(stages: dict[str, dict], is_complete: bool, where: str) -> Ite
     for stage, outcome in stages.items():
         if outcome.get("ended"):
             yield error("probe", where, f"a process that tried {stage} {outcome['ended']}",
-                        f"{pip('install --force-reinstall --no-deps')} torch, then bash scripts/doctor.sh")
+                        f"more memory, if that is a finding, too; else "
+                        f"{pip('install --force-reinstall --no-deps torch')}")
 
 
 def runs_on(built: str, capability: int) -> bool:

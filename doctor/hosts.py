@@ -130,7 +130,7 @@ def check_all_reduce(outcomes: Sequence[Outcome], places: Sequence[str], reason:
     for rank, why in first.failed.items():
         yield error("all-reduce", f"rank {rank} on {places[rank]}", why, network_hint(places[0]))
     if first.bandwidth is not None and first.bandwidth < SLOW:
-        yield warning("all-reduce-slow", f"{len(places)} ranks", f"the all-reduce runs at {first.bandwidth:.3f} GB/s; "
+        yield warning("all-reduce-slow", f"{len(places)} ranks", f"the all-reduce runs at {first.bandwidth:.2g} GB/s; "
                       f"even an Ethernet of 1 Gbit/s gives {SLOW} GB/s", "export NCCL_SOCKET_IFNAME=eth0 "
                       "GLOO_SOCKET_IFNAME=eth0 (the fast network's name: ip -br address)")
 

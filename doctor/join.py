@@ -18,7 +18,7 @@ from doctor.hosts import check_all_reduce
 SECONDS = 150.0  # for everything; launchers and ranks have shorter limits of their own
 GRACE = 8.0  # for the launcher to end by itself, once the first rank has said what came of it
 END_SECONDS = 45.0  # for the launcher to end its processes, on all hosts
-READ_SECONDS = 5.0
+READ_SECONDS = 2.0
 
 
 @dataclass(frozen=True)

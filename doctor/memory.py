@@ -56,7 +56,11 @@ def check(lacking: Shortage | None, where: str) -> Iterator[Finding]:
     if lacking is None:
         return
     whose = f" by {lacking.processes} processes" if lacking.processes > 1 and lacking.where == "this machine" else ""
+    if "limit" in lacking.where:
+        ways = ("ulimit -v unlimited -d unlimited", *lacking.ways)
+    else:
+        ways = lacking.ways or ("a smaller model, or a machine with more memory",)
     plan = f"{shlex.quote(sys.executable)} -m glm plan tells more"
     yield error("memory", where, f"the configured model does not fit: {lacking.needed / GB:.2f} GB are needed{whose}, "
                 f"{lacking.where} has {lacking.free / GB:.2f} GB free",
-                f"{'; or '.join(lacking.ways) or 'a smaller model, or a machine with more memory'} ({plan})")
+                f"{'; or '.join(ways)} ({plan})")

@@ -17,7 +17,7 @@ def summary(report: Report) -> Iterator[str]:
     if report.not_joined:
         yield f"the ranks were not joined: {report.not_joined}"
     if outcome and outcome.bandwidth is not None:
-        yield f"all-reduce of {outcome.world} ranks over {outcome.backend}: {outcome.bandwidth:.2f} GB/s"
+        yield f"all-reduce of {outcome.world} ranks over {outcome.backend}: {outcome.bandwidth:.3g} GB/s"
 
 
 def seen(facts: Mapping) -> Iterator[str]:

@@ -187,14 +187,14 @@ def test_the_launcher_is_given_the_doctor_s_own_program(tmp_path):
 
 def test_a_rank_that_hangs_does_not_keep_what_the_first_has_said(tmp_path):
     missing = Outcome(2, missing=(1,), hosts={0: "vm"})
-    outcome, (line,) = started(tmp_path, f"trap 'echo ended >{tmp_path}/end; exit 143' TERM\n"
+    outcome, (line,) = started(tmp_path, f"trap 'echo ended >{tmp_path}/end; kill $!; exit 143' TERM\n"
                                          f"echo '{allreduce.line_of(missing)}'; sleep 60 & wait")
     assert outcome == missing and line.startswith("error: rank 1 on b: does not answer; ")
     assert (tmp_path / "end").read_text() == "ended\n"  # it was asked, and could end its processes
 
 
 def test_a_launcher_that_says_nothing(tmp_path):
-    outcome, (line,) = started(tmp_path, "trap 'exit 143' TERM; sleep 60 & wait", everything=0.5)
+    outcome, (line,) = started(tmp_path, "trap 'kill $!; exit 143' TERM; sleep 60 & wait", everything=0.5)
     assert outcome is None and "the 2 ranks could not be started: nothing came back within 0 s" in line
     assert "could not be started: no pdsh;" in started(tmp_path, "echo error: no pdsh >&2; exit 2")[1][0]
     assert started(tmp_path, "exit 0", is_first=False) == (None, [])  # the first says it elsewhere

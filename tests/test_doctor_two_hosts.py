@@ -32,14 +32,19 @@ def run(tmp_path, job, script=DOCTOR, with_ssh=True):
     return on_two_hosts(script, tmp_path, with_ssh, cwd=tmp_path, env=job)
 
 
-def test_two_good_hosts(tmp_path, job):
+def test_two_good_hosts_on_a_slow_network(tmp_path, job):
+    """400 Mbit/s are 0.05 GB/s; where the system cannot slow a network down, it is a fast one."""
     if reason := without_ssh():
         pytest.skip(reason)
-    done = run(tmp_path, job, f"{DOCTOR} --json")
+    slow = "tc qdisc add dev eth0 root tbf rate 400mbit burst 256kb latency 100ms"
+    done = run(tmp_path, job, f"{slow} && ip netns exec second {slow} && touch slow; {DOCTOR} --json")
     report = json.loads(done.stdout)
     assert [one for one in report["findings"] if one["level"] == "error"] == [] and done.returncode < 2, done.stderr
     assert sorted(report["facts"]) == ["first", "second"]
     assert report["all_reduce"]["world"] == 2 and report["all_reduce"]["bandwidth"] > 0
+    if (tmp_path / "slow").exists():
+        assert 0.005 < report["all_reduce"]["bandwidth"] < 0.06
+        assert "all-reduce-slow" in {one["code"] for one in report["findings"]}
     assert "s3cret" not in done.stdout + done.stderr
 
 
