@@ -22,7 +22,7 @@ def find_task_files(paths: Sequence[str | Path]) -> list[Path]:
     found = {}
     for path in paths:
         for file in _files_of(str(path)):
-            found.setdefault(file.resolve(), file)
+            found.setdefault(os.path.realpath(file), file)
     return list(found.values())
 
 

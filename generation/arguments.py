@@ -133,7 +133,7 @@ def require_fit(arguments: argparse.Namespace, purpose: str, use=None) -> None:
 
 
 def check_folder(arguments: argparse.Namespace) -> None:
-    if not arguments.load.is_dir():
+    if not os.path.isdir(arguments.load):
         raise UserError(f"--load {arguments.load}: no such folder; name the one that holds the checkpoint's file "
                         f"'latest' (or set CHECKPOINT_PATH)")
 

@@ -10,6 +10,7 @@ A table on standard output; report.json and report.png in the output folder (doc
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,12 +76,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")
     if arguments.output is None:
-        arguments.output = Path("outputs") / f"quantization-{safe_name(arguments.checkpoint.resolve().name)}"
+        name = safe_name(os.path.basename(os.path.realpath(arguments.checkpoint)))
+        arguments.output = Path("outputs") / f"quantization-{name}"
     return arguments
 
 
 def report(arguments: argparse.Namespace) -> int:
-    if not arguments.checkpoint.is_dir():
+    if not os.path.isdir(arguments.checkpoint):
         raise UserError(f"{arguments.checkpoint}: no such folder; name the one that holds the checkpoint's file "
                         "'latest'")
     try:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation.arguments import output_folder, parse
 from evaluation.config import load_task
+from evaluation.discovery import find_task_files
 from evaluation.hostfile import read_hostfile
 from evaluation.registry import import_dotted
 from glm.checkpoint import find_shards, read_shard, save_checkpoint
@@ -141,3 +143,13 @@ def test_a_vocabulary_with_a_piece_that_is_no_text(tmp_path):
     path.write_bytes(data.replace("好".encode(), b"\xe5\xa5\x01"))
     with pytest.raises(UserError, match="is not icetk's vocabulary"):
         Tokenizer(path)
+
+
+@pytest.mark.parametrize("name", ["loop", "a" * 300, "a/" * 3000])
+def test_names_that_the_system_refuses_are_no_files(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        find_task_files([name])
+    arguments = parse(["--load", name, "tasks"], "")
+    assert output_folder(arguments).parts[0] == "outputs"
