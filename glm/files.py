@@ -25,7 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path) if error.filename in (None, str(temporary)) else error.filename
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
         raise
     finally:
         with contextlib.suppress(OSError):  # of a folder that cannot be written: the error of the block says more
