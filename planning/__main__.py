@@ -21,7 +21,7 @@ from pathlib import Path
 
 from generation.arguments import DEFAULT_CHECKPOINT, CommandParser, add_model_arguments, default_precision
 from glm.errors import UserError
-from planning import devices, hardware, machine, measuring, remedies, table
+from planning import devices, hardware, machine, measuring, memory, remedies, table
 from planning.shapes import Format, Setup, linears
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 
@@ -140,7 +140,7 @@ def wanted(arguments: argparse.Namespace, setup: Setup) -> Setup:
 
 def here(setup: Setup) -> devices.Device:
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
-    return measuring.host(machine.host_room(), [setup.run.precision], shapes)
+    return measuring.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
 
 
 def gpu_here(gpus: list[machine.Gpu]) -> devices.Device:

@@ -11,7 +11,8 @@ from statistics import median
 
 from planning.devices import Device
 
-BUFFER = 256 << 20  # bytes; far more than caches hold
+BUFFER = 256 << 20  # bytes that are read at most; far more than caches hold
+LEAST_BUFFER = 1 << 20
 READINGS = 8
 ROWS = 512  # of x in the products
 LARGEST = 1 << 24  # weights of a product that is tried; larger ones are cut
@@ -19,25 +20,28 @@ BLOCK = 8 << 20  # bytes that are read from disk at a time
 DISK_SECONDS, PRODUCT_SECONDS = 0.2, 0.25
 
 
-def host(memory: float, precisions: Sequence[str], shapes: Sequence[tuple[int, int]], rows: int = ROWS) -> Device:
-    """This machine's processor as a device. shapes: (n, k) of the products to try. Imports torch."""
-    speed = bandwidth()
+def host(memory: float, precisions: Sequence[str], shapes: Sequence[tuple[int, int]], weights: float,
+         rows: int = ROWS) -> Device:
+    """This machine's processor as a device. shapes: (n, k) of the products to try; weights: bytes that a step reads:
+    small ones stay in the processor's caches. Imports torch."""
+    speed = bandwidth(weights)
     rates = {precision: matrix_rate(precision, shapes, rows) for precision in precisions}
     return Device("cpu", "this machine's processor", "cpu", memory, speed, rates, speed, speed, "measured now", True)
 
 
-def bandwidth(choose: Callable = median) -> float:
-    """Bytes a second that all threads together read, by the loop of the compiled kernels. choose: which of several
-    readings counts (of seconds; min: the best one)."""
+def bandwidth(size: float, choose: Callable = median) -> float:
+    """Bytes a second at which all threads together read `size` bytes again and again, by the compiled kernels' loop.
+    choose: which of several readings counts (of seconds; min: the best one)."""
     import torch
 
     import kernels
 
     compiled = kernels.compiled()
-    buffer = torch.zeros(BUFFER, dtype=torch.uint8)
+    count = int(min(BUFFER, max(LEAST_BUFFER, size))) // 64 * 64
+    buffer = torch.zeros(count, dtype=torch.uint8)
     read = (lambda: compiled.read(buffer)) if compiled else (lambda: buffer.view(torch.float32).sum())
     read()
-    return BUFFER / choose(_seconds(read) for _ in range(READINGS))
+    return count / choose(_seconds(read) for _ in range(READINGS))
 
 
 def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]], rows: int = ROWS,

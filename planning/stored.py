@@ -11,11 +11,11 @@ from typing import NamedTuple
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
 from planning.shapes import Format, Setup, weights
+from quantization import GROUP_SIZES
 
 _STORAGE = re.compile(rb"ctorch\n(\w+)Storage\n")
 _PRECISIONS = {"Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
 _PACKED, _SCALE = "Char", b"weight_scale"
-GROUP_SIZES = (None, 128, 64, 32)
 
 
 class Stored(NamedTuple):
@@ -37,7 +37,7 @@ def look(folder: str | os.PathLike, config: ModelConfig) -> Stored:
     precision = next((kind for kind in ("fp32", "bf16") if kind in kinds), "fp16")
     found = Format(precision)
     if is_packed:
-        choices = [Format(precision, bits, group) for bits in (8, 4) for group in GROUP_SIZES]
+        choices = [Format(precision, bits, group) for bits in (8, 4) for group in (None, *GROUP_SIZES)]
         found = min(choices, key=lambda choice: abs(part_bytes(config, choice, len(paths)) - size))
     return Stored(found, len(paths), size, is_mapped, paths[0])
 

@@ -5,8 +5,8 @@
 
 For every shape a random bfloat16 checkpoint is written below --folder, and removed afterwards. Every measurement is a
 process of its own, which loads it, generates, and then takes the machine's rates in turn with its own times, since
-on a shared machine they change by the second: of each the best counts. The memory is read for about as long as a step
-reads it: where one takes long, the best of short readings would be of a moment that no step has.
+on a shared machine they change by the second: of each the best counts. Readings of the memory and products are timed for
+about as long as a step and a context take: the best of short ones would be of a moment that no long one has.
 """
 
 import argparse
@@ -99,9 +99,10 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     peak = highest()
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
     found = {"bandwidth": [], "rate": [], "prefill": [], "token": []}
+    size = plan(setup).weights
     for _ in range(rounds):
-        found["bandwidth"].append(measuring.bandwidth(min if plan(setup).weights < measuring.BUFFER else fmean))
-        found["rate"].append(measuring.matrix_rate(setup.run.precision, shapes, context - 1, min))
+        found["bandwidth"].append(measuring.bandwidth(size, min if size < measuring.BUFFER else fmean))
+        found["rate"].append(measuring.matrix_rate(setup.run.precision, shapes, context - 1, fmean))
         prefill, token = run()
         found["prefill"].append(prefill)
         found["token"].append(token)
