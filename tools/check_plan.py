@@ -5,7 +5,7 @@
 
 For every shape a random bfloat16 checkpoint is written below --folder, and removed afterwards. Every measurement is a
 process of its own, which loads it, generates, and then takes the machine's rates in turn with its own times, since
-on a shared machine they change by the second: of each the best counts. Readings of the memory and products are timed for
+on a shared machine they change by the second: of each the best counts. The memory and products are timed for
 about as long as a step and a context take: the best of short ones would be of a moment that no long one has.
 """
 
