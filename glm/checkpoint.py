@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from glm.config import PRESETS, ModelConfig, read_config_file
 from glm.errors import UserError
 from glm.files import replacing
+from glm.pickles import check_tuples
 
 if TYPE_CHECKING:  # what a checkpoint looks like is asked before torch is there, which takes a second to import
     import torch
@@ -30,6 +31,7 @@ CONVERTING = ".converting"  # tools/convert_tp.py works in this folder until the
 _SHARD = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6: the pickled magic number
+_LEGACY_PICKLES = 5  # with which such a file begins
 
 
 class Shard(NamedTuple):
@@ -141,7 +143,11 @@ def read_shard(path: Path) -> Shard:
     mapped = start.startswith(_ZIP_START)  # the old format cannot be mapped: it is read into memory
     try:
         if mapped:
-            _refuse_compression(path)
+            _check_archive(path)
+        else:
+            with path.open("rb") as file:
+                for _ in range(_LEGACY_PICKLES):
+                    check_tuples(file)
         content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except UserError:
         raise
@@ -167,13 +173,17 @@ def read_shard(path: Path) -> Shard:
     return Shard(path, content["module"], mapped, others)
 
 
-def _refuse_compression(path: Path) -> None:
-    """torch.save never compresses; a small file that unpacks to a large one would fill the memory."""
+def _check_archive(path: Path) -> None:
+    """torch.save never compresses; a small file that unpacks to a large one would fill the memory. Raises UserError,
+    or whatever a damaged archive or pickle ends in."""
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
             if record.compress_type != zipfile.ZIP_STORED:
                 raise UserError(f"{path} is a compressed archive, which torch.save does not write; save the checkpoint "
                                 "again with torch.save")
+            if record.filename.endswith("data.pkl"):
+                with archive.open(record) as file:
+                    check_tuples(file)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

@@ -1,6 +1,7 @@
 """What fuzzing found (test_fuzz_*.py), each as its smallest input: once a traceback or a hang, now one line."""
 
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -121,6 +122,16 @@ def archive(path: Path, text: bytes, compression=zipfile.ZIP_STORED) -> Path:
 def test_archives_that_torch_did_not_write(tmp_path, text, compression, message):
     with pytest.raises(UserError, match=message):
         read_shard(archive(tmp_path / "a.pt", text, compression))
+
+
+@pytest.mark.parametrize("levels, message", [(2, "no text but a key of the type tuple"), (60, "truncated or damaged")])
+def test_a_few_bytes_that_stand_for_an_endless_key(tmp_path, levels, message):
+    key = (1,)
+    for _ in range(levels):
+        key = (key, key)
+    text = b"\x80\x02}X\x06\0\0\0module}" + pickle.dumps(key, protocol=2)[2:-1] + b"K\x01ss."
+    with pytest.raises(UserError, match=message):
+        read_shard(archive(tmp_path / "a.pt", text))
 
 
 @pytest.mark.parametrize(

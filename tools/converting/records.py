@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from glm.pickles import check_tuples
 from tools.converting.torchfile import Region
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -75,6 +76,8 @@ def tensor_regions(path: Path) -> list[Region]:
     by_name = {record.name.partition("/")[2]: record for record in records(path)}
     with zipfile.ZipFile(path) as archive:
         member = next(name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
+        with archive.open(member) as file:
+            check_tuples(file)
         with archive.open(member) as file:
             content = _Walker(file).load()
     regions: dict[str, Region] = {}
