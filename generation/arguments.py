@@ -14,6 +14,7 @@ from pathlib import Path
 
 from glm.config import PRESETS, ROTARY_TABLES
 from glm.errors import UserError
+from quantization import GROUP_SIZES
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
 BMINF_SHARE = 0.5  # of what is free goes to the weights with --bminf; caches and activations need room, too
@@ -78,7 +79,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                        help="tensor-parallel degree (default: the number of shards)")
     group.add_argument("--quantization-bit-width", type=int, choices=(4, 8),
                        help="quantise the linear layers while loading")
-    group.add_argument("--quantization-group-size", type=int, choices=(128, 64, 32),
+    group.add_argument("--quantization-group-size", type=int, choices=GROUP_SIZES,
                        help="so many columns share a scale (default: a whole row)")
     group.add_argument("--from-quantized-checkpoint", action="store_true",
                        help="say that the file is quantised; found out without it")

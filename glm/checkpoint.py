@@ -112,7 +112,7 @@ def missing_shard(path: Path) -> str:
 
 def wrong_degree(folder: str | os.PathLike, shards: int, degree: int) -> str:
     return (f"{folder} is split for {shards} tensor-parallel rank{'s' * (shards > 1)}, but {degree} "
-            f"{'are' if degree > 1 else 'is'} running; start {shards}, or convert it: "
+            f"{'are' if degree > 1 else 'is'} running; start {shards} (the scripts: MP_SIZE={shards}), or convert it: "
             + convert_command(folder, f"tp{degree}", degree))
 
 

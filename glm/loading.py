@@ -26,6 +26,7 @@ from glm.model import GLM
 from glm.offload import Offloaded, read_offloaded
 from glm.tokenizer import Tokenizer, find_vocabulary
 from glm.weights import check_shard, count_parts, quantization_schemes
+from quantization import fitting_group_sizes
 from quantization.functional import check_scheme
 from quantization.linear import Scheme, is_quantized_weight, quantize_model
 
@@ -203,12 +204,15 @@ def _schemes(shard: Shard, expected: Mapping[str, torch.Tensor], bits: int | Non
         raise UserError(f"{shard.path} is not quantised; leave --from-quantized-checkpoint away"
                         + (f": it is quantised to {bits} bits while loading" if bits else ""))
     names = [name for name in expected if is_quantized_weight(name)] if bits else []
-    for name in names:
+    columns = {name: expected[name].shape[1] for name in names}
+    for name, count in columns.items():
         try:
-            check_scheme(expected[name].shape[1], bits, group_size)
+            check_scheme(count, bits, group_size)
         except ValueError as error:
+            allowed = "" if group_size is None else ("; --quantization-group-size: allowed here are "
+                                                     + fitting_group_sizes(columns.values()))
             raise UserError(f"{name} on {parallel.size()} tensor-parallel rank{'s' * (parallel.size() > 1)}: "
-                            f"{error}") from None
+                            f"{error}{allowed}") from None
     return {name: Scheme(bits, group_size) for name in names}
 
 

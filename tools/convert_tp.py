@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from generation.arguments import ARCHITECTURE, CommandParser
 from glm.ending import FORESEEN, ended, terminating
+from quantization import GROUP_SIZES
 
 
 def make_parser() -> CommandParser:
@@ -26,7 +27,7 @@ def make_parser() -> CommandParser:
     parser.add_argument("--output-folder", type=Path, metavar="OUT", help="new folder for the result")
     parser.add_argument("--target-tp", type=int, metavar="N", help="tensor-parallel degree of the result")
     parser.add_argument("--quantization-bit-width", type=int, choices=(8, 4), help="quantise the linear layers")
-    parser.add_argument("--quantization-group-size", type=int, choices=(128, 64, 32),
+    parser.add_argument("--quantization-group-size", type=int, choices=GROUP_SIZES,
                         help="so many columns share a scale (default: a whole row)")
     parser.add_argument("--requantize", action="store_true",
                         help="quantise quantised weights again: one scale a row, or what the two flags above say")

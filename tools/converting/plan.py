@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from glm.errors import UserError
+from quantization import fitting_group_sizes
 from quantization.linear import Scheme
 from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
 from tools.converting.partition import SCALE, Cut, Rule, cuts, is_linear_weight, rule_of
 from tools.converting.source import Source, allowed_degrees
 from tools.converting.torchfile import Block, Entry
-
-GROUP_SIZES = (128, 64, 32)  # that may be asked for
 
 
 class Wish(NamedTuple):
@@ -68,10 +67,9 @@ def _check_wish(source: Source, wish: Wish) -> None:
             raise UserError(f"--target-tp {degree}: {name} would have {count} columns on a rank, which would cut "
                             "a byte of two 4-bit weights in two; choose a degree that gives an even number")
         if wish.group_size is not None and count % wish.group_size:
-            allowed = [str(size) for size in GROUP_SIZES if not any(count % size for count in columns.values())]
             raise UserError(f"--quantization-group-size {wish.group_size} does not divide the {count} columns of "
                             f"{name} on {degree} rank{'s' * (degree > 1)}; allowed there: "
-                            f"{' or '.join(allowed) or 'no groups'}")
+                            f"{fitting_group_sizes(columns.values())}")
 
 
 def rank_content(plan: Plan, rank: int) -> dict[str, object]:

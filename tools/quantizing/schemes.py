@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from glm.errors import UserError
+from quantization import GROUP_SIZES
 from quantization.functional import check_scheme
 from quantization.linear import LINEARS, Scheme, is_quantized_weight
 
 PLAIN = "fp32"  # the model that all others are compared with
-GROUP_SIZES = (128, 64, 32)
 SCALE_BYTES = 2  # float16
 
 
