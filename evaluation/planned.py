@@ -21,16 +21,18 @@ ITEM = 3e-4  # seconds that the host needs for every request beside the model: i
 
 
 def hours(paths: Sequence[str], data_path: Path, tokenizer, setup: Setup, device: Device, disk: float | None,
-          limit: int | None, max_tokens: int | None, max_items: int | None) -> dict[str, float]:
+          limit: int | None, max_tokens: int | None, max_items: int | None,
+          allow_missing: bool = False) -> dict[str, float]:
     """By the task's name. Answers that are generated count as long as they may become, so that theirs are the most
     that it may take. Raises UserError as the evaluation does for task files and data."""
     configs = load_tasks(paths, data_path)
-    found = look(configs, allow_missing=False)
+    found = look(configs, allow_missing)
 
     def budget(requests: Sequence[Request]) -> int:
         return max_tokens or batch_tokens(setup, device, requests)
 
-    works = [prepare(config, tokenizer, found[config.name].rows, limit, budget, max_items) for config in configs]
+    works = [prepare(config, tokenizer, found[config.name].rows, limit, budget, max_items) for config in configs
+             if found[config.name].reason is None]
     return {work.config.name: seconds(work, setup, device, disk) / 3600 for work in works}
 
 

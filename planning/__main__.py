@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from planning.shapes import Format, Setup, linears
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 
 FAILED = 2
+DEFAULT_DATA = Path(__file__).resolve().parent.parent / "data"
 CPU_READ_TOKENS = 4096  # generation.decode's, which imports torch; a test holds them together
 USUAL_CONTEXT = 512
 
@@ -47,7 +49,9 @@ def parser() -> CommandParser:
     run.add_argument("--json", nargs="?", const="-", metavar="FILE", help="as JSON, to standard output or a file")
     tasks = found.add_argument_group("evaluation")
     tasks.add_argument("paths", nargs="*", metavar="TASK", help="task files, folders or globs: hours of each, too")
-    tasks.add_argument("--data-path", type=Path, default=Path("data"), metavar="DIR", help="folder of their data")
+    tasks.add_argument("--data-path", type=Path, default=Path(os.environ.get("DATA_PATH") or DEFAULT_DATA),
+                       metavar="DIR", help="folder of their data (default: $DATA_PATH, else data/ of the repository)")
+    tasks.add_argument("--allow-missing", action="store_true", help="leave out tasks without data")
     tasks.add_argument("--limit", type=int, metavar="N", help="only the first N rows of every file")
     tasks.add_argument("--max-batch-tokens", type=int, metavar="N", help="as the evaluation's")
     tasks.add_argument("--micro-batch-size", type=int, metavar="N", help="as the evaluation's")
@@ -167,7 +171,7 @@ def hours_of(arguments: argparse.Namespace, setup: Setup, device: devices.Device
     tokenizer = Tokenizer(find_vocabulary(arguments.load, arguments.tokenizer_path), setup.config.num_image_tokens)
     check_vocabulary(tokenizer, setup.config)
     return hours(arguments.paths, arguments.data_path, tokenizer, setup, device, disk, arguments.limit,
-                 arguments.max_batch_tokens, arguments.micro_batch_size)
+                 arguments.max_batch_tokens, arguments.micro_batch_size, arguments.allow_missing)
 
 
 if __name__ == "__main__":

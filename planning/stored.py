@@ -16,6 +16,7 @@ from quantization import GROUP_SIZES
 _STORAGE = re.compile(rb"ctorch\n(\w+)Storage\n")
 _PRECISIONS = {"Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
 _PACKED, _SCALE = "Char", b"weight_scale"
+MOST_PICKLE = 64 << 20  # bytes; GLM-130B's has far fewer
 
 
 class Stored(NamedTuple):
@@ -51,9 +52,11 @@ def _content(path: Path) -> tuple[set[str], bool, bool]:
     """Precisions of a file's tensors, whether some are packed, and whether it is a zip archive that can be mapped."""
     try:
         with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            data = archive.read(name)
-    except (OSError, zipfile.BadZipFile, StopIteration, ValueError, NotImplementedError):
-        return set(), False, False  # what is wrong with it is said when it is loaded
+            record = next(record for record in archive.infolist() if record.filename.endswith("data.pkl"))
+            if record.file_size > MOST_PICKLE:
+                return set(), False, True
+            data = archive.read(record)
+    except Exception:  # damage can end in any of them, and what is wrong is said when the file is loaded
+        return set(), False, False
     names = {match.decode() for match in _STORAGE.findall(data)}
     return {_PRECISIONS[name] for name in names & _PRECISIONS.keys()}, _PACKED in names and _SCALE in data, True
