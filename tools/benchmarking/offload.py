@@ -93,7 +93,7 @@ def row_of(limit: float | None, found: Measured, resident: Measured, cap: int | 
         return round(floor / seconds, 3) if seconds else None
 
     return {
-        "limit_gb": limit, "cap_gb": cap and cap / 1e9, "peak_gb": peak and round(peak / 1e9, 3),
+        "limit_gb": limit, "cap_gb": cap and round(cap / 1e9, 3), "peak_gb": peak and round(peak / 1e9, 3),
         "weights_gb": round(found.weight_bytes / 1e9, 3), "streamed_layers": f"{found.streamed_layers}/{found.layers}",
         "streamed_gb": round(found.streamed_bytes / 1e9, 3), "disk_gb_s": round(found.disk_rate / 1e9, 2),
         "token_ms": round(1e3 * found.step_seconds, 1),
