@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README_zh.md"]
+ARGUMENTS = ["docs/arguments.md", "docs/arguments_zh.md"]
 DOCUMENTS = READMES + [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/*.md"))]
 HAS_MODEL = (ROOT / "checkpoints" / "glm-small" / "latest").exists()
 
@@ -35,7 +36,7 @@ def flags():
     return found
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_every_argument_is_listed(name, flags):
     """Once for each of the programs that it belongs to."""
     rows = re.findall(r"^\| (`.*?--.*?) \|", text_of(name), re.M)
