@@ -214,3 +214,32 @@ def test_another_corpus_is_named_when_training_goes_on(corpus, tmp_path, capsys)
     assert message.startswith(f"error: zh_toy: not what the run in {tmp_path / 'out'} began with; put the old data ")
     (tmp_path / "out" / "data.json").unlink()
     pretrain.main([*argv, "--stop-at", "2"])
+
+
+def test_an_input_that_changes_under_the_conversion(tmp_path, capsys, monkeypatch):
+    source, write = tiny_checkpoint(tmp_path / "in", 2), conversion._write_shard
+    whole = tiny_checkpoint(tmp_path / "copy", 2)
+    shards = [sorted(folder.rglob("*.pt")) for folder in (source, whole)]
+    shutil.copystat(shards[0][1], shards[1][1])
+
+    def changing(path, *rest):
+        facts = write(path, *rest)
+        if "01" in path.name:
+            with shards[0][1].open("r+b") as file:
+                file.seek(4000)
+                file.write(b"\0" * 64)
+        return facts
+
+    argv = ["--input-folder", str(source), "--output-folder", str(tmp_path / "out"), "--target-tp", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "_write_shard", changing)
+        assert convert_tp.main(argv) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {source}: {shards[0][1].name} was written to while it was converted; put the ")
+    assert message.count("\n") == 1 and not (tmp_path / "out" / "latest").exists()
+    assert convert_tp.main(argv) == 2
+    assert "another input (files of another size or date" in capsys.readouterr().err
+    shutil.copy2(shards[1][1], shards[0][1])
+    assert convert_tp.main(argv) == 0
+    assert "(1 of them finished before)" in capsys.readouterr().out
+    assert_same(tensors_of(tmp_path / "out"), split_state(tiny_state(), 3))
