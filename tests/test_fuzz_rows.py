@@ -1,18 +1,20 @@
 """Any bytes where rows of data are expected, and any values in a row."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 
 from evaluation.config import TaskType, load_task
 from evaluation.data import fault_of_row, read_rows, to_example
-from evaluation.tasks import TASKS
+from evaluation.tasks import TASKS, task_class
 from glm.errors import UserError
 from glm.tokenizer import Tokenizer
 from tests.fuzzing import changed_json, fuzz, hostile_json, json_values, mutated, only_user_errors, texts
 from tests.golden_data import TOKENIZER
 
+ROOT = Path(__file__).resolve().parent.parent
 GOOD = {
     "mul": "name: a\ntype: mul\npath: data\n", "gen": "name: a\ntype: gen\npath: data\nmax_gen_length: 5\n",
     "lm": "name: a\ntype: lm\npath: data\n",
@@ -81,3 +83,40 @@ def test_any_file_of_rows_is_read_or_refused(folder, lines, kind, end, change, d
     path.write_bytes(data.draw(mutated(content)) if change else content)
     with only_user_errors("files of rows"):
         assert read_rows(path, load_task(task, folder))
+
+OWN = {  # task file: good rows of its class
+    "ethnic/crows_pairs.yaml": [
+        {"choices_pretokenized": ["a"], "pair_ID": 1, "sent_ID": 1, "bias_type": "x", "inputs_pretokenized": ""},
+        {"choices_pretokenized": ["b"], "pair_ID": 1, "sent_ID": 2, "bias_type": "x", "inputs_pretokenized": ""},
+    ],
+    "ethnic/stereoset.yaml": [
+        {
+            "choices_pretokenized": ["a", "b", "c"],
+            "goal_label": ["stereotype", "anti-stereotype", "unrelated"],
+            "bias_type": "x",
+            "inputs_pretokenized": "",
+        }
+    ],
+    "language_modeling/pile.yaml": [{"text_pretokenized": "a b", "meta": {"pile_set_name": "x"}, "text": [20010]}],
+    "lambada/lambada.yaml": [{"inputs_pretokenized": "a b", "targets_pretokenized": ["c"]}],
+    "mmlu/mmlu.yaml": [{"inputs_pretokenized": "a", "choices_pretokenized": ["b", "c"], "label": 0}],
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_any_row_of_a_task_with_a_class_of_its_own(folder, tokenizer, name):
+    config = load_task(ROOT / "tasks" / name, folder)
+    kind, path = task_class(config), folder / "own.jsonl"
+
+    @fuzz(50, data=st.data(), damage=st.booleans())
+    def run(data, damage):
+        rows = changed_json(OWN[name], data.draw) if damage else OWN[name]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with only_user_errors("rows of tasks with a class of their own") as messages:
+            assert kind.check(config, path)
+            task = kind(config, tokenizer)
+            for example in task.examples(path):
+                task.request(example)
+        assert damage or not messages
+
+    run()
