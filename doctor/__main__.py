@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from generation.arguments import ARCHITECTURE, CommandParser, add_model_arguments
+from glm.ending import FORESEEN, ended, terminating
 from glm.errors import UserError
 
 PROGRAM = "python -m glm doctor"
@@ -35,21 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     from doctor import allreduce, probe
 
+    if argv[:1] == [allreduce.COMMAND]:
+        line = allreduce.main(float(argv[1]))
+        print(line, flush=True) if line else None
+        os._exit(0)  # an operation that hangs, in its thread, would keep the process
+    if argv[:1] == [probe.COMMAND]:
+        return try_stages(parse(argv[1:]))
     try:
-        if argv[:1] == [allreduce.COMMAND]:
-            line = allreduce.main(float(argv[1]))
-            print(line, flush=True) if line else None
-            sys.stdout.flush()
-            os._exit(0)  # an operation that hangs, in its thread, would keep the process
-        if argv[:1] == [probe.COMMAND]:
-            return try_stages(parse(argv[1:]))
-        return visit(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        with terminating():
+            return visit(argv)
+    except FORESEEN as error:
+        return ended(error)
 
 
 def make_parser() -> CommandParser:

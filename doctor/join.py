@@ -56,18 +56,25 @@ def _hear(command: list[str], environment: Mapping[str, str], limits: Limits) ->
         reader.start()
     end = time.monotonic() + limits.everything
     is_said = False
-    while process.poll() is None and time.monotonic() < end:
-        if not is_said and any(0 in outcome.hosts for outcome in allreduce.read("".join(texts[0]))):
-            is_said, end = True, min(end, time.monotonic() + limits.grace)
-        time.sleep(0.05)
-    if process.poll() is None:
-        if not is_said:
+    try:
+        while process.poll() is None and time.monotonic() < end:
+            if not is_said and any(0 in outcome.hosts for outcome in allreduce.read("".join(texts[0]))):
+                is_said, end = True, min(end, time.monotonic() + limits.grace)
+            time.sleep(0.05)
+        if process.poll() is None and not is_said:
             texts[1].append(f"nothing came back within {limits.everything:.0f} s\n")
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(limits.end)
-        process.kill()
-        process.wait()
+    finally:
+        _end(process, limits.end)
     for reader in readers:
         reader.join(READ_SECONDS)  # a process that was left behind may hold the pipe open
     return process.returncode, "".join(texts[0]), "".join(texts[1])
+
+
+def _end(process: subprocess.Popen, seconds: float) -> None:
+    """It is asked first, so that it can end what it has started on all hosts."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    process.kill()
+    process.wait()

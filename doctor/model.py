@@ -16,7 +16,9 @@ from glm.errors import UserError
 # outcome of a stage -> code of the finding, what mends it
 COPY = "copy the file again; python tools/verify_checkpoint.py {load} then checks all of it"
 SHAPE = "name the model's preset: --model glm-130b (MODEL_ARGS in CONFIG), or mend {load}/model_config.json"
-READ = "chmod a+r {load}/*/mp_rank_*"
+# what mends a fault of the headers, where it says so
+WORDS = {"was said": SHAPE, "cannot read": "chmod a+r {load}/*/mp_rank_*",
+         "no memory": "ulimit -v unlimited -d unlimited"}
 LARGE = 1 << 30
 FAULTS = {
     "shards": ("checkpoint", "export CHECKPOINT_PATH=/the/folder/with/latest, and python tools/verify_checkpoint.py "
@@ -99,7 +101,8 @@ def check(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: 
     for stage, (code, mend) in FAULTS.items():
         outcome = found.get(stage, {})
         if (fault := outcome.get("error")) and outcome["kind"] != "ModuleNotFoundError":  # which packages.check says
-            mend = SHAPE if "was said" in fault else READ if "cannot read" in fault and stage == "headers" else mend
+            if stage == "headers":
+                mend = next((better for phrase, better in WORDS.items() if phrase in fault), mend)
             yield error(code, where, fault, mend.format(load=load))
     shards = found.get("shards", {}).get("shards")
     if shards and shards != degree:

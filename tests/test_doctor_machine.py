@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from doctor import machine
+from doctor import memory as shortages
+from doctor.__main__ import parse
 from doctor.machine import Folder, Machine
+from doctor.memory import Shortage
 from glm import memory
 from tests.two_hosts import _unshare
 
@@ -79,6 +82,43 @@ def test_a_port_in_use():
     ((code, level, line),) = found(needs_port=True, port_fault="Address already in use")
     assert (code, level) == ("port", "error") and "port 29500" in line and "export MASTER_PORT=29501" in line
     assert found(port_fault="Address already in use") == []  # one host takes a free port by itself
+
+
+# Memory, by the arithmetic of planning
+
+
+def short(where, processes=1, ways=("--quantization-bit-width 4", "--offload-memory-limit 9")):
+    (one,) = shortages.check(Shortage(where, 32e9, 10e9, processes, ways), "here")
+    assert (one.code, one.level) == ("memory", "error")
+    return str(one)
+
+
+def test_a_model_that_does_not_fit():
+    assert list(shortages.check(None, "here")) == []
+    line = short("this machine", 8)
+    assert "32.00 GB are needed by 8 processes, this machine has 10.00 GB free" in line
+    assert "mend it: --quantization-bit-width 4; or --offload-memory-limit 9 (" in line and "-m glm plan" in line
+    assert "mend it: a smaller model, or a machine with more memory" in short("this machine", ways=())
+    assert "mend it: ulimit -v unlimited -d unlimited; or --q" in short("the limit on this process's address space")
+
+
+@pytest.mark.parametrize("free, processes, fits", [(300e9, 8, True), (200e9, 8, False), (200e9, 4, True)])
+def test_all_processes_of_a_host_share_its_memory(monkeypatch, tmp_path, free, processes, fits):
+    """GLM-130B in bf16 takes 32 GB in each of 8 processes."""
+    real = shortages.room_here
+    monkeypatch.setattr(shortages, "room_here", lambda kind, gpus: dataclasses.replace(real(kind, gpus), host=free))
+    (tmp_path / "49300").mkdir()
+    (tmp_path / "latest").write_text("49300")
+    (tmp_path / "49300" / "mp_rank_00_model_states.pt").write_bytes(b"")
+    arguments = parse(["--load", str(tmp_path), "--model", "glm-130b", "--device", "cpu", "--bf16"])
+    lacking = shortages.look(arguments, 8, processes)
+    assert (lacking is None) is fits
+    assert arguments.model_parallel_size is None  # left as it was
+    assert fits or (lacking.where == "this machine" and lacking.ways and 250e9 < lacking.needed < 265e9)
+
+
+def test_a_checkpoint_that_is_not_there_is_another_finding(tmp_path):
+    assert shortages.look(parse(["--load", str(tmp_path / "no"), "--device", "cpu"]), 1, 1) is None
 
 
 # Really there

@@ -73,11 +73,12 @@ def test_a_shard_that_is_cut_off(two_shards):
     assert code == "checkpoint-headers" and f"{shard(two_shards, 1)}" in line and "truncated or damaged" in line
 
 
-def test_a_shard_that_this_user_may_not_read(two_shards):
-    stages = {"headers": {"error": f"cannot read {shard(two_shards, 1)}: Permission denied", "kind": "UserError"}}
-    arguments = command.parse(["--load", str(two_shards)])
-    (one,) = model.check(stages, arguments, 2, 0, "here")  # root, who may run these tests, reads everything
-    assert one.code == "checkpoint-headers" and one.mend == f"chmod a+r {two_shards}/*/mp_rank_*"
+@pytest.mark.parametrize("fault, mend", [("cannot read x.pt: Permission denied", "chmod a+r DIR/*/mp_rank_*"),
+                                         ("x.pt: no memory to map it", "ulimit -v unlimited -d unlimited")])
+def test_a_shard_that_this_user_may_not_read_or_that_a_limit_forbids(fault, mend):
+    stages = {"headers": {"error": fault, "kind": "UserError"}}
+    (one,) = model.check(stages, command.parse(["--load", "DIR"]), 2, 0, "here")
+    assert one.code == "checkpoint-headers" and one.mend == mend
 
 
 def test_a_large_file_in_the_old_format_is_not_read(two_shards, monkeypatch):
