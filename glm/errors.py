@@ -2,6 +2,8 @@
 
 import re
 
+LONGEST = 5000  # characters of one fault: what it quotes may be a whole file
+_BETWEEN = "\nerror: "
 # line ends but those between faults, terminals' codes, and what turns the direction of writing
 _UNSHOWN = re.compile(r"\n(?!error: )|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -14,7 +16,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(_UNSHOWN.sub(lambda found: repr(found[0])[1:-1], message))
+        faults = _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], message).split(_BETWEEN)
+        super().__init__(_BETWEEN.join(each if len(each) <= LONGEST else f"{each[:LONGEST]}..." for each in faults))
 
 
 class NonFinite(UserError):

@@ -14,3 +14,7 @@ def test_several_faults_have_a_line_each():
     error = UserError("\nerror: ".join(["one", "two"]))
     assert str(error) == "one\nerror: two"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_what_is_quoted_is_cut_off_somewhere():
+    assert str(UserError("x" * 10**6 + "\nerror: y")) == "x" * 5000 + "...\nerror: y"

@@ -13,6 +13,7 @@ from glm.errors import UserError
 from glm.tokenizer import Tokenizer
 from tests.fuzzing import changed_json, fuzz, hostile_json, json_values, mutated, only_user_errors, texts
 from tests.golden_data import TOKENIZER
+from tools.preparing import raw
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {
@@ -120,3 +121,16 @@ def test_any_row_of_a_task_with_a_class_of_its_own(folder, tokenizer, name):
         assert damage or not messages
 
     run()
+
+
+@fuzz(
+    100,
+    text=st.lists(st.one_of(texts, hostile_json, st.text('",\t\n\r')), max_size=4).map("\n".join),
+    reader=st.sampled_from([raw.read_json, raw.read_jsonl, raw.read_tsv, raw.read_csv, raw.read_text]),
+    encoding=st.sampled_from(["utf-8", "utf-8", "utf-16", "latin-1"]),
+)
+def test_any_raw_file_of_a_published_set(folder, text, reader, encoding):
+    path = folder / "raw"
+    path.write_bytes(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode(encoding, "replace"))
+    with only_user_errors("raw files of published sets"):
+        reader(path)

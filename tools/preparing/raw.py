@@ -31,10 +31,13 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path):
     """The one JSON value that a file holds."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested without end
+        raise UserError(f"{path}: not JSON: {error}") from error
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -44,8 +47,8 @@ def read_jsonl(path: Path) -> list[dict]:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON: {error.msg}") from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}:{number}: not JSON: {getattr(error, 'msg', error)}") from error
             if not isinstance(rows[-1], dict):
                 raise UserError(f"{path}:{number}: expected a JSON object")
     return rows
