@@ -144,7 +144,9 @@ def wanted(arguments: argparse.Namespace, setup: Setup) -> Setup:
 
 def here(setup: Setup) -> devices.Device:
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
-    return measuring.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
+    found = measuring.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
+    share = {precision: rate / setup.degree for precision, rate in found.rates.items()}  # ranks divide the processor
+    return replace(found, bandwidth=found.bandwidth / setup.degree, rates=share)
 
 
 def gpu_here(gpus: list[machine.Gpu]) -> devices.Device:

@@ -102,10 +102,11 @@ def loading_peak(setup: Setup) -> float:
 
 
 def cache_bytes(setup: Setup) -> float:
-    """Keys and values; generation alone has a cache."""
+    """Keys and values; generation alone has a cache. Beams are copies of a prompt's row, which is there beside them."""
     if not setup.new_tokens:
         return 0.0
-    return 2.0 * setup.config.num_layers * setup.heads_width * setup.element * setup.rows * setup.places
+    rows = setup.rows + (setup.read_rows if setup.rows > setup.read_rows else 0)
+    return 2.0 * setup.config.num_layers * setup.heads_width * setup.element * rows * setup.places
 
 
 def activations(setup: Setup) -> float:

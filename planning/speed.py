@@ -98,8 +98,6 @@ def prefill_seconds(setup: Setup, memory: Memory, device: Device, disk: float | 
 
 def token_seconds(setup: Setup, memory: Memory, device: Device, disk: float | None, costs: Costs | None) -> float:
     read = memory.weights + memory.streamed + cache_read(setup)
-    if setup.config.num_layers and setup.source:  # the embedding is looked up, and read whole as the head
-        read = max(read, setup.run.bytes(embedding(setup)))
     products = 2.0 * setup.rows * (setup.config.num_layers * layer_weights(setup) + embedding(setup).count)
     rate = device.rate(setup.run.precision)
     if costs is None:

@@ -1,5 +1,7 @@
 """planning.memory and planning.shapes: bytes beside those of real models; planning.remedies and planning.check."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,8 +44,10 @@ def test_the_order_of_the_weights_is_that_in_which_they_are_loaded():
 def test_the_cache_is_that_of_the_model():
     model = GLM(TINY, dtype=torch.bfloat16)
     cache = model.new_cache(3, 50)
-    setup = Setup(TINY, Format("bf16"), rows=3, context=20, new_tokens=30)
-    assert memory.cache_bytes(setup) == sum(part.nbytes for part in (*cache.keys, *cache.values))
+    setup = Setup(TINY, Format("bf16"), rows=3, read_rows=3, context=20, new_tokens=30)
+    size = sum(part.nbytes for part in (*cache.keys, *cache.values))
+    assert memory.cache_bytes(setup) == size
+    assert memory.cache_bytes(replace(setup, read_rows=1)) == size * 4 / 3  # the row that the beams are made of
 
 
 def test_ranks_divide_what_they_can():
@@ -140,7 +144,7 @@ def test_shorter_and_fewer_sequences_are_named_where_the_cache_is_what_does_not_
     assert found[1].startswith("--out-seq-length ")
     longest = int(found[1].split()[1])
     for places, is_short_enough in ((longest, True), (longest + 64, False)):
-        tried = Setup(LARGE, Format("fp16", 8), "cuda", 8, context=1, new_tokens=places - 1, rows=64)
+        tried = replace(setup, new_tokens=places - 1)
         assert fits(tried, room(device=24 * GB)) == is_short_enough
 
 
