@@ -236,8 +236,10 @@ def _fate(code: int) -> str:
 def stop(hosts, ssh: list[str], port: str) -> None:
     """End what is left of this run on all hosts: the launchers with its port, which end their processes."""
     pattern = f"[d]eepspeed.launcher.launch .*--master_port={port} "
-    commands = [["ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *ssh, host.name,
-                 f"pkill -TERM -u $(id -u) -f {shlex.quote(pattern)}"] for host in hosts]
+    # CONT: a process that was stopped hears of it, too
+    end = (f"for launcher in $(pgrep -u $(id -u) -f {shlex.quote(pattern)}); do kill -TERM $launcher; "
+           "pkill -CONT -P $launcher; done")
+    commands = [["ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *ssh, host.name, end] for host in hosts]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     processes = [subprocess.Popen(command, **quiet) for command in commands]
     for process in processes:
