@@ -106,9 +106,8 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
         prefill, token = run()
         found["prefill"].append(prefill)
         found["token"].append(token)
-    disk = measuring.disk_rate(next((folder / "1").iterdir()))
-    return {"peak": peak, "loaded": loaded, "loading": loading, "disk": disk,
-            **{key: (min if key in ("prefill", "token") else max)(values) for key, values in found.items()}}
+    best = {key: (min if key in ("prefill", "token") else max)(values) for key, values in found.items() if values}
+    return {"peak": peak, "loaded": loaded, "loading": loading} | best
 
 
 def highest() -> int:
@@ -122,11 +121,14 @@ def planned(name: str, precision: str, context: int, new_tokens: int, found: dic
     from planning.devices import Device
 
     setup = setup_of(name, precision, context, new_tokens)
+    room = memory.plan(setup)
+    sizes = {"peak": room.host, "loaded": room.host_loading}
+    if "token" not in found:
+        return sizes
     here = Device("cpu", "", "cpu", 0, found["bandwidth"], {setup.run.precision: found["rate"]}, found["bandwidth"],
                   found["bandwidth"], "", True)
-    room = memory.plan(setup)
-    times = speed.plan(setup, room, here, found["disk"])
-    return {"peak": room.host, "loaded": room.host_loading, "prefill": times.prefill, "token": times.token}
+    times = speed.plan(setup, room, here, None)
+    return sizes | {"prefill": times.prefill, "token": times.token}
 
 
 def compare(folder: Path, name: str, precision: str, context: int, new_tokens: int, rounds: int) -> dict:
@@ -143,11 +145,13 @@ def compare(folder: Path, name: str, precision: str, context: int, new_tokens: i
 
 def line(record: dict) -> str:
     def pair(key: str, unit: float, digits: int) -> str:
+        if key not in record["planned"]:
+            return "–"
         one, other = record["planned"][key], record["measured"][key]
         return f"{one / unit:.{digits}f} / {other / unit:.{digits}f} ({100 * (one / other - 1):+.0f}%)"
 
     kind, _, bits = record["precision"].partition(",")
-    rates = record["measured"]
+    rates = {"bandwidth": 0.0, "rate": 0.0} | record["measured"]
     cells = [record["model"], f"{kind}, INT{bits}" if bits else kind, pair("loaded", 1e6, 0), pair("peak", 1e6, 0),
              pair("prefill", 1e-3, 1), pair("token", 1e-3, 2), f"{rates['bandwidth'] / 1e9:.0f}",
              f"{rates['rate'] / 1e12:.2f}"]
@@ -161,7 +165,8 @@ def main() -> int:
                         help="fp32, bf16, bf16,8 (packed INT8 in bf16) ...")
     parser.add_argument("--context", type=int, default=512, metavar="N", help="tokens read (default: 512)")
     parser.add_argument("--new-tokens", type=int, default=16, metavar="N", help="tokens generated (default: 16)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="times that all is timed (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N",
+                        help="times that all is timed; 0: memory alone (default: 5)")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: the system's for such)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
