@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -117,24 +118,29 @@ def check_all_reduce(outcomes: Sequence[Outcome], places: Sequence[str], reason:
     if not outcomes or 0 not in outcomes[0].hosts:
         why = f": {reason}" if reason else ""
         for rank, said in own.items():
-            yield error("all-reduce", f"rank {rank} on {places[rank]}", said, network_hint(places[0]))
+            yield error("all-reduce", f"rank {rank} on {places[rank]}", said, hint(places))
         if not own:
-            yield error("all-reduce", f"rank 0 on {places[0]}", f"the {len(places)} ranks could not be started{why}",
-                        f"ssh {places[0]} {shlex.quote(sys.executable)} -m doctor")
+            named = re.search(r"\brank (\d+)", reason)  # scripts/launch.py knows which process has ended
+            who = f"rank {named[1]} on {places[int(named[1])]}" if named and int(named[1]) < len(places) else (
+                f"rank 0 on {places[0]}")
+            yield error("all-reduce", who, f"the {len(places)} ranks could not be joined{why}", hint(places))
         return
     first = outcomes[0]
     for rank in first.missing:
         said = own.get(rank)
         yield error("rank-missing", f"rank {rank} on {places[rank]}", "does not answer"
-                    + (f": {said}" if said else ""), network_hint(places[0]))
+                    + (f": {said}" if said else ""), hint(places))
     for rank, why in first.failed.items():
-        yield error("all-reduce", f"rank {rank} on {places[rank]}", why, network_hint(places[0]))
+        yield error("all-reduce", f"rank {rank} on {places[rank]}", why, hint(places))
     if first.bandwidth is not None and first.bandwidth < SLOW:
         yield warning("all-reduce-slow", f"{len(places)} ranks", f"the all-reduce runs at {first.bandwidth:.2g} GB/s; "
                       f"even an Ethernet of 1 Gbit/s gives {SLOW} GB/s", "export NCCL_SOCKET_IFNAME=eth0 "
                       "GLOO_SOCKET_IFNAME=eth0 (the fast network's name: ip -br address)")
 
 
-def network_hint(first: str) -> str:
-    return (f"export MASTER_ADDR=(address of {first}) MASTER_PORT=29501 GLOO_SOCKET_IFNAME=eth0 "
+def hint(places: Sequence[str]) -> str:
+    """What mends ranks that do not find one another; on one host the network is not it."""
+    if len(set(places)) == 1:
+        return "dmesg | tail (was one killed?); bash scripts/doctor.sh --rank-seconds 120 (do they only start slowly?)"
+    return (f"export MASTER_ADDR=(address of {places[0]}) MASTER_PORT=29501 GLOO_SOCKET_IFNAME=eth0 "
             "NCCL_SOCKET_IFNAME=eth0 (ip -br address has the names), and open these ports between the hosts")

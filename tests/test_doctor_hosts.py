@@ -149,6 +149,11 @@ def test_a_rank_that_does_not_answer_is_named_with_its_host_and_what_it_said_its
     assert "GLOO_SOCKET_IFNAME" in lines[0][3]
 
 
+def test_on_one_host_the_network_is_not_it():
+    (line,) = hosts.check_all_reduce([Outcome(2, missing=(1,), hosts={0: "vm"})], ["vm", "vm"], "")
+    assert line.where == "rank 1 on vm" and "--rank-seconds 120" in line.mend and "IFNAME" not in line.mend
+
+
 def test_a_rank_that_fails_or_hangs():
     lines = judged(Outcome(4, hosts=ALL, failed={1: "did not come back from the all-reduce within 30 s"}))
     assert [line[:3] for line in lines] == [("all-reduce", "error", "rank 1 on a")]
@@ -158,7 +163,9 @@ def test_a_rank_that_fails_or_hangs():
 def test_ranks_that_were_never_started():
     ((code, _, where, line),) = judged(reason="a process on host b failed (exit code 1)")
     assert (code, where) == ("all-reduce", "rank 0 on a")
-    assert "the 4 ranks could not be started: a process on host b failed" in line
+    assert "the 4 ranks could not be joined: a process on host b failed" in line
+    assert judged(reason="the process of rank 3 was ended by SIGKILL")[0][2] == "rank 3 on b"
+    assert judged(reason="the process of rank 9 was ended by SIGKILL")[0][2] == "rank 0 on a"
     ((code, _, where, line),) = judged(Outcome(4, hosts={2: "vm"}, failed={2: "cannot reach the first rank"}))
     assert where == "rank 2 on b" and "cannot reach the first rank" in line
 
@@ -195,10 +202,10 @@ def test_a_rank_that_hangs_does_not_keep_what_the_first_has_said(tmp_path):
 
 def test_a_launcher_that_says_nothing(tmp_path):
     outcome, (line,) = started(tmp_path, "trap 'kill $!; exit 143' TERM; sleep 60 & wait", everything=0.5)
-    assert outcome is None and "the 2 ranks could not be started: nothing came back within 0 s" in line
-    assert "could not be started: no pdsh;" in started(tmp_path, "echo error: no pdsh >&2; exit 2")[1][0]
+    assert outcome is None and "the 2 ranks could not be joined: nothing came back within 0 s" in line
+    assert "could not be joined: no pdsh;" in started(tmp_path, "echo error: no pdsh >&2; exit 2")[1][0]
     assert started(tmp_path, "exit 0", is_first=False) == (None, [])  # the first says it elsewhere
-    assert "could not be started: no address;" in started(tmp_path, "echo no address >&2; exit 2", False)[1][0]
+    assert "could not be joined: no address;" in started(tmp_path, "echo no address >&2; exit 2", False)[1][0]
 
 
 # The all-reduce itself, with real processes and a real store
