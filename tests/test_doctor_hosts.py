@@ -7,7 +7,6 @@ import socket
 import subprocess
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +16,7 @@ from doctor.finding import Finding
 from doctor.join import Limits, join
 from evaluation.hostfile import Host
 from glm import parallel
+from tests.fake_ssh import FakeSsh
 from tests.parallel_helper import run_ranks
 
 A, B = Host("a", 2), Host("b", 2)
@@ -25,25 +25,11 @@ COMMON = {"versions": {"Python": "3.11", "torch": "2.13.0", "ruff": "0.17"}, "ex
           "vocabulary": "70c", "vocabulary_file": "/data/glm/ice_text.model"}
 
 
-class Ssh:
-    """Stands for subprocess.run: {host: (exit code, output, errors)} or an exception."""
-
-    def __init__(self, answers):
-        self.answers, self.commands = answers, []
-
-    def __call__(self, command, **_):
-        self.commands.append(command)
-        answer = self.answers[command[-2]]
-        if isinstance(answer, Exception):
-            raise answer
-        return SimpleNamespace(returncode=answer[0], stdout=answer[1], stderr=answer[2])
-
-
 # Reaching them
 
 
 def test_hosts_that_do_not_answer_or_lack_something():
-    ssh = Ssh({"a": (0, "", ""), "b": (255, "", "Permission denied (publickey).\n"), "c": (0, "DATA_PATH\n", "")})
+    ssh = FakeSsh({"a": (0, "", ""), "b": (255, "", "Permission denied (publickey).\n"), "c": (0, "DATA_PATH\n", "")})
     answering, found = hosts.reach([A, B, Host("c", 2)], ["-p", "22"], {"DATA_PATH": "/data"}, ssh)
     assert answering == [A]
     assert [(one.code, one.level, one.where) for one in found] == [("host-unreachable", "error", "b"),
@@ -53,7 +39,7 @@ def test_hosts_that_do_not_answer_or_lack_something():
 
 
 def test_no_ssh_at_all():
-    answering, (first, *_) = hosts.reach([A], [], {}, Ssh({"a": FileNotFoundError()}))
+    answering, (first, *_) = hosts.reach([A], [], {}, FakeSsh({"a": FileNotFoundError()}))
     assert answering == [] and first.code == "ssh" and "openssh-client" in first.mend
 
 
@@ -63,7 +49,7 @@ def test_no_ssh_at_all():
 def test_a_host_s_own_findings_have_its_name():
     finding = Finding("compiler", "warning", "vm-17", "there is no C++ compiler", "apt install g++")
     report = {"findings": [vars(finding)], "facts": {"common": COMMON}}
-    ssh = Ssh({"b": (1, json.dumps(report), "")})
+    ssh = FakeSsh({"b": (1, json.dumps(report), "")})
     facts, (one,) = hosts.ask(B, ["-p", "22"], ["--load", "/my data"], {"DATA_PATH": "/d"}, ssh)
     assert facts["common"] == COMMON and (one.where, one.code, one.level) == ("b", "compiler", "warning")
     ((*_, command),) = ssh.commands
@@ -75,7 +61,7 @@ def test_a_host_s_own_findings_have_its_name():
     ((1, "no json", ""), "exit code 1, and no report"),
     (subprocess.TimeoutExpired("ssh", 150), "no answer within 150 s")])
 def test_a_doctor_that_does_not_run_there(answer, why):
-    facts, (one,) = hosts.ask(B, [], [], {}, Ssh({"b": answer}))
+    facts, (one,) = hosts.ask(B, [], [], {}, FakeSsh({"b": answer}))
     assert facts == {} and (one.code, one.where) == ("host-doctor", "b") and why in one.what
 
 

@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from evaluation.hostfile import Host, check_layout, read_hostfile, unreachable
 from glm.errors import UserError
 from scripts.launch_hosts import environment_file, for_pdsh
+from tests.fake_ssh import FakeSsh
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,22 +67,8 @@ def test_groups_inside_a_host_are_fine(degree):
     check_layout([Host("a", 8), Host("b", 8)], degree, Path("hosts"))
 
 
-class Network:
-    """Answers for ssh: {host: (exit code, what it prints, its errors)}, or an exception."""
-
-    def __init__(self, answers):
-        self.answers, self.commands = answers, []
-
-    def __call__(self, command, **_):
-        self.commands.append(command)
-        answer = self.answers[command[-2]]
-        if isinstance(answer, Exception):
-            raise answer
-        return SimpleNamespace(returncode=answer[0], stdout=answer[1], stderr=answer[2])
-
-
 def test_every_host_that_cannot_be_reached_has_its_line():
-    network = Network({
+    network = FakeSsh({
         "a": (0, "", ""),
         "b": (255, "", "Warning: something\nssh: connect to host b port 2222: Connection refused\n"),
         "c": subprocess.TimeoutExpired("ssh", 20),
@@ -107,7 +93,7 @@ def test_every_host_that_cannot_be_reached_has_its_line():
 
 
 def test_no_ssh_program_is_said_once():
-    network = Network({"a": FileNotFoundError(), "b": FileNotFoundError()})
+    network = FakeSsh({"a": FileNotFoundError(), "b": FileNotFoundError()})
     found = unreachable([Host("a", 1), Host("b", 1)], run=network)
     assert found == ["there is no program ssh on this machine; install an OpenSSH client"]
 
