@@ -9,9 +9,13 @@ def pytest_configure():
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too: more of what is done in small")
+
+
+def pytest_collection_modifyitems(config, items):
     for item in items:
-        if "gpu" in item.keywords:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="needs --slow"))

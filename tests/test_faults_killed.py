@@ -119,8 +119,9 @@ def test_converting(tmp_path, seed):
 # Training
 
 
-def test_training(corpus, tmp_path):  # noqa: F811
-    """The loss curve and the weights are those of a run that nobody disturbed, after ten kills."""
+@pytest.mark.parametrize("times", [KILLS, pytest.param(2 * KILLS, marks=pytest.mark.slow)])
+def test_training(corpus, tmp_path, times):  # noqa: F811
+    """The loss curve and the weights are those of a run that nobody disturbed."""
     def argv(output: str) -> list[str]:
         return training_arguments(corpus, tmp_path / output, "--stop-at", "40", "--save-every", "3")
 
@@ -128,7 +129,7 @@ def test_training(corpus, tmp_path):  # noqa: F811
     chance, kills, log = random.Random(0), 0, tmp_path / "killed" / "log.jsonl"
     most = size_of(tmp_path / "whole" / "log.jsonl")
     for number in range(60):
-        enough = min(most * (number + 1) / 11, most * 0.95) * chance.uniform(0.9, 1)
+        enough = min(most * (number + 1) / (times + 1), most * 0.95) * chance.uniform(0.9, 1)
         process = started("tools.pretrain", argv("killed"), tmp_path / "log")
         while process.is_alive() and size_of(log) < enough:
             time.sleep(0.001)
@@ -136,9 +137,9 @@ def test_training(corpus, tmp_path):  # noqa: F811
         process.kill()
         process.join()
         kills += process.exitcode == -9
-        if kills == 2 * KILLS or process.exitcode == 0:
+        if kills == times or process.exitcode == 0:
             break
-    assert kills == 2 * KILLS
+    assert kills == times
     pretrain.main(argv("killed"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     whole, killed = (torch.load(tmp_path / name / "state.pt", weights_only=True)["model"]

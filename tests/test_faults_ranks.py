@@ -60,9 +60,12 @@ def undisturbed(folder):
         assert [ended(rank) for rank in ranks] == [0, 0], errors_of(folder / "log0")
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-@pytest.mark.parametrize("rank", [1, 0])
-@pytest.mark.parametrize("name", ["evaluation", "generation"])
+@pytest.mark.parametrize("name, rank, number", [
+    ("evaluation", 1, signal.SIGSTOP), ("evaluation", 0, signal.SIGKILL), ("generation", 0, signal.SIGSTOP),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("evaluation", 0, signal.SIGSTOP), ("evaluation", 1, signal.SIGKILL), ("generation", 1, signal.SIGSTOP),
+        ("generation", 1, signal.SIGKILL), ("generation", 0, signal.SIGKILL))),
+])
 def test_a_rank_that_hangs_or_dies_is_named_by_the_others_and_the_run_goes_on(folder, undisturbed, name, rank, number):
     """Without a launcher that would end the others, as where the ranks are on several hosts."""
     output = f"{name}-{rank}-{number}"
