@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from glm.config import PRESETS, ModelConfig, read_config_file
 from glm.errors import UserError
-from glm.files import replacing
+from glm.files import replacing, write_torch
 from glm.pickles import check_tuples
 
 if TYPE_CHECKING:  # what a checkpoint looks like is asked before torch is there, which takes a second to import
@@ -206,16 +206,11 @@ def _forbidden(error: pickle.UnpicklingError) -> str:
 
 
 def save_shard(path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Write one file so that, whenever the process dies, it is there as a whole or not at all."""
-    import torch
-
+    """Write one file so that, whenever the process dies, it is there as a whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # torch.save writes a tensor's whole storage: a view would bring what it was cut from
     state = {name: tensor.detach().clone() if _is_view(tensor) else tensor.detach() for name, tensor in state.items()}
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save({"module": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    write_torch(path, {"module": state})
 
 
 def save_index(folder: str | os.PathLike, iteration: int | str, config: ModelConfig) -> None:

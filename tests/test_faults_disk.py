@@ -13,11 +13,11 @@ from glm.files import Lock
 from tests.faults import Disk, ended, errors_of, generation_arguments, prompts_of, size_of, started
 from tests.golden_data import TP1, split_state
 from tests.test_faults_killed import answered, corpus, files_of, scored, written  # noqa: F401 (fixtures)
+from tests.test_pretrain import VOCABULARY, losses
 from tests.test_pretrain import arguments as training_arguments
-from tests.test_pretrain import losses
 from tests.tiny_checkpoints import assert_same, tensors_of, tiny_checkpoint, tiny_state
 from tests.tiny_tasks import arguments
-from tools import convert_tp, pretrain
+from tools import convert_tp, export_checkpoint, pretrain
 from tools.converting import convert as conversion
 
 FULL = {"disk": "No space left on device", "limit": "File too large"}
@@ -105,6 +105,16 @@ def test_training_on_a_full_disk(corpus, tmp_path, capsys):  # noqa: F811
         disk.change("size=100m")
         pretrain.main(argv(disk.folder))
         assert losses(disk.folder) == losses(tmp_path / "whole")
+    with Disk(tmp_path / "checkpoint", VOCABULARY.stat().st_size // 1024 + 64) as disk:
+        export = ["--run", str(tmp_path / "whole"), "--vocabulary", str(VOCABULARY), "--output", str(disk.folder)]
+        with pytest.raises(SystemExit) as end:
+            export_checkpoint.main(export)
+        message = capsys.readouterr().err
+        assert end.value.code == 2 and message.count("\n") == 1 and not (disk.folder / "latest").exists()
+        assert "mp_rank_00_model_states.pt: No space left on device; the checkpoint that was there before" in message
+        disk.change("size=100m")
+        export_checkpoint.main(export)
+        assert (disk.folder / "latest").exists()
 
 
 PROGRAMS = ["generation", "evaluation", "converting", "training"]

@@ -16,6 +16,7 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
     from glm.checkpoint import save_checkpoint
     from glm.config import ModelConfig
     from glm.errors import UserError
+    from glm.files import replacing
 
     state_file = run / "state.pt"
     if not state_file.is_file():
@@ -24,7 +25,8 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state["model"].items()}
     iteration = state["progress"]["step"]
     output.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(vocabulary, output / "ice_text.model")
+    with replacing(output / "ice_text.model") as temporary:
+        shutil.copyfile(vocabulary, temporary)
     save_checkpoint(output, iteration, weights, ModelConfig.from_file(run / "model_config.json"))
     for old in output.iterdir():  # one iteration is shipped
         if old.is_dir() and old.name.isdigit() and old.name != str(iteration):
@@ -40,13 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     options = parser.parse_args(arguments)
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from glm.errors import UserError
+    from glm.ending import FORESEEN, ended, terminating
 
     try:
-        iteration = export(options.run, options.vocabulary, options.output, options.dtype)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        with terminating():
+            iteration = export(options.run, options.vocabulary, options.output, options.dtype)
+    except FORESEEN as error:
+        sys.exit(ended(error, "the checkpoint that was there before is whole: give the same command again"))
     print(f"{options.output}: iteration {iteration}, {options.dtype}")
 
 
