@@ -29,17 +29,19 @@ WIDTH, HEIGHT = 4.6, 2.7  # inches; the page shows an inch as 100 pixels
 
 
 def spread(rows: Sequence[tuple], unit: str, mark: float | None = None) -> str:
-    """Figures with intervals, one below the other. rows: (label, figure, low, high, is_average); low may be None.
+    """Figures with intervals, one below the other. rows: (label, figure, low, high, is_average); figure and low may be
+    None: what is not finite has no place.
     mark: a figure to compare with, such as that of guessing."""
     with _Drawing(height=0.55 + (0.2 if len(rows) <= 30 else 0.165) * len(rows)) as drawing:
         axes = drawing.axes()
         for place, (_, figure, low, high, is_average) in enumerate(rows):
             color, size = (INK, 5.5) if is_average else (MAIN, 5)
-            if low is not None:
+            if low is not None and high is not None:
                 axes.plot([low, high], [place, place], color=color, linewidth=1.6 if is_average else 2.2,
                           alpha=0.9 if is_average else 0.45, solid_capstyle="round")
-            axes.plot([figure], [place], marker="D" if is_average else "o", color=color, markersize=size,
-                      markeredgewidth=0)
+            if figure is not None:
+                axes.plot([figure], [place], marker="D" if is_average else "o", color=color, markersize=size,
+                          markeredgewidth=0)
         if mark is not None:
             axes.axvline(mark, color=SECOND, linewidth=1, linestyle=(0, (3, 2)), zorder=0)
         axes.set_yticks(range(len(rows)), [_shortened(row[0], 34) for row in rows])
@@ -184,6 +186,8 @@ def _inline(text: str) -> str:
 def _room(axes, values: Sequence[float | None], is_upright: bool = False) -> None:
     """Limits around the values; a percentage is not shown beyond 0 and 100 by much."""
     known = [value for value in values if value is not None and np.isfinite(value)]
+    if not known:
+        return
     margin = 0.06 * (max(known) - min(known)) or max(1.0, 0.05 * abs(max(known)))
     (axes.set_ylim if is_upright else axes.set_xlim)(min(known) - margin, max(known) + margin)
 

@@ -18,14 +18,18 @@ _METRIC = {"max": _FIGURE, "median": _FIGURE, "average": _FIGURE, "interval": [_
            "n": _COUNTS}
 _FILE = {"group": str, "sha256": str, "n": int, **_COUNTS, "truncated_items": [int], "metrics": Each(_FIGURE),
          "intervals": Each([_FIGURE])}
-_TASK = {"status": str, "file": str, "sha256": str, "config": {"name": str, "type": str, "metrics": [str]},
+_CONFIG = {"name": str, "type": str, "path": str, "metrics": [str], "module?": (str, None), "max_seq_length?": int,
+           "max_gen_length?": int}
+_TASK = {"status": str, "file": str, "sha256": str, "config": _CONFIG,
          "counts": _COUNTS, "groups": Each(Each(_METRIC)), "files": Each(_FILE), "reason?": str}
 _PARTS = ("checkpoint", "tokenizer", "settings", "versions", "code")
-_SHAPE = {"tasks": Each(_TASK), **{f"{part}?": (Each(Any), None) for part in _PARTS}}
+_SHAPE = {"tasks": Each(_TASK), **{f"{part}?": Each(Any) for part in _PARTS},
+          "settings?": {"dtype?": (str, None), "quantization?": (str, None), "limit?": (int, None)}}
 # what a sample may hold; tasks with a class of their own add to it
 _ITEM = {"index": int, "input_length?": int, "truncated?": bool, "prediction?": (int, str, None),
          "label?": (int, str, None), "targets?": [str], "log_probs?": [float], "choice_lengths?": [int],
          "ids?": [int], "beams?": [[int]], "loss?": float, "tokens?": float, "words?": float, "bytes?": float}
+_KIND = ("prediction", "log_probs", "targets", "loss", "tokens")
 
 
 class RecordedRun:
@@ -62,7 +66,7 @@ class RecordedRun:
                 items.append(json.loads(line))
             except (ValueError, RecursionError):
                 raise UserError(f"{path}:{number}: not valid JSON") from None
-            wrong = fault(items[-1], _ITEM)
+            wrong = fault(items[-1], _ITEM) or _odd(items[-1], items[0])
             if wrong is not None:
                 raise UserError(f"{path}:{number}: not an item (a JSON object with its `index`): {wrong}")
         if not items:
@@ -120,6 +124,25 @@ def _results(folder: Path) -> dict:
     return results
 
 
+def _odd(item: Mapping, first: Mapping) -> str | None:
+    """What is wrong with an item beside its shape: not the kind of the file's first one, an answer that is none of the
+    choices."""
+    for name in _KIND:
+        if (name in item) != (name in first):
+            return f"{name}: is {'there' if name in item else 'missing'}, unlike in the first item"
+    if "loss" in item and "tokens" not in item:
+        return "tokens: is missing beside loss"
+    number = len(item.get("log_probs", ()))
+    if "log_probs" not in item:
+        return None
+    for name in ("prediction", "label"):
+        if isinstance(item.get(name), int) and not 0 <= item[name] < number:
+            return f"{name}: must be the place of one of {number} log_probs, is {item[name]}"
+    if len(item.get("choice_lengths", item["log_probs"])) != number:
+        return f"choice_lengths: must be as many as log_probs ({number})"
+    return None if number else "log_probs: must not be empty"
+
+
 def _strange(name: str, task: Mapping) -> str | None:
     """What is wrong with a task's entry beside its shape: numbers that go with nothing, files outside the samples."""
     where = f"tasks.{name[:60]}"
@@ -131,10 +154,13 @@ def _strange(name: str, task: Mapping) -> str | None:
         return f"{where}: has no file or no group"
     for file, values in task["files"].items():
         path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts or "\0" in file or not path.parts:
+        is_name = file.isprintable() or file.encode("utf-8", "replace").decode() == file
+        if path.is_absolute() or ".." in path.parts or "\0" in file or not path.parts or not is_name:
             return f"{where}.files: {file[:60]!r} is no path below the data"
         if values["n"] < 1 or any(len(pair) != 2 for pair in values["intervals"].values()):
             return f"{where}.files.{file[:60]}: has no items, or an interval without two ends"
+        if values["metrics"].keys() != values["intervals"].keys():
+            return f"{where}.files.{file[:60]}: metrics and intervals are not of the same figures"
     if any(len(metric["interval"]) != 2 for metrics in task["groups"].values() for metric in metrics.values()):
         return f"{where}.groups: has an interval without two ends"
     return None

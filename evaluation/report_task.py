@@ -104,14 +104,14 @@ class TaskReport:
                     rows.append((label, metrics[metric]["average"], low, high, True))
             of_group = [file for file in files if files[file]["group"] == group]
             names = _without_common(of_group)
-            of_group.sort(key=lambda file: -files[file]["metrics"][metric] if len(of_group) > 6 else 0)
+            of_group.sort(key=lambda file: -(files[file]["metrics"][metric] or 0) if len(of_group) > 6 else 0)
             rows += [(names[file], files[file]["metrics"][metric], *files[file]["intervals"][metric], False)
                      for file in of_group]
-        values = [each["metrics"][metric] for each in files.values()]
+        values = [value for each in files.values() if (value := each["metrics"][metric]) is not None] or [None]
         text = (f"from {figure(min(values))} to {figure(max(values))}" if len(values) > 1 else figure(values[0]))
         mark = self.chance if metric in _OF_LABELS else None
         hints = [text, f"the first {_MOST_LINES} lines of {len(rows)}" if len(rows) > _MOST_LINES else "",
-                 "diamonds: averages" if rows[0][4] else "", "bars: 95% intervals",
+                 "diamonds: averages" if rows and rows[0][4] else "", "bars: 95% intervals",
                  "dotted: guessing" if mark is not None else ""]
         is_prompts = len(files) == 1 or len(blocks_of(list(self.files.values()), list(self.files))) < len(self.files)
         return _plot(f"{metric} by {'prompt' if is_prompts else 'file'}", "; ".join(filter(None, hints)),
@@ -127,7 +127,7 @@ class TaskReport:
                 if base == metric:
                     rows.append((f"{prefix}{kind or 'all'} (n = {each['n']['scored']})", each["average"],
                                  *each["interval"], kind is None))
-        if len(rows) == len(self.entry["groups"]):
+        if len(rows) <= len(self.entry["groups"]):
             return None
         return _plot(f"{metric} by kind", "bars: 95% intervals", plots.spread(rows[:_MOST_LINES], metric))
 
