@@ -31,7 +31,7 @@ GRACE = 8.0  # for slow machines: to notice, say and end
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Tasks, prompts and a checkpoint for two tensor-parallel ranks."""
-    folder = write_tasks(tmp_path_factory.mktemp("ranks"), rows=24)
+    folder = write_tasks(tmp_path_factory.mktemp("ranks"), rows=10)
     (folder / "prompts.txt").write_text(prompts_of(24))
     write_checkpoint(folder / "tp2", split_state(whole_state(), 2))
     return folder
