@@ -17,7 +17,13 @@ class UserError(ValueError):
 
     def __init__(self, message: str = ""):
         faults = _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], message).split(_BETWEEN)
-        super().__init__(_BETWEEN.join(each if len(each) <= LONGEST else f"{each[:LONGEST]}..." for each in faults))
+        super().__init__(_BETWEEN.join(map(_shortened, faults)))
+
+
+def _shortened(fault: str) -> str:
+    """Without its middle where it is too long: what is wrong may stand before or behind what is quoted."""
+    half = LONGEST // 2
+    return fault if len(fault) <= LONGEST else f"{fault[:half]}...{fault[-half:]}"
 
 
 class NonFinite(UserError):

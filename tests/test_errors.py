@@ -16,5 +16,5 @@ def test_several_faults_have_a_line_each():
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_what_is_quoted_is_cut_off_somewhere():
-    assert str(UserError("x" * 10**6 + "\nerror: y")) == "x" * 5000 + "...\nerror: y"
+def test_of_what_is_too_long_the_middle_is_left_out():
+    assert str(UserError("a" + "x" * 10**6 + "b\nerror: y")) == "a" + "x" * 2499 + "..." + "x" * 2499 + "b\nerror: y"
