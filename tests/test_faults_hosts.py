@@ -40,7 +40,7 @@ def test_the_other_host_is_named_and_the_run_goes_on(alone, fault):
         {FAULTS[fault]}
         begin=$SECONDS
         wait $launcher || echo "ended with $? after $((SECONDS - begin)) s"
-        for i in $(seq 50); do pgrep -f '[-]m evaluation' >/dev/null || break; sleep 0.1; done
+        for i in $(seq 400); do pgrep -f '[-]m evaluation' >/dev/null || break; sleep 0.1; done
         pgrep -fc '[-]m evaluation' || true
     """
     environment = settings(alone, TP1, 1) | {"GLM_RANK_TIMEOUT": str(LIMIT)}
