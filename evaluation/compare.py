@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="output folder of the run to compare with it")
     parser.add_argument("--common", action="store_true",
                         help="where the runs differ in tasks, data or number of items, take what is the same")
+    parser.add_argument("--own-code", action="store_true",
+                        help="import the code that task files outside this repository name for their metrics")
     parser.add_argument("--show-flips", type=int, default=0, metavar="N",
                         help="list the first N items of every task that one run has right and the other wrong")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, with all indices, to FILE")
@@ -46,7 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
             raise UserError(f"--show-flips {arguments.show_flips}: must be 0 or more")
         if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
             raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.absolute().parent}")
-        found = compare(arguments.run_a, arguments.run_b, arguments.common)
+        found = compare(arguments.run_a, arguments.run_b, arguments.common, arguments.own_code)
         if arguments.json is not None:
             _write(arguments.json, found.record)
     except UserError as error:
@@ -61,13 +63,15 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def compare(folder_a: str | Path, folder_b: str | Path, common: bool = False) -> Comparison:
-    """Raises UserError for folders that are no finished runs, or not of the same tasks and data."""
+def compare(folder_a: str | Path, folder_b: str | Path, common: bool = False,
+            own_code: bool = False) -> Comparison:
+    """own_code: import what the runs' own task files name. Raises UserError for folders that are no finished runs, or
+    not of the same tasks and data."""
     from evaluation.pairing import Pairing, what_differs
     from evaluation.recorded import RecordedRun
     from evaluation.statistics import holm
 
-    runs = [RecordedRun(folder) for folder in (folder_a, folder_b)]
+    runs = [RecordedRun(folder, own_code) for folder in (folder_a, folder_b)]
     pairing = Pairing(*runs, common)
     tasks, flipped = {}, []
     for task in pairing.files:

@@ -12,6 +12,8 @@ from evaluation.schema import Each, fault
 from glm.errors import UserError
 
 RESULTS = "results.json"
+REPOSITORY = Path(__file__).resolve().parent.parent
+OURS = ("tasks.", "evaluation.")
 SCHEMA = 1
 _FIGURE, _COUNTS = (float, None), {"expected": int, "scored": int, "truncated": int}
 _METRIC = {"max": _FIGURE, "median": _FIGURE, "average": _FIGURE, "interval": [_FIGURE], "interval_method": str,
@@ -35,11 +37,12 @@ _KIND = ("prediction", "log_probs", "targets", "loss", "tokens")
 class RecordedRun:
     """results: the mapping of results.json. Items are read file by file, when they are asked for."""
 
-    def __init__(self, folder: str | Path):
-        """Raises UserError for a folder that holds no finished run."""
+    def __init__(self, folder: str | Path, own_code: bool = True):
+        """own_code: whether code of the run's own, outside this repository, may be imported to measure its items.
+        Raises UserError for a folder that holds no finished run."""
         from evaluation.results import sample_folders
 
-        self.folder = Path(folder)
+        self.folder, self._own_code = Path(folder), own_code
         self.results = _results(self.folder)
         self.tasks: dict[str, dict] = self.results["tasks"]
         self._sample_folders = sample_folders(list(self.tasks))
@@ -75,7 +78,7 @@ class RecordedRun:
 
     def metrics(self, task: str, items: Sequence[Mapping]) -> dict:
         """The metrics of a file's items, by name. Raises UserError where the task's module or metric is not there."""
-        return _task(self.tasks[task]).metrics(items)
+        return self._task(task).metrics(items)
 
     def groups(self, task: str) -> dict[str, list[str]]:
         """Relative paths of the files that each group reports."""
@@ -85,20 +88,26 @@ class RecordedRun:
             by_group.setdefault(values["group"], []).append(file)
         if set(by_group) == set(entry["groups"]):
             return by_group
-        return _task(entry).groups(by_group)  # a class with groups of groups, such as an overall figure
+        return self._task(task).groups(by_group)  # a class with groups of groups, such as an overall figure
 
+    def _task(self, name: str):
+        """The task as far as its metrics and groups go: they need no tokenizer, so the constructor is not called."""
+        from evaluation.config import TaskType
+        from evaluation.tasks import task_class
 
-def _task(entry: Mapping):
-    """The task as far as its metrics and groups go: they need no tokenizer, so the constructor is not called."""
-    from evaluation.config import TaskType
-    from evaluation.tasks import task_class
-
-    config = SimpleNamespace(**{"module": None, "options": {}} | dict(entry["config"]))
-    config.type, config.source = TaskType(config.type), Path(entry["file"])
-    cls = task_class(config)
-    task = cls.__new__(cls)
-    task.config, task.tokenizer = config, None
-    return task
+        entry = self.tasks[name]
+        config = SimpleNamespace(**{"module": None, "options": {}} | dict(entry["config"]))
+        config.type, config.source = TaskType(config.type), Path(entry["file"])
+        if not self._own_code:
+            config.source = REPOSITORY / config.source.name  # beside which dotted names are looked for first
+            dotted = [config.module or "", *(metric for metric in config.metrics if "." in metric)]
+            if foreign := [path for path in dotted if path and not path.startswith(OURS)]:
+                raise UserError(f"{self.folder}: task {name} is measured by code of its own ({foreign[0]}, "
+                                f"{entry['file']}); --own-code imports it, if you trust where this run comes from")
+        cls = task_class(config)
+        task = cls.__new__(cls)
+        task.config, task.tokenizer = config, None
+        return task
 
 
 def _results(folder: Path) -> dict:

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from evaluation.compare import add_arguments, compare, main
+from glm.errors import UserError
 from tests.recorded_runs import MadeTask, choice_item, choice_items, text_item, window_item, write_run
 
 
@@ -210,3 +211,22 @@ def test_text_with_unusual_line_ends_is_one_item(tmp_path):
     items = {"d": [text_item(0, "a\u2028b\x85c\x0cd", ["x"]), text_item(1, "y", ["y"])]}
     a, b = runs_of(tmp_path, "gen", items, items)
     assert compare(a, b).record["tasks"]["t"]["groups"]["all"]["EM"]["n"] == 2
+
+
+def test_code_that_a_run_brings_along_is_imported_when_asked_for_only(tmp_path, capsys):
+    """Whoever sends a results.json must not be able to run what they like."""
+    canary = tmp_path / "ran"
+    a, b = runs_of(tmp_path, "mul", {"test.jsonl": choice_items([1, 0])}, {"test.jsonl": choice_items([1, 1])})
+    (a / "measures.py").write_text(f"open({str(canary)!r}, 'w')\ndef margin(item):\n    return 1.0\n", encoding="utf-8")
+    for folder in (a, b):
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results["tasks"]["t"]["file"] = str(a / "t.yaml")
+        results["tasks"]["t"]["config"]["metrics"].append("measures.margin")
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    with pytest.raises(UserError, match=r"task t is measured by code of its own \(measures.margin, .*t.yaml\); "
+                                        "--own-code imports it, if you trust where this run comes from"):
+        compare(a, b)
+    assert not canary.exists()
+    with pytest.raises(UserError, match="results.json has no figure"):  # they never had this metric
+        compare(a, b, own_code=True)
+    assert canary.exists()

@@ -1,5 +1,6 @@
 """docs/evaluate-your-own-tasks.md: its files make tasks that run, its tables and messages are those of the code."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation import compare
 from evaluation.__main__ import main
 from evaluation.arguments import parser
 from evaluation.config import CONFIGS, TaskType, load_task
@@ -172,6 +174,9 @@ def test_every_method_that_is_listed_is_there():
 
 def test_flags_exist():
     known = {flag for action in parser("")._actions for flag in action.option_strings}
+    comparing = argparse.ArgumentParser()
+    compare.add_arguments(comparing)
+    known |= {flag for action in comparing._actions for flag in action.option_strings}
     known |= {flag for action in prepare_data.make_parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", TEXT)) <= known
 
