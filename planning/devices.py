@@ -46,7 +46,7 @@ def named(name: str) -> Device:
     if name not in devices:
         nearest = difflib.get_close_matches(name.lower(), devices, 1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise UserError(f"--device {name}: no such device; {hint}there are: cpu, cuda, {', '.join(devices)}")
+        raise UserError(f"--device {name}: no such device; {hint}allowed: cpu, cuda, {', '.join(devices)}")
     return devices[name]
 
 
