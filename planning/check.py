@@ -106,7 +106,8 @@ def shortage(setup: Setup, room: Room) -> Shortage | None:
     # every pass reads all weights: mapped pages may go when memory is short, but then come from the disk each time
     pages = {"weights that stay in the file": min(room.ranks, setup.degree) * mapped}
     limit = "the limit on this process's {}"
-    return (_lack("this machine", ranks | pages, room.host) or _lack(limit.format("address space"), space, room.addresses)
+    return (_lack("this machine", ranks | pages, room.host)
+            or _lack(limit.format("address space"), space, room.addresses)
             or _lack(limit.format("data"), own, room.data))
 
 
