@@ -78,6 +78,7 @@ def test_one_host_out_of_reach_one_with_a_taken_port_and_one_that_differs(tmp_pa
     assert "other versions than on first: tqdm 4.1 (first: " in lines["second", "host-versions"]
 
 
+@pytest.mark.slow
 def test_without_ssh_a_host_that_never_comes_is_named_by_its_ranks(tmp_path, job):
     if reason := without_namespaces():
         pytest.skip(reason)
@@ -87,6 +88,7 @@ def test_without_ssh_a_host_that_never_comes_is_named_by_its_ranks(tmp_path, job
     assert errors[0].startswith("error: rank 1 on second: does not answer") and errors[0].endswith("[rank-missing]")
 
 
+@pytest.mark.slow
 def test_without_ssh_the_command_is_given_on_both(tmp_path, job):
     if reason := without_namespaces():
         pytest.skip(reason)

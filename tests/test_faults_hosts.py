@@ -28,7 +28,8 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("fault", ["stopped", pytest.param("cable", marks=pytest.mark.slow)])
+@pytest.mark.slow  # one host: test_faults_ranks.py
+@pytest.mark.parametrize("fault", ["stopped", "cable"])
 def test_the_other_host_is_named_and_the_run_goes_on(alone, fault):
     if reason := without_ssh():
         pytest.skip(reason)

@@ -206,7 +206,7 @@ def test_a_damaged_settings_file_is_another_run(tmp_path_factory, data):
 ids = st.one_of(names, texts, st.just("same"), st.just("results"), st.text("./\\~\0 ", max_size=8))
 
 
-@fuzz(80, given_ids=st.lists(ids, min_size=1, max_size=6), prompt=st.one_of(texts, names))
+@fuzz(30, given_ids=st.lists(ids, min_size=1, max_size=6), prompt=st.one_of(texts, names))
 def test_ids_and_prompts_become_files_of_the_folder(tmp_path_factory, given_ids, prompt):
     folder = tmp_path_factory.mktemp("answers")
     source = folder / "prompts.txt"
