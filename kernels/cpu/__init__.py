@@ -31,8 +31,8 @@ SIGNATURES = {
     "glm_prefill": [*[c_void_p] * 5, *[c_size_t] * 7, c_void_p, c_int, c_void_p, c_int],
     "glm_threads": [c_int],
 }
-UNPACKED_ROWS = 48  # of x; beyond, a packed weight is unpacked for torch's product, measured as the faster way
-BLOCK_BYTES = 32 << 20  # of a weight that are unpacked at once
+UNPACKED_ROWS = 64  # of x; beyond, a packed weight is unpacked for torch's product, measured as the faster way
+BLOCK_BYTES = 8 << 20  # of a weight that are unpacked at once: larger ones leave the caches, small ones slow products
 WORKSPACE_BYTES = 33 << 20  # more than keep_freed_memory leaves to the heap; only what is used becomes memory
 MAXIMUM_ROWS = 32  # beyond, a product is bound by arithmetic, and torch's library is the better one
 
