@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from glm import pages
 from glm.errors import UserError
 from glm.mapped import GO_ON
 
@@ -84,6 +85,8 @@ def views(buffer: torch.Tensor, layout: Mapping[str, Placed]) -> dict[str, torch
 def aligned_bytes(size: int, pinned: bool = False) -> torch.Tensor:
     """(size,) uint8 in host memory, at a multiple of ALIGNMENT; pinned: for copies to a GPU."""
     memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8, pin_memory=pinned)
+    if not pinned:
+        pages.make_large(memory)
     begin = -memory.data_ptr() % ALIGNMENT
     return memory[begin:begin + size]
 

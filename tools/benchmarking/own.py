@@ -6,6 +6,7 @@ import torch
 
 from generation.decode import generate
 from generation.params import BeamParams, SamplingParams
+from glm import pages
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.model import GLM
@@ -26,6 +27,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: str) -> GLM:
     """A model of this shape whose activations stay finite."""
     model = GLM(config, dtype=dtype, device=device).requires_grad_(False).eval()
     for name, parameter in model.named_parameters():
+        pages.make_large(parameter)
         if parameter.dim() > 1:
             parameter.normal_(std=0.02)
         else:
@@ -41,7 +43,7 @@ def quantised_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme
     largest = 2 ** (scheme.bits - 1) - 1
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
-            module.weight.random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
+            pages.make_large(module.weight).random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
             module.weight_scale.fill_(0.035 / largest)  # a standard deviation of 0.02
             module.bias.zero_()
     return model
