@@ -17,7 +17,7 @@ TABLES = 90  # bytes of the tokenizer for every id of the vocabulary
 # On a GPU: context and loaded kernels of CUDA and its libraries; buffers of NCCL where ranks talk.
 CUDA_PROCESS, CUDA_CONTEXT, CUDA_PEERS = 1.2e9, 0.5e9, 0.3e9
 FRAGMENTS = 0.02  # of caches and activations: what torch's allocator cannot use
-PACKED_ROWS = {"cpu": 48, "cuda": 64}  # of x, beyond which a packed weight is expanded (kernels/cpu, kernels/cuda)
+PACKED_ROWS = {"cpu": 64, "cuda": 64}  # of x, beyond which a packed weight is expanded (kernels/cpu, kernels/cuda)
 PACKED_BLOCK = 8 << 20  # of a weight that are expanded at once on a CPU
 COPIED_LOGITS = 3  # float32 copies of a step's logits while a token is chosen
 HEAD_BYTES = 64 << 20  # of float32 logits that the evaluation's scorer computes at a time

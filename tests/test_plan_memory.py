@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from evaluation import scorer
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.loading import DTYPES
 from glm.model import GLM
+from kernels import cpu
+from kernels.cuda import linear
 from planning import memory
 from planning.check import Room, fits, message, shortage
 from planning.remedies import find
@@ -183,3 +186,10 @@ def test_ranks_that_do_not_divide_the_model_are_a_mistake():
 
     with pytest.raises(UserError, match="num_attention_heads 4 cannot be divided among 3"):
         check_divisible(TINY, 3)
+
+
+def test_the_constants_are_those_of_the_code_that_they_describe():
+    """Planning imports no torch, so it cannot take them from there."""
+    assert memory.PACKED_ROWS == {"cpu": cpu.UNPACKED_ROWS, "cuda": linear.SKINNY_ROWS}
+    assert memory.PACKED_BLOCK == cpu.BLOCK_BYTES
+    assert (memory.HEAD_BYTES, memory.FEW_PLACES) == (scorer.HEAD_BYTES, scorer.FEW_ROWS)
