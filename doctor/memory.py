@@ -7,15 +7,14 @@ import copy
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from doctor.finding import Finding, error
 from doctor.machine import GB
 from generation.arguments import default_precision
 from glm.errors import UserError
-from planning import machine, remedies
-from planning.check import fits, room_here, shortage
-from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
+from planning.check import short_of
+from planning.wanted import Use
 
 
 @dataclass(frozen=True)
@@ -35,19 +34,10 @@ def look(arguments: argparse.Namespace, degree: int, processes: int) -> Shortage
     arguments = copy.copy(arguments)
     arguments.model_parallel_size = degree
     try:
-        config = config_of(arguments)
-        kind, gpus = place_of(arguments)
-        if kind == "cuda":
-            gpus = machine.gpus()[:processes]
-        precision = precision_of(arguments, kind, gpus, default_precision("cpu"))
-        setup = setup_of(arguments, config, looked_at(arguments, config), kind, precision, Use())
-        room = replace(room_here(kind, gpus), ranks=processes)
-        lacking = shortage(setup, room)
-        if lacking is None:
-            return None
-        ways = remedies.find(setup, Use(), lambda tried: fits(tried, room), arguments.load,
-                             room.device is not None)
+        lacking, ways = short_of(arguments, Use(), default_precision("cpu"), processes)
     except UserError:
+        return None
+    if lacking is None:
         return None
     return Shortage(lacking.where, lacking.needed, lacking.free, processes, tuple(ways))
 

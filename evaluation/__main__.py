@@ -27,7 +27,7 @@ from generation.arguments import (
     require_fit,
     start_processes,
 )
-from glm.ending import FORESEEN, ended, terminating
+from glm.ending import FORESEEN, ended, terminating, unread
 from glm.errors import UserError
 from glm.files import Lock
 
@@ -160,7 +160,7 @@ class Voice:
             print(line, flush=True)
         except BrokenPipeError:
             self._is_heard = False
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
+            unread()
 
 
 def _number(count: int, what: str) -> str:

@@ -162,9 +162,9 @@ def offload_memory_limit(arguments: argparse.Namespace, device: str) -> float | 
     """GB that the weights may take on the device, as is said or, with --bminf, found out; None: all stay there."""
     if arguments.offload_memory_limit is not None or not arguments.bminf:
         return arguments.offload_memory_limit
-    from glm.memory import free_memory
+    from glm.memory import free_memory, local_ranks
 
-    return BMINF_SHARE * free_memory(device) / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / 1e9
+    return BMINF_SHARE * free_memory(device) / local_ranks() / 1e9
 
 
 def start_processes(arguments: argparse.Namespace, timeout_seconds: float = 1800) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -41,16 +42,25 @@ def data_room() -> int:
     return _process_room(resource.RLIMIT_DATA, "VmData")
 
 
+def local_ranks() -> int:
+    """Processes of a run that share this host's memory, as their launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def _machine_free() -> int:
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return UNLIMITED  # no Linux: nobody knows
+    free = system_bytes("meminfo", "MemAvailable")
+    return UNLIMITED if free is None else free  # no Linux: nobody knows
+
+
+def system_bytes(file: str, name: str) -> int | None:
+    """A figure that /proc tells in kB, such as MemAvailable of meminfo; None where it does not."""
+    return next((int(line.split()[1]) * 1024 for line in lines_of(Path("/proc", file))
+                 if line.startswith(f"{name}:")), None)
 
 
 def group_folders(controller: str) -> Iterator[tuple[Path, bool]]:
     """The control groups that this process is in, from its own up to the root, and whether each is of version 2."""
-    for line in _lines(OWN_GROUPS):
+    for line in lines_of(OWN_GROUPS):
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -80,12 +90,11 @@ def _process_room(limit: int, name: str) -> int:
     most = resource.getrlimit(limit)[0]
     if sys.platform != "linux" or most == resource.RLIM_INFINITY:
         return UNLIMITED
-    used = next((int(line.split()[1]) * 1024 for line in _lines(Path("/proc/self/status"))
-                 if line.startswith(f"{name}:")), 0)
-    return max(0, most - used)
+    return max(0, most - (system_bytes("self/status", name) or 0))
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """None at all where the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -93,9 +102,9 @@ def _lines(path: Path) -> list[str]:
 
 
 def _number(path: Path) -> int | None:
-    words = _lines(path)
+    words = lines_of(path)
     return int(words[0]) if words and words[0].isdigit() else None
 
 
 def _statistic(path: Path, name: str) -> int:
-    return next((int(line.split()[1]) for line in _lines(path) if line.startswith(f"{name} ")), 0)
+    return next((int(line.split()[1]) for line in lines_of(path) if line.startswith(f"{name} ")), 0)

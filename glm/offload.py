@@ -7,7 +7,6 @@ ones. Streamed and resident layers alternate as evenly as can be, so that readin
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from glm.checkpoint import Shard, convert_command
 from glm.errors import UserError
 from glm.fetch import Converted, Fetch, FromFile, ReadAndUploaded, Uploaded
 from glm.layer_file import CACHE_LINE, LayerFile, aligned_bytes, file_layout, packed_layout, views
-from glm.memory import free_host_memory
+from glm.memory import free_host_memory, local_ranks
 from glm.stream import Stream
 from glm.weights import SCALE, convert_shard
 from quantization.linear import Scheme
@@ -143,8 +142,7 @@ def _uploads(shard: Shard, units: Sequence[Shapes], streamed: Sequence[int], sch
              convert: Callable[[Shapes], Tensors], device: torch.device, degree: int) -> Fetch:
     """For a GPU: the layers converted once into pinned host memory where there is room, else from the file."""
     layouts = {number: packed_layout(units[number + 1]) for number in streamed}
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if sum(size for _, size in layouts.values()) <= HOST_SHARE * free_host_memory() / ranks:
+    if sum(size for _, size in layouts.values()) <= HOST_SHARE * free_host_memory() / local_ranks():
         host = {}
         for number, (layout, size) in layouts.items():
             host[number] = aligned_bytes(size, pinned=True)

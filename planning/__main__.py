@@ -22,6 +22,7 @@ from pathlib import Path
 
 from generation.arguments import DEFAULT_CHECKPOINT, CommandParser, add_model_arguments, default_precision
 from glm.errors import UserError
+from glm.memory import local_ranks
 from planning import devices, hardware, machine, measuring, memory, remedies, table
 from planning.shapes import Format, Setup, linears
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
@@ -112,7 +113,7 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
         device = devices.named(arguments.device)
         kind, precision = "cuda", arguments.precision or ("bf16" if "bf16" in device.rates else "fp16")
     else:
-        kind, gpus = place_of(arguments)
+        kind, gpus = place_of(arguments, local_ranks())
         precision = precision_of(arguments, kind, gpus, default_precision("cpu"))
     setup = wanted(arguments, setup_of(arguments, config, found, kind, precision, Use()))
     if found is None and not is_named:

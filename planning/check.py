@@ -60,16 +60,23 @@ def require_fit(arguments: argparse.Namespace, purpose: str, use: Use, cpu_preci
     if getattr(arguments, "no_plan", False) or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     find_shards(arguments.load)  # whose faults are said before those of the shape
+    lacking, ways = short_of(arguments, use, cpu_precision, room_of.local_ranks(), has_flags)
+    if lacking is not None:
+        raise UserError(message(purpose, lacking, ways))
+
+
+def short_of(arguments: argparse.Namespace, use: Use, cpu_precision: str, ranks: int,
+             has_flags: bool = True) -> tuple[Shortage | None, list[str]]:
+    """What this host is short of for so many ranks of a run (None: nothing), and the flags that would make it fit."""
     config = config_of(arguments)
     found = looked_at(arguments, config)
-    kind, gpus = place_of(arguments)
+    kind, gpus = place_of(arguments, ranks)
     setup = setup_of(arguments, config, found, kind, precision_of(arguments, kind, gpus, cpu_precision), use)
-    room = room_here(kind, gpus)
+    room = room_here(kind, gpus, ranks)
     lacking = shortage(setup, room)
-    if lacking is not None:
-        ways = remedies.find(setup, use, lambda tried: fits(tried, room), arguments.load,
-                             room.device is not None) if has_flags else []
-        raise UserError(message(purpose, lacking, ways))
+    if lacking is None or not has_flags:
+        return lacking, []
+    return lacking, remedies.find(setup, use, lambda tried: fits(tried, room), arguments.load, room.device is not None)
 
 
 def require_model(checkpoint: Path, model: str | None, device: str, precision: str, purpose: str) -> None:
@@ -78,8 +85,7 @@ def require_model(checkpoint: Path, model: str | None, device: str, precision: s
     require_fit(asked, purpose, Use(), precision, has_flags=False)
 
 
-def room_here(kind: str, gpus: list[machine.Gpu]) -> Room:
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def room_here(kind: str, gpus: list[machine.Gpu], ranks: int) -> Room:
     least = min(gpus, key=lambda gpu: gpu.free, default=None)
     if kind == "cuda" and least is None:  # a GPU that nobody tells anything of
         place = float("inf"), "the GPU"

@@ -30,8 +30,7 @@ class _Memory(ctypes.Structure):
 
 def host_room() -> int:
     """Bytes that programs may still fill with data of their own: free memory, page cache and swap."""
-    swap = next((int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("SwapFree:")), 0)
-    return memory.resident_room() + swap
+    return memory.resident_room() + (memory.system_bytes("meminfo", "SwapFree") or 0)
 
 
 def gpus() -> list[Gpu]:
@@ -55,7 +54,7 @@ def torch_has_cuda() -> bool:
     found = importlib.util.find_spec("torch")
     if found is None or not found.origin:
         return False
-    lines = _lines(Path(found.origin).with_name("version.py"))
+    lines = memory.lines_of(Path(found.origin).with_name("version.py"))
     value = next((line.partition("=")[2] for line in lines if line.startswith("cuda")), "None")
     return "None" not in value
 
@@ -85,10 +84,3 @@ def _described(library, handle) -> Gpu | None:
             or library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))):
         return None
     return Gpu(name.value.decode("utf-8", "replace"), room.total, room.free, (major.value, minor.value))
-
-
-def _lines(path: str | Path) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -101,8 +100,8 @@ def looked_at(arguments: argparse.Namespace, config: ModelConfig) -> Stored | No
     return None if arguments.load is None else stored.look(arguments.load, config)
 
 
-def place_of(arguments: argparse.Namespace) -> tuple[str, list[machine.Gpu]]:
-    """"cpu", or "cuda" and the GPUs that this host's ranks will use."""
+def place_of(arguments: argparse.Namespace, ranks: int) -> tuple[str, list[machine.Gpu]]:
+    """"cpu", or "cuda" and the GPUs that so many ranks of this host will use."""
     device = arguments.device or ""
     if device == "cpu":
         return "cpu", []
@@ -112,7 +111,6 @@ def place_of(arguments: argparse.Namespace) -> tuple[str, list[machine.Gpu]]:
     number = device.partition(":")[2]
     if number.isdigit():
         return "cuda", found[int(number):int(number) + 1]
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return "cuda", found[:ranks]
 
 

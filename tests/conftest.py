@@ -1,7 +1,10 @@
-"""Settings of the whole test run. Fixtures live in the test files that use them."""
+"""Settings of the whole test run. Fixtures live in the test files that use them; here are those of several files."""
 
 import pytest
 import torch
+
+from glm.tokenizer import Tokenizer
+from tests.golden_data import TOKENIZER
 
 
 def pytest_configure():
@@ -19,3 +22,17 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="needs --slow"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer(TOKENIZER / "ice_text.model")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Where tensors are tiny, two threads that wait for each other cost milliseconds a call."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

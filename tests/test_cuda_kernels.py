@@ -13,12 +13,7 @@ from tests.cuda_emulator import Emulator, shared_folder
 HALVES = (torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():  # tensors are tiny here: two threads that wait for each other cost milliseconds a call
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

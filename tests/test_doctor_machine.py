@@ -15,6 +15,7 @@ from doctor.__main__ import parse
 from doctor.machine import Folder, Machine
 from doctor.memory import Shortage
 from glm import memory
+from planning import check
 from tests.two_hosts import _unshare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,8 +106,8 @@ def test_a_model_that_does_not_fit():
 @pytest.mark.parametrize("free, processes, fits", [(300e9, 8, True), (200e9, 8, False), (200e9, 4, True)])
 def test_all_processes_of_a_host_share_its_memory(monkeypatch, tmp_path, free, processes, fits):
     """GLM-130B in bf16 takes 32 GB in each of 8 processes."""
-    real = shortages.room_here
-    monkeypatch.setattr(shortages, "room_here", lambda kind, gpus: dataclasses.replace(real(kind, gpus), host=free))
+    real = check.room_here
+    monkeypatch.setattr(check, "room_here", lambda *of: dataclasses.replace(real(*of), host=free))
     (tmp_path / "49300").mkdir()
     (tmp_path / "latest").write_text("49300")
     (tmp_path / "49300" / "mp_rank_00_model_states.pt").write_bytes(b"")

@@ -10,9 +10,7 @@ from evaluation.config import TaskType, load_task
 from evaluation.data import fault_of_row, read_rows, to_example
 from evaluation.tasks import TASKS, task_class
 from glm.errors import UserError
-from glm.tokenizer import Tokenizer
 from tests.fuzzing import changed_json, fuzz, hostile_json, json_values, mutated, only_user_errors, texts
-from tests.golden_data import TOKENIZER
 from tools.preparing import raw
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,11 +18,6 @@ GOOD = {
     "mul": "name: a\ntype: mul\npath: data\n", "gen": "name: a\ntype: gen\npath: data\nmax_gen_length: 5\n",
     "lm": "name: a\ntype: lm\npath: data\n",
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(TOKENIZER / "ice_text.model")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from evaluation.results import config_values, rounded, write_json
 from evaluation.strict_yaml import parse_mapping
 from evaluation.tasks import task_class
 from glm.config import FIELDS, PRESETS, ModelConfig, read_config_file
-from glm.tokenizer import Tokenizer
 from tests.fuzzing import (
     CANARY,
     changed_json,
@@ -30,7 +29,6 @@ from tests.fuzzing import (
     only_user_errors,
     texts,
 )
-from tests.golden_data import TOKENIZER
 
 RUN = f"import os; os.environ['{CANARY}'] = '1'"
 CODE = [
@@ -70,11 +68,6 @@ GOOD = {
     "lm": "name: a\ntype: lm\npath: data\nfile_pattern: '*.txt'\ngeneration_length: 100\n",
     "other": "name: a\ntype: other\npath: data\nmodule: evaluation.tasks.GenerationTask\noptions: {a: [1, {b: 2.5}]}\n",
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(TOKENIZER / "ice_text.model")
 
 
 @pytest.fixture(scope="module")

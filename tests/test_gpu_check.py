@@ -20,12 +20,7 @@ from tools.checking_gpu import correctness, model, products, report, section, se
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():  # tensors are tiny here: two threads that wait for each other cost milliseconds a call
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,9 @@ from generation import BeamParams, SamplingParams, fill_blanks
 from generation.batching import batches
 from generation.infill import MASK_PATTERN, split, styled
 from glm.errors import UserError
-from glm.tokenizer import Tokenizer
 from tests.fake_model import FakeModel
-from tests.golden_data import TOKENIZER
 
 GREEDY = SamplingParams(top_k=1)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(TOKENIZER / "ice_text.model")
 
 
 def scripted(tokenizer, *answers: str | list[int], **options) -> FakeModel:

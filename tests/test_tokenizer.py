@@ -16,11 +16,6 @@ def read_lines(name):
     return [json.loads(line) for line in (GOLDEN / name).read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(GOLDEN / "ice_text.model")
-
-
 def test_encode_and_decode_equal_golden(tokenizer):
     cases = read_lines("cases.jsonl")
     assert len(cases) > 300

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glm.errors import UserError
-
-GROUPS = Path("/sys/fs/cgroup")
+from glm.memory import GROUPS
 
 
 def run_capped(function: Callable, arguments: tuple, cap: int | None):
