@@ -142,7 +142,7 @@ def finish(output, results: dict, say) -> None:
     say("")
     say(closing_table(results, get_terminal_size().columns if is_terminal else None,
                       is_terminal and not os.environ.get("NO_COLOR")).rstrip("\n"))
-    say(f"Results: {output}; to look at: {write_report(output)}")
+    say(f"Results: {output}; to look at: {write_report(output, own_code=True)}")
 
 
 class Voice:

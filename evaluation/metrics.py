@@ -171,7 +171,13 @@ METRICS = {
 
 
 def by_kind(metrics: Mapping[str, Metric], field: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
-    """The metrics over all items, and again over those of each kind: "Accuracy (easy)" where item[field] is "easy"."""
+    """The metrics over all items, and again over those of each kind: "Accuracy (easy)" where item[field] is "easy".
+
+    Raises UserError for an item without a kind.
+    """
+    for item in items:
+        if not isinstance(item.get(field), str):
+            raise UserError(f"item {item.get('index')}: {field} must be text")
     kinds = sorted({item[field] for item in items})
     return {**metrics, **{f"{name} ({kind})": _of_kind(f"{name} ({kind})", metric, field, kind)
                           for kind in kinds for name, metric in metrics.items()}}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,6 @@ from glm.errors import UserError
 
 RESULTS = "results.json"
 REPOSITORY = Path(__file__).resolve().parent.parent
-OURS = ("tasks.", "evaluation.")
 SCHEMA = 1
 _FIGURE, _COUNTS = (float, None), {"expected": int, "scored": int, "truncated": int}
 _METRIC = {"max": _FIGURE, "median": _FIGURE, "average": _FIGURE, "interval": [_FIGURE], "interval_method": str,
@@ -37,9 +38,10 @@ _KIND = ("prediction", "log_probs", "targets", "loss", "tokens")
 class RecordedRun:
     """results: the mapping of results.json. Items are read file by file, when they are asked for."""
 
-    def __init__(self, folder: str | Path, own_code: bool = True):
-        """own_code: whether code of the run's own, outside this repository, may be imported to measure its items.
-        Raises UserError for a folder that holds no finished run."""
+    def __init__(self, folder: str | Path, own_code: bool = False):
+        """own_code: whether code that results.json names may be imported to measure the items, be it what it may; else
+        only the classes that this repository's own tasks are of. Raises UserError for a folder without a finished run.
+        """
         from evaluation.results import sample_folders
 
         self.folder, self._own_code = Path(folder), own_code
@@ -100,14 +102,30 @@ class RecordedRun:
         config.type, config.source = TaskType(config.type), Path(entry["file"])
         if not self._own_code:
             config.source = REPOSITORY / config.source.name  # beside which dotted names are looked for first
-            dotted = [config.module or "", *(metric for metric in config.metrics if "." in metric)]
-            if foreign := [path for path in dotted if path and not path.startswith(OURS)]:
+            foreign = [metric for metric in config.metrics if "." in metric]
+            if config.module is not None and config.module not in _our_classes():
+                foreign.insert(0, config.module)
+            if foreign:
                 raise UserError(f"{self.folder}: task {name} is measured by code of its own ({foreign[0]}, "
                                 f"{entry['file']}); --own-code imports it, if you trust where this run comes from")
         cls = task_class(config)
         task = cls.__new__(cls)
         task.config, task.tokenizer = config, None
         return task
+
+
+@cache
+def _our_classes() -> frozenset[str]:
+    """The classes that task files of this repository name with `module`, of those whose code lies in it, too."""
+    from evaluation.discovery import find_task_files
+    from evaluation.strict_yaml import read_mapping
+
+    named = set()
+    for file in find_task_files([REPOSITORY / "tasks"]):
+        with contextlib.suppress(UserError):  # a file that somebody is working on
+            named.add(str(read_mapping(file).get("module")))
+    return frozenset(name for name in named if "." in name
+                     and REPOSITORY.joinpath(*name.split(".")[:-1]).with_suffix(".py").is_file())
 
 
 def _results(folder: Path) -> dict:

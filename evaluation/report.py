@@ -18,10 +18,10 @@ REPORT, TIMINGS = "report.html", "timings.json"
 _SHORT = 3  # tasks of a page whose sample items are shown unasked
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write report.html into the output folder of a finished run. Raises UserError where there is none, or where its
-    samples cannot be read."""
-    run = RecordedRun(folder)
+def write_report(folder: str | Path, own_code: bool = False) -> Path:
+    """Write report.html into the output folder of a finished run. own_code: as of RecordedRun. Raises UserError where
+    there is no such run, or where its samples cannot be read."""
+    run = RecordedRun(folder, own_code)
     path = run.folder / REPORT
     page = report(run, _timings(run.folder))
     try:

@@ -230,3 +230,46 @@ def test_code_that_a_run_brings_along_is_imported_when_asked_for_only(tmp_path, 
     with pytest.raises(UserError, match="results.json has no figure"):  # they never had this metric
         compare(a, b, own_code=True)
     assert canary.exists()
+
+
+HOSTILE = [  # what a results.json may name so that something of its sender's choice is called with an item
+    {"metrics": ["evaluation.__main__.main"]},
+    {"metrics": ["evaluation.metrics.exact_match"]},
+    {"module": "evaluation.tasks.MultiChoiceTask"},
+    {"module": "tasks.lambada.task.UserError"},
+    {"module": "tasks.evil.T"},
+    {"module": "tasks.mmlu.task.MMLU", "metrics": ["measures.margin"]},
+]
+
+
+@pytest.mark.parametrize("config", HOSTILE)
+def test_nothing_is_called_that_only_looks_like_ours(tmp_path, config, monkeypatch):
+    """A prefix of a dotted name is no boundary: below it lies all that was ever imported there, main programs too."""
+    a, b = runs_of(tmp_path, "mul", {"d": choice_items([1])}, {"d": choice_items([0])})
+    for folder in (a, b):
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results["tasks"]["t"]["config"] |= config
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    called = []
+    monkeypatch.setattr("evaluation.metrics.import_dotted", lambda *names: called.append(names))
+    monkeypatch.setattr("evaluation.tasks.import_dotted", lambda *names: called.append(names))
+    with pytest.raises(UserError, match="is measured by code of its own"):
+        compare(a, b)
+    assert not called
+
+
+OURS = {"module": "tasks.ethnic.stereoset.StereoSet", "path": "data"}
+
+
+def test_the_classes_of_our_own_tasks_measure_without_a_flag(tmp_path):
+    a, b = runs_of(tmp_path, "mul", {"d": [choice_item(0, 1, bias_type="age")]},
+                   {"d": [choice_item(0, 1, bias_type="age")]}, metrics=["Accuracy"], **OURS)
+    assert compare(a, b, common=True).record["tasks"]["t"]["groups"]["all"]["Accuracy (age)"]["n"] == 1
+
+
+@pytest.mark.parametrize("kind", [["age"], {"age": 1}, None, 3])
+def test_a_kind_that_is_no_name_is_one_line(tmp_path, kind):
+    items = [choice_item(0, 1, bias_type="age"), choice_item(1, 1, bias_type=kind)]
+    a, b = runs_of(tmp_path, "mul", {"d": items}, {"d": items}, metrics=["Accuracy"], **OURS)
+    with pytest.raises(UserError, match="item 1: bias_type must be text"):
+        compare(a, b)

@@ -21,7 +21,17 @@ from generation.infill import Beam, Result
 from generation.prompts import read_prompts
 from generation.results import Results, safe_name
 from glm.errors import UserError
-from tests.fuzzing import changed_json, files_below, fuzz, hostile_json, mutated, names, only_user_errors, texts
+from tests.fuzzing import (
+    CANARY,
+    changed_json,
+    files_below,
+    fuzz,
+    hostile_json,
+    mutated,
+    names,
+    only_user_errors,
+    texts,
+)
 from tests.recorded_runs import MadeTask, choice_item, text_item, window_item, write_run
 
 TASKS = [
@@ -97,6 +107,25 @@ def test_damaged_results(runs, data):
         show(runs / "other", runs / "one")
     assert {file.name for file in files_below(runs) - before} <= {"report.html"}
     compare(runs / "one", runs / "other")
+
+
+DOTTED = ["evil.T", "data.evil.T", "evaluation.__main__.main", "os.system", "evaluation.compare.evil.T", "tasks.evil.T",
+          "tasks.mmlu.task.MMLU", "tasks.ethnic.stereoset.StereoSet", "tasks.language_modeling.pile.Pile", "Accuracy"]
+
+
+@fuzz(25, module=st.sampled_from([None, *DOTTED]), metrics=st.lists(st.sampled_from(DOTTED), max_size=2))
+def test_no_name_in_results_is_code(runs, module, metrics):
+    path, good = runs / "other" / "results.json", (runs / "one" / "results.json").read_text(encoding="utf-8")
+    results = json.loads(good)
+    for folder in (runs / "other", runs / "other" / "data"):
+        folder.mkdir(exist_ok=True)
+        (folder / "evil.py").write_text(f"import os\nos.environ[{CANARY!r}] = '1'\ndef T(item):\n    return 1.0\n")
+    for task in results["tasks"].values():
+        task["config"] |= {"module": module, "metrics": metrics, "path": str(runs / "other" / "data")}
+        task["file"] = str(runs / "other" / "task.yaml")
+    path.write_text(json.dumps(results), encoding="utf-8")
+    with only_user_errors("names of code in results.json"), restored(path, good):
+        show(runs / "other", runs / "one")
 
 
 @fuzz(40, data=st.data(), name=st.sampled_from(["choices/a/dev.jsonl", "writing/dev.jsonl", "text/test.txt"]))
