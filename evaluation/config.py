@@ -14,9 +14,9 @@ from typing import Any
 
 from evaluation.metrics import find_metric
 from evaluation.registry import import_dotted, nearest
-from evaluation.strict_yaml import check_plain, read_mapping, shown
 from generation.params import LARGEST_PENALTY, LONGEST_NGRAM
-from glm.errors import UserError
+from glm.errors import UserError, shown
+from glm.strict_yaml import check_plain, read_mapping
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
 LARGEST = 2**31 - 1
@@ -235,7 +235,9 @@ def _checked_pattern(value: Any, where: str) -> str:
 
 
 def _checked_metrics(value: Any, where: str) -> list[str]:
-    if not isinstance(value, list) or not value:
+    if value == []:
+        raise UserError(f"{where}: must name at least one, such as [Accuracy]; without the key it is the type's own")
+    if not isinstance(value, list):
         raise UserError(f"{where}: must be a list such as [Accuracy], is {shown(value)}")
     names = [_checked_text(name, where) for name in value]
     for name in names:

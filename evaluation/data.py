@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.config import TaskConfig, TaskType
-from evaluation.strict_yaml import shown
-from glm.errors import UserError
+from glm.errors import UserError, shown
 
 _BLANKS = " \t\n\r"
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm.errors import UserError
+from glm.errors import UserError, shown
 
 ROTARY_TABLES = ("half", "half_inv_freq", "exact")
 # Far beyond any model, and small enough that nothing which is computed from them is too large to be a size.
@@ -43,10 +43,10 @@ class ModelConfig:
             _check_type(field.name, getattr(self, field.name), field.type)
         for name, (least, most) in RANGES.items():
             if not least <= getattr(self, name) <= most:
-                raise UserError(f"{name} is {_short(getattr(self, name))}; it must be at least {least} and at most "
+                raise UserError(f"{name} is {shown(getattr(self, name))}; it must be at least {least} and at most "
                                 f"{most}")
         if not 0 < self.layernorm_epsilon < 1:
-            raise UserError(f"layernorm_epsilon is {_short(self.layernorm_epsilon)}; it must lie between 0 and 1, such "
+            raise UserError(f"layernorm_epsilon is {shown(self.layernorm_epsilon)}; it must lie between 0 and 1, such "
                             "as 1e-5")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -56,7 +56,7 @@ class ModelConfig:
             raise UserError(f"the head size {self.head_size} (hidden_size / num_attention_heads) must be a multiple of "
                             f"{parts} for rotary positions")
         if self.rotary_table not in ROTARY_TABLES:
-            raise UserError(f"rotary_table is {_short(self.rotary_table)}; allowed: {', '.join(ROTARY_TABLES)}")
+            raise UserError(f"rotary_table is {shown(self.rotary_table)}; allowed: {', '.join(ROTARY_TABLES)}")
 
     @property
     def head_size(self) -> int:
@@ -82,7 +82,7 @@ class ModelConfig:
     def from_values(cls, values: dict, source: str = "the model's shape") -> ModelConfig:
         unknown = [key for key in values if key not in FIELDS]
         if unknown:
-            raise UserError(f"{source}: unknown key {_short(unknown[0])}{_nearest(unknown[0], FIELDS)}; "
+            raise UserError(f"{source}: unknown key {shown(unknown[0])}{_nearest(unknown[0], FIELDS)}; "
                             f"allowed: {', '.join(FIELDS)}")
         missing = [key for key in REQUIRED_FIELDS if key not in values]
         if missing:
@@ -145,11 +145,4 @@ def _nearest(name: str, allowed) -> str:
 def _check_type(name: str, value: object, kind: str) -> None:
     expected = {"int": int, "float": (int, float), "bool": bool, "str": str}[kind]
     if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
-        raise UserError(f"{name} is {_short(value)}; it must be of type {kind}")
-
-
-def _short(value: object) -> str:
-    if isinstance(value, int) and abs(value) > 10**60:
-        return "a very large number"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+        raise UserError(f"{name} is {shown(value)}; it must be of type {kind}")

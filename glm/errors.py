@@ -1,6 +1,9 @@
 """What can go wrong in a way that a user can mend."""
 
+from __future__ import annotations
+
 import re
+from typing import Any
 
 LONGEST = 5000  # characters of one fault: what it quotes may be a whole file
 _BETWEEN = "\nerror: "
@@ -24,6 +27,22 @@ def _shortened(fault: str) -> str:
     """Without its middle where it is too long: what is wrong may stand before or behind what is quoted."""
     half = LONGEST // 2
     return fault if len(fault) <= LONGEST else f"{fault[:half]}...{fault[-half:]}"
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value for a message: short whatever it holds, and never on more than one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, (list, tuple, set)):
+        return "a list" if value else "an empty list"
+    if isinstance(value, int) and abs(value) > 10**limit:
+        return "a very large number"
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 class NonFinite(UserError):

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from glm.errors import UserError
+from glm.strict_yaml import read_mapping
 
 FILE = Path(__file__).with_name("devices.yaml")
 GIB = 2**30
@@ -53,10 +54,7 @@ def named(name: str) -> Device:
 @cache
 def known() -> dict[str, Device]:
     """By name, in the order of the file."""
-    import yaml
-
-    values = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return {name: _device(name, entry) for name, entry in values.items()}
+    return {name: _device(name, entry) for name, entry in read_mapping(FILE).items()}
 
 
 def _device(name: str, entry: dict) -> Device:

@@ -21,7 +21,7 @@ from tests.golden_data import TOKENIZER
 from tests.tiny_checkpoints import TINY, tiny_state
 
 OTHER = "name: a\ntype: other\npath: data\nmodule: evaluation.tasks.GenerationTask\noptions:\n  "
-MERGES = "a0: &a0 {x: 1, y: 2}\n  " + "".join(
+MERGES = "a0: &a0 {" + ", ".join(f"k{number}: 1" for number in range(200)) + "}\n  " + "".join(
     f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 9)}]}}\n  " for level in range(1, 12)
 )
 LISTS = "a0: &a0 [x]\n  " + "".join(
@@ -34,10 +34,10 @@ LISTS = "a0: &a0 [x]\n  " + "".join(
     [
         (OTHER + MERGES, "`<<` brings more than 10000 keys"),
         (OTHER + LISTS, "options: holds more than 10000 values"),
-        (OTHER + "a: &a [*a]", "options: holds more than 10000 values, or more than 50 within one another"),
-        (OTHER + "a: 2001-01-01", "options: datetime.date(2001, 1, 1) is no text, number"),
+        (OTHER + "a: &a [*a]", "*a names nothing that stands before it"),
+        (OTHER + "a: 2001-01-01", "task.yaml:6:6: '2001-01-01' means one thing in YAML 1.1 and another in 1.2"),
         (OTHER + "a: .inf", "options: inf is no number below 2^63"),
-        (OTHER + "1: b", "options: key 1: must be text"),
+        (OTHER + "1: b", "task.yaml:6:3: key 1: must be text"),
         ("a: " + "x" * 1_000_000, "is larger than 1000000 bytes"),
         (
             "name: a\ntype: gen\npath: a\nlength_penalty: 600",

@@ -154,16 +154,16 @@ def test_a_list_is_no_text_and_a_text_no_list():
     ("inputs:", "input:", "prompts: plain: unknown key 'input'; did you mean inputs\\?"),
     ("output: own/birds", "output: own/owls", "output 'own/owls' belongs into own_owls.yaml"),
     ("title: Birds", "title:", "title: missing; a text is needed"),
-    ('["yes", "no"]', "[yes, no]", r"prompts: plain: choices: expected a list of texts \(in quotes\)"),
+    ('["yes", "no"]', "[yes, no]", r"'yes' means one thing in YAML 1.1 and another in 1.2"),
     ("reader: english_glue.axg", "reader: english_glue", "reader: 'english_glue' is not module.function"),
     ("reader: english_glue.axg", "note: none", "without a reader the key where must say"),
     ("prompts:", "text: {a: test}\nprompts:", "either prompts or text is needed"),
-    ("title: Birds", "title: [Birds", "not readable as YAML"),
+    ("title: Birds", "title: [Birds", "not valid YAML"),
 ])
 def test_a_wrong_recipe_names_file_and_key(tmp_path, old, new, message):
     text = RECIPE.substitute(inputs="{premise}")
     assert old in text
-    with pytest.raises(UserError, match=f"own_birds.yaml: .*{message}"):
+    with pytest.raises(UserError, match=f"own_birds.yaml:.*{message}"):
         recipe_of(tmp_path, text.replace(old, new, 1))
 
 

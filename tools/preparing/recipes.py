@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from string import Formatter
 
-from glm.errors import UserError
+from glm.errors import UserError, shown
+from glm.strict_yaml import read_mapping
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -64,14 +65,7 @@ def load_recipes(folder: Path = FOLDER) -> dict[str, Recipe]:
 
 def load_recipe(path: Path) -> Recipe:
     """One data file. Raises UserError naming file and key."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, at least output, title, source and licence")
+    content = read_mapping(path)
     known = [entry.name for entry in fields(Recipe) if entry.name != "file"]
     _check_keys(content, known, str(path))
     for key in ("output", "title", "source", "licence"):
@@ -116,8 +110,7 @@ def _prompt(value: object, what: str) -> Prompt:
         if isinstance(given, list) and all(isinstance(entry, str) for entry in given):
             checked[key] = tuple(given)
         elif given is not None and not (isinstance(given, str) and key != "keep"):
-            # YAML reads a bare yes or no as true or false
-            raise UserError(f"{what}: {key}: expected a list of texts (in quotes), found {given!r}")
+            raise UserError(f"{what}: {key}: expected a list of texts (numbers in quotes), found {shown(given)}")
     prompt = Prompt(**checked)
     for template in prompt.templates():
         fields_of(template, what)
