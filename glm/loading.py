@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 import kernels
-from glm import parallel
+from glm import parallel, spec
 from glm.checkpoint import (
     Shard,
     find_shards,
@@ -28,7 +28,7 @@ from glm.tokenizer import Tokenizer, find_vocabulary
 from glm.weights import check_shard, count_parts, quantization_schemes
 from quantization import fitting_group_sizes
 from quantization.functional import check_scheme
-from quantization.linear import Scheme, is_quantized_weight, quantize_model
+from quantization.linear import Scheme, quantize_model
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -84,8 +84,7 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
     """The model of a checkpoint whose configuration is known; glm.parallel must have been started."""
     agree(lambda: _check_divisible(config, parallel.size()))
     model = GLM(config, dtype=dtype, device="meta")
-    expected = model.state_dict()
-
+    expected = spec.expected(config, parallel.size())
     limit = math.inf if offload_memory_limit is None else offload_memory_limit * 1e9
 
     def read() -> tuple[dict[str, Scheme], Offloaded, MappedFile | None]:
@@ -173,12 +172,11 @@ def _share_memory(shard: Shard, tensors: Mapping[str, torch.Tensor]) -> bool:
 
 
 def _check_divisible(config: ModelConfig, degree: int) -> None:
-    for name in ("num_attention_heads", "hidden_size", "inner_hidden_size", "vocab_size"):
-        if getattr(config, name) % degree:
-            raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
+    if name := spec.undivided(config, degree):
+        raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
 
 
-def _schemes(shard: Shard, expected: Mapping[str, torch.Tensor], bits: int | None, group_size: int | None,
+def _schemes(shard: Shard, expected: Mapping[str, spec.Part], bits: int | None, group_size: int | None,
              from_quantized: bool) -> dict[str, Scheme]:
     """How the model holds its linears' weights: as the file does, or as is asked for where the file is not quantised.
 
@@ -203,7 +201,7 @@ def _schemes(shard: Shard, expected: Mapping[str, torch.Tensor], bits: int | Non
     if from_quantized:
         raise UserError(f"{shard.path} is not quantised; leave --from-quantized-checkpoint away"
                         + (f": it is quantised to {bits} bits while loading" if bits else ""))
-    names = [name for name in expected if is_quantized_weight(name)] if bits else []
+    names = [name for name, part in expected.items() if part.packs] if bits else []
     columns = {name: expected[name].shape[1] for name in names}
     for name, count in columns.items():
         try:

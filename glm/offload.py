@@ -7,9 +7,8 @@ ones. Streamed and resident layers alternate as evenly as can be, so that readin
 from __future__ import annotations
 
 import math
-import re
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,13 +18,13 @@ from glm.errors import UserError
 from glm.fetch import Converted, Fetch, FromFile, ReadAndUploaded, Uploaded
 from glm.layer_file import CACHE_LINE, LayerFile, aligned_bytes, file_layout, packed_layout, views
 from glm.memory import free_host_memory, local_ranks
+from glm.spec import SCALE, Part, layer_of
 from glm.stream import Stream
-from glm.weights import SCALE, convert_shard
+from glm.weights import convert_shard
 from quantization.linear import Scheme
 
 SLOTS = 2  # one layer is used, one is on its way
 HOST_SHARE = 0.8  # of free host memory that pinned layers may take
-_LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Tensors = dict[str, torch.Tensor]
 
@@ -74,7 +73,7 @@ class Offloaded(NamedTuple):
         return Stream(model, self.streamed, self.fetch) if self.streamed else None
 
 
-def read_offloaded(shard: Shard, expected: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device,
+def read_offloaded(shard: Shard, expected: Mapping[str, Part], dtype: torch.dtype, device: torch.device,
                    schemes: Mapping[str, Scheme], limit: float, degree: int,
                    progress: Callable[[int], None] | None = None) -> Offloaded:
     """A checked shard as convert_shard reads it, but with weights of at most `limit` bytes on the device.
@@ -84,9 +83,8 @@ def read_offloaded(shard: Shard, expected: Mapping[str, torch.Tensor], dtype: to
     units = _units(shard, expected, dtype, schemes)
     rest, *layers = [packed_layout(shapes)[1] for shapes in units]
 
-    def convert(shapes: Shapes) -> Tensors:
-        names = {name: expected[name] for name in shapes if name in expected}
-        return convert_shard(shard, names, dtype, device, schemes, progress)
+    def convert(shapes: Iterable[str]) -> Tensors:
+        return convert_shard(shard, [name for name in shapes if name in expected], dtype, device, schemes, progress)
 
     if rest + sum(layers) <= limit:
         return Offloaded(convert(expected))
@@ -109,14 +107,14 @@ def read_offloaded(shard: Shard, expected: Mapping[str, torch.Tensor], dtype: to
     return Offloaded(dict(ChainMap(tensors, *kept)), choice.streamed, fetch)
 
 
-def _units(shard: Shard, expected: Mapping[str, torch.Tensor], dtype: torch.dtype,
+def _units(shard: Shard, expected: Mapping[str, Part], dtype: torch.dtype,
            schemes: Mapping[str, Scheme]) -> list[Shapes]:
     """What the model holds, by name: first all that belongs to no layer, then layer by layer."""
     units: dict[int, Shapes] = {-1: {}}
-    for name, meta in expected.items():
-        layer = _LAYER.match(name)
-        unit = units.setdefault(int(layer[1]) if layer else -1, {})
-        rows, *columns = shape = tuple(meta.shape)
+    for name, part in expected.items():
+        layer = layer_of(name)
+        unit = units.setdefault(-1 if layer is None else layer, {})
+        rows, *columns = shape = part.shape
         scale = shard.tensors.get(name + SCALE)
         if name not in schemes:
             unit[name] = shape, dtype
@@ -139,7 +137,7 @@ def _check_quantised(shard: Shard, schemes: Mapping[str, Scheme], degree: int) -
 
 
 def _uploads(shard: Shard, units: Sequence[Shapes], streamed: Sequence[int], schemes: Mapping[str, Scheme],
-             convert: Callable[[Shapes], Tensors], device: torch.device, degree: int) -> Fetch:
+             convert: Callable[[Iterable[str]], Tensors], device: torch.device, degree: int) -> Fetch:
     """For a GPU: the layers converted once into pinned host memory where there is room, else from the file."""
     layouts = {number: packed_layout(units[number + 1]) for number in streamed}
     if sum(size for _, size in layouts.values()) <= HOST_SHARE * free_host_memory() / local_ranks():

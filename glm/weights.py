@@ -1,6 +1,6 @@
 """From a shard's tensors to the tensors a model takes: strict comparison, quantisation, precision, device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -10,13 +10,10 @@ from glm.checkpoint import Shard
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.rotary import inverse_frequencies
+from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, extras
 from quantization.functional import quantize
-from quantization.linear import Scheme, is_quantized_weight
+from quantization.linear import Scheme
 
-WORD_EMBEDDINGS = "transformer.word_embeddings.weight"
-POSITION_EMBEDDINGS = "transformer.position_embeddings.weight"  # SAT makes them; rotary models never use them
-INVERSE_FREQUENCIES = "attention.rotary_emb.inv_freq"  # in every layer of GLM-130B's files
-SCALE = "_scale"  # NAME.weight_scale belongs to the quantised NAME.weight
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 CACHE_LINE = 64
 SHOWN = 3  # so many names in one message
@@ -30,30 +27,29 @@ def count_parts(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> int
     return config.vocab_size // table.shape[0]
 
 
-def quantized_bits(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> int | None:
+def quantized_bits(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Part]) -> int | None:
     """8 or 4 where the layers' linears are quantised, None where they are not."""
-    for name, meta in expected.items():
+    for name, part in expected.items():
         if name + SCALE in tensors and name in tensors and tensors[name].dim() == 2:
-            return 4 if tensors[name].shape[1] * 2 == meta.shape[1] else 8
+            return 4 if tensors[name].shape[1] * 2 == part.shape[1] else 8
     return None
 
 
-def quantization_schemes(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor],
-                         ) -> dict[str, Scheme]:
+def quantization_schemes(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Part]) -> dict[str, Scheme]:
     """Name -> scheme of every weight that the file holds quantised; empty where it holds none.
 
-    expected: the state dict of the unquantised model; the file has been compared with it (check_shard).
+    expected: of the unquantised model (glm.spec); the file has been compared with it (check_shard).
     """
     bits = quantized_bits(tensors, expected)
     if bits is None:
         return {}
-    groups = {name: tensors[name + SCALE].shape[1:] for name in expected if is_quantized_weight(name)}
+    groups = {name: tensors[name + SCALE].shape[1:] for name, part in expected.items() if part.packs}
     return {name: Scheme(bits, expected[name].shape[1] // shape[0] if shape else None)
             for name, shape in groups.items()}
 
 
-def check_shard(shard: Shard, expected: Mapping[str, torch.Tensor], config: ModelConfig) -> None:
-    """Compare names, shapes and dtypes with ``expected`` (the model's state dict, on any device); weights are not read.
+def check_shard(shard: Shard, expected: Mapping[str, Part], config: ModelConfig) -> None:
+    """Compare names, shapes and dtypes with what this rank's model holds (glm.spec); weights are not read.
 
     Raises UserError naming the file and the tensors that are missing, too many, of a wrong shape or dtype.
     """
@@ -78,11 +74,12 @@ def check_shard(shard: Shard, expected: Mapping[str, torch.Tensor], config: Mode
             _check_inverse_frequencies(tensors[name], name, config, path)
 
 
-def convert_shard(shard: Shard, expected: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device,
+def convert_shard(shard: Shard, expected: Iterable[str], dtype: torch.dtype, device: torch.device,
                   schemes: Mapping[str, Scheme], progress: Callable[[int], None] | None = None,
                   ) -> dict[str, torch.Tensor]:
     """A checked shard's tensors as the model takes them: ``dtype``, on ``device``, contiguous, in memory.
 
+    expected: names of what is wanted.
     schemes: the weights that the model holds quantised; those that the file does not are quantised here, from the
     file's own dtype, one after another. Packed weights and their scales stay as they are in the file.
     What is already right stays in the mapped file: its pages are brought in here, nothing is copied
@@ -122,24 +119,22 @@ def _let_go(shard: Shard, source: torch.Tensor) -> None:
 Rules = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
 
 
-def _rules(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], config: ModelConfig) -> Rules:
+def _rules(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Part], config: ModelConfig) -> Rules:
     """Name -> shape and allowed dtypes of everything that must be in the file, given what kind of file it is."""
-    rules: Rules = {name: (tuple(meta.shape), FLOATS) for name, meta in expected.items()}
+    rules: Rules = {name: (part.shape, FLOATS) for name, part in expected.items()}
     bits = quantized_bits(tensors, expected)
     if bits is not None:
-        for name in [name for name in expected if is_quantized_weight(name)]:
+        for name in [name for name, part in expected.items() if part.packs]:
             rows, columns = expected[name].shape
             rules[name] = ((rows, columns * bits // 8), (torch.int8,))
             rules[name + SCALE] = ((rows,), FLOATS)
-    if any(name.endswith(INVERSE_FREQUENCIES) for name in tensors):
-        for layer in range(config.num_layers):
-            rules[f"transformer.layers.{layer}.{INVERSE_FREQUENCIES}"] = ((config.head_size // 2,), FLOATS)
-    if POSITION_EMBEDDINGS in tensors:
-        rules[POSITION_EMBEDDINGS] = ((config.max_sequence_length, config.hidden_size), FLOATS)
+    for names in extras(config):  # all layers of a kind, or none
+        if any(name in tensors for name in names):
+            rules |= {name: (part.shape, FLOATS) for name, part in names.items()}
     return rules
 
 
-def _columns(expected: Mapping[str, torch.Tensor], name: str) -> int:
+def _columns(expected: Mapping[str, Part], name: str) -> int:
     weight = expected.get(name.removesuffix(SCALE))
     return 0 if weight is None else weight.shape[-1]
 

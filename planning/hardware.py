@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from glm.config import ModelConfig
+from glm.spec import undivided
 from planning import devices, memory, speed
-from planning.shapes import Format, Setup, undivided
+from planning.shapes import Format, Setup
 
 # GPUs of a machine. The first five are those that the original lists.
 MACHINES = (("a100-40g", 8), ("v100-32g", 8), ("rtx-3090", 8), ("rtx-3090", 4), ("rtx-2080ti", 8), ("a100-80g", 4),

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from glm.spec import undivided
 from planning.memory import least_offloaded, on_device
-from planning.shapes import Format, Setup, linears, undivided
+from planning.shapes import Format, Setup, linears
 from planning.wanted import Use
 
 LENGTH_STEP = 64  # tokens

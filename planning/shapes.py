@@ -6,10 +6,10 @@ tensor-parallel degree where a rank holds a part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from glm import spec
 from glm.config import ModelConfig
 
 ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes
@@ -115,39 +115,32 @@ class Setup:
         return self.source.precision == self.run.precision
 
 
-def undivided(config: ModelConfig, degree: int) -> str | None:
-    """The number of the shape that so many ranks do not divide; None: they divide all."""
-    names = ("num_attention_heads", "hidden_size", "inner_hidden_size", "vocab_size")
-    return next((name for name in names if getattr(config, name) % degree), None)
-
-
-def weights(setup: Setup) -> Iterator[Weight]:
+def weights(setup: Setup) -> list[Weight]:
     """One rank's tensors, in the order in which they are loaded."""
-    h, local, inner = setup.config.hidden_size, setup.heads_width, setup.inner
-    yield embedding(setup)
-    for _ in range(setup.config.num_layers):
-        yield from layer(h, local, inner)
-    yield from (Weight(1, h), Weight(1, h))
+    return [_weight(part) for part in spec.expected(setup.config, setup.degree).values()]
 
 
 def embedding(setup: Setup) -> Weight:
-    return Weight(setup.vocabulary, setup.config.hidden_size)
+    return _weight(spec.part(spec.describe(spec.WORD_EMBEDDINGS), setup.config, setup.degree))
 
 
 def linears(setup: Setup) -> list[Weight]:
-    """The four of a layer: (n, k) of qkv, attention output, MLP in (both halves), MLP out."""
-    return [weight for weight in layer(setup.config.hidden_size, setup.heads_width, setup.inner) if weight.packs]
-
-
-def layer(h: int, local: int, inner: int) -> list[Weight]:
-    norm = [Weight(1, h), Weight(1, h)]
-    return [*norm, Weight(3 * local, h, True), Weight(1, 3 * local), Weight(h, local, True), Weight(1, h),
-            *norm, Weight(2 * inner, h, True), Weight(1, 2 * inner), Weight(h, inner, True), Weight(1, h)]
+    """Those of a layer: (n, k) of qkv, attention output, MLP in (both halves), MLP out."""
+    return [Weight(*shape, packs=True) for shape in spec.linears(setup.config, setup.degree).values()]
 
 
 def layer_bytes(held: Format, setup: Setup) -> int:
     """Of one of a rank's layers in this format."""
-    return sum(map(held.bytes, layer(setup.config.hidden_size, setup.heads_width, setup.inner)))
+    return sum(map(held.bytes, _layer(setup)))
+
+
+def _layer(setup: Setup) -> list[Weight]:
+    return [_weight(part) for part in spec.layer_parts(setup.config, setup.degree).values()]
+
+
+def _weight(part: spec.Part) -> Weight:
+    rows, columns = part.shape if len(part.shape) == 2 else (1, *part.shape)
+    return Weight(rows, columns, part.packs)
 
 
 def layer_weights(setup: Setup) -> int:

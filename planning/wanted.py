@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from glm.checkpoint import read_config
 from glm.config import FIELDS, ModelConfig
 from glm.errors import UserError
+from glm.spec import undivided
 from planning import machine, stored
 from planning.memory import cache_bytes, least_offloaded
-from planning.shapes import Format, Setup, undivided
+from planning.shapes import Format, Setup
 from planning.stored import Stored
 
 ADDED_TOKENS = 8  # of a prompt without masks: blank, mask, sop, end

@@ -10,15 +10,6 @@ import torch
 import kernels
 from kernels.reference import PackedWeight
 
-# The linears of a layer that are quantised, and how tensor parallelism cuts their weight: "column" by output rows,
-# "row" by input columns. Everything else (embedding, norms, biases) keeps its precision.
-LINEARS = {
-    "attention.query_key_value": "column",
-    "attention.dense": "row",
-    "mlp.dense_h_to_4h": "column",
-    "mlp.dense_4h_to_h": "row",
-}
-
 
 class Scheme(NamedTuple):
     """How one weight is quantised."""
@@ -74,15 +65,10 @@ def quantization_of(model: torch.nn.Module) -> str | None:
     return f"INT{bits.pop()}" + (f", groups of {groups} columns{rows}" if groups else "")
 
 
-def is_quantized_weight(name: str) -> bool:
-    """Whether a tensor of this name in a model or file is a weight that quantisation packs."""
-    return name.endswith(tuple(f"{linear}.weight" for linear in LINEARS))
-
-
 def quantize_model(model: torch.nn.Module, schemes: Mapping[str, Scheme]) -> None:
     """Put empty QuantizedLinears in the place of a model's linears, on the same device.
 
-    schemes: for the name of each weight to be replaced ("transformer.layers.0.attention.dense.weight", ...) its scheme.
+    schemes: for the name of each weight to be replaced its scheme.
     """
     for name, scheme in schemes.items():
         path, _, attribute = name.removesuffix(".weight").rpartition(".")

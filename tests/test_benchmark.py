@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tools.benchmarking.result import Shape, decode_result, prefill_result
+from glm.config import ModelConfig
+from tools.benchmarking.own import shape_of
+from tools.benchmarking.result import decode_result, prefill_result
 from tools.benchmarking.timing import Timing, repeat
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = Shape(layers=2, hidden=8, heads=2, inner=12, vocabulary=20)
+TINY = shape_of(ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, inner_hidden_size=12, vocab_size=20,
+                            max_sequence_length=8))
 
 
 def benchmark(*arguments):

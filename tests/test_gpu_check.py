@@ -32,9 +32,10 @@ def toy(tmp_path_factory):
 
 def test_glm_130b_s_shapes_and_their_parts():
     found = products.shapes(setting.Setting(None, None, setting.ModelConfig.from_name("glm-130b"), False, 0), [1, 2, 8])
-    assert found[36864, 12288] == "qkv" and found[12288, 12288] == "dense"
-    assert found[65536, 12288] == "in" and found[12288, 32768] == "out"
-    assert found[4608, 12288] == "qkv/8" and found[12288, 4096] == "out/8" and found[12288, 6144] == "dense/2"
+    assert found[36864, 12288] == "query_key_value" and found[12288, 12288] == "dense"
+    assert found[65536, 12288] == "dense_h_to_4h" and found[12288, 32768] == "dense_4h_to_h"
+    assert found[4608, 12288] == "query_key_value/8" and found[12288, 4096] == "dense_4h_to_h/8"
+    assert found[12288, 6144] == "dense/2"
 
 
 def test_cases_cover_every_kernel():

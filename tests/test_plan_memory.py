@@ -10,6 +10,7 @@ from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.loading import DTYPES
 from glm.model import GLM
+from glm.spec import LINEARS
 from kernels import cpu
 from kernels.cuda import linear
 from planning import memory
@@ -17,7 +18,7 @@ from planning.check import Room, fits, message, shortage
 from planning.remedies import find
 from planning.shapes import Format, Setup, weights
 from planning.wanted import Use
-from quantization.linear import LINEARS, Scheme, quantize_model
+from quantization.linear import Scheme, quantize_model
 
 TINY = ModelConfig(num_layers=3, hidden_size=64, num_attention_heads=4, inner_hidden_size=96, vocab_size=200,
                    max_sequence_length=128)

@@ -15,10 +15,10 @@ from rich.console import Console
 import glm
 from evaluation.scorer import Scorer
 from glm.checkpoint import CONFIG_NAME
+from glm.spec import LINEARS
 from kernels.packing import dequantize
 from quantization.__main__ import main, parse
 from quantization.functional import quantize
-from quantization.linear import LINEARS
 from tests.golden_data import SHAPE, TOKENIZER, quantized_parts, split_state, whole_state, write_checkpoint
 from tests.tiny_tasks import write_tasks
 from tools.quantizing import text

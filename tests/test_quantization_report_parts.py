@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import glm
+from glm.spec import place_of
 from quantization.__main__ import parse
 from quantization.linear import Scheme
 from tests.golden_data import SHAPE, TOKENIZER, TP1, whole_state
 from tools.quantizing import text
-from tools.quantizing.schemes import place_of, quantized_weights, schemes_of
+from tools.quantizing.schemes import quantized_weights, schemes_of
 from tools.quantizing.swapping import quantized
 
 ROOT = Path(__file__).resolve().parent.parent

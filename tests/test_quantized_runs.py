@@ -12,9 +12,9 @@ import torch
 from evaluation.__main__ import main as evaluate
 from generation.__main__ import main as generate
 from glm.checkpoint import find_shards, read_shard
+from glm.spec import is_packed
 from kernels.packing import dequantize
 from quantization.functional import quantize
-from quantization.linear import is_quantized_weight
 from tests.golden_data import GOLDEN, quantized_parts, whole_state, write_checkpoint
 from tests.parallel_helper import run_ranks
 from tests.tiny_tasks import MODEL, results, samples, write_tasks
@@ -45,7 +45,7 @@ def run(folder: Path, name: str, *flags: str) -> tuple[list[dict], dict]:
 def with_weights(state, change):
     """A state dict whose linears' weights `change` has replaced: weight -> {suffix of its name: tensor}."""
     changed = dict(state)
-    for name in filter(is_quantized_weight, state):
+    for name in filter(is_packed, state):
         del changed[name]
         changed |= {name + suffix: tensor for suffix, tensor in change(name, state[name]).items()}
     return changed

@@ -6,11 +6,11 @@ import torch
 
 from generation.decode import generate
 from generation.params import BeamParams, SamplingParams
-from glm import pages
+from glm import pages, spec
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.model import GLM
-from quantization.linear import LINEARS, QuantizedLinear, Scheme, quantize_model
+from quantization.linear import QuantizedLinear, Scheme, quantize_model
 from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
 from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
 from tools.benchmarking.timing import repeat
@@ -20,7 +20,7 @@ ENGINE = "glm"
 
 def shape_of(config: ModelConfig) -> Shape:
     return Shape(config.num_layers, config.hidden_size, config.num_attention_heads, config.inner_hidden_size,
-                 config.vocab_size)
+                 config.vocab_size, tuple(spec.linears(config).values()))
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device: str) -> GLM:
@@ -38,8 +38,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: str) -> GLM:
 def quantised_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: Scheme) -> GLM:
     """A model of this shape with random packed weights in its layers."""
     model = random_model(config, dtype, device)
-    linears = [f"transformer.layers.{i}.{name}.weight" for i in range(config.num_layers) for name in LINEARS]
-    quantize_model(model, dict.fromkeys(linears, scheme))
+    quantize_model(model, dict.fromkeys(filter(spec.is_packed, spec.expected(config)), scheme))
     largest = 2 ** (scheme.bits - 1) - 1
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
@@ -54,7 +53,7 @@ def bytes_per_weight(model: GLM) -> float:
     vocabulary's."""
     read = model.transformer.word_embeddings.weight.nbytes
     for layer in model.transformer.layers:
-        for name in LINEARS:
+        for name in spec.LINEARS:
             linear = layer.get_submodule(name)
             read += linear.weight.nbytes
             read += linear.weight_scale.nbytes if isinstance(linear, QuantizedLinear) else 0

@@ -14,12 +14,7 @@ class Shape:
     heads: int
     inner: int
     vocabulary: int
-
-    @property
-    def linears(self) -> list[tuple[int, int]]:
-        """(n, k) of one layer's products: qkv, attention output, MLP in (both halves), MLP out."""
-        h, i = self.hidden, self.inner
-        return [(3 * h, h), (h, h), (2 * i, h), (h, i)]
+    linears: tuple[tuple[int, int], ...]  # (n, k) of one layer's products: qkv, attention output, MLP in, MLP out
 
     @property
     def layer_parameters(self) -> int:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import torch
 
 from glm import rotary
+from glm.spec import linears
 from kernels import reference
 from kernels.reference import LayerWeights, PackedWeight
-from tools.checking_gpu.setting import Setting, bytes_of, linears, random_packed, scheme_name
+from tools.checking_gpu.setting import Setting, bytes_of, random_packed, scheme_name
 from tools.checking_gpu.timing import Bandwidth, recorded, seconds
 
 DTYPE = torch.float16

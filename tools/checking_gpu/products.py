@@ -6,8 +6,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from glm.spec import linears
 from kernels.cuda import linear
-from tools.checking_gpu.setting import Setting, bytes_of, linears, random_packed, scheme_name
+from tools.checking_gpu.setting import Setting, bytes_of, random_packed, scheme_name
 from tools.checking_gpu.timing import Bandwidth, seconds_each
 
 DTYPE = torch.float16
@@ -18,10 +19,11 @@ DECODE_TARGET, PREFILL_TARGET = 85, 80  # percent
 
 
 def shapes(setting: Setting, parts: list[int]) -> dict[tuple[int, int], str]:
-    """(n, k) and what it is: "in" of a whole model, "in/8" of an eighth."""
+    """(n, k) and whose it is: "dense" of a whole model, "dense/8" of an eighth."""
     found = {}
     for part in parts:
-        for name, shape in linears(setting.config, part).items():
+        for path, shape in linears(setting.config, part).items():
+            name = path.rpartition(".")[2]
             found.setdefault(shape, name if part == 1 else f"{name}/{part}")
     return found
 

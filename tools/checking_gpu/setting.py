@@ -46,12 +46,6 @@ def make(device: str, is_toy: bool, seconds: float) -> Setting:
     return Setting(chosen, ops, config, is_toy, time.monotonic() + seconds)
 
 
-def linears(config: ModelConfig, parts: int = 1) -> dict[str, tuple[int, int]]:
-    """(n, k) of a layer's four linears on one of `parts` tensor-parallel ranks."""
-    h, i = config.hidden_size, config.inner_hidden_size
-    return {"qkv": (3 * h // parts, h), "dense": (h, h // parts), "in": (2 * i // parts, h), "out": (h, i // parts)}
-
-
 def random_packed(setting: Setting, n: int, k: int, bits: int, group_size: int | None) -> PackedWeight:
     """Made on the device, all values of the format alike often; a product with it keeps the size of x."""
     weight = torch.randint(-128, 128, (n, k * bits // 8), dtype=torch.int8, device=setting.device)

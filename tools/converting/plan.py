@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from glm.errors import UserError
+from glm.spec import SCALE, Cut, axis_of, columns_of, cut_of, describe, is_packed, pieces, undivided
 from quantization import fitting_group_sizes
 from quantization.linear import Scheme
 from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
-from tools.converting.partition import SCALE, Cut, Rule, cuts, is_linear_weight, rule_of
 from tools.converting.source import Source, allowed_degrees
 from tools.converting.torchfile import Block, Entry
 
@@ -43,10 +43,9 @@ def _check_wish(source: Source, wish: Wish) -> None:
     sizes, degree, bits = source.sizes, wish.degree, source.bits
     if degree < 1:
         raise UserError(f"--target-tp {degree}: must be at least 1")
-    for name in ("num_attention_heads", "inner_hidden_size", "vocab_size"):
-        if getattr(sizes, name) % degree:
-            raise UserError(f"--target-tp {degree}: {name} {getattr(sizes, name)} cannot be divided among {degree} "
-                            f"ranks; allowed: {', '.join(map(str, allowed_degrees(sizes)))}")
+    if name := undivided(sizes, degree):
+        raise UserError(f"--target-tp {degree}: {name} {getattr(sizes, name)} cannot be divided among {degree} "
+                        f"ranks; allowed: {', '.join(map(str, allowed_degrees(sizes)))}")
     if wish.requantize and bits is None:
         raise UserError(f"--requantize: {source.folder} is not quantised; leave it away, --quantization-bit-width 8 or "
                         "4 alone quantises")
@@ -61,7 +60,7 @@ def _check_wish(source: Source, wish: Wish) -> None:
         if wish.group_size is not None:
             raise UserError(f"{source.folder} is quantised already, so --quantization-group-size {wish.group_size} has "
                             "nothing to quantise; convert from the unquantised checkpoint, or say --requantize")
-    columns = {name: _columns(source, name, degree) for name in source.shards[0].tensors if is_linear_weight(name)}
+    columns = {name: columns_of(name, source.sizes, degree) for name in source.shards[0].tensors if is_packed(name)}
     for name, count in columns.items():
         if (wish.bits or bits) == 4 and count % 2:
             raise UserError(f"--target-tp {degree}: {name} would have {count} columns on a rank, which would cut "
@@ -79,7 +78,7 @@ def rank_content(plan: Plan, rank: int) -> dict[str, object]:
     for name in source.shards[0].tensors:
         if name.endswith(SCALE) and name.removesuffix(SCALE) in source.schemes:
             continue  # comes with its weight
-        if is_linear_weight(name):
+        if is_packed(name):
             module |= _weight(plan, rank, name)
         else:
             module[name] = _plain(plan, rank, name)
@@ -106,7 +105,7 @@ def _weight(plan: Plan, rank: int, name: str) -> Iterable[tuple[str, Entry]]:
     if plan.carried.get(name) == target:
         return (name, _plain(plan, rank, name)), (name + SCALE, _scale(plan, rank, name))
     bands = _bands(source, degree, rank, name)
-    rows, columns = _rows(bands), _columns(source, name, degree)
+    rows, columns = _rows(bands), columns_of(name, source.sizes, degree)
     kept: list[Tensor] = []
     scale_of = (lambda: _whole(_scale(plan, rank, name))) if current is not None else None
     weight = Entry(torch.int8, (rows, columns * target.bits // 8),
@@ -131,11 +130,11 @@ def _scale(plan: Plan, rank: int, name: str) -> Entry:
     Where the weight is cut by columns, neighbouring columns of the result may have scales from several inputs: then
     these stand side by side, one for each group of columns, small enough that every cut lies between two groups.
     """
-    if rule_of(name) is not Rule.COLUMNS:
+    if cut_of(name) is not Cut.COLUMNS:
         return _plain(plan, rank, name + SCALE)
     source, target = plan.source, plan.carried[name]
-    first, columns = source.tensor(0, name + SCALE), _columns(source, name, plan.wish.degree)
-    own = _columns(source, name, source.degree)
+    first, columns = source.tensor(0, name + SCALE), columns_of(name, source.sizes, plan.wish.degree)
+    own = columns_of(name, source.sizes, source.degree)
     step, old_step = target.group_size or columns, source.schemes[name].group_size or own
     begins = range(rank * columns, (rank + 1) * columns, step)
     places = [(begin // own, begin % own // old_step) for begin in begins]
@@ -154,14 +153,14 @@ def _carried_scheme(source: Source, degree: int, name: str) -> Scheme:
 
     Neighbours with equal scales are one group: a weight that was cut and is joined again has the scale that it had.
     """
-    scheme, columns = source.schemes[name], _columns(source, name, degree)
-    if rule_of(name) is not Rule.COLUMNS or degree == source.degree:
+    scheme, columns = source.schemes[name], columns_of(name, source.sizes, degree)
+    if cut_of(name) is not Cut.COLUMNS or degree == source.degree:
         return scheme
-    old_size = scheme.group_size or _columns(source, name, source.degree)
+    old_size = scheme.group_size or columns_of(name, source.sizes, source.degree)
     size = math.gcd(old_size, columns)
     scales = [source.tensor(rank, name + SCALE) for rank in range(source.degree)]
     scales = [scale.reshape(scale.shape[0], -1) for scale in scales]
-    places = torch.arange(0, source.sizes.axis(name), size) // old_size  # of the old group in which each new one lies
+    places = torch.arange(0, axis_of(name, source.sizes), size) // old_size  # the old group of each new one
     larger = [candidate for candidate in range(2 * size, columns + 1, size) if columns % candidate == 0]
     for rows in (1, scales[0].shape[0]):  # the first row rules out most
         if larger:
@@ -178,30 +177,22 @@ def _are_equal(scales: Tensor, count: int) -> bool:
 
 
 def _bands(source: Source, degree: int, rank: int, name: str) -> list[Band]:
-    rule, tensors = rule_of(name), [shard.tensors[name] for shard in source.shards]
-    if rule is Rule.WHOLE:
+    cut, tensors = cut_of(name), [shard.tensors[name] for shard in source.shards]
+    if cut is Cut.WHOLE:
         rows = tensors[0].shape[0] if tensors[0].dim() else 1
         return [[Slice(tensors[0], (0, rows))]]
-    pieces = list(cuts(source.sizes.axis(name), source.degree, degree, rank))
-    if rule is Rule.COLUMNS:
+    length = axis_of(name, source.sizes)
+    parts = list(pieces(length, source.degree, degree, rank))
+    if cut is Cut.COLUMNS:
         packed = 2 if name in source.schemes and source.schemes[name].bits == 4 else 1
         rows = (0, tensors[0].shape[0])
-        return [[Slice(tensors[cut.rank], rows, (cut.start // packed, cut.stop // packed)) for cut in pieces]]
-    if rule is Rule.HALVES:
-        half = source.sizes.axis(name) // source.degree
-        pieces += [Cut(cut.rank, cut.start + half, cut.stop + half) for cut in pieces]
-    return [[Slice(tensors[cut.rank], (cut.start, cut.stop))] for cut in pieces]
+        return [[Slice(tensors[part], rows, (start // packed, stop // packed)) for part, start, stop in parts]]
+    begins = [block * length // source.degree for block in range(describe(name).blocks)]
+    return [[Slice(tensors[part], (begin + start, begin + stop))] for begin in begins for part, start, stop in parts]
 
 
 def _rows(bands: list[Band]) -> int:
     return sum(band[0].rows[1] - band[0].rows[0] for band in bands)
-
-
-def _columns(source: Source, name: str, degree: int) -> int:
-    """Of a linear's weight on one of ``degree`` ranks, before packing."""
-    if rule_of(name) is Rule.COLUMNS:
-        return source.sizes.axis(name) // degree
-    return source.sizes.hidden_size
 
 
 def _whole(entry: Entry) -> Tensor:

@@ -13,19 +13,23 @@ import torch
 
 from glm.checkpoint import Shard, find_shards, missing_shard, read_shard, shard_name
 from glm.errors import UserError
-from quantization.linear import Scheme
-from tools.converting.partition import (
+from glm.spec import (
+    DIVIDED,
+    INVERSE_FREQUENCIES,
+    MLP_IN,
     SCALE,
     WORD_EMBEDDINGS,
-    Rule,
-    is_known,
-    is_linear_weight,
+    Cut,
+    axis_of,
+    columns_of,
+    cut_of,
+    describe,
+    in_layer,
+    is_packed,
     layer_of,
-    linear_of,
-    rule_of,
 )
+from quantization.linear import Scheme
 
-INVERSE_FREQUENCIES = "attention.rotary_emb.inv_freq"
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size")
 
 
@@ -37,14 +41,6 @@ class Sizes(NamedTuple):
     num_attention_heads: int
     inner_hidden_size: int
     vocab_size: int
-
-    def axis(self, name: str) -> int:
-        """The length of the axis along which a tensor of this name is split (one half of GeGLU's)."""
-        linear = linear_of(name)
-        if linear is None:
-            return self.vocab_size
-        return {"attention.query_key_value": 3 * self.hidden_size, "attention.dense": self.hidden_size,
-                "mlp.dense_h_to_4h": self.inner_hidden_size, "mlp.dense_4h_to_h": self.inner_hidden_size}[linear]
 
 
 class Source(NamedTuple):
@@ -83,9 +79,9 @@ def open_source(folder: str | os.PathLike, given: Mapping[str, int], heads_neede
     _check_shapes(shards)
     sizes = _sizes(shards, given, None if heads_needed else len(shards))
     schemes = {name: _scheme(shards, name, sizes) for name in shards[0].tensors
-               if is_linear_weight(name) and name + SCALE in shards[0].tensors}
+               if is_packed(name) and name + SCALE in shards[0].tensors}
     _check_split(shards, sizes, schemes)
-    extras = [name for name in shards[0].tensors if not is_known(name)]
+    extras = [name for name in shards[0].tensors if describe(name) is None]
     return Source(folder, shards[0].path.parent.name, shards, sizes, schemes, extras, _differing(shards))
 
 
@@ -115,7 +111,7 @@ def _check_shapes(shards: Sequence[Shard]) -> None:
                                 f"{_described(tensor)}: the shards are not of one checkpoint; copy the file again")
             if found.layout != torch.strided:
                 raise UserError(f"{shard.path}: {name} has the layout {found.layout}; only dense tensors are served")
-        needed = {Rule.COLUMNS: (2,), Rule.ROWS: (1, 2), Rule.HALVES: (1, 2)}.get(rule_of(name))
+        needed = {Cut.COLUMNS: (2,), Cut.ROWS: (1, 2)}.get(cut_of(name))
         if name.endswith(SCALE) and needed:
             needed = (1, 2)
         if needed and (tensor.is_complex() or tensor.dtype == torch.bool):
@@ -136,10 +132,10 @@ def _sizes(shards: Sequence[Shard], given: Mapping[str, int], default_heads: int
     if not layers or layers != set(range(len(layers))):
         gap = next((layer for layer in range(len(layers) + 1) if layer not in layers), 0)
         raise UserError(f"{path} lacks the tensors of layer {gap}")
-    needed = "transformer.layers.0.mlp.dense_h_to_4h.weight"
+    needed = in_layer(0, MLP_IN)
     if needed not in tensors:
         raise UserError(f"{path} is no GLM: it lacks {needed}")
-    found["inner_hidden_size"] = tensors[needed].shape[0] // 2 * degree
+    found["inner_hidden_size"] = tensors[needed].shape[0] // describe(needed).blocks * degree
     for name in ("num_layers", "hidden_size"):
         _compare(name, found[name], given, path)
     for name in ("vocab_size", "inner_hidden_size"):
@@ -152,7 +148,7 @@ def _sizes(shards: Sequence[Shard], given: Mapping[str, int], default_heads: int
                 raise UserError(f"{path.parent} holds {degree} shards, but {parts} of their size are the model's "
                                 f"{name} {given[name]}: move those away that are not of it")
             _compare(name, found[name], given, path)
-    frequencies = tensors.get(f"transformer.layers.0.{INVERSE_FREQUENCIES}")
+    frequencies = tensors.get(in_layer(0, INVERSE_FREQUENCIES))
     if frequencies is not None and frequencies.numel() and found["hidden_size"] % (2 * frequencies.numel()) == 0:
         found["num_attention_heads"] = found["hidden_size"] // (2 * frequencies.numel())  # one for two of a head
         _compare("num_attention_heads", found["num_attention_heads"], given, path)
@@ -174,7 +170,7 @@ def _compare(name: str, found: int, given: Mapping[str, int], path: Path) -> Non
 
 def _scheme(shards: Sequence[Shard], name: str, sizes: Sizes) -> Scheme:
     weight, scale, path = shards[0].tensors[name], shards[0].tensors[name + SCALE], shards[0].path
-    columns = sizes.axis(name) // len(shards) if rule_of(name) is Rule.COLUMNS else sizes.hidden_size
+    columns = columns_of(name, sizes, len(shards))
     bits = 8 * weight.shape[1] / columns
     if weight.dtype != torch.int8 or bits not in (4, 8):
         raise UserError(f"{path}: {name} has a scale but is {_described(weight)}; a quantised weight of {columns} "
@@ -192,14 +188,14 @@ def _check_split(shards: Sequence[Shard], sizes: Sizes, schemes: Mapping[str, Sc
     if len({scheme.bits for scheme in schemes.values()}) > 1:
         raise UserError(f"{path} holds weights of 4 and of 8 bits; only one of them in a checkpoint is served")
     tensors = shards[0].tensors
-    for name in sorted(tensors, key=lambda name: rule_of(name) is not Rule.COLUMNS):  # these tell the number of shards
-        tensor, rule = tensors[name], rule_of(name)
-        if rule is Rule.WHOLE or name.endswith(SCALE):
+    for name in sorted(tensors, key=lambda name: cut_of(name) is not Cut.COLUMNS):  # these tell the number of shards
+        tensor, cut = tensors[name], cut_of(name)
+        if cut is Cut.WHOLE or name.endswith(SCALE):
             continue
-        axis = 1 if rule is Rule.COLUMNS else 0
+        axis = 1 if cut is Cut.COLUMNS else 0
         size = tensor.shape[axis] * degree * (2 if axis == 1 and name in schemes and schemes[name].bits == 4 else 1)
-        whole = sizes.axis(name) * (2 if rule is Rule.HALVES else 1)
-        if size < whole and whole % size == 0 and rule is Rule.COLUMNS:
+        whole = axis_of(name, sizes) * describe(name).blocks
+        if size < whole and whole % size == 0 and cut is Cut.COLUMNS:
             raise UserError(missing_shard(path.with_name(shard_name(degree)))
                             + f" ({whole * degree // size} belong together)")
         if size != whole:
@@ -213,13 +209,13 @@ def _check_split(shards: Sequence[Shard], sizes: Sizes, schemes: Mapping[str, Sc
 
 
 def _differing(shards: Sequence[Shard]) -> list[str]:
-    return [name for name, tensor in shards[0].tensors.items() if rule_of(name) is Rule.WHOLE
+    return [name for name, tensor in shards[0].tensors.items() if cut_of(name) is Cut.WHOLE
             and not all(same_bytes(tensor, shard.tensors[name]) for shard in shards[1:])]
 
 
 def allowed_degrees(sizes: Sizes) -> list[int]:
     """Every tensor-parallel degree that divides heads, inner size and vocabulary."""
-    common = math.gcd(sizes.num_attention_heads, sizes.inner_hidden_size, sizes.vocab_size)
+    common = math.gcd(*(getattr(sizes, name) for name in DIVIDED))
     return [degree for degree in range(1, common + 1) if common % degree == 0]
 
 

@@ -10,12 +10,12 @@ import torch
 from glm.checkpoint import CONFIG_NAME, LATEST, find_shards, read_shard
 from glm.config import ModelConfig, read_config_file
 from glm.errors import UserError
+from glm.spec import WORD_EMBEDDINGS
 from glm.tokenizer import VOCABULARY_NAME
 from tools.converting.blocks import one_torch_thread
 from tools.converting.hashing import BUFFER_BYTES, HASHES, checksums, crc32_of, hash_file, in_threads
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest
-from tools.converting.partition import WORD_EMBEDDINGS
 from tools.converting.progress import ByteProgress
 from tools.converting.records import DAMAGED, records, tensor_regions
 from tools.converting.source import SIZES, open_source, same_bytes

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from glm.spec import place_of
 from kernels.packing import dequantize
 from quantization.functional import quantize
 from quantization.linear import Scheme
-from tools.quantizing.schemes import place_of
 from tools.quantizing.swapping import watched
 
 

@@ -15,12 +15,12 @@ from evaluation.diagnose import check_weights
 from evaluation.scorer import Scorer
 from glm.checkpoint import find_shards, read_shard
 from glm.errors import UserError
+from glm.spec import LINEARS, SCALE, place_of
 from glm.versions import versions
-from glm.weights import SCALE
-from quantization.linear import LINEARS, Scheme
+from quantization.linear import Scheme
 from tools.quantizing import choices, text
 from tools.quantizing.errors import linear_errors
-from tools.quantizing.schemes import PLAIN, name_of, packed_bytes, place_of, quantized_weights, schemes_of
+from tools.quantizing.schemes import PLAIN, name_of, packed_bytes, quantized_weights, schemes_of
 from tools.quantizing.swapping import quantized
 
 SCHEMA = 1

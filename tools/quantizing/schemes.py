@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from glm.errors import UserError
+from glm.spec import is_packed
 from quantization import GROUP_SIZES
 from quantization.functional import check_scheme
-from quantization.linear import LINEARS, Scheme, is_quantized_weight
+from quantization.linear import Scheme
 
 PLAIN = "fp32"  # the model that all others are compared with
 SCALE_BYTES = 2  # float16
@@ -48,14 +49,7 @@ def _fault(weights: Mapping[str, torch.Tensor], size: int) -> str | None:
 
 def quantized_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Those tensors of a checkpoint that quantisation packs."""
-    return {name: tensor for name, tensor in tensors.items() if is_quantized_weight(name)}
-
-
-def place_of(name: str) -> tuple[int, str]:
-    """"transformer.layers.3.attention.dense.weight" -> (3, "attention.dense")."""
-    path = name.removesuffix(".weight")
-    linear = next(linear for linear in LINEARS if path.endswith(linear))
-    return int(path.removesuffix("." + linear).rpartition(".")[2]), linear
+    return {name: tensor for name, tensor in tensors.items() if is_packed(name)}
 
 
 def packed_bytes(weights: Mapping[str, torch.Tensor], scheme: Scheme) -> int:

@@ -1,0 +1,96 @@
+"""The table of a GLM's tensors, held to what the model, the kernels and published files have."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glm import parallel, spec
+from glm.config import PRESETS, ModelConfig
+from glm.model import GLM, layer_weights
+from glm.spec import Cut, Piece, cut_of, describe, is_packed, layer_of, pieces, place_of
+from kernels.reference import LayerWeights
+from tests.parallel_helper import run_ranks
+
+ROOT = Path(__file__).resolve().parent.parent
+QKV = "transformer.layers.3.attention.query_key_value"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_table_is_what_a_model_holds(name):
+    config = ModelConfig.from_name(name).override(num_layers=3)
+    model = GLM(config, device="meta").state_dict()
+    assert {name: part.shape for name, part in spec.expected(config).items()} == {
+        name: tuple(tensor.shape) for name, tensor in model.items()}
+
+
+LARGE = ModelConfig.from_name("glm-130b").override(num_layers=2)
+
+
+def _shapes_on_a_rank(degree):
+    parallel.start(degree)
+    return {name: tuple(tensor.shape) for name, tensor in GLM(LARGE, device="meta").state_dict().items()}
+
+
+@pytest.mark.parametrize("degree", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_table_is_what_each_rank_holds(degree, tmp_path):
+    expected = {name: part.shape for name, part in spec.expected(LARGE, degree).items()}
+    assert run_ranks(_shapes_on_a_rank, degree, tmp_path, degree) == [expected] * degree
+
+
+def test_a_layer_has_the_kernels_order():
+    config = ModelConfig.from_name("glm-small")
+    layer = GLM(config, device="meta").transformer.layers[0]
+    shapes = [tuple(part.shape) for part in layer_weights(layer)]
+    assert [part.shape for part in spec.layer_parts(config).values()] == shapes
+    assert len(spec.layer_parts(config)) == len(LayerWeights._fields)
+
+
+def test_how_a_name_is_described():
+    assert describe(f"{QKV}.weight") == spec.Tensor(
+        "attention.query_key_value.weight", ("qkv", "hidden"), Cut.ROWS, packs=True)
+    assert describe(f"{QKV}.weight_scale") == describe(f"{QKV}.weight")
+    assert is_packed(f"{QKV}.weight") and not is_packed(f"{QKV}.weight_scale") and not is_packed(f"{QKV}.bias")
+    assert describe("transformer.layers.0.mlp.experts.weight") is describe("lm_head.weight") is None
+    assert describe("transformer.layers.0.input_layernorm.weight_scale") is None
+    assert cut_of("transformer.layers.0.attention.dense.bias") is cut_of("unheard.of") is Cut.WHOLE
+    assert cut_of("transformer.layers.0.attention.dense.weight_scale") is Cut.COLUMNS
+    assert layer_of(f"{QKV}.weight") == 3 and layer_of(spec.WORD_EMBEDDINGS) is None
+    assert place_of(f"{QKV}.weight") == (3, "attention.query_key_value")
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 5))
+def test_pieces_of_all_ranks_make_up_the_whole(sources, targets, unit):
+    size = sources * targets * unit
+    own = size // sources
+    found = [piece.source * own + place for rank in range(targets) for piece in pieces(size, sources, targets, rank)
+             for place in range(piece.start, piece.stop)]
+    assert found == list(range(size))
+
+
+def test_pieces_by_hand():
+    assert list(pieces(24, 2, 3, 1)) == [Piece(0, 8, 12), Piece(1, 0, 4)]
+
+
+def test_a_divided_model():
+    config = ModelConfig.from_name("glm-130b")
+    assert spec.undivided(config, 8) is None and spec.undivided(config, 7) == "num_attention_heads"
+
+
+def test_the_table_needs_no_torch():
+    code = "import sys, glm.spec; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300).returncode == 0
+
+
+def test_tensors_are_named_in_the_table_only():
+    """SAT's own modules are walked in glm/model.py and where training groups what it optimises."""
+    allowed = {"glm/spec.py", "glm/model.py"}
+    words = ("query_key_value", "dense_h_to_4h", "dense_4h_to_h", "attention.dense", "post_attention_layernorm",
+             "rotary_emb", "transformer.word_embeddings.weight\"", "transformer.layers.{")
+    found = [str(path.relative_to(ROOT)) for folder in ("kernels", "quantization", "glm", "planning", "generation",
+                                                        "evaluation", "tasks", "doctor", "tools")
+             for path in (ROOT / folder).rglob("*.py") if any(word in path.read_text("utf-8") for word in words)]
+    assert set(found) <= allowed, sorted(set(found) - allowed)
