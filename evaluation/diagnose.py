@@ -16,6 +16,7 @@ from glm import parallel
 from glm.errors import UserError
 from glm.inputs import prefix_causal_blocked
 from glm.loading import agree
+from quantization.linear import weight_of
 
 CHUNK = 256  # places whose logits are computed at a time
 
@@ -102,7 +103,8 @@ def _watched(model, stages: list[tuple[int, str, bool]]) -> Iterator[None]:
         return hidden
 
     def row_linear(linear, x, operations):
-        stages.append((at["layer"], ("attention", "MLP")[at["part"]], _is_finite(operations.linear(x, linear.weight))))
+        summand = operations.linear(x, weight_of(linear))
+        stages.append((at["layer"], ("attention", "MLP")[at["part"]], _is_finite(summand)))
         at["part"] += 1
         return row(linear, x, operations)
 

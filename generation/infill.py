@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from generation.batching import batches
 from generation.decode import generate
+from generation.joining import filled, joined
 from generation.params import BeamParams, SamplingParams
 from glm import parallel
 from glm.errors import NonFinite, UserError
@@ -26,7 +27,7 @@ OnStep = Callable[[int, int, "int | None"], None]
 class Prompt:
     """A text cut at the blanks to fill: stretches[0], blank, stretches[1], blank ... stretches[-1], as ids.
 
-    kind: the mask that is filled; masks of another kind stay tokens of the stretches. is_ascii: see `styled`.
+    typed: the same stretches as texts. kind: the mask that is filled; masks of another kind are part of the stretches.
     """
 
     text: str
@@ -34,7 +35,7 @@ class Prompt:
     mask: int
     sop: int
     stretches: tuple[tuple[int, ...], ...]
-    is_ascii: bool
+    typed: tuple[str, ...]
 
     @property
     def num_blanks(self) -> int:
@@ -48,10 +49,6 @@ class Prompt:
         """Place of the first blank that is still a mask."""
         return sum(map(len, self.stretches[:len(filled) + 1])) + sum(map(len, filled))
 
-    def answer_ids(self, filled: Sequence[Sequence[int]], eos: int) -> list[int]:
-        ids = self._joined(filled)
-        return ids[:-1] if ids and ids[-1] == eos else ids
-
     def _joined(self, filled: Sequence[Sequence[int]]) -> list[int]:
         blanks = [*filled, *[[self.mask]] * (self.num_blanks - len(filled)), []]
         return [token for pair in zip(self.stretches, blanks, strict=True) for part in pair for token in part]
@@ -59,14 +56,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Beam:
-    """One answer. ids: the last blank's whole sequence with context, sop and end token. score: see generation.beam,
-    None when sampled. styled: the text with its blanks marked by terminal codes."""
+    """One answer. text: the prompt as it was typed with its blanks filled; blanks: what stands in them (see
+    generation.joining), and blank_ids, its tokens. ids: the last blank's whole sequence with context, sop and end
+    token. score: see generation.beam, None when sampled. styled: the text with its blanks marked by terminal codes."""
 
     text: str
     blanks: list[str]
     ids: list[int]
     score: float | None
     styled: str = field(repr=False, default="")
+    blank_ids: list[list[int]] = field(repr=False, default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -91,37 +90,28 @@ def split(text: str, tokenizer) -> Prompt:
     """Cut a text at the masks of the kind to fill; every stretch between any masks is tokenised by itself."""
     kind = next((kind for kind in ("[MASK]", "[sMASK]") if kind in text), "[gMASK]")
     masks = MASK_PATTERN.findall(text)
-    stretches = [[]]
+    stretches, typed = [[]], [""]
     for piece, mask in zip(MASK_PATTERN.split(text), [*masks, None], strict=True):
         stretches[-1] += tokenizer.encode(piece)
+        typed[-1] += piece
         if mask == kind:
             stretches.append([])
+            typed.append("")
         elif mask is not None:
             stretches[-1].append(tokenizer.command(mask))
+            typed[-1] += mask
     if not masks:
         stretches.append([])
+        typed.append("")
     elif not text.endswith(tuple(masks)):
         stretches[-1].append(tokenizer.command("eos"))
     return Prompt(text, kind, tokenizer.command(kind), tokenizer.command("sop"), tuple(map(tuple, stretches)),
-                  text.isascii())
+                  tuple(typed))
 
 
 def marks(prompt: Prompt) -> tuple[str, str]:
     """Terminal codes before and after a filled blank."""
     return (UNDERLINE, PLAIN) if prompt.kind == "[gMASK]" else (GREEN + UNDERLINE, PLAIN + PLAIN)
-
-
-def styled(prompt: Prompt, blanks: Sequence[str], tokenizer) -> str:
-    """The text with its filled blanks marked, and blanks around them if the whole prompt is ASCII."""
-    begin, end = marks(prompt)
-    space = " " if prompt.is_ascii else ""
-    parts = [f"{tokenizer.detokenize(stretch)}{space}{begin}{blank}{end}{space}"
-             for stretch, blank in zip(prompt.stretches[:-1], blanks, strict=True)]
-    return "".join(parts) + tokenizer.detokenize(without_eos(prompt.stretches[-1], tokenizer))
-
-
-def without_eos(ids: Sequence[int], tokenizer) -> Sequence[int]:
-    return ids[:-1] if ids and ids[-1] == tokenizer.command("eos") else ids
 
 
 def fill_blanks(
@@ -136,6 +126,7 @@ def fill_blanks(
 ) -> list[Result]:
     """Fill the blanks of every text; one result per text, in order. A result does not depend on the other texts.
 
+    With a seed, equal texts get equal answers and unlike ones independent draws; without one all are independent.
     params: SamplingParams() by default. batch_size: most prompts at a time; by memory when None. on_result(index,
     result) is called as answers come, on_step(index, blank, token) for every token (None under beam search).
     A text that cannot be answered gets a result with `error`; it raises nothing and the others are answered.
@@ -208,7 +199,7 @@ def _fill_batch(model, tokenizer, jobs: list[_Job], params, report, on_step: OnS
                 model, contexts, params, end_tokens=ends, limits=[job.limit(model.config, params) for job in jobs],
                 shared_positions=[None if job.prompt.kind == "[gMASK]" else job.prompt.mask_position(job.filled)
                                   for job in jobs],
-                seeds=[(job.seed, len(job.filled)) for job in jobs],
+                seeds=[(job.seed, len(job.filled), *job.prompt.input_ids([])) for job in jobs],
                 on_step=None if on_step is None else _steps_of(jobs, on_step))
         except NonFinite as error:
             for row in error.rows:
@@ -236,13 +227,12 @@ def _steps_of(jobs: list[_Job], on_step: OnStep):
 
 
 def _complete(job: _Job, context: list[int], found, ends, tokenizer) -> Result:
-    prompt, eos = job.prompt, tokenizer.command("eos")
-    beams = []
+    prompt, beams = job.prompt, []
     for ids, score in found:
-        filled = [*job.filled, _without_end(ids, ends)]
-        blanks = [tokenizer.detokenize(blank) for blank in filled]
-        beams.append(Beam(tokenizer.detokenize(prompt.answer_ids(filled, eos)), blanks, context + ids, score,
-                          styled(prompt, blanks, tokenizer)))
+        blank_ids = [*job.filled, _without_end(ids, ends)]
+        blanks = [filled(blank, tokenizer) for blank in blank_ids]
+        beams.append(Beam(joined(prompt.typed, blanks), [blank.text for blank in blanks], context + ids, score,
+                          joined(prompt.typed, blanks, *marks(prompt)), blank_ids))
     return Result(prompt.text, beams[0].text, beams[0].blanks, prompt.input_ids([]),
                   "length" if job.was_cut_off else "stop", beams)
 

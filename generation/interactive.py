@@ -126,15 +126,11 @@ def follow(model, tokenizer) -> None:
 def beams_text(result, all_beams: bool, colour: bool) -> str:
     """The best beam, or all with their scores, a line each."""
     beams = result.beams if all_beams else result.beams[:1]
-    texts = [beam.styled if colour else without_codes(beam.styled) for beam in beams]
+    texts = [beam.styled if colour else beam.text for beam in beams]
     if len(beams) == 1:
         return f"{texts[0]}\n"
     return "".join(f"[{number}] {beam.score:.4f}  {text}\n"
                    for number, (beam, text) in enumerate(zip(beams, texts, strict=True), 1))
-
-
-def without_codes(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def shown(options: Options) -> str:

@@ -1,6 +1,6 @@
 """Choosing the next token: pure functions of logits, and of keys where chance comes in.
 
-Nothing here draws by itself: every row brings a key per step (`keys_of`), a function of its seed alone, and a token's
+Nothing here draws by itself: every row brings a key per step (`keys_of`), a function of its seeds alone, and a token's
 noise is a hash of key and id. So a row gets the same tokens alone, in a batch, on any device and on every
 tensor-parallel rank. A draw is the argmax of logits plus Gumbel noise, because that hardly feels how logits are
 rounded, which differs from batch to batch; inverting a cumulative distribution of many tokens does feel it.
@@ -9,6 +9,7 @@ Shapes: b rows, v vocabulary, c candidates.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy
@@ -30,8 +31,10 @@ def forbid_(logits: torch.Tensor, ids: slice | torch.Tensor) -> torch.Tensor:
 
 
 def keys_of(seeds: Sequence[int], count: int) -> torch.Tensor:
-    """(count, 2) int64 of 32 bits each, which depend on `seeds` (whole numbers, such as seed and blank) alone."""
-    return torch.from_numpy(numpy.random.default_rng(list(seeds)).integers(0, 2**32, (count, 2)))
+    """(count, 2) int64 of 32 bits each, which depend on `seeds` (seed, number of the blank, the prompt's ids) alone."""
+    # hashed: numpy takes lists for equal that differ in zeros at their end, or in where a large number is cut
+    digest = hashlib.sha256(",".join(map(str, seeds)).encode()).digest()
+    return torch.from_numpy(numpy.random.default_rng(int.from_bytes(digest, "big")).integers(0, 2**32, (count, 2)))
 
 
 def exponentials(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

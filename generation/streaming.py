@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from generation.infill import Prompt, marks, without_eos
+from generation.infill import Prompt, marks
+from generation.joining import Filled, filled, joint
 
 _INCOMPLETE = "\ufffd"  # what the tokenizer shows for bytes that are no whole character (yet)
 
 
 class Detokenizer:
-    """Turns tokens into text piece by piece; a character of several byte tokens appears when it is whole."""
+    """Turns the tokens of a blank into text piece by piece; a character of several byte tokens appears when it is
+    whole."""
 
-    def __init__(self, detokenize: Callable[[list[int]], str]):
-        self._detokenize = detokenize
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._shown = ""
+        self.is_new_word = False
 
     def add(self, token: int) -> str:
         """The text that `token` completes."""
         self._ids.append(token)
-        return self._new(self._detokenize(self._ids).rstrip(_INCOMPLETE))
+        return self._new(_INCOMPLETE)
 
     def finish(self) -> str:
         """What was held back and is not going to be completed."""
-        return self._new(self._detokenize(self._ids))
+        return self._new("")
 
-    def _new(self, text: str) -> str:
+    def _new(self, held_back: str) -> str:
+        found = filled(self._ids, self._tokenizer)
+        self.is_new_word, text = found.is_new_word, found.text.rstrip(held_back) if held_back else found.text
         if not text.startswith(self._shown):  # cannot be taken back; happens for no tokenizer we know
             return ""
         new, self._shown = text[len(self._shown):], text
@@ -36,15 +41,15 @@ class Detokenizer:
 class AnswerStream:
     """Writes one answer as it comes: text before the first blank, the blank token by token, and so on.
 
-    What has been written in the end is infill.styled's text, without its codes unless `colour`.
+    What has been written in the end is the result's text, with its blanks marked if `colour`.
     """
 
     def __init__(self, prompt: Prompt, tokenizer, write: Callable[[str], None], colour: bool):
         self._prompt, self._tokenizer, self._write = prompt, tokenizer, write
         self._begin, self._end = marks(prompt) if colour else ("", "")
-        self._space = " " if prompt.is_ascii else ""
         self._ends = {tokenizer.command("eop"), tokenizer.command("eos")}
-        self._blank, self._text = -1, None
+        self._blank, self._text, self._is_begun = -1, None, False
+        self._before = ""  # what has been written, without codes
         self.num_tokens = 0
 
     def add(self, blank: int, token: int | None) -> None:
@@ -54,15 +59,15 @@ class AnswerStream:
             return
         if blank != self._blank:
             self._close()
-            self._blank, self._text = blank, Detokenizer(self._tokenizer.detokenize)
-            self._write(self._tokenizer.detokenize(self._prompt.stretches[blank]) + self._space + self._begin)
-        if token not in self._ends:
-            self._write(self._text.add(token))
+            self._blank, self._text, self._is_begun = blank, Detokenizer(self._tokenizer), False
+            self._put(self._prompt.typed[blank])
+        if token not in self._ends and (new := self._text.add(token)):
+            self._put_in_blank(new)
 
     def finish(self) -> None:
         """The text behind the last blank."""
         self._close()
-        self._write(self._tokenizer.detokenize(without_eos(self._prompt.stretches[-1], self._tokenizer)))
+        self._put(self._prompt.typed[-1])
 
     def stop(self) -> None:
         """The answer is given up: leave the terminal as it was."""
@@ -70,5 +75,17 @@ class AnswerStream:
 
     def _close(self) -> None:
         if self._text is not None:
-            self._write(self._text.finish() + self._end + self._space)
+            self._put_in_blank(self._text.finish())
+            self._write(self._end)
             self._text = None
+
+    def _put_in_blank(self, new: str) -> None:
+        if not self._is_begun:
+            self._put(joint(self._before, Filled(new, self._text.is_new_word)))
+            self._write(self._begin)
+            self._is_begun = True
+        self._put(new)
+
+    def _put(self, text: str) -> None:
+        self._before += text
+        self._write(text)

@@ -42,6 +42,7 @@ class Tokenizer:
         self._commands = self._command_ids()
         self._shown = {token: name for name, token in self._commands.items()}
         self._shown[self._commands["eos"]] = "</s>"
+        self._linebreak = num_image_tokens + self._plain.piece_to_id("<n>")
         self._replacement_ids = [self._plain.piece_to_id(f"<0x{byte:02X}>") for byte in "\ufffd".encode()]
 
     @property
@@ -106,10 +107,18 @@ class Tokenizer:
                 pieces.extend(self._replacement_ids)
         return _WHITESPACE_PIECE.sub(_whitespace, self._encoder(special_tokens).decode(pieces))
 
-    def detokenize(self, ids: Iterable[int]) -> str:
-        """Text of ``ids`` with command, tab and blank-run ids shown as [name] and eos as [</s>].
+    def decode_behind(self, ids: Iterable[int]) -> str:
+        """Text of ``ids`` as it stands behind other text: with the leading blank that ``decode`` drops.
 
-        Every stretch between them is decoded by itself, so it loses its leading blank.
+        Commands are shown by name, "[MASK]" or "<eod>".
+        """
+        return self.decode([self._linebreak, *ids], special_tokens=True)[1:]
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """Text of ``ids`` as the original spells it: command, tab and blank-run ids as [name], eos as [</s>].
+
+        Every stretch between them is decoded by itself, so it loses its leading blank. For texts to be read see
+        ``decode`` and ``decode_behind``.
         """
         parts, stretch = [], []
         for token in ids:

@@ -14,6 +14,8 @@ from glm.config import ModelConfig
 from glm.errors import NonFinite, UserError
 from glm.model import GLM
 from glm.tokenizer import Tokenizer
+from quantization.functional import quantize
+from quantization.linear import Scheme, is_quantized_weight, quantize_model
 from tests.fake_model import FakeModel
 from tests.golden_data import TOKENIZER, split_state
 from tests.parallel_helper import run_ranks
@@ -64,6 +66,25 @@ def test_overflow_is_told_from_damage():
     assert diagnose(model, TOKENS, POSITIONS, None) == (
         "layer 1 (MLP) on rank 0: its weights are numbers, but float16 overflows; use a precision with more room "
         "(--bf16, --fp32)")
+
+
+@pytest.mark.parametrize("bits, group_size", [(8, None), (8, 16), (4, None), (4, 16)])
+def test_of_a_quantised_model_as_of_any_other(bits, group_size):
+    """Its weights are packed: nothing can be multiplied with them as they lie there. Damage shows in the scales."""
+    model, state = healthy(), {}
+    names = [name for name, _ in model.named_parameters() if is_quantized_weight(name)]
+    for name in names:
+        state[name], state[name + "_scale"] = quantize(model.get_parameter(name).detach(), bits, group_size)
+    quantize_model(model, dict.fromkeys(names, Scheme(bits, group_size)))
+    model.load_state_dict(state, strict=False)
+    for name in names:
+        module, wanted = model.get_submodule(name.removesuffix(".weight")), healthy()
+        module.bias.data.copy_(wanted.get_parameter(name.removesuffix("weight") + "bias"))
+    assert diagnose(model, TOKENS, POSITIONS, None).startswith("run once more, it gave numbers")
+    model.get_parameter("transformer.layers.2.mlp.dense_4h_to_h.weight_scale").data[17] = NAN
+    assert diagnose(model, TOKENS, POSITIONS, None) == (
+        "layer 2 (MLP) on rank 0: NaN or infinity in transformer.layers.2.mlp.dense_4h_to_h.weight_scale; the "
+        "checkpoint is damaged")
 
 
 def test_a_healthy_model_and_no_traces_left():

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import strategies as st
 
-from generation.infill import fill_blanks, split, styled
+from generation.infill import fill_blanks, split
 from generation.interactive import Session
+from generation.joining import filled, joined
 from generation.options import Options
 from generation.params import BeamParams, SamplingParams
 from generation.prompts import fault, read_prompts
@@ -98,7 +99,7 @@ def test_any_prompt_is_cut_at_its_masks(tokenizer, text):
         ids = prompt.input_ids([])
         assert ids[prompt.mask_position([])] == tokenizer.command(kind)
         assert ids.count(tokenizer.command(kind)) == prompt.num_blanks
-        styled(prompt, ["x"] * prompt.num_blanks, tokenizer)
+        assert joined(prompt.typed, [filled([], tokenizer)] * prompt.num_blanks) == "".join(prompt.typed)
     assert not messages or "UTF-8" in messages[0]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import generation.__main__ as command
-from generation import SamplingParams, fill_blanks
+import glm
+from generation import BeamParams, SamplingParams, fill_blanks
 from generation.prompts import read_prompts
 from generation.results import Results, file_names, safe_name
 from glm.errors import UserError
@@ -22,6 +23,18 @@ CASES = [json.loads(line) for line in (GOLDEN / "generation.jsonl").read_text(en
 MODEL = ["--load", str(TP1), "--tokenizer-path", str(TOKENIZER / "ice_text.model"), "--fp32", "--device", "cpu",
          *(f"--{name}={value}" for name, value in SHAPE.items())]
 GREEDY = ["--top-k", "1", "--out-seq-length", "80"]
+
+
+@pytest.fixture(scope="module")
+def answer():
+    """What the library answers to a golden prompt: greedily, as GREEDY says, or by beam search."""
+    loaded = glm.load(TP1, tokenizer_path=TOKENIZER, **SHAPE)
+
+    def answered(case: dict, **beams):
+        params = BeamParams(**beams) if beams else SamplingParams(top_k=1, out_seq_length=80)
+        return fill_blanks(*loaded, [case["prompt"]], params)[0]
+
+    return answered
 
 
 def run_file(folder: Path, text: str | bytes, *arguments: str) -> int:
@@ -37,35 +50,36 @@ def records(folder: Path) -> list[dict]:
 # Files
 
 
-def test_a_file_of_prompts(tmp_path, capsys):
+def test_a_file_of_prompts(tmp_path, capsys, answer):
     prompts = [case["prompt"] for case in CASES[:4]]
     assert run_file(tmp_path, "\n".join(prompts) + "\n", *GREEDY) == 0
     assert capsys.readouterr().out == f"4 of 4 prompts answered, 0 failed: {tmp_path / 'out' / 'results.jsonl'}\n"
     for index, (record, case) in enumerate(zip(records(tmp_path), CASES, strict=False)):
         assert record == {
-            "index": index, "prompt": case["prompt"], "text": case["answers"][0], "blanks": case["blanks"][0],
-            "beams": [{"text": case["answers"][0], "blanks": case["blanks"][0], "score": None}],
+            "index": index, "prompt": case["prompt"], "text": answer(case).text, "blanks": answer(case).blanks,
+            "beams": [{"text": answer(case).text, "blanks": answer(case).blanks, "score": None}],
             "finish_reason": record["finish_reason"]}
         name = re.escape(safe_name(case["prompt"][:20])) + r"-\d\d-\d\d-\d\d-\d\d-\d\d\.txt"
         (path,) = [path for path in (tmp_path / "out").iterdir() if re.fullmatch(name, path.name)]
-        assert path.read_text(encoding="utf-8") == case["answers"][0] + "\n"
+        assert path.read_text(encoding="utf-8") == answer(case).text + "\n"
     settings = json.loads((tmp_path / "out" / "settings.json").read_text(encoding="utf-8"))
     assert settings["facts"]["top_k"] == 1 and settings["facts"]["checkpoint_iteration"] == "49300"
     assert settings["counts"] == {"prompts": 4, "answered": 4, "failed": 0, "resumed": 0}
 
 
-def test_beams_and_ids(tmp_path):
+def test_beams_and_ids(tmp_path, answer):
     cases = [CASES[33], CASES[36]]
     text = "".join(f"{name}\t{case['prompt']}\n" for name, case in zip(("first", "../b"), cases, strict=True))
     assert run_file(tmp_path, text, "--with_id", "--sampling-strategy", "BeamSearchStrategy", "--num_beams=4",
                     "--no-repeat-ngram-size", "3", "--length-penalty", "1.0", "--out-seq-length", "72") == 0
     for record, case, name in zip(records(tmp_path), cases, ("first", "../b"), strict=True):
         assert record["id"] == name
-        assert [beam["text"] for beam in record["beams"]] == case["answers"]
-        assert [beam["blanks"] for beam in record["beams"]] == case["blanks"]
+        beams = answer(case, no_repeat_ngram_size=3, out_seq_length=72).beams
+        assert [beam["text"] for beam in record["beams"]] == [beam.text for beam in beams]
+        assert [beam["blanks"] for beam in record["beams"]] == [beam.blanks for beam in beams]
         assert [beam["score"] for beam in record["beams"]] == pytest.approx(case["calls"][-1]["scores"], abs=1e-3)
-        lines = (tmp_path / "out" / f"{safe_name(name)}.txt").read_text(encoding="utf-8").splitlines()
-        assert lines == case["answers"]
+        text = (tmp_path / "out" / f"{safe_name(name)}.txt").read_text(encoding="utf-8")
+        assert text == "".join(f"{beam.text}\n" for beam in beams)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts.txt"]
 
 
@@ -230,7 +244,7 @@ def on_each_rank(folder: str, checkpoint: str, number: int):
     return code, output.getvalue(), [result.text for result in sampled], parallel.size()
 
 
-def test_two_ranks(tmp_path):
+def test_two_ranks(tmp_path, answer):
     """The first rank reads and writes; all draw the same tokens."""
     import torch
 
@@ -250,4 +264,4 @@ def test_two_ranks(tmp_path):
     assert first[2] == second[2]
     assert first[3] == 2
     found = records(tmp_path)
-    assert [found[0]["text"], found[2]["text"]] == [CASES[1]["answers"][0], CASES[4]["answers"][0]]
+    assert [found[0]["text"], found[2]["text"]] == [answer(CASES[1]).text, answer(CASES[4]).text]

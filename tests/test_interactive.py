@@ -11,8 +11,9 @@ import time
 
 import pytest
 
+from generation import BeamParams, SamplingParams, fill_blanks
 from generation.infill import PLAIN
-from generation.interactive import Session, without_codes
+from generation.interactive import Session
 from generation.options import Options
 from generation.streaming import Detokenizer
 from kernels.cpu.build import cache_folder
@@ -40,29 +41,32 @@ def converse(loaded, *lines: str, colour: bool = False, streams: bool = True, **
     return "".join(written), notes
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 4, 7, 11, 13, 14, 16])
+def answer(loaded, number: int, **beams):
+    """What the library answers to a golden prompt."""
+    params = BeamParams(**beams) if beams else SamplingParams(top_k=1, out_seq_length=80)
+    return fill_blanks(*loaded, [CASES[number]["prompt"]], params)[0]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 4, 7, 11, 13, 14])
 @pytest.mark.parametrize("colour", [True, False])
-def test_a_streamed_answer_is_the_styled_one(loaded, number, colour):
-    case = CASES[number]
-    if not case["prompt"]:
-        return
-    written, notes = converse(loaded, case["prompt"], "stop", colour=colour, top_k=1, out_seq_length=80)
-    styled = case["answers_with_style"][0]
-    assert written == (styled if colour else without_codes(styled)) + "\n"
+def test_a_streamed_answer_is_the_library_s(loaded, number, colour):
+    beam = answer(loaded, number).beams[0]
+    written, notes = converse(loaded, CASES[number]["prompt"], "stop", colour=colour, top_k=1, out_seq_length=80)
+    assert written == (beam.styled if colour else beam.text) + "\n"
     assert re.fullmatch(r"(1 token|\d+ tokens), \d+\.\d\d s, \d+\.\d tokens/s(, cut off at the limit)?", notes[0])
 
 
 def test_beam_search_and_no_stream_show_the_complete_answer(loaded):
-    case = CASES[36]
-    options = dict(strategy="BeamSearchStrategy", no_repeat_ngram_size=3, out_seq_length=72)
+    case, beams = CASES[36], dict(no_repeat_ngram_size=3, out_seq_length=72)
+    wanted, options = answer(loaded, 36, **beams), dict(strategy="BeamSearchStrategy", **beams)
     written, _ = converse(loaded, case["prompt"], **options)
-    assert written == without_codes(case["answers_with_style"][0]) + "\n\n"  # the last newline is Ctrl-D's
+    assert written == wanted.text + "\n\n"  # the last newline is Ctrl-D's
     written, _ = converse(loaded, case["prompt"], "stop", print_all_beams=True, colour=True, **options)
     assert written == "".join(
-        f"[{number}] {score:.4f}  {styled}\n" for number, (score, styled) in
-        enumerate(zip(case["calls"][-1]["scores"], case["answers_with_style"], strict=True), 1))
+        f"[{number}] {score:.4f}  {beam.styled}\n" for number, (score, beam) in
+        enumerate(zip(case["calls"][-1]["scores"], wanted.beams, strict=True), 1))
     written, _ = converse(loaded, CASES[0]["prompt"], "stop", streams=False, top_k=1, out_seq_length=80)
-    assert written == without_codes(CASES[0]["answers_with_style"][0]) + "\n"
+    assert written == answer(loaded, 0).text + "\n"
 
 
 def test_commands(loaded):
@@ -104,37 +108,38 @@ def test_an_interrupted_answer_keeps_the_session(loaded):
     Session(model, tokenizer, Options(), read, write, notes.append, True).run()
     assert notes[:2] == ["(stopped)", "('stop' or Ctrl-D ends)"]
     shown = "".join(written)
-    assert shown.endswith(CASES[1]["answers_with_style"][0] + "\n")
+    assert shown.endswith(answer(loaded, 1).beams[0].styled + "\n")
     assert shown.count("\x1b[0;32m\x1b[4m") == 1 and shown.count(PLAIN + PLAIN) == 1  # nothing stays underlined
 
 
 def test_half_characters_are_never_shown(loaded):
     tokenizer = loaded[1]
     ids = tokenizer.encode("a\N{GRINNING FACE}b天")
-    stream = Detokenizer(tokenizer.detokenize)
+    stream = Detokenizer(tokenizer)
     parts = [stream.add(token) for token in ids]
-    assert "".join(parts) + stream.finish() == tokenizer.detokenize(ids)
+    assert "".join(parts) + stream.finish() == tokenizer.decode(ids)
     assert "\N{GRINNING FACE}" in "".join(parts)
     assert not any("\ufffd" in part for part in parts)
-    stream = Detokenizer(tokenizer.detokenize)
+    stream = Detokenizer(tokenizer)
     assert [stream.add(token) for token in ids[:-2] if token > 23087][:3] == ["", "", ""]
     assert stream.finish() != "" or ids  # an unfinished character appears as U+FFFD in the end
 
 
-def test_a_session_through_a_pipe(tmp_path):
+def test_a_session_through_a_pipe(loaded):
     """No codes, answers alone on standard output, invalid UTF-8 survives."""
     text = CASES[1]["prompt"].encode() + b"\nbad \xff\n" + CASES[2]["prompt"].encode() + b"\n"
     done = subprocess.run([sys.executable, "-m", "generation", *MODEL, *GREEDY], input=text, capture_output=True,
                           cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
-    answers = [without_codes(CASES[number]["answers_with_style"][0]) for number in (1, 2)]
+    answers = [answer(loaded, number).text for number in (1, 2)]
     assert done.stdout.decode() == "\n".join([*answers, "", ""])
     errors = done.stderr.decode().splitlines()
     assert len(errors) == 3 and errors[1].startswith("error: text is not valid UTF-8")
 
 
-def test_a_session_on_a_terminal(tmp_path):
+def test_a_session_on_a_terminal(loaded, tmp_path):
     """Colour, Ctrl-C in an answer and at the query, history, Ctrl-D."""
+    shown = answer(loaded, 2).beams[0].styled
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(ROOT)
@@ -149,7 +154,7 @@ def test_a_session_on_a_terminal(tmp_path):
         screen.type("/set out_seq_length 80\n")
         screen.wait_for("out_seq_length = 80")
         screen.type(CASES[2]["prompt"] + "\n")
-        screen.wait_for(CASES[2]["answers_with_style"][0])
+        screen.wait_for(shown)
         screen.wait_for(" tokens/s\x1b[0m")
         screen.wait_for(">>> ")
         time.sleep(0.3)  # readline overlooks a signal between showing the query and waiting for keys

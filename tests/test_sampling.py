@@ -112,6 +112,8 @@ def test_keys_depend_on_their_seeds_alone():
     assert sampling.keys_of((1, 0), 9)[:4].equal(first)
     assert not sampling.keys_of((1, 1), 4).equal(first)
     assert not sampling.keys_of((2, 0), 4).equal(first)
+    assert not sampling.keys_of((1,), 4).equal(first)
+    assert not sampling.keys_of((2**32, 0), 4).equal(sampling.keys_of((0, 1), 4))
 
 
 def test_a_draw_hardly_feels_rounding():

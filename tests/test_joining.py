@@ -1,0 +1,88 @@
+"""An answer's text: the prompt as it was typed, joined with what is filled in; with golden's tokenizer."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generation.infill import MASK_PATTERN, split
+from generation.joining import filled, joined
+from generation.streaming import AnswerStream
+
+
+def text_of(tokenizer, prompt: str, *answers: str | list[int]) -> str:
+    """answers: texts as the tokenizer encodes them by themselves (with a blank in front), or ids."""
+    ids = [answer if isinstance(answer, list) else tokenizer.encode(answer) for answer in answers]
+    return joined(split(prompt, tokenizer).typed, [filled(blank, tokenizer) for blank in ids])
+
+
+@pytest.mark.parametrize("prompt, answers, text", [
+    ("The sky is [MASK].", ["blue"], "The sky is blue."),
+    ("The sky is[MASK] .", ["blue"], "The sky is blue ."),  # as typed
+    ("[MASK]'s  hat", ["Tom"], "Tom's  hat"),
+    ("Once upon a time", ["there was"], "Once upon a time there was"),
+    ("Once upon a time ", ["there was"], "Once upon a time there was"),
+    ("Once upon a time\n", ["there was"], "Once upon a time\nthere was"),
+    ("从前有一个[MASK]。", ["国王"], "从前有一个国王。"),
+    ("我用[MASK]系统", ["Linux"], "我用Linux系统"),
+    ("I like[MASK]", ["北京"], "I like北京"),
+    ("나는[MASK]", ["학생"], "나는 학생"),
+    ("话说宝玉听了，（笑道）：[sMASK]", ["好！"], "话说宝玉听了，（笑道）：好!"),
+    ("    def f(x):\treturn [MASK]\r", ["x"], "    def f(x):\treturn x\r"),
+    ("a:[gMASK]", ["\tb\n    c"], "a:\tb\n    c"),
+    ("He said (“[MASK]”)", ["yes"], "He said (“yes”)"),
+    ("The sky is[MASK]", [", they say"], "The sky is, they say"),
+    ("[MASK][MASK]", ["red", "car"], "red car"),
+    ("a [MASK] b [MASK]", ["", ""], "a  b "),
+    ("ﬁne [sMASK] [MASK] [gMASK]", ["x"], "ﬁne [sMASK] x [gMASK]"),
+])
+def test_texts(tokenizer, prompt, answers, text):
+    assert text_of(tokenizer, prompt, *answers) == text
+
+
+def test_a_piece_without_a_blank_goes_on_with_the_word(tokenizer):
+    assert text_of(tokenizer, "unbeliev[MASK]", tokenizer.encode("able", add_dummy_prefix=False)) == "unbelievable"
+    assert text_of(tokenizer, "x = [MASK]", tokenizer.encode("    y", add_dummy_prefix=False)) == "x =     y"
+
+
+def test_commands_that_are_generated_are_shown_by_name(tokenizer):
+    ids = [tokenizer.command("[MASK]"), *tokenizer.encode("b"), tokenizer.command("eod")]
+    assert filled(ids, tokenizer).text == "[MASK] b<eod>"
+
+
+PIECES = st.lists(st.sampled_from([
+    "[MASK]", "[sMASK]", "[gMASK]", "a", " ", "    ", "\t", "，", "(", ".", "天", "\n", "\r"]))
+BLANKS = st.lists(st.sampled_from([
+    "word", ".", "天气", "  ", "\n", "\t", "a b", "", "\N{GRINNING FACE}", "”", "("]), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(parts=PIECES, contents=st.lists(st.tuples(BLANKS, st.booleans()), min_size=20, max_size=20))
+def test_nothing_is_added_to_the_prompt_but_the_blanks_and_a_stream_shows_the_same(tokenizer, parts, contents):
+    text = "".join(parts)
+    prompt = split(text, tokenizer)
+    if prompt.num_blanks > len(contents):
+        return
+    ids = [[token for part in blank for token in tokenizer.encode(part, add_dummy_prefix=prefix)]
+           for blank, prefix in contents[:prompt.num_blanks]]
+    blanks = [filled(blank, tokenizer) for blank in ids]
+    answer = joined(prompt.typed, blanks)
+
+    masks = [mask for mask in MASK_PATTERN.findall(text) if mask == prompt.kind] or [""]
+    assert "".join(piece + mask for piece, mask in zip(prompt.typed, [*masks, ""], strict=True)) == text
+    rest = answer
+    for piece, blank in zip(prompt.typed, [*blanks, None], strict=True):
+        assert rest.startswith(piece)
+        rest = rest[len(piece):]
+        if blank is not None:
+            rest = rest if rest.startswith(blank.text) else rest.removeprefix(" ")
+            assert rest.startswith(blank.text)
+            rest = rest[len(blank.text):]
+    assert rest == ""
+
+    shown = []
+    stream = AnswerStream(prompt, tokenizer, shown.append, colour=False)
+    for number, blank in enumerate(ids):
+        for token in [*blank, tokenizer.command("eop")]:
+            stream.add(number, token)
+    stream.finish()
+    assert "".join(shown) == answer
