@@ -195,7 +195,8 @@ def default_precision(device: str) -> str:
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
+    has_bf16 = os.environ.get("GLM_CPU_ISA", "native") == "native" and cpu_flags() & {"avx512_bf16", "amx_bf16"}
+    return "bf16" if has_bf16 else "fp32"
 
 
 def cpu_flags() -> set[str]:

@@ -32,7 +32,17 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def one_thread():
     """Where tensors are tiny, two threads that wait for each other cost milliseconds a call."""
+    yield from _threads(1)
+
+
+@pytest.fixture(scope="module")
+def two_threads():
+    """Where work is divided among threads, and that is what is tested."""
+    yield from _threads(2)
+
+
+def _threads(count):
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)

@@ -1,6 +1,8 @@
 """A device for kernels.cuda without a GPU: the same sources, compiled for the processor (cuda_emulator.h)."""
 
 import ctypes
+import fcntl
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -23,7 +25,10 @@ def shared_folder(tmp_path_factory) -> Path:
     """Where a run of the tests keeps what it has compiled; skips the test that asks for it without g++."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    folder = tmp_path_factory.getbasetemp() / "emulator"
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder of all workers
+        folder = folder.parent
+    folder /= "emulator"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -36,8 +41,11 @@ def library(folder: Path, bits: int, kind: int) -> ctypes.CDLL:
     command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror",
                "-Wno-unknown-pragmas", f"-DGLM_BITS={bits}", f"-DGLM_KIND={kind}", f"-I{HERE}", "-x", "c++",
                str(build.SOURCES / build.MAIN), "-o", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(path))
     loaded.emulate.restype = ctypes.c_char_p
     return loaded

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from glm.errors import UserError
 
 ASKED = os.environ.get("FUZZ_EXAMPLES")
-SECONDS = 20  # that one input may take; a busy machine has its pauses
+SECONDS = 120  # that one input may take; a busy machine has its pauses
 MEMORY = 2_000_000_000  # bytes by which one input may raise the process's peak
 LONGEST = 6000  # characters of a fault's line
 TRIED = collections.Counter()

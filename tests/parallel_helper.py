@@ -17,10 +17,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def run_ranks(function, world, folder, *arguments, deadline=60.0):
+def run_ranks(function, world, folder, *arguments, deadline=600.0):
     """function(*arguments) on `world` ranks at once -> the list of their results, in the order of the ranks.
 
-    function: a module-level function; it runs with torch.distributed started (gloo, one thread, short time-outs) and
+    function: a module-level function; it runs with torch.distributed started (gloo, one thread) and
     may call glm.parallel.start. folder: an empty one for the rendezvous. Raises AssertionError with the traceback of
     the first rank that fails, or when the deadline (seconds) has passed; no process outlives the call.
     """
@@ -85,7 +85,7 @@ def _rank(connection, function, rank, world, folder, arguments):
     torch.set_num_threads(1)
     try:
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank,
-                                             world_size=world, timeout=timedelta(seconds=30))
+                                             world_size=world, timeout=timedelta(seconds=300))
         answer = (True, function(*arguments))
     except BaseException:
         answer = (False, traceback.format_exc())

@@ -19,7 +19,7 @@ TINY = shape_of(ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, 
 
 def benchmark(*arguments):
     command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_parameters_flops_and_shares_by_hand():

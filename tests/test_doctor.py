@@ -24,7 +24,7 @@ CLEAN = {name: value for name, value in os.environ.items()
 
 
 def doctor(*words, python=(sys.executable,), cwd=ROOT, **environment):
-    return subprocess.run([*python, "-m", "doctor", *words], cwd=cwd, capture_output=True, text=True, timeout=240,
+    return subprocess.run([*python, "-m", "doctor", *words], cwd=cwd, capture_output=True, text=True, timeout=600,
                           env={**CLEAN, "PYTHONPATH": str(ROOT), **environment})
 
 

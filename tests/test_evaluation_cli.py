@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 import evaluation.__main__ as command
 import glm.loading  # noqa: F401 (SAT's logger keeps the standard error that it finds: pytest's of one test must not be it)
 from evaluation.arguments import output_folder, parse
+from tests.faults import SECONDS, said, size_of, wait_for
 from tests.test_scripts import Clone, arguments_of
 from tests.tiny_tasks import MODEL, arguments, results, write_rows, write_tasks
 
@@ -235,8 +235,8 @@ def test_nobody_reads_the_report_and_the_run_goes_on(tasks):
     program = [sys.executable, "-m", "evaluation", *arguments(tasks)]
     process = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
-    assert process.wait(timeout=120) == 0, process.stderr.read()
-    assert process.stderr.read() == ""
+    assert process.wait(timeout=SECONDS) == 0, process.stderr.read()
+    assert said(process.stderr.read()) == ""
     process.stderr.close()
     assert set(results(tasks)["tasks"]) == {"choices", "writing", "text"}
 
@@ -248,14 +248,11 @@ def test_an_interrupted_run_says_that_the_same_command_goes_on(tmp_path, number,
     process = subprocess.Popen([sys.executable, "-m", "evaluation", *argv], cwd=ROOT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     journal = tasks / "out" / "journal.jsonl"
-    deadline = time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size > 300):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    wait_for(lambda: size_of(journal) > 300)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == code
-    assert err == f"interrupted; the same command goes on from here: {tasks / 'out'}\n"
+    assert said(err) == f"interrupted; the same command goes on from here: {tasks / 'out'}\n"
     kept = journal.read_text()
     assert kept.endswith("\n") and [json.loads(line) for line in kept.splitlines()]
     assert not (tasks / "out" / "results.json").exists()

@@ -80,7 +80,7 @@ def test_the_examples_are_found_ready(folder, capsys):
 def test_the_examples_run(folder):
     command = [sys.executable, "-m", "evaluation", "my_tasks", "--output", "results", "--device", "cpu", "--fp32"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     tasks = json.loads((folder / "results" / "results.json").read_text(encoding="utf-8"))["tasks"]
     assert {name: [*task["groups"]] for name, task in tasks.items()} == {

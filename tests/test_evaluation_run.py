@@ -244,14 +244,14 @@ def _heard(folder: str, argv: list[str], other: list[str], fault: str = "") -> t
 
 def test_an_error_on_one_process_is_heard_by_all(whole, tmp_path):
     argv = arguments(whole, output="failing")
-    found = run_ranks(_heard, 2, tmp_path, str(whole), argv, [], "layer 3 gave nan", deadline=20)
+    found = run_ranks(_heard, 2, tmp_path, str(whole), argv, [], "layer 3 gave nan")
     assert found == [(2, "error: rank 1 failed: layer 3 gave nan\n"), (2, "")]
     assert not (whole / "failing" / "results.json").exists()
 
 
 def test_a_host_without_the_data_is_heard_of(whole, tmp_path):
     argv, other = arguments(whole, output="hosts"), ["--data-path", str(tmp_path / "none")]
-    (code, message), second = run_ranks(_heard, 2, tmp_path, str(whole), argv, other, deadline=20)
+    (code, message), second = run_ranks(_heard, 2, tmp_path, str(whole), argv, other)
     assert code == 2 and second == (2, "")
     assert message.startswith(f"error: rank 1 failed: {whole / 'tasks' / 'choices.yaml'}: path: there is no folder")
 
@@ -261,7 +261,7 @@ def test_a_host_with_other_data_or_weights_is_heard_of(whole, tmp_path):
     path = tmp_path / "data" / "writing" / "dev.jsonl"
     path.write_text(path.read_text().replace("Number 3", "Number 4"))
     argv, other = arguments(whole, output="hosts"), ["--data-path", str(tmp_path / "data")]
-    (code, message), second = run_ranks(_heard, 2, tmp_path, str(whole), argv, other, deadline=20)
+    (code, message), second = run_ranks(_heard, 2, tmp_path, str(whole), argv, other)
     assert code == 2 and second == (2, "")
     assert message.startswith("error: ") and "the task writing (task file or data) on host " in message
 
@@ -270,5 +270,5 @@ def test_a_host_with_other_data_or_weights_is_heard_of(whole, tmp_path):
     change_a_byte(shard)
     (tmp_path / "rendezvous").unlink(missing_ok=True)
     other = ["--load", str(tmp_path / "checkpoint")]
-    (code, message), _ = run_ranks(_heard, 2, tmp_path, str(whole), argv, other, deadline=20)
+    (code, message), _ = run_ranks(_heard, 2, tmp_path, str(whole), argv, other)
     assert code == 2 and "the checkpoint on host " in message

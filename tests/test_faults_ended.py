@@ -15,12 +15,14 @@ import pytest
 
 from glm.ending import Asked, Terminated, terminating
 from tests.faults import (
+    SECONDS,
     command,
     ended,
     errors_of,
     generation_arguments,
     launched,
     prompts_of,
+    said,
     size_of,
     started,
     wait_for,
@@ -164,7 +166,7 @@ def jumping(tmp_path_factory):
 
 def under(jumping, module, argv, **environment):
     process = command("-m", module, *argv, LD_PRELOAD=jumping, **environment)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     return out
 
@@ -196,8 +198,8 @@ def test_clock_jumps_change_no_score(jumping, scored, tmp_path):  # noqa: F811
 def test_clock_jumps_end_no_run_of_several_processes(jumping, scored, tmp_path):  # noqa: F811
     argv = ["--model-parallel-size", "1", *arguments(scored, output=tmp_path / "out")]
     process = launched(2, "evaluation", argv, LD_PRELOAD=jumping, GLM_RANK_TIMEOUT="5")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and err == "", err
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0 and said(err) == "", err
     assert written(tmp_path / "out") == written(scored / "out")
 
 

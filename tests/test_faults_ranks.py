@@ -9,6 +9,7 @@ import pytest
 from glm.watch import Watch
 from tests.faults import (
     ROOT,
+    SECONDS,
     command,
     ended,
     errors_of,
@@ -16,6 +17,7 @@ from tests.faults import (
     launched,
     prompts_of,
     ranks_of,
+    said,
     size_of,
     started_ranks,
     wait_for,
@@ -24,8 +26,7 @@ from tests.golden_data import split_state, whole_state, write_checkpoint
 from tests.test_faults_killed import files_of, written
 from tests.tiny_tasks import arguments, write_tasks
 
-LIMIT = 2.0  # seconds; a user's default is 60
-GRACE = 8.0  # for slow machines: to notice, say and end
+LIMIT = 5.0  # seconds; a user's default is 60
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +75,16 @@ def test_a_rank_that_hangs_or_dies_is_named_by_the_others_and_the_run_goes_on(fo
     try:
         wait_for(lambda: size_of(grows) > 0, ranks[0])
         os.kill(ranks[rank].pid, number)
-        begin, lost = time.monotonic(), ranks[rank].pid
+        lost = ranks[rank].pid
         assert ended(ranks[1 - rank]) == 2
-        assert time.monotonic() - begin < LIMIT + GRACE
     finally:
         ranks[rank].kill()
         ranks[rank].join()
-    said = [line for line in errors_of(folder / f"log{1 - rank}").splitlines() if "prompts/s" not in line]
-    assert len(said) == 1, said
+    message = errors_of(folder / f"log{1 - rank}")
+    assert message.count("\n") == 1, message
     host = os.uname().nodename
-    assert said[0].startswith(f"error: rank {rank} (process {lost} on host {host}) has not been heard of for ")
-    assert "what is finished is kept: start again (python -m generation: with --resume)" in said[0]
+    assert message.startswith(f"error: rank {rank} (process {lost} on host {host}) has not been heard of for ")
+    assert "what is finished is kept: start again (python -m generation: with --resume)" in message
     again = started_ranks(f"{module}.__main__", argv, folder / "log", 2)
     assert [ended(process) for process in again] == [0, 0]
     assert same(folder, name, output)
@@ -100,10 +100,9 @@ def test_the_launcher_ends_with_its_ranks(folder, number, code, words):
     ranks = ranks_of(launcher, 2)
     wait_for(lambda: size_of(grows) > 0)
     os.kill(ranks[1], number)
-    begin = time.monotonic()
-    said = launcher.communicate(timeout=60)[1].splitlines()
-    assert launcher.returncode == code and time.monotonic() - begin < LIMIT + GRACE
-    assert len(said) == len(words) and all(line.startswith(word) for line, word in zip(said, words, strict=True)), said
+    lines = said(launcher.communicate(timeout=SECONDS)[1]).splitlines()
+    assert launcher.returncode == code
+    assert len(lines) == len(words) and all(map(str.startswith, lines, words)), lines
     assert not any(os.path.exists(f"/proc/{rank}") for rank in ranks)
 
 
@@ -112,10 +111,10 @@ def test_the_launcher_passes_sigterm_on_and_the_run_goes_on(folder, undisturbed)
     launcher = launched(2, module, argv)
     wait_for(lambda: size_of(grows) > 0)
     launcher.terminate()
-    _, said = launcher.communicate(timeout=60)
+    _, errors = launcher.communicate(timeout=SECONDS)
     assert launcher.returncode == 143
-    assert said == f"interrupted; the same command goes on from here: {folder / 'asked'}\n"
-    assert launched(2, module, argv).communicate(timeout=90)[1] == ""
+    assert said(errors) == f"interrupted; the same command goes on from here: {folder / 'asked'}\n"
+    assert said(launched(2, module, argv).communicate(timeout=SECONDS)[1]) == ""
     assert same(folder, "evaluation", "asked")
 
 
@@ -140,10 +139,14 @@ def is_alive(process):
 # A rank that computes, and one that is stuck
 
 LONG = """
-import os, sys, time
+import datetime, os, sys, time
 import torch
+from torch.distributed import distributed_c10d
 from glm import parallel
-parallel.start(2, timeout_seconds=float(sys.argv[1]))
+parallel.start(2)
+parallel.collect(0)  # both are there, however long starting took
+for group in (distributed_c10d.GroupMember.WORLD, parallel.mpu.get_model_parallel_group()):
+    distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=float(sys.argv[1])), group)
 if os.environ["RANK"] == "1":
     print("rank 1 is", os.getpid(), flush=True)
     time.sleep(float(sys.argv[2]))  # stands for a computation of its own, or for a lock that nobody will open
@@ -162,22 +165,23 @@ print("good", flush=True)
 """
 
 
-def long_ranks(tmp_path, *argv):
+def long_ranks(tmp_path, timeout, computes, limit):
+    """All in seconds: of a collective, of the second rank, of silence."""
     (tmp_path / "long.py").write_text(LONG)
-    return launched(2, "long", list(argv), PYTHONPATH=f"{ROOT}:{tmp_path}", GLM_RANK_TIMEOUT="1")
+    return launched(2, "long", [timeout, computes], PYTHONPATH=f"{ROOT}:{tmp_path}", GLM_RANK_TIMEOUT=limit)
 
 
 def test_a_long_computation_is_not_taken_for_a_hanging_rank(tmp_path):
-    """Three times the limit without a word from the main thread."""
-    launcher = long_ranks(tmp_path, "60", "3")
-    out, err = launcher.communicate(timeout=60)
+    """Twice the limit without a word from the main thread."""
+    launcher = long_ranks(tmp_path, "600", "8", limit="4")
+    out, err = launcher.communicate(timeout=SECONDS)
     assert launcher.returncode == 0 and out.count("good") == 2, err
 
 
 def test_a_rank_that_never_comes_is_named_at_the_time_out_of_a_collective(tmp_path):
     """It lives, so it is heard; but the others have waited for longer than they are allowed to."""
-    launcher = long_ranks(tmp_path, "3", "600")
-    out, err = launcher.communicate(timeout=60)
+    launcher = long_ranks(tmp_path, "1", "6000", limit="10")
+    out, err = launcher.communicate(timeout=SECONDS)
     stuck = out.partition("rank 1 is ")[2].split()[0]
     assert launcher.returncode == 2 and err == ""
     assert f"lost rank 1 (process {stuck} on host " in out
@@ -188,45 +192,62 @@ def test_a_rank_that_never_comes_is_named_at_the_time_out_of_a_collective(tmp_pa
 def test_a_limit_that_is_no_number_of_seconds(value):
     process = command("-m", "evaluation", "--model-parallel-size", "2", "tasks/quickstart",
                       GLM_RANK_TIMEOUT=value, RANK="0", WORLD_SIZE="2")
-    _, said = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 2
-    assert said == f"error: GLM_RANK_TIMEOUT={value}: must be a number of seconds, 0 to wait for ever\n"
+    assert errors == f"error: GLM_RANK_TIMEOUT={value}: must be a number of seconds, 0 to wait for ever\n"
+
+
+class CountedWatch(Watch):
+    """Knows how often it has spoken."""
+
+    beats = 0
+
+    def _send(self, leaves):
+        super()._send(leaves)
+        self.beats += 1
 
 
 def test_who_is_never_heard_is_not_missed():
     """As where a network lets no datagram through."""
     given_up = []
-    watch = Watch(0.2, given_up.append)
+    watch = CountedWatch(0.2, given_up.append)
     place = watch.place("127.0.0.1")
     watch.start(b"0" * 16, 0, [place, place._replace(port=9)])
-    time.sleep(0.6)
+    wait_for(lambda: watch.beats > 25)
     watch.stop()
     assert not given_up
 
 
-def test_the_silence_of_others_does_not_count_while_this_process_is_stopped():
+def test_the_silence_of_others_does_not_count_while_this_process_is_stopped(tmp_path):
     """Suspended and resumed as a whole, a run goes on; so it does whatever the clock on the wall does meanwhile."""
     source = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from glm.watch import Watch
+from tests.test_faults_ranks import CountedWatch
 def give_up(lost):
     print("gave up", flush=True)
     os._exit(2)
-watches = [Watch(1.0, give_up) for _ in range(2)]
+watches = [CountedWatch(3.0, give_up) for _ in range(2)]
 places = [watch.place("127.0.0.1") for watch in watches]
 for rank, watch in enumerate(watches):
     watch.start(b"0" * 16, rank, places)
+def beat(count):
+    before = [watch.beats for watch in watches]
+    while any(watch.beats < old + count for watch, old in zip(watches, before)):
+        time.sleep(0.01)
+beat(3)
 print("up", flush=True)
-time.sleep(1.5)
+while not os.path.exists({str(tmp_path / "resumed")!r}):
+    time.sleep(0.01)
+beat(5)
 for watch in watches:
     watch.stop()
 """
     process = command("-c", source)
     assert process.stdout.readline() == "up\n"
-    time.sleep(0.3)
     process.send_signal(signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(4)  # longer than the limit
     process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=30)
+    (tmp_path / "resumed").touch()
+    out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, out, err) == (0, "", "")

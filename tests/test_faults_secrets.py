@@ -30,7 +30,7 @@ def places(tmp_path):
 
 
 def run(process, code=0):
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, err
     assert SECRET not in out + err
     return out + err
@@ -95,7 +95,7 @@ def test_a_session_leaves_nothing(tmp_path, places):
     argv = [word for word in generation_arguments(tmp_path) if word not in ("--with-id",)]
     argv[argv.index("--input-source") + 1] = "interactive"
     done = subprocess.run([sys.executable, "-m", "generation", *argv], input=PROMPT + "\n", text=True, cwd=ROOT,
-                          env={**os.environ, **places, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=180)
+                          env={**os.environ, **places, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=600)
     assert done.returncode == 0 and PROMPT in done.stdout
     assert not holding(tmp_path, PROMPT) and not holding(tmp_path, SECRET)
 

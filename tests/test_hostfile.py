@@ -111,7 +111,7 @@ def launch(folder, text, degree=1, **environment):
     command = [sys.executable, str(ROOT / "scripts" / "launch_hosts.py"), str(hostfile(folder, text)), str(degree),
                "evaluation"]
     values = {"PATH": f"{programs}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(command, env=values, cwd=folder, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=values, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("text, environment, message", [
@@ -157,6 +157,6 @@ def test_the_script_says_what_is_wrong_with_the_hosts(tmp_path):
     for values, message in (({"HOST_FILE_PATH": "hosts"}, "HOST_FILE_PATH=hosts: no such file"),
                             ({"MP_SIZE": "3"}, "no multiple of MP_SIZE=3")):
         environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, **values}
-        done = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1

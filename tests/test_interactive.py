@@ -129,7 +129,7 @@ def test_a_session_through_a_pipe(loaded):
     """No codes, answers alone on standard output, invalid UTF-8 survives."""
     text = CASES[1]["prompt"].encode() + b"\nbad \xff\n" + CASES[2]["prompt"].encode() + b"\n"
     done = subprocess.run([sys.executable, "-m", "generation", *MODEL, *GREEDY], input=text, capture_output=True,
-                          cwd=ROOT, timeout=120)
+                          cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr
     answers = [answer(loaded, number).text for number in (1, 2)]
     assert done.stdout.decode() == "\n".join([*answers, "", ""])

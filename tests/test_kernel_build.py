@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import kernels
+from generation.arguments import default_precision
 from kernels import cpu, reference
 from kernels.cpu import build
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_one_openmp_runtime_and_all_threads():
     try:
         ops = cpu.operators()
@@ -50,7 +52,7 @@ assert first is second is kernels.reference
 
 
 def run_python(code, **environment):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment})
 
 
@@ -65,24 +67,51 @@ def test_without_a_working_compiler_the_reference_is_used_and_said_once(tmp_path
     assert done.stderr.count("\n") == 1 and cause in done.stderr
 
 
+@pytest.mark.parametrize("chosen", ["avx512", "avx2", "generic"])
+def test_older_instructions_than_the_processor_s(chosen, monkeypatch):
+    """That these flags give these instructions is seen in test_kernels.py."""
+    tried = []
+
+    def compiled(compiler, flags):
+        tried.append(flags)
+        raise build.BuildError("enough")
+
+    monkeypatch.setattr(build, "compiled", compiled)
+    monkeypatch.setattr(build, "find_compiler", lambda: "c++")
+    monkeypatch.setenv(build.ISA, chosen)
+    with pytest.raises(build.BuildError, match="enough"):
+        build.load()
+    assert tried[0] == ("-O2", *build.INSTRUCTIONS[chosen], "-fopenmp") and "-march=native" not in str(tried)
+    assert default_precision("cpu") == "fp32"  # as on such a processor
+
+
+def test_unknown_instructions_are_refused(monkeypatch):
+    monkeypatch.setenv(build.ISA, "avx3")
+    with pytest.raises(build.BuildError, match="GLM_CPU_ISA=avx3: must be one of native, avx512, avx2, generic"):
+        build.load()
+
+
 def build_in(folder, start, results):
     os.environ["GLM_KERNEL_CACHE"] = str(folder)
     start.wait()
     results.put(str(build.compiled(build.find_compiler(), ("-O0",))))
 
 
-def test_processes_that_build_at_once_share_one_library(tmp_path):
+def test_processes_that_build_at_once_share_one_library(tmp_path_factory, tmp_path, monkeypatch):
     try:
         build.find_compiler()
     except build.BuildError as error:
         pytest.skip(str(error))
+    sources = tmp_path_factory.mktemp("sources")
+    (sources / "a.cpp").write_text("int a() { return 1; }\n")
+    monkeypatch.setattr(build, "SOURCES", sources)
     context = multiprocessing.get_context("fork")
     start, results = context.Event(), context.Queue()
     workers = [context.Process(target=build_in, args=(tmp_path, start, results)) for _ in range(3)]
     for worker in workers:
         worker.start()
     start.set()
-    paths = {results.get(timeout=120) for _ in workers}
+    paths = {results.get(timeout=600) for _ in workers}
     for worker in workers:
         worker.join()
     assert len(paths) == 1 and sorted(p.name for p in tmp_path.iterdir()) == [os.path.basename(paths.pop())]

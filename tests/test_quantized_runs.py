@@ -125,7 +125,7 @@ def test_converted_checkpoints_on_two_ranks(folder):
     command = [sys.executable, "tools/convert_tp.py", "--input-folder", MODEL[1], "--output-folder",
                str(folder / "int8"), "--target-tp", "2", "--quantization-bit-width", "8"]
     shapes = [word for word in MODEL if "=" in word and "sequence" not in word and "rotary" not in word]
-    done = subprocess.run([*command, *shapes], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *shapes], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert len(find_shards(folder / "int8")) == 2
     assert read_shard(find_shards(folder / "int8")[0]).tensors[
@@ -145,7 +145,7 @@ def test_the_configurations_run(folder, config, name):
     (folder / "one.txt").write_text("The old house")
 
     def start(script, *arguments):
-        done = subprocess.run(["bash", f"scripts/{script}", *arguments], cwd=ROOT, env=environment, timeout=120,
+        done = subprocess.run(["bash", f"scripts/{script}", *arguments], cwd=ROOT, env=environment, timeout=600,
                               capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 

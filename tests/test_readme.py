@@ -31,7 +31,7 @@ def flags():
     found = set()
     for module in ("generation", "evaluation"):
         command = [sys.executable, "-m", module, "--help"]
-        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600).stdout
         found |= set(re.findall(r"^ +(?:-\w, )?(--[a-z0-9-]+)", shown, re.M)) - {"--help"}
     return found
 

@@ -63,7 +63,7 @@ class Clone:
 
     def run(self, program, *arguments, **environment):
         process = self.start(program, *arguments, **environment)
-        process.out, process.err = process.communicate(timeout=60)
+        process.out, process.err = process.communicate(timeout=600)
         return process
 
     def calls(self, what):
@@ -138,7 +138,7 @@ def test_an_environment_that_was_cut_off_is_made_again(clone):
 def test_parallel_starts_make_it_once(clone):
     processes = [clone.start("generate.sh", STUB_SECONDS="1") for _ in range(3)]
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(clone.calls("-m pip install")) == 1
 
@@ -268,7 +268,7 @@ def test_the_launcher_ends_as_its_processes_do(tmp_path, arguments, code, messag
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(ROOT / "scripts" / "launch.py"), "2", "program", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == code
     assert done.stdout.splitlines() == [f"{arguments} 2"] * 2 or code
     assert done.stderr.startswith(message) and len(done.stderr.splitlines()) == bool(message), done.stderr

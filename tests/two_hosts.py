@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SECONDS = 240
+SECONDS = 900
 NETWORK = """
 set -euo pipefail
 mount -t tmpfs none /run

@@ -19,19 +19,26 @@ from pathlib import Path
 from kernels.cache import BuildError, cache_folder
 
 SOURCES = Path(__file__).parent
-OPTIMISED = ("-O2", "-march=native")
-PORTABLE = ("-O2",)
+ISA = "GLM_CPU_ISA"  # environment variable: the instructions to compile for, if not this processor's
+INSTRUCTIONS = {
+    "native": ("-march=native",),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "generic": (),
+}
+OPTIMISED = "-O2"
 OPENMP = "-fopenmp"
 COMPILE_SECONDS = 120  # a compiler that hangs must not hang the model
 
 
 def load(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
-    """The compiled library, from the cache or built now. `flags` fixes the compiler's flags (tests); by default this
-    processor's instructions with OpenMP, or without either where the compiler or the runtime does not have it.
+    """The compiled library, from the cache or built now. `flags` fixes the compiler's flags (tests); by default
+    those of instructions() with OpenMP, or without either where the compiler or the runtime does not have it.
     Raises BuildError with one line."""
     compiler = find_compiler()
     share_openmp_runtime()
-    choices = [flags] if flags else [(*OPTIMISED, OPENMP), OPTIMISED, PORTABLE]
+    best = (OPTIMISED, *INSTRUCTIONS[instructions()])
+    choices = [flags] if flags else [(*best, OPENMP), best, (OPTIMISED,)]
     for choice in choices[:-1]:
         try:
             return ctypes.CDLL(str(compiled(compiler, choice)))
@@ -41,6 +48,14 @@ def load(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
         return ctypes.CDLL(str(compiled(compiler, choices[-1])))
     except OSError as error:
         raise BuildError(f"the compiled library does not load: {error}") from error
+
+
+def instructions() -> str:
+    """The key of INSTRUCTIONS to compile for: $GLM_CPU_ISA, else "native". Raises BuildError for another one."""
+    chosen = os.environ.get(ISA) or "native"
+    if chosen not in INSTRUCTIONS:
+        raise BuildError(f"{ISA}={chosen}: must be one of {', '.join(INSTRUCTIONS)}")
+    return chosen
 
 
 def find_compiler() -> str:
