@@ -69,6 +69,9 @@ class ModelConfig:
 
     @classmethod
     def from_name(cls, name: str) -> ModelConfig:
+        if name in PUBLISHED:
+            raise UserError(f"model preset {name!r}: the name of a published model, which is not read yet; a model of "
+                            f"random weights and about its size has the shapes {PUBLISHED[name]}")
         if name not in PRESETS:
             raise UserError(f"unknown model preset {name!r}{_nearest(name, PRESETS)}; allowed: {', '.join(PRESETS)}")
         return cls(**PRESETS[name])
@@ -116,14 +119,19 @@ def _glm(num_layers: int, hidden_size: int, num_attention_heads: int, inner_hidd
 
 PRESETS: dict[str, dict] = {
     "glm-130b": _glm(70, 12288, 96, 32768, 150528, 2048, rotary_table="half"),
-    # shapes for benchmarks, named after the size of the published GLM family; gated inner width of about 8/3 hidden
-    "glm-10b": _glm(48, 4096, 64, 10944, 50304, 1024),
-    "glm-2b": _glm(36, 2048, 32, 5472, 50304, 1024),
+    # for benchmarks: about as large as the published GLM family, not of their architecture; gated inner width of about
+    # 8/3 hidden
+    "shape-10b": _glm(48, 4096, 64, 10944, 50304, 1024),
+    "shape-2b": _glm(36, 2048, 32, 5472, 50304, 1024),
     "glm-1.3b": _glm(24, 2048, 32, 5472, 32768, 2048),
-    "glm-335m": _glm(24, 1024, 16, 2736, 32768, 2048),
-    "glm-110m": _glm(12, 768, 12, 2048, 32768, 2048),
+    "shape-335m": _glm(24, 1024, 16, 2736, 32768, 2048),
+    "shape-110m": _glm(12, 768, 12, 2048, 32768, 2048),
     "glm-small": _glm(5, 384, 6, 1024, 16384, 512, num_image_tokens=0),
 }
+
+
+# These names stood for the shapes beside them, which are not the published models' own.
+PUBLISHED = {f"glm-{size}": f"shape-{size}" for size in ("10b", "2b", "335m", "110m")}
 
 
 def read_config_file(path: str | Path) -> dict:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures speed on this machine: prefill and decoding beside what the machine can do at best. Arguments go to
 # tools/benchmark.py, e.g.
-#   bash scripts/benchmark.sh --model glm-335m --dtype bf16 fp32 --json result.json
+#   bash scripts/benchmark.sh --model shape-335m --dtype bf16 fp32 --json result.json
 #   bash scripts/benchmark.sh --load checkpoints/glm-small
 set -euo pipefail
 

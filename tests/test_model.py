@@ -155,3 +155,10 @@ def test_config_file_round_trip_and_faults(tmp_path):
         ModelConfig.from_file(path)
     with pytest.raises(UserError, match=r"unknown model preset 'glm-130' .did you mean 'glm-130b'"):
         ModelConfig.from_name("glm-130")
+
+
+@pytest.mark.parametrize("size", ["10b", "2b", "335m", "110m"])
+def test_a_published_model_s_name_is_not_taken_for_shapes_of_its_size(size):
+    with pytest.raises(UserError, match=f"'glm-{size}': the name of a published model.* has the shapes shape-{size}$"):
+        ModelConfig.from_name(f"glm-{size}")
+    assert ModelConfig.from_name(f"shape-{size}").num_layers > 0

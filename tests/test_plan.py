@@ -43,7 +43,7 @@ def test_what_a_checkpoint_holds_is_found_out_without_torch(tmp_path, bits, dtyp
 
 
 def test_groups_are_told_by_the_size_of_the_files():
-    config = ModelConfig.from_name("glm-110m")
+    config = ModelConfig.from_name("shape-110m")
     sizes = {group: stored.part_bytes(config, Format("fp16", 4, group), 1) for group in (None, 128, 64, 32)}
     assert sorted(sizes.values()) == list(sizes.values()) and len(set(sizes.values())) == 4
 

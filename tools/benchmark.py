@@ -1,8 +1,8 @@
 """Speed of the model on this machine, beside what the machine can do at best and beside other engines.
 
-    python tools/benchmark.py model --model glm-335m --dtype bf16 fp32
+    python tools/benchmark.py model --model shape-335m --dtype bf16 fp32
     python tools/benchmark.py model --load checkpoints/glm-small
-    python tools/benchmark.py model --model glm-335m --against transformers llama.cpp openvino --json result.json
+    python tools/benchmark.py model --model shape-335m --against transformers llama.cpp openvino --json result.json
     python tools/benchmark.py model --model glm-1.3b --bits 8 4 --group-size 32
     python tools/benchmark.py kernels --size 4096 4096
     python tools/benchmark.py evaluation --data-path data --rows 300
@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     model = commands.add_parser("model", help="prefill and decoding of a model")
     add = model.add_argument
-    add("--model", help="preset of glm/config.py (default: glm-335m, or what the checkpoint says)")
+    add("--model", help="preset of glm/config.py (default: shape-335m, or what the checkpoint says)")
     add("--load", type=Path, metavar="CHECKPOINT", help="measure this checkpoint instead of random weights")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--dtype", nargs="+", default=["bf16"], choices=("bf16", "fp16", "fp32"), help="one or more (default: bf16)")
@@ -93,11 +93,11 @@ def measure_model(arguments: argparse.Namespace) -> None:
     if arguments.load:
         config = read_config(arguments.load, arguments.model)
     else:
-        config = ModelConfig.from_name(arguments.model or "glm-335m")
+        config = ModelConfig.from_name(arguments.model or "shape-335m")
     shape = own.shape_of(config)
     if arguments.bits:
         own.check_groups(arguments.group_size, shape)
-    facts = {"model": str(arguments.load or arguments.model or "glm-335m"), "layers": shape.layers,
+    facts = {"model": str(arguments.load or arguments.model or "shape-335m"), "layers": shape.layers,
              "hidden": shape.hidden, "heads": shape.heads, "inner": shape.inner, "vocabulary": shape.vocabulary,
              "parameters": shape.parameters}
     bandwidth = machine.Bandwidth(arguments.device, arguments.buffer_mb << 20)

@@ -1,7 +1,7 @@
 """How far a plan is off: peak memory, time to load, to read a context and of a decoded token, planned and measured.
 
     python tools/check_plan.py                                       # five shapes, four precisions
-    python tools/check_plan.py --models glm-335m --precisions bf16,8 --context 256
+    python tools/check_plan.py --models shape-335m --precisions bf16,8 --context 256
 
 For every shape a random bfloat16 checkpoint is written below --folder, and removed afterwards. Every measurement is a
 process of its own, which loads it, generates, and then takes the machine's rates in turn with its own times, since
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ("glm-small", "glm-110m", "odd", "glm-335m", "glm-1.3b")
+MODELS = ("glm-small", "shape-110m", "odd", "shape-335m", "glm-1.3b")
 ODD = dict(num_layers=7, hidden_size=640, num_attention_heads=10, inner_hidden_size=1900, vocab_size=20001,
            max_sequence_length=1500, position_encoding_2d=True, num_image_tokens=0)
 PRECISIONS = ("fp32", "bf16", "bf16,8", "bf16,4")
