@@ -118,7 +118,7 @@ class RecordedRun:
 def _our_classes() -> frozenset[str]:
     """The classes that task files of this repository name with `module`, of those whose code lies in it, too."""
     from evaluation.discovery import find_task_files
-    from evaluation.strict_yaml import read_mapping
+    from glm.strict_yaml import read_mapping
 
     named = set()
     for file in find_task_files([REPOSITORY / "tasks"]):
