@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from generation.infill import Result, fill_blanks
+from generation.masks import kind_of, left_over, note_on_left_over
 from generation.options import Options
 from generation.prompts import PromptLine
 from generation.results import Results
@@ -40,6 +41,10 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
     if results.strange:
         print(f"note: {results.source} has changed: {results.strange} of the earlier answers belong to other prompts; "
               "they are left out, and what stands there now is answered", file=sys.stderr)
+    if mixed := [line for line in results.lines if line.error is None and left_over(line.text)]:
+        also = f" (and {len(mixed) - 1} more)" if len(mixed) > 1 else ""
+        print(f"note: {results.source}:{mixed[0].number}{also}: "
+              f"{note_on_left_over(left_over(mixed[0].text)[0], kind_of(mixed[0].text))}", file=sys.stderr)
     settings = {
         "facts": facts, "input_source": results.source, "checkpoint": str(checkpoint), "batch_size": batch_size,
         "device": str(next(model.parameters()).device), "versions": versions(),

@@ -6,7 +6,6 @@ searched for, so a mask token that the model generates is not taken for another 
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,11 @@ from dataclasses import dataclass, field
 from generation.batching import batches
 from generation.decode import generate
 from generation.joining import filled, joined
+from generation.masks import MASK_PATTERN, kind_of
 from generation.params import BeamParams, SamplingParams
 from glm import parallel
 from glm.errors import NonFinite, UserError
 
-MASK_PATTERN = re.compile(r"\[[sg]?MASK\]")
 UNDERLINE, GREEN, PLAIN = "\x1b[4m", "\x1b[0;32m", "\x1b[0m"
 OnStep = Callable[[int, int, "int | None"], None]
 
@@ -88,7 +87,7 @@ class Result:
 
 def split(text: str, tokenizer) -> Prompt:
     """Cut a text at the masks of the kind to fill; every stretch between any masks is tokenised by itself."""
-    kind = next((kind for kind in ("[MASK]", "[sMASK]") if kind in text), "[gMASK]")
+    kind = kind_of(text)
     masks = MASK_PATTERN.findall(text)
     stretches, typed = [[]], [""]
     for piece, mask in zip(MASK_PATTERN.split(text), [*masks, None], strict=True):

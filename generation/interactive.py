@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from generation.infill import fill_blanks, split
+from generation.masks import kind_of, left_over, note_on_left_over
 from generation.options import Options
 from generation.prompts import fault
 from generation.streaming import AnswerStream
@@ -41,6 +42,7 @@ class Session:
         self.first_options = self.options = options
         self.read, self.write, self.note = read, write, note
         self.colour, self.streams = colour, streams
+        self.is_told_of_kinds = False
 
     def run(self) -> None:
         """Read and answer until the end of the input, "stop" or /quit."""
@@ -93,6 +95,9 @@ class Session:
         wrong = fault(text)
         if wrong is not None:
             raise UserError(f"{wrong} (/help says what a query may hold)" if "empty" in wrong else wrong)
+        if (masks := left_over(text)) and not self.is_told_of_kinds:
+            self.is_told_of_kinds = True
+            self.note(f"note: {note_on_left_over(masks[0], kind_of(text))}")
         params = self.options.params()
         stream = AnswerStream(split(text, self.tokenizer), self.tokenizer, self.write, self.colour)
         parallel.broadcast_object((text, params))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from generation.masks import MASKS, meant_for_a_mask
 from glm.errors import UserError
-
-MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
-_LIKE_A_MASK = re.compile(r"\[[A-Za-z]{0,2}[Mm][Aa][Ss][Kk]\]")
 
 
 @dataclass(frozen=True)
@@ -67,10 +63,6 @@ def fault(text: str) -> str | None:
     """Why a text cannot be a prompt of a user: it is empty, or has a mask that is none. None: nothing is wrong."""
     if not text.strip():
         return "the prompt is empty"
-    for found in _LIKE_A_MASK.findall(text):
-        if found not in MASKS:
-            by_small_letters = {mask.lower(): mask for mask in MASKS}
-            nearest = difflib.get_close_matches(found.lower(), by_small_letters, 1)
-            hint = f", did you mean {by_small_letters[nearest[0]]}?" if nearest else ""
-            return f"unknown mask {found}{hint}; allowed: {', '.join(MASKS)}"
+    if (found := meant_for_a_mask(text)) is not None:
+        return f"unknown mask {found[0]}, did you mean {found[1]}?; allowed: {', '.join(MASKS)}"
     return None
