@@ -7,6 +7,7 @@ from generation.interactive import Session
 from generation.masks import kind_of, left_over, meant_for_a_mask
 from generation.options import Options
 from generation.prompts import fault
+from glm import parallel
 from tests.test_infill import scripted
 
 
@@ -50,6 +51,7 @@ def test_the_other_kinds_stay_as_typed_and_are_told_of_once(tokenizer):
     model = scripted(tokenizer, "tea")
     prompt = "I like [MASK] and then [gMASK]"
     assert fill_blanks(model, tokenizer, [prompt], SamplingParams(top_k=1))[0].text == "I like tea and then [gMASK]"
+    parallel.start(1)
     lines, written, notes = [prompt, prompt, "stop"], [], []
     Session(model, tokenizer, Options(top_k=1), lambda: lines.pop(0), written.append, notes.append, False).run()
     assert "".join(written) == "I like tea and then [gMASK]\n" * 2
