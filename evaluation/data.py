@@ -7,14 +7,15 @@ or the same without _pretokenized, as ids. Other fields are kept as they are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.config import TaskConfig, TaskType
+from glm import reading
 from glm.errors import UserError, shown
+from glm.reading import json_at, parse_json
 
 _BLANKS = " \t\n\r"
 
@@ -55,35 +56,53 @@ def read_rows(path: str | Path, config: TaskConfig,
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 file as it is. UserError if it cannot be read or holds nothing but white space."""
-    text = _decoded(path)
+    """A UTF-8 file, lines ending as everywhere. UserError if it cannot be read or holds nothing but white space."""
+    text = reading.read_text(path, is_prose=True).replace("\r\n", "\n")
     if not text.strip():
         raise UserError(f"{path}: holds no text")
     return text
 
 
-def _decoded(path: str | Path) -> str:
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not valid UTF-8") from None
-
-
 def read_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line from 1, object) of JSON lines, blank ones skipped, or of one JSON list. UserError for anything else."""
-    text = _decoded(path)
-    if text.lstrip(_BLANKS).startswith("["):
-        parsed = _list_elements(text, path)
-    else:
-        lines = enumerate(text.split("\n"), 1)
-        parsed = ((number, _parsed(line, 0, path, number)[0]) for number, line in lines if line.strip(_BLANKS))
+    text = reading.read_text(path)
+    parsed = _list_elements(text, path) if text.lstrip(_BLANKS).startswith("[") else _lines(text, path)
     for number, row in parsed:
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: a row must be a JSON object {{...}}, is {shown(row)}")
         yield number, row
+
+
+def _lines(text: str, path: str | Path) -> Iterator[tuple[int, Any]]:
+    place = 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip(_BLANKS):
+            try:
+                value = parse_json(line, str(path), number)
+            except UserError as error:
+                raise UserError(_over_lines(text, place, path, number) or str(error)) from None
+            yield number, value
+        place += len(line) + 1
+
+
+def _over_lines(text: str, place: int, path: str | Path, line: int) -> str | None:
+    """What is wrong with a value that is JSON, but more than this line; None: it is none."""
+    try:
+        value, end = json_at(text, _skip_blanks(text, place), str(path), line)
+    except UserError:
+        return None
+    if not isinstance(value, dict) or "\n" not in text[place:end]:
+        return None
+    held = _list_of_rows(value)
+    hint = f"; its rows seem to stand under {held!r}: keep that list alone" if held else ""
+    return f"{path}:{line}: one JSON object over several lines; a row is one line of a .jsonl file, or an element of " \
+           f"the list that a .json file is{hint}"
+
+
+def _list_of_rows(row: dict[str, Any]) -> str | None:
+    """The key under which an object holds rows; None: it holds none."""
+    return next((key[:60] for key, value in row.items()
+                 if isinstance(value, list) and value and all(isinstance(each, dict) for each in value)), None)
 
 
 def _list_elements(text: str, path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -96,7 +115,7 @@ def _list_elements(text: str, path: str | Path) -> Iterator[tuple[int, Any]]:
         if text[place:place + 1] == "]" and is_first:
             place += 1
             break
-        value, place = _parsed(text, place, path, line)
+        value, place = json_at(text, place, str(path), line)
         yield line, value
         is_first = False
         place = _skip_blanks(text, place)
@@ -117,19 +136,6 @@ def _skip_blanks(text: str, place: int) -> int:
     while place < len(text) and text[place] in _BLANKS:
         place += 1
     return place
-
-
-def _parsed(text: str, place: int, path: str | Path, line: int) -> tuple[Any, int]:
-    """The JSON value at a place, and where it ends; a line of JSON lines (place 0) must hold nothing else."""
-    try:
-        if place == 0:
-            return json.loads(text), len(text)
-        return json.JSONDecoder().raw_decode(text, place)
-    except json.JSONDecodeError as error:
-        line += error.lineno - 1 - text.count("\n", 0, place)
-        raise UserError(f"{path}:{line}: not valid JSON: {error.msg} at column {error.colno}") from None
-    except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
-        raise UserError(f"{path}:{line}: not valid JSON: {error}") from None
 
 
 def line_of(path: str | Path, index: int) -> int:
@@ -214,7 +220,9 @@ def _shown_ids(value: Any) -> str:
 
 
 def _fields(row: dict[str, Any]) -> str:
-    return shown(", ".join(row)) if row else "no fields"
+    held = _list_of_rows(row)
+    hint = f" (rows seem to stand under {held!r}: keep that list alone)" if held else ""
+    return f"{shown(', '.join(row))}{hint}" if row else "no fields"
 
 
 def to_example(row: dict[str, Any], index: int, tokenizer) -> Example:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm.errors import UserError
+from glm.reading import SMALL, NoSuchFile, read_text
 
 _LINE = re.compile(r"([\w.@:-]+)\s+slots=(\d{1,6})\s*(#.*)?")
 CONNECT_SECONDS = 5  # to open a connection
@@ -30,14 +31,12 @@ class Host:
 
 def read_hostfile(path: Path) -> list[Host]:
     """The hosts of a file with a line `NAME slots=N` for each; `#` begins a comment. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"HOST_FILE_PATH={path}: no such file; it has a line for every host, such as: "
-                        f"worker-1 slots=8")
-    hosts, lines = [], {}
+    where = f"HOST_FILE_PATH={path}"
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"HOST_FILE_PATH={path}: {error.strerror}") from None
+        text = read_text(path, SMALL, where)
+    except NoSuchFile:
+        raise UserError(f"{where}: no such file; it has a line for every host, such as: worker-1 slots=8") from None
+    hosts, lines = [], {}
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
         if not line or line.startswith("#"):

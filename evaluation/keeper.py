@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from evaluation.rounds import lacking
 from evaluation.store import JOURNAL, Journal, differences
 from evaluation.work import Work
 from glm.errors import UserError
+from glm.reading import NoSuchFile, read_json
 from glm.versions import versions
 from quantization.linear import quantization_of
 
@@ -102,8 +102,10 @@ class Keeper:
                   for name, work in self.works.items()}
         path = self.output / SETTINGS
         try:
-            earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        except (OSError, ValueError, RecursionError):
+            earlier = read_json(path)
+        except NoSuchFile:
+            earlier = None
+        except UserError:  # whatever it was: another run's
             earlier = {}
         if earlier is not None and not isinstance(earlier, dict):
             earlier = {}

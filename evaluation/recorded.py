@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from typing import Any
 
 from evaluation.schema import Each, fault
 from glm.errors import UserError
+from glm.reading import LARGE, NoSuchFile, parse_json, read_json, read_text
 
 RESULTS = "results.json"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -60,17 +60,12 @@ class RecordedRun:
 
         path = sample_path(self.folder, self._sample_folders[task], file)
         try:
-            lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; evaluating again with the same --output writes it") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not valid UTF-8 at byte {error.start + 1}") from None
+            lines = read_text(path).rstrip("\n").split("\n")
+        except NoSuchFile as error:
+            raise UserError(f"{error}; evaluating again with the same --output writes it") from None
         items = []
         for number, line in enumerate(lines if lines != [""] else [], 1):
-            try:
-                items.append(json.loads(line))
-            except (ValueError, RecursionError):
-                raise UserError(f"{path}:{number}: not valid JSON") from None
+            items.append(parse_json(line, str(path), number))
             wrong = fault(items[-1], _ITEM) or _odd(items[-1], items[0])
             if wrong is not None:
                 raise UserError(f"{path}:{number}: not an item (a JSON object with its `index`): {wrong}")
@@ -133,14 +128,10 @@ def _results(folder: Path) -> dict:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the --output folder of a run")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        results = read_json(path, LARGE)
+    except NoSuchFile:
         raise UserError(f"{folder} has no {RESULTS}: not the output of a run, or of one that has not ended; the same "
                         "command goes on with it") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: not valid JSON") from None
     if not isinstance(results, dict) or not isinstance(results.get("tasks"), dict):
         raise UserError(f"{path}: not the results of an evaluation (no `tasks`)")
     if results.get("schema") != SCHEMA:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from evaluation.report_task import TaskReport, anchor, definitions
 from evaluation.table import PARTIAL, figure, kind_of, limit_of, limits
 from glm.errors import UserError
 from glm.files import replacing
+from glm.reading import read_json
 
 REPORT, TIMINGS = "report.html", "timings.json"
 _SHORT = 3  # tasks of a page whose sample items are shown unasked
@@ -143,8 +143,8 @@ def _provenance(results: Mapping, timings: Mapping | None) -> Html:
 
 def _timings(folder: Path) -> dict | None:
     try:
-        found = json.loads((folder / TIMINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / TIMINGS)
+    except UserError:
         return None
     return found if isinstance(found, dict) else None
 

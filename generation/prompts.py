@@ -7,6 +7,7 @@ from pathlib import Path
 
 from generation.masks import MASKS, meant_for_a_mask
 from glm.errors import UserError
+from glm.reading import BOM, read_bytes, recognised
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ def read_prompts(path: str | Path, with_id: bool = False) -> list[PromptLine]:
 
     Raises UserError where the file itself cannot be read or holds nothing.
     """
+    where = f"--input-source {path}"
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"--input-source {path}: {error.strerror}; name a file of prompts, one a line, "
-                        f"or 'interactive'") from None
-    rows = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        data = read_bytes(path, where=where)
+    except UserError as error:
+        raise UserError(f"{error}; name a file of prompts, one a line, or 'interactive'") from None
+    if kind := recognised(data, is_prose=True):
+        raise UserError(f"{where}: is {kind}")
+    rows = data.removeprefix(BOM).split(b"\n")
     rows = rows[:-1] if rows[-1] == b"" else rows
     if not rows:
         raise UserError(f"--input-source {path}: the file is empty; it must hold one prompt a line")

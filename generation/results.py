@@ -16,6 +16,7 @@ from pathlib import Path
 from generation.prompts import PromptLine
 from glm.errors import UserError
 from glm.files import Grown, Lock, replacing
+from glm.reading import parse_json, read_bytes, read_json
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 _LONGEST_NAME = 200  # bytes; file systems allow 255
@@ -66,12 +67,12 @@ class Results:
         if not self.resume or not path.exists():
             return None
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(values, dict) and isinstance(values.get("facts", {}), dict):
-                return values
-        except (ValueError, RecursionError):
-            pass
-        raise UserError(f"{path} is not valid JSON, or not a run's settings; the run cannot be resumed")
+            values = read_json(path)
+        except UserError as error:
+            raise UserError(f"{error}; the run cannot be resumed") from None
+        if isinstance(values, dict) and isinstance(values.get("facts", {}), dict):
+            return values
+        raise UserError(f"{path}: not the settings of a run; it cannot be resumed")
 
     def open(self, facts: dict) -> None:
         """Begin to write. facts: what makes the answers what they are; a resumed run must have been given the same.
@@ -101,11 +102,11 @@ class Results:
                                 "run with the same settings, or without --resume elsewhere")
 
     def _earlier_answers(self) -> dict[int, dict]:
-        rows = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        rows = read_bytes(self.path).decode("utf-8", "replace").split("\n")
         kept = {}
         for number, row in enumerate(rows, 1):
             try:
-                value = json.loads(row)
+                value = parse_json(row, str(self.path), number)
                 index, key = _identity(value)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 if number < len(rows) and row != "":  # every complete line ends with a newline

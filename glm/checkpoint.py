@@ -21,12 +21,14 @@ from glm.config import PRESETS, ModelConfig, read_config_file
 from glm.errors import UserError
 from glm.files import replacing, write_torch
 from glm.pickles import check_tuples
+from glm.reading import SMALL, START, NoSuchFile, open_file, read_text, recognised
 
 if TYPE_CHECKING:  # what a checkpoint looks like is asked before torch is there, which takes a second to import
     import torch
 
 LATEST = "latest"
 CONFIG_NAME = "model_config.json"
+OF_HUGGING_FACE = ("config.json", "*.safetensors", "pytorch_model*.bin")
 CONVERTING = ".converting"  # tools/convert_tp.py works in this folder until the checkpoint is whole
 _SHARD = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _ZIP_START = b"PK\x03\x04"
@@ -52,17 +54,24 @@ def shard_name(rank: int) -> str:
 
 
 def checkpoint_folder(folder: str | os.PathLike) -> Path:
-    """The folder, which must be there."""
+    """The folder, which must be there and not be one of another program's."""
     folder = Path(folder)
     if not os.path.isdir(folder):
-        raise UserError(f"no checkpoint folder {folder}; --load needs the folder that holds the file {LATEST!r}")
+        raise UserError(f"no checkpoint folder {folder}; it is the folder that holds the file {LATEST!r}")
+    foreign = () if os.path.lexists(folder / LATEST) else [name for name in OF_HUGGING_FACE if any(folder.glob(name))]
+    if foreign:
+        raise UserError(f"{folder} is a checkpoint of Hugging Face's (it holds {foreign[0]}), which is not read yet; "
+                        f"one of SAT's holds a file {LATEST!r} beside the folder of its shards")
     return folder
 
 
 def read_config(path: str | os.PathLike, model: str | None = None, **overrides) -> ModelConfig:
     """Shapes from the checkpoint's model_config.json, then a preset's, then ``overrides`` (None: not said)."""
     file = checkpoint_folder(path) / CONFIG_NAME
-    values, source = (read_config_file(file), str(file)) if file.is_file() else ({}, str(path))
+    try:
+        values, source = read_config_file(file), str(file)
+    except NoSuchFile:
+        values, source = {}, str(path)
     if model is not None:
         ModelConfig.from_name(model)  # refuses an unknown name
         values = values | PRESETS[model]
@@ -75,8 +84,8 @@ def iteration_folder(folder: str | os.PathLike) -> Path:
     folder = checkpoint_folder(folder)
     latest = folder / LATEST
     try:
-        iteration = latest.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        iteration = read_text(latest, SMALL).strip()
+    except NoSuchFile:
         if (folder / CONVERTING).is_dir():
             raise UserError(f"{folder} is an unfinished conversion: give the same command of tools/convert_tp.py once "
                             "more, it goes on where it ended") from None
@@ -89,8 +98,15 @@ def iteration_folder(folder: str | os.PathLike) -> Path:
                         f"shards{f'; take {folder.resolve().parent}' if is_inner else ''}") from None
     if iteration in ("", "..") or Path(iteration).name != iteration or not os.path.isdir(folder / iteration):
         raise UserError(f"{latest} points to {iteration[:80]!r}, but there is no such folder in {folder}; "
-                        f"it must hold the name of a folder with {shard_name(0)}")
+                        f"it must hold the name of a folder with {shard_name(0)}{_more_than_a_name(folder, iteration)}")
     return folder / iteration
+
+
+def _more_than_a_name(folder: Path, iteration: str) -> str:
+    """For the message: which part of what `latest` holds is the name of a folder."""
+    parts = [part for part in re.split(r"[/\s]+", iteration[:1000]) if part not in ("", ".", "..")]
+    name = next((part for part in parts if os.path.isdir(folder / part)), None)
+    return f" and nothing else, such as {name}" if name else ""
 
 
 def find_shards(folder: str | os.PathLike) -> list[Path]:
@@ -100,14 +116,16 @@ def find_shards(folder: str | os.PathLike) -> list[Path]:
                    if (match := _SHARD.fullmatch(path.name)) and path.name == shard_name(int(match[1])))
     if not ranks:
         raise UserError(f"no shards {shard_name(0)} ... in {iteration}")
-    for rank in range(ranks[-1]):
-        if rank not in ranks:
-            raise UserError(missing_shard(iteration / shard_name(rank)))
+    for rank in range(ranks[-1] + 1):
+        path = iteration / shard_name(rank)
+        if rank not in ranks or not os.path.exists(path):
+            raise UserError(missing_shard(path))
     return [iteration / shard_name(rank) for rank in ranks]
 
 
 def missing_shard(path: Path) -> str:
-    return f"missing shard {path}: copy it again from where the checkpoint came from"
+    link = f" (it is a link to {os.readlink(path)}, which is not there)" if os.path.islink(path) else ""
+    return f"missing shard {path}{link}: copy it again from where the checkpoint came from"
 
 
 def wrong_degree(folder: str | os.PathLike, shards: int, degree: int) -> str:
@@ -132,14 +150,15 @@ def read_shard(path: Path) -> Shard:
     import torch
 
     try:
-        with path.open("rb") as file:
-            start = file.read(len(_LEGACY_START))
+        with open_file(path, f"cannot read {path}") as file:
+            start = file.read(START)
+    except NoSuchFile:
+        raise UserError(missing_shard(path)) from None
     except OSError as error:
-        raise UserError(missing_shard(path) if isinstance(error, FileNotFoundError) else
-                        f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not start.startswith((_ZIP_START, _LEGACY_START)):
-        raise UserError(f"{path} ({path.stat().st_size} bytes) is no checkpoint: it was not written by torch.save; "
-                        "nothing in it was run")
+        kind = recognised(start) or "no checkpoint: it was not written by torch.save; nothing in it was run"
+        raise UserError(f"{path} ({path.stat().st_size} bytes) is {kind}")
     mapped = start.startswith(_ZIP_START)  # the old format cannot be mapped: it is read into memory
     try:
         if mapped:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm.errors import UserError, shown
+from glm.reading import read_json
 
 ROTARY_TABLES = ("half", "half_inv_freq", "exact")
 # Far beyond any model, and small enough that nothing which is computed from them is too large to be a size.
@@ -136,12 +137,9 @@ PUBLISHED = {f"glm-{size}": f"shape-{size}" for size in ("10b", "2b", "335m", "1
 
 def read_config_file(path: str | Path) -> dict:
     """The values of a `model_config.json`, unchecked but for being a JSON object."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # these two: whatever JSON cannot be made of
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    values = read_json(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold one JSON object of the model's shapes, found {type(values).__name__}")
+        raise UserError(f"{path}: must hold one JSON object of the model's shapes, is {shown(values)}")
     return values
 
 

@@ -6,12 +6,14 @@ checkouts without git-lfs, error pages where a download should be, and archives 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import stat
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 from glm.errors import UserError
 
@@ -47,37 +49,49 @@ class NoSuchFile(UserError):
     """Nothing is there under this name."""
 
 
-def read_bytes(path: str | os.PathLike, most: int | None = None, where: str = "") -> bytes:
-    """All bytes of a regular file. most: bytes that it may have. where: begins the messages (the path).
+def open_file(path: str | os.PathLike, where: str = "") -> BinaryIO:
+    """A regular file, open for reading bytes. where: begins the messages (the path).
 
-    Raises NoSuchFile, and UserError for what is no file (pipes and devices may never end), too large, or unreadable.
+    Raises NoSuchFile, and UserError for what is no file (a pipe or a device may never end) or cannot be read.
     """
     where = where or str(path)
-    size = 0
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            size = found.st_size
-            if not stat.S_ISREG(found.st_mode):
-                raise UserError(f"{where}: is {NOT_A_FILE.get(stat.S_IFMT(found.st_mode), 'no file')}, not a file")
-            data = file.read() if most is None else file.read(most + 1)
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe nobody writes to does not block
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoSuchFile(f"{where}: {error.strerror}") from None
+        raise NoSuchFile(f"{where}: {error.strerror}{_broken_link(path)}") from None
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror}") from None
-    except UserError:
-        raise
+        raise UserError(f"{where}: {'is no file' if error.errno == errno.ENXIO else error.strerror}") from None
     except ValueError:  # a name that the system cannot have
         raise NoSuchFile(f"{where}: no such file") from None
-    except MemoryError:
-        raise UserError(f"{where}: has {size} bytes, and there is no memory for them") from None
+    kind = stat.S_IFMT(os.fstat(number).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(number)
+        raise UserError(f"{where}: is {NOT_A_FILE.get(kind, 'something else')}, not a file")
+    return open(number, "rb")
+
+
+def _broken_link(path: str | os.PathLike) -> str:
+    return f" (it is a link to {os.readlink(path)})" if os.path.islink(path) else ""
+
+
+def read_bytes(path: str | os.PathLike, most: int | None = None, where: str = "") -> bytes:
+    """All bytes of a file. most: that it may have. Raises as open_file, and UserError where it is larger."""
+    where = where or str(path)
+    with open_file(path, where) as file:
+        try:
+            data = file.read() if most is None else file.read(most + 1)
+        except OSError as error:
+            raise UserError(f"{where}: {error.strerror}") from None
+        except MemoryError:
+            size = os.fstat(file.fileno()).st_size
+            raise UserError(f"{where}: has {size} bytes, and there is no memory for them") from None
     if most is not None and len(data) > most:
         raise UserError(f"{where}: is larger than {most} bytes, which no such file is")
     return data
 
 
 def read_text(path: str | os.PathLike, most: int | None = None, where: str = "", is_prose: bool = False) -> str:
-    """A UTF-8 file without its byte order mark, line ends as they are. is_prose: it may hold anything, a web page too.
+    """A UTF-8 file without its byte order mark, line ends as they are. is_prose: a web page is text like any other.
 
     Raises as read_bytes, and UserError for other encodings and for what is no text.
     """
@@ -100,23 +114,35 @@ def read_json(path: str | os.PathLike, most: int = SMALL, where: str = "") -> An
     return parse_json(read_text(path, most, where), where or str(path))
 
 
-def parse_json(text: str, where: str, line: int | None = None) -> Any:
+def parse_json(text: str, where: str, line: int = 1) -> Any:
     """The JSON value that a text is. UserError for anything else, a key that stands twice in an object included.
 
-    where: the file's name for messages. line: of the file, on which the text stands; None: it is the whole file.
+    where: the file's name for messages. line: of the file, on which the text begins.
     """
-    place = where if line is None else f"{where}:{line}"
+    with _told(where, line):
+        return _DECODER.decode(text)
+
+
+def json_at(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
+    """The JSON value that begins at a place of a text, in this line, and where it ends. Raises as parse_json."""
+    with _told(where, line - text.count("\n", 0, place)):
+        return _DECODER.raw_decode(text, place)
+
+
+@contextlib.contextmanager
+def _told(where: str, line: int) -> Iterator[None]:
+    """Faults of the block as UserErrors. line: of the file, on which the text that is read begins."""
     try:
-        return DECODER.decode(text)
+        yield
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}:{error.lineno + (line or 1) - 1}: not valid JSON: {error.msg} at column "
+        raise UserError(f"{where}:{line + error.lineno - 1}: not valid JSON: {error.msg} at column "
                         f"{error.colno}") from None
     except RepeatedKey as error:
-        raise UserError(f"{place}: {error}") from None
+        raise UserError(f"{where}:{line}: {error}") from None
     except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
-        raise UserError(f"{place}: not valid JSON: {error}") from None
+        raise UserError(f"{where}:{line}: not valid JSON: {error}") from None
     except MemoryError:
-        raise UserError(f"{place}: there is no memory for its {len(text)} characters") from None
+        raise UserError(f"{where}: there is no memory for what it holds") from None
 
 
 class RepeatedKey(ValueError):
@@ -132,7 +158,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def recognised(start: bytes, is_prose: bool = False) -> str | None:
@@ -147,12 +173,3 @@ def recognised(start: bytes, is_prose: bool = False) -> str | None:
     if not is_prose and _WEB_PAGE.match(start.removeprefix(BOM)[:START]):
         return "a web page, not the file itself: a download that went wrong; fetch it again"
     return None
-
-
-def recognised_file(path: str | os.PathLike, is_prose: bool = False) -> str | None:
-    """As recognised, of a file that may be too large to read; None also where it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return recognised(file.read(START), is_prose)
-    except OSError:
-        return None

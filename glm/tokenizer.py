@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from glm.errors import UserError
+from glm.reading import LARGE, read_bytes, recognised
 
 VOCABULARY_NAME = "ice_text.model"
 COMMAND_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<eod>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
@@ -190,10 +191,11 @@ def find_vocabulary(checkpoint: str | os.PathLike, tokenizer_path: str | os.Path
 
 
 def _read(vocabulary_file: Path) -> bytes:
-    try:
-        return vocabulary_file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the vocabulary file {vocabulary_file}: {error.strerror}") from None
+    data = read_bytes(vocabulary_file, LARGE)
+    kind = recognised(data) or ("JSON, as Hugging Face's tokenizers are" if data.lstrip()[:1] == b"{" else None)
+    if kind:
+        raise UserError(f"{vocabulary_file} is not icetk's vocabulary {VOCABULARY_NAME}; it is {kind}")
+    return data
 
 
 def _appended_pieces(commands_in_text: bool) -> bytes:

@@ -75,8 +75,8 @@ def test_a_number_of_slots_that_is_no_number_of_devices(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("[" * 100_000, "not readable as JSON"),
-        ("1" * 5000, "not readable as JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("1" * 5000, "not valid JSON"),
         (
             json.dumps(vars(TINY) | {"num_layers": 10**9}),
             "num_layers is 1000000000; it must be at least 1 and at most 10000",

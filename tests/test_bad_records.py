@@ -66,7 +66,7 @@ def test_answers_that_are_resumed(tmp_path, change):
 def test_settings_that_are_resumed(tmp_path, settings):
     (tmp_path / "results.jsonl").write_text(json.dumps(LINE) + "\n", encoding="utf-8")
     (tmp_path / "settings.json").write_text(settings, encoding="utf-8")
-    with pytest.raises(UserError, match="settings.json is not valid JSON, or not a run's settings"), \
+    with pytest.raises(UserError, match="settings.json:.*cannot be resumed"), \
             Results(tmp_path, [PromptLine(0, 1, "a")], resume=True) as results:
         results.open({"seed": 1})
 

@@ -11,6 +11,7 @@ import torch
 from glm.checkpoint import (
     find_shards,
     iteration_folder,
+    read_config,
     read_shard,
     save_checkpoint,
     save_shard,
@@ -89,8 +90,42 @@ def test_latest_that_points_nowhere(folder, target):
 
 
 def test_latest_that_is_no_text(folder):
-    (folder / "latest").write_bytes(b"\xff\xfe\x00")
-    assert "no readable file" in refuses(iteration_folder, folder)
+    (folder / "latest").write_bytes("10".encode("utf-16"))
+    assert "latest: is text in UTF-16" in refuses(iteration_folder, folder)
+    (folder / "latest").write_bytes(b"10\xff")
+    assert "latest:1: not valid UTF-8 at byte 3" in refuses(iteration_folder, folder)
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf10", b"10\r\n", b" 10 "])
+def test_latest_from_an_editor(folder, content):
+    (folder / "latest").write_bytes(content)
+    assert iteration_folder(folder) == folder / "10"
+
+
+@pytest.mark.parametrize("content", ["10/", "10\n20\n", "iteration 10", "./10"])
+def test_latest_that_holds_more_than_a_name(folder, content):
+    (folder / "latest").write_text(content, encoding="utf-8")
+    assert refuses(iteration_folder, folder).endswith("and nothing else, such as 10")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+def test_a_checkpoint_of_hugging_face(tmp_path, name):
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    for read in (read_config, find_shards):
+        assert f"{tmp_path} is a checkpoint of Hugging Face's" in refuses(read, tmp_path)
+
+
+def test_a_shard_that_is_a_broken_link(folder, shard):
+    shard.unlink()
+    shard.symlink_to("elsewhere.pt")
+    for read, path in ((find_shards, folder), (read_shard, shard)):
+        assert f"missing shard {shard} (it is a link to elsewhere.pt, which is not there)" in refuses(read, path)
+
+
+def test_a_shard_that_never_ends(shard):
+    shard.unlink()
+    os.mkfifo(shard)
+    assert f"cannot read {shard}: is a pipe, not a file" in refuses(read_shard, shard)
 
 
 def test_folder_without_shards(folder, shard):
@@ -125,10 +160,18 @@ def test_missing_file(folder):
     assert "missing shard" in refuses(read_shard, folder / "10" / shard_name(7))
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x00" * 1000, b"version https://git-lfs.github.com/spec/v1\n"])
-def test_file_that_is_no_checkpoint(shard, content):
+@pytest.mark.parametrize("content, what", [
+    (b"", "no checkpoint: it was not written by torch.save"),
+    (b"hello", "no checkpoint: it was not written by torch.save"),
+    (b"\x00" * 1000, "no checkpoint: it was not written by torch.save"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs, not the file itself; fetch that with"),
+    (b"<!DOCTYPE html>\n<html>", "a web page, not the file itself"),
+    (b"\x1f\x8b\x08", "compressed by gzip"),
+    (b"\x40\x01\0\0\0\0\0\0" + b'{"weight": {}}', "a safetensors file, as Hugging Face's checkpoints are"),
+])
+def test_file_that_is_no_checkpoint(shard, content, what):
     shard.write_bytes(content)
-    assert "is no checkpoint" in refuses(read_shard, shard)
+    assert f"bytes) is {what}" in refuses(read_shard, shard)
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])

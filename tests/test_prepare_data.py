@@ -185,15 +185,15 @@ def test_a_raw_file_at_fault_is_named_with_its_line(tmp_path):
         ("a\tb\n1\n", read_tsv, "raw.txt:2: 1 columns, expected 2: a, b"),
         ("a,b\n1,2\n1,2,3\n", read_csv, "raw.txt:3: 3 columns, expected 2: a, b"),
         ("", read_tsv, "raw.txt: empty"),
-        ('{"a": 1}\n\n{"a"\n', read_jsonl, "raw.txt:3: not JSON"),
+        ('{"a": 1}\n\n{"a"\n', read_jsonl, "raw.txt:3: not valid JSON"),
         ("[1]\n", read_jsonl, "raw.txt:1: expected a JSON object"),
-        ("{", read_json, "raw.txt:1: not JSON"),
+        ("{", read_json, "raw.txt:1: not valid JSON"),
     ]:
         path.write_text(content, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             read(path)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="raw.txt: not UTF-8"):
+    path.write_bytes(b"{\xff")
+    with pytest.raises(UserError, match="raw.txt:1: not valid UTF-8"):
         read_json(path)
 
 
@@ -251,7 +251,7 @@ def test_a_raw_file_at_fault_does_not_keep_the_others_back(tmp_path, raw, capsys
     (raw / "clue-ocnli" / "dev.json").write_text("{\n")
     assert prepare_data.main(["--raw", str(raw), "--output", str(tmp_path / "data")]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith(f"error: {raw / 'clue-ocnli' / 'dev.json'}:1: not JSON")
+    assert printed.err.startswith(f"error: {raw / 'clue-ocnli' / 'dev.json'}:1: not valid JSON")
     assert "1 task prepared" in printed.out and not (tmp_path / "data" / "CLUE").exists()
 
 

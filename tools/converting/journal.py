@@ -18,6 +18,7 @@ from pathlib import Path
 from glm.checkpoint import CONVERTING, LATEST
 from glm.errors import UserError
 from glm.files import Lock, replacing
+from glm.reading import LARGE, read_json
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, facts_from_json, facts_to_json, read_manifest
 
@@ -119,10 +120,10 @@ def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileF
                             "already; name a folder that does not exist yet, or is empty")
         return {}
     try:
-        value = json.loads(journal.read_text(encoding="utf-8"))
+        value = read_json(journal, LARGE)
         before, finished = dict(value["conversion"]), value["finished"]
         facts = {name: facts_from_json(entry) for name, entry in finished.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{journal} is damaged: delete the folder {output} and start again") from None
     if before != conversion:
         key = next((key for key in conversion if before.get(key) != conversion[key]), "format")

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from glm.errors import UserError
 from glm.files import replacing
+from glm.reading import LARGE, NoSuchFile, read_text
 from tools.converting.torchfile import Region
 
 NAME = "manifest.json"
@@ -72,12 +73,10 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """Raises UserError for a file that is missing, no manifest, or not as it was written."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        text = read_text(path, LARGE, f"manifest {path}")
+    except NoSuchFile:
         raise UserError(f"no manifest {path}; make one of a checkpoint that is known to be good: "
                         f"python tools/verify_checkpoint.py {path.parent} --write-manifest") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"manifest {path} cannot be read: {error}") from None
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from glm.errors import UserError
+from glm.reading import LARGE, read_text
 from tools.converting.hashing import hash_file, in_threads
 from tools.converting.manifest import FileFacts, Manifest, read_manifest
 from tools.converting.progress import ByteProgress
@@ -103,10 +104,7 @@ def _unfinished(folder: Path, stem: str) -> list[str]:
 
 def _read_sums(path: Path) -> dict[str, str]:
     """File name -> "kind:digits"."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--against {path}: cannot be read ({error})") from None
+    text = read_text(path, LARGE, f"--against {path}")
     if text.lstrip().startswith("{"):
         return {name.rpartition("/")[2]: facts.hash for name, facts in read_manifest(path).files.items()}
     sums = {}

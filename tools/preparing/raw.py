@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from pathlib import Path
 
+from glm import reading
 from glm.errors import UserError
+from glm.reading import parse_json
 
 
 class MissingRawFile(UserError):
@@ -14,30 +16,20 @@ class MissingRawFile(UserError):
 
 
 def need(path: Path) -> Path:
-    """The path, if there is such a file."""
-    if not path.is_file():
+    """The path, if anything is there."""
+    if not path.exists():
         raise MissingRawFile(f"{path}: no such file")
     return path
 
 
 def read_text(path: Path) -> str:
     """A text as it is, line ends included."""
-    try:
-        with need(path).open(encoding="utf-8", newline="") as file:
-            return file.read().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: {error}") from error
+    return reading.read_text(need(path))
 
 
 def read_json(path: Path):
     """The one JSON value that a file holds."""
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested without end
-        raise UserError(f"{path}: not JSON: {error}") from error
+    return parse_json(read_text(path), str(path))
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -45,10 +37,7 @@ def read_jsonl(path: Path) -> list[dict]:
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}:{number}: not JSON: {getattr(error, 'msg', error)}") from error
+            rows.append(parse_json(line, str(path), number))
             if not isinstance(rows[-1], dict):
                 raise UserError(f"{path}:{number}: expected a JSON object")
     return rows
@@ -63,12 +52,11 @@ def read_tsv(path: Path, columns: list[str] | None = None) -> list[dict[str, str
 
 def read_csv(path: Path, columns: list[str] | None = None, delimiter: str = ",") -> list[dict[str, str]]:
     """Comma-separated records, quoted where needed; `columns` names them where the file has no header."""
-    with need(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            lines = [(reader.line_num, record) for record in reader if record]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}:{reader.line_num}: {error}") from error
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, record) for record in reader if record]
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: {error}") from error
     return _named(lines, columns, path)
 
 

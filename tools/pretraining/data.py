@@ -6,13 +6,13 @@ than random ones, so nothing is seen twice much before everything has been seen 
 from a counter-based generator keyed by (seed, row).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from glm.errors import UserError
+from glm.reading import read_json
 from tools.pretraining.objective import (
     NO_TARGET,
     Ids,
@@ -49,9 +49,9 @@ class Corpus:
 def read_index(folder: Path) -> dict[str, dict]:
     """corpus.json: what tools/prepare_corpus.py wrote about each file."""
     try:
-        return json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/corpus.json: not readable ({error}); tools/prepare_corpus.py makes it") from None
+        return read_json(folder / "corpus.json")
+    except UserError as error:
+        raise UserError(f"{error}; tools/prepare_corpus.py makes this file") from None
 
 
 def open_corpus(folder: Path, eos: int, weights: dict[str, float], suffix: str = "",

@@ -9,6 +9,7 @@ from pathlib import Path
 from evaluation.hashing import hash_files
 from glm.errors import UserError
 from glm.files import Grown, replacing, write_torch
+from glm.reading import parse_json, read_json, read_text
 
 STATE = "state.pt"
 LOG = "log.jsonl"
@@ -57,8 +58,8 @@ def _load_moments(optimizer, saved: dict) -> None:
 
 def read_log(path: Path) -> list[dict]:
     """The whole lines of a log; a line that a kill cut short is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    lines = read_text(path).split("\n")[:-1] if path.is_file() else []
+    return [parse_json(line, str(path), number) for number, line in enumerate(lines, 1)]
 
 
 def truncate_log(path: Path, step: int) -> None:
@@ -84,8 +85,8 @@ def check_same_data(folder: Path, corpus: Path, vocabulary: Path, index: Iterabl
     file = folder / DATA
     if (folder / STATE).is_file() and file.is_file():
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = read_json(file)
+        except UserError:
             before = {}
         changed = [name for name in {**before, **facts} if before.get(name) != facts.get(name)]
         if changed:
