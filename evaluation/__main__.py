@@ -84,10 +84,21 @@ def looked_at(arguments: argparse.Namespace):
     from evaluation.discovery import load_tasks
 
     configs = load_tasks(arguments.paths, arguments.data_path)
+    tell_without_effect(configs)
     found = look(configs, arguments.allow_missing)
     if all(each.reason for each in found.values()) and not arguments.check:
         raise UserError("none of the tasks has data: " + "; ".join(each.reason for each in found.values()))
     return configs, found
+
+
+def tell_without_effect(configs) -> None:
+    """Of keys of a task file that change nothing."""
+    from evaluation.config import STRATEGIES, without_effect
+
+    for config in configs if is_first_rank() else ():
+        if keys := without_effect(config):
+            print(f"note: {config.source}: without effect: {', '.join(keys)} (only with sampling_strategy: "
+                  f"{STRATEGIES[1]})", file=sys.stderr, flush=True)
 
 
 def check(configs, found, say) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from evaluation.metrics import find_metric
 from evaluation.registry import import_dotted, nearest
-from generation.params import LARGEST_PENALTY, LONGEST_NGRAM
+from generation.params import LARGEST_PENALTY, LONGEST_NGRAM, least_above_most
 from glm.errors import UserError, shown
 from glm.strict_yaml import check_plain, read_mapping
 
@@ -280,6 +280,13 @@ def _check_together(config: TaskConfig) -> None:
         if config.max_gen_length + 2 >= limit:
             raise UserError(f"{where}: max_gen_length: leaves no room for the text; must be at most max_seq_length - 3 "
                             f"({limit - 3}), is {config.max_gen_length}")
-        if config.min_gen_length > config.max_gen_length:
-            raise UserError(f"{where}: min_gen_length: must be at most max_gen_length ({config.max_gen_length}), is "
-                            f"{config.min_gen_length}")
+        if fault := least_above_most(config.min_gen_length, config.max_gen_length):
+            raise UserError(f"{where}: {fault}")
+
+
+def without_effect(config: TaskConfig) -> list[str]:
+    """Keys that stand in a task's file and change nothing, unless a class of the task's own makes use of them."""
+    if not isinstance(config, GenerationTaskConfig) or config.sampling_strategy != STRATEGIES[0] or config.module:
+        return []
+    written = [key.replace("-", "_") for key in read_mapping(config.source)]
+    return [name for name in written if name in ("num_beams", "length_penalty", "no_repeat_ngram_size")]

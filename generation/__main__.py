@@ -28,6 +28,7 @@ from generation.arguments import (
     require_fit,
 )
 from generation.batching import bounds
+from generation.effect import without_effect
 from generation.options import STRATEGIES, Options, flags
 from generation.prompts import read_prompts
 from generation.results import Results
@@ -36,6 +37,8 @@ from glm.errors import UserError
 from planning.wanted import Use
 
 INTERACTIVE = "interactive"
+OF_FILES = ("output_path", "with_id", "batch_size", "resume", "overwrite")
+OF_SESSIONS = ("print_all_beams", "no_stream", "no_color")
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 LONG_TIMEOUT = 7 * 24 * 3600.0  # ranks wait for a user who thinks
 
@@ -77,7 +80,9 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    known = parser()
+    arguments = known.parse_args(argv)
+    arguments.given = known.said(argv)
     try:
         options = options_of(arguments)
         if arguments.batch_size is not None and arguments.batch_size < 1:
@@ -126,12 +131,23 @@ def file_run(arguments: argparse.Namespace, options: Options) -> int:
         from generation.files import run_file
         from glm import parallel
 
+        tell_without_effect(arguments, options, model, OF_SESSIONS, "in a session only")
         counts = run_file(model, tokenizer, results, options, arguments.batch_size, arguments.load)
         if results is not None:
             skipped = f", {counts['resumed']} there already" if counts["resumed"] else ""
             print(f"{counts['answered']} of {counts['prompts']} prompts answered{skipped}, {counts['failed']} failed: "
                   f"{results.path}")
         return FAILED if parallel.broadcast_object(counts["failed"]) else 0
+
+
+def tell_without_effect(arguments: argparse.Namespace, options: Options, model, others: Sequence[str], why: str):
+    """One line on what was said and changes nothing. others: arguments of the other way to run; why: they do not."""
+    mine = [name for name in arguments.given if name not in others]
+    elsewhere = ", ".join(name for name in dict.fromkeys(arguments.given) if name in others)
+    told = [f"without effect: {elsewhere} ({why})" if elsewhere else "",
+            without_effect(options, mine, model.config.max_sequence_length)]
+    if any(told) and is_first_rank():
+        print(f"note: {'; '.join(filter(None, told))}", file=sys.stderr, flush=True)
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
@@ -143,6 +159,7 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
     from generation.interactive import QUERY, Session, follow, line_editing
     from glm import parallel
 
+    tell_without_effect(arguments, options, model, OF_FILES, "for a file of prompts only")
     if not is_first_rank():
         follow(model, tokenizer)
         return 0

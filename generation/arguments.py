@@ -41,6 +41,12 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"unknown argument {unknown[0]!r}; {hint}")
         return found
 
+    def said(self, args=None) -> list[str]:
+        """Names of the arguments that were said, not left at their default."""
+        known = {flag: action.dest for action in self._actions for flag in action.option_strings}
+        flags = [_hyphened(word).partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
+        return [known[flag] for flag in flags if flag in known]
+
     def error(self, message: str):
         if is_first_rank():
             print(f"error: {message}", file=sys.stderr)

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable
 
+from generation.effect import without_effect
 from generation.infill import fill_blanks, split
 from generation.masks import kind_of, left_over, note_on_left_over
 from generation.options import Options
@@ -86,6 +87,8 @@ class Session:
             self.options = changed
             option = words[0].strip("-").replace("-", "_")
             self.write(f"{option} = {_text(getattr(changed, option))}\n")
+            if line := without_effect(changed, [option], self.model.config.max_sequence_length):
+                self.note(f"note: {line}")
         elif name == "/set":
             raise UserError("/set needs the name of an option and a value, for example: /set top_p 0.9")
         else:

@@ -25,6 +25,11 @@ def _parameters() -> dict[str, dataclasses.Field]:
     return {_name(each): each for kind in (SamplingParams, BeamParams) for each in dataclasses.fields(kind)}
 
 
+def parameter_names(kind: type[SamplingParams] | type[BeamParams]) -> tuple[str, ...]:
+    """What the fields of a strategy's parameters are called on the command line."""
+    return tuple(_name(each) for each in dataclasses.fields(kind))
+
+
 _Parameters = dataclasses.make_dataclass(
     "_Parameters", [(name, each.type, PRESET.get(name, each.default)) for name, each in _parameters().items()],
     frozen=True)

@@ -111,6 +111,17 @@ def _check_common(params: SamplingParams | BeamParams):
             _whole(name, getattr(params, name), 1)
     if params.seed is not None:
         _whole("seed", params.seed, 0)
+    if fault := least_above_most(params.min_gen_length, params.max_gen_length, params.out_seq_length):
+        raise UserError(fault)
+
+
+def least_above_most(least: int, most: int | None, total: int | None = None) -> str | None:
+    """Why an answer cannot have `least` tokens, if it cannot: `most` are allowed, or `total` with prompt and sop."""
+    if most is not None and least > most:
+        return f"min_gen_length: must be at most max_gen_length ({most}), is {least}"
+    if total is not None and least > max(total - 2, 0):
+        return f"min_gen_length: must be at most out_seq_length - 2 ({max(total - 2, 0)}), is {least}"
+    return None
 
 
 def _whole(name: str, value: object, least: int):
