@@ -89,6 +89,9 @@ def visit(argv: list[str]) -> int:
     from doctor.finding import error, exit_code
     from doctor.settings import Settings, read
 
+    if not (REPOSITORY / "requirements.txt").is_file():
+        raise UserError(f"the doctor looks at a clone of the repository, and {REPOSITORY} is none: start it in the "
+                        "clone, or install that with pip install -e, which leaves it where it is")
     begin, findings = time.monotonic(), []
     given = parse(argv)  # a mistake on the command line ends the program
     settings = Settings("")
