@@ -6,13 +6,14 @@
 # else the system's python3; the first that meets requirements.txt. If none does, .venv is made, once.
 #   PYTHON=/path/to/python3.11   the interpreter to use, or to make .venv with
 #   TORCH_INDEX_URL=URL          the index to take torch from, for another build of it (CPU only, another CUDA)
+#   NEWEST=yes                   .venv gets the newest versions within requirements.txt, not those of constraints.txt
 #
 # With LOOK_ONLY set no environment is made: where none is complete, the active one or the system's Python is taken.
 #
-# A finished .venv holds a copy of the requirements.txt it was made from (.requirements); one that is being made, or
-# was cut off while being made, holds .unfinished.
+# A finished .venv holds a copy of the two files it was made from (.requirements); one that is being made, or was cut off
+# while being made, holds .unfinished.
 
-REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+REPOSITORY="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
 
 _env_say() { printf '%s\n' "$*" >&2; }
 
@@ -21,11 +22,14 @@ _env_version() { "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 
 # Packages that the interpreter $1 lacks, one a line; 0: none, 1: some, others: not a supported Python.
 _env_check() { "$1" "$REPOSITORY/scripts/check_requirements.py" "$REPOSITORY/requirements.txt" 2>/dev/null; }
 
+# What .venv is made from: bounds and, but for NEWEST, the exact versions within them.
+_env_recipe() { (cd "$REPOSITORY" && cat requirements.txt && { [[ -n ${NEWEST:-} ]] || cat constraints.txt; }); }
+
 # Is .venv complete, up to date and, where $PYTHON is named, made with that interpreter?
 _env_complete() {
     local venv="$REPOSITORY/.venv"
     [[ -x $venv/bin/python && ! -e $venv/.unfinished ]] || return 1
-    cmp -s "$REPOSITORY/requirements.txt" "$venv/.requirements" || return 1
+    [[ "$(_env_recipe)" == "$(cat "$venv/.requirements" 2>/dev/null)" ]] || return 1
     [[ -z ${PYTHON:-} || "$(cat "$venv/.base" 2>/dev/null)" == "$PYTHON" ]]
 }
 
@@ -86,6 +90,14 @@ _env_clean() {
     rm -rf -- "$venv"
 }
 
+# Variables, because "-c" does not reach what a package is built with; a later pip has one of its own for that. Both are
+# split at blanks, hence no path before the name.
+_env_install() {
+    cd "$REPOSITORY" || return
+    [[ -n ${NEWEST:-} ]] || export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
+    "${pip[@]}" -r requirements.txt
+}
+
 # Makes .venv with the interpreter $1. Runs in a subshell: its traps and its lock end with it.
 _env_build() (
     base="$1" venv="$REPOSITORY/.venv" log="$REPOSITORY/.venv.log" child=""
@@ -123,13 +135,13 @@ _env_build() (
         _env_run "$log" "${pip[@]}" --index-url "$TORCH_INDEX_URL" "$(grep '^torch==' "$REPOSITORY/requirements.txt")" ||
             { _env_report_failure "pip install torch from $TORCH_INDEX_URL" $? "$log"; exit 1; }
     fi
-    _env_run "$log" "${pip[@]}" -r "$REPOSITORY/requirements.txt" ||
+    _env_run "$log" _env_install ||
         { _env_report_failure "pip install -r requirements.txt" $? "$log"; exit 1; }
     # Compiles the kernels now and not in the middle of the first answer; they are optional, so is a compiler.
     echo "Building the kernels of the CPU" >>"$log"
     PYTHONPATH="$REPOSITORY" _env_run "$log" "$venv/bin/python" -c "import kernels; kernels.compiled()" || :
     printf '%s\n' "$base" >"$venv/.base"
-    cp "$REPOSITORY/requirements.txt" "$venv/.requirements" && rm "$venv/.unfinished" || exit 1
+    _env_recipe >"$venv/.requirements" && rm "$venv/.unfinished" || exit 1
     trap - EXIT
     _env_say "The environment is ready."
 )

@@ -118,7 +118,8 @@ def test_the_other_ways_to_start_it():
 
 def test_the_script_makes_no_environment(tmp_path):
     """In a clone whose Python lacks everything: the doctor is started with it, and nothing is installed."""
-    for name in ("scripts/env.sh", "scripts/doctor.sh", "scripts/check_requirements.py", "requirements.txt"):
+    for name in ("scripts/env.sh", "scripts/doctor.sh", "scripts/check_requirements.py", "requirements.txt",
+                 "constraints.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
     python = tmp_path / "python3"
@@ -130,6 +131,12 @@ def test_the_script_makes_no_environment(tmp_path):
                           capture_output=True, text=True)
     assert done.stdout == "-m doctor --json two words\n", done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_an_installation_without_the_clone_is_told_where_to_look(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "REPOSITORY", tmp_path)
+    assert command.main([]) == 2
+    assert f"the doctor looks at a clone of the repository, and {tmp_path} is none" in capsys.readouterr().err
 
 
 # Findings, and the table of them

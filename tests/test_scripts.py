@@ -1,85 +1,18 @@
-"""The shell scripts, against an interpreter that only writes down how it was called."""
+"""The shell scripts, against an interpreter that only writes down how it was called; test_environment.py has env.sh."""
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.cloned_scripts import ROOT, Clone
+
 SHELL_FILES = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("configs/*.sh"), ROOT / ".ci" / "run"])
-
-# Stands for every Python: the one on PATH and, copied by "-m venv", the one of .venv.
-INTERPRETER = r"""#!/bin/bash
-printf '%s\n' "$0 $*" >>"$STUB_LOG"
-case "$*" in
-    *check_requirements.py*) [[ $STUB_COMPLETE == yes ]] || { echo "torch==2.13.0"; exit 1; } ;;
-    "-c import sys"*) echo "${STUB_VERSION:-3.11.4}" ;;
-    "-c import ensurepip"*) exit "${STUB_NO_VENV:-0}" ;;
-    "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
-    "-m pip "*)
-        echo "Collecting torch==2.13.0"
-        sleep "${STUB_SECONDS:-0}"
-        [[ -z $STUB_PIP_FAILS ]] || { echo "ERROR: No matching distribution found for torch==2.13.0"; exit 1; } ;;
-    *) printf 'argument: %s\n' "$@" ;;
-esac
-"""
-
-
-class Clone:
-    """A copy of the scripts, in a folder with a blank in its name, and a PATH whose every Python is the one above."""
-
-    def __init__(self, folder: Path):
-        self.root = folder / "a clone"
-        for name in ("scripts", "configs"):
-            shutil.copytree(ROOT / name, self.root / name)
-        shutil.copy(ROOT / "requirements.txt", self.root)
-        (self.root / "checkpoints" / "glm-small").mkdir(parents=True)
-        self.elsewhere = folder / "elsewhere"
-        self.elsewhere.mkdir()
-        self.programs = folder / "bin"
-        self.programs.mkdir()
-        for name in ("python3", "python", "python3.12", "python3.11", "python3.10"):
-            (self.programs / name).write_text(INTERPRETER)
-            (self.programs / name).chmod(0o755)
-        self.log = folder / "calls.log"
-        self.log.touch()
-        self.venv = self.root / ".venv"
-
-    def start(self, program, *arguments, **environment):
-        values = {
-            "PATH": f"{self.programs}:/usr/local/bin:/usr/bin:/bin",
-            "HOME": str(self.elsewhere),
-            "STUB_LOG": str(self.log),
-            **environment,
-        }
-        command = ["bash", str(self.root / "scripts" / program), *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.elsewhere, env=values, start_new_session=True, **pipes)
-
-    def run(self, program, *arguments, **environment):
-        process = self.start(program, *arguments, **environment)
-        process.out, process.err = process.communicate(timeout=600)
-        return process
-
-    def calls(self, what):
-        return [line for line in self.log.read_text().splitlines() if what in line]
-
 
 @pytest.fixture
 def clone(tmp_path):
     return Clone(tmp_path)
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("path", SHELL_FILES, ids=lambda path: path.name)
@@ -90,122 +23,6 @@ def test_every_script_parses(path):
 def test_what_is_run_by_name_is_executable():
     for path in [*ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"]:
         assert os.access(path, os.X_OK), path
-
-
-# The environment
-
-
-def test_the_first_start_makes_the_environment_and_the_second_uses_it(clone):
-    first = clone.run("generate.sh")
-    assert first.returncode == 0, first.err
-    assert "Making the Python environment" in first.err
-    second = clone.run("generate.sh")
-    assert second.returncode == 0 and second.err == ""
-    assert len(clone.calls("-m pip install")) == 1
-    assert clone.calls("-m generation")[1].startswith(str(clone.venv / "bin" / "python"))
-
-
-def test_a_failed_install_says_what_failed_and_leaves_nothing(clone):
-    failed = clone.run("generate.sh", STUB_PIP_FAILS="yes")
-    assert failed.returncode == 1
-    assert "pip install -r requirements.txt: exit code 1" in failed.err
-    assert "ERROR: No matching distribution found for torch==2.13.0" in failed.err
-    assert str(clone.root / ".venv.log") in failed.err
-    assert not clone.venv.exists()
-    assert clone.run("generate.sh").returncode == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_install_leaves_nothing(clone, number):
-    process = clone.start("generate.sh", STUB_SECONDS="30")
-    wait_until(lambda: clone.calls("-m pip install"))
-    os.killpg(process.pid, number)
-    assert process.wait(timeout=20) != 0
-    wait_until(lambda: not clone.venv.exists())
-    process.communicate()
-
-
-def test_an_environment_that_was_cut_off_is_made_again(clone):
-    process = clone.start("generate.sh", STUB_SECONDS="30")
-    wait_until(lambda: clone.calls("-m pip install"))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert (clone.venv / "bin" / "python").exists()
-    assert clone.run("generate.sh").returncode == 0
-    assert len(clone.calls("-m pip install")) == 2
-
-
-def test_parallel_starts_make_it_once(clone):
-    processes = [clone.start("generate.sh", STUB_SECONDS="1") for _ in range(3)]
-    for process in processes:
-        process.communicate(timeout=600)
-    assert [process.returncode for process in processes] == [0, 0, 0]
-    assert len(clone.calls("-m pip install")) == 1
-
-
-def test_changed_requirements_are_installed(clone):
-    clone.run("generate.sh")
-    with open(clone.root / "requirements.txt", "a") as file:
-        file.write("another>=1\n")
-    assert clone.run("generate.sh").returncode == 0
-    assert len(clone.calls("-m pip install")) == 2
-
-
-def test_the_active_environment_is_used_where_it_has_everything(clone):
-    active = clone.run("generate.sh", VIRTUAL_ENV="/somewhere", STUB_COMPLETE="yes")
-    assert active.returncode == 0 and active.err == ""
-    assert not clone.venv.exists() and not clone.calls("-m pip")
-
-
-def test_the_system_python_is_used_where_it_has_everything(clone):
-    assert clone.run("generate.sh", STUB_COMPLETE="yes").returncode == 0
-    assert not clone.venv.exists()
-
-
-def test_what_the_active_environment_lacks_is_named(clone):
-    lacking = clone.run("generate.sh", VIRTUAL_ENV="/somewhere")
-    assert lacking.returncode == 0
-    assert "lacks: torch==2.13.0" in lacking.err
-    assert clone.venv.exists()
-
-
-def test_an_environment_made_by_hand_is_not_touched(clone):
-    (clone.venv / "bin").mkdir(parents=True)
-    (clone.venv / "precious").touch()
-    foreign = clone.run("generate.sh")
-    assert foreign.returncode == 1
-    assert "was not made by this script" in foreign.err
-    assert (clone.venv / "precious").exists()
-
-
-def test_an_unsupported_python_is_named(clone):
-    old = clone.run("generate.sh", STUB_VERSION="3.9.18")
-    assert old.returncode == 1
-    assert "Python 3.10, 3.11 or 3.12 is needed" in old.err and "3.9.18" in old.err
-    assert not clone.venv.exists()
-
-
-def test_the_named_interpreter_makes_the_environment(clone):
-    named = clone.programs / "python3.12"
-    assert clone.run("generate.sh", PYTHON="python3.12").returncode == 0
-    assert clone.calls("-m venv")[0].startswith(str(named))
-    assert clone.run("generate.sh", PYTHON="python3.12").err == ""
-    absent = clone.run("generate.sh", PYTHON="/no/such/python")
-    assert absent.returncode == 1 and "PYTHON=/no/such/python" in absent.err
-
-
-def test_a_python_without_venv_is_named(clone):
-    bare = clone.run("generate.sh", STUB_NO_VENV="1")
-    assert bare.returncode == 1
-    assert "apt install python3-venv" in bare.err
-    assert not clone.venv.exists()
-
-
-def test_another_index_for_torch(clone):
-    clone.run("generate.sh", TORCH_INDEX_URL="https://example.org/cpu")
-    torch_alone, the_rest = clone.calls("-m pip install")
-    assert torch_alone.endswith("--index-url https://example.org/cpu torch==2.13.0")
-    assert "index-url" not in the_rest
 
 
 # Starting a model
@@ -246,6 +63,65 @@ def test_mistakes_stop_before_anything_is_installed(clone, given, message):
     assert process.returncode == 2
     assert process.err.startswith("error: ") and message in process.err
     assert not clone.calls("")
+
+
+SOURCED = {"env.sh", "model.sh", "read_config.sh"}
+STARTED = [f"scripts/{path.name}" for path in SHELL_FILES if path.parent.name == "scripts" and path.name not in SOURCED]
+
+
+@pytest.fixture
+def outputs(clone, tmp_path):
+    """A function: the standard output of every script that is started, by name, however it is started."""
+    for name in ("apt-get", "timeout"):  # .ci/run installs nothing here
+        (clone.programs / name).write_text("#!/bin/sh\n")
+        (clone.programs / name).chmod(0o755)
+
+    def of_all(command, folder=clone.root, **environment):
+        values = clone.environment(STUB_COMPLETE="yes", **environment)
+        done = {name: subprocess.run([*command(name), "a  b"], cwd=folder, env=values, capture_output=True, text=True)
+                for name in [*STARTED, ".ci/run"]}
+        assert {name: result.stderr for name, result in done.items()} == dict.fromkeys(done, "")
+        assert all("argument: a  b\n" in result.stdout for result in done.values())
+        return {name: result.stdout for name, result in done.items()}
+
+    return of_all
+
+
+def test_scripts_find_their_clone_whatever_way_they_are_started(clone, outputs, tmp_path):
+    """By a path, relative where CDPATH names a folder with other scripts, by another shell than Bash, by links."""
+    (tmp_path / "other" / "scripts").mkdir(parents=True)
+    (tmp_path / "other" / ".ci").mkdir()
+    usual = outputs(lambda name: ["bash", str(clone.root / name)], folder=clone.elsewhere)
+    assert outputs(lambda name: ["bash", name], CDPATH=f".:{tmp_path / 'other'}") == usual
+    assert outputs(lambda name: ["sh", name], CDPATH=str(tmp_path / "other")) == usual
+    for name in usual:
+        link = clone.elsewhere / name.replace("/", " ")
+        link.symlink_to(clone.root / name)
+        link.with_suffix(".again").symlink_to(link.name)
+    assert outputs(lambda name: ["bash", name.replace("/", " ")], folder=clone.elsewhere) == usual
+
+
+@pytest.mark.parametrize("start, end", [("", "\r\n"), ("\ufeff", "\n"), ("\ufeff", "\r\n")], ids=repr)
+def test_a_configuration_from_an_editor_of_windows(clone, start, end):
+    small = (clone.root / "configs" / "model_glm_small.sh").read_text().replace("MODEL_ARGS=()", "MODEL_ARGS=(--bf16)")
+    (clone.elsewhere / "mine.sh").write_text(start + small.replace("\n", end), newline="")
+    plain = clone.run("generate.sh", CONFIG="configs/model_glm_small.sh", STUB_COMPLETE="yes")
+    process = clone.run("generate.sh", CONFIG="mine.sh", STUB_COMPLETE="yes")
+    assert arguments_of(process) == [*arguments_of(plain), "--bf16"] and process.err == ""
+
+
+def test_a_configuration_may_look_beside_itself(clone):
+    (clone.elsewhere / "configs" / "model").mkdir(parents=True)
+    lines = ['CHECKPOINT_PATH="$(dirname "${BASH_SOURCE[0]}")/model"', "MP_SIZE=1", "MODEL_ARGS=()"]
+    (clone.elsewhere / "configs" / "mine.sh").write_text("\n".join(lines))
+    process = clone.run("generate.sh", CONFIG="configs/mine.sh", CDPATH=str(clone.root), STUB_COMPLETE="yes")
+    assert arguments_of(process)[3] == str(clone.elsewhere / "configs" / "model")
+
+
+def test_git_keeps_the_line_ends_of_scripts():
+    """A carriage return is a part of the word for Bash; git for Windows adds them where nothing is said."""
+    attributes = (ROOT / ".gitattributes").read_text().splitlines()
+    assert {"*.sh text eol=lf", ".ci/run text eol=lf"} <= set(attributes)
 
 
 # launch.py
