@@ -20,7 +20,7 @@ READ = r"""
 set -euo pipefail
 exec 3>&1 1>&2
 REPOSITORY="$1"
-source "$2"
+source "$1/scripts/read_config.sh" "$2"
 printf '%s\0' "$CHECKPOINT_PATH" "$MP_SIZE" ${MODEL_ARGS[@]+"${MODEL_ARGS[@]}"} >&3
 """
 

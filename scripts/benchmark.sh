@@ -3,7 +3,8 @@
 # tools/benchmark.py, e.g.
 #   bash scripts/benchmark.sh --model shape-335m --dtype bf16 fp32 --json result.json
 #   bash scripts/benchmark.sh --load checkpoints/glm-small
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 exec "$PYTHON" "$REPOSITORY/tools/benchmark.py" "$@"

@@ -4,8 +4,9 @@
 #   bash scripts/doctor.sh
 #   CONFIG=configs/model_glm_130b.sh CHECKPOINT_PATH=/data/glm-130b bash scripts/doctor.sh tasks/chinese
 #   HOST_FILE_PATH=hostfile bash scripts/doctor.sh --json
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 
 LOOK_ONLY=yes # no environment is made: what there is, is looked at
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 exec "$PYTHON" -m doctor "$@"

@@ -3,6 +3,7 @@
 #   bash scripts/evaluate.sh tasks/quickstart
 #   DATA_PATH=/data/evaluation bash scripts/evaluate.sh tasks/lambada tasks/chinese
 #   bash scripts/evaluate.sh compare outputs/glm-small/one outputs/glm-small/other
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 
 # To be edited here, or given as environment variables.
@@ -11,7 +12,7 @@ CONFIG="${CONFIG:-configs/model_glm_small.sh}" # the model
 #MP_SIZE=                                      # on how many devices it runs, if not as CONFIG says
 #DATA_PATH=                                    # where the data is, if not in data/ of the repository
 
-source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/model.sh"
 if [[ ${1:-} == compare ]]; then
     exec "$PYTHON" -m evaluation "$@"
 fi

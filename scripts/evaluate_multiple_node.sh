@@ -5,6 +5,7 @@
 # DeepSpeed's launcher starts the processes over ssh, which must not ask for a password (pdsh has to be installed). This
 # repository, its environment, the checkpoint and the data lie at the same paths on every host. Where ssh between hosts is
 # not to be had, the same command is given on every host, with NODE_RANK=0, 1, ... and MASTER_ADDR (no pdsh needed).
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 
 # To be edited here, or given as environment variables.
@@ -19,7 +20,7 @@ export MASTER_PORT="${MASTER_PORT:-29500}"       # a free port of the first host
 #export GLOO_SOCKET_IFNAME=eth0                  # the network that connects the hosts, where there are several
 #export NCCL_SOCKET_IFNAME=eth0 NCCL_IB_DISABLE=0 NCCL_DEBUG=WARN
 
-source "$(dirname "${BASH_SOURCE[0]}")/model.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/model.sh"
 case " $* " in *" --help "* | *" -h "*) exec "$PYTHON" -m evaluation --help ;; esac
 export CHECKPOINT_PATH DATA_PATH="${DATA_PATH:-$REPOSITORY/data}"
 exec "$PYTHON" "$REPOSITORY/scripts/launch_hosts.py" "$HOST_FILE_PATH" "$MP_SIZE" evaluation \

@@ -4,9 +4,10 @@
 # have made) and this repository, nothing else; no environment is made. Arguments go to tools/gpu_check.py, e.g.
 #   bash scripts/gpu_check.sh --only build correctness
 #   PYTHON=.venv/bin/python bash scripts/gpu_check.sh --json result.json
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 
-repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+repository="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
 has_torch() { "$1" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' 2>/dev/null; }
 python="${PYTHON:-python3}"
 if [[ -z ${PYTHON:-} ]] && ! has_torch python3 && has_torch "$repository/.venv/bin/python"; then

@@ -2,7 +2,7 @@
 # Sourced by the scripts that run a model: reads $CONFIG, then makes the environment (env.sh).
 # Sets CHECKPOINT_PATH, MP_SIZE, MODEL_ARGS and defines run_module.
 
-REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+REPOSITORY="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
 
 # A path is taken from the working directory first, then from the repository.
 if [[ ! -f $CONFIG && -f $REPOSITORY/$CONFIG ]]; then
@@ -12,7 +12,8 @@ if [[ ! -f $CONFIG ]]; then
     echo "error: CONFIG=$CONFIG: no such file; there are: $(cd "$REPOSITORY" && echo configs/model_*.sh)" >&2
     exit 2
 fi
-source "$(cd "$(dirname "$CONFIG")" && pwd -P)/$(basename "$CONFIG")"
+[[ $CONFIG == /* ]] || CONFIG="$PWD/$CONFIG"
+source "$REPOSITORY/scripts/read_config.sh" "$CONFIG"
 if [[ ! -d $CHECKPOINT_PATH ]]; then
     echo "error: CHECKPOINT_PATH=$CHECKPOINT_PATH: no such folder; set it to the folder that holds the checkpoint's" \
         "file 'latest', as an environment variable or in $CONFIG (README.md says where checkpoints come from)" >&2

@@ -4,8 +4,9 @@
 #   bash scripts/test.sh -n 0 --pdb tests/test_tokenizer.py    in one process
 #   bash scripts/test.sh --slow                                everything, which takes much longer
 # --isa avx2 (or generic), first: as on a processor that has no newer instructions, in our kernels and in torch's.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 cd "$REPOSITORY"
 if [[ ${1:-} == --isa ]]; then
     case "${2:-}" in

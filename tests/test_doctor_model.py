@@ -178,7 +178,7 @@ def test_a_data_file_that_cannot_be_read(tmp_path, monkeypatch):
 
 
 def configured(tmp_path, text, **environment):
-    (tmp_path / "mine.sh").write_text(text)
+    (tmp_path / "mine.sh").write_text(text, encoding="utf-8", newline="")
     values, findings = settings.read({"CONFIG": str(tmp_path / "mine.sh"), **environment}, "here")
     return values, [(one.code, str(one)) for one in findings]
 
@@ -196,6 +196,13 @@ def test_the_environment_wins_as_in_the_scripts(tmp_path):
     values, findings = configured(tmp_path, text, CHECKPOINT_PATH="/data/two words", MP_SIZE="4")
     assert findings == [] and (values.checkpoint, values.degree) == ("/data/two words", 4)
     assert values.arguments == ("--model", "glm-130b", "--fp16")
+
+
+def test_line_ends_of_windows_are_no_part_of_a_value(tmp_path):
+    text = (ROOT / "configs" / "model_glm_130b.sh").read_text()
+    plain, _ = configured(tmp_path, text)
+    windows = configured(tmp_path, "\ufeff" + text.replace("\n", "\r\n"))
+    assert windows == (plain, [])
 
 
 def test_a_configuration_that_is_not_there():
