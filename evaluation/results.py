@@ -157,14 +157,14 @@ def write_samples(path: Path, items: Sequence[dict]) -> None:
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: the task's items hold a value that JSON cannot: {error}") from None
     with writing(path) as temporary:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text("".join(lines), encoding="utf-8", errors="replace")
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """glm.files.replacing, with a UserError where the file cannot be written: a full disk, say."""
+    """glm.files.replacing, in a folder that is made, with a UserError where that fails: a full disk, say."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             yield temporary
     except OSError as error:

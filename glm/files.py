@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ LOCK = ".lock"
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` that takes its place when the block has ended well.
 
-    Always the same name: what a killed process left there is overwritten by the next one. An OSError of the block that
-    does not say which file it is about (a full disk, say) says so here.
+    Always the same name: what a killed process left there, or anybody a link, is removed and the file made anew, empty,
+    before the block begins. An OSError of the block that does not say which file it is about (a full disk, say) says so
+    here.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        temporary.unlink(missing_ok=True)
+        os.close(_opened(temporary, os.O_WRONLY | os.O_EXCL))
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
@@ -31,6 +35,17 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # of a folder that cannot be written: the error of the block says more
             temporary.unlink(missing_ok=True)
+
+
+def _opened(path: Path, flags: int) -> int:
+    """The number of a file that is opened or made. Raises OSError, also where there is a link: what it leads to is not
+    of this folder."""
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise OSError(errno.ELOOP, "is a link, through which nothing is written; remove it", str(path)) from None
+        raise
 
 
 def write_torch(path: Path, content: object) -> None:
@@ -52,7 +67,7 @@ class Grown:
     def __init__(self, path: Path):
         """Opens or makes it. Raises OSError."""
         self.path = path
-        self.number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self.number = _opened(path, os.O_RDWR | os.O_APPEND)
         self._whole = os.fstat(self.number).st_size
 
     def cut(self, size: int) -> None:
@@ -86,9 +101,11 @@ class Lock:
         fails, or where another run holds the lock."""
         try:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._file = _opened(folder / name, os.O_RDWR)
         except OSError as error:
-            raise UserError(f"{flag} {folder}: {error.strerror}; name a folder that can be written to") from None
+            what = f"{error.filename} {error.strerror}" if error.errno == errno.ELOOP else (
+                f"{error.strerror}; name a folder that can be written to")
+            raise UserError(f"{flag} {folder}: {what}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

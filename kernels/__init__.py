@@ -5,8 +5,8 @@
     ops.geglu(...); ops.attend(...)
 """
 
+import functools
 import sys
-from functools import cache
 
 import torch
 
@@ -31,7 +31,7 @@ def weight_only_linear(x, weight, scale, bias=None, bits=8, group_size=None) -> 
     return backend(x).weight_only_linear(x, weight, scale, bias, bits, group_size)
 
 
-@cache
+@functools.cache
 def compiled():
     """The compiled CPU backend, or None where it cannot be built; why is said once on stderr."""
     from kernels import cpu

@@ -102,7 +102,7 @@ _env_install() {
 _env_build() (
     base="$1" venv="$REPOSITORY/.venv" log="$REPOSITORY/.venv.log" child=""
     pip=("$venv/bin/python" -m pip install --disable-pip-version-check)
-    if ! { exec 9>"$REPOSITORY/.venv.lock"; } 2>/dev/null; then
+    if ! { exec 9>>"$REPOSITORY/.venv.lock"; } 2>/dev/null; then
         _env_say "error: cannot write to $REPOSITORY, where the environment .venv is made;" \
             "activate one that meets requirements.txt, or make the folder writable"
         exit 1
@@ -123,8 +123,8 @@ _env_build() (
     trap 'exit 130' INT
     trap 'exit 143' TERM
     _env_say "Making the Python environment $venv (once; some minutes, and some GB where torch comes with CUDA)."
+    rm -rf -- "$venv" "$log" # the log, too: it might be a link
     : >"$log"
-    rm -rf -- "$venv"
     mkdir -p "$venv" && : >"$venv/.unfinished" || exit 1
     if ! "$base" -c 'import ensurepip, venv' >>"$log" 2>&1; then
         _env_say "error: $base has no venv module; on Debian and Ubuntu: sudo apt install python3-venv"

@@ -165,6 +165,16 @@ def test_other_command_into_a_folder_that_is_in_use(tmp_path, source, capsys):
     assert "is a file; name a folder" in refused(capsys, source, tmp_path / "file")
 
 
+def test_an_unfinished_folder_that_is_a_link_is_left_alone(tmp_path, source, capsys):
+    """Shards would be written, and at the end all of it deleted, where somebody else's files are."""
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".converting").symlink_to(tmp_path / "foreign")
+    assert ".converting is a link, through which nothing is written" in refused(capsys, source, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["notes.txt"]
+
+
 @pytest.fixture
 def unfinished(tmp_path, source, monkeypatch):
     """A conversion of which one shard is there."""

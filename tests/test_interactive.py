@@ -16,7 +16,7 @@ from generation.infill import PLAIN
 from generation.interactive import Session
 from generation.options import Options
 from generation.streaming import Detokenizer
-from kernels.cpu.build import cache_folder
+from kernels.cache import cache_folder
 from tests.golden_data import SHAPE, TOKENIZER, TP1
 from tests.test_generation_cli import CASES, GREEDY, MODEL, ROOT
 

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
     """Writes the checkpoint and returns its iteration, the number of steps trained."""
     import torch
 
-    from glm.checkpoint import save_checkpoint
+    from glm.checkpoint import save_checkpoint, shard_name
     from glm.config import ModelConfig
     from glm.errors import UserError
     from glm.files import replacing
@@ -25,13 +26,29 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state["model"].items()}
     iteration = state["progress"]["step"]
     output.mkdir(parents=True, exist_ok=True)
+    before = _iteration_before(output)
     with replacing(output / "ice_text.model") as temporary:
         shutil.copyfile(vocabulary, temporary)
     save_checkpoint(output, iteration, weights, ModelConfig.from_file(run / "model_config.json"))
-    for old in output.iterdir():  # one iteration is shipped
-        if old.is_dir() and old.name.isdigit() and old.name != str(iteration):
-            shutil.rmtree(old)
+    if before is not None and before.name != str(iteration):  # one iteration is shipped: of the export before ...
+        (before / shard_name(0)).unlink(missing_ok=True)  # ... what it has written goes, and nothing else
+        with contextlib.suppress(OSError):
+            before.rmdir()
     return iteration
+
+
+def _iteration_before(output: Path) -> Path | None:
+    """The folder that an earlier export has made, if there is one; what a link leads to is somebody else's."""
+    from glm.checkpoint import LATEST, iteration_folder
+    from glm.errors import UserError
+
+    if not (output / LATEST).is_file():
+        return None
+    try:
+        found = iteration_folder(output)
+    except UserError:
+        return None
+    return None if found.is_symlink() else found
 
 
 def main(arguments: list[str] | None = None) -> None:

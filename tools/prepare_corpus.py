@@ -43,6 +43,7 @@ def encode_documents(documents: list[str], tokenizer):
 def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) -> tuple[str, dict]:
     import numpy as np
 
+    from glm.files import replacing
     from glm.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(vocabulary, num_image_tokens=0)
@@ -52,7 +53,8 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
     for suffix, wanted in (("", False), (".heldout", True)):
         part = [document for document in documents if is_held_out(document, held_out) == wanted]
         ids = encode_documents(part, tokenizer)
-        np.save(output / f"{name}{suffix}.npy", ids)
+        with replacing(output / f"{name}{suffix}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, ids)
         facts["held_out" if wanted else "train"] = {
             "documents": len(part),
             "tokens": len(ids),
@@ -72,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.errors import UserError
+    from glm.files import replacing
     from glm.tokenizer import Tokenizer
 
     for path in [options.vocabulary, *options.inputs]:
@@ -89,7 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
         files = dict(job.result() for job in jobs)
     for name, facts in files.items():
         print(f"{name}: {facts['train']['tokens']:,} tokens to train on, {facts['held_out']['tokens']:,} held out")
-    (options.output / "corpus.json").write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
+    with replacing(options.output / "corpus.json") as temporary:
+        temporary.write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -225,4 +225,7 @@ def keep_freed_memory() -> None:
 def operators() -> Operators:
     """The backend over this machine's library, built at the first call. Raises build.BuildError with one line."""
     keep_freed_memory()
-    return Operators(build.load())
+    try:
+        return Operators(build.load())
+    except AttributeError as error:  # names the file and the function that it lacks
+        raise build.BuildError(f"the compiled library is of something else: {error}") from None

@@ -1,8 +1,7 @@
 """Compiles the C++ of this folder with the system's compiler, once per machine, and loads it through ctypes.
 
-The library lies in $GLM_KERNEL_CACHE, else in the user's cache folder, under a name made of everything that decides
-its content: sources, flags, compiler and processor. It is written beside and renamed, so processes that build at the
-same time cannot disturb each other. No torch headers are involved: it compiles in seconds.
+The library lies in kernels.cache's folder, under a name made of everything that decides its content: sources, flags,
+compiler and processor. No torch headers are involved: it compiles in seconds.
 """
 
 import ctypes
@@ -16,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from kernels.cache import BuildError, cache_folder
+from kernels import cache as kernel_cache
+from kernels.cache import BuildError
 
 SOURCES = Path(__file__).parent
 ISA = "GLM_CPU_ISA"  # environment variable: the instructions to compile for, if not this processor's
@@ -68,12 +68,11 @@ def find_compiler() -> str:
 
 def compiled(compiler: str, flags: tuple[str, ...]) -> Path:
     """The library built with these flags, compiled now if the cache lacks it."""
-    target = cache_folder() / f"kernels-{build_key(compiler, flags)}.so"
-    if target.exists():
-        return target
+    name, folder = f"cpu-{build_key(compiler, flags)}.so", kernel_cache.own_folder()
+    if kernel_cache.kept(name) is not None:
+        return folder / name
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             library = f"{scratch}/kernels.so"
             command = [compiler, *flags, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-w", "-c"]
             jobs = {f"{scratch}/{source.stem}.o": source for source in sorted(SOURCES.glob("*.cpp"))}
@@ -82,10 +81,9 @@ def compiled(compiler: str, flags: tuple[str, ...]) -> Path:
             # Linked without OpenMP: its functions are to be found in the runtime that torch has loaded. A second
             # runtime in one process would keep a second team of threads spinning on the same cores.
             execute([compiler, "-shared", *jobs, "-o", library])
-            os.replace(library, target)
+            return kernel_cache.keep(name, Path(library).read_bytes())
     except OSError as error:
-        raise BuildError(f"cannot write the compiled library to {target.parent}: {error.strerror or error}") from error
-    return target
+        raise BuildError(f"cannot write the compiled library to {folder}: {error.strerror or error}") from error
 
 
 def build_key(compiler: str, flags: tuple[str, ...]) -> str:

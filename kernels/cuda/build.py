@@ -22,16 +22,16 @@ def compiled(architecture: int, bits: int, kind: int) -> bytes:
     target, result = compiler.target(architecture)
     options = options_for(target, bits, kind)
     name = f"cuda-{target}-{build_key(compiler.version, options)}.{result.lower()}"
-    path = cache.cache_folder() / name
     try:
-        return path.read_bytes()
-    except OSError:
-        pass
-    code = compiler.compile(MAIN, (SOURCES / MAIN).read_text(), headers(), options, result)
-    try:
-        cache.keep(name, code)
-    except OSError as error:  # it works, only slower at the next start
-        print(f"kernels: cannot keep what was compiled in {path.parent}: {error.strerror or error}", file=sys.stderr)
+        code = cache.kept(name)
+    except cache.BuildError:  # said below
+        code = None
+    if code is None:
+        code = compiler.compile(MAIN, (SOURCES / MAIN).read_text(), headers(), options, result)
+        try:
+            cache.keep(name, code)
+        except cache.BuildError as error:  # it works, only slower at the next start
+            print(f"kernels: cannot keep what was compiled: {error}", file=sys.stderr)
     return code
 
 

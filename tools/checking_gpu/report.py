@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from glm.files import replacing
+
 
 def describe(device: str) -> dict:
     """The device and the software, as far as they tell."""
@@ -74,6 +76,5 @@ def as_text(value) -> str:
 
 
 def write(path: Path, report: dict) -> None:
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

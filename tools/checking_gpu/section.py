@@ -7,6 +7,8 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
+from glm.files import replacing
+
 # What is run, in this order, with the seconds that each may take.
 SECTIONS = {
     "build": ("tools.checking_gpu.build", "rows", 50),
@@ -45,6 +47,5 @@ def run(name: str, device: str, is_toy: bool, seconds: float, output: Path) -> b
 
 def write(output: Path, status: str, rows: list[dict], error: str | None, begin: float) -> None:
     result = {"status": status, "seconds": time.monotonic() - begin, "error": error, "rows": rows}
-    scratch = output.with_suffix(".part")
-    scratch.write_text(json.dumps(result))
-    scratch.replace(output)
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(result))

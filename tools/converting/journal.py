@@ -112,6 +112,9 @@ def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileF
     if output.is_symlink() and not output.exists():
         raise UserError(f"--output-folder {output} is a link to {os.readlink(output)}, which does not exist; make that "
                         "folder or name another")
+    if (output / CONVERTING).is_symlink():
+        raise UserError(f"--output-folder {output}: {CONVERTING} is a link, through which nothing is written; "
+                        "remove it")
     journal = output / CONVERTING / _JOURNAL
     if not journal.is_file():
         found = sorted(path.name for path in output.iterdir() if path.name not in _IGNORED) if output.is_dir() else []
