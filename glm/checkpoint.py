@@ -7,20 +7,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
 import shlex
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from glm.archive import read_pickle, records
 from glm.config import PRESETS, ModelConfig, read_config_file
 from glm.errors import UserError
 from glm.files import replacing, write_torch
-from glm.pickles import check_tuples
+from glm.pickles import Refused, check_pickle
 from glm.reading import SMALL, START, NoSuchFile, open_file, read_text, recognised
 
 if TYPE_CHECKING:  # what a checkpoint looks like is asked before torch is there, which takes a second to import
@@ -161,15 +162,12 @@ def read_shard(path: Path) -> Shard:
         raise UserError(f"{path} ({path.stat().st_size} bytes) is {kind}")
     mapped = start.startswith(_ZIP_START)  # the old format cannot be mapped: it is read into memory
     try:
-        if mapped:
-            _check_archive(path)
-        else:
-            with path.open("rb") as file:
-                for _ in range(_LEGACY_PICKLES):
-                    check_tuples(file)
+        check_torch_file(path)
         content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except UserError:
         raise
+    except Refused as refused:
+        raise UserError(f"{path} holds more than tensors ({refused}): refused, none of it was run") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors{_forbidden(error)}: refused, none of it was run") from None
     except Exception as error:  # damage can end in any of them
@@ -192,17 +190,16 @@ def read_shard(path: Path) -> Shard:
     return Shard(path, content["module"], mapped, others)
 
 
-def _check_archive(path: Path) -> None:
-    """torch.save never compresses; a small file that unpacks to a large one would fill the memory. Raises UserError,
-    or whatever a damaged archive or pickle ends in."""
-    with zipfile.ZipFile(path) as archive:
-        for record in archive.infolist():
-            if record.compress_type != zipfile.ZIP_STORED:
-                raise UserError(f"{path} is a compressed archive, which torch.save does not write; save the checkpoint "
-                                "again with torch.save")
-            if record.filename.endswith("data.pkl"):
-                with archive.open(record) as file:
-                    check_tuples(file)
+def check_torch_file(path: Path) -> None:
+    """What torch.load must not be given: an archive that can be read in two ways, a pickle that asks for more than
+    tensors. Raises UserError, pickle.UnpicklingError, or whatever a damaged file ends in."""
+    with path.open("rb") as file:
+        if file.read(len(_ZIP_START)) != _ZIP_START:
+            file.seek(0)
+            for _ in range(_LEGACY_PICKLES):
+                check_pickle(file)
+            return
+    check_pickle(io.BytesIO(read_pickle(path, records(path))))
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

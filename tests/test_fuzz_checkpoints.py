@@ -1,5 +1,6 @@
 """Checkpoints that are damaged or lie: bytes, zip archive, pickle, tensors, names, index, vocabulary, manifest."""
 
+import _codecs
 import collections
 import io
 import os
@@ -227,6 +228,8 @@ CODE = (
     Runs(exec, f"import os; os.environ[{CANARY!r}] = '1'"), Runs(os.putenv, CANARY, "1"), Runs(eval, "1"),
     Runs(bytearray, 10**12), Runs(bytearray, 10**9), Runs(torch.Tensor, 10**12), Runs(torch.load, "/etc/passwd"),
     Runs(getattr, "os", "system"), Runs(torch.hub.load, "x", "y"), Runs(collections.Counter, 1), Runs(print, "x"),
+    Runs(_codecs.encode, "ü" * 20_000, "punycode"), Runs(bytearray, "ü" * 20_000, "punycode"),
+    Runs(torch.Tensor, [[[0] * 1000] * 1000] * 1000),
 )
 
 

@@ -3,27 +3,17 @@
 Nothing in the file is run: the pickle is walked with stand-ins for everything that it names.
 """
 
+import io
 import pickle
 import struct
-import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
-from glm.pickles import check_tuples
+from glm.archive import read_pickle, records
+from glm.pickles import check_pickle
 from tools.converting.torchfile import Region
 
-_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
-DAMAGED = (zipfile.BadZipFile, pickle.UnpicklingError, struct.error, OSError, EOFError, LookupError, ValueError,
+DAMAGED = (pickle.UnpicklingError, struct.error, OSError, EOFError, LookupError, ValueError,
            TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, StopIteration)
-
-
-class Record(NamedTuple):
-    """One file of the archive. crc32: as the archive says; 0 for data that it holds no checksum of."""
-
-    name: str
-    start: int
-    bytes: int
-    crc32: int
 
 
 class _StandIn:
@@ -54,32 +44,16 @@ class _Walker(pickle.Unpickler):
         return _Storage(identifier[2])
 
 
-def records(path: Path) -> list[Record]:
-    """All records of a zip archive, in the order of their places. Raises one of DAMAGED."""
-    found = []
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for info in archive.infolist():
-            file.seek(info.header_offset)
-            header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-            if header[0] != zipfile.stringFileHeader or info.compress_type != zipfile.ZIP_STORED:
-                raise zipfile.BadZipFile(info.filename)
-            start = info.header_offset + _LOCAL_HEADER.size + header[-2] + header[-1]
-            found.append(Record(info.filename, start, info.file_size, info.CRC))
-    return sorted(found, key=lambda record: record.start)
-
-
 def tensor_regions(path: Path) -> list[Region]:
     """Where the file's tensors lie, by their names in the state dict. Raises one of DAMAGED.
 
     crc32: as the archive says. A tensor that shares its data with one before it is not named.
     """
-    by_name = {record.name.partition("/")[2]: record for record in records(path)}
-    with zipfile.ZipFile(path) as archive:
-        member = next(name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
-        with archive.open(member) as file:
-            check_tuples(file)
-        with archive.open(member) as file:
-            content = _Walker(file).load()
+    found = records(path)
+    text = io.BytesIO(read_pickle(path, found))
+    check_pickle(text)
+    text.seek(0)
+    content, by_name = _Walker(text).load(), {record.name: record for record in found}
     regions: dict[str, Region] = {}
     for name, key in _storages(content):
         record = by_name[f"data/{key}"]

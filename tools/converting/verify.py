@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from glm.archive import records
 from glm.checkpoint import CONFIG_NAME, LATEST, find_shards, read_shard
 from glm.config import ModelConfig, read_config_file
 from glm.errors import UserError
@@ -17,7 +18,7 @@ from tools.converting.hashing import BUFFER_BYTES, HASHES, checksums, crc32_of, 
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest
 from tools.converting.progress import ByteProgress
-from tools.converting.records import DAMAGED, records, tensor_regions
+from tools.converting.records import DAMAGED, tensor_regions
 from tools.converting.source import SIZES, open_source, same_bytes
 from tools.converting.torchfile import Region
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from evaluation.hashing import hash_files
+from glm.checkpoint import check_torch_file
 from glm.errors import UserError
 from glm.files import Grown, replacing, write_torch
 from glm.reading import parse_json, read_json, read_text
@@ -33,8 +34,10 @@ def load_state(folder: Path, model, optimizers: list) -> dict[str, int]:
     progress = {"step": 0, "rows": 0, "tokens": 0}
     if (folder / STATE).is_file():
         try:
+            check_torch_file(folder / STATE)
             state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
+        except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
+                pickle.UnpicklingError):
             raise UserError(f"{folder / STATE} is damaged; delete it to begin again, or give a new --output") from None
         try:
             model.load_state_dict(state["model"])
