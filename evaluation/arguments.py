@@ -78,7 +78,8 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     """--output; else a folder that the same command will find again, and another one will not."""
     if arguments.output is not None:
         return arguments.output
-    settings = {name: str(value) for name, value in sorted(vars(arguments).items()) if name not in _ABOUT_THE_RUN}
+    settings = {name: str(value) for name, value in sorted(vars(arguments).items())
+                if name not in _ABOUT_THE_RUN and value is not None and value is not False}
     settings |= {name: os.path.realpath(getattr(arguments, name)) for name in ("load", "data_path")}
     settings["paths"] = sorted(str(Path(path).absolute()) for path in arguments.paths)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:8]

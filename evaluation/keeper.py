@@ -27,8 +27,10 @@ from evaluation.results import (
 from evaluation.rounds import lacking
 from evaluation.store import JOURNAL, Journal, differences
 from evaluation.work import Work
+from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.reading import NoSuchFile, read_json
+from glm.settings import usual
 from glm.versions import versions
 from quantization.linear import quantization_of
 
@@ -96,7 +98,9 @@ class Keeper:
     def _open_folder(self, is_replaceable: bool) -> None:
         facts = {name: self.head[name]["sha256"] for name in ("checkpoint", "tokenizer")} | {
             name: value for name, value in self.head["settings"].items() if name not in ("data_path", "allow_missing")}
-        facts |= {f"model's {name}": value for name, value in facts.pop("model").items()}
+        shapes, default = facts.pop("model"), usual(ModelConfig)
+        facts |= {f"model's {name}": value for name, value in shapes.items() if value != default.get(name)}
+        unsaid = {f"model's {name}": value for name, value in default.items()}
         facts |= {f"task {name}": digest for name, digest in self.head["tasks"].items()}
         facts |= {f"data of task {name}": combined(zip(work.files, self.data[name], strict=True))
                   for name, work in self.works.items()}
@@ -113,7 +117,7 @@ class Keeper:
         if earlier is None and strange and not is_replaceable:
             raise UserError(f"--output {self.output} holds {', '.join(strange)}, but no {SETTINGS} of an evaluation; "
                             "name another --output, or let them be replaced with --overwrite")
-        changed = [] if earlier is None else differences(earlier, facts)
+        changed = [] if earlier is None else differences(unsaid | earlier, unsaid | facts)
         if changed and not is_replaceable:
             raise UserError(f"--output {self.output} holds the results of another run ({'; '.join(changed)}); name "
                             "another --output, or replace them with --overwrite")

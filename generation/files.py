@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 import zipfile
@@ -13,14 +12,20 @@ from pathlib import Path
 from generation.infill import Result, fill_blanks
 from generation.masks import kind_of, left_over, note_on_left_over
 from generation.options import Options
+from generation.params import BeamParams, SamplingParams
 from generation.prompts import PromptLine
 from generation.results import Results
 from glm import parallel
 from glm.checkpoint import find_shards
+from glm.config import ModelConfig
 from glm.loading import agree
 from glm.mapped import check_unchanged
+from glm.settings import unusual, usual
 from glm.versions import versions
 from quantization.linear import quantization_of
+
+FORM = 2  # of the answers: another number where equal settings give other draws or texts than with earlier versions
+_OF_MODEL = "model's "
 
 
 def run_file(model, tokenizer, results: Results | None, options: Options, batch_size: int | None,
@@ -31,7 +36,7 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
     """
     begin = time.monotonic()
     facts = facts_of(model, tokenizer, options, checkpoint) if results is not None else {}
-    agree(lambda: results.open(facts) if results is not None else None)
+    agree(lambda: results.open(facts, usual_facts(options.params())) if results is not None else None)
     todo = parallel.broadcast_object(_todo(results) if results is not None else None)
     counts = {"prompts": 0, "answered": 0, "failed": 0, "resumed": 0}
     if results is None:
@@ -46,7 +51,8 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
         print(f"note: {results.source}:{mixed[0].number}{also}: "
               f"{note_on_left_over(left_over(mixed[0].text)[0], kind_of(mixed[0].text))}", file=sys.stderr)
     settings = {
-        "facts": facts, "input_source": results.source, "checkpoint": str(checkpoint), "batch_size": batch_size,
+        "facts": facts, "options": asdict(options.params()), "input_source": results.source,
+        "checkpoint": str(checkpoint), "batch_size": batch_size,
         "device": str(next(model.parameters()).device), "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     results.write_settings(settings | {"counts": counts})
@@ -91,15 +97,23 @@ def _answer(model, tokenizer, todo, options: Options, batch_size, keep=None, on_
 
 
 def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
-    """Everything that the answers depend on but the prompts and rounding; a resumed run must agree in all of it."""
+    """Everything that the answers depend on but the prompts and rounding; a resumed run must agree in all of it.
+
+    What is at its default is left out.
+    """
     shards = find_shards(checkpoint)
     values = {"checkpoint_iteration": shards[0].parent.name,
               "checkpoint_checksums": _hash("".join(map(_checksums, shards)).encode()),
-              "model_config_sha256": _hash(json.dumps(asdict(model.config), sort_keys=True).encode()),
               "vocabulary_sha256": _hash(Path(tokenizer.vocabulary_file).read_bytes()),
               "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
               "quantization": quantization_of(model)}
-    return {"strategy": options.strategy} | asdict(options.params()) | values
+    shapes = {_OF_MODEL + name: value for name, value in unusual(model.config).items()}
+    return {"form": FORM, "strategy": options.strategy} | unusual(options.params()) | shapes | values
+
+
+def usual_facts(params: SamplingParams | BeamParams) -> dict:
+    """What facts are that are not there."""
+    return usual(type(params)) | {_OF_MODEL + name: value for name, value in usual(ModelConfig).items()}
 
 
 def _checksums(shard: Path) -> str:

@@ -74,8 +74,9 @@ class Results:
             return values
         raise UserError(f"{path}: not the settings of a run; it cannot be resumed")
 
-    def open(self, facts: dict) -> None:
+    def open(self, facts: dict, usual: dict | None = None) -> None:
         """Begin to write. facts: what makes the answers what they are; a resumed run must have been given the same.
+        usual: the value of a fact that is not there.
 
         Keeps the earlier answers to the same prompts, without their last line if the writing of it was interrupted.
         """
@@ -83,20 +84,21 @@ class Results:
             if self.resume and self.path.exists():
                 self.done = self._earlier_answers()
             if self.done:
-                self._check_same(facts)
+                self._check_same(facts, usual or {})
             self._replace(self.done.values())
             if not self.done:  # before the new settings are there, nothing is answered; the old ones must not stay
                 (self.folder / SETTINGS).unlink(missing_ok=True)
             self._file = Grown(self.path)
 
-    def _check_same(self, facts: dict) -> None:
+    def _check_same(self, facts: dict, usual: dict) -> None:
         path = self.folder / SETTINGS
         earlier = self.earlier_settings()
         if earlier is None:
             raise UserError(f"{self.path} has answers, but there is no {path} that says how they came about; run "
                             "without --resume elsewhere")
-        for key, value in facts.items():
-            before = earlier.get("facts", {}).get(key)
+        before_all = earlier.get("facts", {})
+        for key in {**facts, **before_all}:
+            before, value = (each.get(key, usual.get(key)) for each in (before_all, facts))
             if before != value:
                 raise UserError(f"{path}: the earlier run had {key} {_short(before)}, this one has {_short(value)}; "
                                 "run with the same settings, or without --resume elsewhere")

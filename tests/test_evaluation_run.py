@@ -189,6 +189,18 @@ def test_other_settings_are_refused_and_replaced_only_when_asked(whole, capsys):
     assert results(whole, "other")["settings"]["limit"] == 3
 
 
+def test_settings_of_a_version_with_fewer_or_more_options(whole):
+    """What is at its default may stand there or not."""
+    shutil.copytree(whole / "out", whole / "versions")
+    path = whole / "versions" / "settings.json"
+    facts = json.loads(path.read_text())
+    assert "model's rotary_table" in facts and "model's layernorm_epsilon" not in facts
+    path.write_text(json.dumps(facts | {"model's layernorm_epsilon": 1e-5}))
+    assert run_again(whole, "versions") == 0
+    path.write_text(json.dumps(facts | {"model's layernorm_epsilon": 1e-3}))
+    assert run_again(whole, "versions") == 2
+
+
 # Several processes
 
 

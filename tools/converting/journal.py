@@ -128,8 +128,9 @@ def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileF
         facts = {name: facts_from_json(entry) for name, entry in finished.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{journal} is damaged: delete the folder {output} and start again") from None
-    if before != conversion:
-        key = next((key for key in conversion if before.get(key) != conversion[key]), "format")
+    differing = [key for key in {**conversion, **before} if (before.get(key) or None) != (conversion.get(key) or None)]
+    if differing:
+        key = differing[0]
         raise UserError(f"--output-folder {output} holds an unfinished conversion with another {key} "
                         f"({_shown(before.get(key))}, now {_shown(conversion.get(key))}); repeat that command, name "
                         "another folder or delete this one")
