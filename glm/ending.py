@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from glm.errors import UserError
 
@@ -18,6 +18,25 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as an exception: files are closed as after Ctrl-C."""
 
 
+def listen(numbers: Iterable[int], handler: Callable) -> dict[int, object]:
+    """Installs a handler for these signals and returns what was there before, by signal; `unlisten` puts it back.
+
+    A signal that is ignored stays so: nohup asks for it (SIGHUP), and a shell for what it runs in the background
+    (SIGINT). Nothing is installed outside the main thread: whoever runs us there has handlers of his own.
+    """
+    before = {}
+    with contextlib.suppress(ValueError):
+        for number in numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    return before
+
+
+def unlisten(before: Mapping[int, object]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def terminating() -> Iterator[None]:
     """SIGTERM raises Terminated while the block runs, once: a second one does not disturb what is being closed."""
@@ -25,15 +44,11 @@ def terminating() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: whoever runs us so has handlers of his own
-        yield
-        return
+    before = listen([signal.SIGTERM], stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        unlisten(before)
 
 
 class Asked:
@@ -45,22 +60,19 @@ class Asked:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Asked:
-        for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
-            with contextlib.suppress(ValueError):  # not the main thread
-                self._before[number] = signal.signal(number, lambda *_, kind=kind: self._note(kind))
+        self._before = listen([signal.SIGINT, signal.SIGTERM], self._note)
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        unlisten(self._before)
 
     def __bool__(self) -> bool:
         return self._came is not None
 
-    def _note(self, kind: type[KeyboardInterrupt]) -> None:
-        if self._came is not None and kind is KeyboardInterrupt:
+    def _note(self, number: int, _) -> None:
+        if self._came is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._came = self._came or kind()
+        self._came = self._came or (Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
 
     def check(self) -> None:
         if self._came is not None:

@@ -3,7 +3,8 @@
 usage: python scripts/launch.py PROCESSES MODULE ARGUMENTS...
 
 As torchrun does, but without its reports, below which the one line that says what is wrong is lost; and none of the
-processes outlives this one, whatever ends it. SIGINT and SIGTERM are passed on, and files are closed before the end.
+processes outlives this one, whatever ends it. SIGINT, SIGTERM and SIGHUP end them with their files closed, but for those
+that are ignored from the start, as under nohup.
 """
 
 import ctypes
@@ -14,6 +15,11 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from glm.ending import listen
 
 OWN_SECONDS = 6.0  # for the others to say and end what they have to after one has failed
 END_SECONDS, ASKED_SECONDS = 10.0, 30.0  # to react to SIGTERM: after a failure; when the user asked for it
@@ -22,8 +28,7 @@ PR_SET_PDEATHSIG = 1
 
 def main(processes: int, module: str, arguments: list[str]) -> int:
     received = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: received.append(number))
+    listen([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], lambda number, _: received.append(number))
     with socket.create_server(("127.0.0.1", 0), backlog=4 * processes) as meeting:
         children = [_start(rank, processes, meeting, [module, *arguments]) for rank in range(processes)]
     while not received:

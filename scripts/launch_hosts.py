@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from evaluation.hostfile import check_layout, read_hostfile, unreachable
+from glm.ending import listen
 from glm.errors import UserError
 
 # What the other hosts must know; DeepSpeed itself passes on what begins with PYTHON.
@@ -183,8 +184,7 @@ class Run:
     def wait(self) -> int:
         """Its exit code. Interrupted or over the deadline, everything of it on this machine is ended first."""
         received = []
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: received.append(number))
+        listen([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], lambda number, _: received.append(number))
         while self.process.poll() is None and not received:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 break

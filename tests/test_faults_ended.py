@@ -115,6 +115,19 @@ def test_steps_are_not_cut_in_two_unless_ctrl_c_comes_twice():
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("number, waiting", [(signal.SIGTERM, terminating), (signal.SIGTERM, Asked),
+                                             (signal.SIGINT, Asked)])
+def test_a_signal_that_is_ignored_stays_so(number, waiting):
+    """As SIGINT is in what a shell runs in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with waiting() as asked:
+            os.kill(os.getpid(), number)
+        assert not asked and signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 # Clock jumps
 
 JUMPS = r"""

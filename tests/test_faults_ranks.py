@@ -118,6 +118,34 @@ def test_the_launcher_passes_sigterm_on_and_the_run_goes_on(folder, undisturbed)
     assert same(folder, "evaluation", "asked")
 
 
+WAITING = """
+import os, sys, time
+folder = sys.argv[1]
+open(f"{folder}/{os.environ['RANK']}", "w").close()
+while not os.path.exists(f"{folder}/go"):
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("is_ignored", [True, False])
+def test_what_is_ignored_at_the_start_stays_ignored(tmp_path, number, is_ignored):
+    """nohup ignores SIGHUP, a shell SIGINT for what it starts in the background; the launcher's ranks inherit that."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    before = signal.signal(number, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    try:
+        launcher = launched(2, "waiting", [str(tmp_path)], PYTHONPATH=f"{ROOT}:{tmp_path}")
+    finally:
+        signal.signal(number, before)
+    wait_for(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+    for process in (*ranks_of(launcher, 2), launcher.pid) if is_ignored else (launcher.pid,):
+        os.kill(process, number)
+    if is_ignored:
+        (tmp_path / "go").touch()
+    launcher.communicate(timeout=60)
+    assert launcher.returncode == (0 if is_ignored else 128 + number)
+
+
 def test_no_rank_outlives_a_launcher_that_is_killed(folder):
     module, argv, grows = program(folder, "evaluation", "orphans")
     launcher = launched(2, module, argv)

@@ -1,6 +1,7 @@
 """Mistakes in a hostfile and with hosts are found before the launch, one clear line each."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from evaluation.hostfile import Host, check_layout, read_hostfile, unreachable
 from glm.errors import UserError
-from scripts.launch_hosts import environment_file, for_pdsh
+from scripts.launch_hosts import Run, environment_file, for_pdsh
 from tests.fake_ssh import FakeSsh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,3 +161,13 @@ def test_the_script_says_what_is_wrong_with_the_hosts(tmp_path):
         done = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_hosts_go_on_when_the_terminal_is_closed_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = Run(["sh", "-c", f"sleep 0.3; kill -HUP {os.getpid()}; sleep 0.3; exit 3"], dict(os.environ), True)
+        run.has_reason = True
+        assert run.wait() == 3
+    finally:
+        signal.signal(signal.SIGHUP, before)
