@@ -26,7 +26,8 @@ from pathlib import Path
 
 from generation.arguments import ARCHITECTURE, CommandParser, add_model_arguments
 from glm.ending import FORESEEN, ended, terminating
-from glm.errors import UserError
+from glm.errors import UserError, printable
+from glm.program import run
 
 PROGRAM = "python -m glm doctor"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -50,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser(prog=PROGRAM, description=__doc__.partition("\n")[2],
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__, prog=PROGRAM)
     add_model_arguments(parser)
     what = parser.add_argument_group("doctor")
     what.add_argument("paths", nargs="*", metavar="TASK", help="task files or folders: is their data there?")
@@ -162,16 +162,16 @@ def show_json(findings, report, seconds: float) -> None:
         "exit_code": exit_code(findings), "findings": [asdict(finding) for finding in findings],
         "all_reduce": asdict(report.all_reduce) if report.all_reduce else None, "not_joined": report.not_joined,
         "facts": report.facts, "environment": shown(os.environ), "seconds": round(seconds, 2),
-    }, ensure_ascii=False, indent=2))
+    }, indent=2))
 
 
 def show(findings, report, seconds: float) -> None:
     from doctor.report import summary
 
     for line in summary(report):
-        print(line)
+        print(printable(line))
     for finding in sorted(findings, key=lambda one: one.level):
-        print(finding)
+        print(printable(str(finding)))
     counts = [sum(finding.level == level for finding in findings) for level in ("error", "warning")]
     found = ", ".join(f"{number} {name}{'s' * (number != 1)}" for number, name in zip(counts, ("error", "warning"),
                                                                                      strict=True) if number)
@@ -179,4 +179,4 @@ def show(findings, report, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -21,15 +21,15 @@ from evaluation.store import GO_ON
 from generation.arguments import (
     CommandParser,
     announce_loading,
-    end_processes,
     is_first_rank,
     load_model,
     require_fit,
     start_processes,
 )
-from glm.ending import FORESEEN, ended, terminating, unread
-from glm.errors import UserError
+from glm.ending import FORESEEN, ended, terminating
+from glm.errors import UserError, printable
 from glm.files import Lock
+from glm.program import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with terminating():
             if argv[:1] == [COMPARE]:
                 return compare(argv[1:])
-            arguments = parse(argv, __doc__.partition("\n")[2])
+            arguments = parse(argv, __doc__)
             output = output_folder(arguments)
             return evaluate(arguments, output)
     except FORESEEN as error:
@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(argv: list[str]) -> int:
     from evaluation import compare as command
 
-    parser = CommandParser(prog=f"{PROGRAM} {COMPARE}", description=command.__doc__,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(prog=f"{PROGRAM} {COMPARE}", description=command.__doc__)
     command.add_arguments(parser)
     return command.main(parser.parse_args(argv))
 
@@ -151,27 +150,20 @@ def finish(output, results: dict, say) -> None:
 
     is_terminal = sys.stdout.isatty()
     say("")
-    say(closing_table(results, get_terminal_size().columns if is_terminal else None,
-                      is_terminal and not os.environ.get("NO_COLOR")).rstrip("\n"))
+    say.table(closing_table(results, get_terminal_size().columns if is_terminal else None,
+                            is_terminal and not os.environ.get("NO_COLOR")))
     say(f"Results: {output}; to look at: {write_report(output, own_code=True)}")
 
 
 class Voice:
-    """Prints lines to standard output for as long as anybody reads them: results are in files, too."""
-
-    def __init__(self):
-        self._is_heard = is_first_rank()
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="replace")  # whatever characters the terminal lacks
+    """What the first process prints to standard output: lines, and a table that brings its own terminal codes."""
 
     def __call__(self, line: str) -> None:
-        if not self._is_heard:
-            return
-        try:
-            print(line, flush=True)
-        except BrokenPipeError:
-            self._is_heard = False
-            unread()
+        self.table(printable(line))
+
+    def table(self, text: str) -> None:
+        if is_first_rank():
+            print(text.rstrip("\n"), flush=True)
 
 
 def _number(count: int, what: str) -> str:
@@ -179,8 +171,4 @@ def _number(count: int, what: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    finally:
-        end_processes()
-    sys.exit(code)
+    run(main)

@@ -35,9 +35,9 @@ class EvaluationParser(CommandParser):
         return found, [word for word in unknown if word.startswith("-")]
 
 
-def parser(description: str) -> EvaluationParser:
+def parser(about: str | None) -> EvaluationParser:
     found = EvaluationParser(
-        prog=PROGRAM, description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        about, prog=PROGRAM,
         epilog=f"{PROGRAM} {COMPARE} RUN_A RUN_B compares the results of two runs ({COMPARE} --help).")
     add_model_arguments(found)
     what = found.add_argument_group("tasks and data")
@@ -61,9 +61,9 @@ def parser(description: str) -> EvaluationParser:
     return found
 
 
-def parse(argv: Sequence[str], description: str) -> argparse.Namespace:
+def parse(argv: Sequence[str], about: str | None) -> argparse.Namespace:
     """Arguments whose numbers make sense; raises UserError, or ends the program for flags that do not exist."""
-    arguments = parser(description).parse_args(list(argv))
+    arguments = parser(about).parse_args(list(argv))
     arguments.paths += arguments.task
     if not arguments.paths:
         raise UserError("no task was named; give task files, folders or globs, for example: tasks/quickstart")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from evaluation.table import WIDTH, figure, kind_of, plain_box, rendered
+from glm.errors import printable
 
 _ALPHA = 0.05
 
@@ -25,14 +26,14 @@ def comparison_table(record: dict, width: int | None = None, color: bool = False
     for task, values in record["tasks"].items():
         groups = values["groups"]
         if len(groups) > 1:
-            table.add_row(Text(task, "bold"))
+            table.add_row(Text(printable(task), "bold"))
         for group, metrics in groups.items():
             name = f"  {group}" if len(groups) > 1 else task if group == "all" else f"{task} ({group})"
             for metric, each in metrics.items():
                 cells = [Text(cell, _style(each)) for cell in _cells(each)]
                 base, kind = kind_of(metric, metrics)
-                shown = Text(f"  {kind}") if kind else Text(name, "bold" if len(groups) == 1 else "")
-                table.add_row(shown, base, *cells)
+                style = "bold" if len(groups) == 1 and not kind else ""
+                table.add_row(Text(printable(f"  {kind}" if kind else name), style), printable(base), *cells)
                 name = ""
     return rendered(table, _notes(record), width or WIDTH, color)
 
@@ -86,7 +87,7 @@ def flip_lines(flipped: Sequence[tuple[str, str, dict, dict, bool]], count: int)
                 lines.append(f"{task}: {total} flip{'s' * (total != 1)}")
             predictions = " -> ".join(_short(item.get("prediction")) for item in (one, other))
             lines.append(f"  {file} {one['index']}: {predictions}{_wanted(one)}, {'gained' if is_right else 'lost'}")
-    return lines
+    return list(map(printable, lines))
 
 
 def _wanted(item: dict) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.analysis import Calibration, LengthBin, smoothed
+from glm.errors import printable
 
 # Colours that no plot uses otherwise stand for the page's variables, so that the page decides between light and dark.
 INK, FAINT, GRID, MAIN, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -171,7 +172,8 @@ class _Drawing:
 
 
 def _inline(text: str) -> str:
-    """An SVG file as an element of a page: its header, comments and group names are left out."""
+    """An SVG file as an element of a page: its header, comments and group names are left out, control characters are
+    shown."""
     text = text[text.index("<svg"):]
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(_GROUP_NAME, "", text)
@@ -180,7 +182,7 @@ def _inline(text: str) -> str:
     text = re.sub(r"<svg [^>]*>", f'<svg {box.group()} style="max-width:{width}px" aria-hidden="true">', text, count=1)
     for color, name in _VARIABLES.items():
         text = text.replace(color, f"var(--{name})")
-    return re.sub(r"\n\s*", "\n", text).strip()
+    return "\n".join(printable(line.lstrip()) for line in text.strip().split("\n"))
 
 
 def _room(axes, values: Sequence[float | None], is_upright: bool = False) -> None:

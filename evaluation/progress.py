@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from glm.errors import printable
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -48,7 +50,7 @@ class Progress:
     def task(self, name: str) -> None:
         """What is being worked on from now on."""
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=name)
+            self._bar.update(self._bar.task_ids[0], description=printable(name))
 
     def advance(self, items: int, weight: int) -> None:
         self.done_items += items
@@ -83,8 +85,8 @@ class Progress:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[items]}"),
-                   TimeRemainingColumn(), TextColumn("left"))
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None),
+                   TextColumn("{task.fields[items]}"), TimeRemainingColumn(), TextColumn("left"))
         bar = Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False,
                   speed_estimate_period=120)
         bar.add_task("", total=self.weight, items=self._items_text())

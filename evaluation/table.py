@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 
+from glm.errors import printable
+
 WIDTH = 100  # columns that the table fits in, on a file or a terminal that does not say
 
 NUMBERS = {"n": "n", "cut": "cut", "max": "max", "median": "median", "average": "average", "interval": "95% interval"}
@@ -74,7 +76,7 @@ def rows(results: dict) -> list[dict]:
                 found.append({"name": f"{indent}{kind}" if kind else name, "is_task": len(groups) == 1 and not kind,
                               "metric": base} | _cells(each))
                 name = ""
-    return found
+    return [row | {name: printable(row[name]) for name in ("name", "metric")} for row in found]
 
 
 def kind_of(metric: str, metrics) -> tuple[str, str | None]:
@@ -153,5 +155,5 @@ def rendered(table, lines: list[str], width: int, color: bool) -> str:
                       color_system="standard" if color else None, emoji=False, markup=False, legacy_windows=False)
     console.print(table)
     for line in lines:
-        console.print(line, style="dim" if color else None)
+        console.print(printable(line), style="dim" if color else None)
     return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").split("\n")) + "\n"

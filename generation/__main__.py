@@ -22,7 +22,6 @@ from generation.arguments import (
     CommandParser,
     add_model_arguments,
     announce_loading,
-    end_processes,
     is_first_rank,
     load_model,
     require_fit,
@@ -32,8 +31,9 @@ from generation.effect import without_effect
 from generation.options import STRATEGIES, Options, flags
 from generation.prompts import read_prompts
 from generation.results import Results
-from glm.ending import FAILED, FORESEEN, ended, terminating, unread
-from glm.errors import UserError
+from glm.ending import FAILED, FORESEEN, ended, terminating
+from glm.errors import UserError, printable
+from glm.program import is_unheard, run
 from planning.wanted import Use
 
 INTERACTIVE = "interactive"
@@ -44,8 +44,7 @@ LONG_TIMEOUT = 7 * 24 * 3600.0  # ranks wait for a user who thinks
 
 
 def parser() -> CommandParser:
-    found = CommandParser(prog="python -m generation", description=__doc__.partition("\n")[2],
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = CommandParser(__doc__, prog="python -m generation")
     add_model_arguments(found)
     files = found.add_argument_group("prompts and answers")
     files.add_argument("--input-source", default=INTERACTIVE, metavar="FILE",
@@ -90,8 +89,6 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.input_source == INTERACTIVE:
             return session(arguments, options)
         return file_run(arguments, options)
-    except BrokenPipeError:
-        return unread()
     except FORESEEN as error:
         is_session = arguments.input_source == INTERACTIVE
         return ended(error, "" if is_session else f"--resume goes on from here: {output_folder(arguments)}")
@@ -135,8 +132,8 @@ def file_run(arguments: argparse.Namespace, options: Options) -> int:
         counts = run_file(model, tokenizer, results, options, arguments.batch_size, arguments.load)
         if results is not None:
             skipped = f", {counts['resumed']} there already" if counts["resumed"] else ""
-            print(f"{counts['answered']} of {counts['prompts']} prompts answered{skipped}, {counts['failed']} failed: "
-                  f"{results.path}")
+            print(printable(f"{counts['answered']} of {counts['prompts']} prompts answered{skipped}, "
+                            f"{counts['failed']} failed: {results.path}"))
         return FAILED if parallel.broadcast_object(counts["failed"]) else 0
 
 
@@ -165,8 +162,6 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
         return 0
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     colour = sys.stdout.isatty() and not arguments.no_color and not os.environ.get("NO_COLOR")
-    sys.stdin.reconfigure(errors="surrogateescape")  # invalid UTF-8 becomes a message, not a traceback
-    sys.stdout.reconfigure(errors="replace")
 
     def write(text: str) -> None:
         print(text, end="", flush=True)
@@ -178,6 +173,8 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
             print(text, file=sys.stderr, flush=True)
 
     def read() -> str:
+        if is_unheard():
+            raise EOFError
         return input(QUERY if is_terminal else "")
 
     with line_editing(is_terminal):
@@ -187,8 +184,4 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    finally:
-        end_processes()
-    sys.exit(code)
+    run(main)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from glm.config import PRESETS, ROTARY_TABLES
-from glm.errors import UserError
+from glm.errors import UserError, printable
 from quantization import GROUP_SIZES
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
@@ -28,7 +28,10 @@ ARCHITECTURE = {
 class CommandParser(argparse.ArgumentParser):
     """argparse with one-line errors (exit code 2), underscores accepted in flags, and a hint for unknown ones."""
 
-    def __init__(self, **options):
+    def __init__(self, about: str | None = None, **options):
+        """about: the program's docstring, whose first line --help leaves out; None where Python keeps none (-OO)."""
+        options = {"description": (about or "").partition("\n")[2],
+                   "formatter_class": argparse.RawDescriptionHelpFormatter} | options
         super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, args=None, namespace=None):
@@ -49,7 +52,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         if is_first_rank():
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {UserError(message)}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -125,8 +128,8 @@ def announce_loading(arguments: argparse.Namespace) -> None:
     """Says on a terminal what is being waited for."""
     if is_first_rank() and sys.stderr.isatty():
         here, folder = Path.cwd(), arguments.load
-        print(f"Loading {folder.relative_to(here) if folder.is_relative_to(here) else folder} ...", file=sys.stderr,
-              flush=True)
+        name = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        print(printable(f"Loading {name} ..."), file=sys.stderr, flush=True)
 
 
 def require_fit(arguments: argparse.Namespace, purpose: str, use=None) -> None:
@@ -181,12 +184,6 @@ def start_processes(arguments: argparse.Namespace, timeout_seconds: float = 1800
         from glm import parallel
 
         parallel.start(arguments.model_parallel_size, timeout_seconds=timeout_seconds)
-
-
-def end_processes() -> None:
-    """At the end of a program: leave the processes' group, where there is one. Imports nothing."""
-    if "glm.parallel" in sys.modules:
-        sys.modules["glm.parallel"].stop()
 
 
 def default_device() -> str:

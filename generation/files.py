@@ -18,6 +18,7 @@ from generation.results import Results
 from glm import parallel
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
+from glm.errors import printable
 from glm.loading import agree
 from glm.mapped import check_unchanged
 from glm.settings import unusual, usual
@@ -44,12 +45,12 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
         return counts
     counts |= {"prompts": len(results.lines), "resumed": len(results.done)}
     if results.strange:
-        print(f"note: {results.source} has changed: {results.strange} of the earlier answers belong to other prompts; "
-              "they are left out, and what stands there now is answered", file=sys.stderr)
+        print(printable(f"note: {results.source} has changed: {results.strange} of the earlier answers belong to other "
+                        "prompts; they are left out, and what stands there now is answered"), file=sys.stderr)
     if mixed := [line for line in results.lines if line.error is None and left_over(line.text)]:
         also = f" (and {len(mixed) - 1} more)" if len(mixed) > 1 else ""
-        print(f"note: {results.source}:{mixed[0].number}{also}: "
-              f"{note_on_left_over(left_over(mixed[0].text)[0], kind_of(mixed[0].text))}", file=sys.stderr)
+        what = note_on_left_over(left_over(mixed[0].text)[0], kind_of(mixed[0].text))
+        print(printable(f"note: {results.source}:{mixed[0].number}{also}: {what}"), file=sys.stderr)
     settings = {
         "facts": facts, "options": asdict(options.params()), "input_source": results.source,
         "checkpoint": str(checkpoint), "batch_size": batch_size,
@@ -153,6 +154,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A message of its own line."""
+        text = printable(text)
         if self.bar is None:
             print(text, file=sys.stderr, flush=True)
         else:

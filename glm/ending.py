@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from glm.errors import UserError
+from glm.errors import UserError, printable
 
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
 FORESEEN = (UserError, OSError, RuntimeError, KeyboardInterrupt)
@@ -79,12 +79,6 @@ class Asked:
             raise self._came
 
 
-def unread() -> int:
-    """For BrokenPipeError: whoever read standard output has enough. What is left goes nowhere; the exit code."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it when it ends)
-    return 0
-
-
 def ended(error: BaseException, go_on: str = "") -> int:
     """Says what ended the program, on the first of its processes, and gives its exit code.
 
@@ -95,10 +89,10 @@ def ended(error: BaseException, go_on: str = "") -> int:
     then = f"; {go_on}" if go_on else ""
     if isinstance(error, KeyboardInterrupt):
         if speaks:
-            print(f"interrupted{then}", file=sys.stderr)
+            print(printable(f"interrupted{then}"), file=sys.stderr)
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     if isinstance(error, OSError):
-        message = f"{error.filename}: {error.strerror}{then}" if error.filename else f"{error}{then}"
+        message = printable(f"{error.filename}: {error.strerror}{then}" if error.filename else f"{error}{then}")
     elif isinstance(error, UserError):
         message = str(error)
     else:

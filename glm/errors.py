@@ -8,7 +8,19 @@ from typing import Any
 LONGEST = 5000  # characters of one fault: what it quotes may be a whole file
 _BETWEEN = "\nerror: "
 # line ends but those between faults, terminals' codes, and what turns the direction of writing
-_UNSHOWN = re.compile(r"\n(?!error: )|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROLS = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSHOWN = re.compile(rf"\n(?!error: )|[{_CONTROLS}]")
+_NOT_OF_A_LINE = re.compile(rf"[\n{_CONTROLS}]")
+
+
+def printable(text: str) -> str:
+    """A line that is printed, where it quotes what others have written (a file's name, say): control characters and
+    line ends are shown as Python writes them."""
+    return _NOT_OF_A_LINE.sub(_as_python_writes, text)
+
+
+def _as_python_writes(found: re.Match) -> str:
+    return repr(found[0])[1:-1]
 
 
 class UserError(ValueError):
@@ -19,7 +31,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str = ""):
-        faults = _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], message).split(_BETWEEN)
+        faults = _UNSHOWN.sub(_as_python_writes, message).split(_BETWEEN)
         super().__init__(_BETWEEN.join(map(_shortened, faults)))
 
 

@@ -21,8 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from generation.arguments import DEFAULT_CHECKPOINT, CommandParser, add_model_arguments, default_precision
-from glm.errors import UserError
+from glm.errors import UserError, printable
 from glm.memory import local_ranks
+from glm.program import run
 from planning import devices, hardware, machine, measuring, memory, remedies, table
 from planning.shapes import Format, Setup, linears
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
@@ -34,8 +35,7 @@ USUAL_CONTEXT = 512
 
 
 def parser() -> CommandParser:
-    found = CommandParser(prog="python -m glm plan", description=__doc__.partition("\n")[2],
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = CommandParser(__doc__, prog="python -m glm plan")
     add_model_arguments(found)
     found.set_defaults(load=None)
     run = found.add_argument_group("the run")
@@ -92,7 +92,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def show(made: table.Plan, where: str | None) -> int:
     if where is None:
-        print("\n".join(table.lines(made)))
+        print("\n".join(map(printable, table.lines(made))))
     else:
         text = json.dumps(table.as_json(made), indent=2)
         if where == "-":
@@ -178,4 +178,4 @@ def hours_of(arguments: argparse.Namespace, setup: Setup, device: devices.Device
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

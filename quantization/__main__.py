@@ -15,9 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from generation.arguments import CommandParser, default_device, end_processes
+from generation.arguments import CommandParser, default_device
 from generation.results import safe_name
 from glm.errors import UserError
+from glm.program import run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXTS = [REPOSITORY / "tools" / "quantizing" / "texts" / name for name in ("en.txt", "zh.txt")]
@@ -42,15 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def commands() -> CommandParser:
-    parser = CommandParser(prog="python -m quantization", description=__doc__.partition("\n")[2],
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__, prog="python -m quantization")
     parser.add_argument("command", nargs="?", choices=[REPORT], help=f"`{REPORT} --help` lists its arguments")
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = CommandParser(prog=f"python -m quantization {REPORT}", description=__doc__.partition("\n")[2],
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__, prog=f"python -m quantization {REPORT}")
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of an unquantised checkpoint in one part")
     add("--text", type=Path, nargs="+", default=TEXTS, metavar="FILE",
@@ -107,6 +106,4 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    end_processes()
-    sys.exit(code)
+    run(main)

@@ -3,8 +3,8 @@
 usage: python scripts/launch.py PROCESSES MODULE ARGUMENTS...
 
 As torchrun does, but without its reports, below which the one line that says what is wrong is lost; and none of the
-processes outlives this one, whatever ends it. SIGINT, SIGTERM and SIGHUP end them with their files closed, but for those
-that are ignored from the start, as under nohup.
+processes outlives this one, whatever ends it. SIGINT, SIGTERM and SIGHUP end them with their files closed, unless they
+are ignored from the start, as under nohup.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from glm.ending import listen
+from glm.program import run
 
 OWN_SECONDS = 6.0  # for the others to say and end what they have to after one has failed
 END_SECONDS, ASKED_SECONDS = 10.0, 30.0  # to react to SIGTERM: after a failure; when the user asked for it
@@ -94,4 +95,4 @@ def _is_running(child: subprocess.Popen) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    run(lambda: main(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from evaluation.hostfile import check_layout, read_hostfile, unreachable
 from glm.ending import listen
-from glm.errors import UserError
+from glm.errors import UserError, printable
+from glm.program import run
 
 # What the other hosts must know; DeepSpeed itself passes on what begins with PYTHON.
 PREFIXES = ("GLM_RANK_TIMEOUT", "GLOO_", "NCCL_", "TORCH_", "OMP_", "KMP_", "MKL_", "DS_ACCELERATOR")
@@ -178,7 +179,7 @@ class Run:
                     self.ended[""] = int(ended[1]) % 256
                 continue
             self.has_reason = self.has_reason or text.startswith(("error:", "interrupted"))
-            target.write(line)
+            target.write(printable(text.rstrip("\r\n")).encode() + b"\n")
             target.flush()
 
     def wait(self) -> int:
@@ -250,8 +251,4 @@ def stop(hosts, ssh: list[str], port: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(lambda: main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]))

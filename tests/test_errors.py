@@ -2,7 +2,7 @@
 
 import pickle
 
-from glm.errors import UserError
+from glm.errors import UserError, printable
 
 
 def test_a_name_cannot_break_the_line_or_steer_the_terminal():
@@ -18,3 +18,7 @@ def test_several_faults_have_a_line_each():
 
 def test_of_what_is_too_long_the_middle_is_left_out():
     assert str(UserError("a" + "x" * 10**6 + "b\nerror: y")) == "a" + "x" * 2499 + "..." + "x" * 2499 + "b\nerror: y"
+
+
+def test_a_line_that_is_printed_stays_one():
+    assert printable("a\nerror: b\x1b[31m\x07\u202e\r, 名字") == r"a\nerror: b\x1b[31m\x07\u202e\r, 名字"

@@ -273,3 +273,13 @@ def test_a_kind_that_is_no_name_is_one_line(tmp_path, kind):
     a, b = runs_of(tmp_path, "mul", {"d": items}, {"d": items}, metrics=["Accuracy"], **OURS)
     with pytest.raises(UserError, match="item 1: bias_type must be text"):
         compare(a, b)
+
+
+def test_what_runs_hold_cannot_steer_the_terminal(tmp_path, capsys):
+    name = "t\x1b]0;x\x07"
+    one, other = ([choice_item(index, answer) for index in range(2)] for answer in (0, 1))
+    folders = [write_run(tmp_path / folder, [MadeTask(name, "mul", {"d\x9b.jsonl": items})])
+               for folder, items in (("a\nb", one), ("b", other))]
+    code, out, _ = run(capsys, *folders, "--show-flips", "9")
+    assert code == 0 and not set(map(ord, out)) & (set(range(32)) - {10} | set(range(127, 160)))
+    assert r"t\x1b]0;x\x07" in out and r"d\x9b.jsonl" in out and r"a\nb" in out

@@ -1,5 +1,7 @@
 """The closing table: readable at 100 columns, plain text, nothing left out."""
 
+import re
+
 import pytest
 
 from evaluation.table import closing_table, figure, limits
@@ -93,3 +95,12 @@ def test_limits_that_are_not_there():
 
 def test_a_run_of_nothing_but_missing_tasks():
     assert "missing" in closing_table({"tasks": {"one": {"status": "missing"}}})
+
+
+def test_names_cannot_steer_the_terminal():
+    name = "a\nb\x1b[31m"
+    table = closing_table({"settings": {}, "tasks": {
+        name: done({"all": {name: values(1.0)}}), f"{name}2": done({name: {"EM": values(1.0)}, "other": {}}),
+        f"{name}3": {"status": "missing"}}}, color=True)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", table)
+    assert plain.count(r"a\nb\x1b[31m") == 6 and "\x1b[31m" not in table

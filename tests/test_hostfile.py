@@ -171,3 +171,9 @@ def test_hosts_go_on_when_the_terminal_is_closed_under_nohup():
         assert run.wait() == 3
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_lines_of_other_hosts_cannot_steer_the_terminal(capfdbinary):
+    run = Run([sys.executable, "-c", r"print('a\x1b]0;x\x07 名字')"], dict(os.environ, PYTHONUTF8="1"), True)
+    assert run.wait() == 0
+    assert capfdbinary.readouterr().out == "a\\x1b]0;x\\x07 名字\n".encode()

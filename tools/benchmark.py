@@ -202,7 +202,6 @@ def require_fit(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.errors import UserError
 
     try:
@@ -216,4 +215,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from glm.program import run
+
+    run(main)

@@ -33,7 +33,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments = make_parser().parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.errors import UserError
 
     try:
@@ -70,4 +69,7 @@ def measure_all(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from glm.program import run
+
+    run(main)

@@ -171,7 +171,6 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if arguments.child:
         print(json.dumps(measure(arguments.child, arguments.models[0], arguments.precisions[0], arguments.context,
                                  arguments.new_tokens, arguments.rounds)))
@@ -196,4 +195,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.path.insert(0, str(ROOT))
+    from glm.program import run
+
+    run(main)

@@ -16,13 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from generation.arguments import ARCHITECTURE, CommandParser
 from glm.ending import FORESEEN, ended, terminating
+from glm.errors import printable
 from quantization import GROUP_SIZES
 
 
 def make_parser() -> CommandParser:
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = CommandParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--input-folder", type=Path, metavar="IN", help="checkpoint, the folder with the file 'latest'")
     parser.add_argument("--output-folder", type=Path, metavar="OUT", help="new folder for the result")
     parser.add_argument("--target-tp", type=int, metavar="N", help="tensor-parallel degree of the result")
@@ -57,11 +56,11 @@ def run(options) -> int:
     seconds = time.monotonic() - begin
     shards = f"{wish.degree} shard{'s' * (wish.degree > 1)}"
     if not outcome.written:
-        print(f"{options.output_folder}: {shards}, finished before")
+        print(printable(f"{options.output_folder}: {shards}, finished before"))
         return 0
     before = f" ({outcome.kept} of them finished before)" if outcome.kept else ""
-    print(f"{options.output_folder}: {shards}{before}, {outcome.bytes / 1e9:.2f} GB in {seconds:.1f} s, "
-          f"manifest.json beside them")
+    print(printable(f"{options.output_folder}: {shards}{before}, {outcome.bytes / 1e9:.2f} GB in {seconds:.1f} s, "
+                    "manifest.json beside them"))
     return 0
 
 
@@ -81,4 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from glm.program import run
+
+    run(main)

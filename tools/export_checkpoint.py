@@ -58,7 +58,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     options = parser.parse_args(arguments)
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.ending import FORESEEN, ended, terminating
 
     try:
@@ -70,4 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from glm.program import run
+
+    run(main)

@@ -108,7 +108,6 @@ def check(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
-    sys.path.insert(0, str(REPOSITORY))
     if arguments.section is None:
         return check(arguments)
     from tools.checking_gpu import section
@@ -118,4 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.path.insert(0, str(REPOSITORY))
+    from glm.program import run
+
+    run(main)

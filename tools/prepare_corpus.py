@@ -72,7 +72,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--held-out", type=float, default=0.01, help="share of documents kept apart (default: 0.01)")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.errors import UserError
     from glm.files import replacing
     from glm.tokenizer import Tokenizer
@@ -97,4 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from glm.program import run
+
+    run(main)

@@ -20,7 +20,7 @@ from pathlib import Path
 def make_parser() -> argparse.ArgumentParser:
     from generation.arguments import CommandParser
 
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="folder below DATA_PATH (default: all that DIR has)")
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder with the raw files, one subfolder per data set")
     parser.add_argument("--output", type=Path, metavar="DATA_PATH", help="folder to write, the evaluator's data path")
@@ -43,7 +43,7 @@ def list_tasks(recipes) -> None:
 
 def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, list[str], list[str]]:
     """Prepares every task; (how many, lines about those whose raw files are missing, faults of the others)."""
-    from glm.errors import UserError
+    from glm.errors import UserError, printable
     from tools.preparing.raw import MissingRawFile
     from tools.preparing.writing import prepare, strangers
 
@@ -72,15 +72,14 @@ def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, lis
         if recipe.note:
             print(f"    note: {recipe.note}")
         for path in strangers(recipe, output, accounts):
-            print(f"warning: {path} is not of this run, but the evaluator would read it, too", file=sys.stderr)
+            print(printable(f"warning: {path} is not of this run, but the evaluator would read it, too"),
+                  file=sys.stderr)
     return done, missing, faults
 
 
 def main(arguments: list[str] | None = None) -> int:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     parser = make_parser()
     options = parser.parse_args(arguments)
-    from glm.ending import unread
     from glm.errors import UserError
     from tools.preparing.recipes import choose, load_recipes
 
@@ -100,8 +99,6 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return unread()
     print(f"{done} task{'s' if done != 1 else ''} prepared in {options.output}")
     if missing:
         print(f"{len(missing)} task{'s' if len(missing) != 1 else ''} without raw files:")
@@ -113,4 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from glm.program import run
+
+    run(main)

@@ -199,7 +199,6 @@ def train(options: argparse.Namespace, asked) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from glm.ending import FORESEEN, Asked, ended
     from glm.files import Lock
 
@@ -211,4 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from glm.program import run
+
+    run(main)

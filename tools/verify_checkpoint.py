@@ -10,18 +10,17 @@ Exit code 0: nothing wrong. 1: something is. 2: the command was wrong.
 """
 
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from generation.arguments import CommandParser
-from glm.errors import UserError
+from glm.errors import UserError, printable
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH",
                         help="checkpoint folder, folder with the parts of an archive, or these parts")
     parser.add_argument("--against", type=Path, metavar="FILE",
@@ -55,13 +54,13 @@ def run_verify(paths: Sequence[Path], against: Path | None = None, write: bool =
         report, how = check_parts(parts, against), f"{len(parts)} parts"
         make = make_parts_manifest
     for problem in report.problems:
-        print(problem)
+        print(printable(str(problem)))
     if report.problems:
         return 1
-    print(f"{folder}: whole: {how}, {report.bytes / 1e9:.2f} GB")
+    print(printable(f"{folder}: whole: {how}, {report.bytes / 1e9:.2f} GB"))
     if write:
         write_manifest(folder / MANIFEST, make(folder if is_checkpoint else parts, kind))
-        print(f"{folder / MANIFEST} written")
+        print(printable(f"{folder / MANIFEST} written"))
     return 0
 
 
@@ -108,9 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or options.paths[0]}: {error.strerror}", file=sys.stderr)
+        print(printable(f"error: {error.filename or options.paths[0]}: {error.strerror}"), file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from glm.program import run
+
+    run(main)

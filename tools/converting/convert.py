@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from glm.checkpoint import CONFIG_NAME, CONVERTING, LATEST, shard_name
 from glm.config import PRESETS, REQUIRED_FIELDS, ModelConfig, read_config_file
-from glm.errors import UserError
+from glm.errors import UserError, printable
 from glm.files import replacing
 from glm.mapped import explain_bus_errors
 from glm.tokenizer import VOCABULARY_NAME
@@ -169,10 +169,10 @@ def _check_space(output: Path, needed: int) -> None:
 
 def _report(source: Source) -> None:
     if source.extras:
-        print(f"note: {_names(source.extras)}: not of a GLM; kept whole on every rank", file=sys.stderr)
+        print(printable(f"note: {_names(source.extras)}: not of a GLM; kept whole on every rank"), file=sys.stderr)
     if source.differing:
-        print(f"warning: {_names(source.differing)}: not the same in all shards; the first shard's is taken",
-              file=sys.stderr)
+        print(printable(f"warning: {_names(source.differing)}: not the same in all shards; the first shard's is "
+                        "taken"), file=sys.stderr)
 
 
 def _names(names) -> str:

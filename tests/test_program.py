@@ -1,0 +1,115 @@
+"""What surrounds every program: any locale, standard streams that are closed, full or unread, no docstrings."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from glm.program import encoding_of
+from tests.test_imports import ROOT, SOURCES
+
+PROGRAM = """
+import sys
+from glm.program import run
+
+def main():
+    print("said: 名字 \\udcff")
+    print("complained", file=sys.stderr)
+    print("read:", sys.stdin.read(), file=sys.stderr)
+    with open("名字.txt", "w") as file:
+        file.write(f"{file.fileno() > 2} {sys.argv[1:]}")
+    return 3
+
+run(main)
+"""
+# a program's first file, and how it is started
+ENTRIES = {name: ["-m", name.partition("/")[0]] if name.endswith("/__main__.py") else [name] for name in SOURCES
+           if name.endswith("/__main__.py") or re.fullmatch(r"tools/\w+\.py", name)}
+
+
+def shell(folder, command, **environment):
+    """bash -c; PROGRAM is in program.py."""
+    (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
+    python = f"{sys.executable} program.py 参数"
+    return subprocess.run(["bash", "-c", command.replace("PROGRAM", python)], cwd=folder, capture_output=True,
+                          encoding="utf-8", timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+
+
+@pytest.mark.parametrize("command, code, out, err", [
+    ("PROGRAM", 3, "said: 名字 ?\n", "complained\nread: \n"),
+    ("echo 中 | PROGRAM", 3, "said: 名字 ?\n", "complained\nread: 中\n\n"),
+    ("PROGRAM >&-", 3, "", "complained\nread: \n"), ("PROGRAM 2>&-", 3, "said: 名字 ?\n", ""),
+    ("PROGRAM <&-", 3, "said: 名字 ?\n", "complained\nread: \n"), ("PROGRAM <&- >&- 2>&-", 3, "", ""),
+    ("PROGRAM | true; exit ${PIPESTATUS[0]}", 3, "", "complained\nread: \n"),
+    ("PROGRAM > /dev/full", 3, "", "complained\nread: \nerror: standard output: No space left on device\n"),
+    ("PROGRAM 2> /dev/full", 3, "said: 名字 ?\n", ""),
+])
+@pytest.mark.parametrize("environment", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_no_locale_and_no_stream_disturbs_the_work(tmp_path, command, code, out, err, environment):
+    if "PROGRAM <" not in command and "echo" not in command:
+        command = command.replace("PROGRAM", "PROGRAM < /dev/null")
+    done = shell(tmp_path, command, **environment)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+    assert (tmp_path / "名字.txt").read_text(encoding="utf-8") == "True ['参数']"
+
+
+def test_output_that_is_lost_is_an_error_though_the_work_is_done(tmp_path):
+    program = "from glm.program import run; run(lambda: print('said'))"
+    done = shell(tmp_path, f'{sys.executable} -c "{program}" > /dev/full')
+    assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("name, shown, noted", [
+    ("ISO-8859-1", "caf\xe9 ?".encode("latin-1"), True), ("UTF-8", "café 中".encode(), False),
+    ("ANSI_X3.4-1968", "café 中".encode(), False), ("no-such-encoding", "café 中".encode(), False),
+])
+def test_a_terminal_is_written_to_in_its_own_encoding_and_that_is_said(name, shown, noted):
+    program = (f"import locale; locale.nl_langinfo = lambda _: {name!r}\n"
+               "from glm.program import run; run(lambda: print('caf\\xe9 \\u4e2d'))")
+    ours, theirs = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=theirs, timeout=60,
+                          stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert os.read(ours, 100).rstrip() == shown
+    os.close(ours), os.close(theirs)
+    assert ("note: by its locale this terminal is not UTF-8 but iso8859-1:" in done.stderr) == noted, done.stderr
+    assert done.stderr.count("\n") == noted
+
+
+def test_what_is_no_terminal_has_the_encoding_of_its_stream(tmp_path):
+    with (tmp_path / "file").open("w", encoding="latin-1") as file:
+        assert encoding_of(file) == "iso8859-1"
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_program_is_run_so(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert re.search(r"\n    run\(main\)\n$", text)
+
+
+def test_every_program_has_help_without_docstrings():
+    """python -OO keeps none."""
+    program = ("import runpy, sys\n"
+               "for entry in sys.argv[1:]:\n"
+               "    is_module = '/' not in entry\n"
+               "    sys.argv = [entry, '--help']\n"
+               "    try:\n"
+               "        (runpy.run_module if is_module else runpy.run_path)(entry, run_name='__main__')\n"
+               "    except SystemExit as end:\n"
+               "        assert not end.code, entry\n"
+               "assert not __doc__ and not runpy.__doc__\n")
+    entries = [words[-1] for words in ENTRIES.values()]
+    done = subprocess.run([sys.executable, "-OO", "-c", program, *entries], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") == len(entries) >= 15
+
+
+@pytest.mark.parametrize("words", [["compare"], ["plan"], ["doctor"], ["report"]])
+def test_so_has_every_command_of_a_program(words):
+    module = {"compare": "evaluation", "report": "quantization"}.get(words[0], "glm")
+    done = subprocess.run([sys.executable, "-OO", "-m", module, *words, "--help"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
