@@ -20,6 +20,7 @@ from glm.strict_yaml import check_plain, read_mapping
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
 LARGEST = 2**31 - 1
+DEFAULT_PATTERN = "**/*.json*"  # as the original spells it; of what it matches, names in .json and .jsonl are taken
 
 
 class TaskType(Enum):
@@ -48,7 +49,7 @@ class TaskConfig:
     use_multitask_encoding: bool = False
     unidirectional: bool = False
     max_seq_length: int = 2048
-    file_pattern: str | dict[str, str] = "**/*.json*"
+    file_pattern: str | dict[str, str] = DEFAULT_PATTERN
     micro_batch_size: int = 1
     source: Path = field(default=Path(), repr=False)
     options: dict[str, Any] = field(default_factory=dict, repr=False)

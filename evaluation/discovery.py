@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-from evaluation.config import TaskConfig, load_task
+from evaluation.config import DEFAULT_PATTERN, TaskConfig, load_task
+from evaluation.walking import files_below
 from glm.errors import UserError
+from glm.reading import START, open_file, recognised
 
 SUFFIXES = (".yaml", ".yml")
+ROWS = (".json", ".jsonl")
+MOST_LOOKED_AT = 100
 ALL = "all"  # the group of a task that names none
 
 
@@ -38,9 +43,11 @@ def _files_of(path: str) -> list[Path]:
         return files
     if not glob.has_magic(path):
         raise UserError(f"{path}: there is no such file or folder; name task files, folders of them, or globs")
-    files = []
-    for match in sorted(glob.glob(path, recursive=True)):
-        files += _below(match) if os.path.isdir(match) else [Path(match)] if match.endswith(SUFFIXES) else []
+    parts = Path(path).parts
+    begin = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    root, pattern = Path(*parts[:begin]), os.path.join(*parts[begin:])
+    names = {*files_below(root, pattern), *files_below(root, os.path.join(pattern, "**", "*"))}  # folders match, too
+    files = [root / name for name in sorted(names) if name.endswith(SUFFIXES)]
     if not files:
         raise UserError(f"{path}: the glob matches no task file (*.yaml, *.yml)")
     return files
@@ -48,9 +55,7 @@ def _files_of(path: str) -> list[Path]:
 
 def _below(folder: str) -> list[Path]:
     """All task files below a folder, but for hidden ones."""
-    names = glob.glob("**/*", root_dir=folder, recursive=True)
-    return [Path(folder, name) for name in sorted(names)
-            if name.endswith(SUFFIXES) and os.path.isfile(os.path.join(folder, name))]
+    return [Path(folder, name) for name in files_below(folder, "**/*") if name.endswith(SUFFIXES)]
 
 
 def load_tasks(paths: Sequence[str | Path], data_path: str | Path) -> list[TaskConfig]:
@@ -79,8 +84,10 @@ def data_files(config: TaskConfig) -> dict[str, list[Path]]:
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    names = sorted(set(glob.glob(pattern, root_dir=folder, recursive=True)))
-    return [folder / name for name in names if (folder / name).is_file()]
+    names = files_below(folder, pattern)
+    if pattern == DEFAULT_PATTERN:  # not what editors keep beside a file, such as rows.jsonl~
+        names = [name for name in names if name.endswith(ROWS)]
+    return [folder / name for name in names]
 
 
 def missing(config: TaskConfig) -> str | None:
@@ -89,21 +96,36 @@ def missing(config: TaskConfig) -> str | None:
     if os.path.isfile(folder):  # unlike Path's, not startled by names that are too long
         return f"{config.source}: path: {folder} is a file; name its folder here, and the file in file_pattern"
     if not os.path.isdir(folder):
-        hint = " (a path that begins with ./ is beside the task file)" if _is_beside(folder, config) else ""
-        return (f"{config.source}: path: there is no folder {folder}; set DATA_PATH (--data-path) to where the data "
-                f"is, or make it with tools/prepare_data.py{hint}")
+        return f"{config.source}: path: there is no folder {folder}; {_remedy(folder, config)}"
     for group, files in data_files(config).items():
         if not files:
             pattern = config.file_pattern[group] if isinstance(config.file_pattern, dict) else config.file_pattern
-            return f"{config.source}: file_pattern: group {group}: {pattern} matches no file in {config.path}"
+            return (f"{config.source}: file_pattern: group {group}: {pattern} matches no file in {config.path}"
+                    f"{_other_files(folder)}")
         for file in files:
             if _is_blank(file):
                 return f"{config.source}: {file} is empty"
     return None
 
 
-def _is_beside(folder: Path, config: TaskConfig) -> bool:
-    return folder.is_relative_to(Path(config.source).parent)
+def _remedy(folder: Path, config: TaskConfig) -> str:
+    """What most likely makes a task's folder be found."""
+    if "~" in folder.parts or "$" in str(folder):
+        return "~ and names such as $HOME are not replaced here; write the folder out, from / on"
+    if "\\" in str(folder):
+        return f"folders are separated by /: {PureWindowsPath(folder).as_posix()}"
+    beside = folder.is_relative_to(Path(config.source).parent)
+    return ("set DATA_PATH (--data-path) to where the data is, or make it with: bash scripts/prepare_data.sh"
+            + (" (a path that begins with ./ is beside the task file)" if beside else ""))
+
+
+def _other_files(folder: Path) -> str:
+    """For the message: what a folder holds in place of what was looked for."""
+    for name in files_below(folder, "**/*")[:MOST_LOOKED_AT]:
+        with contextlib.suppress(UserError, OSError), open_file(folder / name) as file:
+            if kind := recognised(file.read(START)):
+                return f"; {name} is {kind}"
+    return ""
 
 
 def _is_blank(file: Path) -> bool:

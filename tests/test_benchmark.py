@@ -111,7 +111,7 @@ def test_evaluation_on_own_rows(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, part", [
-    (["evaluation", "--data-path", "nowhere"], "tools/prepare_data.py prepares it"),
+    (["evaluation", "--data-path", "nowhere"], "bash scripts/prepare_data.sh prepares it"),
     (["evaluation", "--data-path", "nowhere", "--rows", "0"], "--rows 0: must be at least 1"),
     (["--model", "shape-335n"], "did you mean 'shape-335m'"),
     (["--contexts", "0"], "--contexts: 0"),

@@ -1,9 +1,11 @@
 """From paths to task files, and from tasks to data files."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from evaluation.checking import look
 from evaluation.config import MultiChoiceTaskConfig
 from evaluation.discovery import data_files, find_task_files, load_tasks, missing
 from glm.errors import UserError
@@ -103,7 +105,7 @@ def test_why_a_task_is_missing(tmp_path):
         return missing(MultiChoiceTaskConfig(name="quiz", path=str(tmp_path / "data"), source="quiz.yaml", **changes))
 
     assert "quiz.yaml: path: there is no folder " in reason() and "DATA_PATH" in reason()
-    assert reason().endswith("make it with tools/prepare_data.py")
+    assert reason().endswith("make it with: bash scripts/prepare_data.sh")
     beside = missing(MultiChoiceTaskConfig(name="quiz", path="my/data", source=Path("my/quiz.yaml")))
     assert beside.endswith("(a path that begins with ./ is beside the task file)")
     write(tmp_path / "data", ROW)
@@ -116,3 +118,44 @@ def test_why_a_task_is_missing(tmp_path):
     for nothing in ("", "\n \n", "[ ]\n"):
         write(tmp_path / "data" / "test.json", nothing)
         assert reason() == f"quiz.yaml: {tmp_path / 'data' / 'test.json'} is empty"
+
+
+@pytest.mark.parametrize("path, remedy", [
+    ("~/data", "~ and names such as $HOME are not replaced here; write the folder out, from / on"),
+    ("$HOME/data", "~ and names such as $HOME are not replaced here; write the folder out, from / on"),
+    ("CLUE\\ocnli", "folders are separated by /: data/CLUE/ocnli"),
+])
+def test_paths_of_a_shell_and_of_windows(path, remedy):
+    reason = missing(MultiChoiceTaskConfig(name="quiz", path=f"data/{path}", source=Path("quiz.yaml")))
+    assert reason == f"quiz.yaml: path: there is no folder data/{path}; {remedy}"
+
+
+def test_what_a_folder_holds_in_place_of_rows(tmp_path):
+    (tmp_path / "rows.jsonl.gz").write_bytes(b"\x1f\x8b\x08")
+    reason = missing(MultiChoiceTaskConfig(name="quiz", path=str(tmp_path), source=Path("quiz.yaml")))
+    assert reason.endswith("; rows.jsonl.gz is compressed by gzip; unpack it first: gunzip")
+
+
+# What is most likely a mistake
+
+
+def notes(tmp_path, **files):
+    for name, rows in files.items():
+        write(tmp_path / f"{name}.jsonl", "".join(json.dumps({"inputs_pretokenized": "a", "label": 0} | row) + "\n"
+                                                  for row in rows))
+    config = MultiChoiceTaskConfig(name="quiz", path=str(tmp_path), source=Path("quiz.yaml"))
+    return [note.replace(f"{tmp_path}/", "") for note in look([config], False)["quiz"].notes]
+
+
+def test_equal_and_empty_choices_are_counted(tmp_path):
+    good, equal, empty = ({"choices_pretokenized": choices} for choices in (["b", "c"], ["b", "c", "b"], ["b", ""]))
+    ids = {"choices": [[1, 2], [1, 2]], "choices_pretokenized": ["b", "c"]}  # ids win
+    assert notes(tmp_path, one=[good, equal, ids, empty], two=[good]) == [
+        "one.jsonl:2: equal choices, of which the first is taken (in 2 rows of this file)",
+        "one.jsonl:4: an empty choice, which is scored as the end of the text (in 1 row of this file)"]
+
+
+def test_files_with_the_same_contents(tmp_path):
+    row, other = ({"choices_pretokenized": choices} for choices in (["b", "c"], ["b", "d"]))
+    assert notes(tmp_path, one=[row], three=[other], two=[row]) == [
+        "one.jsonl has the same contents as two.jsonl; all of them are scored"]

@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = evaluation.add_argument
     add("--load", type=Path, metavar="CHECKPOINT", default=EMBEDDED, help="default: the embedded model")
     add("--data-path", type=Path, required=True, metavar="DIR",
-        help="what tools/prepare_data.py has written: CoLA, C3, LAMBADA and CMRC2018")
+        help="what scripts/prepare_data.sh has written: CoLA, C3, LAMBADA and CMRC2018")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--dtype", nargs="+", default=["fp32"], choices=("bf16", "fp16", "fp32"), help="one or more (default: fp32)")
     add("--rows", type=int, default=300, help="of every task that is scored (default: 300)")

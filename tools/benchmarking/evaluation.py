@@ -71,7 +71,7 @@ def requests_of(name: str, kind: str, data_path: Path, tokenizer) -> list[Reques
     """All requests of a task."""
     config = load_task(TASKS / FILES[name], data_path)
     if reason := missing(config):
-        raise UserError(f"{reason}; tools/prepare_data.py prepares it, --data-path says where it is")
+        raise UserError(f"{reason}; bash scripts/prepare_data.sh prepares it, --data-path says where it is")
     found = [row for paths in data_files(config).values() for path in paths for row in read_rows(path, config)]
     task: Task = task_class(config)(config, tokenizer)
     if kind == "score" and name == "LAMBADA":  # its last word as the only choice
