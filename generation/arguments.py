@@ -14,6 +14,7 @@ from pathlib import Path
 
 from glm.config import PRESETS, ROTARY_TABLES
 from glm.errors import UserError, printable
+from planning import processor
 from quantization import GROUP_SIZES
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
@@ -125,7 +126,10 @@ def _gigabytes(word: str) -> float:
 
 
 def announce_loading(arguments: argparse.Namespace) -> None:
-    """Says on a terminal what is being waited for."""
+    """Says on a terminal what is being waited for, and everywhere if it will be slow for no need."""
+    device = arguments.device or (default_device() if arguments.precision else "cpu")
+    if is_first_rank() and (line := processor.note_on(arguments.precision, device, processor.flags())):
+        print(f"note: {line}", file=sys.stderr, flush=True)
     if is_first_rank() and sys.stderr.isatty():
         here, folder = Path.cwd(), arguments.load
         name = folder.relative_to(here) if folder.is_relative_to(here) else folder
@@ -198,14 +202,4 @@ def default_precision(device: str) -> str:
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    has_bf16 = os.environ.get("GLM_CPU_ISA", "native") == "native" and cpu_flags() & {"avx512_bf16", "amx_bf16"}
-    return "bf16" if has_bf16 else "fp32"
-
-
-def cpu_flags() -> set[str]:
-    """Instruction sets of this CPU as Linux names them; nothing elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
+    return "bf16" if processor.flags() & processor.PRODUCTS["bf16"] else "fp32"

@@ -24,7 +24,7 @@ from generation.arguments import DEFAULT_CHECKPOINT, CommandParser, add_model_ar
 from glm.errors import UserError, printable
 from glm.memory import local_ranks
 from glm.program import run
-from planning import devices, hardware, machine, measuring, memory, remedies, table
+from planning import devices, hardware, machine, measuring, memory, processor, remedies, table
 from planning.shapes import Format, Setup, linears
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 
@@ -116,6 +116,8 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
         kind, gpus = place_of(arguments, local_ranks())
         precision = precision_of(arguments, kind, gpus, default_precision("cpu"))
     setup = wanted(arguments, setup_of(arguments, config, found, kind, precision, Use()))
+    if not is_named and (line := processor.note_on(arguments.precision, kind, processor.flags())):
+        print(f"note: {line}", file=sys.stderr)
     if found is None and not is_named:
         setup = replace(setup, file=Format("fp16"))
     if not is_named:
