@@ -1,15 +1,24 @@
 """Settings of the whole test run. Fixtures live in the test files that use them; here are those of several files."""
 
+import hypothesis
 import pytest
 import torch
 
+import kernels
 from glm.tokenizer import Tokenizer
 from tests.golden_data import TOKENIZER
 
+# The same inputs every time, and no verdict by the clock; fuzzing.py says how to try others.
+hypothesis.settings.register_profile(
+    "tests", derandomize=True, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck))
 
-def pytest_configure():
+
+def pytest_configure(config):
+    hypothesis.settings.load_profile("tests")
     # Tiny models: more threads cost more than they bring, and other programs want the machine too.
     torch.set_num_threads(min(2, torch.get_num_threads()))
+    if not hasattr(config, "workerinput"):
+        kernels.compiled()  # once, before the processes that share them begin
 
 
 def pytest_addoption(parser):

@@ -57,7 +57,7 @@ def test_golden_s_quantised_files_bit_for_bit(golden, tmp_path, source, bits):
 # Any degree to any other
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.lists(st.sampled_from(DEGREES), min_size=2, max_size=4), st.sampled_from((torch.float16, torch.bfloat16,
                                                                                    torch.float32)))
 def test_any_way_through_the_degrees_is_what_splitting_gives(tmp_path_factory, degrees, dtype):
@@ -92,7 +92,7 @@ def whole_weights(folder, degree):
     return found
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.sampled_from((8, 4)), st.sampled_from(DEGREES), st.sampled_from(DEGREES), st.sampled_from(DEGREES))
 def test_quantised_weights_are_cut_and_joined_exactly(tmp_path_factory, bits, first, second, third):
     folder = tmp_path_factory.mktemp("quantised")

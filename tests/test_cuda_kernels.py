@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import cuda, reference
@@ -144,7 +144,7 @@ def test_every_value_of_a_packed_weight_is_unpacked_right(folder):
                 assert torch.equal(result.float(), exact.t()[:rows])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(m=st.integers(1, 20), n=st.integers(1, 70), k_steps=st.integers(1, 24), bits=st.sampled_from([8, 4]),
        dtype=st.sampled_from(HALVES), groups=st.integers(0, 6), tensor_cores=st.booleans(), seed=st.integers(0, 99))
 def test_any_shape(folder, m, n, k_steps, bits, dtype, groups, tensor_cores, seed):

@@ -35,7 +35,7 @@ def assert_same(found, expected):
                                                for _, score in wanted]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(ROW, min_size=1, max_size=6), params=SAMPLING)
 def test_sampling_in_a_batch_is_the_slow_one_alone(rows, params):
     """Unequal contexts, limits and positions; rows that end early and leave the batch."""
@@ -45,7 +45,7 @@ def test_sampling_in_a_batch_is_the_slow_one_alone(rows, params):
     assert_same(run(model, rows, params), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(ROW, min_size=1, max_size=4), params=BEAMS)
 def test_beam_search_in_a_batch_is_the_slow_one_alone(rows, params):
     model = FakeModel(vocab_size=20)
@@ -54,7 +54,7 @@ def test_beam_search_in_a_batch_is_the_slow_one_alone(rows, params):
     assert_same(run(model, rows, params), expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.lists(ROW, min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_stochastic_beams_do_not_depend_on_the_batch(rows, seed):
     model, params = FakeModel(vocab_size=20), BeamParams(num_beams=3, stochastic=True, seed=seed)

@@ -258,7 +258,7 @@ def test_an_interrupted_run_says_that_the_same_command_goes_on(tmp_path, number,
     assert not (tasks / "out" / "results.json").exists()
 
 
-def test_quickstart_ends_in_seconds_with_the_embedded_model(tmp_path, capsys):
+def test_quickstart_with_the_embedded_model(tmp_path, capsys):
     assert command.main([str(ROOT / "tasks" / "quickstart"), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
     found = results(tmp_path)["tasks"]
     assert {task["config"]["type"] for task in found.values()} == {"mul", "gen", "lm"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.config import (
@@ -247,7 +247,7 @@ def assert_task_or_fault(load, text):
         assert all(fault and "\n" not in fault for fault in str(error).split("\nerror: "))
 
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=150)
 KEYS = sorted({field for kind in CONFIGS.values() for field in kind.__dataclass_fields__})
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

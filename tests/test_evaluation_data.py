@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.config import GenerationTaskConfig, LanguageModelTaskConfig, MultiChoiceTaskConfig, OtherTaskConfig
@@ -198,7 +198,7 @@ ANYTHING = st.recursive(st.none() | st.booleans() | st.integers(-3, 300) | st.fl
                         lambda inner: st.lists(inner, max_size=3), max_leaves=6)
 FIELDS = ["inputs", "choices", "targets", "label", "inputs_pretokenized", "choices_pretokenized",
           "targets_pretokenized"]
-QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=200)
 
 
 @QUICK

@@ -55,7 +55,7 @@ score_requests = st.builds(
 
 
 @pytest.mark.parametrize("two_channels", [False, True])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(requests=st.lists(score_requests, min_size=1, max_size=5))
 def test_packed_batches_score_like_one_continuation_at_a_time(two_channels, requests):
     model = small_model(position_encoding_2d=two_channels)

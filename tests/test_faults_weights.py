@@ -33,7 +33,7 @@ def in_the_middle(folder, program, argv, grows, change):
 
 
 def write_into(shard):
-    time.sleep(0.01)  # file systems count the time of a change in ticks
+    time.sleep(0.05)  # file systems count the time of a change in ticks
     with shard.open("r+b") as file:
         file.seek(shard.stat().st_size // 2)
         file.write(b"\0" * 4096)

@@ -54,7 +54,7 @@ def test_split(tokenizer, text, kind, stretches):
         for parts in stretches]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(parts=st.lists(st.sampled_from(["[MASK]", "[sMASK]", "[gMASK]", "a", " ", "[", "MASK]", "天", "\n"])))
 def test_the_first_blank_is_where_the_mask_is(tokenizer, parts):
     prompt = split("".join(parts), tokenizer)
@@ -124,7 +124,7 @@ def test_a_long_answer_leaves_room_for_the_next_blank(tokenizer):
 NOISE_PROMPTS = ["a [MASK] b [MASK]", "word", "[sMASK]", "c [MASK] d [MASK] e [MASK]", "天气[gMASK]", "[MASK][MASK]"]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(order=st.permutations(range(len(NOISE_PROMPTS))), take=st.integers(1, len(NOISE_PROMPTS)),
        batch_size=st.sampled_from([None, 1, 2, 3]),
        params=st.sampled_from([GREEDY, SamplingParams(seed=3, top_p=0.9), BeamParams(num_beams=3, max_gen_length=5)]))

@@ -17,6 +17,7 @@ from generation.interactive import Session
 from generation.options import Options
 from generation.streaming import Detokenizer
 from kernels.cache import cache_folder
+from tests.faults import SECONDS
 from tests.golden_data import SHAPE, TOKENIZER, TP1
 from tests.test_generation_cli import CASES, GREEDY, MODEL, ROOT
 
@@ -150,23 +151,26 @@ def test_a_session_on_a_terminal(loaded, tmp_path):
         os.execv(sys.executable, [sys.executable, "-m", "generation", *MODEL, "--top-k", "1"])
     try:
         screen = Screen(terminal)
-        screen.wait_for(">>> ", 90)
+        screen.wait_for(">>> ")
         screen.type("/set out_seq_length 80\n")
         screen.wait_for("out_seq_length = 80")
         screen.type(CASES[2]["prompt"] + "\n")
         screen.wait_for(shown)
         screen.wait_for(" tokens/s\x1b[0m")
         screen.wait_for(">>> ")
-        time.sleep(0.3)  # readline overlooks a signal between showing the query and waiting for keys
+        # readline overlooks a signal between showing the query and waiting for keys
         screen.type("\x03")
-        screen.wait_for("('stop' or Ctrl-D ends)")
+        while not screen.shows("('stop' or Ctrl-D ends)", seconds=5):
+            screen.type("\x03")
         screen.type("/set out_seq_length none\n")
         screen.wait_for("out_seq_length = none")
-        screen.type(CASES[8]["prompt"] + "\n")  # a long answer
-        screen.wait_for("\x1b[4m")
-        screen.type("\x03")
-        screen.wait_for("(stopped)")
-        screen.wait_for(">>> ")
+        is_stopped = False
+        while not is_stopped:
+            screen.type(CASES[8]["prompt"] + "\n")  # a long answer
+            screen.wait_for("\x1b[4m")
+            screen.type("\x03")
+            is_stopped = screen.wait_for("(stopped)", "('stop' or Ctrl-D ends)") == "(stopped)"  # it may end before
+            screen.wait_for(">>> ")
         screen.type("\x04")
         assert os.waitstatus_to_exitcode(screen.wait_for_end(process)) == 0
         assert CASES[2]["prompt"] in (tmp_path / "history").read_text(encoding="utf-8")
@@ -190,17 +194,24 @@ class Screen:
     def type(self, text: str):
         os.write(self.terminal, text.encode())
 
-    def wait_for(self, text: str, seconds: float = 30):
-        """Read until `text` has appeared, and forget what came up to its end."""
+    def shows(self, *texts: str, seconds: float) -> str | None:
+        """Read until one of them has appeared, and forget what came up to its end; None: the time was over."""
         end = time.monotonic() + seconds
-        while text.encode() not in self.text:
+        while not (found := [text for text in texts if text.encode() in self.text]):
             ready, _, _ = select.select([self.terminal], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"{text!r} did not appear; there is {self.text.decode(errors='replace')!r}"
+            if not ready:
+                return None
             self.text += os.read(self.terminal, 4096).replace(b"\r\n", b"\n")
-        self.text = self.text.partition(text.encode())[2]
+        self.text = self.text.partition(found[0].encode())[2]
+        return found[0]
 
-    def wait_for_end(self, process: int, seconds: float = 30) -> int:
-        end = time.monotonic() + seconds
+    def wait_for(self, *texts: str) -> str:
+        found = self.shows(*texts, seconds=SECONDS)
+        assert found, f"{texts} did not appear; there is {self.text.decode(errors='replace')!r}"
+        return found
+
+    def wait_for_end(self, process: int) -> int:
+        end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             done, status = os.waitpid(process, os.WNOHANG)
             if done:

@@ -55,7 +55,7 @@ BLANKS = st.lists(st.sampled_from([
     "word", ".", "天气", "  ", "\n", "\t", "a b", "", "\N{GRINNING FACE}", "”", "("]), max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(parts=PIECES, contents=st.lists(st.tuples(BLANKS, st.booleans()), min_size=20, max_size=20))
 def test_nothing_is_added_to_the_prompt_but_the_blanks_and_a_stream_shows_the_same(tokenizer, parts, contents):
     text = "".join(parts)

@@ -25,7 +25,7 @@ line = json.dumps({**values, "arguments": sys.argv[1:], "host": "second" if "10.
 sys.stdout.write(line + "\\n")
 sys.stdout.flush()
 if "waits" in sys.argv:
-    time.sleep(200)
+    time.sleep(6000)
 if "fails" in sys.argv and os.environ["RANK"] == "3":
     sys.exit("error: no such task")
 """
@@ -87,11 +87,11 @@ def test_an_interrupted_launch_leaves_no_process_on_any_host(tmp_path, job):
         pytest.skip(reason)
     script = f"""
         {LAUNCH} hosts.txt 1 tell waits >told.txt &
-        for i in $(seq 300); do [[ $(wc -l <told.txt) -lt 4 ]] || break; sleep 0.2; done
+        for i in $(seq 3000); do [[ $(wc -l <told.txt) -lt 4 ]] || break; sleep 0.2; done
         pgrep -fc '[-]m tell waits'
         kill -TERM $!
         wait $! || echo "ended with $?"
-        for i in $(seq 50); do pgrep -f '[-]m tell waits' >/dev/null || break; sleep 0.2; done
+        for i in $(seq 3000); do pgrep -f '[-]m tell waits' >/dev/null || break; sleep 0.2; done
         pgrep -fc '[-]m tell waits' || true
     """
     done = on_two_hosts(script, tmp_path, with_ssh=True, cwd=tmp_path, env=job)

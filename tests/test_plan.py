@@ -215,7 +215,7 @@ def test_the_least_free_gpu_decides(tmp_path, monkeypatch):
         check.require_fit(arguments_of(folder, device=None, precision=None), "this run", Use(), "fp32")
 
 
-def test_programs_stop_within_a_second_when_the_memory_is_limited(tmp_path):
+def test_programs_stop_before_they_load_torch_when_the_memory_is_limited(tmp_path):
     """A real limit on the process's address space; the program must not get as far as importing torch."""
     folder = tiny_checkpoint(tmp_path / "one", 1)
     prompts = tmp_path / "prompts"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.packing import dequantize, pack_int4, unpack_int4
@@ -34,7 +34,6 @@ def test_int4_packs_the_even_column_high():
     assert torch.equal(unpack_int4(pack_int4(values)), values)
 
 
-@settings(deadline=None)
 @given(SCHEMES, DTYPES, st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
 def test_no_weight_moves_by_more_than_half_a_step(scheme, dtype, seed, size):
     (bits, group_size), rows, columns = scheme, 5, 64
