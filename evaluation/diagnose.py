@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
 
 import torch
 
@@ -15,8 +17,9 @@ from evaluation.requests import GenerateRequest
 from glm import parallel
 from glm.errors import UserError
 from glm.inputs import prefix_causal_blocked
+from glm.linear import Linear, linears
 from glm.loading import agree
-from quantization.linear import weight_of
+from glm.spec import Cut, place_of
 
 CHUNK = 256  # places whose logits are computed at a time
 
@@ -28,8 +31,12 @@ def diagnose(model, tokens: torch.Tensor, position_ids: torch.Tensor, blocked: t
     Every rank of the tensor-parallel group calls it, with the same input, and gets the same line.
     """
     stages: list[tuple[int, str, bool]] = []  # layer (-1: before the first), part, whether this rank's part is finite
+
+    def hear(layer: int, hidden: torch.Tensor) -> None:
+        stages.append((layer, "the embedding" if layer < 0 else "its sum", _is_finite(hidden)))
+
     with _watched(model, stages):
-        hidden = model.hidden_states(tokens, position_ids, blocked)
+        hidden = model.hidden_states(tokens, position_ids, blocked, observe=hear)
     last = model.config.num_layers
     stages.append((last, "the final layer norm", _is_finite(hidden)))
     weight = model.transformer.word_embeddings.weight
@@ -83,37 +90,24 @@ def check_weights(model, checkpoint=None) -> None:
 
 @contextmanager
 def _watched(model, stages: list[tuple[int, str, bool]]) -> Iterator[None]:
-    """While it lasts, `stages` hears of every part of a forward pass, in order.
+    """While it lasts, `stages` hears of the linears that end a layer's two parts.
 
     Of what is summed over the ranks, each rank looks at its own summand: the sum would be no number on all of them.
     """
-    hooks, block = model.hooks, model.get_mixin("block")
-    embed, walk, row = hooks["word_embedding_forward"], hooks["layer_forward"], block._row
-    at = {"layer": -1, "part": 0}
+    def hear(layer: int, part: str, linear: Linear, given: tuple[torch.Tensor, ModuleType], _) -> None:
+        stages.append((layer, part, _is_finite(linear.product(*given))))
 
-    def embedding_forward(*arguments, **options):
-        hidden = embed(*arguments, **options)
-        stages.append((-1, "the embedding", _is_finite(hidden)))
-        return hidden
-
-    def layer_forward(*arguments, layer_id, **options):
-        at["layer"], at["part"] = int(layer_id), 0
-        hidden = walk(*arguments, layer_id=layer_id, **options)
-        stages.append((at["layer"], "its sum", _is_finite(hidden)))
-        return hidden
-
-    def row_linear(linear, x, operations):
-        summand = operations.linear(x, weight_of(linear))
-        stages.append((at["layer"], ("attention", "MLP")[at["part"]], _is_finite(summand)))
-        at["part"] += 1
-        return row(linear, x, operations)
-
-    hooks["word_embedding_forward"], hooks["layer_forward"], block._row = embedding_forward, layer_forward, row_linear
+    handles = []
+    for name, linear in linears(model):
+        if linear.cut is Cut.COLUMNS:
+            layer, path = place_of(f"{name}.weight")
+            part = "attention" if path.startswith("attention") else "MLP"
+            handles.append(linear.register_forward_hook(partial(hear, layer, part)))
     try:
         yield
     finally:
-        hooks["word_embedding_forward"], hooks["layer_forward"] = embed, walk
-        del block._row
+        for handle in handles:
+            handle.remove()
 
 
 def _damaged(model) -> dict[int, list[str]]:

@@ -29,10 +29,10 @@ from evaluation.store import JOURNAL, Journal, differences
 from evaluation.work import Work
 from glm.config import ModelConfig
 from glm.errors import UserError
+from glm.linear import quantization_of
 from glm.reading import NoSuchFile, read_json
 from glm.settings import usual
 from glm.versions import versions
-from quantization.linear import quantization_of
 
 SETTINGS, REPORT = "settings.json", "report.html"
 

@@ -19,11 +19,11 @@ from glm import parallel
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
 from glm.errors import printable
+from glm.linear import quantization_of
 from glm.loading import agree
 from glm.mapped import check_unchanged
 from glm.settings import unusual, usual
 from glm.versions import versions
-from quantization.linear import quantization_of
 
 FORM = 2  # of the answers: another number where equal settings give other draws or texts than with earlier versions
 _OF_MODEL = "model's "

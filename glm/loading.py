@@ -21,14 +21,14 @@ from glm.checkpoint import (
 )
 from glm.config import ModelConfig
 from glm.errors import UserError
+from glm.linear import pack_linears
 from glm.mapped import MappedFile, explain_bus_errors, mapped_file
 from glm.model import GLM
 from glm.offload import Offloaded, read_offloaded
 from glm.tokenizer import Tokenizer, find_vocabulary
 from glm.weights import check_shard, count_parts, quantization_schemes
 from quantization import fitting_group_sizes
-from quantization.functional import check_scheme
-from quantization.linear import Scheme, quantize_model
+from quantization.functional import Scheme, check_scheme
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -99,7 +99,7 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
         return schemes, found, file if is_read_later else None
 
     schemes, found, file = agree(read, sequential)
-    quantize_model(model, schemes)
+    pack_linears(model, schemes)
     model.load_state_dict(found.tensors, strict=True, assign=True)
     model.mapped_file, model.stream = file, found.stream(model)
     return model.requires_grad_(False).eval()

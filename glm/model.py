@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -20,16 +20,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import kernels
-from glm import parallel, rotary
+from glm import parallel, rotary, spec
 from glm.cache import KVCache
 from glm.config import ModelConfig
+from glm.linear import Linear, linears
 from glm.stream import Stream
-from quantization.linear import weight_of
 
 with parallel.lean_sat():
     from sat.model.base_model import BaseMixin, BaseModel
     from sat.model.transformer import BaseTransformer
-    from sat.mpu.layers import ColumnParallelLinear
+
+
+Observer = Callable[[int, torch.Tensor], None]  # hears of a layer's number (-1: the embedding) and what it gives
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Step:
     embedding_gradient_scale: float
     places: torch.Tensor | None  # see GLM.hidden_states
     stream: Stream | None  # the layers that are not always in memory
+    observe: Observer | None
 
 
 class GLM(BaseModel):
@@ -61,7 +64,7 @@ class GLM(BaseModel):
         self.config = config
         self.is_parallel = parallel.size() > 1
         self.add_mixin("embedding", Embedding())
-        self.add_mixin("block", Block(config, self.is_parallel))
+        self.add_mixin("block", Block(config))
         if torch.device(device).type != "meta":
             self.to_empty(device=device)
         if not skip_init:
@@ -69,7 +72,7 @@ class GLM(BaseModel):
 
     def hidden_states(self, tokens: torch.Tensor, position_ids: torch.Tensor, blocked: torch.Tensor | None = None,
                       cache: KVCache | None = None, embedding_gradient_scale: float = 1.0,
-                      places: torch.Tensor | None = None) -> torch.Tensor:
+                      places: torch.Tensor | None = None, observe: Observer | None = None) -> torch.Tensor:
         """tokens (b, s) int64, position_ids (b, s) or (b, 2, s) int64 -> (b, s, h) after the final layer norm.
 
         blocked: bool (b, s, total), True where a token must not attend; None: every token sees all. total is s, or
@@ -77,10 +80,12 @@ class GLM(BaseModel):
         embedding_gradient_scale below 1 shrinks the gradient into the embedding (Zeng et al. 2022, section 3.1).
         places: (n,) int64 out of b * s, the only ones wanted: the result is (n, h), and for all others the last layer
         computes no more than keys and values.
+        observe: called with every layer's result, in order.
         """
         operations = kernels.backend(self.transformer.word_embeddings.weight)
         cosine, sine = rotary.cosine_sine(position_ids, self._inverse_frequencies(tokens.device))
-        step = Step(operations, cosine, sine, blocked, cache, embedding_gradient_scale, places, self.stream)
+        step = Step(operations, cosine, sine, blocked, cache, embedding_gradient_scale, places, self.stream,
+                    observe)
         if stack := self._stack(step, tokens):
             embedded = torch.nn.functional.embedding(tokens, self.transformer.word_embeddings.weight)
             hidden = stack.step(embedded, cosine, sine, cache.length, blocked)
@@ -116,15 +121,18 @@ class GLM(BaseModel):
         Made once per cache, whose addresses it holds: at small sizes the calls cost more than the work.
         """
         cache = step.cache
-        if cache is None or tokens.shape[1] != 1 or self.is_parallel or step.operations is kernels.reference:
+        if (cache is None or tokens.shape[1] != 1 or self.is_parallel or step.operations is kernels.reference
+                or step.observe is not None):
             return None
+        if cache.stack is None and any(linear.adapters for _, linear in linears(self)):
+            cache.stack = False
         if cache.stack is None:
             norm, config = self.transformer.final_layernorm, self.config
             layers = [layer_weights(layer) for layer in self.transformer.layers]
             cache.stack = kernels.stack(layers, (norm.weight, norm.bias), cache.keys, cache.values,
                                         config.deepnorm_alpha, config.layernorm_epsilon,
                                         config.position_encoding_2d, self.stream and self._at_hand) or False
-        return cache.stack
+        return cache.stack or None
 
     def _at_hand(self, layer: int) -> kernels.reference.LayerWeights | None:
         return layer_weights(self.transformer.layers[layer]) if self.stream.at_hand(layer) else None
@@ -157,6 +165,8 @@ class Embedding(BaseMixin):
             hidden = torch.nn.functional.embedding(input_ids, embeddings.weight)
         else:
             hidden = embeddings(input_ids)
+        if step.observe is not None:
+            step.observe(-1, hidden)
         scale = step.embedding_gradient_scale
         return hidden if scale == 1.0 else hidden * scale + hidden.detach() * (1.0 - scale)
 
@@ -170,10 +180,9 @@ class Embedding(BaseMixin):
 class Block(BaseMixin):
     """One layer: DeepNorm around attention and GeGLU."""
 
-    def __init__(self, config: ModelConfig, is_parallel: bool) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.is_parallel = is_parallel
 
     def layer_forward(self, hidden: torch.Tensor, mask: torch.Tensor, *, layer_id: torch.Tensor, step: Step,
                       **_) -> torch.Tensor:
@@ -188,42 +197,39 @@ class Block(BaseMixin):
         update = self._attention(layer.attention, a, int(layer_id), step, places)
         a = a if places is None else a.flatten(0, 1)[places]
         m = ops.residual_layer_norm(a, update, alpha, norm2.weight, norm2.bias, epsilon)
-        return ops.scaled_add(m, self._mlp(layer.mlp, m, ops), alpha)
+        gated = ops.geglu(layer.mlp.dense_h_to_4h(m, ops))
+        hidden = ops.scaled_add(m, layer.mlp.dense_4h_to_h(gated, ops), alpha)
+        if step.observe is not None:
+            step.observe(int(layer_id), hidden)
+        return hidden
 
     def _attention(self, attention: torch.nn.Module, a: torch.Tensor, layer_id: int, step: Step,
                    places: torch.Tensor | None) -> torch.Tensor:
-        qkv = self._column(attention.query_key_value, a, step.operations)  # (b, s, n*3*d), [q|k|v] head by head
+        qkv = attention.query_key_value(a, step.operations)  # (b, s, n*3*d), [q|k|v] head by head
         cache = step.cache
         keys, values, start = (None, None, 0) if cache is None else (
             cache.keys[layer_id], cache.values[layer_id], cache.length)
         context = step.operations.attend(qkv, step.cosine, step.sine, keys, values, start, step.blocked,
                                          self.config.position_encoding_2d)  # (b, s, n*d)
         context = context if places is None else context.flatten(0, 1)[places]
-        return self._row(attention.dense, context, step.operations)
+        return attention.dense(context, step.operations)
 
-    def _mlp(self, mlp: torch.nn.Module, m: torch.Tensor, ops: ModuleType) -> torch.Tensor:
-        return self._row(mlp.dense_4h_to_h, ops.geglu(self._column(mlp.dense_h_to_4h, m, ops)), ops)
-
-    def _column(self, linear: torch.nn.Module, x: torch.Tensor, ops: ModuleType) -> torch.Tensor:
-        return ops.linear(parallel.copy(x) if self.is_parallel else x, weight_of(linear), linear.bias)
-
-    def _row(self, linear: torch.nn.Module, x: torch.Tensor, ops: ModuleType) -> torch.Tensor:
-        if not self.is_parallel:
-            return ops.linear(x, weight_of(linear), linear.bias)
-        return parallel.reduce(ops.linear(x, weight_of(linear))) + linear.bias
 
 
 def layer_weights(layer: torch.nn.Module) -> kernels.reference.LayerWeights:
-    modules = (layer.input_layernorm, layer.attention.query_key_value, layer.attention.dense,
-               layer.post_attention_layernorm, layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h)
-    return kernels.reference.LayerWeights(*(part for module in modules for part in (weight_of(module), module.bias)))
+    """What the compiled stack reads: it knows no adapters."""
+    attention, mlp, parts = layer.attention, layer.mlp, []
+    for norm, *products in ((layer.input_layernorm, attention.query_key_value, attention.dense),
+                           (layer.post_attention_layernorm, mlp.dense_h_to_4h, mlp.dense_4h_to_h)):
+        parts += norm.weight, norm.bias, *(part for linear in products for part in (linear.operand, linear.bias))
+    return kernels.reference.LayerWeights(*parts)
 
 
 _NO_MASK = torch.empty(1, 1)  # SAT insists on a mask; ours travels in Step
 
 
 def _transformer(config: ModelConfig, dtype: torch.dtype) -> BaseTransformer:
-    """SAT's transformer on the meta device, with GeGLU's two halves in the MLP and no learned positions."""
+    """SAT's transformer on the meta device, with our linears in its layers and no learned positions."""
     meta = torch.device("meta")
     with meta, _NoInitialisation():
         transformer = BaseTransformer(
@@ -232,9 +238,10 @@ def _transformer(config: ModelConfig, dtype: torch.dtype) -> BaseTransformer:
             inner_hidden_size=config.inner_hidden_size, layernorm=partial(torch.nn.LayerNorm, dtype=dtype),
             params_dtype=dtype, skip_init=True, device=meta)
         for layer in transformer.layers:
-            layer.mlp.dense_h_to_4h = ColumnParallelLinear(
-                config.hidden_size, 2 * config.inner_hidden_size, gather_output=False, params_dtype=dtype,
-                skip_init=True, device=meta)
+            for name, shape in spec.linears(config, parallel.size()).items():
+                parent, _, attribute = name.rpartition(".")
+                cut = spec.cut_of(spec.in_layer(0, f"{name}.weight"))
+                setattr(layer.get_submodule(parent), attribute, Linear(shape, cut, dtype))
         transformer.final_layernorm = torch.nn.LayerNorm(config.hidden_size, config.layernorm_epsilon, dtype=dtype)
     del transformer.position_embeddings
     return transformer

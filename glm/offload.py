@@ -21,7 +21,7 @@ from glm.memory import free_host_memory, local_ranks
 from glm.spec import SCALE, Part, layer_of
 from glm.stream import Stream
 from glm.weights import convert_shard
-from quantization.linear import Scheme
+from quantization.functional import Scheme
 
 SLOTS = 2  # one layer is used, one is on its way
 HOST_SHARE = 0.8  # of free host memory that pinned layers may take

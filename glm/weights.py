@@ -11,8 +11,7 @@ from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.rotary import inverse_frequencies
 from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, extras
-from quantization.functional import quantize
-from quantization.linear import Scheme
+from quantization.functional import Scheme, quantize
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 CACHE_LINE = 64

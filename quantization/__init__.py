@@ -1,4 +1,4 @@
-"""Weight-only quantisation of a model: the quantiser, the quantised linear layer, and the swap."""
+"""Weight-only quantisation: the quantiser, and the report on what it changes in a model."""
 
 from collections.abc import Iterable
 

@@ -4,6 +4,8 @@ kernels/packing.py.
     scale = max|w| / (2^(bits - 1) - 1)  over a row, or over a group of its columns;    q = round(w / scale)
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,13 @@ from kernels.packing import dequantize, pack_int4, unpack_int4
 
 __all__ = ["dequantize", "pack_int4", "quantize", "unpack_int4"]
 PIECE = 1 << 18  # so many weights are quantised at a time: they stay in the cache
+
+
+class Scheme(NamedTuple):
+    """How one weight is quantised."""
+
+    bits: int  # 8 or 4
+    group_size: int | None = None  # columns that share a scale; None: a whole row
 
 
 def quantize(weight: Tensor, bits: int, group_size: int | None = None) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,9 @@ import torch
 
 import glm
 from glm.errors import UserError
+from glm.linear import quantization_of
 from glm.spec import LINEARS
 from quantization.functional import quantize
-from quantization.linear import quantization_of
 from tests.golden_data import SHAPE, TOKENIZER, TP1, split_state, whole_state, write_checkpoint
 from tests.parallel_helper import run_ranks
 

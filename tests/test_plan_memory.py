@@ -8,6 +8,7 @@ import torch
 from evaluation import scorer
 from glm.config import ModelConfig
 from glm.errors import UserError
+from glm.linear import pack_linears
 from glm.loading import DTYPES
 from glm.model import GLM
 from glm.spec import LINEARS
@@ -18,7 +19,7 @@ from planning.check import Room, fits, message, shortage
 from planning.remedies import find
 from planning.shapes import Format, Setup, weights
 from planning.wanted import Use
-from quantization.linear import Scheme, quantize_model
+from quantization.functional import Scheme
 
 TINY = ModelConfig(num_layers=3, hidden_size=64, num_attention_heads=4, inner_hidden_size=96, vocab_size=200,
                    max_sequence_length=128)
@@ -35,7 +36,7 @@ def bytes_of(model):
 def test_weights_are_those_of_the_model(precision, bits, group_size):
     model = GLM(TINY, dtype=DTYPES[precision], device="meta")
     names = [f"transformer.layers.{i}.{name}.weight" for i in range(TINY.num_layers) for name in LINEARS]
-    quantize_model(model, dict.fromkeys(names, Scheme(bits, group_size)) if bits else {})
+    pack_linears(model, dict.fromkeys(names, Scheme(bits, group_size)) if bits else {})
     setup = Setup(TINY, Format(precision, bits, group_size))
     assert memory.plan(setup).weights == bytes_of(model)
 

@@ -9,7 +9,7 @@ import torch
 import glm
 from glm.spec import place_of
 from quantization.__main__ import parse
-from quantization.linear import Scheme
+from quantization.functional import Scheme
 from tests.golden_data import SHAPE, TOKENIZER, TP1, whole_state
 from tools.quantizing import text
 from tools.quantizing.schemes import quantized_weights, schemes_of

@@ -19,8 +19,7 @@ from glm.weights import (
     quantized_bits,
 )
 from quantization import functional
-from quantization.functional import dequantize, unpack_int4
-from quantization.linear import Scheme
+from quantization.functional import Scheme, dequantize, unpack_int4
 from tests.parallel_helper import run_ranks
 
 CONFIG = ModelConfig(num_layers=2, hidden_size=16, num_attention_heads=2, inner_hidden_size=12, vocab_size=32,

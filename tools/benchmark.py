@@ -83,7 +83,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
     from glm.config import ModelConfig
     from glm.loading import DTYPES, load
     from glm.versions import versions
-    from quantization.linear import Scheme
+    from quantization.functional import Scheme
     from tools.benchmarking import machine, own, peers, report
 
     if arguments.threads:

@@ -9,8 +9,9 @@ from generation.params import BeamParams, SamplingParams
 from glm import pages, spec
 from glm.config import ModelConfig
 from glm.errors import UserError
+from glm.linear import linears, pack_linears
 from glm.model import GLM
-from quantization.linear import QuantizedLinear, Scheme, quantize_model
+from quantization.functional import Scheme
 from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
 from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
 from tools.benchmarking.timing import repeat
@@ -38,13 +39,12 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: str) -> GLM:
 def quantised_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: Scheme) -> GLM:
     """A model of this shape with random packed weights in its layers."""
     model = random_model(config, dtype, device)
-    quantize_model(model, dict.fromkeys(filter(spec.is_packed, spec.expected(config)), scheme))
+    pack_linears(model, dict.fromkeys(filter(spec.is_packed, spec.expected(config)), scheme))
     largest = 2 ** (scheme.bits - 1) - 1
-    for module in model.modules():
-        if isinstance(module, QuantizedLinear):
-            pages.make_large(module.weight).random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
-            module.weight_scale.fill_(0.035 / largest)  # a standard deviation of 0.02
-            module.bias.zero_()
+    for _, linear in linears(model):
+        pages.make_large(linear.weight).random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
+        linear.weight_scale.fill_(0.035 / largest)  # a standard deviation of 0.02
+        linear.bias.zero_()
     return model
 
 
@@ -52,11 +52,8 @@ def bytes_per_weight(model: GLM) -> float:
     """Mean over the weights that are read for a token: those of the layers' products, with their scales, and the
     vocabulary's."""
     read = model.transformer.word_embeddings.weight.nbytes
-    for layer in model.transformer.layers:
-        for name in spec.LINEARS:
-            linear = layer.get_submodule(name)
-            read += linear.weight.nbytes
-            read += linear.weight_scale.nbytes if isinstance(linear, QuantizedLinear) else 0
+    for _, linear in linears(model):
+        read += linear.weight.nbytes + (0 if linear.scheme is None else linear.weight_scale.nbytes)
     return read / shape_of(model.config).parameters
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from glm import pages
 from kernels.packing import dequantize
-from quantization.functional import quantize
-from quantization.linear import Scheme
+from quantization.functional import Scheme, quantize
 from tools.converting.torchfile import Block
 
 BLOCK_BYTES = 1 << 21  # fits the caches in which copying, checksum and hash meet it

@@ -10,7 +10,7 @@ from torch import Tensor
 from glm.errors import UserError
 from glm.spec import SCALE, Cut, axis_of, columns_of, cut_of, describe, is_packed, pieces, undivided
 from quantization import fitting_group_sizes
-from quantization.linear import Scheme
+from quantization.functional import Scheme
 from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
 from tools.converting.source import Source, allowed_degrees
 from tools.converting.torchfile import Block, Entry

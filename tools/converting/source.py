@@ -28,7 +28,7 @@ from glm.spec import (
     is_packed,
     layer_of,
 )
-from quantization.linear import Scheme
+from quantization.functional import Scheme
 
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size")
 

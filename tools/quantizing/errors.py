@@ -8,8 +8,7 @@ import torch
 
 from glm.spec import place_of
 from kernels.packing import dequantize
-from quantization.functional import quantize
-from quantization.linear import Scheme
+from quantization.functional import Scheme, quantize
 from tools.quantizing.swapping import watched
 
 

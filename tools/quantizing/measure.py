@@ -17,7 +17,7 @@ from glm.checkpoint import find_shards, read_shard
 from glm.errors import UserError
 from glm.spec import LINEARS, SCALE, place_of
 from glm.versions import versions
-from quantization.linear import Scheme
+from quantization.functional import Scheme
 from tools.quantizing import choices, text
 from tools.quantizing.errors import linear_errors
 from tools.quantizing.schemes import PLAIN, name_of, packed_bytes, quantized_weights, schemes_of

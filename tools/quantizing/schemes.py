@@ -9,8 +9,7 @@ import torch
 from glm.errors import UserError
 from glm.spec import is_packed
 from quantization import GROUP_SIZES
-from quantization.functional import check_scheme
-from quantization.linear import Scheme
+from quantization.functional import Scheme, check_scheme
 
 PLAIN = "fp32"  # the model that all others are compared with
 SCALE_BYTES = 2  # float16

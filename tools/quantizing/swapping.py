@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
+from glm.linear import linears
 from kernels.packing import dequantize
-from quantization.functional import quantize
-from quantization.linear import Scheme
+from quantization.functional import Scheme, quantize
 
 
 @contextmanager
@@ -37,23 +37,11 @@ def _replace(model: torch.nn.Module, name: str, weight: torch.Tensor) -> None:
 
 @contextmanager
 def watched(model: torch.nn.Module, hear: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    """While it lasts, `hear` is given the name of every linear that is quantisable, and its input (..., k), when the
-    model computes it. The model does not call its linears, so hooks on them would hear nothing."""
-    block = model.get_mixin("block")
-    names = {id(module): name for name, module in model.named_modules()}
-    own = {name: getattr(block, name) for name in ("_column", "_row")}
-
-    def telling(compute):
-        def linear(module, x, operations):
-            hear(names[id(module)], x)
-            return compute(module, x, operations)
-
-        return linear
-
-    for name, compute in own.items():
-        setattr(block, name, telling(compute))
+    """While it lasts, `hear` is given the name of every linear and its input (..., k), when the model calls it."""
+    handles = [linear.register_forward_pre_hook(lambda _, given, name=name: hear(name, given[0]))
+               for name, linear in linears(model)]
     try:
         yield
     finally:
-        for name in own:
-            delattr(block, name)
+        for handle in handles:
+            handle.remove()
