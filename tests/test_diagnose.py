@@ -12,10 +12,11 @@ from generation.decode import generate
 from glm import parallel
 from glm.config import ModelConfig
 from glm.errors import NonFinite, UserError
+from glm.linear import pack_linears
 from glm.model import GLM
+from glm.spec import is_packed
 from glm.tokenizer import Tokenizer
-from quantization.functional import quantize
-from quantization.linear import Scheme, is_quantized_weight, quantize_model
+from quantization.functional import Scheme, quantize
 from tests.fake_model import FakeModel
 from tests.golden_data import TOKENIZER, split_state
 from tests.parallel_helper import run_ranks
@@ -72,10 +73,10 @@ def test_overflow_is_told_from_damage():
 def test_of_a_quantised_model_as_of_any_other(bits, group_size):
     """Its weights are packed: nothing can be multiplied with them as they lie there. Damage shows in the scales."""
     model, state = healthy(), {}
-    names = [name for name, _ in model.named_parameters() if is_quantized_weight(name)]
+    names = [name for name, _ in model.named_parameters() if is_packed(name)]
     for name in names:
         state[name], state[name + "_scale"] = quantize(model.get_parameter(name).detach(), bits, group_size)
-    quantize_model(model, dict.fromkeys(names, Scheme(bits, group_size)))
+    pack_linears(model, dict.fromkeys(names, Scheme(bits, group_size)))
     model.load_state_dict(state, strict=False)
     for name in names:
         module, wanted = model.get_submodule(name.removesuffix(".weight")), healthy()
