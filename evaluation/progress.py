@@ -74,7 +74,7 @@ class Progress:
         """12/100 items, 3.4 items/s, 26 s left"""
         seconds = max(self._clock() - self._begin, 1e-9)
         left = seconds * (self.weight - self.done_weight) / max(self.done_weight, 1)
-        return f"{self._items_text()}, {_duration(left)} left"
+        return f"{self._items_text()}, {duration(left)} left"
 
     def _items_text(self) -> str:
         rate = self.done_items / max(self._clock() - self._begin, 1e-9)
@@ -93,7 +93,7 @@ class Progress:
         return bar
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     seconds = round(seconds)
     if seconds < 100:
         return f"{seconds} s"

@@ -26,6 +26,17 @@ ARCHITECTURE = {
 }  # fmt: skip
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and the default of every argument that has one and does not say it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if default in (None, "", argparse.SUPPRESS) or default is False or default == [] or "default" in action.help:
+            return action.help
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{action.help} (default: {shown.replace('%', '%%')})"
+
+
 class CommandParser(argparse.ArgumentParser):
     """argparse with one-line errors (exit code 2), underscores accepted in flags, and a hint for unknown ones."""
 

@@ -96,7 +96,11 @@ def read_text(path: str | os.PathLike, most: int | None = None, where: str = "",
     Raises as read_bytes, and UserError for other encodings and for what is no text.
     """
     where = where or str(path)
-    data = read_bytes(path, most, where)
+    return decode_text(read_bytes(path, most, where), where, is_prose)
+
+
+def decode_text(data: bytes, where: str, is_prose: bool = False) -> str:
+    """The text that the bytes of a file are, as read_text gives it and raises."""
     if kind := recognised(data, is_prose):
         raise UserError(f"{where}: is {kind}")
     try:

@@ -14,7 +14,7 @@ import glm
 from glm.tokenizer import Tokenizer
 from tests.faults import errors_of, started, wait_for
 from tools import export_checkpoint, prepare_corpus, pretrain
-from tools.pretraining import run
+from tools.pretraining import run, texts
 from tools.pretraining.data import Mixture, blocked_of, cut, draw_batch, draw_row, open_corpus, pack
 from tools.pretraining.objective import Ids, ids_of, poisson_spans, sentence_span, span_sample, suffix_sample
 from tools.pretraining.optimizer import Schedule
@@ -150,7 +150,7 @@ def corpus(tmp_path_factory):
 
 def arguments(corpus, output, *more):
     return ["--corpus", str(corpus), "--vocabulary", str(VOCABULARY), "--output", str(output), "--num-layers", "2",
-            "--hidden-size", "32", "--num-attention-heads", "2", "--inner-hidden-size", "48", "--vocab-size", "3344",
+            "--hidden-size", "32", "--num-attention-heads", "2", "--inner-hidden-size", "48",
             "--steps", "3000", "--decay-from", "2500", "--warm-up", "10", "--rows", "2", "--width", "48", "--threads",
             "1", "--save-every", "7", "--evaluate-every", "20", "--evaluation-rows", "1", *more]
 
@@ -168,7 +168,7 @@ def test_corpus_keeps_documents_apart_by_their_hash(corpus):
     ids = np.load(corpus / "en_toy.npy")
     assert ids.dtype == np.uint16 and ids[-1] == EOS
     assert (ids == EOS).sum() == facts["train"]["documents"]
-    assert prepare_corpus.is_held_out("any text", 1.0) and not prepare_corpus.is_held_out("any text", 0.0)
+    assert texts.is_held_out("any text", 1.0) and not texts.is_held_out("any text", 0.0)
 
 
 def test_batches_depend_on_seed_and_row_number_only(corpus):

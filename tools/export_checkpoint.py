@@ -51,15 +51,21 @@ def _iteration_before(output: Path) -> Path | None:
     return None if found.is_symlink() else found
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    from generation.arguments import CommandParser, HelpFormatter
+
+    parser = CommandParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of the training run")
     parser.add_argument("--vocabulary", type=Path, required=True, help="its ice_text.model")
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of weights")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
     from glm.ending import FORESEEN, ended, terminating
 
+    options = make_parser().parse_args(arguments)
     try:
         with terminating():
             iteration = export(options.run, options.vocabulary, options.output, options.dtype)

@@ -3,32 +3,20 @@
     python tools/prepare_corpus.py --vocabulary ice_text.model --inputs zh_a.txt.xz en_b.txt.xz --output corpus/
 
 Documents are separated by a blank line. A document belongs to the held-out part if the hash of its text says so, so
-that the choice outlives any reordering. The language is what stands before the first "_" of the file's name.
+that the choice outlives any reordering; where hardly any hash does, as of one long document, the end of the file is
+held out. The language is what stands before the first "_" of the file's name, or before its suffix.
 
     corpus/<name>.npy, <name>.heldout.npy     uint16 ids, every document followed by eos
     corpus/corpus.json                        per file: language, documents, tokens, characters and bytes of both parts
 """
 
 import argparse
-import hashlib
 import json
-import lzma
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-BUCKETS = 10_000
-
-
-def is_held_out(document: str, share: float) -> bool:
-    digest = hashlib.sha256(document.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % BUCKETS < share * BUCKETS
-
-
-def read_documents(path: Path) -> list[str]:
-    opener = lzma.open if path.suffix == ".xz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        return [document.strip("\n") for document in file.read().split("\n\n") if document.strip()]
+PURPOSES = {"train": "to train on", "held_out": "held out"}
 
 
 def encode_documents(documents: list[str], tokenizer):
@@ -41,58 +29,85 @@ def encode_documents(documents: list[str], tokenizer):
 
 
 def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) -> tuple[str, dict]:
+    """Writes both arrays of a file; its name, and what corpus.json says of it."""
     import numpy as np
 
+    from glm.errors import UserError
     from glm.files import replacing
     from glm.tokenizer import Tokenizer
+    from tools.pretraining.data import SHORTEST_TEXT
+    from tools.pretraining.texts import divided, documents_of, is_held_out, read_lines
 
     tokenizer = Tokenizer(vocabulary, num_image_tokens=0)
     name = path.name.split(".")[0]
-    documents = read_documents(path)
     facts = {"language": name.split("_")[0]}
-    for suffix, wanted in (("", False), (".heldout", True)):
-        part = [document for document in documents if is_held_out(document, held_out) == wanted]
+    parts = divided(documents_of(read_lines(path)), held_out)
+    for key, suffix, part in zip(("train", "held_out"), ("", ".heldout"), parts, strict=True):
         ids = encode_documents(part, tokenizer)
+        if len(ids) < SHORTEST_TEXT:
+            raise UserError(f"{path}: {len(ids)} tokens are too little {PURPOSES[key]}; give more text, or another "
+                            f"--held-out than {held_out}")
         with replacing(output / f"{name}{suffix}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, ids)
-        facts["held_out" if wanted else "train"] = {
+        facts[key] = {
             "documents": len(part),
             "tokens": len(ids),
             "characters": sum(map(len, part)),
             "bytes": sum(len(document.encode()) for document in part),
         }
+    facts["held_out_by"] = "hash" if all(is_held_out(document, held_out) for document in parts[1]) else "place"
     return name, facts
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def share(word: str) -> float:
+    value = float(word)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not a share, above 0 and below 1")
+    return value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    from generation.arguments import CommandParser, HelpFormatter
+
+    parser = CommandParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--vocabulary", type=Path, required=True, help="ice_text.model, see tools/train_vocabulary.py")
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help=".txt or .txt.xz files, UTF-8")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--held-out", type=float, default=0.01, help="share of documents kept apart (default: 0.01)")
-    parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args(arguments)
+    parser.add_argument("--held-out", type=share, default=0.01, help="share of documents kept apart")
+    parser.add_argument("--processes", type=int, default=2, help="files at a time")
+    return parser
+
+
+def described(name: str, facts: dict) -> str:
+    """One line of what became of a file."""
+    parts = [f"{facts[key]['tokens']:,} tokens of {facts[key]['documents']:,} document"
+             f"{'s' * (facts[key]['documents'] != 1)} {purpose}" for key, purpose in PURPOSES.items()]
+    return f"{name}: {', '.join(parts)}" + (", the end of the text" if facts["held_out_by"] == "place" else "")
+
+
+def prepare(options: argparse.Namespace) -> None:
     from glm.errors import UserError
     from glm.files import replacing
     from glm.tokenizer import Tokenizer
 
-    for path in [options.vocabulary, *options.inputs]:
-        if not path.is_file():
-            parser.error(f"{path}: no such file")
-    try:
-        if Tokenizer(options.vocabulary, num_image_tokens=0).num_tokens > 65536:
-            parser.error(f"--vocabulary {options.vocabulary}: over 65536 ids do not fit the uint16 of the corpus files")
-    except UserError as error:
-        parser.error(str(error))
+    if Tokenizer(options.vocabulary, num_image_tokens=0).num_tokens > 65536:
+        raise UserError(f"--vocabulary {options.vocabulary}: over 65536 ids do not fit the uint16 of the corpus files")
+    names = [path.name.split(".")[0] for path in options.inputs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--inputs: two files are called {twice[0]}, as their arrays would be; rename one")
     options.output.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(options.processes) as pool:
         jobs = [pool.submit(prepare_file, path, options.vocabulary, options.output, options.held_out)
                 for path in options.inputs]
         files = dict(job.result() for job in jobs)
     for name, facts in files.items():
-        print(f"{name}: {facts['train']['tokens']:,} tokens to train on, {facts['held_out']['tokens']:,} held out")
+        print(described(name, facts))
     with replacing(options.output / "corpus.json") as temporary:
         temporary.write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    prepare(make_parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -17,38 +17,39 @@ HELD_OUT_SEED = 10_000_019
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from generation.arguments import CommandParser, HelpFormatter
+
+    parser = CommandParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--corpus", type=Path, required=True, help="folder written by tools/prepare_corpus.py")
     add("--vocabulary", type=Path, required=True, help="the ice_text.model that the corpus was encoded with")
     add("--output", type=Path, required=True, help="folder of the run")
-    add("--model", default="glm-small", help="preset of glm/config.py (default: glm-small)")
-    add("--num-layers", type=int)
-    add("--hidden-size", type=int)
-    add("--num-attention-heads", type=int)
-    add("--inner-hidden-size", type=int)
-    add("--vocab-size", type=int)
+    add("--model", default="glm-small", help="preset of glm/config.py")
+    for name in ("--num-layers", "--hidden-size", "--num-attention-heads", "--inner-hidden-size"):
+        add(name, type=int, metavar="N", help="(default: the preset's)")
+    add("--vocab-size", type=int, metavar="N", help="(default: as many as the vocabulary has ids)")
     add("--steps", type=int, required=True, help="length of the whole run")
     add("--stop-at", type=int, help="save and leave after this step, the schedule staying that of --steps")
     add("--rows", type=int, default=16, help="rows in a batch")
     add("--width", type=int, default=256, help="tokens in a row")
-    add("--optimizer", choices=("muon", "adamw"), default="muon")
+    add("--optimizer", choices=("muon", "adamw"), default="muon", help="of the layers' matrices; all else has adamw")
     add("--matrix-rate", type=float, default=4e-3, help="peak learning rate of the layers' matrices")
     add("--rate", type=float, default=2e-3, help="peak learning rate of embedding, norms and biases")
     add("--weight-decay", type=float, default=0.05, help="of the matrices")
     add("--warm-up", type=int, default=100, help="steps")
-    add("--decay-from", type=int, help="keep the peak rate until this step, then a cosine to --steps")
+    add("--decay-from", type=int, help="keep the peak rate until this step, then a cosine to --steps "
+                                       "(default: from the warm-up on)")
     add("--clip", type=float, default=1.0, help="largest norm of the gradient")
     add("--embedding-gradient-shrink", type=float, default=0.1, help="share of the input embedding's gradient")
     add("--mask-share", type=float, default=0.25, help="share of [MASK] samples")
     add("--smask-share", type=float, default=0.05, help="share of [sMASK] samples; the rest is [gMASK]")
     add("--weights", nargs="*", default=[], metavar="NAME=FACTOR", help="take a file of the corpus more or less often")
-    add("--seed", type=int, default=1)
+    add("--seed", type=int, default=1, help="of the first weights and of the samples")
     add("--save-every", type=int, default=100, help="steps")
     add("--evaluate-every", type=int, default=200, help="steps")
     add("--evaluation-rows", type=int, default=16, help="rows of held-out text per language and kind of blank")
     add("--evaluate-only", action="store_true", help="print the held-out losses of the run's saved state, and stop")
-    add("--device", default="cpu")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--threads", type=int, help="of a CPU (default: torch's choice)")
     add("--fp32", action="store_true", help="no bfloat16 autocast")
     add("--compile", action="store_true", help="compile the forward and backward pass with torch.compile")
@@ -130,16 +131,17 @@ def train(options: argparse.Namespace, asked) -> None:
     from tools.pretraining.data import Mixture, draw_batch, open_corpus, read_index
     from tools.pretraining.objective import ids_of
     from tools.pretraining.optimizer import Schedule, make_optimizers, set_rates
+    from tools.pretraining.progress import Lines
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    tokenizer = Tokenizer(options.vocabulary, num_image_tokens=0)
     config = ModelConfig.from_name(options.model).override(
         num_layers=options.num_layers, hidden_size=options.hidden_size, num_attention_heads=options.num_attention_heads,
-        inner_hidden_size=options.inner_hidden_size, vocab_size=options.vocab_size)
-    tokenizer = Tokenizer(options.vocabulary, num_image_tokens=0)
+        inner_hidden_size=options.inner_hidden_size, vocab_size=options.vocab_size or tokenizer.num_tokens)
     if tokenizer.num_tokens > config.vocab_size:
         raise UserError(f"{options.vocabulary} has {tokenizer.num_tokens} ids, more than vocab_size "
-                        f"{config.vocab_size}; say --vocab-size N")
+                        f"{config.vocab_size}; leave --vocab-size out")
     ids, weights = ids_of(tokenizer), parse_weights(options.weights)
     eos = tokenizer.command("eos")
     languages = sorted({facts["language"] for facts in read_index(options.corpus).values()})
@@ -167,6 +169,7 @@ def train(options: argparse.Namespace, asked) -> None:
 
     log = options.output / run.LOG
     end = min(options.steps, options.stop_at or options.steps)
+    lines = Lines(step, end, options.rows * options.width)
     while step < end:
         began = time.perf_counter()
         batch = draw_batch(corpus, options.seed, progress["rows"], options.rows, options.width, mixture, ids)
@@ -182,15 +185,15 @@ def train(options: argparse.Namespace, asked) -> None:
                     "tokens": progress["tokens"] + options.rows * options.width}
         step = progress["step"]
         seconds = time.perf_counter() - began
+        line = lines.after(step, loss.item())
         entry = {**progress, "loss": round(loss.item(), 5), "norm": round(float(norm), 4), "targets": targets,
                  "rate": round(schedule.factor(step - 1), 5), "seconds": round(seconds, 3)}
         if step % options.evaluate_every == 0 or step == end:
             entry["held_out"] = held_out_losses(model, held_out, options, ids, autocast)
             print(entry, flush=True)
         run.append_log(log, entry)
-        if step % 20 == 0:
-            speed = options.rows * options.width / seconds
-            print(f"step {step}: loss {entry['loss']:.3f}, {speed:,.0f} tokens/s", flush=True)
+        if line:
+            print(line, flush=True)
         if step % options.save_every == 0 or step == end or asked:
             run.save_state(options.output, model, optimizers, progress)
         asked.check()

@@ -10,7 +10,6 @@ doubles its weight.
 
 import argparse
 import io
-import lzma
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +22,9 @@ def lines_of(path: Path, limit: int) -> Iterator[str]:
 
     A file over the limit gives lines at a fixed stride, so that they are a sample of all of it and not its beginning.
     """
-    opener = lzma.open if path.suffix == ".xz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        lines = [line.strip() for line in file]
+    from tools.pretraining.texts import read_lines
+
+    lines = [line.strip() for line in read_lines(path)]
     total = sum(map(len, lines))
     share = min(1.0, limit / max(total, 1)) if limit else 1.0
     taken = 0.0
@@ -62,27 +61,34 @@ def train_vocabulary(lines: Iterator[str], pieces: int, character_coverage: floa
     return model.getvalue()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    from generation.arguments import CommandParser, HelpFormatter
+
+    parser = CommandParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="text files, .txt or .txt.xz, UTF-8")
     parser.add_argument("--output", type=Path, required=True, help="file to write, e.g. ice_text.model")
-    parser.add_argument("--pieces", type=int, default=16040, help="pieces in the file (default: 16040)")
+    parser.add_argument("--pieces", type=int, default=16040, help="pieces in the file")
     parser.add_argument("--character-coverage", type=float, default=0.9998, help="share of characters given a piece")
     parser.add_argument("--characters-per-file", type=int, default=0, help="at most this much of a file (default: all)")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
-    for path in options.inputs:
-        if not path.is_file():
-            parser.error(f"--inputs {path}: no such file")
-    lines = (line for path in options.inputs for line in lines_of(path, options.characters_per_file))
+    parser.add_argument("--threads", type=int, default=2, help="of the training")
+    return parser
+
+
+def train(options: argparse.Namespace) -> None:
+    from glm.errors import UserError
+
+    lines = [line for path in options.inputs for line in lines_of(path, options.characters_per_file)]
     try:
-        model = train_vocabulary(lines, options.pieces, options.character_coverage, options.threads)
+        model = train_vocabulary(iter(lines), options.pieces, options.character_coverage, options.threads)
     except RuntimeError as error:  # sentencepiece's own words: too few distinct pieces, for instance
-        print(f"error: sentencepiece could not make {options.pieces} pieces: {error}", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(f"sentencepiece could not make {options.pieces} pieces: {error}") from None
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_bytes(model)
     print(f"{options.output}: {options.pieces} pieces, {options.pieces + ADDED_PIECES} ids with the added ones")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    train(make_parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def open_corpus(folder: Path, eos: int, weights: dict[str, float], suffix: str =
     streams = [np.load(folder / f"{name}{suffix}.npy", mmap_mode="r") for name in names]
     sizes = np.array([len(stream) * weights.get(name, 1.0) for name, stream in zip(names, streams, strict=True)])
     if not sizes.sum():
-        raise UserError(f"{folder}: no {suffix.lstrip('.') or 'training'} text for language {language or 'any'!r}")
+        files = f"the files that begin with {language!r}" if language else "any file"
+        raise UserError(f"{folder} has no {'held-out' if suffix else 'training'} text of {files}; "
+                        "tools/prepare_corpus.py makes both")
     bounds = np.concatenate(([0.0], np.cumsum(sizes / sizes.sum())))
     return Corpus(tuple(streams), tuple(np.flatnonzero(stream == eos) for stream in streams), bounds)
 

@@ -1,0 +1,25 @@
+"""What a training says while it runs: a line now and then, by time, since a step takes milliseconds or minutes."""
+
+import time
+from collections.abc import Callable
+
+from evaluation.progress import SECONDS_BETWEEN_LINES, duration
+
+
+class Lines:
+    """steps: when the run ends. tokens: of a step. after() gives the line that is due after a step, or None."""
+
+    def __init__(self, step: int, steps: int, tokens: int, clock: Callable[[], float] = time.monotonic):
+        self._begin = self._last = step
+        self._steps, self._tokens, self._clock = steps, tokens, clock
+        self._then = clock()
+
+    def after(self, step: int, loss: float) -> str | None:
+        """The first step has a line at once: from it one sees what the others will take."""
+        now = self._clock()
+        if step > self._begin + 1 and now - self._then < SECONDS_BETWEEN_LINES:
+            return None
+        speed = (step - self._last) / max(now - self._then, 1e-9)
+        self._last, self._then = step, now
+        return (f"step {step} of {self._steps}: loss {loss:.3f}, {speed * self._tokens:,.0f} tokens/s, "
+                f"{duration((self._steps - step) / speed)} left")
