@@ -20,13 +20,14 @@ from glm.errors import UserError
 
 QUERY = "Query ('stop' ends, /help) >>> "
 HELP = """\
-A query is a text with [MASK] (a short span), [sMASK] (a sentence) or [gMASK] (free text at the end); without any,
-the text is continued. Commands:
-  /show              the options and their values
-  /set NAME VALUE    change one, for example: /set top_p 0.9   /set strategy BeamSearchStrategy   /set seed none
-  /reset             the options as they were at the start
-  /help              this text
-  stop, /quit, Ctrl-D    end;  Ctrl-C stops an answer"""
+A query is a text with [MASK] (a short span), [sMASK] (a sentence) or [gMASK]
+(free text at the end); without any, the text is continued. Commands:
+  /show                  the options and their values
+  /set NAME VALUE        change one, such as /set top_p 0.9, /set seed none or
+                         /set strategy BeamSearchStrategy
+  /reset                 the options as they were at the start
+  /help                  this text
+  stop, /quit, Ctrl-D    end; Ctrl-C stops an answer"""
 
 
 class Session:

@@ -186,8 +186,12 @@ def file_names(lines: Sequence[PromptLine]) -> list[str | None]:
 
 
 def timed_path(folder: Path, prompt: str) -> Path:
-    """A file that is not there yet, named after the first 20 characters of the prompt and the time."""
-    stem = f"{safe_name(prompt[:20])}-{time.strftime('%m-%d-%H-%M-%S')}"
+    """A file that is not there yet, named after prompt and time: Once-upon-a-time_2026-11-28_02-49-02.txt.
+
+    Of the prompt's first 20 characters letters and digits are kept, so that no shell takes the name for anything else.
+    """
+    words = re.sub(r"[\W_]+", "-", prompt[:20]).strip("-") or "prompt"
+    stem = f"{safe_name(words)}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     path, number = folder / f"{stem}.txt", 2
     while path.exists():
         path, number = folder / f"{stem}-{number}.txt", number + 1

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from time import strftime
 
 import pytest
 
@@ -13,7 +14,7 @@ import generation.__main__ as command
 import glm
 from generation import BeamParams, SamplingParams, fill_blanks
 from generation.prompts import read_prompts
-from generation.results import Results, file_names, safe_name
+from generation.results import Results, file_names, safe_name, timed_path
 from glm.errors import UserError
 from tests.golden_data import GOLDEN, SHAPE, TOKENIZER, TP1
 from tests.parallel_helper import run_ranks
@@ -59,12 +60,29 @@ def test_a_file_of_prompts(tmp_path, capsys, answer):
             "index": index, "prompt": case["prompt"], "text": answer(case).text, "blanks": answer(case).blanks,
             "beams": [{"text": answer(case).text, "blanks": answer(case).blanks, "score": None}],
             "finish_reason": record["finish_reason"]}
-        name = re.escape(safe_name(case["prompt"][:20])) + r"-\d\d-\d\d-\d\d-\d\d-\d\d\.txt"
+        name = "-".join(re.findall(r"[^\W_]+", case["prompt"][:20])) + r"_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.txt"
         (path,) = [path for path in (tmp_path / "out").iterdir() if re.fullmatch(name, path.name)]
         assert path.read_text(encoding="utf-8") == answer(case).text + "\n"
     settings = json.loads((tmp_path / "out" / "settings.json").read_text(encoding="utf-8"))
     assert settings["facts"]["top_k"] == 1 and settings["facts"]["checkpoint_iteration"] == "49300"
     assert settings["counts"] == {"prompts": 4, "answered": 4, "failed": 0, "resumed": 0}
+
+
+@pytest.mark.parametrize("prompt, name", [
+    ("Once upon a time there was", "Once-upon-a-time-the_2026-11-28_02-49-02.txt"),
+    ("The sky is [MASK].", "The-sky-is-MASK_2026-11-28_02-49-02.txt"),
+    ("话说宝玉听了，[sMASK]", "话说宝玉听了-sMASK_2026-11-28_02-49-02.txt"),
+    ("../../etc; rm -rf $HOME", "etc-rm-rf-H_2026-11-28_02-49-02.txt"),
+    ("[gMASK]", "gMASK_2026-11-28_02-49-02.txt"),
+    ("...\N{GRINNING FACE}\ud800", "prompt_2026-11-28_02-49-02.txt"),
+])
+def test_names_of_prompts_without_id(tmp_path, monkeypatch, prompt, name):
+    """Nothing that a shell would have to be told to take as it is; the whole date; no file is replaced."""
+    now = (2026, 11, 28, 2, 49, 2, 5, 332, 0)
+    monkeypatch.setattr("generation.results.time.strftime", lambda form: strftime(form, now))
+    assert timed_path(tmp_path, prompt) == tmp_path / name
+    (tmp_path / name).touch()
+    assert timed_path(tmp_path, prompt) == tmp_path / name.replace(".txt", "-2.txt")
 
 
 def test_beams_and_ids(tmp_path, answer):

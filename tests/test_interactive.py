@@ -113,6 +113,12 @@ def test_an_interrupted_answer_keeps_the_session(loaded):
     assert shown.count("\x1b[0;32m\x1b[4m") == 1 and shown.count(PLAIN + PLAIN) == 1  # nothing stays underlined
 
 
+def test_help_and_options_fit_on_80_columns(loaded):
+    written, _ = converse(loaded, "/help", "/show", "stop")
+    lines = written.splitlines()
+    assert any("/set NAME VALUE" in line for line in lines) and max(map(len, lines)) <= 80
+
+
 def test_half_characters_are_never_shown(loaded):
     tokenizer = loaded[1]
     ids = tokenizer.encode("a\N{GRINNING FACE}b天")

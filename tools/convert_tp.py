@@ -41,7 +41,7 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def run(options) -> int:
+def carried_out(options) -> int:
     if options.verify is not None:
         from tools.verify_checkpoint import run_verify
 
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
                                                            "has no place beside --verify DIR, which only compares"))
     try:
         with terminating():
-            return run(options)
+            return carried_out(options)
     except FORESEEN as error:
         return ended(error, "the same command goes on")
 
