@@ -15,6 +15,7 @@ from evaluation.config import TaskConfig, TaskType
 from evaluation.data import read_objects
 from evaluation.discovery import data_files, missing
 from evaluation.hashing import hash_file
+from evaluation.own_code import calling, returned
 from evaluation.tasks import task_class
 from glm.errors import UserError
 
@@ -43,13 +44,20 @@ def look(configs: Sequence[TaskConfig], allow_missing: bool) -> dict[str, Found]
             continue
         try:
             paths = [] if reason else [path for paths in data_files(config).values() for path in paths]
-            rows = {path: task_class(config).check(config, path) for path in paths}
+            rows = {path: _rows(config, path) for path in paths}
             found[config.name] = Found(rows, reason, (*_odd_choices(config, rows), *_copies(config, rows)))
         except UserError as error:
             faults.append(str(error))
     if faults:
         raise UserError("\nerror: ".join(faults))
     return found
+
+
+def _rows(config: TaskConfig, path: Path) -> int:
+    task, where = task_class(config), f"task {config.name}: {path}"
+    with calling(config, where):
+        rows = task.check(config, path)
+    return returned(rows, type(rows) is int and rows > 0, task.check, "the number of the file's rows", where)
 
 
 def _odd_choices(config: TaskConfig, paths: Iterable[Path]) -> Iterator[str]:

@@ -6,7 +6,6 @@ the file, the key, what is allowed and the nearest right name, before any model 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from evaluation.metrics import find_metric
 from evaluation.registry import import_dotted, nearest
+from evaluation.task_faults import check_class, check_origin, fault_of_type
 from generation.params import LARGEST_PENALTY, LONGEST_NGRAM, least_above_most
 from glm.errors import UserError, shown
 from glm.strict_yaml import check_plain, read_mapping
@@ -111,8 +111,10 @@ def load_task(path: str | Path, data_path: str | Path) -> TaskConfig:
     """
     source = Path(path)
     written = read_mapping(source)
-    kind = CONFIGS[_task_type(written, source)]
-    values, names, faults = {}, [key.replace("-", "_") for key in written], []
+    check_origin(written, str(source))
+    wrong = fault_of_type(written, [each.value for each in TaskType], str(source))
+    kind = None if wrong else CONFIGS[TaskType(written["type"])]
+    values, names, faults = {}, [key.replace("-", "_") for key in written], [wrong] if wrong else []
     for name, (key, value) in zip(names, written.items(), strict=True):
         try:
             _check_key(key, name, kind, source)
@@ -122,8 +124,8 @@ def load_task(path: str | Path, data_path: str | Path) -> TaskConfig:
         except UserError as error:
             faults.append(str(error))
     faults += [f"{source}: {name} is missing; every task file has {', '.join(REQUIRED)}"
-               for name in REQUIRED if name not in names]
-    if "module" in values or "module" not in names:
+               for name in REQUIRED if name not in names and name != "type"]
+    if kind is not None and ("module" in values or "module" not in names):
         try:
             values = _with_module(values, kind, source)
         except UserError as error:
@@ -138,24 +140,14 @@ def load_task(path: str | Path, data_path: str | Path) -> TaskConfig:
     return config
 
 
-def _task_type(written: Mapping[str, Any], source: Path) -> TaskType:
-    allowed = [each.value for each in TaskType]
-    if "type" not in written:
-        raise UserError(f"{source}: type is missing; allowed: {', '.join(allowed)}")
-    value = written["type"]
-    if value not in allowed:
-        hint = nearest(value, allowed) if isinstance(value, str) else ""
-        raise UserError(f"{source}: type: {shown(value)} is none{hint}; allowed: {', '.join(allowed)}")
-    return TaskType(value)
-
-
 def _keys(kind: type[TaskConfig]) -> list[str]:
     return [each.name for each in fields(kind) if each.name != "source"]
 
 
-def _check_key(key: str, name: str, kind: type[TaskConfig], source: Path) -> None:
-    known = _keys(kind)
-    if name in known:
+def _check_key(key: str, name: str, kind: type[TaskConfig] | None, source: Path) -> None:
+    """kind: None: any, where the file's type is none."""
+    known = list(dict.fromkeys(key for each in (CONFIGS.values() if kind is None else [kind]) for key in _keys(each)))
+    if name in known or (kind is None and name.lower() == "type"):
         return
     for task_type, other in CONFIGS.items():
         if name in _keys(other):
@@ -255,6 +247,7 @@ def _with_module(values: dict[str, Any], kind: type[TaskConfig], source: Path) -
         if not isinstance(task, type):
             raise UserError(f"{source}: module: {values['module']} is no class; it must be a subclass of "
                             "evaluation.tasks.Task")
+        check_class(task, f"{source}: module: {values['module']}")
         if "metrics" not in values and getattr(task, "default_metrics", None):
             values["metrics"] = list(task.default_metrics)
     elif kind is OtherTaskConfig:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.config import TaskConfig, TaskType
+from evaluation.own_code import calling, returned
 from glm import reading
 from glm.errors import UserError, shown
 from glm.reading import json_at, parse_json
@@ -46,7 +47,11 @@ def read_rows(path: str | Path, config: TaskConfig,
     rows = []
     for line, row in read_objects(path):
         fault = fault_of_row(row, config.type, config.module is not None)
-        fault = fault or (more_faults(row) if more_faults else None)
+        if fault is None and more_faults is not None:
+            where = f"task {config.name}: {path}:{line}"
+            with calling(config, where):
+                fault = more_faults(row)
+            returned(fault, fault is None or isinstance(fault, str), more_faults, "text or None", where)
         if fault:
             raise UserError(f"{path}:{line}: {fault}")
         rows.append(row)

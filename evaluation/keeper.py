@@ -10,6 +10,8 @@ from pathlib import Path
 from evaluation import terminal
 from evaluation.config import TaskConfig
 from evaluation.hashing import Keys, checkpoint_facts, combined, hash_code, hash_file, hash_files
+from evaluation.metrics import Metric
+from evaluation.own_code import calling, check_item, is_list_of, is_mapping_to, returned
 from evaluation.results import (
     RESULTS,
     SAMPLES,
@@ -26,7 +28,8 @@ from evaluation.results import (
 )
 from evaluation.rounds import lacking
 from evaluation.store import JOURNAL, Journal, differences
-from evaluation.work import Work
+from evaluation.tasks import Task
+from evaluation.work import DataFile, Work
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.linear import quantization_of
@@ -155,19 +158,19 @@ class Keeper:
             answers = [self.journal[key] for key in keys[begin:end]]
             begin = end
             try:
-                items = work.task.items(file.examples, file.requests, answers)
+                items, metrics = _measured(work.task, file, answers)
                 scores[path] = FileScores(
                     digest, file.expected, len(file.examples),
                     [each.index for each, request in zip(file.examples, file.requests, strict=True)
-                     if request.truncated], items, work.task.metrics(items))
+                     if request.truncated], items, metrics)
             except UserError as error:
-                raise UserError(f"{file.path}: {error}") from None
+                raise UserError(f"task {config.name}: {file.path}: {error}") from None
             target = sample_path(self.output, self.folders[config.name], path)
             write_samples(target, items)
             self.written.add(target)
-        groups = work.task.groups(work.groups)
         try:
-            return task_record(config, self.head["tasks"][config.name], groups, scores)
+            with calling(config, "figures"):
+                return task_record(config, self.head["tasks"][config.name], _groups(work), scores)
         except UserError as error:
             raise UserError(f"task {config.name}: {error}") from None
 
@@ -180,3 +183,28 @@ class Keeper:
             if path not in self.written:
                 path.unlink()
         return results
+
+
+def _measured(task: Task, file: DataFile, answers: Sequence[dict]) -> tuple[list[dict], dict[str, Metric]]:
+    """The items of a file, and its metrics by name."""
+    with calling(task.config, "items"):
+        items = task.items(file.examples, file.requests, answers)
+    returned(items, is_list_of(items, dict) and len(items) > 0, task.items, "a list of dictionaries", "items")
+    if task.config.module is not None:
+        maker = task.item if type(task).items is Task.items else task.items
+        for place, item in enumerate(items):
+            check_item(item, maker, f"item {item.get('index', place)}")
+    with calling(task.config, "metrics"):
+        metrics = task.metrics(items)
+    return items, returned(metrics, is_mapping_to(metrics, lambda each: isinstance(each, Metric)), task.metrics,
+                           "a mapping of names to evaluation.metrics.Metric", "metrics")
+
+
+def _groups(work: Work) -> dict[str, list[str]]:
+    with calling(work.config, "groups"):
+        groups = work.task.groups(work.groups)
+    returned(groups, is_mapping_to(groups, lambda paths: is_list_of(paths, str)), work.task.groups,
+             "a mapping of names to lists of files", "groups")
+    left = sorted(set(work.files).difference(*groups.values()))
+    return returned(groups, not left, work.task.groups, f"groups that hold every file ({', '.join(left[:3])}: in none)",
+                    "groups")

@@ -57,7 +57,7 @@ def statistics_of(metric: Metric, items: Sequence[Mapping[str, Any]]) -> numpy.n
     for item in items:
         try:
             row = tuple(map(float, metric.statistics(item)))
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a function of the user's own may raise
             fault = f"{type(error).__name__}: {error}"
             raise UserError(f"metric {metric.name}: item {item.get('index')}: {fault}") from error
         if not all(map(math.isfinite, row)):

@@ -29,7 +29,7 @@ _PARTS = ("checkpoint", "tokenizer", "settings", "versions", "code")
 _SHAPE = {"tasks": Each(_TASK), **{f"{part}?": Each(Any) for part in _PARTS},
           "settings?": {"dtype?": (str, None), "quantization?": (str, None), "limit?": (int, None)}}
 # what a sample may hold; tasks with a class of their own add to it
-_ITEM = {"index": int, "input_length?": int, "truncated?": bool, "prediction?": (int, str, None),
+ITEM = {"index": int, "input_length?": int, "truncated?": bool, "prediction?": (int, str, None),
          "label?": (int, str, None), "targets?": [str], "log_probs?": [float], "choice_lengths?": [int],
          "ids?": [int], "beams?": [[int]], "loss?": float, "tokens?": float, "words?": float, "bytes?": float}
 _KIND = ("prediction", "log_probs", "targets", "loss", "tokens")
@@ -66,7 +66,7 @@ class RecordedRun:
         items = []
         for number, line in enumerate(lines if lines != [""] else [], 1):
             items.append(parse_json(line, str(path), number))
-            wrong = fault(items[-1], _ITEM) or _odd(items[-1], items[0])
+            wrong = fault(items[-1], ITEM) or _odd(items[-1], items[0])
             if wrong is not None:
                 raise UserError(f"{path}:{number}: not an item (a JSON object with its `index`): {wrong}")
         if not items:
@@ -75,7 +75,11 @@ class RecordedRun:
 
     def metrics(self, task: str, items: Sequence[Mapping]) -> dict:
         """The metrics of a file's items, by name. Raises UserError where the task's module or metric is not there."""
-        return self._task(task).metrics(items)
+        from evaluation.own_code import calling
+
+        measured = self._task(task)
+        with calling(measured.config, f"{self.folder}: task {task}: metrics"):
+            return measured.metrics(items)
 
     def groups(self, task: str) -> dict[str, list[str]]:
         """Relative paths of the files that each group reports."""
@@ -85,7 +89,11 @@ class RecordedRun:
             by_group.setdefault(values["group"], []).append(file)
         if set(by_group) == set(entry["groups"]):
             return by_group
-        return self._task(task).groups(by_group)  # a class with groups of groups, such as an overall figure
+        from evaluation.own_code import calling
+
+        measured = self._task(task)  # of a class with groups of groups, such as an overall figure
+        with calling(measured.config, f"{self.folder}: task {task}: groups"):
+            return measured.groups(by_group)
 
     def _task(self, name: str):
         """The task as far as its metrics and groups go: they need no tokenizer, so the constructor is not called."""

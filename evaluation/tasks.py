@@ -13,6 +13,7 @@ from pathlib import Path
 from evaluation.config import TaskConfig, TaskType
 from evaluation.data import Example, line_of, read_rows, read_text, to_example
 from evaluation.metrics import Metric, find_metric
+from evaluation.own_code import calling, returned
 from evaluation.registry import import_dotted
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.params import BeamParams, SamplingParams
@@ -61,7 +62,13 @@ class Task:
 
     def items(self, examples: Sequence[Example], requests: Sequence[Request], answers: Sequence[dict]) -> list[dict]:
         """The items of one file, in order."""
-        return [self.item(*each) for each in zip(examples, requests, answers, strict=True)]
+        return [self._item(*each) for each in zip(examples, requests, answers, strict=True)]
+
+    def _item(self, example: Example, request: Request, answer: dict) -> dict:
+        with calling(self.config, f"item {example.index}"):
+            item = self.item(example, request, answer)
+        return returned(item, isinstance(item, dict), self.item, "a dictionary, the line of samples/",
+                        f"item {example.index}")
 
     def metrics(self, items: Sequence[dict]) -> dict[str, Metric]:
         """The metrics of one file, by the name they are printed with."""
@@ -155,6 +162,8 @@ class GenerationTask(Task):
 
     def item(self, example: Example, request: GenerateRequest, answer: dict) -> dict:
         ids = self.predicted_ids(answer["beams"])
+        returned(ids, isinstance(ids, list) and set(map(type, ids)) <= {int}, self.predicted_ids, "a list of token ids",
+                 f"item {example.index}")
         return self._facts(example, request) | {
             "prediction": self.tokenizer.decode(ids), "ids": ids,
             "targets": [self.tokenizer.decode(target) for target in example.targets], "beams": answer["beams"]}

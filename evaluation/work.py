@@ -14,6 +14,7 @@ from evaluation.config import TaskConfig, TaskType
 from evaluation.data import Example
 from evaluation.discovery import data_files
 from evaluation.hashing import hash_request
+from evaluation.own_code import calling, fault_of_request, is_list_of, is_request, returned
 from evaluation.requests import GenerateRequest, Request
 from evaluation.tasks import Task, task_class
 from glm.errors import UserError
@@ -70,7 +71,8 @@ def prepare(config: TaskConfig, tokenizer, rows: Mapping[Path, int], limit: int 
             budget: Callable[[Sequence[Request]], int], max_items: int | None) -> Work:
     """rows: of every file, as `look` found; limit: those that are taken (None: all); budget(requests): most tokens of a
     batch; max_items: most of its items."""
-    task = task_class(config)(config, tokenizer)
+    with calling(config, f"task {config.name}"):
+        task = task_class(config)(config, tokenizer)
     groups = {group: [relative(config, path) for path in paths] for group, paths in data_files(config).items()}
     paths = dict.fromkeys(path for paths in data_files(config).values() for path in paths)
     files = {relative(config, path): _read(task, path, rows[path], limit) for path in paths}
@@ -86,18 +88,30 @@ def relative(config: TaskConfig, path: Path) -> str:
 
 def _read(task: Task, path: Path, rows: int, limit: int | None) -> DataFile:
     if limit is None or task.config.type is TaskType.LANGUAGE_MODEL:  # a text's windows are not known before
-        examples = task.examples(path)
+        examples = _examples(task, path, None)
         expected = len(examples)
         examples = examples[:limit]
     else:
-        examples, expected = task.examples(path, limit), rows
+        examples, expected = _examples(task, path, limit), rows
     if not examples:
         raise UserError(f"{path}: the task {task.config.name} finds nothing to score in it")
     return DataFile(path, expected, examples, [_request(task, path, example) for example in examples])
 
 
+def _examples(task: Task, path: Path, limit: int | None) -> list[Example]:
+    where = f"task {task.config.name}: {path}"
+    with calling(task.config, where):
+        examples = task.examples(path, limit)
+    return returned(examples, is_list_of(examples, Example), task.examples, "a list of evaluation.data.Example", where)
+
+
 def _request(task: Task, path: Path, example: Example) -> Request:
+    where = f"{path}: item {example.index}"
     try:
-        return task.request(example)
+        with calling(task.config, f"task {task.config.name}"):
+            request = task.request(example)
+            returned(request, is_request(request), task.request, "a ScoreRequest or a GenerateRequest", "request")
+            wrong = task.config.module and fault_of_request(request, task.tokenizer.num_tokens)
     except UserError as error:
-        raise UserError(f"{path}: item {example.index}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
+    return returned(request, not wrong, task.request, f"a request that a model can answer ({wrong})", where)
