@@ -36,19 +36,28 @@ class Choice(NamedTuple):
     streamed: tuple[int, ...]
 
 
-def choose(layers: Sequence[int], rest: int, limit: float, raw: int = 0) -> Choice:
+def least(rest: int, layers: Sequence[int], raw: int = 0) -> int:
+    """Bytes that the weights take at the least: what always stays, and two slots and `raw` beside them, or all."""
+    return rest + min(SLOTS * max(layers) + raw, sum(layers))
+
+
+def choose(layers: Sequence[int], rest: int, limit: float, raw: int = 0,
+           least_in_bf16: Callable[[], int] | None = None) -> Choice:
     """Which layers are streamed. All in bytes: `layers` one after another, `rest` of what always stays, `raw` needed
-    beside the slots where anything is streamed. Raises UserError, naming the least limit, below it."""
+    beside the slots where anything is streamed. Raises UserError, naming the least limit, below it; and --bf16, where
+    the run could be in it and would then fit."""
     count = len(layers)
     if rest + sum(layers) <= limit:
         return Choice(tuple(range(count)), ())
     largest = max(layers)
-    least = min(rest + SLOTS * largest + raw, rest + sum(layers))
-    if limit < least:
-        raise UserError(f"--offload-memory-limit {limit / 1e9:g}: this model needs at least {_up(least)} GB on each "
-                        f"rank, for the embedding and {SLOTS} of {count} layers; with {_up(rest + sum(layers))} all "
-                        "layers fit")
-    streamed = count - min(count, int((limit - least) // largest))
+    needed = least(rest, layers, raw)
+    if limit < needed:
+        halved = least_in_bf16() if least_in_bf16 is not None else limit + 1
+        raise UserError(f"--offload-memory-limit {limit / 1e9:g}: this model needs at least {_up(needed)} GB on each "
+                        f"rank, for the embedding and {SLOTS} of {count} layers"
+                        + (f", in --bf16 {_up(halved)}" if halved <= limit else "")
+                        + f"; with {_up(rest + sum(layers))} all layers fit")
+    streamed = count - min(count, int((limit - needed) // largest))
     # for every streamed one as many resident ones before it; the last layer is streamed, and is gone during the head
     places = tuple((number + 1) * count // streamed - 1 for number in range(streamed))
     return Choice(tuple(sorted(set(range(count)) - set(places))), places)
@@ -86,6 +95,11 @@ def read_offloaded(shard: Shard, expected: Mapping[str, Part], dtype: torch.dtyp
     def convert(shapes: Iterable[str]) -> Tensors:
         return convert_shard(shard, [name for name in shapes if name in expected], dtype, device, schemes, progress)
 
+    def least_in_bf16() -> int:
+        source = Source(shard, _units(shard, expected, torch.bfloat16, schemes))
+        rest, *layers = source.sizes
+        return least(rest, layers, source.raw_bytes)
+
     if rest + sum(layers) <= limit:
         return Offloaded(convert(expected))
     if not shard.mapped:
@@ -95,7 +109,7 @@ def read_offloaded(shard: Shard, expected: Mapping[str, Part], dtype: torch.dtyp
         _check_quantised(shard, schemes, degree)
         source = Source(shard, units)
         rest, *layers = source.sizes
-        choice = choose(layers, rest, limit, source.raw_bytes)
+        choice = choose(layers, rest, limit, source.raw_bytes, least_in_bf16 if dtype is torch.float32 else None)
         fetch = source.fetch(choice.streamed, SLOTS)
         kept = [source.read(unit, progress) for unit in (0, *(number + 1 for number in choice.resident))]
     else:

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+import glm
 import glm.fetch
 import glm.offload
 from generation.decode import generate
@@ -19,6 +20,7 @@ from glm.model import GLM
 from glm.offload import choose
 from tests.golden_data import split_state, write_checkpoint
 from tests.parallel_helper import run_ranks
+from tests.test_imports import ROOT
 from tests.tiny_checkpoints import quantized
 
 CONFIG = ModelConfig(num_layers=7, hidden_size=64, num_attention_heads=4, inner_hidden_size=96, vocab_size=320,
@@ -163,6 +165,24 @@ def test_the_least_limit_is_said():
     with pytest.raises(UserError, match=r"--offload-memory-limit 2: this model needs at least 2.501 GB on each rank, "
                                         r"for the embedding and 2 of 6 layers; with 6.501 all layers fit"):
         choose([10 ** 9] * 6, 500_000_001, 2e9)
+
+
+def test_bf16_is_named_where_a_run_in_it_would_fit(tmp_path):
+    folder = checkpoint(tmp_path)
+    needed = least(folder, torch.bfloat16)
+    with pytest.raises(UserError, match=f"of {CONFIG.num_layers} layers, in --bf16 {needed:g}; with "):
+        load(folder, torch.float32, needed)
+    with pytest.raises(UserError, match=f"of {CONFIG.num_layers} layers; with "):
+        load(folder, torch.float32, 0.99 * needed)
+    assert load(folder, torch.bfloat16, needed).stream is not None
+
+
+def test_the_embedded_model_runs_as_its_page_says():
+    page = (ROOT / "docs" / "low-resource-inference.md").read_text(encoding="utf-8")
+    dtype, limit = re.search(r'glm.load\(path, dtype="(\w+)", offload_memory_limit=(\S+)\)', page).groups()
+    assert f"--bf16 --offload-memory-limit {limit} " in page
+    model, _ = glm.load(ROOT / "checkpoints" / "glm-small", dtype=dtype, offload_memory_limit=float(limit))
+    assert model.stream is not None
 
 
 # what cannot be streamed
