@@ -17,7 +17,7 @@ from doctor import allreduce, data, devices, hosts, machine, memory, model, pack
 from doctor.finding import REPOSITORY, Finding, error
 from doctor.join import join
 from evaluation.hashing import hash_code
-from evaluation.hostfile import check_layout, read_hostfile
+from evaluation.hostfile import check_layout, is_here_alone, read_hostfile
 from glm.errors import UserError
 
 # errors with which the processes cannot be started
@@ -135,7 +135,7 @@ def one_host(visit: Visit) -> Report:
 
 
 def several_hosts(visit: Visit, path: Path) -> Report:
-    """Every host of a hostfile; without ssh (NODE_RANK), this one and the joining."""
+    """Every host of a hostfile; where ssh is not needed (NODE_RANK, or no other host), this one and the joining."""
     here = socket.gethostname()
     environment = visit.environment
     try:
@@ -147,9 +147,9 @@ def several_hosts(visit: Visit, path: Path) -> Report:
     places = [host.name for host in names for _ in range(slots)]
     launcher = [sys.executable, str(REPOSITORY / "scripts" / "launch_hosts.py"), str(path), str(visit.degree)]
     patience = visit.arguments.rank_seconds
-    if environment.get("NODE_RANK"):
-        found = alone(_on_host(visit, slots, world, environment["NODE_RANK"] == "0"))
-        outcome, more = join(launcher, patience, environment, places, environment["NODE_RANK"] == "0")
+    if node := environment.get("NODE_RANK") or ("0" if is_here_alone(names) else ""):
+        found = alone(_on_host(visit, slots, world, node == "0"))
+        outcome, more = join(launcher, patience, environment, places, node == "0")
         return Report(found.findings + more, found.facts, outcome)
     ssh = ["-p", environment["SSH_PORT"]] if environment.get("SSH_PORT") else []
     findings = [] if shutil.which("pdsh") else [

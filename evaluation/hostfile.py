@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,12 @@ def read_hostfile(path: Path) -> list[Host]:
     if not hosts:
         raise UserError(f"{path} names no host; it has a line for each, such as: worker-1 slots=8")
     return hosts
+
+
+def is_here_alone(hosts: Sequence[Host]) -> bool:
+    """Whether the only host is this machine: nothing has then to be reached over ssh."""
+    name = socket.gethostname()
+    return len(hosts) == 1 and hosts[0].name in ("localhost", "127.0.0.1", name, name.partition(".")[0])
 
 
 def check_layout(hosts: Sequence[Host], model_parallel_size: int, path: Path) -> None:

@@ -14,7 +14,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import threading
 import time
 from pathlib import Path
 
-from evaluation.hostfile import check_layout, read_hostfile, unreachable
+from evaluation.hostfile import check_layout, is_here_alone, read_hostfile, unreachable
 from glm.ending import listen
 from glm.errors import UserError, printable
 from glm.program import run
@@ -44,7 +43,7 @@ def main(hostfile: str, degree: int, module: str, arguments: list[str]) -> int:
     master = _port("MASTER_PORT", "29500")
     ssh = ["-p", _port("SSH_PORT", "")] if os.environ.get("SSH_PORT") else []
     node = _node_rank(len(hosts))
-    is_local = node is not None or (len(hosts) == 1 and hosts[0].name in _own_names())
+    is_local = node is not None or is_here_alone(hosts)
     if not is_local:
         _check_pdsh()
         problems = unreachable(hosts, ssh, _needed())
@@ -125,11 +124,6 @@ def _node_rank(count: int) -> int | None:
     if count > 1 and not os.environ.get("MASTER_ADDR"):
         raise UserError("NODE_RANK without MASTER_ADDR: set it to the address of the first host in the hostfile")
     return int(value)
-
-
-def _own_names() -> set[str]:
-    name = socket.gethostname()
-    return {"localhost", "127.0.0.1", name, name.partition(".")[0]}
 
 
 def _check_pdsh() -> None:

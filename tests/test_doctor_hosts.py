@@ -1,5 +1,6 @@
 """The doctor on several hosts: an ssh that is made up, differences between hosts, and ranks that do not answer."""
 
+import argparse
 import copy
 import dataclasses
 import json
@@ -11,11 +12,11 @@ import threading
 import pytest
 import torch
 
-from doctor import allreduce, hosts
+from doctor import allreduce, hosts, run
 from doctor.allreduce import Outcome, Place
 from doctor.finding import Finding
 from doctor.join import Limits, join
-from evaluation.hostfile import Host
+from evaluation.hostfile import Host, is_here_alone
 from glm import parallel
 from tests.fake_ssh import FakeSsh
 from tests.parallel_helper import run_ranks
@@ -27,6 +28,22 @@ COMMON = {"versions": {"Python": "3.11", "torch": "2.13.0", "ruff": "0.17"}, "ex
 
 
 # Reaching them
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", socket.gethostname()])
+def test_a_host_that_is_this_one_needs_neither_ssh_nor_pdsh(tmp_path, monkeypatch, name):
+    (tmp_path / "hosts").write_text(f"{name} slots=2\n")
+    asked = []
+    monkeypatch.setattr(run, "alone", lambda visit: run.Report([], {"processes": visit.processes}))
+    monkeypatch.setattr(run, "join", lambda launcher, *rest: asked.append(launcher[-2:]) or (None, []))
+    monkeypatch.setattr(hosts, "reach", lambda *_: pytest.fail("asked over ssh"))
+    report = run.several_hosts(run.Visit(argparse.Namespace(rank_seconds=1), [], environment={}), tmp_path / "hosts")
+    assert report.findings == [] and report.facts == {"processes": 2}
+    assert asked == [[str(tmp_path / "hosts"), "1"]]
+
+
+def test_hosts_that_are_not_this_one_alone_are_reached_over_ssh():
+    assert not any(map(is_here_alone, ([A], [Host("localhost", 1), B], [Host("user@localhost", 1)])))
 
 
 def test_hosts_that_do_not_answer_or_lack_something():
