@@ -15,12 +15,12 @@ from pathlib import Path
 
 from doctor.finding import Finding, error, warning
 from glm.memory import free_host_memory, group_folders
+from planning.machine import cores, crowd
 
 GB = 1e9
 LEAST_DISK = 1.0  # GB that results, samples and compiled kernels never need together
 LEAST_SHARED = 1.0  # GB of /dev/shm for NCCL's buffers; containers have 0.064 unless told otherwise
 FILES_OF_A_PROCESS, FILES_PER_RANK = 256, 32  # descriptors of Python, torch and files; sockets to each other rank
-BUSY = 1.5  # programs for every core
 NVIDIA, DISPLAYS = "0x10de", ("0x0300", "0x0302")  # PCI vendor, and classes of graphics processors
 
 
@@ -63,8 +63,7 @@ class Machine:
 
 
 def look(environment: Mapping[str, str], port: int) -> Machine:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(socket.gethostname(), cores, free_host_memory(), resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    return Machine(socket.gethostname(), cores(), free_host_memory(), resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                    look_for_shared(Path("/dev/shm")), look_at_folder(Path.cwd()),
                    look_at_folder(cache_folder(environment)), find_compiler(environment), port, try_port(port),
                    count_nvidia(Path("/")), cpu_quota(), thread_count(environment), os.getloadavg()[0])
@@ -179,10 +178,9 @@ def check_processor(machine: Machine, where: str) -> Iterator[Finding]:
     if threads > allowed:
         yield warning("cpu-quota", where, f"{threads} threads would share the time of {machine.quota:g} cores, all "
                       "that the control group allows: they wait for one another", f"export OMP_NUM_THREADS={allowed}")
-    elif threads > 1 and machine.load > BUSY * machine.cores:
-        yield warning("busy", where, f"{machine.load:.1f} programs want the {machine.cores} cores at a time: threads "
-                      "that wait for one another become many times slower", "export OMP_NUM_THREADS=1, or wait until "
-                      "the others have ended: top")
+    elif threads > 1 and (crowded := crowd(machine.load, machine.cores)):
+        yield warning("busy", where, f"{crowded}: threads that wait for one another become many times slower",
+                      "export OMP_NUM_THREADS=1, or wait until the others have ended: top")
 
 
 def check_folders(machine: Machine, where: str) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from glm.config import PRESETS, ROTARY_TABLES
@@ -19,6 +20,7 @@ from quantization import GROUP_SIZES
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
 BMINF_SHARE = 0.5  # of what is free goes to the weights with --bminf; caches and activations need room, too
+LEAST_LIKENESS = 0.75  # of two spellings, from 0 to 1 (difflib)
 PRECISIONS = ("fp16", "bf16", "fp32")
 ARCHITECTURE = {
     "num_layers": int, "hidden_size": int, "num_attention_heads": int, "inner_hidden_size": int, "vocab_size": int,
@@ -50,9 +52,10 @@ class CommandParser(argparse.ArgumentParser):
         args = [_hyphened(word) for word in (sys.argv[1:] if args is None else args)]
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = [flag for action in self._actions for flag in action.option_strings]
-            nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "--help lists what there is"
+            known = [flag for action in self._actions if action.help != argparse.SUPPRESS
+                     for flag in action.option_strings]
+            nearest = nearest_flag(unknown[0].partition("=")[0], known)
+            hint = f"did you mean {nearest}?" if nearest else "--help lists what there is"
             self.error(f"unknown argument {unknown[0]!r}; {hint}")
         return found
 
@@ -66,6 +69,18 @@ class CommandParser(argparse.ArgumentParser):
         if is_first_rank():
             print(f"error: {UserError(message)}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def nearest_flag(word: str, known: Sequence[str]) -> str | None:
+    """The flag that is spelt almost like the word, or the only one with a single part more; None: nothing is near.
+    What all flags begin with makes none alike."""
+    names = {flag.lstrip("-"): flag for flag in known}
+    name = word.lstrip("-")
+    close = difflib.get_close_matches(name, names, 1, LEAST_LIKENESS)
+    parts = set(name.split("-"))
+    longer = [each for each in names if parts < (theirs := set(each.split("-"))) and len(theirs - parts) == 1]
+    found = close or (longer if len(longer) == 1 else [])
+    return names[found[0]] if found else None
 
 
 def is_first_rank() -> bool:

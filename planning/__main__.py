@@ -26,6 +26,7 @@ from glm.memory import local_ranks
 from glm.program import run
 from planning import devices, hardware, machine, measuring, memory, processor, remedies, table
 from planning.shapes import Format, Setup, linears
+from planning.stored import require_own_model
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 
 FAILED = 2
@@ -108,6 +109,8 @@ def show(made: table.Plan, where: str | None) -> int:
 def plan(arguments: argparse.Namespace) -> table.Plan:
     config = config_of(arguments)
     found = looked_at(arguments, config)
+    if found is not None:
+        require_own_model(found, config)
     is_named = arguments.device not in (None, "cpu") and not arguments.device.startswith("cuda")
     if is_named:
         device = devices.named(arguments.device)
@@ -127,7 +130,7 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
     made = table.make(setup, device, disk, hours)
     if made.fits:
         return made
-    use = Use((0,) * arguments.batch_size, arguments.num_beams)
+    use = Use((0,) * arguments.batch_size, arguments.num_beams, says_new_tokens=True)
     ways = remedies.find(setup, use, lambda tried: table.make(tried, device, disk).fits, arguments.load, kind == "cuda")
     return replace(made, ways=tuple(ways))
 
@@ -146,6 +149,9 @@ def wanted(arguments: argparse.Namespace, setup: Setup) -> Setup:
 
 
 def here(setup: Setup) -> devices.Device:
+    """This machine's processor, measured."""
+    if crowded := machine.crowd(os.getloadavg()[0], machine.cores()):
+        print(f"warning: {crowded}: alone this machine is faster than it is measured now", file=sys.stderr)
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
     found = measuring.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
     share = {precision: rate / setup.degree for precision, rate in found.rates.items()}  # ranks divide the processor

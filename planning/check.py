@@ -18,6 +18,7 @@ from glm.errors import UserError
 from planning import machine, memory, remedies
 from planning.memory import cache_bytes, on_device
 from planning.shapes import Setup, weights
+from planning.stored import require_own_model
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 
 LEAST_PROCESS = 0.14e9  # of its own that a process with torch has; PROCESS of planning.memory, less what is mapped
@@ -74,6 +75,8 @@ def short_of(arguments: argparse.Namespace, use: Use, cpu_precision: str, ranks:
     setup = setup_of(arguments, config, found, kind, precision_of(arguments, kind, gpus, cpu_precision), use)
     room = room_here(kind, gpus, ranks)
     lacking = shortage(setup, room)
+    if lacking is not None and found is not None:
+        require_own_model(found, config)
     if lacking is None or not has_flags:
         return lacking, []
     return lacking, remedies.find(setup, use, lambda tried: fits(tried, room), arguments.load, room.device is not None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from glm import memory
 
+BUSY = 1.5  # programs for every core
 NVML = "libnvidia-ml.so.1"
 BF16_SINCE = (8, 0)  # compute capability; earlier ones emulate it
 
@@ -31,6 +32,16 @@ class _Memory(ctypes.Structure):
 def host_room() -> int:
     """Bytes that programs may still fill with data of their own: free memory, page cache and swap."""
     return memory.resident_room() + (memory.system_bytes("meminfo", "SwapFree") or 0)
+
+
+def crowd(load: float, cores: int) -> str:
+    """What is to be said where so many programs want the processor at a time (the load average); "": nothing."""
+    return f"{load:.1f} programs want the {cores} cores at a time" if load > BUSY * cores else ""
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[Gpu]:

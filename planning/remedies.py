@@ -14,7 +14,7 @@ from planning.wanted import Use
 
 LENGTH_STEP = 64  # tokens
 OFFLOAD_STEP = 1e8  # bytes
-MOST_DEGREE = 8
+MOST_DEGREE = 8  # GPUs that machines have, as a rule
 Fits = Callable[[Setup], bool]
 
 
@@ -36,8 +36,12 @@ def changes(setup: Setup, use: Use, fits: Fits, checkpoint: Path | None, on_gpus
     if setup.read_rows > 1:
         yield "--batch-size 1", replace(setup, rows=setup.rows // setup.read_rows, read_rows=1)
     if setup.new_tokens and (shorter := longest(setup, fits)) is not None:
-        flag = "--out-seq-length" if use.max_gen_length is None else "--max-gen-length"
-        yield f"{flag} {shorter}", replace(setup, new_tokens=shorter - setup.context)
+        changed = replace(setup, new_tokens=shorter - setup.context)
+        if use.says_new_tokens:
+            flag = f"--new-tokens {changed.new_tokens}"
+        else:
+            flag = f"--{'out-seq' if use.max_gen_length is None else 'max-gen'}-length {shorter}"
+        yield flag, changed
     if use.beams > 1 and setup.rows >= use.beams:
         yield "--num-beams 1", replace(setup, rows=setup.rows // use.beams)
     if setup.run.precision == "fp32":

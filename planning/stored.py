@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
+from glm.errors import UserError
 from planning.shapes import Format, Setup, weights
 from quantization import GROUP_SIZES
 
 _STORAGE = re.compile(rb"ctorch\n(\w+)Storage\n")
 _PRECISIONS = {"Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
 _PACKED, _SCALE = "Char", b"weight_scale"
+LEAST_SHARE = 0.95  # of what the shape takes that a file with all of it has
 MOST_PICKLE = 64 << 20  # bytes; GLM-130B's has far fewer
 
 
@@ -41,6 +43,17 @@ def look(folder: str | os.PathLike, config: ModelConfig) -> Stored:
         choices = [Format(precision, bits, group) for bits in (8, 4) for group in (None, *GROUP_SIZES)]
         found = min(choices, key=lambda choice: abs(part_bytes(config, choice, len(paths)) - size))
     return Stored(found, len(paths), size, is_mapped, paths[0])
+
+
+def require_own_model(found: Stored, config: ModelConfig) -> None:
+    """Raises UserError where the file cannot hold a model of this shape, however it is written: what makes a run of
+    that model fit is then of no use."""
+    needed = part_bytes(config, Format("fp16", 4 if found.format.bits else None), found.parts)
+    if found.bytes < LEAST_SHARE * needed:
+        raise UserError(f"{found.first} has {found.bytes / 1e9:.3g} GB, where a model of this shape "
+                        f"({config.num_layers} layers, hidden size {config.hidden_size}) has {needed / 1e9:.3g} GB: "
+                        "the checkpoint is another model's, or is cut off; leave out --model and the flags of the "
+                        "shape, or name its own checkpoint with --load")
 
 
 def part_bytes(config: ModelConfig, held: Format, parts: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from planning import memory, speed
 from planning.devices import Device
 from planning.memory import Memory
+from planning.remedies import MOST_DEGREE
 from planning.shapes import Setup, weights
 from planning.speed import Speed
 
@@ -55,6 +56,8 @@ def lines(plan: Plan) -> list[str]:
     found = [f"{count / 1e9:.3g} billion weights, {words(setup)}, on {where}",
              f"{setup.rows} sequence{'s' * (setup.rows > 1)} of {setup.context} tokens read and {setup.new_tokens} "
              "written", ""]
+    if setup.degree > MOST_DEGREE:
+        found[1:1] = [f"tensor parallelism stays inside one machine: it must be one with {setup.degree} of them"]
     here = "in memory" if plan.device.kind == "cpu" else "on the device"
     if setup.degree > 1:
         here += ", each rank"

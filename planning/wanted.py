@@ -22,7 +22,7 @@ ADDED_TOKENS = 8  # of a prompt without masks: blank, mask, sop, end
 class Use:
     """What generation is to hold in its cache. sizes: bytes of the prompts, of which a token has one at least; none:
     nothing is generated. beams: of each. batch_size: prompts at a time; None: by `bounds`, which is
-    generation.batching.bounds."""
+    generation.batching.bounds. says_new_tokens: the command has a flag --new-tokens for them, as plan does."""
 
     sizes: tuple[int, ...] = ()
     beams: int = 1
@@ -30,6 +30,7 @@ class Use:
     out_seq_length: int | None = None
     max_gen_length: int | None = None
     bounds: Callable[[int, int], tuple[int, int]] | None = None
+    says_new_tokens: bool = False
 
     def places(self, config: ModelConfig) -> int:
         """That a row certainly has: room for its whole answer is made at once."""

@@ -157,6 +157,31 @@ def test_a_plan_that_does_not_fit_says_so(capsys):
     assert "TOO MUCH" in shown and "would fit with --quantization-bit-width 8" in shown
 
 
+def test_a_checkpoint_of_another_model_is_named_and_no_flags_that_do_not_help(tmp_path, capsys, monkeypatch):
+    folder = tiny_checkpoint(tmp_path / "one", 1)
+    assert "GB: the checkpoint is another model's" in error(capsys, "--load", str(folder), "--model", "glm-130b")
+    monkeypatch.setattr(machine, "host_room", lambda: 10**9)
+    with pytest.raises(UserError, match=r"hidden size 12288\) has 257 GB: the checkpoint is another model's") as caught:
+        check.require_fit(arguments_of(folder, model="glm-130b"), "this run", Use((5,)), "fp32")
+    assert "--bf16" not in str(caught.value)
+
+
+def test_a_machine_that_others_use_is_said_to_be_measured_so(monkeypatch, capsys):
+    monkeypatch.setattr(measuring, "host", lambda *_: CPU)
+    for load, warnings in ((0.5, 0), (100.0 * machine.cores(), 1)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert plan_main(["--model", "glm-small", "--device", "cpu", "--fp32"]) == 0
+        said = capsys.readouterr()
+        assert said.err.count("warning: ") == warnings and "warning" not in said.out
+    assert "programs want the " in said.err and "alone this machine is faster" in said.err
+
+
+@pytest.mark.parametrize("degree, is_said", [("8", False), ("16", True)])
+def test_more_ranks_than_machines_have_gpus_are_told_to_share_one(capsys, degree, is_said):
+    plan_main(["--model", "glm-130b", "--fp16", "--device", "a100-40g", "--model-parallel-size", degree])
+    assert ("tensor parallelism stays inside one machine: it must" in capsys.readouterr().out) == is_said
+
+
 def test_reading_in_parts_is_that_of_the_decode_loop():
     from generation import decode
 

@@ -1,11 +1,15 @@
 """planning.memory and planning.shapes: bytes beside those of real models; planning.remedies and planning.check."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from doctor.__main__ import make_parser as doctor_parser
 from evaluation import scorer
+from evaluation.arguments import parser as evaluation_parser
+from generation.__main__ import parser as generation_parser
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.linear import pack_linears
@@ -15,6 +19,7 @@ from glm.spec import LINEARS
 from kernels import cpu
 from kernels.cuda import linear
 from planning import memory
+from planning.__main__ import main as plan_main
 from planning.check import Room, fits, message, shortage
 from planning.remedies import find
 from planning.shapes import Format, Setup, weights
@@ -153,6 +158,37 @@ def test_shorter_and_fewer_sequences_are_named_where_the_cache_is_what_does_not_
     for places, is_short_enough in ((longest, True), (longest + 64, False)):
         tried = replace(setup, new_tokens=places - 1)
         assert fits(tried, room(device=24 * GB)) == is_short_enough
+
+
+@pytest.mark.parametrize("parser, use, rows", [
+    (generation_parser(), Use((10,) * 16, beams=4), 64), (generation_parser(), Use((10,), max_gen_length=2000), 1),
+    (evaluation_parser(None), Use(), 1), (doctor_parser(), Use(), 1),
+])
+def test_every_flag_that_is_named_is_one_of_the_command_s(parser, use, rows):
+    run = Setup(LARGE, Format("fp32"), "cuda", 4, context=1, new_tokens=2047 if use.sizes else 0, rows=rows,
+                read_rows=max(1, rows // 4), file=Format("fp16"))
+    seen = set()
+    for size in (20, 40, 80, 100, 110, 150):
+        for way in ways(run, use, room(device=size * GB), "glm"):
+            flags = way.partition(" with ")[0].split()
+            seen.add(flags[0])
+            assert not parser.parse_known_args(flags)[1], way
+    assert {"--bf16", "--model-parallel-size"} <= seen and ("--batch-size" in seen) == (rows > 1)
+
+
+@pytest.mark.parametrize("words", [
+    "--fp16 --device v100-32g --model-parallel-size 8 --context 1024",
+    "--fp16 --device a100-40g --model-parallel-size 8 --batch-size 4 --num-beams 8",
+    "--fp32 --device a100-40g --model-parallel-size 8", "--fp16 --device rtx-3090 --context 64",
+])
+def test_whatever_plan_recommends_it_takes_and_it_then_fits(capsys, words):
+    words = ["--model", "glm-130b", *words.split()]
+    assert plan_main(words) == 2
+    ways = re.findall(r"^  would fit with (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert ways
+    for way in ways:
+        replaced = [word for word in words if word != "--fp32"] if "--bf16" in way else words
+        assert plan_main([*replaced, *way.split()]) == 0, way
 
 
 def test_two_flags_are_named_where_one_does_not_suffice():

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from generation.__main__ import parser as generation_parser
+from generation.arguments import nearest_flag
 from glm.program import encoding_of
 from tests.test_imports import ROOT, SOURCES
 
@@ -114,3 +116,26 @@ def test_so_has_every_command_of_a_program(words):
     done = subprocess.run([sys.executable, "-OO", "-m", module, *words, "--help"], cwd=ROOT, capture_output=True,
                           text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+
+
+@pytest.mark.parametrize("module, named", [("glm", "plan, doctor"), ("quantization", "report")])
+def test_a_program_that_needs_a_command_names_those_that_it_has(module, named):
+    done = subprocess.run([sys.executable, "-m", module], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and re.fullmatch(f"error: no command was named; there (is|are): {named}\n", done.stderr)
+
+
+@pytest.mark.parametrize("word, flag", [
+    ("--tempreature", "--temperature"), ("--out-seq-len", "--out-seq-length"), ("--batch", "--batch-size"),
+    ("--layers", "--num-layers"), ("--tokenizer", "--tokenizer-path"), ("--num-fewshot", None), ("--num-gpus", None),
+    ("--checkpoint", None), ("--", None),
+])
+def test_a_flag_that_does_not_exist_gets_a_near_one_or_none(word, flag):
+    known = [name for action in generation_parser()._actions for name in action.option_strings
+             if name != "--tokenizer-type"]
+    assert nearest_flag(word, known) == flag
+
+
+def test_a_flag_that_help_does_not_list_is_not_advised(capsys):
+    with pytest.raises(SystemExit):
+        generation_parser().parse_args(["--tokenizer_typ", "x"])
+    assert "--tokenizer-type" not in capsys.readouterr().err
