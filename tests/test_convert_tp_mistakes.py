@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from glm.checkpoint import find_shards, shard_name
+from tests.faults import said
 from tests.golden_data import split_state, write_checkpoint
 from tests.tiny_checkpoints import TINY, tiny_checkpoint, tiny_state
 from tools.convert_tp import main
@@ -14,9 +15,10 @@ from tools.convert_tp import main
 def refused(capsys, source, output, *flags):
     assert main(["--input-folder", str(source), "--output-folder", str(output), *map(str, flags)]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and not captured.out
+    errors = said(captured.err)
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and not captured.out
     assert not output.exists()
-    return captured.err
+    return errors
 
 
 @pytest.mark.parametrize(("flags", "message"), [

@@ -16,6 +16,7 @@ import torch
 
 from glm.checkpoint import find_shards, iteration_folder
 from glm.errors import UserError
+from tests.faults import said
 from tests.golden_data import split_state
 from tests.parallel_helper import start
 from tests.tiny_checkpoints import assert_same, run, tensors_of, tiny_checkpoint, tiny_state
@@ -141,9 +142,9 @@ def test_finished_shards_are_not_made_again(tmp_path, source, capsys, monkeypatc
 
 
 def test_the_same_command_again_has_nothing_to_do(tmp_path, source, capsys):
-    for said in ("in ", "finished before"):
+    for words in ("in ", "finished before"):
         assert main(command(source, tmp_path / "out")) == 0
-        assert said in capsys.readouterr().out
+        assert words in capsys.readouterr().out
     before = (tmp_path / "out" / "latest").stat().st_mtime_ns
     assert main(command(source, tmp_path / "out")) == 0
     assert (tmp_path / "out" / "latest").stat().st_mtime_ns == before
@@ -152,7 +153,7 @@ def test_the_same_command_again_has_nothing_to_do(tmp_path, source, capsys):
 def refused(capsys, *arguments):
     capsys.readouterr()
     assert main(command(*arguments)) == 2
-    message = capsys.readouterr().err
+    message = said(capsys.readouterr().err)
     assert message.startswith("error: ") and message.count("\n") == 1
     return message
 

@@ -11,7 +11,10 @@ import pytest
 from evaluation.progress import Progress
 from evaluation.requests import GenerateRequest, ScoreRequest
 from evaluation.work import Work
+from generation import files
 from generation.params import BeamParams, SamplingParams
+from tests.faults import said
+from tools.converting.progress import ByteProgress
 
 
 class FakeClock:
@@ -58,6 +61,20 @@ def test_other_processes_and_empty_runs_are_silent(capsys):
             if progress.items:
                 progress.advance(1, 1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_tests_of_what_programs_say_leave_lines_of_progress_out(capsys):
+    """Those of a program come when time has passed, so no test may expect them, or expect none."""
+    clock = FakeClock()
+    with Progress(10000, 10000, clock=clock) as evaluating, ByteProgress(10**9, "Converting", clock) as converting:
+        for clock.now in (10.0, 10_000.0):
+            evaluating.advance(10, 10)
+            converting.advance(10**8)
+    with files.Progress(1) as generating:
+        generating.advance()
+    lines = capsys.readouterr().err
+    assert lines.count("\n") == 5
+    assert said(f"a\n{lines}error: b\n") == "a\nerror: b\n"
 
 
 def test_a_terminal_gets_a_bar_that_makes_room_for_lines(monkeypatch):

@@ -10,7 +10,7 @@ import evaluation.__main__ as evaluation
 import generation.__main__ as generation
 from glm.checkpoint import read_shard, save_shard
 from glm.files import Lock
-from tests.faults import Disk, ended, errors_of, generation_arguments, prompts_of, size_of, started
+from tests.faults import Disk, ended, errors_of, generation_arguments, prompts_of, said, size_of, started
 from tests.golden_data import TP1, split_state
 from tests.test_faults_killed import answered, corpus, files_of, scored, written  # noqa: F401 (fixtures)
 from tests.test_pretrain import VOCABULARY, losses
@@ -73,10 +73,10 @@ def test_converting_on_a_full_disk(tmp_path, way, monkeypatch, capsys):
         argv = ["--input-folder", str(source), "--output-folder", str(disk / "out"), "--target-tp", "3"]
         if way == "disk":
             assert convert_tp.main(argv) == 2
-            assert "GB are needed, 0.000 GB are free" in capsys.readouterr().err and not (disk / "out").exists()
+            assert "GB are needed, 0.000 GB are free" in said(capsys.readouterr().err) and not (disk / "out").exists()
             monkeypatch.setattr(conversion, "_check_space", lambda *_: None)
             assert convert_tp.main(argv) == 2
-            message = capsys.readouterr().err
+            message = said(capsys.readouterr().err)
         else:
             assert ended(started("tools.convert_tp", argv, tmp_path / "log", **environment)) == 2
             message = errors_of(tmp_path / "log")
@@ -98,7 +98,7 @@ def test_training_on_a_full_disk(corpus, tmp_path, capsys):  # noqa: F811
         with pytest.raises(SystemExit) as end:
             pretrain.main(argv(disk.folder))
         assert end.value.code == 2
-        message = capsys.readouterr().err
+        message = said(capsys.readouterr().err)
         assert message.startswith(f"error: {disk.folder / 'state.pt'}: No space left on device; the same command goes")
         assert message.count("\n") == 1 and sorted(path.name for path in disk.folder.iterdir()) == [
             ".lock", "data.json", "log.jsonl", "model_config.json", "state.pt"]
@@ -109,7 +109,7 @@ def test_training_on_a_full_disk(corpus, tmp_path, capsys):  # noqa: F811
         export = ["--run", str(tmp_path / "whole"), "--vocabulary", str(VOCABULARY), "--output", str(disk.folder)]
         with pytest.raises(SystemExit) as end:
             export_checkpoint.main(export)
-        message = capsys.readouterr().err
+        message = said(capsys.readouterr().err)
         assert end.value.code == 2 and message.count("\n") == 1 and not (disk.folder / "latest").exists()
         assert "mp_rank_00_model_states.pt: No space left on device; the checkpoint that was there before" in message
         disk.change("size=100m")
@@ -137,7 +137,7 @@ def run_into(answered, scored, corpus, tmp_path, capsys):  # noqa: F811
             }[program]()
         except SystemExit as end:
             code = end.code
-        return code or 0, capsys.readouterr().err
+        return code or 0, said(capsys.readouterr().err)
 
     return run
 
@@ -199,14 +199,14 @@ def test_other_weights_are_named_when_generation_is_resumed(answered, tmp_path, 
     save_shard(shard, tensors)
     capsys.readouterr()
     assert generation.main(argv) == 2
-    assert "settings.json: the earlier run had checkpoint_checksums" in capsys.readouterr().err
+    assert "settings.json: the earlier run had checkpoint_checksums" in said(capsys.readouterr().err)
 
 
 def test_answers_without_settings_are_not_resumed(answered, tmp_path, capsys):  # noqa: F811
     shutil.copytree(answered, tmp_path / "run")
     (tmp_path / "run" / "out" / "settings.json").unlink()
     assert generation.main(generation_arguments(tmp_path / "run", "--resume")) == 2
-    assert "has answers, but there is no" in capsys.readouterr().err
+    assert "has answers, but there is no" in said(capsys.readouterr().err)
 
 
 def test_another_corpus_is_named_when_training_goes_on(corpus, tmp_path, capsys):  # noqa: F811
@@ -219,7 +219,7 @@ def test_another_corpus_is_named_when_training_goes_on(corpus, tmp_path, capsys)
     path.write_bytes(data)
     with pytest.raises(SystemExit) as end:
         pretrain.main([*argv, "--stop-at", "2"])
-    message = capsys.readouterr().err
+    message = said(capsys.readouterr().err)
     assert end.value.code == 2 and message.count("\n") == 1
     assert message.startswith(f"error: zh_toy: not what the run in {tmp_path / 'out'} began with; put the old data ")
     (tmp_path / "out" / "data.json").unlink()
@@ -244,11 +244,11 @@ def test_an_input_that_changes_under_the_conversion(tmp_path, capsys, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "_write_shard", changing)
         assert convert_tp.main(argv) == 2
-    message = capsys.readouterr().err
+    message = said(capsys.readouterr().err)
     assert message.startswith(f"error: {source}: {shards[0][1].name} was written to while it was converted; put the ")
     assert message.count("\n") == 1 and not (tmp_path / "out" / "latest").exists()
     assert convert_tp.main(argv) == 2
-    assert "another input (files of another size or date" in capsys.readouterr().err
+    assert "another input (files of another size or date" in said(capsys.readouterr().err)
     shutil.copy2(shards[1][1], shards[0][1])
     assert convert_tp.main(argv) == 0
     assert "(1 of them finished before)" in capsys.readouterr().out

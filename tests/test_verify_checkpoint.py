@@ -12,6 +12,7 @@ import torch
 
 from glm.checkpoint import read_shard
 from glm.errors import UserError
+from tests.faults import said
 from tests.golden_data import split_state, write_checkpoint
 from tests.tiny_checkpoints import run, tiny_checkpoint, tiny_state
 from tools import convert_tp
@@ -218,7 +219,7 @@ def test_a_manifest_that_cannot_be_written(plain, capsys, monkeypatch):
 
     monkeypatch.setattr("tools.converting.manifest.write_manifest", fail)
     assert main([str(plain), "--write-manifest"]) == 2
-    assert capsys.readouterr().err == f"error: {plain / 'manifest.json'}: Read-only file system\n"
+    assert said(capsys.readouterr().err) == f"error: {plain / 'manifest.json'}: Read-only file system\n"
 
 
 def test_a_file_that_cannot_be_read(folder, capsys, monkeypatch):
