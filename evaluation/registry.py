@@ -15,6 +15,8 @@ from typing import Any
 
 from glm.errors import UserError
 
+MOST_PARTS = 10  # of a dotted name, of which any may be too many
+
 
 def nearest(name: str, known) -> str:
     """", did you mean 'x'?" for the known name most like this one, small and capital letters alike; else ""."""
@@ -48,21 +50,36 @@ def import_dotted(name: str, folder: str | Path, where: str = "") -> Any:
         return getattr(module, attribute)
     except AttributeError as error:
         if module is None:
-            raise UserError(f"{begin}{_import_fault(name, file, module_parts, error)}") from error
+            raise UserError(f"{begin}{_import_fault(name, Path(folder), file, module_parts, error)}") from error
         public = [other for other in vars(module) if not other.startswith("_")]
         source = getattr(module, "__file__", None) or module.__name__
         raise UserError(f"{begin}{source} has no {attribute!r}{nearest(attribute, public)}") from None
     except (Exception, SystemExit) as error:  # whatever a user's module does when it runs
-        raise UserError(f"{begin}{_import_fault(name, file, module_parts, error)}") from error
+        raise UserError(f"{begin}{_import_fault(name, Path(folder), file, module_parts, error)}") from error
 
 
-def _import_fault(name: str, file: Path, module_parts: list[str], error: BaseException) -> str:
+def _import_fault(name: str, folder: Path, file: Path, module_parts: list[str], error: BaseException) -> str:
     module = ".".join(module_parts)
     is_unknown = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
     if is_unknown and not os.path.isfile(file):
-        return f"{name}: there is neither a file {file} nor a module {module}"
+        there = _shorter(folder, module_parts)
+        hint = f"; {there[0]} is there: write {there[1]}.{name.rpartition('.')[2]}" if there else ""
+        return f"{name}: there is neither a file {file} nor a module {module}{hint}"
+    lacking = (getattr(error, "name", None) or "").split(".") if isinstance(error, ModuleNotFoundError) else []
+    there = _shorter(file.parent, lacking)
+    hint = f"; {there[0]} is there: import it as {there[1]}" if there else ""
     source = file if os.path.isfile(file) else ".".join(module_parts)
-    return f"{name}: importing {source} failed: {type(error).__name__}: {error}"
+    return f"{name}: importing {source} failed: {type(error).__name__}: {error}{hint}"
+
+
+def _shorter(folder: Path, parts: list[str]) -> tuple[Path, str] | None:
+    """The file of a module in a folder that was named with the folder's own name, or more, before it: `tasks.mine`
+    where mine.py is beside the task file, and `tasks` is a package of this toolkit. With the name that finds it."""
+    for begin in range(1, min(len(parts), MOST_PARTS)):
+        file = folder.joinpath(*parts[begin:]).with_suffix(".py")
+        if os.path.isfile(file):
+            return file, ".".join(parts[begin:])
+    return None
 
 
 def _from_file(file: Path) -> ModuleType:

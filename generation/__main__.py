@@ -30,7 +30,7 @@ from generation.batching import bounds
 from generation.effect import without_effect
 from generation.options import STRATEGIES, Options, flags
 from generation.prompts import read_prompts
-from generation.results import Results
+from generation.results import RESULTS, Results
 from glm.ending import FAILED, FORESEEN, ended, terminating
 from glm.errors import UserError, printable
 from glm.program import is_unheard, run
@@ -90,8 +90,16 @@ def main(argv: list[str] | None = None) -> int:
             return session(arguments, options)
         return file_run(arguments, options)
     except FORESEEN as error:
-        is_session = arguments.input_source == INTERACTIVE
-        return ended(error, "" if is_session else f"--resume goes on from here: {output_folder(arguments)}")
+        return ended(error, _go_on(arguments))
+
+
+def _go_on(arguments: argparse.Namespace) -> str:
+    """How to go on with what has been answered, if anything has."""
+    if arguments.input_source == INTERACTIVE:
+        return ""
+    answers = output_folder(arguments) / RESULTS
+    is_begun = os.path.isfile(answers) and os.path.getsize(answers) > 0
+    return f"--resume goes on from here: {answers.parent}" if is_begun else ""
 
 
 def loaded(arguments: argparse.Namespace, texts: Sequence[str], timeout_seconds: float = 1800):

@@ -147,6 +147,17 @@ def test_faults_of_modules(fault, line, message):
     assert message in fault(MUL + line)
 
 
+def test_a_module_whose_name_begins_with_its_folder_s(fault, tmp_path):
+    """`tasks`, `tools` and others are packages of this toolkit, in which nothing of a user's is found."""
+    (tmp_path / "foo.py").write_text("from tools.helper import nothing\n")
+    (tmp_path / "helper.py").write_text("")
+    assert fault(MUL + "module: tasks.foo.Foo").endswith(
+        "neither a file foo.py nor a module tasks.foo; foo.py is there: write foo.Foo")
+    assert fault(MUL + "metrics: [evaluation.mine.foo.f]").endswith("; foo.py is there: write foo.f")
+    assert fault(MUL + "module: foo.Foo").endswith(
+        "No module named 'tools.helper'; helper.py is there: import it as helper")
+
+
 def test_a_module_that_fails(fault, tmp_path):
     (tmp_path / "broken.py").write_text("def (:\n")
     (tmp_path / "absent.py").write_text("import no_such_package\n")
@@ -168,6 +179,15 @@ def test_a_module_that_fails(fault, tmp_path):
     ("name: quiz\npath: quiz", "type is missing; allowed: mul, gen, lm, other"),
     (MUL.replace("mul", "mull"), "type: 'mull' is none, did you mean 'mul'?; allowed: mul, gen, lm, other"),
     (MUL.replace("mul", "[mul]"), "type: a list is none; allowed"),
+    (MUL.replace("mul", "multiple_choice"), "type: 'multiple_choice' is none, did you mean 'mul'?; allowed: mul, gen"),
+    (MUL.replace("mul", "generate-until"), "type: 'generate-until' is none, did you mean 'gen'?; allowed"),
+    (MUL.replace("type", "Type"), "type is missing (it stands there as 'Type'); allowed: mul, gen, lm, other"),
+    (MUL + "Metrics: [EM]", "unknown key 'Metrics', did you mean 'metrics'?"),
+    (MUL + "max_seq_length: 0512", "task.yaml:4:17: '0512' means one thing in YAML 1.1 and another in 1.2"),
+    (MUL + "use_task_mask: yes", "task.yaml:4:16: 'yes' means one thing in YAML 1.1 and another in 1.2"),
+    (MUL + "file_pattern: **/*.jsonl", "(text that begins with * needs quotes)"),
+    ("task: arc\ndataset_path: ai2_arc\noutput_type: multiple_choice\ntest_split: test",
+     "task.yaml: a task file of lm-evaluation-harness (task, dataset_path, output_type), which is not read; docs/"),
     (MUL.replace("mul", "other"), "module is missing; a task of type other is what its class makes of it"),
     (MUL.replace("quiz", "false", 1), "name: must be text, is false; quotes make it text"),
     (MUL.replace("quiz", "", 1), "name: must be text, is null"),

@@ -80,6 +80,16 @@ def test_all_faults_of_a_file_are_told_at_once(folder):
         "unknown key 'met", "max_seq_length", "path is missing;", "metrics"]
 
 
+def test_a_file_without_a_type_hides_no_other_fault(folder):
+    write(folder / "tasks/x.yaml", "name: x\nmetric: [EM]\nmax_seq_length: 1k\nnum_beams: 0\n")
+    write(folder / "tasks/y.yaml", "name: y\ntype: choice\npath: [a]\n")
+    with pytest.raises(UserError) as caught:
+        load_tasks(["tasks/x.yaml", "tasks/y.yaml"], "data")
+    assert [fault.split(": ", 1)[1][:16] for fault in str(caught.value).split("\nerror: ")] == [
+        "type is missing;", "unknown key 'met", "max_seq_length: ", "num_beams: must ", "path is missing;",
+        "type: 'choice' i", "path: must be te"]
+
+
 def test_tasks_in_order(folder):
     assert [task.name for task in load_tasks(["tasks/inner", "tasks/a.yml"], "data")] == [
         "inner-c.yaml", "inner-deep-d.yaml", "a.yml"]

@@ -51,6 +51,20 @@ def records(folder: Path) -> list[dict]:
 # Files
 
 
+@pytest.mark.parametrize("answers, said", [(None, False), ("", False), ('{"index": 0}\n', True)])
+def test_there_is_something_to_go_on_with_once_something_is_answered(tmp_path, monkeypatch, capsys, answers, said):
+    def fails(*_):
+        if answers is not None:
+            (tmp_path / "out").mkdir(exist_ok=True)
+            (tmp_path / "out" / "results.jsonl").write_text(answers, encoding="utf-8")
+        raise OSError(5, "Input/output error", "shard")
+
+    monkeypatch.setattr(command, "loaded", fails)
+    assert run_file(tmp_path, "a\n") == 2
+    then = f"; --resume goes on from here: {tmp_path / 'out'}" if said else ""
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: shard: Input/output error{then}"
+
+
 def test_a_file_of_prompts(tmp_path, capsys, answer):
     prompts = [case["prompt"] for case in CASES[:4]]
     assert run_file(tmp_path, "\n".join(prompts) + "\n", *GREEDY) == 0
