@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from evaluation.arguments import COMPARE, PROGRAM, output_folder, parse
+from evaluation.arguments import COMPARE, PROGRAM, limit_of, output_folder, parse
 from evaluation.store import GO_ON
 from generation.arguments import (
     CommandParser,
@@ -82,7 +82,9 @@ def looked_at(arguments: argparse.Namespace):
     from evaluation.checking import look
     from evaluation.discovery import load_tasks
 
-    configs = load_tasks(arguments.paths, arguments.data_path)
+    longest = model_length(arguments)
+    configs = load_tasks(arguments.paths, arguments.data_path, longest)
+    warn_of_longer(configs, longest)
     tell_without_effect(configs)
     found = look(configs, arguments.allow_missing)
     if all(each.reason for each in found.values()) and not arguments.check:
@@ -100,6 +102,32 @@ def tell_without_effect(configs) -> None:
         if keys := without_effect(config):
             print(f"note: {config.source}: without effect: {', '.join(keys)} (only with sampling_strategy: "
                   f"{STRATEGIES[1]})", file=sys.stderr, flush=True)
+
+
+def model_length(arguments: argparse.Namespace) -> int:
+    """Tokens that the model is made for. Without a checkpoint, which may be told of later, what the original takes."""
+    from evaluation.config import LONGEST
+    from planning.wanted import config_of
+
+    if not arguments.load.is_dir():
+        return LONGEST
+    try:
+        return config_of(arguments).max_sequence_length
+    except UserError:
+        if arguments.check:  # which asks nothing of a model
+            return LONGEST
+        raise
+
+
+def warn_of_longer(configs, longest: int) -> None:
+    """Of tasks that allow sequences longer than the model is made for."""
+    if not is_first_rank():
+        return
+    for config in configs:
+        if config.max_seq_length > longest:
+            print(f"warning: {config.source}: max_seq_length {config.max_seq_length} is more than the {longest} tokens "
+                  "that the model takes (max_sequence_length); longer items are scored all the same, and counted as "
+                  "`long`", file=sys.stderr)
 
 
 def check(configs, found, say) -> int:
@@ -137,7 +165,7 @@ def scored(arguments: argparse.Namespace, output, model, tokenizer, configs, fou
     from evaluation.scorer import Scorer
 
     settings = Settings(
-        arguments.load, arguments.data_path, output, arguments.limit, arguments.max_batch_tokens,
+        arguments.load, arguments.data_path, output, limit_of(arguments), arguments.max_batch_tokens,
         arguments.micro_batch_size, arguments.allow_missing,
         is_replaceable=arguments.overwrite or arguments.output is None)
     return run(model, tokenizer, Scorer(model), configs, found, settings, say)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluation.limiting import Limit
 from generation.arguments import CommandParser, add_model_arguments
 from generation.results import safe_name
 from glm.errors import UserError
@@ -49,6 +50,8 @@ def parser(about: str | None) -> EvaluationParser:
     what.add_argument("--allow-missing", action="store_true",
                       help="tasks without data are listed as missing, the others are scored")
     what.add_argument("--limit", type=int, metavar="N", help="only the first N rows of every file")
+    what.add_argument("--sample-seed", type=int, metavar="S",
+                      help="--limit draws its rows instead: with one seed always the same ones, under all prompts")
     what.add_argument("--check", action="store_true", help="look at task files and data, load no model")
     how = found.add_argument_group("results and batches")
     how.add_argument("--output", type=Path, metavar="DIR",
@@ -71,6 +74,8 @@ def parse(argv: Sequence[str], about: str | None) -> argparse.Namespace:
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
+    if arguments.sample_seed is not None and arguments.limit is None:
+        raise UserError("--sample-seed draws the rows that --limit takes; say how many with --limit")
     return arguments
 
 
@@ -86,3 +91,7 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     checkpoint = safe_name(os.path.basename(os.path.realpath(arguments.load)))
     first = re.sub(r"[*?\[\]]", "_", safe_name(Path(os.path.realpath(arguments.paths[0])).stem))
     return Path("outputs") / checkpoint / f"{first}-{digest}"
+
+
+def limit_of(arguments: argparse.Namespace) -> Limit | None:
+    return None if arguments.limit is None else Limit(arguments.limit, arguments.sample_seed)

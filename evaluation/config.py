@@ -21,6 +21,7 @@ from glm.strict_yaml import check_plain, read_mapping
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
 LARGEST = 2**31 - 1
 DEFAULT_PATTERN = "**/*.json*"  # as the original spells it; of what it matches, names in .json and .jsonl are taken
+LONGEST = 2048  # max_seq_length where neither the task file nor the model says less
 
 
 class TaskType(Enum):
@@ -48,7 +49,7 @@ class TaskConfig:
     use_task_mask: bool = False
     use_multitask_encoding: bool = False
     unidirectional: bool = False
-    max_seq_length: int = 2048
+    max_seq_length: int = LONGEST
     file_pattern: str | dict[str, str] = DEFAULT_PATTERN
     micro_batch_size: int = 1
     source: Path = field(default=Path(), repr=False)
@@ -103,9 +104,11 @@ SMALLEST = {"max_seq_length": 1, "micro_batch_size": 1, "num_beams": 1, "no_repe
             "max_gen_length": 1, "generation_length": 1}
 
 
-def load_task(path: str | Path, data_path: str | Path) -> TaskConfig:
+def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -> TaskConfig:
     """The task that a YAML file describes.
 
+    longest: tokens that the model takes (max_sequence_length): max_seq_length where the file says none, if it is less
+    than the original's 2048. One that the file says is kept, longer or not.
     The file's `path` is taken below data_path, or, if it begins with "./", below the folder of the YAML file itself.
     Raises UserError naming the file, the key and what is allowed, with a line for every key at fault.
     """
@@ -135,8 +138,8 @@ def load_task(path: str | Path, data_path: str | Path) -> TaskConfig:
     folder = source.parent if values["path"].startswith("./") else Path(data_path)
     values["path"] = str(folder / values["path"])
     values["type"] = kind.type
-    config = kind(**values, source=source)
-    _check_together(config)
+    config = kind(**{"max_seq_length": min(LONGEST, longest)} | values, source=source)
+    _check_together(config, "all that the model takes" if "max_seq_length" not in values and longest < LONGEST else "")
     return config
 
 
@@ -259,21 +262,22 @@ def _with_module(values: dict[str, Any], kind: type[TaskConfig], source: Path) -
     return values
 
 
-def _check_together(config: TaskConfig) -> None:
-    """What no key alone can get wrong."""
+def _check_together(config: TaskConfig, whence: str) -> None:
+    """What no key alone can get wrong. whence: where max_seq_length comes from, if not from file or default."""
     where, limit = config.source, config.max_seq_length
+    told = f"{limit}: {whence}" if whence else str(limit)
     if config.unidirectional and not config.use_task_mask:
         raise UserError(f"{where}: unidirectional: needs `use_task_mask: true` (only [gMASK] is filled from left to "
                         "right)")
     if isinstance(config, LanguageModelTaskConfig) and config.generation_length >= limit:
-        raise UserError(f"{where}: generation_length: must be less than max_seq_length ({limit}), is "
+        raise UserError(f"{where}: generation_length: must be less than max_seq_length ({told}), is "
                         f"{config.generation_length}")
     if isinstance(config, MultiChoiceTaskConfig) and limit < 4:
-        raise UserError(f"{where}: max_seq_length: must be at least 4 (text, mask, sop and choice), is {limit}")
+        raise UserError(f"{where}: max_seq_length: must be at least 4 (text, mask, sop and choice), is {told}")
     if isinstance(config, GenerationTaskConfig):
         if config.max_gen_length + 2 >= limit:
             raise UserError(f"{where}: max_gen_length: leaves no room for the text; must be at most max_seq_length - 3 "
-                            f"({limit - 3}), is {config.max_gen_length}")
+                            f"({limit - 3}{whence and f'; max_seq_length is {told}'}), is {config.max_gen_length}")
         if fault := least_above_most(config.min_gen_length, config.max_gen_length):
             raise UserError(f"{where}: {fault}")
 

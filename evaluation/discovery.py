@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
-from evaluation.config import DEFAULT_PATTERN, TaskConfig, load_task
+from evaluation.config import DEFAULT_PATTERN, LONGEST, TaskConfig, load_task
 from evaluation.walking import files_below
 from glm.errors import UserError
 from glm.reading import START, open_file, recognised
@@ -58,12 +58,15 @@ def _below(folder: str) -> list[Path]:
     return [Path(folder, name) for name in files_below(folder, "**/*") if name.endswith(SUFFIXES)]
 
 
-def load_tasks(paths: Sequence[str | Path], data_path: str | Path) -> list[TaskConfig]:
-    """The tasks of all files that the paths name. UserError with the faults of all files, a line each."""
+def load_tasks(paths: Sequence[str | Path], data_path: str | Path, longest: int = LONGEST) -> list[TaskConfig]:
+    """The tasks of all files that the paths name. longest: tokens that the model takes.
+
+    Raises UserError with the faults of all files, a line each.
+    """
     tasks, faults, file_of_name = [], [], {}
     for file in find_task_files(paths):
         try:
-            task = load_task(file, data_path)
+            task = load_task(file, data_path, longest)
         except UserError as error:
             faults.append(str(error))
             continue

@@ -10,6 +10,7 @@ from pathlib import Path
 from evaluation import terminal
 from evaluation.config import TaskConfig
 from evaluation.hashing import Keys, checkpoint_facts, combined, hash_code, hash_file, hash_files
+from evaluation.limiting import Limit
 from evaluation.metrics import Metric
 from evaluation.own_code import calling, check_item, is_list_of, is_mapping_to, returned
 from evaluation.results import (
@@ -50,7 +51,7 @@ class Settings:
     checkpoint: Path
     data_path: Path
     output: Path
-    limit: int | None = None
+    limit: Limit | None = None
     max_batch_tokens: int | None = None
     micro_batch_size: int | None = None
     allow_missing: bool = False
@@ -74,7 +75,8 @@ def describe(model, configs: Sequence[TaskConfig], settings: Settings, found: Ma
         "settings": {
             "dtype": str(parameter.dtype).removeprefix("torch."), "device": parameter.device.type,
             "quantization": quantization_of(model), "model": asdict(model.config),
-            "data_path": str(settings.data_path), "limit": settings.limit,
+            "data_path": str(settings.data_path), "limit": settings.limit and settings.limit.rows,
+            "sample_seed": settings.limit and settings.limit.seed,
             "max_batch_tokens": settings.max_batch_tokens, "micro_batch_size": settings.micro_batch_size,
             "allow_missing": settings.allow_missing},
         "versions": versions(), **found,
@@ -161,11 +163,10 @@ class Keeper:
                 items, metrics = _measured(work.task, file, answers)
                 scores[path] = FileScores(
                     digest, file.expected, len(file.examples),
-                    [each.index for each, request in zip(file.examples, file.requests, strict=True)
-                     if request.truncated], items, metrics)
+                    _indices(file, "truncated"), items, metrics, _indices(file, "overlong"))
             except UserError as error:
                 raise UserError(f"task {config.name}: {file.path}: {error}") from None
-            target = sample_path(self.output, self.folders[config.name], path)
+            target = sample_path(self.output, self.folders[config.name], path, work.files)
             write_samples(target, items)
             self.written.add(target)
         try:
@@ -208,3 +209,9 @@ def _groups(work: Work) -> dict[str, list[str]]:
     left = sorted(set(work.files).difference(*groups.values()))
     return returned(groups, not left, work.task.groups, f"groups that hold every file ({', '.join(left[:3])}: in none)",
                     "groups")
+
+
+def _indices(file: DataFile, fact: str) -> list[int]:
+    """Of the rows whose requests have this."""
+    return [example.index for example, request in zip(file.examples, file.requests, strict=True)
+            if getattr(request, fact)]

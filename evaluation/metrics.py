@@ -11,7 +11,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ class Metric:
     statistics: item -> k numbers. figure: their sums over items, an array (..., k) -> the figures (...).
     interval: "wilson" where an item is right or wrong, so that its statistics are (0 or 1, 1); else "bootstrap".
     types: the task types whose items have what it needs. applies: whether an item counts at all; None: all do. The
-    statistics of the others are zeros.
+    statistics of the others are zeros. note: what a reader of the figure must know.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Metric:
     higher_is_better: bool = True
     types: tuple[str, ...] = ALL_TYPES
     applies: Callable[[Mapping[str, Any]], bool] | None = None
+    note: str = ""
 
 
 def statistics_of(metric: Metric, items: Sequence[Mapping[str, Any]]) -> numpy.ndarray:
@@ -61,7 +62,8 @@ def statistics_of(metric: Metric, items: Sequence[Mapping[str, Any]]) -> numpy.n
             fault = f"{type(error).__name__}: {error}"
             raise UserError(f"metric {metric.name}: item {item.get('index')}: {fault}") from error
         if not all(map(math.isfinite, row)):
-            raise UserError(f"metric {metric.name}: item {item.get('index')}: {row} is not finite")
+            value = next(number for number in row if not math.isfinite(number))
+            raise UserError(f"metric {metric.name}: item {item.get('index')}: {value} where a finite number is needed")
         rows.append(row)
     return numpy.array(rows, dtype=numpy.float64)
 
@@ -164,10 +166,17 @@ METRICS = {
         Metric("EM", exact_match, percentage, "wilson", types=("gen", "other")),
         Metric("F1", word_f1, percentage, types=("gen", "other")),
         Metric("F1_char", character_f1, percentage, types=("gen", "other")),
-        Metric("PPL", loss_and_words, perplexity, higher_is_better=False, types=("lm", "other")),
+        Metric("PPL", loss_and_words, perplexity, higher_is_better=False, types=("lm", "other"),
+               note="perplexity per word, which is far above that per token"),
         Metric("BPB", loss_and_bytes, bits_per_byte, higher_is_better=False, types=("lm", "other")),
     )
 }
+
+
+def notes_on(names: Iterable[str]) -> list[str]:
+    """What a reader of these figures must know, as "PPL: ..."; of figures of one kind of items once."""
+    known = dict.fromkeys(name.partition(" (")[0] for name in names)
+    return [f"{name}: {METRICS[name].note}" for name in known if name in METRICS and METRICS[name].note]
 
 
 def by_kind(metrics: Mapping[str, Metric], field: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:

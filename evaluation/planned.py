@@ -9,6 +9,7 @@ from pathlib import Path
 from evaluation.batching import CPU_PLACES, CPU_TOKENS, gpu_tokens
 from evaluation.checking import look
 from evaluation.discovery import load_tasks
+from evaluation.limiting import Limit
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from evaluation.work import Work, prepare
 from generation.batching import CACHE_BYTES
@@ -25,13 +26,15 @@ def hours(paths: Sequence[str], data_path: Path, tokenizer, setup: Setup, device
           allow_missing: bool = False) -> dict[str, float]:
     """By the task's name. Answers that are generated count as long as they may become, so that theirs are the most
     that it may take. Raises UserError as the evaluation does for task files and data."""
-    configs = load_tasks(paths, data_path)
+    longest = setup.config.max_sequence_length
+    configs = load_tasks(paths, data_path, longest)
     found = look(configs, allow_missing)
 
     def budget(requests: Sequence[Request]) -> int:
         return max_tokens or batch_tokens(setup, device, requests)
 
-    works = [prepare(config, tokenizer, found[config.name].rows, limit, budget, max_items) for config in configs
+    head = None if limit is None else Limit(limit)
+    works = [prepare(config, tokenizer, found[config.name].rows, head, budget, max_items, longest) for config in configs
              if found[config.name].reason is None]
     return {work.config.name: seconds(work, setup, device, disk) / 3600 for work in works}
 

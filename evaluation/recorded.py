@@ -16,20 +16,21 @@ from glm.reading import LARGE, NoSuchFile, parse_json, read_json, read_text
 RESULTS = "results.json"
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCHEMA = 1
-_FIGURE, _COUNTS = (float, None), {"expected": int, "scored": int, "truncated": int}
+_FIGURE, _COUNTS = (float, None), {"expected": int, "scored": int, "truncated": int, "overlong?": int}
 _METRIC = {"max": _FIGURE, "median": _FIGURE, "average": _FIGURE, "interval": [_FIGURE], "interval_method": str,
            "n": _COUNTS}
-_FILE = {"group": str, "sha256": str, "n": int, **_COUNTS, "truncated_items": [int], "metrics": Each(_FIGURE),
-         "intervals": Each([_FIGURE])}
+_FILE = {"group": str, "sha256": str, "n": int, **_COUNTS, "truncated_items": [int], "overlong_items?": [int],
+         "metrics": Each(_FIGURE), "intervals": Each([_FIGURE])}
 _CONFIG = {"name": str, "type": str, "path": str, "metrics": [str], "module?": (str, None), "max_seq_length?": int,
            "max_gen_length?": int}
 _TASK = {"status": str, "file": str, "sha256": str, "config": _CONFIG,
          "counts": _COUNTS, "groups": Each(Each(_METRIC)), "files": Each(_FILE), "reason?": str}
 _PARTS = ("checkpoint", "tokenizer", "settings", "versions", "code")
 _SHAPE = {"tasks": Each(_TASK), **{f"{part}?": Each(Any) for part in _PARTS},
-          "settings?": {"dtype?": (str, None), "quantization?": (str, None), "limit?": (int, None)}}
+          "settings?": {"dtype?": (str, None), "quantization?": (str, None), "limit?": (int, None),
+                        "sample_seed?": (int, None), "model?": {"max_sequence_length?": int}}}
 # what a sample may hold; tasks with a class of their own add to it
-ITEM = {"index": int, "input_length?": int, "truncated?": bool, "prediction?": (int, str, None),
+ITEM = {"index": int, "input_length?": int, "truncated?": bool, "overlong?": bool, "prediction?": (int, str, None),
          "label?": (int, str, None), "targets?": [str], "log_probs?": [float], "choice_lengths?": [int],
          "ids?": [int], "beams?": [[int]], "loss?": float, "tokens?": float, "words?": float, "bytes?": float}
 _KIND = ("prediction", "log_probs", "targets", "loss", "tokens")
@@ -58,7 +59,10 @@ class RecordedRun:
         """The items of one data file, in order. Raises UserError for samples that are missing, cut off or no items."""
         from evaluation.results import sample_path
 
-        path = sample_path(self.folder, self._sample_folders[task], file)
+        path = sample_path(self.folder, self._sample_folders[task], file, self.tasks[task]["files"])
+        older = path.with_name(f"{path.name}.jsonl")  # as earlier versions named it
+        if older.is_file() and not path.is_file():
+            path = older
         try:
             lines = read_text(path).rstrip("\n").split("\n")
         except NoSuchFile as error:

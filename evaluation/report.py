@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evaluation.markup import Html, tag
+from evaluation.metrics import notes_on
 from evaluation.recorded import RecordedRun
 from evaluation.report_style import STYLE
 from evaluation.report_task import TaskReport, anchor, definitions
-from evaluation.table import PARTIAL, figure, kind_of, limit_of, limits
+from evaluation.table import NO_INTERVAL, figure, kind_of, limited, limits, long_items
 from glm.errors import UserError
 from glm.files import replacing
 from glm.reading import read_json
@@ -64,33 +65,39 @@ def _facts(run: RecordedRun, timings: Mapping | None) -> Html:
 
 
 def _notes(run: RecordedRun) -> Html | None:
-    limit = limit_of(run.results)
-    if not limit:
-        return None
-    return tag("p", f"Only the first {limit} rows of every file were taken: {PARTIAL}.", class_="note")
+    part = limited(run.results)
+    return tag("p", f"{part[:1].upper()}{part[1:]}.", class_="note") if part else None
 
 
 def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
-    names = ("task", "group", "metric", "average", "95% interval", "", "n", "cut", "max", "median")
-    numbers = ("n", "cut", "max", "median", "average")
+    has_long = any(task["counts"].get("overlong") for task in run.done.values())
+    names = ["task", "group", "metric", "average", "95% interval", "", "n", "cut", "long", "max", "median"]
+    if not has_long:
+        names.remove("long")
+    numbers = ("n", "cut", "long", "max", "median", "average")
     head = tag("tr", [tag("th", name, class_=_classes("right" if name in numbers else "", name)) for name in names])
-    lines, methods = [], {}
+    lines, methods, known = [], {}, {}
     for name, task in run.tasks.items():
         if name not in run.done:
             lines.append(tag("tr", tag("td", tag("a", name, href=f"#{anchor(name)}"), class_="name"),
-                             tag("td", "missing", class_="missing", colspan="9")))
+                             tag("td", "missing", class_="missing", colspan=str(len(names) - 1))))
             continue
         first = True
         for group, metrics in task["groups"].items():
             group = None if list(task["groups"]) == ["all"] else group
             for place, (metric, each) in enumerate(metrics.items()):
                 methods.setdefault(each["interval_method"], None)
+                known.setdefault(metric, None)
                 base, kind = kind_of(metric, metrics)
                 where = tag("span", kind, class_="faint") if kind else group if place == 0 else None
-                lines.append(_line(name if first else None, where, base, each, chances[name]))
+                lines.append(_line(name if first else None, where, base, each, chances[name], has_long))
                 first = False
-    note = ("n: items scored; cut: those whose text was too long; max, median, average: over prompts (files), the "
-            f"average weighted by their items; intervals: {'; '.join(methods)}; lines: 0 to 100, dotted: guessing.")
+    note = "; ".join([
+        "n: items scored", "cut: those whose text was too long", *[long_items(run.results)] * has_long,
+        "max, median, average: over prompts (files), the average weighted by their items",
+        f"intervals: {'; '.join(each for each in methods if not each.startswith('none'))}",
+        *[f"-: {NO_INTERVAL}"] * any(each.startswith("none") for each in methods),
+        "lines: 0 to 100, dotted: guessing", *notes_on(known)]) + "."
     return tag("div", tag("div", tag("table", tag("thead", head), tag("tbody", lines)), class_="scroll"),
                tag("p", note, class_="faint"), class_="card")
 
@@ -100,16 +107,18 @@ def _classes(classes: str, column: str) -> str | None:
     return f"{classes} wide".strip() if column == "" else classes or None
 
 
-def _line(task: str | None, group: Html | str | None, metric: str, values: Mapping, chance: float | None) -> Html:
+def _line(task: str | None, group: Html | str | None, metric: str, values: Mapping, chance: float | None,
+          has_long: bool) -> Html:
     n = values["n"]
     is_whole = n["scored"] == n["expected"]
-    count = tag("td", f"{n['scored']:,}" if is_whole else f"{n['scored']:,}/{n['expected']:,}",
-                class_="right" if is_whole else "right cut")
+    scored = tag("td", f"{n['scored']:,}" if is_whole else f"{n['scored']:,}/{n['expected']:,}",
+                 class_="right" if is_whole else "right cut")
     name = tag("a", task, href=f"#{anchor(task)}") if task else None
     return tag("tr", [tag("td", each, class_="name") for each in (name, group, metric)],
                tag("td", tag("b", figure(values["average"])), class_="right"),
-               tag("td", limits(values["interval"])), tag("td", _track(metric, values, chance), class_="wide"), count,
-               tag("td", f"{n['truncated']:,}" if n["truncated"] else None, class_="right cut"),
+               tag("td", limits(values["interval"])), tag("td", _track(metric, values, chance), class_="wide"), scored,
+               [tag("td", f"{count:,}" if count else None, class_="right cut")
+                for count in (n["truncated"], *[n.get("overlong")] * has_long)],
                [tag("td", figure(values[key]), class_="right") for key in ("max", "median")])
 
 

@@ -81,7 +81,8 @@ def shown(item: Mapping, why: str, file: str, row: Mapping | None, score: float 
     if score is not None:
         verdict = tag("span", "right" if score >= 1 else "wrong" if score <= 0 else f"{100 * score:.0f}% right",
                       class_="good" if score >= 1 else "bad" if score <= 0 else "cut")
-    cut = tag("span", " · truncated", class_="cut") if item.get("truncated") else None
+    cut = [tag("span", f" · {word}", class_="cut") for fact, word in (("truncated", "truncated"), ("overlong", "long"))
+           if item.get(fact)]
     length = f" · {item['input_length']} tokens" if "input_length" in item else ""
     head = tag("div", tag("b", why[:1].upper() + why[1:]), " ", verdict,
                tag("span", f" · {file}, item {item['index']}{length}", class_="faint"), cut)
@@ -104,7 +105,8 @@ def _answer(item: Mapping, row: Mapping) -> Html:
                    class_="pair")
     if "loss" in item:
         return tag("div", f"{item['loss'] / max(1, item['tokens']):.3f} nats per token over {item['tokens']} tokens")
-    left = {key: value for key, value in item.items() if key not in ("index", "truncated", "input_length", "beams")}
+    known = ("index", "truncated", "overlong", "input_length", "beams")
+    left = {key: value for key, value in item.items() if key not in known}
     return tag("code", _clipped(str(left)))
 
 

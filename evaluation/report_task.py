@@ -13,7 +13,7 @@ from evaluation.metrics import statistics_of
 from evaluation.recorded import RecordedRun
 from evaluation.report_samples import chosen, shown, source_rows
 from evaluation.statistics import blocks_of
-from evaluation.table import figure, kind_of, limits
+from evaluation.table import figure, kind_of, limits, long_items
 from glm.errors import UserError
 
 KINDS = {"mul": "multiple choice", "gen": "generation", "lm": "language model", "other": "own task"}
@@ -54,7 +54,8 @@ class TaskReport:
                    tag("span", " · ".join(facts), class_="faint"),
                    tag("a", "↑", href="#top", class_="up", title="to the table"), class_="head")
         return tag("section", head, self._figures(), tag("div", self._plots(), class_="plots"), self._truncated(),
-                   self._samples(), self._files(), self._config(), class_="card", id=anchor(self.name))
+                   self._overlong(), self._samples(), self._files(), self._config(), class_="card",
+                   id=anchor(self.name))
 
     def _figures(self) -> Html:
         shown_figures, names = [], self._told_apart()
@@ -197,15 +198,20 @@ class TaskReport:
             plots.answer_lengths(predicted, wanted))
 
     def _truncated(self) -> Html | None:
-        cut = {file: each["truncated_items"] for file, each in self.entry["files"].items() if each["truncated_items"]}
-        if not cut:
-            return None
-        total = sum(map(len, cut.values()))
-        lines = [tag("p", tag("b", file), f" ({len(indices)}): {analysis.ranges(indices)}")
-                 for file, indices in cut.items()]
         limit = self.entry["config"].get("max_seq_length")
-        title = f"{total:,} truncated: their text was longer than max_seq_length ({limit}) allows"
-        return tag("details", tag("summary", title, class_="cut"), lines)
+        return self._listed("truncated_items", f"truncated: their text was longer than max_seq_length ({limit}) allows")
+
+    def _overlong(self) -> Html | None:
+        return self._listed("overlong_items", long_items(self.run.results).removeprefix("long: items "))
+
+    def _listed(self, field: str, what: str) -> Html | None:
+        """How many items are so, and which."""
+        found = {file: each[field] for file, each in self.entry["files"].items() if each.get(field)}
+        if not found:
+            return None
+        lines = [tag("p", tag("b", file), f" ({len(indices)}): {analysis.ranges(indices)}")
+                 for file, indices in found.items()]
+        return tag("details", tag("summary", f"{sum(map(len, found.values())):,} {what}", class_="cut"), lines)
 
     def _samples(self) -> Html:
         file, items = next(iter(self.files.items()))

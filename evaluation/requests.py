@@ -1,5 +1,8 @@
 """What a task asks of the model, as values: log-probabilities of continuations, or generated ids.
 
+truncated: the text lost its beginning, so as not to be longer than the task allows. overlong: the sequence is longer
+than the model is made for, since the task allows it.
+
 Multiple choice and language modelling are the same question: a context, and texts to follow it whose tokens are given
 log-probabilities (the choices; a window's scored part). Knows no text, no tokenizer and no torch.
 """
@@ -30,6 +33,7 @@ class ScoreRequest:
     advance: int
     causal: bool = False
     truncated: bool = field(default=False, compare=False)
+    overlong: bool = field(default=False, compare=False)
     input_length: int = field(default=0, compare=False)
 
     @property
@@ -38,6 +42,11 @@ class ScoreRequest:
         if all(len(ids) == 1 for ids in self.continuations):
             return ((self.lead,),)
         return tuple((self.lead, *ids[:-1]) for ids in self.continuations)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence that the model reads."""
+        return len(self.context) + max(map(len, self.segments))
 
     @property
     def size(self) -> int:
@@ -71,12 +80,18 @@ class GenerateRequest:
     invalid_ids: Ids = ()
     forbidden_starts: tuple[Ids, ...] = ()
     truncated: bool = field(default=False, compare=False)
+    overlong: bool = field(default=False, compare=False)
     input_length: int = field(default=0, compare=False)
 
     @property
     def counted_length(self) -> int:
         """What the context counts as in the length penalty: the original pads it to a multiple of 32."""
         return -(-len(self.context) // 32) * 32
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence that may come of it."""
+        return len(self.context) + self.limit
 
     @property
     def size(self) -> int:

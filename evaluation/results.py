@@ -12,7 +12,7 @@ import enum
 import json
 import math
 import statistics as averages
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,8 @@ DONE, MISSING = "done", "missing"
 @dataclass(frozen=True)
 class FileScores:
     """One data file and what came of it. expected: its rows; scored: those that were asked for (--limit) and answered;
-    truncated: indices of those whose text was too long; items: lines of samples/, in order."""
+    truncated: indices of those whose text was cut; items: lines of samples/; overlong: indices of those that are longer
+    than what the model is made for."""
 
     sha256: str
     expected: int
@@ -41,6 +42,7 @@ class FileScores:
     truncated: Sequence[int]
     items: Sequence[dict]
     metrics: Mapping[str, Metric]
+    overlong: Sequence[int] = ()
 
 
 def task_record(config: TaskConfig, sha256: str, groups: Mapping[str, Sequence[str]],
@@ -63,7 +65,7 @@ def task_record(config: TaskConfig, sha256: str, groups: Mapping[str, Sequence[s
 def missing_record(config: TaskConfig, sha256: str, reason: str) -> dict:
     """The entry of a task without data (--allow-missing)."""
     return _task_head(config, sha256, MISSING) | {
-        "reason": reason, "counts": {"expected": 0, "scored": 0, "truncated": 0}, "groups": {}, "files": {}}
+        "reason": reason, "counts": _counts(()), "groups": {}, "files": {}}
 
 
 def _task_head(config: TaskConfig, sha256: str, status: str) -> dict:
@@ -94,7 +96,8 @@ def _plain(value: object) -> object:
 def _counts(files) -> dict[str, int]:
     files = list(files)
     return {"expected": sum(scores.expected for scores in files), "scored": sum(scores.scored for scores in files),
-            "truncated": sum(len(scores.truncated) for scores in files)}
+            "truncated": sum(len(scores.truncated) for scores in files),
+            "overlong": sum(len(scores.overlong) for scores in files)}
 
 
 def _file_record(scores: FileScores, arrays: Mapping, group: str) -> dict:
@@ -102,6 +105,7 @@ def _file_record(scores: FileScores, arrays: Mapping, group: str) -> dict:
     return {
         "group": group, "sha256": scores.sha256, "n": scores.scored, "expected": scores.expected,
         "scored": scores.scored, "truncated": len(scores.truncated), "truncated_items": list(scores.truncated),
+        "overlong": len(scores.overlong), "overlong_items": list(scores.overlong),
         "metrics": {name: evaluate(metric, scores.items) for name, metric in scores.metrics.items()},
         "intervals": {name: [low, high] for name, (low, high, _) in intervals.items()}}
 
@@ -129,8 +133,8 @@ def _counts_of(scores: FileScores, metric: Metric) -> dict[str, int]:
     if metric.applies is None:
         return _counts([scores])
     items = [item for item in scores.items if metric.applies(item)]
-    truncated = sum(bool(item.get("truncated")) for item in items)
-    return {"expected": len(items), "scored": len(items), "truncated": truncated}
+    return {"expected": len(items), "scored": len(items)} | {
+        fact: sum(bool(item.get(fact)) for item in items) for fact in ("truncated", "overlong")}
 
 
 def rounded(value: object) -> object:
@@ -183,5 +187,8 @@ def sample_folders(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def sample_path(output: Path, folder: str, relative: str) -> Path:
-    return output / SAMPLES / folder / f"{relative}.jsonl"
+def sample_path(output: Path, folder: str, relative: str, files: Container[str]) -> Path:
+    """Where the items of a task's data file are kept. relative: its path; files: the paths of all the task's files, of
+    which "a" would else share a name with "a.jsonl"."""
+    is_fit = relative.endswith(".jsonl") and relative.removesuffix(".jsonl") not in files
+    return output / SAMPLES / folder / (relative if is_fit else f"{relative}.jsonl")

@@ -40,7 +40,8 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
 
     present = [config for config in configs if found[config.name].reason is None]
     works = agree(lambda: {config.name: prepare(config, tokenizer, found[config.name].rows, settings.limit, budget,
-                                                settings.micro_batch_size) for config in present})
+                                                settings.micro_batch_size, model.config.max_sequence_length)
+                           for config in present})
     found_here = agree(lambda: sources(tokenizer, settings.checkpoint) if _is_first_of_host() else None)
     agree(lambda: _check_same(parallel.collect(_digests(works, found_here))))
     head = on_first(lambda: describe(model, configs, settings, found_here))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import math
 
+from evaluation.metrics import notes_on
 from glm.errors import printable
 
 WIDTH = 100  # columns that the table fits in, on a file or a terminal that does not say
 
-NUMBERS = {"n": "n", "cut": "cut", "max": "max", "median": "median", "average": "average", "interval": "95% interval"}
+NUMBERS = {"n": "n", "cut": "cut", "long": "long", "max": "max", "median": "median", "average": "average",
+           "interval": "95% interval"}
 PARTIAL = "no figure of a task with more stands for the whole task"
+SAMPLED = "figures are estimates for the whole task"
+NO_INTERVAL = "one item alone has no interval"
 _METHODS = {"Wilson": "W", "bootstrap": "B"}
 
 
@@ -22,11 +26,11 @@ def closing_table(results: dict, width: int | None = None, color: bool = False) 
     from rich.text import Text
 
     width, lines = width or WIDTH, rows(results)
-    numbers = NUMBERS
+    numbers = {name: title for name, title in NUMBERS.items() if name != "long" or _widest(lines, "long")}
     if room(lines, numbers, width) < 28:
-        numbers = {name: title for name, title in NUMBERS.items() if name not in ("max", "median")}
-    first_words = max((len(row["metric"].partition(" ")[0]) for row in lines), default=0)
-    metric_width = max(first_words, min(_widest(lines, "metric"), room(lines, numbers, width) - _widest(lines, "name")))
+        numbers = {name: title for name, title in numbers.items() if name not in ("max", "median")}
+    words = max(len(name.partition(" ")[0]) for name in ("metric", *(row["metric"] for row in lines)))
+    metric_width = max(words, min(_widest(lines, "metric"), room(lines, numbers, width) - _widest(lines, "name")))
     table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold",
                   show_edge=False, pad_edge=False)
     table.add_column("task", overflow="fold", max_width=max(10, room(lines, numbers, width) - metric_width))
@@ -42,7 +46,7 @@ def closing_table(results: dict, width: int | None = None, color: bool = False) 
             continue
         sign = sign_of(row["method"])
         methods[sign] = row["method"]
-        styles = {"n": "" if row["is_whole"] else "yellow", "cut": "yellow", "average": "bold"}
+        styles = {"n": "" if row["is_whole"] else "yellow", "cut": "yellow", "long": "yellow", "average": "bold"}
         table.add_row(name, row["metric"], *[Text(row[column], styles.get(column, "")) for column in numbers], sign)
     return rendered(table, notes(results, methods), width, color)
 
@@ -91,33 +95,48 @@ def _cells(values: dict) -> dict:
     is_whole = n["scored"] == n["expected"]
     return {
         "is_whole": is_whole, "n": str(n["scored"]) if is_whole else f"{n['scored']}/{n['expected']}",
-        "cut": str(n["truncated"] or ""), "method": values.get("interval_method") or "none",
-        "interval": limits(values.get("interval")),
+        "cut": str(n["truncated"] or ""), "long": str(n.get("overlong") or ""),
+        "method": values.get("interval_method") or "none", "interval": limits(values.get("interval")),
         **{name: figure(values[name]) for name in ("max", "median", "average")}}
 
 
 def notes(results: dict, methods: dict[str, str]) -> list[str]:
     """What the signs of the table mean, and which tasks had no data."""
     signs = "; ".join(f"{sign}: {method}" for sign, method in sorted(methods.items()) if sign)
-    limit = limit_of(results)
-    n = "items scored / there are" if limit else "items scored"
+    part = limited(results)
+    n = "items scored / there are" if part else "items scored"
+    found = rows(results)
     lines = [f"n: {n}; cut: those whose text was too long; max, median, average: over prompts (files)"]
+    lines += [long_items(results)] if _widest(found, "long") else []
     lines += [f"95% interval of the average, {signs}"] if signs else []
+    lines += [f"-: {NO_INTERVAL}"] if any(method.startswith("none") for method in methods.values()) else []
+    lines += notes_on(row["metric"] for row in found)
     missing = [name for name, task in results["tasks"].items() if task.get("status") == "missing"]
     if missing:
         lines.append(f"missing, without any figure: {', '.join(missing)}")
     settings = results.get("settings", {})
     if precision := [settings[name] for name in ("dtype", "quantization") if settings.get(name)]:
         lines.append(f"computed in {' with weights in '.join(precision)}")
-    if limit:
-        lines.append(f"only the first {limit} rows of every file were taken: {PARTIAL}")
-    return lines
+    return lines + ([part] if part else [])
 
 
-def limit_of(results: dict) -> int | None:
-    """--limit, where some file had more rows than that; else None: every figure stands for its whole task."""
-    is_partial = any(not row.get("is_whole", True) for row in rows(results))
-    return (results.get("settings") or {}).get("limit") if is_partial else None
+def long_items(results: dict) -> str:
+    """What the column is about."""
+    longest = ((results.get("settings") or {}).get("model") or {}).get("max_sequence_length")
+    than = "the model takes" if longest is None else f"the {longest} tokens that the model takes"
+    return f"long: items longer than {than}, scored all the same, since max_seq_length allows it"
+
+
+def limited(results: dict) -> str | None:
+    """Which rows --limit took, where some file had more than that; else None: every figure is of its whole task."""
+    settings = results.get("settings") or {}
+    limit, seed = settings.get("limit"), settings.get("sample_seed")
+    if limit is None or all(row.get("is_whole", True) for row in rows(results)):
+        return None
+    taken, was = ("row", "was") if limit == 1 else (f"{limit} rows", "were")
+    if seed is None:
+        return f"only the first {taken} of every file {was} taken: {PARTIAL}"
+    return f"only {'one ' * (limit == 1)}{taken} of every file, drawn with seed {seed}, {was} taken: {SAMPLED}"
 
 
 def sign_of(method: str) -> str:

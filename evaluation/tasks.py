@@ -53,6 +53,10 @@ class Task:
         except UserError as error:
             raise UserError(f"{path}:{line_of(path, index)}: {error}") from None
 
+    def unit(self, example: Example) -> int | str:
+        """What is drawn as a whole where --limit draws a sample: the row, or what several rows have in common."""
+        return example.index
+
     def request(self, example: Example) -> Request:
         raise NotImplementedError
 
@@ -81,7 +85,8 @@ class Task:
         return {group: list(paths) for group, paths in files.items()}
 
     def _facts(self, example: Example, request: Request) -> dict:
-        return {"index": example.index, "input_length": request.input_length, "truncated": request.truncated}
+        return {"index": example.index, "input_length": request.input_length, "truncated": request.truncated,
+                "overlong": request.overlong}
 
 
 class MultiChoiceTask(Task):

@@ -84,7 +84,7 @@ def write_run(folder, tasks, checkpoint="glm-small", data="", absent=(), **setti
     folders = sample_folders(list(records))
     for task in tasks:
         for file, items in task.files.items():
-            path = sample_path(folder, folders[task.name], file)
+            path = sample_path(folder, folders[task.name], file, task.files)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_samples(path, items)
     write_json(folder / "results.json", rounded(results))

@@ -46,7 +46,7 @@ def test_results_of_a_run(runs, change, message):
     ('{"index": 0, "targets": 1}', "targets: must be a list, is 1"),
 ])
 def test_samples_of_a_run(runs, line, message):
-    (runs[1] / "samples" / "quiz" / "dev.jsonl.jsonl").write_text(line, encoding="utf-8")
+    (runs[1] / "samples" / "quiz" / "dev.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         compare(*runs)
 

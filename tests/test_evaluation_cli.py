@@ -154,7 +154,7 @@ def test_a_task_without_data_is_an_error_unless_allowed(tasks, capsys):
 
     assert command.main([*arguments(tasks), "--allow-missing"]) == 0
     record = results(tasks)["tasks"]["writing"]
-    assert record["status"] == "missing" and record["counts"] == {"expected": 0, "scored": 0, "truncated": 0}
+    assert record["status"] == "missing" and not any(record["counts"].values())
     assert record["files"] == record["groups"] == {}
     assert results(tasks)["tasks"]["choices"]["status"] == "done"
     out = capsys.readouterr().out
@@ -216,7 +216,7 @@ def test_the_report_is_the_original_s(tasks, capsys):
         "", "",
         "MultiChoiceTaskConfig(name='choices', type=<TaskType.MULTICHOICE: 'mul'>, "
         f"path='{tasks / 'data' / 'choices'}', module=None, metrics=['Accuracy', 'F1_mul'], use_task_mask=False, "
-        "use_multitask_encoding=False, unidirectional=False, max_seq_length=2048, "
+        "use_multitask_encoding=False, unidirectional=False, max_seq_length=512, "
         "file_pattern={'test': '**/test.jsonl'}, micro_batch_size=1)",
         "Evaluating task choices:",
         "    Evaluating group test:",

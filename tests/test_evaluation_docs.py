@@ -92,7 +92,7 @@ def test_the_examples_run(folder):
     for name, kind in (("fruit", "mul"), ("story", "gen"), ("text", "lm")):
         path = next((folder / "results" / "samples" / name).rglob("*.jsonl"))
         item = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-        assert set(item) == fields[kind] | {"index", "truncated", "input_length"}
+        assert set(item) == fields[kind] | {"index", "truncated", "overlong", "input_length"}
 
 
 def test_items_are_judged_per_length(folder):
@@ -108,7 +108,7 @@ def test_items_are_judged_per_length(folder):
             return 1
 
     class Asked:
-        input_length, truncated = 3, False
+        input_length, truncated, overlong = 3, False, False
 
     task = module.PerLength(load_task("my_tasks/per_length.yaml", "data"), Tokens())
     example = type("Example", (), {"index": 0, "label": 1, "choices": [[5], [6, 7]],

@@ -116,7 +116,7 @@ def test_no_items_have_no_score():
 
 @pytest.mark.parametrize("function, message", [
     (lambda item: (item["absent"], 1.0), "metric own: item 7: KeyError: 'absent'"),
-    (lambda item: (math.nan, 1.0), r"metric own: item 7: \(nan, 1.0\) is not finite"),
+    (lambda item: (math.nan, 1.0), "metric own: item 7: nan where a finite number is needed"),
     (lambda item: ("text", 1.0), "metric own: item 7: ValueError: could not convert"),
 ])
 def test_a_metric_that_fails_names_the_item(function, message):

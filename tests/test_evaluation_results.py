@@ -43,7 +43,7 @@ def test_average_goes_by_rows_and_max_and_median_by_files():
     record = task_record(CONFIG, "cd", {"all": ["a", "b", "c"]}, files)
     group = record["groups"]["all"]["Accuracy"]
     assert (group["max"], group["median"], group["average"]) == (75.0, 50.0, 25.0)
-    assert group["n"] == record["counts"] == {"expected": 16, "scored": 16, "truncated": 2}
+    assert group["n"] == record["counts"] == {"expected": 16, "scored": 16, "truncated": 2, "overlong": 0}
     assert group["interval"][0] < 25 < group["interval"][1]
     assert record["files"]["c"]["truncated_items"] == [3, 4]
     low, high = record["files"]["b"]["intervals"]["Accuracy"]
@@ -57,7 +57,7 @@ def test_groups_may_share_files_and_metrics_may_be_of_some_files_only():
     assert {path: file["group"] for path, file in record["files"].items()} == {"a": "first", "b": "second"}
     overall = record["groups"]["Overall"]
     assert overall["Accuracy"]["average"] == 75 and overall["Accuracy"]["n"]["expected"] == 11
-    assert overall["F1_mul"]["n"] == {"expected": 9, "scored": 2, "truncated": 0}
+    assert overall["F1_mul"]["n"] == {"expected": 9, "scored": 2, "truncated": 0, "overlong": 0}
     lines = figures(CONFIG, {"first": ["a"], "second": ["b"]}, record, 1.25)
     assert lines == [
         "    Evaluating group first:",
@@ -96,7 +96,13 @@ def test_every_task_has_a_sample_folder_of_its_own_inside_samples(tmp_path):
     names = ["a b", "../up", ".hidden", "x/y", "x_y", "中文"]
     folders = sample_folders(names)
     assert list(folders.values()) == ["a b", "__up", "_hidden", "x_y", "x_y-2", "中文"]
-    assert sample_path(tmp_path, "x_y", "a/b.jsonl") == tmp_path / "samples" / "x_y" / "a" / "b.jsonl.jsonl"
+
+
+def test_samples_are_named_after_their_files_and_no_two_the_same(tmp_path):
+    files = ["a/b.jsonl", "c.txt", "d", "d.jsonl", "d.jsonl.jsonl"]
+    names = [sample_path(tmp_path, "x", file, files).relative_to(tmp_path / "samples" / "x").as_posix()
+             for file in files]
+    assert names == ["a/b.jsonl", "c.txt.jsonl", "d.jsonl", "d.jsonl.jsonl", "d.jsonl.jsonl.jsonl"]
 
 
 def test_samples_keep_all_digits(tmp_path):

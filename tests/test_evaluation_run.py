@@ -49,13 +49,14 @@ def close(one: object, other: object, tolerance: float = 1e-5) -> bool:
 
 def test_every_row_is_scored_once_and_figures_follow_from_the_samples(whole):
     tasks, items = results(whole)["tasks"], samples(whole)
-    assert list(items) == ["choices/plain/test.jsonl.jsonl", "choices/said/test.jsonl.jsonl", "text/test.txt.jsonl",
-                           "writing/dev.jsonl.jsonl"]
-    assert [item["index"] for item in items["choices/said/test.jsonl.jsonl"]] == list(range(8))
+    assert list(items) == ["choices/plain/test.jsonl", "choices/said/test.jsonl", "text/test.txt.jsonl",
+                           "writing/dev.jsonl"]
+    assert [item["index"] for item in items["choices/said/test.jsonl"]] == list(range(8))
     for name, task in tasks.items():
         for path, file in task["files"].items():
-            assert file["n"] == file["scored"] == file["expected"] == len(items[f"{name}/{path}.jsonl"])
-    plain = items["choices/plain/test.jsonl.jsonl"]
+            scored = items[f"{name}/{path.removesuffix('.jsonl')}.jsonl"]
+            assert file["n"] == file["scored"] == file["expected"] == len(scored)
+    plain = items["choices/plain/test.jsonl"]
     right = sum(item["prediction"] == item["label"] for item in plain)
     assert tasks["choices"]["files"]["plain/test.jsonl"]["metrics"]["Accuracy"] == 100 * right / 8
     for item in plain:
@@ -185,7 +186,7 @@ def test_other_settings_are_refused_and_replaced_only_when_asked(whole, capsys):
     assert re.search(r"\(task text: \w{12}\.\.\., now none; task writing: ", capsys.readouterr().err)
     assert run_again(whole, "other", "--limit", "3", "--overwrite") == 0
     task = results(whole, "other")["tasks"]["choices"]
-    assert task["counts"] == {"expected": 16, "scored": 6, "truncated": 0}
+    assert task["counts"] == {"expected": 16, "scored": 6, "truncated": 0, "overlong": 0}
     assert results(whole, "other")["settings"]["limit"] == 3
 
 

@@ -288,8 +288,8 @@ def test_names_of_tasks_become_folders_of_their_own(found):
         folders = sample_folders(found)
         assert len(set(folders.values())) == len(found)
         for folder in folders.values():
-            path = os.path.normpath(sample_path(Path("/out"), folder, "dev.jsonl"))
-            assert path == f"/out/samples/{folder}/dev.jsonl.jsonl" and len(os.fsencode(folder)) < 250
+            path = os.path.normpath(sample_path(Path("/out"), folder, "dev.jsonl", ["dev.jsonl"]))
+            assert path == f"/out/samples/{folder}/dev.jsonl" and len(os.fsencode(folder)) < 250
             assert safe_name(folder) == folder
     assert not messages
 

@@ -117,8 +117,8 @@ def test_a_figure_of_one_kind_counts_the_items_of_its_kind(write):
     ages = items[:1] + [item | {"bias_type": "age"} for item in items[1:]]
     files = {name: FileScores("", 6, 6, [], each, task.metrics(each)) for name, each in (("a", items), ("b", ages))}
     group = task_record(task.config, "", {"test": ["a", "b"]}, files)["groups"]["test"]
-    assert group["Stereotype"]["n"] == {"expected": 12, "scored": 12, "truncated": 0}
-    assert group["Stereotype (age)"]["n"] == {"expected": 4, "scored": 4, "truncated": 0}
+    assert group["Stereotype"]["n"] == {"expected": 12, "scored": 12, "truncated": 0, "overlong": 0}
+    assert group["Stereotype (age)"]["n"] == {"expected": 4, "scored": 4, "truncated": 0, "overlong": 0}
     assert group["Stereotype (age)"]["average"] == pytest.approx((100.0 * 1 + 200 / 3 * 3) / 4)
     assert group["Stereotype (sex)"]["n"]["scored"] == 2
 

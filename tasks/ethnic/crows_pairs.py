@@ -56,6 +56,9 @@ class CrowsPairs(MultiChoiceTask):
         """An even number of rows: a pair stands in two."""
         return super().examples(path, None if limit is None else limit + limit % 2)
 
+    def unit(self, example: Example) -> int | str:
+        return example.row["pair_ID"]
+
     def items(self, examples: Sequence[Example], requests: Sequence, answers: Sequence[dict]) -> list[dict]:
         """An item for every pair, as the choice between its two sentences. difference: of their log-probabilities."""
         pairs = {}
@@ -71,6 +74,7 @@ class CrowsPairs(MultiChoiceTask):
             "log_probs": first["log_probs"] + second["log_probs"],
             "choice_lengths": first["choice_lengths"] + second["choice_lengths"],
             "input_length": first["input_length"], "truncated": first["truncated"] or second["truncated"],
+            "overlong": first["overlong"] or second["overlong"],
             "pair_ID": row["pair_ID"], "bias_type": row["bias_type"], "difference": difference}
 
     def metrics(self, items: Sequence[dict]) -> dict[str, Metric]:

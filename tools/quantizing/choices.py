@@ -9,6 +9,7 @@ from evaluation.batching import default_max_tokens
 from evaluation.checking import look
 from evaluation.config import TaskType
 from evaluation.discovery import load_tasks
+from evaluation.limiting import Limit
 from evaluation.statistics import wilson
 from evaluation.work import Work, prepare
 from glm.errors import UserError
@@ -16,10 +17,10 @@ from glm.errors import UserError
 Choices = dict[str, list[tuple[int, int | None]]]  # by task: (predicted, right) choice of every item
 
 
-def find(paths: Sequence[str], data_path: Path) -> tuple[dict, dict]:
+def find(paths: Sequence[str], data_path: Path, longest: int) -> tuple[dict, dict]:
     """The multiple-choice tasks that task files and folders name, others left out, and what a look at their data
-    found. UserError where there is none, or one has no data."""
-    configs = [config for config in load_tasks(paths, data_path) if config.type is TaskType.MULTICHOICE]
+    found; longest: tokens that the model takes. UserError where there is none, or one has no data."""
+    configs = [config for config in load_tasks(paths, data_path, longest) if config.type is TaskType.MULTICHOICE]
     if not configs:
         raise UserError(f"--tasks {' '.join(map(str, paths))}: no multiple-choice task (type: mul) among them; choices "
                         "are what is compared")
@@ -27,8 +28,9 @@ def find(paths: Sequence[str], data_path: Path) -> tuple[dict, dict]:
 
 
 def prepared(configs: Mapping, found: Mapping, model, tokenizer, limit: int | None) -> list[Work]:
-    return [prepare(config, tokenizer, found[name].rows, limit, lambda asked: default_max_tokens(model, asked), None)
-            for name, config in configs.items()]
+    head = None if limit is None else Limit(limit)
+    return [prepare(config, tokenizer, found[name].rows, head, lambda asked: default_max_tokens(model, asked), None,
+                    model.config.max_sequence_length) for name, config in configs.items()]
 
 
 def choose(scorer, works: Sequence[Work]) -> Choices:

@@ -13,6 +13,7 @@ import torch
 import glm
 from evaluation.diagnose import check_weights
 from evaluation.scorer import Scorer
+from glm.checkpoint import read_config
 from glm.checkpoint import find_shards, read_shard
 from glm.errors import UserError
 from glm.spec import LINEARS, SCALE, place_of
@@ -49,7 +50,8 @@ def measure(settings: Settings, advance: Callable[[str, int, int], None] = lambd
     weights. Raises UserError for every mistake."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("the report is made by one process; start it without launcher")
-    configs, found = choices.find(settings.tasks, settings.data_path)
+    longest = read_config(settings.checkpoint, settings.model).max_sequence_length
+    configs, found = choices.find(settings.tasks, settings.data_path, longest)
     shard = _whole_shard(settings.checkpoint)
     model, tokenizer = glm.load(settings.checkpoint, settings.device, "float32", settings.tokenizer_path,
                                 model=settings.model)

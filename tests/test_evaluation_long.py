@@ -1,0 +1,83 @@
+"""Texts longer than the model takes: cut by default, counted and told of where the task file lets them be."""
+
+import pytest
+
+import evaluation.__main__ as command
+from evaluation.config import load_task
+from glm.errors import UserError
+from tests.golden_data import SHAPE
+from tests.tiny_tasks import MODEL, results, samples, write_rows
+
+LONGEST = SHAPE["max_sequence_length"]
+TEXT = "the old town " * 250  # between 512 and 2000 tokens
+KINDS = {"mul": {"inputs_pretokenized": TEXT, "choices_pretokenized": ["and", "today"], "label": 0},
+         "gen": {"inputs_pretokenized": TEXT, "targets_pretokenized": ["and"]}}
+
+
+def write_tasks(folder, more):
+    """A task of every kind, with a long text and, but for the lm task, a short one; more: a line of the task files."""
+    for kind, row in KINDS.items():
+        write_rows(folder / "data" / kind / "rows.jsonl", [row, row | {"inputs_pretokenized": "the house"}])
+    (folder / "data" / "lm").mkdir()
+    (folder / "data" / "lm" / "text.jsonl").write_text(TEXT, encoding="utf-8")
+    (folder / "tasks").mkdir()
+    for kind, last in (("mul", ""), ("gen", "max_gen_length: 3"), ("lm", "")):
+        (folder / "tasks" / f"{kind}.yaml").write_text(
+            f"name: {kind}\ntype: {kind}\npath: {kind}\n{last}\n{more}\n", encoding="utf-8")
+    return folder
+
+
+def evaluated(folder, *more):
+    assert command.main([*MODEL, "--data-path", str(folder / "data"), "--output", str(folder / "out"),
+                         str(folder / "tasks"), *more]) == 0
+    tasks = results(folder)["tasks"]
+    return {kind: (task["counts"]["truncated"], task["counts"]["overlong"]) for kind, task in tasks.items()}
+
+
+def test_without_a_word_in_the_task_file_the_model_s_length_cuts(tmp_path, capsys):
+    folder = write_tasks(tmp_path, "")
+    assert evaluated(folder) == {"mul": (1, 0), "gen": (1, 0), "lm": (0, 0)}
+    for kind in ("mul", "gen"):
+        long, short = samples(folder)[f"{kind}/rows.jsonl"]
+        assert long["truncated"] and not short["truncated"] and LONGEST - 10 < long["input_length"] < LONGEST
+    assert samples(folder)["lm/text.jsonl"][0]["input_length"] == LONGEST - 1
+    captured = capsys.readouterr()
+    assert "warning" not in captured.err and " long " not in captured.out.split("95% interval")[0]
+
+
+def test_a_longer_max_seq_length_is_kept_and_told_of(tmp_path, capsys):
+    folder = write_tasks(tmp_path, "max_seq_length: 2000")
+    assert evaluated(folder) == {"mul": (0, 1), "gen": (0, 1), "lm": (0, 1)}
+    assert [item["overlong"] for item in samples(folder)["mul/rows.jsonl"]] == [True, False]
+    assert results(folder)["tasks"]["mul"]["files"]["rows.jsonl"]["overlong_items"] == [0]
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 3 and lines[0].startswith(
+        f"warning: {folder / 'tasks' / 'gen.yaml'}: max_seq_length 2000 is more than the {LONGEST} tokens")
+    head, *rows = captured.out[captured.out.index("task  metric"):].splitlines()
+    assert head.split()[:5] == ["task", "metric", "n", "cut", "long"]
+    assert next(row for row in rows if row.startswith("mul ")).split()[2:4] == ["2", "1"]
+    assert f"long: items longer than the {LONGEST} tokens that the model takes" in captured.out
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"1 longer than the {LONGEST} tokens that the model takes" in page
+
+
+def test_the_warning_comes_before_a_model_is_loaded(tmp_path, capsys):
+    folder = write_tasks(tmp_path, "max_seq_length: 2000")
+    assert command.main([*MODEL, "--data-path", str(folder / "data"), str(folder / "tasks"), "--check"]) == 0
+    assert capsys.readouterr().err.count("warning: ") == 3
+
+
+@pytest.mark.parametrize(("line", "takes", "length"), [
+    ("", 512, 512), ("", 4096, 2048), ("max_seq_length: 700", 512, 700), ("max_seq_length: 700", 4096, 700)])
+def test_what_is_said_is_kept_and_the_rest_is_the_model_s(tmp_path, line, takes, length):
+    path = tmp_path / "task.yaml"
+    path.write_text(f"name: x\ntype: mul\npath: x\n{line}\n")
+    assert load_task(path, "data", takes).max_seq_length == length
+
+
+def test_an_answer_that_the_model_has_no_room_for_is_refused(tmp_path):
+    path = tmp_path / "task.yaml"
+    path.write_text("name: x\ntype: gen\npath: x\nmax_gen_length: 600\n")
+    with pytest.raises(UserError, match=r"max_gen_length: .* \(509; max_seq_length is 512: all that the model takes\)"):
+        load_task(path, "data", 512)
