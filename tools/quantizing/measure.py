@@ -13,8 +13,7 @@ import torch
 import glm
 from evaluation.diagnose import check_weights
 from evaluation.scorer import Scorer
-from glm.checkpoint import read_config
-from glm.checkpoint import find_shards, read_shard
+from glm.checkpoint import find_shards, read_config, read_shard
 from glm.errors import UserError
 from glm.spec import LINEARS, SCALE, place_of
 from glm.versions import versions
