@@ -45,7 +45,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, about: str | None = None, **options):
         """about: the program's docstring, whose first line --help leaves out; None where Python keeps none (-OO)."""
         options = {"description": (about or "").partition("\n")[2],
-                   "formatter_class": argparse.RawDescriptionHelpFormatter} | options
+                   "formatter_class": HelpFormatter} | options
         super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, args=None, namespace=None):

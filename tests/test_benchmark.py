@@ -1,6 +1,9 @@
 """tools/benchmark.py: a tiny run gives a table and the JSON file that docs/benchmarks.md is written from."""
 
+import itertools
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from glm.config import ModelConfig
+from tools import benchmark as program
+from tools.benchmarking import report
 from tools.benchmarking.own import shape_of
 from tools.benchmarking.result import decode_result, prefill_result
 from tools.benchmarking.timing import Timing, repeat
@@ -20,6 +25,37 @@ TINY = shape_of(ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, 
 def benchmark(*arguments):
     command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def commands_in(text):
+    """What follows benchmark.py or benchmark.sh in each command of a text, as words."""
+    lines = re.findall(r"^ *(?:bash scripts/benchmark\.sh|python tools/benchmark\.py) (.*)$",
+                       text.replace("\\\n", " "), re.M)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_the_commands_in_help_and_documents_are_taken():
+    texts = [(ROOT / name).read_text() for name in ("docs/benchmarks.md", "docs/contributing.md")]
+    shown = [commands_in(text) for text in [program.__doc__, *texts]]
+    assert all(shown) and len(shown[0]) >= 5
+    for words in itertools.chain(*shown):
+        program.parse(words)  # a mistake ends the test
+
+
+def test_help_shows_what_the_documents_name_and_all_defaults(capsys):
+    with pytest.raises(SystemExit) as end:
+        program.parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    sentence = re.search(r"`--device cuda`, [^:]*: see `--help`", (ROOT / "docs/benchmarks.md").read_text()).group()
+    flags = set(re.findall(r"--[a-z]+", sentence)) - {"--help"}
+    assert not end.value.code and len(flags) >= 6 and all(f" {flag} " in text for flag in flags)
+    assert "prompt lengths (default: 128 512 1024 2048)" in text and "(default: [" not in text
+
+
+@pytest.mark.parametrize("load, warns", [(2.1, False), (6.0, False), (6.1, True)])
+def test_a_crowded_machine_is_told_of(capsys, load, warns):
+    report.show([], {}, {"cores": 4, "load": load}, {})
+    assert (f"warning: {load} programs wanted the 4 cores" in capsys.readouterr().out) == warns
 
 
 def test_parameters_flops_and_shares_by_hand():

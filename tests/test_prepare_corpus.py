@@ -8,7 +8,7 @@ import pytest
 
 from glm.errors import UserError
 from tests.golden_data import TOKENIZER
-from tools import prepare_corpus, pretrain, train_vocabulary
+from tools import export_checkpoint, prepare_corpus, pretrain, train_vocabulary
 from tools.pretraining.progress import Lines
 from tools.pretraining.run import read_log
 from tools.pretraining.texts import divided, documents_of, is_held_out, without_end
@@ -98,6 +98,17 @@ def test_more_pieces_than_a_text_has_are_told(tmp_path):
     command = ["--inputs", str(tmp_path / "a.txt"), "--output", str(tmp_path / "v"), "--pieces", "5000"]
     with pytest.raises(UserError, match="sentencepiece could not make 5000 pieces"):
         train_vocabulary.main(command)
+
+
+@pytest.mark.parametrize("tool", [train_vocabulary, prepare_corpus, pretrain, export_checkpoint])
+def test_help_shows_every_default(tool):
+    parser = tool.make_parser()
+    entries = {entry.split()[0]: " ".join(entry.split()) for entry in parser.format_help().split("\n  --")[1:]}
+    said = {flag: entry for flag, entry in entries.items() if "(default: " in entry}
+    with_default = {action.option_strings[0][2:]: action.default for action in parser._actions if action.default
+                    and action.default != "==SUPPRESS=="}
+    assert with_default and set(with_default) <= set(said)
+    assert all(str(default) in said[flag] for flag, default in with_default.items())
 
 
 def test_a_training_has_a_line_by_time_not_by_steps():

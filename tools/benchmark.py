@@ -1,9 +1,9 @@
 """Speed of the model on this machine, beside what the machine can do at best and beside other engines.
 
-    python tools/benchmark.py model --model shape-335m --dtype bf16 fp32
-    python tools/benchmark.py model --load checkpoints/glm-small
-    python tools/benchmark.py model --model shape-335m --against transformers llama.cpp openvino --json result.json
-    python tools/benchmark.py model --model glm-1.3b --bits 8 4 --group-size 32
+    python tools/benchmark.py --model shape-335m --dtype bf16 fp32
+    python tools/benchmark.py --load checkpoints/glm-small
+    python tools/benchmark.py --model shape-335m --against transformers llama.cpp openvino --json result.json
+    python tools/benchmark.py --model glm-1.3b --bits 8 4 --group-size 32
     python tools/benchmark.py kernels --size 4096 4096
     python tools/benchmark.py evaluation --data-path data --rows 300
 
@@ -22,19 +22,21 @@ PEERS = ("transformers", "llama.cpp", "openvino")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from generation.arguments import CommandParser
+
+    parser = CommandParser(prog="benchmark.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    model = commands.add_parser("model", help="prefill and decoding of a model")
+    model = commands.add_parser("model", help="prefill and decoding of a model; the word may be left out")
     add = model.add_argument
     add("--model", help="preset of glm/config.py (default: shape-335m, or what the checkpoint says)")
     add("--load", type=Path, metavar="CHECKPOINT", help="measure this checkpoint instead of random weights")
-    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    add("--dtype", nargs="+", default=["bf16"], choices=("bf16", "fp16", "fp32"), help="one or more (default: bf16)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--dtype", nargs="+", default=["bf16"], choices=("bf16", "fp16", "fp32"), help="one or more")
     add("--bits", nargs="*", type=int, default=[], choices=(8, 4), help="also with packed INT8, INT4 weights")
     add("--group-size", type=int, metavar="N", help="columns of packed weights that share a scale (default: a row)")
     add("--prefill", nargs="*", type=int, default=[128, 512, 1024, 2048], metavar="TOKENS", help="prompt lengths")
     add("--contexts", nargs="*", type=int, default=[1, 128, 512], metavar="TOKENS", help="places before the decoded")
-    add("--widths", nargs="*", type=int, default=[1, 4], metavar="N", help="1: greedy, others: beams (default: 1 4)")
+    add("--widths", nargs="*", type=int, default=[1, 4], metavar="N", help="1: greedy, others: beams")
     add("--steps", type=int, default=24, help="decoding steps timed for each result")
     add("--repeats", type=int, default=3, help="prefills timed for each result")
     add("--threads", type=int, help="of the processor (default: torch's choice)")
@@ -42,11 +44,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--against", nargs="+", default=[], choices=PEERS, metavar="ENGINE", help=f"also: {', '.join(PEERS)}")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
     add("--no-plan", action="store_true", help="load a checkpoint even if it cannot fit in memory")
+    parser.epilog = "Of model, or without a COMMAND:\n\n" + model.format_help().partition("\n\n")[2]
     kernels = commands.add_parser("kernels", help="products with packed weights, beside torch's and the memory")
     add = kernels.add_argument
     add("--size", nargs=2, type=int, default=[4096, 4096], metavar=("N", "K"), help="of the weights")
     add("--rows", nargs="+", type=int, default=[1, 2, 4, 16, 32, 512], metavar="M", help="of x")
-    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of x (default: bf16)")
+    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of x")
     add("--groups", nargs="*", type=int, default=[128, 32], metavar="N", help="group sizes beside whole rows")
     add("--matrices", type=int, default=10, help="weights used in turn, so that none stays in a cache")
     add("--repeats", type=int, default=3, help="passes over them")
@@ -56,12 +59,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--load", type=Path, metavar="CHECKPOINT", default=EMBEDDED, help="default: the embedded model")
     add("--data-path", type=Path, required=True, metavar="DIR",
         help="what scripts/prepare_data.sh has written: CoLA, C3, LAMBADA and CMRC2018")
-    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    add("--dtype", nargs="+", default=["fp32"], choices=("bf16", "fp16", "fp32"), help="one or more (default: fp32)")
-    add("--rows", type=int, default=300, help="of every task that is scored (default: 300)")
-    add("--generated-rows", type=int, default=48, help="of every task that generates (default: 48)")
-    add("--batch", type=int, default=16, help="items at a time in generation (default: 16)")
-    add("--repeats", type=int, default=3, help="passes over all of them (default: 3)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--dtype", nargs="+", default=["fp32"], choices=("bf16", "fp16", "fp32"), help="one or more")
+    add("--rows", type=int, default=300, help="of every task that is scored")
+    add("--generated-rows", type=int, default=48, help="of every task that generates")
+    add("--batch", type=int, default=16, help="items at a time in generation")
+    add("--repeats", type=int, default=3, help="passes over all of them")
     add("--threads", type=int, help="of the processor (default: torch's choice)")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
     add("--no-plan", action="store_true", help="load the checkpoint even if it cannot fit in memory")
@@ -100,6 +103,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
     facts = {"model": str(arguments.load or arguments.model or "shape-335m"), "layers": shape.layers,
              "hidden": shape.hidden, "heads": shape.heads, "inner": shape.inner, "vocabulary": shape.vocabulary,
              "parameters": shape.parameters}
+    before = machine.load_average()
     bandwidth = machine.Bandwidth(arguments.device, arguments.buffer_mb << 20)
     results, skipped = [], {}
 
@@ -138,7 +142,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
         except Exception as error:  # of the engine's own making: the others' results are not to be lost for it
             skipped[engine] = f"it failed: {type(error).__name__}: {error}"
             report.say(f"{engine}: {skipped[engine]}")
-    facts_of_machine = machine.describe(arguments.device)
+    facts_of_machine = machine.describe(arguments.device, before)
     report.show(results, skipped, facts_of_machine, facts)
     if arguments.json:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
@@ -160,7 +164,7 @@ def measure_evaluation(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    results = []
+    results, before = [], machine.load_average()
     for precision in arguments.dtype:
         model, tokenizer = load(arguments.load, arguments.device, DTYPES[precision])
         for result in evaluation.measure(model, tokenizer, arguments.data_path, precision, arguments.rows,
@@ -169,7 +173,7 @@ def measure_evaluation(arguments: argparse.Namespace) -> None:
             report.say(f"{result.task} {result.kind} {precision}: {result.items / result.seconds:.1f} items/s, "
                        + ", ".join(f"{ratio:.1f} times {way}" for way, ratio in result.ratios.items()))
     facts = {"model": str(arguments.load), "parameters": own.shape_of(model.config).parameters}
-    facts_of_machine = machine.describe(arguments.device)
+    facts_of_machine = machine.describe(arguments.device, before)
     report.show_tables(tables(results), facts_of_machine, facts)
     if arguments.json:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
@@ -185,9 +189,10 @@ def measure_kernels(arguments: argparse.Namespace) -> None:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    before = machine.load_average()
     table = kernel_table.measure(*arguments.size, arguments.rows, DTYPES[arguments.dtype], arguments.groups,
                                  arguments.matrices, arguments.repeats)
-    report.show_tables([table], machine.describe("cpu"), {"weights": "{} x {}".format(*arguments.size)})
+    report.show_tables([table], machine.describe("cpu", before), {"weights": "{} x {}".format(*arguments.size)})
 
 
 def require_fit(arguments: argparse.Namespace) -> None:

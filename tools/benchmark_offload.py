@@ -15,8 +15,9 @@ from pathlib import Path
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    from generation.arguments import CommandParser
+
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--load", type=Path, required=True, metavar="CHECKPOINT", help="folder with the file 'latest'")
     add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of the run (default: bf16)")
@@ -52,7 +53,7 @@ def measure_all(arguments: argparse.Namespace) -> None:
     from tools.benchmarking.offload import Task, measure, row_of, table
 
     dtype = str(DTYPES[arguments.dtype]).removeprefix("torch.")
-    rows, resident = [], None
+    rows, resident, before = [], None, machine.load_average()
     for limit in (None, *arguments.limits):
         cap = None if limit is None or arguments.room is None else int((limit + arguments.room) * 1e9)
         task = Task(arguments.load, dtype, limit, arguments.steps, tuple(arguments.score), arguments.repeats,
@@ -61,7 +62,7 @@ def measure_all(arguments: argparse.Namespace) -> None:
         resident = resident or found
         rows.append(row_of(limit, found, resident, cap, peak))
         report.say(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
-    facts = machine.describe("cpu")
+    facts = machine.describe("cpu", before)
     report.show_tables([table(rows)], facts, {"model": str(arguments.load), "precision": arguments.dtype})
     if arguments.json:
         arguments.json.write_text(json.dumps({"command": shlex.join(sys.argv), "machine": facts, "results": rows},

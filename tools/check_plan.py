@@ -159,7 +159,9 @@ def line(record: dict) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from generation.arguments import CommandParser
+
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="presets, or odd")
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, metavar="P",
                         help="fp32, bf16, bf16,8 (packed INT8 in bf16) ...")

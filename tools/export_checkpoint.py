@@ -52,9 +52,9 @@ def _iteration_before(output: Path) -> Path | None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser, HelpFormatter
+    from generation.arguments import CommandParser
 
-    parser = CommandParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of the training run")
     parser.add_argument("--vocabulary", type=Path, required=True, help="its ice_text.model")
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")

@@ -67,9 +67,9 @@ def share(word: str) -> float:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser, HelpFormatter
+    from generation.arguments import CommandParser
 
-    parser = CommandParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--vocabulary", type=Path, required=True, help="ice_text.model, see tools/train_vocabulary.py")
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help=".txt or .txt.xz files, UTF-8")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")

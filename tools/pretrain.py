@@ -17,9 +17,9 @@ HELD_OUT_SEED = 10_000_019
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser, HelpFormatter
+    from generation.arguments import CommandParser
 
-    parser = CommandParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--corpus", type=Path, required=True, help="folder written by tools/prepare_corpus.py")
     add("--vocabulary", type=Path, required=True, help="the ice_text.model that the corpus was encoded with")

@@ -62,9 +62,9 @@ def train_vocabulary(lines: Iterator[str], pieces: int, character_coverage: floa
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser, HelpFormatter
+    from generation.arguments import CommandParser
 
-    parser = CommandParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="text files, .txt or .txt.xz, UTF-8")
     parser.add_argument("--output", type=Path, required=True, help="file to write, e.g. ice_text.model")
     parser.add_argument("--pieces", type=int, default=16040, help="pieces in the file")

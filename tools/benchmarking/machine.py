@@ -14,12 +14,18 @@ from tools.benchmarking.timing import Timing, clock, repeat
 PEERS = ("transformers", "llama_cpp_python", "openvino")  # packages that others' figures depend on
 
 
-def describe(device: str) -> dict:
-    """The machine, as far as it tells."""
+def load_average() -> float:
+    """How many programs wanted a core at a time, during the last minute."""
+    return os.getloadavg()[0]
+
+
+def describe(device: str, load_before: float) -> dict:
+    """The machine, as far as it tells, after a measurement. load_before: its load average before that."""
     facts = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(max(load_before + torch.get_num_threads(), load_average()), 1),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
         "instructions": kernels.compiled().path if kernels.compiled() else "no compiled kernels",

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from doctor.machine import BUSY
 from tools.benchmarking.result import Result
 
 SCHEMA = 1
@@ -24,8 +25,17 @@ def show_tables(tables: Sequence[Table], machine: dict, model: dict, notes: Sequ
         console = Console(highlight=False, width=PLAIN_WIDTH)  # in a file nothing is to be cut off
     for facts in (machine, model):
         console.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()))
-    for each in (*tables, *notes):
+    for each in (*tables, *notes, *crowded(machine)):
         console.print(each)
+
+
+def crowded(machine: dict) -> list[str]:
+    """A warning, as the doctor's, where others wanted the cores while speed was measured."""
+    if machine["load"] <= BUSY * machine["cores"]:
+        return []
+    return [f"warning: {machine['load']} programs wanted the {machine['cores']} cores at a time: times are longer than "
+            "the machine needs, and a share of the ceiling, which had its turn at another moment, may be far off, even "
+            "above 100%; wait until the others have ended (top), and measure again"]
 
 
 def show(results: list[Result], skipped: dict[str, str], machine: dict, model: dict) -> None:
