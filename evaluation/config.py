@@ -6,6 +6,7 @@ the file, the key, what is allowed and the nearest right name, before any model 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -139,7 +140,9 @@ def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -
     values["path"] = str(folder / values["path"])
     values["type"] = kind.type
     config = kind(**{"max_seq_length": min(LONGEST, longest)} | values, source=source)
-    _check_together(config, "all that the model takes" if "max_seq_length" not in values and longest < LONGEST else "")
+    whence = "all that the model takes" if "max_seq_length" not in values and longest < LONGEST else ""
+    if faults := list(_faults_together(config, whence)):
+        raise UserError("\nerror: ".join(faults))
     return config
 
 
@@ -257,29 +260,34 @@ def _with_module(values: dict[str, Any], kind: type[TaskConfig], source: Path) -
         raise UserError(f"{source}: module is missing; a task of type other is what its class makes of it")
     elif values.get("options"):
         raise UserError(f"{source}: options are read by the class that `module` names, and there is no module")
+    faults = []
     for name in values.get("metrics", ()):
-        find_metric(name, source.parent, getattr(task, "extra_metrics", {}), kind.type.value, f"{source}: metrics")
+        try:
+            find_metric(name, source.parent, getattr(task, "extra_metrics", {}), kind.type.value, f"{source}: metrics")
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\nerror: ".join(faults))
     return values
 
 
-def _check_together(config: TaskConfig, whence: str) -> None:
+def _faults_together(config: TaskConfig, whence: str) -> Iterator[str]:
     """What no key alone can get wrong. whence: where max_seq_length comes from, if not from file or default."""
     where, limit = config.source, config.max_seq_length
     told = f"{limit}: {whence}" if whence else str(limit)
     if config.unidirectional and not config.use_task_mask:
-        raise UserError(f"{where}: unidirectional: needs `use_task_mask: true` (only [gMASK] is filled from left to "
-                        "right)")
+        yield f"{where}: unidirectional: needs `use_task_mask: true` (only [gMASK] is filled from left to right)"
     if isinstance(config, LanguageModelTaskConfig) and config.generation_length >= limit:
-        raise UserError(f"{where}: generation_length: must be less than max_seq_length ({told}), is "
-                        f"{config.generation_length}")
+        yield (f"{where}: generation_length: must be less than max_seq_length ({told}), is "
+               f"{config.generation_length}")
     if isinstance(config, MultiChoiceTaskConfig) and limit < 4:
-        raise UserError(f"{where}: max_seq_length: must be at least 4 (text, mask, sop and choice), is {told}")
+        yield f"{where}: max_seq_length: must be at least 4 (text, mask, sop and choice), is {told}"
     if isinstance(config, GenerationTaskConfig):
         if config.max_gen_length + 2 >= limit:
-            raise UserError(f"{where}: max_gen_length: leaves no room for the text; must be at most max_seq_length - 3 "
-                            f"({limit - 3}{whence and f'; max_seq_length is {told}'}), is {config.max_gen_length}")
+            yield (f"{where}: max_gen_length: leaves no room for the text; must be at most max_seq_length - 3 "
+                   f"({limit - 3}{whence and f'; max_seq_length is {told}'}), is {config.max_gen_length}")
         if fault := least_above_most(config.min_gen_length, config.max_gen_length):
-            raise UserError(f"{where}: {fault}")
+            yield f"{where}: {fault}"
 
 
 def without_effect(config: TaskConfig) -> list[str]:

@@ -121,6 +121,8 @@ def find_shards(folder: str | os.PathLike) -> list[Path]:
         path = iteration / shard_name(rank)
         if rank not in ranks or not os.path.exists(path):
             raise UserError(missing_shard(path))
+        if not os.path.isfile(path):  # a pipe or a device may never end
+            raise UserError(f"{path} is no file: put the shard there again")
     return [iteration / shard_name(rank) for rank in ranks]
 
 

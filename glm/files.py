@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,8 +68,12 @@ class Grown:
     def __init__(self, path: Path):
         """Opens or makes it. Raises OSError."""
         self.path = path
-        self.number = _opened(path, os.O_RDWR | os.O_APPEND)
-        self._whole = os.fstat(self.number).st_size
+        self.number = _opened(path, os.O_RDWR | os.O_APPEND | os.O_NONBLOCK)
+        found = os.fstat(self.number)
+        if not stat.S_ISREG(found.st_mode):
+            self.close()
+            raise OSError(errno.EINVAL, "is no file; remove it", str(path))
+        self._whole = found.st_size
 
     def cut(self, size: int) -> None:
         """Let go of what stands behind the first `size` bytes."""

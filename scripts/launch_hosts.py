@@ -105,7 +105,7 @@ def _users_files() -> str:
     """The lines of .deepspeed_env in the home and the working directory, which DeepSpeed would have read."""
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     files = dict.fromkeys((Path.home() / name, Path.cwd() / name))
-    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
+    return "\n".join(file.read_text(encoding="utf-8-sig", errors="replace") for file in files if file.is_file())
 
 
 def _port(name: str, default: str) -> str:

@@ -55,6 +55,15 @@ hostile_json = st.sampled_from(
     ]
 )
 
+# beginnings of files that people have in the place of ours
+disguises = st.sampled_from(
+    [
+        b"version https://git-lfs.github.com/spec/v1\n", b"\x1f\x8b\x08", b"PK\x03\x04", b"BZh9", b"\xfd7zXZ\0",
+        b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1\0\0", b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"\xff\xfe\0\0",
+        b"a\0b\0", b"<!DOCTYPE html>", b"\n<html", b"\x10\0\0\0\0\0\0\0{\"", b"\x80\x02", b"\r\n", b"\x00",
+    ]
+)
+
 
 def fuzz(examples: int, **strategies):
     """given(...) with `examples` inputs, or as many as FUZZ_EXAMPLES says, in proportion to 100."""

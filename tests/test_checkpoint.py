@@ -125,6 +125,7 @@ def test_a_shard_that_is_a_broken_link(folder, shard):
 def test_a_shard_that_never_ends(shard):
     shard.unlink()
     os.mkfifo(shard)
+    assert f"{shard} is no file" in refuses(find_shards, shard.parent.parent)
     assert f"cannot read {shard}: is a pipe, not a file" in refuses(read_shard, shard)
 
 

@@ -80,6 +80,15 @@ def test_all_faults_of_a_file_are_told_at_once(folder):
         "unknown key 'met", "max_seq_length", "path is missing;", "metrics"]
 
 
+def test_all_faults_of_metrics_and_of_keys_together_are_told(folder):
+    write(folder / "tasks/x.yaml", "name: x\ntype: gen\npath: x\nmetrics: [Acc, PPL]\n")
+    write(folder / "tasks/y.yaml", "name: y\ntype: gen\npath: y\nunidirectional: true\nmin_gen_length: 200\n")
+    with pytest.raises(UserError) as caught:
+        load_tasks(["tasks/x.yaml", "tasks/y.yaml"], "data")
+    assert [fault.split(": ", 1)[1][:12] for fault in str(caught.value).split("\nerror: ")] == [
+        "metrics: unk", "metrics: PPL", "unidirection", "min_gen_leng"]
+
+
 def test_a_file_without_a_type_hides_no_other_fault(folder):
     write(folder / "tasks/x.yaml", "name: x\nmetric: [EM]\nmax_seq_length: 1k\nnum_beams: 0\n")
     write(folder / "tasks/y.yaml", "name: y\ntype: choice\npath: [a]\n")

@@ -65,6 +65,12 @@ def test_a_digit_that_has_changed_is_damage_too(tmp_path):
         assert list(journal.answers) == ["two"]
 
 
+def test_a_journal_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "journal.jsonl")
+    with pytest.raises(UserError, match="journal.jsonl: is no file; remove it"):
+        Journal(tmp_path / "journal.jsonl")
+
+
 def test_a_full_disk_leaves_the_journal_whole(tmp_path, monkeypatch):
     path = tmp_path / "journal.jsonl"
     write = os.write

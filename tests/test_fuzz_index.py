@@ -6,9 +6,9 @@ import shutil
 import pytest
 from hypothesis import strategies as st
 
-from glm.checkpoint import find_shards, shard_name
+from glm.checkpoint import find_shards, read_shard, shard_name
 from glm.tokenizer import Tokenizer
-from tests.fuzzing import fuzz, mutated, names, only_user_errors, texts
+from tests.fuzzing import disguises, fuzz, mutated, names, only_user_errors, texts
 from tests.golden_data import TOKENIZER
 from tests.tiny_checkpoints import tiny_checkpoint
 from tools.converting import verify
@@ -43,6 +43,19 @@ def test_any_index(good, tmp_path_factory, latest, files):
         for path in find_shards(folder):
             assert path.parent.parent == folder
         verify.alone(folder)
+    shutil.rmtree(folder)
+
+
+@fuzz(40, start=disguises, rest=st.one_of(st.binary(max_size=50), st.just(b"49300")))
+def test_files_that_begin_as_others_do(tmp_path_factory, start, rest):
+    folder = tmp_path_factory.mktemp("disguised", numbered=True)
+    (folder / "49300").mkdir()
+    (folder / "latest").write_bytes(start + rest)
+    (folder / "49300" / shard_name(0)).write_bytes(start + rest)
+    with only_user_errors("checkpoints: index"):
+        find_shards(folder)
+    with only_user_errors("checkpoints: index"):
+        read_shard(folder / "49300" / shard_name(0))
     shutil.rmtree(folder)
 
 

@@ -10,7 +10,7 @@ from evaluation.config import TaskType, load_task
 from evaluation.data import fault_of_row, read_rows, to_example
 from evaluation.tasks import TASKS, task_class
 from glm.errors import UserError
-from tests.fuzzing import changed_json, fuzz, hostile_json, json_values, mutated, only_user_errors, texts
+from tests.fuzzing import changed_json, disguises, fuzz, hostile_json, json_values, mutated, only_user_errors, texts
 from tools.preparing import raw
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +73,7 @@ LINES = [json.dumps(row) for row in ROW.values()] + [
 def test_any_file_of_rows_is_read_or_refused(folder, lines, kind, end, change, data):
     task, path = folder / "rows.yaml", folder / "rows.jsonl"
     task.write_text(GOOD[kind], encoding="utf-8")
-    content = end.join(lines).encode("utf-8", "surrogatepass")
+    content = data.draw(st.just(b"") | disguises) + end.join(lines).encode("utf-8", "surrogatepass")
     path.write_bytes(data.draw(mutated(content)) if change else content)
     with only_user_errors("files of rows"):
         assert read_rows(path, load_task(task, folder))

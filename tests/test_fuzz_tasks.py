@@ -19,6 +19,7 @@ from glm.strict_yaml import parse_mapping
 from tests.fuzzing import (
     CANARY,
     changed_json,
+    disguises,
     files_below,
     fuzz,
     hostile_json,
@@ -239,6 +240,33 @@ def test_any_path_names_task_files_or_nothing(folder, paths, monkeypatch):
         find_task_files(paths)
         load_tasks(paths, folder)
     assert files_below(folder) == before
+
+
+@fuzz(100, start=disguises, text=st.one_of(task_texts, texts))
+def test_files_that_begin_as_others_do(folder, start, text):
+    data = start + text.encode("utf-8", "surrogatepass")
+    for name, read in (("other.yaml", lambda path: load_task(path, folder)), ("hostfile", read_hostfile),
+                       ("model_config.json", read_config_file)):
+        (folder / name).write_bytes(data)
+        with only_user_errors("files in the place of others"):
+            read(folder / name)
+
+
+words = st.text("abc ÀΩ中#:-*&!|>'\"%@`{}[],?~\n\t", max_size=20)
+plain = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), words),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(words, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@fuzz(150, value=st.dictionaries(words, plain, min_size=1, max_size=4), flow=st.sampled_from([True, False, None]))
+def test_what_is_written_as_yaml_is_read_as_it_was(value, flow):
+    """Numbers, texts and structures of any kind, as yaml writes them and in each of its styles."""
+    text = yaml.safe_dump(value, default_flow_style=flow, allow_unicode=True)
+    with only_user_errors("YAML") as refused:
+        assert parse_mapping(text, "a.yaml") == value
+    assert not refused
 
 
 @fuzz(100, text=texts)
