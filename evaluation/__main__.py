@@ -60,7 +60,7 @@ def evaluate(arguments: argparse.Namespace, output) -> int:
     try:
         if not arguments.check and arguments.load.is_dir():  # where there is none, what is wrong with data comes first
             require_fit(arguments, "this evaluation")
-        configs, found = looked_at(arguments)
+        configs, found = looked_at(arguments, output)
     except UserError as error:
         if is_first_rank():
             raise
@@ -77,16 +77,20 @@ def evaluate(arguments: argparse.Namespace, output) -> int:
     return 0
 
 
-def looked_at(arguments: argparse.Namespace):
-    """The tasks, and the data of each."""
+def looked_at(arguments: argparse.Namespace, output):
+    """The tasks, and the data of each. output: the folder that samples will be written to."""
     from evaluation.checking import look
     from evaluation.discovery import load_tasks
+    from evaluation.sample_files import check_names
+    from evaluation.work import relative
 
     longest = model_length(arguments)
     configs = load_tasks(arguments.paths, arguments.data_path, longest)
     warn_of_longer(configs, longest)
     tell_without_effect(configs)
     found = look(configs, arguments.allow_missing)
+    check_names(output, {config.name: [relative(config, path) for path in found[config.name].rows]
+                         for config in configs})
     if all(each.reason for each in found.values()) and not arguments.check:
         raise UserError("none of the tasks has data: " + "; ".join(each.reason for each in found.values()))
     for note in dict.fromkeys(note for each in found.values() for note in each.notes) if is_first_rank() else ():

@@ -18,6 +18,7 @@ from glm.errors import UserError
 from glm.reading import SMALL, NoSuchFile, read_text
 
 _LINE = re.compile(r"([\w.@:-]+)\s+slots=(\d{1,6})\s*(#.*)?")
+MOST_SLOTS = 1024  # of a host: more than any machine has devices; a process is started for each
 CONNECT_SECONDS = 5  # to open a connection
 ANSWER_SECONDS = 20  # for everything that a host is asked
 
@@ -52,6 +53,9 @@ def read_hostfile(path: Path) -> list[Host]:
                             f"with all its slots")
         if slots == 0:
             raise UserError(f"{path}:{number}: host {name} has 0 slots; give it at least 1, or leave it out")
+        if slots > MOST_SLOTS:
+            raise UserError(f"{path}:{number}: host {name} has {slots} slots; at most {MOST_SLOTS}, one for "
+                            "each device")
         lines[name] = number
         hosts.append(Host(name, slots))
     if not hosts:

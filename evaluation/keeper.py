@@ -15,19 +15,17 @@ from evaluation.metrics import Metric
 from evaluation.own_code import calling, check_item, is_list_of, is_mapping_to, returned
 from evaluation.results import (
     RESULTS,
-    SAMPLES,
     SCHEMA,
     TIMINGS,
     FileScores,
     missing_record,
     rounded,
-    sample_folders,
-    sample_path,
     task_record,
     write_json,
     write_samples,
 )
 from evaluation.rounds import lacking
+from evaluation.sample_files import SAMPLES, check_links, remove, sample_folders, sample_names, sample_path
 from evaluation.store import JOURNAL, Journal, differences
 from evaluation.tasks import Task
 from evaluation.work import DataFile, Work
@@ -91,13 +89,12 @@ class Keeper:
         """Refuses an output folder that holds another run's results, or, if that was asked for, clears it of them."""
         self.head, self.output, self.works = head, settings.output, works
         self.data = {name: hash_files([file.path for file in work.files.values()]) for name, work in works.items()}
+        self.folders = sample_folders(list(head["tasks"]))
         self._open_folder(settings.is_replaceable)
         keys = Keys({name: head[name]["sha256"] for name in ("checkpoint", "tokenizer", "code")}
                     | {name: head["settings"][name] for name in ("dtype", "device", "quantization", "model")})
         self.keys = {name: [keys.of(question) for question in work.hashes] for name, work in works.items()}
         self.journal = stack.enter_context(Journal(self.output / JOURNAL))
-        self.folders = sample_folders(list(head["tasks"]))
-        self.written: set[Path] = set()
         self._counted = {name: lacking(work, self.keys[name], self.journal) for name, work in works.items()}
 
     def _open_folder(self, is_replaceable: bool) -> None:
@@ -118,6 +115,10 @@ class Keeper:
             earlier = {}
         if earlier is not None and not isinstance(earlier, dict):
             earlier = {}
+        samples = sample_names({name: list(self.works[name].files) if name in self.works else []
+                                for name in self.head["tasks"]})
+        check_links(self.output, samples)
+        before = (earlier or {}).pop("samples", [])  # those that the run there has written, or may have
         strange = [name for name in (RESULTS, TIMINGS, REPORT, JOURNAL, SAMPLES) if (self.output / name).exists()]
         if earlier is None and strange and not is_replaceable:
             raise UserError(f"--output {self.output} holds {', '.join(strange)}, but no {SETTINGS} of an evaluation; "
@@ -129,7 +130,9 @@ class Keeper:
         if earlier is None or changed:
             for name in (RESULTS, TIMINGS, REPORT):
                 (self.output / name).unlink(missing_ok=True)
-            write_json(path, facts)
+        if earlier is None or changed or before != samples:
+            remove(self.output, [name for name in before if name not in samples] if isinstance(before, list) else [])
+            write_json(path, facts | {"samples": samples})
 
     def totals(self) -> tuple[int, int]:
         """Items and tokens that are to be computed."""
@@ -166,9 +169,7 @@ class Keeper:
                     _indices(file, "truncated"), items, metrics, _indices(file, "overlong"))
             except UserError as error:
                 raise UserError(f"task {config.name}: {file.path}: {error}") from None
-            target = sample_path(self.output, self.folders[config.name], path, work.files)
-            write_samples(target, items)
-            self.written.add(target)
+            write_samples(sample_path(self.output, self.folders[config.name], path, work.files), items)
         try:
             with calling(config, "figures"):
                 return task_record(config, self.head["tasks"][config.name], _groups(work), scores)
@@ -176,13 +177,10 @@ class Keeper:
             raise UserError(f"task {config.name}: {error}") from None
 
     def finish(self, tasks: Mapping[str, dict], timings: dict) -> dict:
-        """Writes results.json and timings.json; samples of tasks and files that are no longer there go."""
+        """Writes results.json and timings.json."""
         results = rounded(self.head | {"tasks": dict(tasks)})
         write_json(self.output / TIMINGS, timings)
         write_json(self.output / RESULTS, results)
-        for path in (self.output / SAMPLES).rglob("*.jsonl"):
-            if path not in self.written:
-                path.unlink()
         return results
 
 

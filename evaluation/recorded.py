@@ -43,7 +43,7 @@ class RecordedRun:
         """own_code: whether code that results.json names may be imported to measure the items, be it what it may; else
         only the classes that this repository's own tasks are of. Raises UserError for a folder without a finished run.
         """
-        from evaluation.results import sample_folders
+        from evaluation.sample_files import sample_folders
 
         self.folder, self._own_code = Path(folder), own_code
         self.results = _results(self.folder)
@@ -57,7 +57,7 @@ class RecordedRun:
 
     def items(self, task: str, file: str) -> list[dict]:
         """The items of one data file, in order. Raises UserError for samples that are missing, cut off or no items."""
-        from evaluation.results import sample_path
+        from evaluation.sample_files import sample_path
 
         path = sample_path(self.folder, self._sample_folders[task], file, self.tasks[task]["files"])
         older = path.with_name(f"{path.name}.jsonl")  # as earlier versions named it

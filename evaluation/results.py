@@ -12,7 +12,7 @@ import enum
 import json
 import math
 import statistics as averages
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,11 @@ from evaluation.config import TaskConfig
 from evaluation.metrics import Metric, evaluate, statistics_of
 from evaluation.statistics import interval
 from evaluation.store import GO_ON
-from generation.results import safe_name
 from glm.errors import UserError
 from glm.files import replacing
 
 SCHEMA = 1
-RESULTS, TIMINGS, SAMPLES = "results.json", "timings.json", "samples"
+RESULTS, TIMINGS = "results.json", "timings.json"
 DIGITS = 6  # significant ones, of every figure in results.json
 DONE, MISSING = "done", "missing"
 
@@ -173,22 +172,3 @@ def writing(path: Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; mend it, and {GO_ON}") from None
-
-
-def sample_folders(names: Sequence[str]) -> dict[str, str]:
-    """A folder below samples/ for every task: its name, made fit for a file system, and no two the same."""
-    found: dict[str, str] = {}
-    for name in names:
-        stem = folder = safe_name(name)
-        number = 2
-        while folder in found.values():
-            folder, number = f"{stem}-{number}", number + 1
-        found[name] = folder
-    return found
-
-
-def sample_path(output: Path, folder: str, relative: str, files: Container[str]) -> Path:
-    """Where the items of a task's data file are kept. relative: its path; files: the paths of all the task's files, of
-    which "a" would else share a name with "a.jsonl"."""
-    is_fit = relative.endswith(".jsonl") and relative.removesuffix(".jsonl") not in files
-    return output / SAMPLES / folder / (relative if is_fit else f"{relative}.jsonl")

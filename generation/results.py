@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -49,6 +51,11 @@ class Results:
             self.close()
             raise UserError(f"{self.path} is there already; --resume goes on with it, --overwrite replaces it, "
                             f"or name another --output-path")
+        foreign = () if self.path.exists() or overwrite else {SETTINGS, *self.names}.intersection(os.listdir(folder))
+        if foreign:
+            self.close()
+            raise UserError(f"{self.folder / min(foreign)} is there already, and not of a run that is to be resumed; "
+                            "--overwrite replaces it, or name another --output-path")
 
     def __enter__(self) -> Results:
         return self
@@ -169,18 +176,19 @@ def _mending(path: Path) -> Iterator[None]:
 
 
 def file_names(lines: Sequence[PromptLine]) -> list[str | None]:
-    """A name per line from its id, all different and none leading out of the folder; None for lines without id."""
+    """A name per line from its id, all different, also where capitals do not count, and none leading out of the folder;
+    None for lines without id."""
     names, taken, last = [], set(), {}
     for line in lines:
         if line.id is None:
             names.append(None)
             continue
         stem = safe_name(line.id)
-        number = last.get(stem, 0) + 1  # a million equal ids must not be counted from the first one each time
-        while (name := f"{stem}-{number}.txt" if number > 1 else f"{stem}.txt") in taken:
+        number = last.get(folded(stem), 0) + 1  # a million equal ids must not be counted from the first one each time
+        while folded(name := f"{stem}-{number}.txt" if number > 1 else f"{stem}.txt") in taken:
             number += 1
-        last[stem] = number
-        taken.add(name)
+        last[folded(stem)] = number
+        taken.add(folded(name))
         names.append(name)
     return names
 
@@ -203,6 +211,11 @@ def safe_name(text: str) -> str:
     name = re.sub(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", text).strip()
     name = re.sub(r"^\.+", "_", name) or "_"
     return name.encode("utf-8")[:_LONGEST_NAME].decode("utf-8", "ignore")
+
+
+def folded(name: str) -> str:
+    """The same for names that are one where capitals, and ways to write an accent, do not count."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _short(value: object) -> str:

@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     before the block begins. An OSError of the block that does not say which file it is about (a full disk, say) says so
     here.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         temporary.unlink(missing_ok=True)
         os.close(_opened(temporary, os.O_WRONLY | os.O_EXCL))
@@ -36,6 +36,10 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # of a folder that cannot be written: the error of the block says more
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _opened(path: Path, flags: int) -> int:

@@ -19,13 +19,14 @@ from collections.abc import Iterator
 import torch
 
 from glm.errors import UserError
+from glm.meeting import meet
 from glm.watch import Lost, Watch
 
 # Packages whose __init__ pulls in transformers, datasets and DeepSpeed (4 s); we need only modules inside them.
 _SAT_PACKAGES = ("sat", "sat.model")
 _NOT_NEEDED = ("deepspeed",)
 LIMIT, LIMIT_SECONDS = "GLM_RANK_TIMEOUT", 60.0  # how long another process may be silent: the variable, and its default
-STORE = "GLM_STORE_SOCKET"  # scripts/launch.py: the socket, held open for the first rank, at which all meet
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun serves the store itself
 _watches: list[Watch] = []  # none or one, as there is none or one process group
 
 
@@ -96,14 +97,12 @@ def _start_process_group(backend: str, timeout_seconds: float) -> None:
     limit = _limit()
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if STORE in os.environ:
-        rank = int(os.environ["RANK"])
-        store = torch.distributed.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, rank == 0, timeout,
-            wait_for_workers=False, master_listen_fd=int(os.environ[STORE]) if rank == 0 else None)
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-    else:
+    if os.environ.get(AGENT_STORE) == "True":
         torch.distributed.init_process_group(backend, init_method="env://", timeout=timeout)
+    else:
+        rank = int(os.environ["RANK"])
+        torch.distributed.init_process_group(backend, store=meet(rank, world, timeout_seconds), rank=rank,
+                                             world_size=world, timeout=timeout)
     if limit:
         _start_watch(limit)
 

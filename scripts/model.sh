@@ -19,8 +19,8 @@ if [[ ! -d $CHECKPOINT_PATH ]]; then
         "file 'latest', as an environment variable or in $CONFIG (README.md says where checkpoints come from)" >&2
     exit 2
 fi
-if [[ ! $MP_SIZE =~ ^[1-9][0-9]*$ ]]; then
-    echo "error: MP_SIZE=$MP_SIZE: must be the number of devices the model is spread over, 1 or more" >&2
+if [[ ! $MP_SIZE =~ ^[1-9][0-9]{0,3}$ ]] || ((MP_SIZE > 1024)); then # a process is started for each
+    echo "error: MP_SIZE=$MP_SIZE: must be the number of devices the model is spread over, 1 or more (at most 1024)" >&2
     exit 2
 fi
 source "$REPOSITORY/scripts/env.sh"

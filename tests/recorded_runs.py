@@ -10,12 +10,11 @@ from evaluation.results import (
     FileScores,
     config_values,
     rounded,
-    sample_folders,
-    sample_path,
     task_record,
     write_json,
     write_samples,
 )
+from evaluation.sample_files import sample_folders, sample_path
 
 
 def sha(text):

@@ -17,7 +17,7 @@ from doctor.allreduce import Outcome, Place
 from doctor.finding import Finding
 from doctor.join import Limits, join
 from evaluation.hostfile import Host, is_here_alone
-from glm import parallel
+from glm import meeting
 from tests.fake_ssh import FakeSsh
 from tests.parallel_helper import run_ranks
 
@@ -297,4 +297,4 @@ def test_where_a_rank_is_comes_from_the_launcher():
     assert Place.read(given).serves and Place.read(given).socket is None
     assert Place.read(given | {allreduce.SOCKET: "7"}).socket == 7  # the launcher's, held open
     assert not Place.read(given | {"RANK": "1", allreduce.SOCKET: "7"}).serves
-    assert allreduce.SOCKET == parallel.STORE
+    assert allreduce.SOCKET == meeting.STORE

@@ -15,12 +15,11 @@ from evaluation.results import (
     config_values,
     missing_record,
     rounded,
-    sample_folders,
-    sample_path,
     task_record,
     write_json,
     write_samples,
 )
+from evaluation.sample_files import sample_folders, sample_path
 from evaluation.terminal import figures
 from glm.errors import UserError
 from tests.tiny_tasks import arguments, results, samples, write_tasks

@@ -14,7 +14,8 @@ from evaluation.compare_table import comparison_table, flip_lines
 from evaluation.keeper import Keeper, Settings
 from evaluation.recorded import RecordedRun
 from evaluation.report import report, write_report
-from evaluation.results import sample_folders, sample_path, write_json
+from evaluation.results import write_json
+from evaluation.sample_files import sample_folders, sample_path
 from evaluation.store import Journal
 from evaluation.table import closing_table
 from generation.infill import Beam, Result

@@ -34,6 +34,7 @@ def test_hosts_comments_and_blank_lines(tmp_path):
     ("a,b slots=8\n", "hostfile:1: 'a,b slots=8' is not a host"),
     ("-oProxyCommand=x slots=8\n", "is not a host"),
     ("a slots=8\n\nb slots=8\na slots=4\n", "hostfile:4: host a is there already, in line 1; name it once"),
+    ("a slots=999999\n", "hostfile:1: host a has 999999 slots; at most 1024, one for each device"),
     ("a slots=0\n", "hostfile:1: host a has 0 slots; give it at least 1, or leave it out"),
     ("# none\n", "hostfile names no host; it has a line for each, such as: worker-1 slots=8"),
 ])

@@ -1,0 +1,76 @@
+"""Where the processes of a run find one another: a store that the first one serves at MASTER_ADDR and MASTER_PORT.
+
+torch's own way waits inside of C++, where neither Ctrl-C nor SIGTERM is heard, and listens on all of the machine's
+addresses. Here is waited in Python, and listened at MASTER_ADDR alone where that is one of this machine's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Callable
+
+import torch
+
+from glm.errors import UserError
+
+STORE = "GLM_STORE_SOCKET"  # scripts/launch.py: the socket, held open for the first rank, at which all meet
+_HERE = "here"  # key of the store: how many have come
+_PAUSE_SECONDS = 0.05
+
+
+def meet(rank: int, world: int, seconds: float) -> torch.distributed.Store:
+    """The store of all processes, once all have come. Raises UserError where they have not after so many seconds."""
+    address, port = _place(world)
+    end = time.monotonic() + seconds
+    if rank and STORE not in os.environ:
+        _wait(lambda: _answers(address, port), end,
+              f"the first process cannot be reached at {address}, port {port} (MASTER_ADDR, MASTER_PORT)")
+    listening = None if rank else int(os.environ[STORE]) if STORE in os.environ else listening_at(address, port)
+    try:
+        store = torch.distributed.TCPStore(
+            address, port, world, rank == 0, datetime.timedelta(seconds=seconds), wait_for_workers=False,
+            master_listen_fd=listening)
+        store.add(_HERE, 1)
+        _wait(lambda: store.add(_HERE, 0) >= world, end, f"not all of {world} processes (WORLD_SIZE) have come")
+    except RuntimeError as error:  # the port is taken; the first process has ended
+        raise UserError(f"the processes cannot meet at {address}, port {port} (MASTER_ADDR, MASTER_PORT): "
+                        f"{str(error).partition(chr(10))[0]}") from None
+    return store
+
+
+def _place(world: int) -> tuple[str, int]:
+    try:
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError):
+        raise UserError(f"WORLD_SIZE says that there are {world} processes, but MASTER_ADDR or MASTER_PORT does not say"
+                        " where they meet; start them with scripts/launch.py or torchrun") from None
+
+
+def listening_at(address: str, port: int) -> int | None:
+    """Number of a socket that listens at this address alone. None, for all addresses, where it is a name, which may
+    stand for another address here than elsewhere, or is not this machine's (as behind a router)."""
+    with contextlib.suppress(OSError, ValueError):
+        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+        return socket.create_server((address, port), family=family, backlog=1024).detach()
+    return None
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait(is_so: Callable[[], bool], end: float, otherwise: str) -> None:
+    """Ends as soon as it is so; signals are heard meanwhile. Raises UserError at the end of the time."""
+    while not is_so():
+        if time.monotonic() > end:
+            raise UserError(f"{otherwise}; start as many processes as WORLD_SIZE says, each with its own RANK")
+        time.sleep(_PAUSE_SECONDS)
