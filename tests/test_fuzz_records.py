@@ -129,7 +129,7 @@ def test_no_name_in_results_is_code(runs, module, metrics):
         show(runs / "other", runs / "one")
 
 
-@fuzz(40, data=st.data(), name=st.sampled_from(["choices/a/dev.jsonl", "writing/dev.jsonl", "text/test.txt"]))
+@fuzz(40, data=st.data(), name=st.sampled_from(["choices/a/dev", "writing/dev", "text/test.txt"]))
 def test_damaged_samples(runs, data, name):
     path = runs / "other" / "samples" / f"{name}.jsonl"
     good = (runs / "one" / "samples" / f"{name}.jsonl").read_text(encoding="utf-8")
