@@ -56,7 +56,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="held-out text, UTF-8 (default: small English and Chinese ones that are here)")
     add("--tasks", nargs="+", default=[str(TASKS)], metavar="TASK",
         help="task files or folders; their multiple-choice tasks are used (default: tasks/quickstart)")
-    add("--data-path", type=Path, default=REPOSITORY / "data", metavar="DIR", help="folder of the tasks' data")
+    add("--data-path", type=Path, default=REPOSITORY / "data", metavar="DIR",
+        help="folder of the tasks' data (default: data/ of the repository)")
     add("--limit", type=int, metavar="N", help="only the first N rows of every data file")
     add("--group-sizes", type=int, nargs="+", metavar="N",
         help="groups of columns for INT4 (default: those of 128, 64, 32 that divide the model's columns)")

@@ -60,6 +60,8 @@ def main():
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
     try:
         main()
     except subprocess.CalledProcessError as failed:
