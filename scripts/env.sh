@@ -6,12 +6,12 @@
 # else the system's python3; the first that meets requirements.txt. If none does, .venv is made, once.
 #   PYTHON=/path/to/python3.11   the interpreter to use, or to make .venv with
 #   TORCH_INDEX_URL=URL          the index to take torch from, for another build of it (CPU only, another CUDA)
-#   NEWEST=yes                   .venv gets the newest versions within requirements.txt, not those of constraints.txt
+#   NEWEST=yes                   .venv, with the newest versions within requirements.txt, not those of constraints.txt
 #
 # With LOOK_ONLY set no environment is made: where none is complete, the active one or the system's Python is taken.
 #
 # A finished .venv holds a copy of the two files it was made from (.requirements); one that is being made, or was cut off
-# while being made, holds .unfinished.
+# while being made, holds .unfinished. While it is made anew, the one before stands aside (.venv.before).
 
 REPOSITORY="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
 
@@ -54,6 +54,8 @@ _env_report_failure() { # $1 what was run, $2 its exit code, $3 the log
     _env_say "The last lines of $3:"
     tail -n 8 "$3" | sed 's/^/    /' >&2
     _env_say "Nothing half-made is left behind; the next start tries again."
+    [[ ! -e $venv.before ]] ||
+        _env_say "The environment of before is kept: PYTHON='$venv/bin/python' in front of the command takes it."
 }
 
 # Runs a command in the background, its output in the log $1, and shows what it is at.
@@ -80,7 +82,8 @@ _env_run() {
     return "$code"
 }
 
-# Ends the running command and removes what there is of .venv. A second Ctrl-C does not cut it short.
+# Ends the running command and puts the .venv of before, if there was one, in the place of the unfinished one. A second
+# Ctrl-C does not cut it short.
 _env_clean() {
     trap '' HUP INT TERM
     if [[ -n $child ]]; then
@@ -88,6 +91,7 @@ _env_clean() {
         while kill -0 -- "-$child" 2>/dev/null; do sleep 0.05; done # "wait" would end this trap on Ctrl-C
     fi
     rm -rf -- "$venv"
+    [[ ! -e $venv.before ]] || mv -- "$venv.before" "$venv"
 }
 
 # Variables, because "-c" does not reach what a package is built with; a later pip has one of its own for that. Both are
@@ -118,6 +122,9 @@ _env_build() (
         exit 1
     fi
 
+    if [[ -e $venv/.requirements && ! -e $venv/.unfinished ]]; then
+        rm -rf -- "$venv.before" && mv -- "$venv" "$venv.before" || exit 1
+    fi
     trap _env_clean EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT
@@ -143,6 +150,7 @@ _env_build() (
     printf '%s\n' "$base" >"$venv/.base"
     _env_recipe >"$venv/.requirements" && rm "$venv/.unfinished" || exit 1
     trap - EXIT
+    rm -rf -- "$venv.before"
     _env_say "The environment is ready."
 )
 
@@ -155,14 +163,15 @@ _env_find() {
     elif [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
         active="$(command -v python || command -v python3)" || active=""
     fi
-    if [[ -n $active ]] && missing="$(_env_check "$active")"; then
+    if [[ -n $active && -z ${NEWEST:-} ]] && missing="$(_env_check "$active")"; then
         PYTHON="$active" && return 0
     fi
     if _env_complete; then
         PYTHON="$venv/bin/python" && return 0
     fi
     for base in "$venv/bin/python" python3; do # a .venv made by hand; a system or container that has everything
-        [[ -z ${PYTHON:-} && ! -e $venv/.unfinished ]] || break
+        [[ -z ${PYTHON:-}${NEWEST:-} && ! -e $venv/.unfinished ]] || break
+        [[ $base == python3 || ! -e $venv/.requirements ]] || continue # made here, and out of date
         if command -v "$base" >/dev/null && _env_check "$base" >/dev/null; then
             PYTHON="$(command -v "$base")" && return 0
         fi

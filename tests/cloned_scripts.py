@@ -10,7 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent
 INTERPRETER = r"""#!/bin/bash
 printf '%s\n' "$0 $*" >>"$STUB_LOG"
 case "$*" in
-    *check_requirements.py*) [[ $STUB_COMPLETE == yes ]] || { echo "torch==2.13.0"; exit 1; } ;;
+    *check_requirements.py*) # complete: yes, every Python; .venv, the one there; else none
+        [[ $STUB_COMPLETE == yes || $STUB_COMPLETE == .venv && $0 == */.venv/* ]] && exit
+        echo "torch==2.13.0"
+        exit 1 ;;
     "-c import sys"*) echo "${STUB_VERSION:-3.11.4}" ;;
     "-c import ensurepip"*) exit "${STUB_NO_VENV:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;

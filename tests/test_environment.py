@@ -74,8 +74,22 @@ def test_changed_requirements_are_installed(clone, name, line):
     clone.run("generate.sh")
     with open(clone.root / name, "a") as file:
         file.write(f"{line}\n")
-    assert clone.run("generate.sh").returncode == 0
+    assert clone.run("generate.sh", STUB_COMPLETE=".venv").returncode == 0
     assert len(clone.calls("-m pip install")) == 2
+
+
+@pytest.mark.parametrize("fault", [{"STUB_PIP_FAILS": "yes"}, {"STUB_NO_VENV": "1"}])
+def test_where_a_change_cannot_be_installed_the_environment_of_before_is_kept(clone, fault):
+    clone.run("generate.sh")
+    (clone.venv / "precious").touch()
+    with open(clone.root / "constraints.txt", "a") as file:
+        file.write("another==1.2\n")
+    failed = clone.run("generate.sh", STUB_COMPLETE=".venv", **fault)
+    assert failed.returncode == 1 and (clone.venv / "precious").exists()
+    kept = clone.run("generate.sh", PYTHON=str(clone.venv / "bin" / "python"), STUB_COMPLETE=".venv")
+    assert kept.returncode == 0 and kept.err == ""
+    assert clone.run("generate.sh", STUB_COMPLETE=".venv").returncode == 0
+    assert not (clone.venv / "precious").exists() and not clone.venv.with_name(".venv.before").exists()
 
 
 def test_the_active_environment_is_used_where_it_has_everything(clone):
@@ -140,7 +154,7 @@ def test_the_versions_of_the_lock_are_installed_unless_the_newest_are_asked_for(
     clone.run("generate.sh")
     lock = [f"constraints: {clone.root / 'constraints.txt'}"]
     assert clone.calls("constraints: ") == lock
-    assert clone.run("generate.sh", NEWEST="yes").returncode == 0
+    assert clone.run("generate.sh", NEWEST="yes", STUB_COMPLETE="yes", VIRTUAL_ENV="/active").returncode == 0
     assert len(clone.calls("-m pip install")) == 2 and clone.calls("constraints: ") == lock
     clone.run("generate.sh", NEWEST="yes")
     assert len(clone.calls("-m pip install")) == 2
