@@ -94,7 +94,7 @@ def looked_at(arguments: argparse.Namespace, output):
     if all(each.reason for each in found.values()) and not arguments.check:
         raise UserError("none of the tasks has data: " + "; ".join(each.reason for each in found.values()))
     for note in dict.fromkeys(note for each in found.values() for note in each.notes) if is_first_rank() else ():
-        print(f"warning: {note}", file=sys.stderr)
+        print(printable(f"warning: {note}"), file=sys.stderr, flush=True)
     return configs, found
 
 

@@ -32,7 +32,7 @@ from evaluation.work import DataFile, Work
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.linear import quantization_of
-from glm.reading import NoSuchFile, read_json
+from glm.reading import LARGE, NoSuchFile, read_json
 from glm.settings import usual
 from glm.versions import versions
 
@@ -108,7 +108,7 @@ class Keeper:
                   for name, work in self.works.items()}
         path = self.output / SETTINGS
         try:
-            earlier = read_json(path)
+            earlier = read_json(path, LARGE)
         except NoSuchFile:
             earlier = None
         except UserError:  # whatever it was: another run's

@@ -13,7 +13,7 @@ from evaluation.report_task import TaskReport, anchor, definitions
 from evaluation.table import NO_INTERVAL, figure, kind_of, limited, limits, long_items
 from glm.errors import UserError
 from glm.files import replacing
-from glm.reading import read_json
+from glm.reading import LARGE, read_json
 
 REPORT, TIMINGS = "report.html", "timings.json"
 _SHORT = 3  # tasks of a page whose sample items are shown unasked
@@ -152,7 +152,7 @@ def _provenance(results: Mapping, timings: Mapping | None) -> Html:
 
 def _timings(folder: Path) -> dict | None:
     try:
-        found = read_json(folder / TIMINGS)
+        found = read_json(folder / TIMINGS, LARGE)
     except UserError:
         return None
     return found if isinstance(found, dict) else None
