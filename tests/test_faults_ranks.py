@@ -142,7 +142,7 @@ def test_what_is_ignored_at_the_start_stays_ignored(tmp_path, number, is_ignored
         os.kill(process, number)
     if is_ignored:
         (tmp_path / "go").touch()
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=SECONDS)
     assert launcher.returncode == (0 if is_ignored else 128 + number)
 
 

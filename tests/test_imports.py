@@ -120,6 +120,15 @@ def test_no_file_is_over_300_lines(name):
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 300
 
 
+def test_limits_in_seconds_only_guard_tests_against_hanging():
+    """So they are so long that no machine, however slow and busy, comes near them; no test may fail by the clock."""
+    tests = [name for name in SOURCES if name.startswith("tests/")]
+    short = [f"{name}:{node.lineno}" for name in tests for node in ast.walk(tree_of(name))
+             if isinstance(node, ast.keyword) and node.arg in ("timeout", "deadline")
+             and isinstance(node.value, ast.Constant) and node.value.value is not None and node.value.value < 600]
+    assert not short
+
+
 def test_no_path_of_a_builder_s_machine():
     """A path that exists on one machine only must not get into the code, the documents or the configurations."""
     homes = re.compile(r"(?<![\w.~}$])/(?:work|root|home|farm|Users)/\w+")
