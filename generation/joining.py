@@ -26,7 +26,10 @@ class Filled:
 
 
 def filled(ids: Sequence[int], tokenizer) -> Filled:
-    """ids: of one blank, without their end token. Commands that the model generated are shown by name."""
+    """ids: of one blank, without their end token. Commands that the model generated are shown by name; a blank at the
+    end, before a word that did not come, is left out."""
+    while ids and tokenizer.decode_behind(ids[-1:]) == " ":
+        ids = ids[:-1]
     text = tokenizer.decode(ids, special_tokens=True)
     return Filled(text, tokenizer.decode_behind(ids) != text)
 

@@ -44,6 +44,14 @@ def test_a_piece_without_a_blank_goes_on_with_the_word(tokenizer):
     assert text_of(tokenizer, "x = [MASK]", tokenizer.encode("    y", add_dummy_prefix=False)) == "x =     y"
 
 
+def test_a_blank_before_a_word_that_did_not_come(tokenizer):
+    blank = tokenizer.encode("天")[:1]
+    assert tokenizer.decode_behind(blank) == " "
+    twice = [*tokenizer.encode("me"), *blank, *blank]
+    assert text_of(tokenizer, "Sit by [MASK], [MASK]", twice, blank) == "Sit by me, "
+    assert text_of(tokenizer, "a[gMASK]", [*tokenizer.encode("b"), *tokenizer.encode("  ")[1:]]) == "a b  "
+
+
 def test_commands_that_are_generated_are_shown_by_name(tokenizer):
     ids = [tokenizer.command("[MASK]"), *tokenizer.encode("b"), tokenizer.command("eod")]
     assert filled(ids, tokenizer).text == "[MASK] b<eod>"
@@ -52,7 +60,7 @@ def test_commands_that_are_generated_are_shown_by_name(tokenizer):
 PIECES = st.lists(st.sampled_from([
     "[MASK]", "[sMASK]", "[gMASK]", "a", " ", "    ", "\t", "，", "(", ".", "天", "\n", "\r"]))
 BLANKS = st.lists(st.sampled_from([
-    "word", ".", "天气", "  ", "\n", "\t", "a b", "", "\N{GRINNING FACE}", "”", "("]), max_size=4)
+    "word", ".", "天气", "  ", " ", "\n", "\t", "a b", "", "\N{GRINNING FACE}", "”", "("]), max_size=4)
 
 
 @settings(max_examples=150)
