@@ -38,7 +38,7 @@ def look(root: Path = REPOSITORY) -> Packages:
     """Of this interpreter. Imports none of the packages."""
     file = root / "requirements.txt"
     done = subprocess.run([sys.executable, str(root / "scripts" / "check_requirements.py"), str(file)],
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, errors="replace", timeout=60)
     names = re.findall(r"^[A-Za-z][\w.-]*", file.read_text(encoding="utf-8"), re.M)
     versions = {name: version for name in names if (version := _version(name))}
     return Packages(platform.python_version(), sys.executable, done.returncode != UNSUPPORTED,

@@ -125,3 +125,11 @@ def test_a_changed_source_flag_or_compiler_is_built_anew(monkeypatch, tmp_path):
     (tmp_path / "operators.cpp").write_text("")
     monkeypatch.setattr(build, "SOURCES", tmp_path)
     assert build.build_key("g++ 12", ("-O2",)) != key
+
+
+def test_a_compiler_may_complain_in_any_encoding(tmp_path):
+    script = tmp_path / "c++"
+    script.write_bytes("#!/bin/sh\necho 'error: fichier non trouv\xe9' >&2; exit 1\n".encode("latin-1"))
+    script.chmod(0o755)
+    with pytest.raises(build.BuildError, match="failed: error: fichier non trouv"):
+        build.execute([str(script)])

@@ -123,7 +123,8 @@ def share_openmp_runtime() -> None:
 def execute(command: list[str]) -> str:
     """Output of a compiler's run; BuildError with the first line that tells what went wrong."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                              timeout=COMPILE_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} does not run: {error}") from error
     if done.returncode != 0:

@@ -106,7 +106,7 @@ def candidates() -> Iterator[str]:
 
 def loaded_libraries() -> list[str]:
     try:
-        lines = PROCESS_MAPS.read_text().splitlines()
+        lines = PROCESS_MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return []
     paths = {line.split(maxsplit=5)[-1] for line in lines if "libnvrtc" in line}

@@ -33,7 +33,7 @@ def query_driver() -> str:
     command = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit",
                "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
 
