@@ -150,8 +150,7 @@ def wanted(arguments: argparse.Namespace, setup: Setup) -> Setup:
 
 def here(setup: Setup) -> devices.Device:
     """This machine's processor, measured."""
-    if crowded := machine.crowd(os.getloadavg()[0], machine.cores()):
-        print(f"warning: {crowded}: alone this machine is faster than it is measured now", file=sys.stderr)
+    machine.say_if_busy()
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
     found = measuring.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
     share = {precision: rate / setup.degree for precision, rate in found.rates.items()}  # ranks divide the processor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def crowd(load: float, cores: int) -> str:
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def say_if_busy() -> None:
+    """Before something is timed: a warning where other programs run, too."""
+    if crowded := crowd(os.getloadavg()[0], cores()):
+        print(f"warning: {crowded}: alone this machine is faster than it is measured now", file=sys.stderr)
 
 
 def gpus() -> list[Gpu]:

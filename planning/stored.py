@@ -46,14 +46,14 @@ def look(folder: str | os.PathLike, config: ModelConfig) -> Stored:
 
 
 def require_own_model(found: Stored, config: ModelConfig) -> None:
-    """Raises UserError where the file cannot hold a model of this shape, however it is written: what makes a run of
-    that model fit is then of no use."""
+    """Raises UserError where a whole file cannot hold a model of this shape, however it is written: what makes a run
+    of that model fit is then of no use. A damaged file is left to the loader."""
     needed = part_bytes(config, Format("fp16", 4 if found.format.bits else None), found.parts)
-    if found.bytes < LEAST_SHARE * needed:
+    if found.is_mapped and found.bytes < LEAST_SHARE * needed:
         raise UserError(f"{found.first} has {found.bytes / 1e9:.3g} GB, where a model of this shape "
                         f"({config.num_layers} layers, hidden size {config.hidden_size}) has {needed / 1e9:.3g} GB: "
-                        "the checkpoint is another model's, or is cut off; leave out --model and the flags of the "
-                        "shape, or name its own checkpoint with --load")
+                        "the checkpoint is another model's; leave out --model and the flags of the shape, or name "
+                        "the model's own checkpoint with --load")
 
 
 def part_bytes(config: ModelConfig, held: Format, parts: int) -> int:

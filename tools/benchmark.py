@@ -208,9 +208,11 @@ def require_fit(arguments: argparse.Namespace) -> None:
 def main() -> int:
     arguments = parse(sys.argv[1:])
     from glm.errors import UserError
+    from planning.machine import say_if_busy
 
     try:
         require_fit(arguments)
+        say_if_busy()
         measures = {"model": measure_model, "kernels": measure_kernels, "evaluation": measure_evaluation}
         measures[arguments.command](arguments)
     except UserError as error:

@@ -13,7 +13,7 @@ from shutil import get_terminal_size
 
 from rich.console import Console
 
-from glm.errors import UserError
+from glm.errors import UserError, printable
 from glm.files import replacing
 from tools.quantizing.plot import draw
 from tools.quantizing.table import tables
@@ -39,7 +39,7 @@ def write(report: dict, folder: Path) -> list[str]:
         console.print(title, style="bold")
         console.print(table)
         console.print()
-    console.print(*notes(report, folder), sep="\n", soft_wrap=True, markup=False)
+    console.print(*map(printable, notes(report, folder)), sep="\n", soft_wrap=True, markup=False)
     return stream.getvalue().rstrip("\n").split("\n")
 
 
