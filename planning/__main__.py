@@ -150,9 +150,9 @@ def wanted(arguments: argparse.Namespace, setup: Setup) -> Setup:
 
 def here(setup: Setup) -> devices.Device:
     """This machine's processor, measured."""
-    machine.say_if_busy()
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
-    found = measuring.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
+    with machine.measured():
+        found = measuring.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
     share = {precision: rate / setup.degree for precision, rate in found.rates.items()}  # ranks divide the processor
     return replace(found, bandwidth=found.bandwidth / setup.degree, rates=share)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +47,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def say_if_busy() -> None:
-    """Before something is timed: a warning where other programs run, too."""
-    if crowded := crowd(os.getloadavg()[0], cores()):
-        print(f"warning: {crowded}: alone this machine is faster than it is measured now", file=sys.stderr)
+@contextlib.contextmanager
+def measured() -> Iterator[None]:
+    """Around what is timed: a warning behind it where other programs ran, too."""
+    crowded = crowd(os.getloadavg()[0], cores())
+    yield
+    if crowded:
+        print(f"warning: {crowded}: alone this machine is faster than it was measured now", file=sys.stderr)
 
 
 def gpus() -> list[Gpu]:
