@@ -123,23 +123,24 @@ def parse_json(text: str, where: str, line: int = 1) -> Any:
 
     where: the file's name for messages. line: of the file, on which the text begins.
     """
-    with _told(where, line):
+    with _told(where, line, line):
         return _DECODER.decode(text)
 
 
 def json_at(text: str, place: int, where: str, line: int) -> tuple[Any, int]:
-    """The JSON value that begins at a place of a text, in this line, and where it ends. Raises as parse_json."""
-    with _told(where, line - text.count("\n", 0, place)):
+    """The JSON value that begins at a place of a whole file's text, in this line, and where it ends. Raises as
+    parse_json."""
+    with _told(where, line, 1):
         return _DECODER.raw_decode(text, place)
 
 
 @contextlib.contextmanager
-def _told(where: str, line: int) -> Iterator[None]:
-    """Faults of the block as UserErrors. line: of the file, on which the text that is read begins."""
+def _told(where: str, line: int, first: int) -> Iterator[None]:
+    """Faults of the block as UserErrors. Lines of the file: that of the value, and the first one of the text."""
     try:
         yield
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}:{line + error.lineno - 1}: not valid JSON: {error.msg} at column "
+        raise UserError(f"{where}:{first + error.lineno - 1}: not valid JSON: {error.msg} at column "
                         f"{error.colno}") from None
     except RepeatedKey as error:
         raise UserError(f"{where}:{line}: {error}") from None
@@ -174,6 +175,6 @@ def recognised(start: bytes, is_prose: bool = False) -> str | None:
         return _UTF_16
     if _SAFETENSORS.match(start):
         return "a safetensors file, as Hugging Face's checkpoints are; these are not read yet"
-    if not is_prose and _WEB_PAGE.match(start.removeprefix(BOM)[:START]):
+    if not is_prose and _WEB_PAGE.match(start[:START].removeprefix(BOM)):
         return "a web page, not the file itself: a download that went wrong; fetch it again"
     return None

@@ -153,6 +153,7 @@ def test_more_than_there_is_memory_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, content, place", [
     ("rows", ROW + b'{"inputs_pretokenized": "a", "targets_pretokenized": ["b"], "x": 1, "x": 2}', "rows.jsonl:2"),
     ("rows", b'[{"inputs_pretokenized": "a",\n"targets_pretokenized": ["b"], "x": 1, "x": 2}]', "rows.jsonl:1"),
+    ("rows", b"[\n" + ROW + b',\n{"x": 1,\n"x": 2}]', "rows.jsonl:4"),
     ("rows", ROW + b'{"inputs_pretokenized": "a", "y": {"x": 1, "x": 1}}', "rows.jsonl:2"),
     ("shapes", b'{"x": 1, "x": 2}', "model_config.json:1"),
     ("raw", b'{"x": 1, "x": 2}', "raw.jsonl:1"),
