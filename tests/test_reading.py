@@ -27,6 +27,7 @@ ROW = b'{"inputs_pretokenized": "a", "targets_pretokenized": ["b"]}\n'
 
 
 def resumed(path):
+    (path.parent / "results.jsonl").touch()  # of the run whose settings these are
     with Results(path.parent, [], resume=True) as results:
         results.earlier_settings()
 
