@@ -8,6 +8,7 @@ from evaluation.results import write_samples
 from evaluation.store import Journal
 from glm.errors import UserError
 from glm.files import Grown, Lock, replacing
+from tools.pretraining.run import check_same_data
 
 
 @pytest.fixture
@@ -92,3 +93,17 @@ def test_samples_do_not_go_through_a_link(out, foreign):
     (out / "samples" / ".d.jsonl.tmp").symlink_to(foreign)
     write_samples(out / "samples" / "d.jsonl", [{"index": 0}])
     assert (out / "samples" / "d.jsonl").read_text() == '{"index": 0}\n'
+
+
+@pytest.mark.parametrize("name", ["model_config.json", "log.jsonl"])
+def test_training_does_not_begin_in_a_folder_of_others(out, name):
+    """Its files would replace a checkpoint's, or anybody's log."""
+    (out / "vocabulary").write_text("v")
+    (out / name).write_text("precious")
+    with pytest.raises(UserError, match=rf"--output .* holds {name}, but no training run \(data.json\)"):
+        check_same_data(out, out, out / "vocabulary", [])
+    assert (out / name).read_text() == "precious" and not (out / "data.json").exists()
+    (out / name).unlink()
+    check_same_data(out, out, out / "vocabulary", [])
+    (out / name).write_text("of this run")
+    check_same_data(out, out, out / "vocabulary", [])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from evaluation.hashing import hash_files
-from glm.checkpoint import check_torch_file
+from glm.checkpoint import CONFIG_NAME, check_torch_file
 from glm.errors import UserError
 from glm.files import Grown, replacing, write_torch
 from glm.reading import parse_json, read_json, read_text
@@ -80,8 +80,12 @@ def append_log(path: Path, entry: dict) -> None:
 def check_same_data(folder: Path, corpus: Path, vocabulary: Path, index: Iterable[str]) -> None:
     """The run in the folder goes on with the very files that it began with; it notes them when it begins.
 
-    index: names of the corpus's files. Raises UserError naming those that differ.
+    index: names of the corpus's files. Raises UserError naming those that differ, or files that no run has made.
     """
+    found = [name for name in (LOG, CONFIG_NAME) if (folder / name).exists()]
+    if found and not any((folder / name).exists() for name in (DATA, STATE)):
+        raise UserError(f"--output {folder} holds {', '.join(found)}, but no training run ({DATA}); name "
+                        "another --output")
     paths = {"the vocabulary": vocabulary} | {
         name + suffix: corpus / f"{name}{suffix}.npy" for name in sorted(index) for suffix in ("", ".heldout")}
     facts = dict(zip(paths, hash_files(list(paths.values())), strict=True))
