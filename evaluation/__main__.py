@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return compare(argv[1:])
             arguments = parse(argv, __doc__)
             output = output_folder(arguments)
+            arguments.command = f"{PROGRAM} {shlex.join(argv)}"
             return evaluate(arguments, output)
     except FORESEEN as error:
         return ended(error, f"{GO_ON}: {output}" if output else "")
@@ -171,7 +173,7 @@ def scored(arguments: argparse.Namespace, output, model, tokenizer, configs, fou
     settings = Settings(
         arguments.load, arguments.data_path, output, limit_of(arguments), arguments.max_batch_tokens,
         arguments.micro_batch_size, arguments.allow_missing,
-        is_replaceable=arguments.overwrite or arguments.output is None)
+        is_replaceable=arguments.overwrite or arguments.output is None, command=arguments.command)
     return run(model, tokenizer, Scorer(model), configs, found, settings, say)
 
 

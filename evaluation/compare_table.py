@@ -70,6 +70,7 @@ def _notes(record: dict) -> list[str]:
     lines = [f"A: {record['a']}", f"B: {record['b']}"]
     lines += [f"   {each['what']}: {each['a']} | {each['b']}" for each in record["differs"]]
     lines += ["interval: paired bootstrap, 1000 resamples; only A:B: items that only A, only B has right",
+              "(with several prompts an item counts once there and in p, for the run that has it right under more)",
               f"p: McNemar's exact test; Holm: p corrected for all tests ({record['tests']}); *: below 0.05, or, where "
               "there is no test, an interval without 0"]
     lines += [f"not compared: {each}" for each in record["left_out"]]

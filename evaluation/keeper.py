@@ -43,7 +43,8 @@ SETTINGS, REPORT = "settings.json", "report.html"
 class Settings:
     """What the user asked for, beside the model and the tasks. output: the folder of the results.
 
-    is_replaceable: whether the output folder may hold another run's results, which are then replaced.
+    is_replaceable: whether the output folder may hold another run's results, which are then replaced. command: as it
+    was typed.
     """
 
     checkpoint: Path
@@ -54,6 +55,7 @@ class Settings:
     micro_batch_size: int | None = None
     allow_missing: bool = False
     is_replaceable: bool = False
+    command: str | None = None
 
 
 def sources(tokenizer, checkpoint: Path) -> dict:

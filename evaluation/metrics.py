@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import filterfalse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,16 @@ def character_f1(item) -> tuple[float, float]:
     return max(overlap_f1(found, characters(target)) for target in item["targets"]), 1.0
 
 
+def normalized_match(item) -> tuple[float, float]:
+    found = without_punctuation(item["prediction"])
+    return max(float(found == without_punctuation(target)) for target in item["targets"]), 1.0
+
+
+def normalized_f1(item) -> tuple[float, float]:
+    words = without_punctuation(item["prediction"]).split()
+    return max(overlap_f1(words, without_punctuation(target).split()) for target in item["targets"]), 1.0
+
+
 def loss_and_words(item) -> tuple[float, float]:
     return item["loss"], item["words"]
 
@@ -139,11 +150,19 @@ def normalized(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
+def without_punctuation(text: str) -> str:
+    """`normalized` for any script: what NFKC holds for the same is the same, and no punctuation counts."""
+    return normalized("".join(filterfalse(is_punctuation, unicodedata.normalize("NFKC", text))))
+
+
 def characters(text: str) -> list[str]:
     """The characters that count in a language written without blanks: no blanks, no punctuation of any script."""
-    return [character for character in text.lower()
-            if not character.isspace() and not unicodedata.category(character).startswith("P")
-            and character not in string.punctuation]
+    return [character for character in text.lower() if not character.isspace() and not is_punctuation(character)]
+
+
+def is_punctuation(character: str) -> bool:
+    """Of any script, and the signs that ASCII counts as such."""
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def overlap_f1(found: Sequence[str], wanted: Sequence[str]) -> float:
@@ -165,6 +184,8 @@ METRICS = {
         Metric("Recall", is_right, percentage, "wilson", types=("mul", "other")),
         Metric("EM", exact_match, percentage, "wilson", types=("gen", "other")),
         Metric("F1", word_f1, percentage, types=("gen", "other")),
+        Metric("EM_normalized", normalized_match, percentage, "wilson", types=("gen", "other")),
+        Metric("F1_normalized", normalized_f1, percentage, types=("gen", "other")),
         Metric("F1_char", character_f1, percentage, types=("gen", "other")),
         Metric("PPL", loss_and_words, perplexity, higher_is_better=False, types=("lm", "other"),
                note="perplexity per word, which is far above that per token"),

@@ -132,8 +132,8 @@ def answer_lengths(predicted: np.ndarray, wanted: np.ndarray) -> str:
         axes = drawing.axes()
         last = max(4, int(np.quantile(np.concatenate([predicted, wanted]), 0.98)))
         edges = np.unique(np.linspace(-0.5, last + 0.5, min(last + 2, 31)).round(1))
-        for values, color, name, alpha in ((wanted, FAINT, "references", 0.5), (predicted, MAIN, "answers", 0.75)):
-            axes.hist(np.minimum(values, last), edges, color=color, alpha=alpha, linewidth=0, label=name)
+        axes.hist(np.minimum(predicted, last), edges, color=MAIN, alpha=0.75, linewidth=0, label="answers")
+        axes.hist(np.minimum(wanted, last), edges, histtype="step", color=INK, linewidth=1, label="references")
         axes.set(xlabel=f"characters (those above {last} are counted at {last})", ylabel="items")
         axes.locator_params(axis="y", integer=True)
         axes.grid(axis="y")

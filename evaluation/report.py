@@ -14,6 +14,7 @@ from evaluation.table import NO_INTERVAL, figure, kind_of, limited, limits, long
 from glm.errors import UserError
 from glm.files import replacing
 from glm.reading import LARGE, read_json
+from glm.times import duration
 
 REPORT, TIMINGS = "report.html", "timings.json"
 _SHORT = 3  # tasks of a page whose sample items are shown unasked
@@ -43,8 +44,9 @@ def report(run: RecordedRun, timings: Mapping | None = None) -> str:
     head = tag("head", tag("meta", charset="utf-8"),
                tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
                tag("title", title), tag("style", Html(STYLE)))
-    body = tag("body", tag("h1", title, id="top"), _facts(run, timings), _notes(run), _summary(run, chances),
-               [each.html() for each in reports], _missing(run), _provenance(run.results, timings))
+    body = tag("body", tag("h1", title, id="top"), _facts(run, timings), _command(timings), _notes(run),
+               _summary(run, chances), [each.html() for each in reports], _missing(run),
+               _provenance(run.results, timings))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
@@ -58,10 +60,17 @@ def _facts(run: RecordedRun, timings: Mapping | None) -> Html:
              ("truncated", f"{sum(each['truncated'] for each in counts):,}"),
              ("checkpoint", str((run.results.get("checkpoint") or {}).get("sha256") or "–")[:12])]
     facts += [(name, str(settings[name])) for name in ("dtype", "quantization", "device") if settings.get(name)]
+    if timings and isinstance(timings.get("started"), str):
+        facts.append(("date", timings["started"][:16].replace("T", " ")))
     if timings and timings.get("seconds"):
-        facts.append(("time", _duration(timings["seconds"])))
+        facts.append(("time", duration(timings["seconds"])))
     return tag("div", [tag("span", tag("span", f"{name} ", class_="faint"), tag("b", value)) for name, value in facts],
                class_="facts number")
+
+
+def _command(timings: Mapping | None) -> Html | None:
+    command = (timings or {}).get("command")
+    return tag("p", tag("code", command), class_="faint") if isinstance(command, str) else None
 
 
 def _notes(run: RecordedRun) -> Html | None:
@@ -156,11 +165,3 @@ def _timings(folder: Path) -> dict | None:
     except UserError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{seconds:.1f} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -5,11 +5,13 @@ STYLE = """
   color-scheme: light dark;
   --page: #fbfbf9; --card: #ffffff; --line: #e4e4de; --ink: #1d2329; --faint: #646c76; --grid: #dcdcd5;
   --main: #2b6cb0; --second: #c05621; --good: #2f855a; --bad: #c53030; --tint: #eef3f9; --warn: #975a16;
+  --shadow: #00000033;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #15181c; --card: #1c2026; --line: #2e343c; --ink: #e4e7eb; --faint: #98a2ae; --grid: #343b44;
     --main: #7ab3ef; --second: #eda36b; --good: #68c596; --bad: #f28b82; --tint: #232b36; --warn: #e0b266;
+    --shadow: #000000aa;
   }
 }
 * { box-sizing: border-box; }
@@ -37,7 +39,13 @@ code, .mono {
   background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1.1rem 1.3rem 1.2rem;
   margin: 1.2rem 0;
 }
-.scroll { overflow-x: auto; }
+.scroll {  /* a shadow at an edge behind which there is more */
+  overflow-x: auto;
+  background: linear-gradient(to right, var(--card) 40%, transparent) left / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--card) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to right, var(--shadow), transparent) left / 0.9rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shadow), transparent) right / 0.9rem 100% no-repeat scroll;
+}
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { font-weight: 500; font-size: 0.85rem; text-align: left; border-bottom: 1px solid var(--line); }
 th, td { padding: 0.28rem 0.7rem 0.28rem 0; vertical-align: baseline; white-space: nowrap; }
@@ -88,10 +96,13 @@ summary { cursor: pointer; color: var(--faint); }
 summary:hover { color: var(--ink); }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.15rem 1.1rem; margin: 0.5rem 0; }
 dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 860px) {
+  .wide { display: none; }
+  th, td { padding-right: 0.55rem; }
+}
 @media (max-width: 560px) {
   body { padding: 1.1rem 0.7rem 3rem; font-size: 14px; }
   .card { padding: 0.8rem 0.8rem 0.9rem; border-radius: 8px; }
-  .wide { display: none; }
   td.name { min-width: 4.6em; }
   table { font-size: 0.93em; }
   dl { grid-template-columns: 1fr; }

@@ -48,7 +48,8 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
     with contextlib.ExitStack() as stack:
         keeper = on_first(lambda: Keeper(head, works, settings, stack))
         totals = from_first(lambda: keeper.totals())
-        progress = stack.enter_context(Progress(*totals, shown=parallel.is_first_process()))
+        kept = sum(len(work.requests) for work in works.values()) - totals[0]
+        progress = stack.enter_context(Progress(*totals, kept, shown=parallel.is_first_process()))
 
         def tell(lines: Sequence[str]) -> None:
             progress.write(lambda: [say(line) for line in lines])
@@ -60,7 +61,7 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
             else:
                 record = _task(works[config.name], scorer, keeper, progress, tell, clock)
             tasks[config.name] = record
-    return on_first(lambda: keeper.finish(tasks, clock.facts(model)))
+    return on_first(lambda: keeper.finish(tasks, clock.facts(model, settings.command)))
 
 
 def _task(work: Work, scorer, keeper: Keeper | None, progress: Progress, tell, clock: Clock) -> dict | None:
@@ -113,13 +114,14 @@ class Clock:
             "seconds": round(seconds, 3), "items": len(work.requests), "computed": computed,
             "items_per_second": round(computed / seconds, 3) if computed else None, "max_batch_tokens": work.max_tokens}
 
-    def facts(self, model) -> dict:
+    def facts(self, model, command: str | None) -> dict:
         import torch
 
         parameter = next(model.parameters())
         is_cuda = parameter.device.type == "cuda"
         return {
-            "schema": SCHEMA, "started": self._started, "seconds": round(time.monotonic() - self._begin, 3),
+            "schema": SCHEMA, "command": command, "started": self._started,
+            "seconds": round(time.monotonic() - self._begin, 3),
             "host": platform.node(), "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "model_parallel_size": parallel.size(), "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(parameter.device) if is_cuda else "cpu",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
+from glm.times import duration
 from planning import memory, speed
 from planning.devices import Device
 from planning.memory import Memory
@@ -53,7 +54,7 @@ def lines(plan: Plan) -> list[str]:
     setup, room, times = plan.setup, plan.memory, plan.speed
     count = sum(weight.count for weight in weights(Setup(setup.config, setup.run)))
     where = f"{setup.degree} x {plan.device.label}" if setup.degree > 1 else plan.device.label
-    found = [f"{count / 1e9:.3g} billion weights, {words(setup)}, on {where}",
+    found = [f"{numerous(count)} weights, {words(setup)}, on {where}",
              f"{setup.rows} sequence{'s' * (setup.rows > 1)} of {setup.context} tokens read and {setup.new_tokens} "
              "written", ""]
     if setup.degree > MOST_DEGREE:
@@ -80,10 +81,18 @@ def lines(plan: Plan) -> list[str]:
               f"{'one more token':<28}{short(times.token_floor):>10}{short(times.token):>10}"
               f" ({setup.rows / times.token:.3g} tokens/s)"]
     if plan.hours:
-        found += ["", f"{'task':<40}{'hours':>10}"]
-        found += [f"{name:<40}{hours:>10.3g}" for name, hours in (*plan.hours.items(),
-                                                                  ("all", sum(plan.hours.values())))]
+        found += ["", f"{'task':<40}{'time':>12}"]
+        found += [f"{name:<40}{duration(3600 * hours):>12}" for name, hours in (
+            *plan.hours.items(), ("all", sum(plan.hours.values())))]
     return found
+
+
+def numerous(count: int) -> str:
+    """127 billion, 15.2 million, 61,440."""
+    for size, name in ((1e9, "billion"), (1e6, "million")):
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g} {name}"
+    return f"{count:,}"
 
 
 def words(setup: Setup) -> str:

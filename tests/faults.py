@@ -109,7 +109,8 @@ class Disk:
 
 def said(errors: str) -> str:
     """What a program wrote to standard error but for lines of progress, which come as time passes."""
-    return re.sub(r"^.*/s, [\d:]+( s)? left\n", "", errors, flags=re.MULTILINE)
+    return re.sub(r"^.*/s(, [\d.: minsh]+ left)?\n|^.* answers are there from an earlier run\n", "", errors,
+                  flags=re.MULTILINE)
 
 
 def errors_of(log: Path) -> str:

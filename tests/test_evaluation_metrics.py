@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.config import GenerationTaskConfig
+from evaluation.data import to_example
 from evaluation.metrics import METRICS, Metric, evaluate, find_metric, normalized, overlap_f1, percentage, statistics_of
+from evaluation.tasks import GenerationTask
 from glm.errors import UserError
+from glm.tokenizer import Tokenizer
+from tests.golden_data import TOKENIZER
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "evaluation" / "expected"
 
@@ -69,6 +74,15 @@ def test_nothing_against_nothing_is_right():
         assert figure(name, answer("", "")) == 100.0
         assert figure(name, answer("the", "an!")) == (100.0 if name != "F1_char" else 0.0)
         assert figure(name, answer("", "word")) == 0.0 == figure(name, answer("word", ""))
+
+
+@pytest.mark.parametrize(("prediction", "target"), [
+    ("《红楼梦》。", "红楼梦"), ("日本四国(地区)联赛球队", "日本四国（地区）联赛球队"), ("Rex!", "ｒｅｘ"), ("", "。")])
+def test_punctuation_of_any_script_and_width_do_not_count_where_texts_are_normalized(prediction, target):
+    item = answer(prediction, "另一个", target)
+    assert figure("EM_normalized", item) == figure("F1_normalized", item) == 100.0
+    assert figure("EM", item) == 0.0
+    assert figure("EM_normalized", answer("红楼", target)) == 0.0
 
 
 def test_characters_are_the_words_of_chinese():
@@ -143,3 +157,17 @@ def test_golden_metrics_from_golden_predictions():
             items = [row | {"prediction": row.get("prediction_text", row.get("prediction")), "words": words,
                             "targets": row.get("targets_text")} for row in own]
             assert {name: figure(name, *items) for name in file["metrics"]} == pytest.approx(file["metrics"], rel=1e-9)
+
+
+def test_a_perfect_answer_gets_all_whatever_the_vocabulary_writes_otherwise():
+    """It is what the vocabulary makes of a target, which it may write in half width, say."""
+    tokenizer = Tokenizer(TOKENIZER / "ice_text.model")
+    task = GenerationTask(GenerationTaskConfig(name="x", path="x"), tokenizer)
+    items = []
+    for target in ("日本四国（地区）联赛球队", "《红楼梦》，①ＡＢ：１", "he said “no” ﬁrst…"):
+        row = {"inputs_pretokenized": "a", "targets_pretokenized": ["else", target]}
+        example = to_example(row, 0, tokenizer)
+        items.append(task.item(example, task.request(example), {"beams": [tokenizer.encode(target)]}))
+    assert tokenizer.decode(tokenizer.encode("（１）")) != "（１）"
+    for name in ("Accuracy", "EM", "F1", "EM_normalized", "F1_normalized", "F1_char"):
+        assert figure(name, *items) == 100.0, name

@@ -31,24 +31,42 @@ def test_lines_come_every_ten_seconds_and_weigh_items_by_their_length(capsys):
             clock.now = seconds
             progress.advance(items, weight)
     assert capsys.readouterr().err.splitlines() == [
-        "11/100 items, 1.0 items/s, 11 s left", "50/100 items, 2.3 items/s, 2 s left"]
+        "11/100 items, 1.0 items/s", "50/100 items, 2.3 items/s"]
+
+
+def test_the_time_left_is_not_guessed_at_from_the_first_minute(capsys):
+    clock = FakeClock()
+    with Progress(100, 1000, clock=clock) as progress:
+        for seconds, items, weight in ((59.0, 10, 100), (75.0, 10, 400)):
+            clock.now = seconds
+            progress.advance(items, weight)
+    assert capsys.readouterr().err.splitlines() == [
+        "10/100 items, 0.2 items/s", "20/100 items, 0.3 items/s, 1 min 15 s left"]
+
+
+def test_what_an_earlier_run_has_answered_is_told(capsys):
+    for lacking in (150, 0):
+        with Progress(lacking, lacking, kept=30):
+            pass
+    assert capsys.readouterr().err.splitlines() == [
+        "30 of 180 answers are there from an earlier run", "all 30 answers are there from an earlier run"]
 
 
 def test_what_need_not_be_computed_is_taken_off(capsys):
     clock = FakeClock()
     with Progress(100, 1000, clock=clock) as progress:
         progress.skip(50, 500)
-        clock.now = 10.0
+        clock.now = 100.0
         progress.advance(25, 250)
-    assert capsys.readouterr().err == "25/50 items, 2.5 items/s, 10 s left\n"
+    assert capsys.readouterr().err == "25/50 items, 0.2 items/s, 1 min 40 s left\n"
 
 
 def test_long_times_are_hours_and_minutes(capsys):
     clock = FakeClock()
     with Progress(10000, 10000, clock=clock) as progress:
-        clock.now = 10.0
-        progress.advance(10, 10)
-    assert capsys.readouterr().err == "10/10000 items, 1.0 items/s, 2:46:30 left\n"
+        clock.now = 100.0
+        progress.advance(100, 100)
+    assert capsys.readouterr().err == "100/10000 items, 1.0 items/s, 2 h 45 min left\n"
 
 
 def test_other_processes_and_empty_runs_are_silent(capsys):
@@ -92,7 +110,7 @@ def test_a_terminal_gets_a_bar_that_makes_room_for_lines(monkeypatch):
         terminal.flush()
         shown = os.read(reading, 1 << 16).decode()
     os.close(reading)
-    assert "words" in shown and re.search(r"5/20 items, [\d.]+ items/s", shown) and "left" in shown
+    assert "words" in shown and re.search(r"5/20 items, [\d.]+ items/s", shown)
     assert shown.count("\x1b[2K") > 2  # the bar's line was cleared
 
 

@@ -104,3 +104,16 @@ def test_names_cannot_steer_the_terminal():
         f"{name}3": {"status": "missing"}}}, color=True)
     plain = re.sub(r"\x1b\[[\d;]*m", "", table)
     assert plain.count(r"a\nb\x1b[31m") == 6 and "\x1b[31m" not in table
+
+
+def test_short_names_leave_the_heading_whole_and_what_is_not_plain_is_explained():
+    table = closing_table({"tasks": {"tiny": RESULTS["tasks"]["tiny"]}})
+    assert table.split("\n")[0].split()[:3] == ["task", "metric", "n"]
+    assert "-: one item alone has no interval" in table and "PPL: perplexity per word" in table
+
+
+def test_a_limit_of_one_row_is_one_row():
+    one = {"tasks": {"x": done({"all": {"EM": values(0.0, 1, 9)}})}}
+    assert "only the first row of every file was taken" in closing_table(one | {"settings": {"limit": 1}})
+    drawn = closing_table(one | {"settings": {"limit": 1, "sample_seed": 4}})
+    assert "only one row of every file, drawn with seed 4, was taken: figures are estimates" in drawn

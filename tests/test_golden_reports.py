@@ -16,10 +16,19 @@ TASKS = sorted(path.stem for path in GOLDEN.glob("tasks/*.yaml"))
 NUMBER = re.compile(r"(?<==) ?[\d.]+")
 
 
+class Lines(list):
+    """Stands for the terminal."""
+
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+    table = __call__
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """Standard output of a run over all golden tasks, cut into the reports of the tasks, by their names."""
-    lines: list[str] = []
+    lines = Lines()
     tasks = tmp_path_factory.mktemp("golden") / "tasks"
     tasks.mkdir()
     for file in GOLDEN.glob("tasks/*.yaml"):  # the original takes 2048 tokens whatever the model
@@ -27,7 +36,7 @@ def reports(tmp_path_factory):
         (tasks / file.name).write_text(text if "max_seq_length" in text else f"{text}\nmax_seq_length: 2048\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(GOLDEN)  # paths are printed as they were given
-        patch.setattr(command, "Voice", lambda: lines.append)
+        patch.setattr(command, "Voice", lambda: lines)
         output = tmp_path_factory.mktemp("golden") / "out"
         assert command.main([*MODEL, "--data-path", "data", "--output", str(output), str(tasks)]) == 0
     parts = re.split(r"(?m)(?<=s\.)\n(?=\n)", "\n".join(lines))

@@ -115,6 +115,6 @@ def test_a_training_has_a_line_by_time_not_by_steps():
     now = iter([0.0, 30.0, 30.1, 39.9, 40.0, 41.0, 1000.0])
     lines = Lines(100, 110, 32, clock=lambda: next(now))
     assert [lines.after(step, 1.5) for step in range(101, 107)] == [
-        "step 101 of 110: loss 1.500, 1 tokens/s, 0:04:30 left", None, None,
+        "step 101 of 110: loss 1.500, 1 tokens/s, 4 min 30 s left", None, None,
         "step 104 of 110: loss 1.500, 10 tokens/s, 20 s left", None,
-        "step 106 of 110: loss 1.500, 0 tokens/s, 0:32:00 left"]
+        "step 106 of 110: loss 1.500, 0 tokens/s, 32 min 00 s left"]

@@ -30,6 +30,11 @@ def beams_of(task, *texts):
     (["cat"], "cat"),
     (["cat ., dog"], "cat"),  # a run of punctuation in its usual order is a part of string.punctuation
     (["", "dog !"], "dog"),
+    (["cat."], "cat"),  # attached, as with vocabularies other than icetk's
+    (["cat,”"], "cat"),
+    (["“cat.”\n“I"], "cat"),
+    (["don't."], "don't"),
+    (["。"], "。"),  # as the original has it: nothing else is there
 ])
 def test_the_first_complete_word_is_the_prediction(task, beams, word):
     assert task.tokenizer.decode(task.predicted_ids(beams_of(task, *beams))).strip() == word

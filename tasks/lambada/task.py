@@ -1,11 +1,12 @@
 """LAMBADA: the last word of a passage, found by beam search (Paperno et al. 2016; the original's rules).
 
-The model continues the passage for a few tokens. A beam counts as a whole word where punctuation or the end of the text
-follows its first word.
+The model continues the passage for a few tokens. A beam counts as a whole word where punctuation stands behind its
+first word. Punctuation that is attached to the word, as it is with most vocabularies but icetk's, is taken off.
 """
 
 import string
 
+from evaluation.metrics import is_punctuation
 from evaluation.tasks import GenerationTask
 
 # Ids of GLM-130B's vocabulary that are no words: never generated, and never at an answer's beginning.
@@ -33,9 +34,16 @@ class LAMBADA(GenerationTask):
         """The first word of the best beam in which a word is complete, tokenised by itself."""
         words = [self.tokenizer.decode(beam).strip().split(" ") for beam in beams]
         complete = (each for each in words if len(each) > 1 and each[1] in string.punctuation)
-        return self.tokenizer.encode(next(complete, words[0])[0])
+        return self.tokenizer.encode(cleaned(next(complete, words[0])[0]))
 
     def _icetk(self, ids) -> tuple[int, ...]:
         if self.tokenizer.num_image_tokens != ICETK_IMAGE_TOKENS:
             return ()
         return tuple(token for token in ids if token < self.tokenizer.num_tokens)
+
+
+def cleaned(word: str) -> str:
+    """Without the punctuation at its ends, and whatever follows a line's end. What is nothing else stays as it is."""
+    first = (word.split() or [""])[0]
+    inside = [place for place, sign in enumerate(first) if not is_punctuation(sign)]
+    return first[inside[0]:inside[-1] + 1] if inside else word

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 
-from evaluation.progress import SECONDS_BETWEEN_LINES, duration
+from evaluation.progress import SECONDS_BETWEEN_LINES
+from glm.times import duration
 
 
 class Lines:

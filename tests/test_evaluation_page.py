@@ -1,0 +1,48 @@
+"""What report.html says of the run that made it, and how it is read on a narrow screen."""
+
+import json
+import re
+
+from evaluation.plots import answer_lengths
+from evaluation.recorded import RecordedRun
+from evaluation.report import report, write_report
+from evaluation.report_style import STYLE
+from tests.recorded_runs import MadeTask, choice_items, window_item, write_run
+
+TASKS = [MadeTask("choices", "mul", {"dev.jsonl": choice_items([1, 0])}),
+         MadeTask("text", "lm", {"one.txt": [window_item(0, 250.0)]})]
+
+
+def test_date_and_command_stand_at_its_head_and_come_from_the_timings(tmp_path):
+    folder = write_run(tmp_path / "run", TASKS)
+    without = report(RecordedRun(folder))
+    command = "python -m evaluation 'my tasks' --limit 3"
+    (folder / "timings.json").write_text(json.dumps({"started": "2026-11-28T06:07:08+0000", "command": command}))
+    head = write_report(folder).read_text(encoding="utf-8").split("<table")[0]
+    assert "2026-11-28 06:07" in head and "python -m evaluation 'my tasks' --limit 3" in head
+    assert "date" not in without.split("<table")[0].split("</style>")[1]
+
+
+def test_what_a_reader_must_know_stands_below_the_table(tmp_path):
+    page = report(RecordedRun(write_run(tmp_path / "run", TASKS)))
+    assert "PPL: perplexity per word" in page and "-: one item alone has no interval" in page
+    assert "none: one item" not in page
+
+
+def test_a_narrow_screen_keeps_the_figures_and_shows_that_there_is_more():
+    (narrow,) = re.findall(r"@media \(max-width: (\d+)px\) \{\s+\.wide \{ display: none; \}", STYLE)
+    assert int(narrow) > 800
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto;[^}]*var\(--shadow\)", STYLE)
+
+
+def test_lengths_of_references_are_an_outline_so_that_no_third_colour_comes_up():
+    drawn = answer_lengths([3, 4, 4], [4, 5, 5])
+    assert set(re.findall(r"fill: var\(--(\w+)\); opacity", drawn)) == {"main"}
+
+
+def test_samples_that_an_earlier_version_has_named_are_found(tmp_path):
+    folder = write_run(tmp_path / "run", TASKS)
+    now = folder / "samples" / "choices" / "dev.jsonl"
+    items = RecordedRun(folder).items("choices", "dev.jsonl")
+    now.rename(now.with_name("dev.jsonl.jsonl"))
+    assert RecordedRun(folder).items("choices", "dev.jsonl") == items

@@ -1,0 +1,19 @@
+"""Times and numbers as people say them."""
+
+import pytest
+
+from glm.times import duration
+from planning.table import numerous
+
+
+@pytest.mark.parametrize(("seconds", "said"), [
+    (0.0042, "0.004 s"), (0.31, "0.3 s"), (8.244, "8.2 s"), (43.4, "43 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"),
+    (11220, "3 h 07 min")])
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(("count", "said"), [
+    (129_300_000_000, "129 billion"), (15_204_352, "15.2 million"), (999_900_000, "1 billion"), (61_440, "61,440")])
+def test_numbers_of_weights(count, said):
+    assert numerous(count) == said
