@@ -54,7 +54,7 @@ def test_a_streamed_answer_is_the_library_s(loaded, number, colour):
     beam = answer(loaded, number).beams[0]
     written, notes = converse(loaded, CASES[number]["prompt"], "stop", colour=colour, top_k=1, out_seq_length=80)
     assert written == (beam.styled if colour else beam.text) + "\n"
-    assert re.fullmatch(r"(1 token|\d+ tokens), \d+\.\d\d s, \d+\.\d tokens/s(, cut off at the limit)?", notes[0])
+    assert re.fullmatch(r"(1 token|\d+ tokens), \d+\.\d\d s, \d+\.\d tokens/s(, cut off at the limit)?", notes[-1])
 
 
 def test_beam_search_and_no_stream_show_the_complete_answer(loaded):
@@ -80,6 +80,7 @@ def test_commands(loaded):
     assert "  top_p = 0.7\n" in written  # after /reset
     assert "/set top_p 0.9" in written
     assert notes == [
+        "note: without effect: print_all_beams (only with BeamSearchStrategy and several beams)",
         "error: unknown option 'top_q'; did you mean top_p?",
         "error: top_p 'much': must be a number",
         "error: top_k '1.5': must be a whole number",
