@@ -32,7 +32,7 @@ from generation.options import STRATEGIES, Options, flags
 from generation.prompts import read_prompts
 from generation.results import RESULTS, Results
 from glm.ending import FAILED, FORESEEN, ended, terminating
-from glm.errors import UserError, printable
+from glm.errors import UserError, printable, unsteering
 from glm.program import is_unheard, run
 from planning.wanted import Use
 
@@ -172,7 +172,7 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
     colour = sys.stdout.isatty() and not arguments.no_color and not os.environ.get("NO_COLOR")
 
     def write(text: str) -> None:
-        print(text, end="", flush=True)
+        print(unsteering(text) if sys.stdout.isatty() else text, end="", flush=True)
 
     def note(text: str) -> None:
         if sys.stdout.isatty():

@@ -10,6 +10,7 @@ _BETWEEN = "\nerror: "
 # line ends but those between faults, terminals' codes, and what turns the direction of writing
 _CONTROLS = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSHOWN = re.compile(rf"\n(?!error: )|[{_CONTROLS}]")
+_STEERING = re.compile(r"\x1b(?!\[[\d;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
 _NOT_OF_A_LINE = re.compile(rf"[\n{_CONTROLS}]")
 
 
@@ -17,6 +18,12 @@ def printable(text: str) -> str:
     """A line that is printed, where it quotes what others have written (a file's name, say): control characters and
     line ends are shown as Python writes them."""
     return _NOT_OF_A_LINE.sub(_as_python_writes, text)
+
+
+def unsteering(text: str) -> str:
+    """A text of several lines that is shown on a terminal: control characters are written as Python writes them, but
+    for line ends, tabs and colours."""
+    return _STEERING.sub(_as_python_writes, text)
 
 
 def _as_python_writes(found: re.Match) -> str:

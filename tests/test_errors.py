@@ -2,7 +2,7 @@
 
 import pickle
 
-from glm.errors import UserError, printable
+from glm.errors import UserError, printable, unsteering
 
 
 def test_a_name_cannot_break_the_line_or_steer_the_terminal():
@@ -22,3 +22,8 @@ def test_of_what_is_too_long_the_middle_is_left_out():
 
 def test_a_line_that_is_printed_stays_one():
     assert printable("a\nerror: b\x1b[31m\x07\u202e\r, 名字") == r"a\nerror: b\x1b[31m\x07\u202e\r, 名字"
+
+
+def test_an_answer_on_a_terminal_keeps_its_lines_and_colours_and_steers_nothing():
+    assert unsteering("a\n\tb\x1b[0;32mc\x1b[0m 名字\u200f") == "a\n\tb\x1b[0;32mc\x1b[0m 名字\u200f"
+    assert unsteering("\x1b]0;x\x07\x1b[2J\x1b[6n\r\x9b\x1b") == r"\x1b]0;x\x07\x1b[2J\x1b[6n\r\x9b\x1b"
