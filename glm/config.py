@@ -92,7 +92,8 @@ class ModelConfig:
         if missing:
             flags = " ".join(f"--{key.replace('_', '-')} N" for key in missing)
             raise UserError(f"{source}: {', '.join(missing)} not given; add a model_config.json to the checkpoint, "
-                            f"name a preset (--model {'|'.join(PRESETS)}) or say {flags}")
+                            f"name a preset (--model {'|'.join(PRESETS)}) or say {flags} (in Python: model=..., "
+                            f"{missing[0]}=...)")
         try:
             return cls(**values)
         except UserError as error:

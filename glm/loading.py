@@ -223,7 +223,8 @@ def _device(device: str | torch.device) -> torch.device:
         raise UserError(f"device {str(device)!r} is not served; allowed: {', '.join(kernels.BACKENDS)}, cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError("device cuda was asked for, but torch finds no usable GPU; use --device cpu")
+            raise UserError("device cuda was asked for, but torch finds no usable GPU; use --device cpu (in "
+                            "Python: device='cpu')")
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
         if device.index >= torch.cuda.device_count():

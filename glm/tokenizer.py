@@ -186,7 +186,7 @@ def find_vocabulary(checkpoint: str | os.PathLike, tokenizer_path: str | os.Path
         f"no vocabulary file at {looked}: GLM-130B's is {VOCABULARY_NAME} of the icetk package, which puts it into "
         "~/.icetk_models at first use (in an environment of its own: pip install icetk; "
         "python -c \"from icetk import icetk; icetk.encode('a')\"); "
-        "copy it beside the checkpoint or name it with --tokenizer-path"
+        "copy it beside the checkpoint or name it with --tokenizer-path (in Python: tokenizer_path)"
     )
 
 
