@@ -55,7 +55,7 @@ def test_help_shows_what_the_documents_name_and_all_defaults(capsys):
 @pytest.mark.parametrize("load, warns", [(2.1, False), (6.0, False), (6.1, True)])
 def test_a_crowded_machine_is_told_of(capsys, load, warns):
     report.show([], {}, {"cores": 4, "load": load}, {})
-    assert (f"warning: {load} programs wanted the 4 cores" in capsys.readouterr().out) == warns
+    assert (f"warning: {load} programs want the 4 cores" in capsys.readouterr().out) == warns
 
 
 def test_parameters_flops_and_shares_by_hand():

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from doctor.machine import BUSY
+from planning.machine import crowd
 from tools.benchmarking.result import Result
 
 SCHEMA = 1
@@ -31,11 +31,10 @@ def show_tables(tables: Sequence[Table], machine: dict, model: dict, notes: Sequ
 
 def crowded(machine: dict) -> list[str]:
     """A warning, as the doctor's, where others wanted the cores while speed was measured."""
-    if machine["load"] <= BUSY * machine["cores"]:
-        return []
-    return [f"warning: {machine['load']} programs wanted the {machine['cores']} cores at a time: times are longer than "
-            "the machine needs, and a share of the ceiling, which had its turn at another moment, may be far off, even "
-            "above 100%; wait until the others have ended (top), and measure again"]
+    found = crowd(machine["load"], machine["cores"])
+    return [f"warning: {found}: times are longer than the machine needs, and a share of the ceiling, which had its "
+            "turn at another moment, may be far off, even above 100%; wait until the others have ended (top), and "
+            "measure again"] if found else []
 
 
 def show(results: list[Result], skipped: dict[str, str], machine: dict, model: dict) -> None:
