@@ -138,9 +138,9 @@ def test_every_task_at_fault_has_its_line(tasks, capsys):
         file = tasks / "tasks" / f"{name}.yaml"
         file.write_text(file.read_text().replace("type:", "typ:"))
     assert command.main(arguments(tasks)) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith(f"error: {tasks / 'tasks' / 'choices.yaml'}: ")
-    assert second.startswith(f"error: {tasks / 'tasks' / 'writing.yaml'}: ")
+    lines = capsys.readouterr().err.splitlines()
+    for name in ("choices", "writing"):
+        assert sum(line.startswith(f"error: {tasks / 'tasks' / name}.yaml: ") for line in lines) == 2  # type, and typ
 
 
 def test_a_task_without_data_is_an_error_unless_allowed(tasks, capsys):
