@@ -173,7 +173,7 @@ def test_tensor_parallel_inside_a_host_data_parallel_across(alone, tmp_path):
 def test_a_mistake_in_a_task_file_is_one_line(alone):
     if reason := without_ssh():
         pytest.skip(reason)
-    (alone / "wrong.yaml").write_text("name: wrong\ntyp: mul\npath: choices\n")
+    (alone / "wrong.yaml").write_text("name: wrong\ntype: mul\npth: choices\npath: choices\n")
     done = on_two_hosts(f"{SCRIPT} wrong.yaml", alone, with_ssh=True, cwd=alone, env=settings(alone, TP1, 1))
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and "wrong.yaml" in done.stderr and done.stderr.count("\n") == 1
