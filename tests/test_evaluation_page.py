@@ -3,6 +3,8 @@
 import json
 import re
 
+from evaluation.compare import compare
+from evaluation.compare_table import comparison_table
 from evaluation.plots import answer_lengths
 from evaluation.recorded import RecordedRun
 from evaluation.report import report, write_report
@@ -46,3 +48,8 @@ def test_samples_that_an_earlier_version_has_named_are_found(tmp_path):
     items = RecordedRun(folder).items("choices", "dev.jsonl")
     now.rename(now.with_name("dev.jsonl.jsonl"))
     assert RecordedRun(folder).items("choices", "dev.jsonl") == items
+
+
+def test_a_comparison_says_that_an_item_counts_once_under_several_prompts(tmp_path):
+    runs = [write_run(tmp_path / name, TASKS[:1]) for name in ("a", "b")]
+    assert "with several prompts an item counts once there and in p" in comparison_table(compare(*runs).record)
