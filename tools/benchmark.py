@@ -208,13 +208,11 @@ def require_fit(arguments: argparse.Namespace) -> None:
 def main() -> int:
     arguments = parse(sys.argv[1:])
     from glm.errors import UserError
-    from planning.machine import measured
 
     try:
         require_fit(arguments)
         measures = {"model": measure_model, "kernels": measure_kernels, "evaluation": measure_evaluation}
-        with measured():
-            measures[arguments.command](arguments)
+        measures[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

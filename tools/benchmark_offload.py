@@ -35,11 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = make_parser().parse_args()
     from glm.errors import UserError
-    from planning.machine import measured
 
     try:
-        with measured():
-            measure_all(arguments)
+        measure_all(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
