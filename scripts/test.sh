@@ -17,8 +17,9 @@ if [[ ${1:-} == --isa ]]; then
     export GLM_CPU_ISA="$2"
     shift 2
 fi
+# nproc would obey OMP_NUM_THREADS
+cores="$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
 # The models are tiny, and every core has a process of its own; tests that want threads ask for them.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
-cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
 "$PYTHON" -m ruff check
 exec "$PYTHON" -m pytest -n "$((cores < 8 ? cores : 8))" --dist worksteal "$@"
