@@ -12,8 +12,7 @@ from evaluation.discovery import load_tasks
 from evaluation.limiting import Limit
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from evaluation.work import Work, prepare
-from generation.batching import CACHE_BYTES
-from generation.decode import CPU_READ_TOKENS
+from generation.batching import CACHE_BYTES, CPU_READ_TOKENS
 from planning import memory, speed
 from planning.devices import Device
 from planning.shapes import Setup

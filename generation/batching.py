@@ -8,6 +8,7 @@ from typing import TypeVar
 
 MOST_ROWS = 64  # beams count as rows; more gain little, and one more row still costs its attention
 MOST_TOKENS = 16384  # places at a time, for the activations while contexts are read
+CPU_READ_TOKENS = 4096  # of contexts at a time on a CPU: with more, the activations leave its caches
 CACHE_BYTES = 2 * 1024**3  # of keys and values, on every tensor-parallel rank
 
 T = TypeVar("T")

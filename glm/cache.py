@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.reference import Lengths
+
 
 @dataclass
 class KVCache:
-    """keys[layer] and values[layer] are (b, n, capacity, d), n the heads of this tensor-parallel rank.
-
-    The first `length` places are filled.
-    """
+    """keys[layer] and values[layer] are (b, n, capacity, d), n the heads of this tensor-parallel rank."""
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
-    length: int = 0
+    length: int | Lengths = 0  # filled places, of all rows or of each of the first ones, which alone are in use then
     stack: object = None  # what GLM prepares at the first decoding step that fills this cache; False: cannot be
 
     @classmethod
@@ -35,17 +34,25 @@ class KVCache:
     def batch(self) -> int:
         return self.keys[0].shape[0]
 
-    def select(self, rows: torch.Tensor) -> KVCache:
-        """A new cache of the given rows (any number, repeats allowed): (rows,) int64."""
-        return KVCache([k.index_select(0, rows) for k in self.keys],
-                       [v.index_select(0, rows) for v in self.values], self.length)
-
     def part(self, rows: slice) -> KVCache:
-        """These rows of this very cache, not a copy; what is written to them is not counted in `length` here."""
-        return KVCache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.length)
+        """These rows of this very cache, not a copy, as empty ones; what is written to them is not counted here."""
+        return KVCache([k[rows] for k in self.keys], [v[rows] for v in self.values])
 
-    def reorder(self, parents: torch.Tensor, start: int) -> None:
-        """Row i becomes a copy of row parents[i], from place `start` on (before it the beams of a prompt agree)."""
+    def advance(self, count: int) -> None:
+        """So many more places are filled, in every row that is in use."""
+        if isinstance(self.length, Lengths):
+            self.length.each.add_(count)
+            self.length = self.length._replace(longest=self.length.longest + count)
+        else:
+            self.length += count
+
+    def take_over(self, other: KVCache, rows: int, places: int) -> None:
+        """Copy the first rows and places of a smaller cache."""
+        for mine, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
+            mine[:rows, :, :places] = theirs[:rows, :, :places]
+
+    def copy_rows(self, sources: torch.Tensor, targets: torch.Tensor, places: slice) -> None:
+        """Row targets[i] becomes a copy of what row sources[i] was, in these places; both (rows,) int64."""
         for buffer in (*self.keys, *self.values):
-            filled = buffer[:, :, start:self.length]
-            filled.copy_(filled.index_select(0, parents))
+            part = buffer[:, :, places]
+            part.index_copy_(0, targets, part.index_select(0, sources))

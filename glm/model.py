@@ -76,7 +76,8 @@ class GLM(BaseModel):
         """tokens (b, s) int64, position_ids (b, s) or (b, 2, s) int64 -> (b, s, h) after the final layer norm.
 
         blocked: bool (b, s, total), True where a token must not attend; None: every token sees all. total is s, or
-        cache.length + s with a cache, whose next s places are then filled.
+        cache.length + s with a cache, whose next s places are then filled. Where its rows differ in length, a token
+        sees all of its own row, and blocked is None.
         embedding_gradient_scale below 1 shrinks the gradient into the embedding (Zeng et al. 2022, section 3.1).
         places: (n,) int64 out of b * s, the only ones wanted: the result is (n, h), and for all others the last layer
         computes no more than keys and values.
@@ -95,7 +96,7 @@ class GLM(BaseModel):
         if self.stream is not None:
             self.stream.leave()
         if cache is not None:
-            cache.length += tokens.shape[1]
+            cache.advance(tokens.shape[1])
         return hidden
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,13 @@ class LayerWeights(NamedTuple):
     out_bias: Tensor
 
 
+class Lengths(NamedTuple):
+    """How many places of a cache are filled where its rows differ in it."""
+
+    each: Tensor  # (b,) int64, on the device of the cache
+    longest: int  # the largest of them, known to the host
+
+
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
     """(..., k) times weight (n, k) transposed, plus bias (n) -> (..., n)."""
     if isinstance(weight, PackedWeight):
@@ -143,7 +150,7 @@ def attend(
     sine: Tensor,
     keys: Tensor | None = None,
     values: Tensor | None = None,
-    start: int = 0,
+    start: int | Lengths = 0,
     blocked: Tensor | None = None,
     positions_2d: bool = False,
 ) -> Tensor:
@@ -153,6 +160,8 @@ def attend(
     (b, n, capacity, d), the new k and v are written to its places start .. start + s - 1. blocked (b, s, start + s) is
     True where attention is forbidden, None where everything sees everything. A row that may attend to nothing
     (padding) attends to everything instead: what it yields is meaningless but finite.
+    Lengths: every row has its own start and sees nothing behind its new tokens; blocked must be None then, and the
+    cache may have more rows, of which the first b are used.
     """
     b, s, _ = qkv.shape
     d = cosine.shape[-1]
@@ -163,7 +172,14 @@ def attend(
     query = rotated[:, :, :, 0].transpose(1, 2)  # (b, n, s, d)
     key = rotated[:, :, :, 1].transpose(1, 2)
     value = qkv[:, :, :, 2].transpose(1, 2)
-    if keys is not None:
+    if isinstance(start, Lengths):
+        places = start.each[:, None] + torch.arange(s, device=qkv.device)  # (b, s)
+        rows = torch.arange(b, device=qkv.device)[:, None]
+        keys[rows, :, places], values[rows, :, places] = key.transpose(1, 2), value.transpose(1, 2)
+        total = start.longest + s
+        key, value = keys[:b, :, :total], values[:b, :, :total]
+        blocked = torch.arange(total, device=qkv.device) > places[:, :1, None] + (s - 1)  # (b, 1, total)
+    elif keys is not None:
         keys[:, :, start : start + s] = key
         values[:, :, start : start + s] = value
         if start > 0:
@@ -185,7 +201,7 @@ def stack(
     hidden: Tensor,
     cosine: Tensor,
     sine: Tensor,
-    start: int,
+    start: int | Lengths,
     blocked: Tensor | None = None,
     positions_2d: bool = False,
     operations=None,

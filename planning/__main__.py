@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from generation.arguments import DEFAULT_CHECKPOINT, CommandParser, add_model_arguments, default_precision
+from generation.batching import CPU_READ_TOKENS
 from glm.errors import UserError, printable
 from glm.memory import local_ranks
 from glm.program import run
@@ -31,7 +32,6 @@ from planning.wanted import Use, config_of, looked_at, place_of, precision_of, s
 
 FAILED = 2
 DEFAULT_DATA = Path(__file__).resolve().parent.parent / "data"
-CPU_READ_TOKENS = 4096  # generation.decode's, which imports torch; a test holds them together
 USUAL_CONTEXT = 512
 
 

@@ -102,11 +102,10 @@ def loading_peak(setup: Setup) -> float:
 
 
 def cache_bytes(setup: Setup) -> float:
-    """Keys and values; generation alone has a cache. Beams are copies of a prompt's row, which is there beside them."""
+    """Keys and values of all rows, beams among them; generation alone has a cache."""
     if not setup.new_tokens:
         return 0.0
-    rows = setup.rows + (setup.read_rows if setup.rows > setup.read_rows else 0)
-    return 2.0 * setup.config.num_layers * setup.heads_width * setup.element * rows * setup.places
+    return 2.0 * setup.config.num_layers * setup.heads_width * setup.element * setup.rows * setup.places
 
 
 def activations(setup: Setup) -> float:

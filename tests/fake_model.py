@@ -8,26 +8,8 @@ from types import SimpleNamespace
 import numpy
 import torch
 
-
-class FakeCache:
-    """(token, position) per place and row."""
-
-    def __init__(self, batch: int, capacity: int):
-        self.capacity, self.length = capacity, 0
-        self.places = torch.full((batch, capacity, 2), -1)
-
-    def select(self, rows):
-        other = FakeCache(len(rows), self.capacity)
-        other.length, other.places = self.length, self.places[rows].clone()
-        return other
-
-    def part(self, rows):
-        other = FakeCache(0, self.capacity)
-        other.length, other.places = self.length, self.places[rows]
-        return other
-
-    def reorder(self, parents, start):
-        self.places[:, start:self.length] = self.places[parents, start:self.length]
+from glm.cache import KVCache
+from kernels.reference import Lengths
 
 
 class FakeModel:
@@ -42,22 +24,23 @@ class FakeModel:
         yield torch.zeros(1)
 
     def new_cache(self, batch, capacity):
-        return FakeCache(batch, capacity)
+        """Keys are (token, position)."""
+        return KVCache.allocate(1, batch, 1, capacity, 2, torch.int64, "cpu")
 
     def hidden_states(self, tokens, position_ids, blocked=None, cache=None, places=None):
         b, s = tokens.shape
         self.rows_read.append(b)
-        start = cache.length
-        cache.length += s
-        assert cache.length <= cache.capacity
-        cache.places[:, start:cache.length] = torch.stack((tokens, position_ids), dim=-1)
-        if blocked is None:
-            blocked = torch.zeros(b, s, cache.length, dtype=torch.bool)
-        assert blocked.shape == (b, s, cache.length)
+        starts = cache.length.each.tolist() if isinstance(cache.length, Lengths) else [cache.length] * b
+        assert max(starts) + s <= cache.capacity and len(starts) == b
         hidden = torch.zeros(b, s, self.config.vocab_size)
-        for row in range(b):
-            seen = cache.places[row, :cache.length][~blocked[row, -1]]
+        for row, start in enumerate(starts):
+            seen = cache.keys[0][row, 0, :start + s]
+            seen[start:] = torch.stack((tokens[row], position_ids[row]), dim=-1)
+            if blocked is not None:
+                assert blocked.shape == (b, s, start + s)
+                seen = seen[~blocked[row, -1]]
             hidden[row, -1] = self._logits(seen)
+        cache.advance(s)
         return hidden if places is None else hidden.flatten(0, 1)[places]
 
     def head(self, hidden):

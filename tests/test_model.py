@@ -74,11 +74,14 @@ def test_reordered_cache_continues_as_its_parents(model):
     tokens = random_tokens(2, 6)
     cache = model.new_cache(batch=2, capacity=8)
     model.hidden_states(tokens, positions(model, tokens), cache=cache)
-    swapped = cache.select(torch.tensor([1, 0]))
-    cache.reorder(torch.tensor([1, 0]), start=0)
-    for mine, other in zip(cache.keys + cache.values, swapped.keys + swapped.values, strict=True):
-        assert torch.equal(mine[:, :, :6], other[:, :, :6])
-    assert cache.select(torch.arange(2).repeat_interleave(3)).batch == 6
+    before = [buffer.clone() for buffer in cache.keys + cache.values]
+    cache.copy_rows(torch.tensor([1, 0]), torch.tensor([0, 1]), slice(2, 6))
+    for mine, other in zip(cache.keys + cache.values, before, strict=True):
+        assert torch.equal(mine[:, :, 2:], other[[1, 0], :, 2:]) and torch.equal(mine[:, :, :2], other[:, :, :2])
+    larger = model.new_cache(batch=3, capacity=9)
+    larger.take_over(cache, 2, 6)
+    for mine, other in zip(larger.keys + larger.values, cache.keys + cache.values, strict=True):
+        assert torch.equal(mine[:2, :, :6], other[:, :, :6])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -19,7 +19,7 @@ from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.tokenizer import Tokenizer, find_vocabulary
 from planning import check, devices, machine, measuring, memory, speed, stored, table
-from planning.__main__ import CPU_READ_TOKENS, gpu_here
+from planning.__main__ import gpu_here
 from planning.__main__ import main as plan_main
 from planning.shapes import Format, Setup
 from planning.wanted import Use
@@ -180,12 +180,6 @@ def test_a_machine_that_others_use_is_said_to_be_measured_so(monkeypatch, capsys
 def test_more_ranks_than_machines_have_gpus_are_told_to_share_one(capsys, degree, is_said):
     plan_main(["--model", "glm-130b", "--fp16", "--device", "a100-40g", "--model-parallel-size", degree])
     assert ("tensor parallelism stays inside one machine: it must" in capsys.readouterr().out) == is_said
-
-
-def test_reading_in_parts_is_that_of_the_decode_loop():
-    from generation import decode
-
-    assert decode.CPU_READ_TOKENS == CPU_READ_TOKENS
 
 
 @pytest.mark.parametrize("arguments, said", [

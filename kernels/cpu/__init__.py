@@ -27,7 +27,7 @@ SIGNATURES = {
     "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t, c_int],
     "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_int],
     "glm_geglu": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
-    "glm_attend": [c_int, *[c_void_p] * 5, *[c_size_t] * 6, c_void_p, c_int, c_void_p, c_int],
+    "glm_attend": [c_int, *[c_void_p] * 5, *[c_size_t] * 6, c_void_p, c_int, *[c_void_p] * 2, c_int],
     "glm_prefill": [*[c_void_p] * 5, *[c_size_t] * 7, c_void_p, c_int, c_void_p, c_int],
     "glm_threads": [c_int],
 }
@@ -170,19 +170,25 @@ class Operators:
         new_keys, new_values = keys, values
         if keys is None and one_call:
             new_keys, new_values = qkv.new_empty((2, b, heads, s, d))
+        start, lengths = (start.longest, start) if isinstance(start, reference.Lengths) else (start, None)
+        one_call = one_call and (lengths is None or s == 1)
         if not one_call or not _addressable(qkv, new_keys, new_values, start + s, d, blocked):
-            return reference.attend(qkv, cosine, sine, keys, values, start, blocked, positions_2d)
+            return reference.attend(qkv, cosine, sine, keys, values, start if lengths is None else lengths, blocked,
+                                    positions_2d)
         cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
         if blocked is not None:
             blocked = blocked.contiguous()
         out = qkv.new_empty((b, s, heads * d))
         tensors = (qkv.data_ptr(), cosine.data_ptr(), sine.data_ptr(), new_keys.data_ptr(), new_values.data_ptr())
         cache_strides = new_keys.stride()[:2]
-        rest = (None if blocked is None else blocked.data_ptr(), positions_2d, out.data_ptr(), torch.get_num_threads())
+        mask = None if blocked is None else blocked.data_ptr()
+        threads = torch.get_num_threads()
         if s == 1:
-            self._attend(TYPES[kind], *tensors, b, heads, d, start + 1, *cache_strides, *rest)
+            self._attend(TYPES[kind], *tensors, b, heads, d, start + 1, *cache_strides, mask, positions_2d,
+                         None if lengths is None else lengths.each.data_ptr(), out.data_ptr(), threads)
         else:
-            self._prefill(*tensors, b, s, heads, d, start + s, *cache_strides, *rest)
+            self._prefill(*tensors, b, s, heads, d, start + s, *cache_strides, mask, positions_2d, out.data_ptr(),
+                          threads)
         return out
 
     def read(self, data) -> None:

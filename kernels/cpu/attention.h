@@ -3,10 +3,11 @@
 #include "pointwise.h"
 
 struct AttentionShape {
-    size_t batch, heads, size, total;        // total: cached places and the new one
+    size_t batch, heads, size, total;        // total: cached places and the new one, of the longest row
     size_t batch_stride, head_stride;        // of keys and values, in elements; places are `size` apart
     const uint8_t* blocked;                  // (batch, total), 1 = must not attend; null: everything is seen
     bool positions_2d;                       // each half of a head is rotated as a head of its own
+    const int64_t* lengths;                  // (batch), cached places of each row; null: those of all are alike
 };
 
 template <class T>
@@ -122,11 +123,12 @@ static void attend_part(const T* qkv, const float* cosine, const float* sine, T*
         T* value = values + row * s.batch_stride + head * s.head_stride;
         rotate(source, cosine + row * s.size, sine + row * s.size, s, q);
         rotate(source + s.size, cosine + row * s.size, sine + row * s.size, s, k);
-        T* place = key + (s.total - 1) * s.size;
+        const size_t total = s.lengths ? size_t(s.lengths[row]) + 1 : s.total;
+        T* place = key + (total - 1) * s.size;
         for (size_t j = 0; j < s.size; j++) q[j] *= scale, store_float(place + j, k[j]);
-        std::memcpy(value + (s.total - 1) * s.size, source + 2 * s.size, s.size * sizeof(T));
-        score(q, key, s.size, s.total, scores);
-        softmax(scores, s.total, s.blocked ? s.blocked + row * s.total : nullptr);
-        gather(scores, value, s.size, s.total, out + task * s.size);
+        std::memcpy(value + (total - 1) * s.size, source + 2 * s.size, s.size * sizeof(T));
+        score(q, key, s.size, total, scores);
+        softmax(scores, total, s.blocked ? s.blocked + row * s.total : nullptr);
+        gather(scores, value, s.size, total, out + task * s.size);
     }
 }

@@ -114,9 +114,9 @@ EXPORT void glm_geglu(int type, const void* x, size_t m, size_t inner, void* out
 
 EXPORT void glm_attend(int type, const void* qkv, const void* cosine, const void* sine, void* keys, void* values,
                        size_t batch, size_t heads, size_t size, size_t total, size_t batch_stride, size_t head_stride,
-                       const void* blocked, int positions_2d, void* out, int threads) {
+                       const void* blocked, int positions_2d, const void* lengths, void* out, int threads) {
     AttentionShape shape = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
-                            positions_2d != 0};
+                            positions_2d != 0, (const int64_t*)lengths};
     threads = team_for(batch * heads * size * total * 2 * width(type), threads);
     TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, (const float*)cosine, (const float*)sine, (T*)keys, (T*)values,
                                             shape, (T*)out, thread, team)))
@@ -128,7 +128,7 @@ EXPORT void glm_prefill(const void* qkv, const void* cosine, const void* sine, v
                        size_t length, size_t heads, size_t size, size_t total, size_t batch_stride, size_t head_stride,
                        const void* blocked, int positions_2d, void* out, int threads) {
     AttentionShape shape = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
-                            positions_2d != 0};
+                            positions_2d != 0, nullptr};
     threads = team_for(batch * heads * size * total * length, threads);
     TEAM(threads, prefill::attend_part((const bf16*)qkv, (const float*)cosine, (const float*)sine, (bf16*)keys,
                                        (bf16*)values, shape, length, (bf16*)out, thread, team);)
@@ -149,10 +149,10 @@ static void stack(const LayerWeights* layers, const StackShape& shape, const Att
 EXPORT void glm_stack(int type, const void* layers, size_t num_layers, size_t hidden_size, size_t inner, size_t heads,
                       size_t size, size_t batch_stride, size_t head_stride, int positions_2d, float alpha,
                       float epsilon, const void* final_weight, const void* final_bias, const void* hidden,
-                      size_t batch, size_t total, const void* cosine, const void* sine, const void* blocked, void* out,
-                      BeforeLayer before, int threads) {
+                      size_t batch, size_t total, const void* lengths, const void* cosine, const void* sine, const void* blocked,
+                      void* out, BeforeLayer before, int threads) {
     AttentionShape attention = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
-                                positions_2d != 0};
+                                positions_2d != 0, (const int64_t*)lengths};
     StackShape shape = {num_layers, hidden_size, inner, alpha, epsilon};
     threads = team_for(hidden_size * inner * 3 * width(type), threads);
     BY_TYPE(type, stack<T>((const LayerWeights*)layers, shape, attention, hidden, (const float*)cosine,

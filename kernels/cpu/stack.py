@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from kernels.packing import BITS
-from kernels.reference import FLOATS, LayerWeights, PackedWeight
+from kernels.reference import FLOATS, LayerWeights, Lengths, PackedWeight
 
 SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
 BEFORE_LAYER = ctypes.CFUNCTYPE(ctypes.c_int, SIZE)
 SIGNATURE = [ctypes.c_int, POINTER, *[SIZE] * 7, ctypes.c_int, ctypes.c_float, ctypes.c_float, *[POINTER] * 3,
-             SIZE, SIZE, *[POINTER] * 4, BEFORE_LAYER, ctypes.c_int]
+             SIZE, SIZE, *[POINTER] * 5, BEFORE_LAYER, ctypes.c_int]
 MATRICES = ("qkv_weight", "dense_weight", "in_weight", "out_weight")
 
 
@@ -68,12 +68,17 @@ class Stack:
         group_size = group_size or tensor.shape[1]
         return weight.data_ptr(), scale.data_ptr(), group_size, bits, self.operators.TYPES[scale.dtype]
 
-    def step(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int, blocked: Tensor | None = None) -> Tensor:
+    def step(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int | Lengths,
+             blocked: Tensor | None = None) -> Tensor:
         """hidden (b, 1, h), cosine and sine (b, 1, d) float32, blocked None or bool (b, 1, start + 1)
-        -> (b, 1, h) after the final layer norm; keys and values are written at place `start`."""
-        if (hidden.shape != (self.batch, 1, self.hidden) or hidden.dtype is not self.dtype or start >= self.capacity
+        -> (b, 1, h) after the final layer norm; keys and values are written at place `start`, of each row its own
+        under Lengths. Of the cache's rows, the first b are used."""
+        start, lengths = (start.longest, start.each) if isinstance(start, Lengths) else (start, None)
+        batch = hidden.shape[0]
+        if (batch > self.batch or hidden.shape[1:] != (1, self.hidden) or hidden.dtype is not self.dtype
+                or start >= self.capacity or (lengths is not None and lengths.shape != (batch,))
                 or (blocked is not None and blocked.shape[-1] != start + 1)):
-            raise ValueError(f"stack: made for ({self.batch}, 1, {self.hidden}) and {self.capacity} places, "
+            raise ValueError(f"stack: made for ({self.batch}, 1, {self.hidden}) at most and {self.capacity} places, "
                              f"given {tuple(hidden.shape)} at place {start}")
         hidden = hidden.contiguous()
         cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
@@ -81,7 +86,8 @@ class Stack:
             blocked = blocked.contiguous()
         out = torch.empty_like(hidden)
         callback = BEFORE_LAYER() if self.before is None else BEFORE_LAYER(self._renew)  # not kept: it holds self
-        self._stack(*self.fixed, hidden.data_ptr(), self.batch, start + 1, cosine.data_ptr(), sine.data_ptr(),
+        self._stack(*self.fixed, hidden.data_ptr(), batch, start + 1,
+                    None if lengths is None else lengths.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
                     None if blocked is None else blocked.data_ptr(), out.data_ptr(), callback,
                     torch.get_num_threads())
         if self.failure is not None:

@@ -1,0 +1,281 @@
+"""The only decode loop: rows that join and leave a running batch, one token for each of them a step.
+
+    batch = Batch(model);  numbers = batch.add(rows);  events = batch.step();  batch.drop(number)
+
+A row brings its own options, and gets the ids that it would get alone. Ids in, ids and scores out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, groupby
+
+import numpy
+import torch
+
+from generation import beam, sampling
+from generation.params import BeamParams, SamplingParams
+from generation.rules import Rules
+from generation.sequences import Sequences
+
+Answer = tuple[list[int], float | None]  # generated ids with their end token, score (None when sampled)
+OnStep = Callable[[list[tuple[int, int | None]]], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is to be generated behind a context."""
+
+    context: Sequence[int]  # its last id is the token that the first generated one follows
+    params: SamplingParams | BeamParams  # its limits of length, but for the least one, are the caller's business
+    limit: int  # most tokens to generate, end token included, >= 1
+    rules: Rules
+    shared_position: int | None = None  # of the last context token and all generated ones; None: they count up
+    unidirectional: bool = False  # context tokens see only what is left of them
+    counted_length: int | None = None  # what the context counts as in beam search's length penalty; None: its length
+    seed: Sequence[int] = ()  # the only source of chance; needed unless decoding is deterministic
+
+    @property
+    def width(self) -> int:
+        """Rows of the cache that it comes to take up."""
+        return self.params.num_beams
+
+    @property
+    def places(self) -> int:
+        """Of each row in the cache."""
+        return len(self.context) - 1 + self.limit
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step meant for one row. token: what was chosen, None under beam search. answers: best first, once the row
+    is complete, with which it has left. is_broken: its logits are no numbers, and it has left with what it had."""
+
+    number: int
+    token: int | None = None
+    answers: list[Answer] | None = None
+    is_broken: bool = False
+
+
+class Batch:
+    def __init__(self, model, rows: int = 0, places: int = 0):
+        """rows, places: room in the cache to begin with; more is made when rows join."""
+        self.sequences = Sequences(model, rows, places)
+        self._groups: list[_Sampled | _Searched] = []
+        self._numbers = count()
+
+    @property
+    def rows(self) -> int:
+        """Of the cache, that are taken up or will be."""
+        return sum(group.width for group in self._groups)
+
+    def add(self, rows: Sequence[Row]) -> list[int]:
+        """Read the rows' contexts -> a number for each, by which events name it."""
+        if not rows:
+            return []
+        numbers = [next(self._numbers) for _ in rows]
+        self.sequences.reserve(self.rows + sum(row.width for row in rows), max(row.places for row in rows))
+        for unidirectional, part in groupby(zip(numbers, rows, strict=True), lambda pair: pair[1].unidirectional):
+            part = list(part)
+            places = self.sequences.read([row.context for _, row in part], [row.shared_position for _, row in part],
+                                         unidirectional)
+            kinds: dict[tuple, list[_Member]] = {}
+            for (number, row), place in zip(part, places, strict=True):
+                kinds.setdefault((replace(row.params, seed=None), row.rules), []).append(_Member(number, row, place))
+            for kind, members in kinds.items():
+                self._join(kind, members)
+        return numbers
+
+    def _join(self, kind: tuple, members: list[_Member]) -> None:
+        if isinstance(kind[0], BeamParams):
+            self._groups.append(_Searched(*kind, members, self.sequences.device))
+            return
+        for group in self._groups:
+            if isinstance(group, _Sampled) and (group.params, group.rules) == kind:
+                group.members += members
+                return
+        self._groups.append(_Sampled(*kind, members))
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """One token for every row: an event for each, in the order of their numbers; none: nobody is left."""
+        if not self._groups:
+            return []
+        logits = self.sequences.logits()
+        events, left = [], []
+        for group in self._groups:
+            places = group.places
+            is_all = places == list(range(len(logits)))
+            index = slice(len(logits)) if is_all else torch.tensor(places, device=logits.device)
+            found, gone = group.step(logits[index], self.sequences, index)
+            events += found
+            left += gone
+        self._leave(left)
+        return sorted(events, key=lambda event: event.number)
+
+    def drop(self, number: int) -> None:
+        """A row whose answer nobody waits for any more."""
+        self._leave([place for group in self._groups for place in group.drop(number)])
+
+    def _leave(self, places: list[int]) -> None:
+        self._groups = [group for group in self._groups if group.width]
+        if places:
+            moved = self.sequences.leave(places)
+            for group in self._groups:
+                group.move(moved)
+
+
+@dataclass
+class _Member:
+    number: int
+    row: Row
+    place: int  # in Sequences
+    ids: list[int] = field(default_factory=list)
+    keys: numpy.ndarray | None = None  # of every step
+
+
+class _Sampled:
+    """Rows that are sampled with the same options, each at a step of its own."""
+
+    def __init__(self, params: SamplingParams, rules: Rules, members: list[_Member]):
+        self.params, self.rules, self.members = params, rules, members
+
+    @property
+    def places(self) -> list[int]:
+        return [member.place for member in self.members]
+
+    @property
+    def width(self) -> int:
+        return len(self.members)
+
+    def move(self, moved: dict[int, int]) -> None:
+        for member in self.members:
+            member.place = moved.get(member.place, member.place)
+
+    def drop(self, number: int) -> list[int]:
+        gone = [member.place for member in self.members if member.number == number]
+        self.members = [member for member in self.members if member.number != number]
+        return gone
+
+    def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
+        """logits (b, v) of this group's rows, at `index` in sequences -> events, and the places of those that left."""
+        sums = logits.sum(-1)  # one that is no number makes its sum none
+        self._forbid(logits)
+        tokens = sampling.sample(logits, self.params, self._keys(logits.device))
+        sequences.go_on(index, tokens)
+        found = torch.cat((tokens.double(), sums)).tolist()  # one transfer
+        events, going, left = [], [], []
+        for member, token, total in zip(self.members, found, found[len(self.members):], strict=False):
+            if not math.isfinite(total):
+                events.append(Event(member.number, None, [(member.ids, None)], is_broken=True))
+                left.append(member.place)
+                continue
+            member.ids.append(int(token))
+            if int(token) in self.rules.end_tokens or len(member.ids) == member.row.limit:
+                events.append(Event(member.number, int(token), [(member.ids, None)]))
+                left.append(member.place)
+            else:
+                events.append(Event(member.number, int(token)))
+                going.append(member)
+        self.members = going
+        return events, left
+
+    def _forbid(self, logits: torch.Tensor) -> None:
+        self.rules.forbid_invalid_(logits)
+        steps = [len(member.ids) for member in self.members]
+        for step in {step for step in steps if step < max(self.params.min_gen_length, self.rules.longest_start)}:
+            places = [place for place, own in enumerate(steps) if own == step]
+            part = logits[places]
+            if step < self.params.min_gen_length:
+                self.rules.forbid_ends_(part)
+            if step < self.rules.longest_start:
+                ids = [self.members[place].ids for place in places]
+                self.rules.forbid_starts_(part, torch.tensor(ids, device=logits.device).view(len(ids), step))
+            logits[places] = part
+
+    def _keys(self, device: torch.device) -> torch.Tensor | None:
+        if self.params.top_k == 1:
+            return None
+        for member in self.members:
+            if member.keys is None:
+                member.keys = sampling.keys_of(member.row.seed, member.row.limit).numpy()
+        return torch.from_numpy(numpy.stack([member.keys[len(member.ids)] for member in self.members])).to(device)
+
+
+class _Searched:
+    """Rows that joined together and are searched with the same beams, step by step."""
+
+    def __init__(self, params: BeamParams, rules: Rules, members: list[_Member], device: torch.device):
+        self.params, self.rules, self.members = params, rules, members
+        contexts = [member.row.context for member in members]
+        counted = [len(member.row.context) if member.row.counted_length is None else member.row.counted_length
+                   for member in members]
+        self.state = beam.start(contexts, counted, params, device)
+        self.places = [member.place for member in members]  # one for each row before the first step, then one a beam
+        self.keys = torch.stack([sampling.keys_of(member.row.seed, max(each.row.limit for each in members))
+                                 for member in members]).to(device) if params.stochastic else None
+
+    @property
+    def width(self) -> int:
+        return len(self.members) * self.params.num_beams
+
+    def move(self, moved: dict[int, int]) -> None:
+        self.places = [moved.get(place, place) for place in self.places]
+
+    def drop(self, number: int) -> list[int]:
+        return self._keep([place for place, member in enumerate(self.members) if member.number != number])
+
+    def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
+        params, state = self.params, self.state
+        self.rules.forbid_invalid_(logits)
+        if state.steps < params.min_gen_length:
+            self.rules.forbid_ends_(logits)
+        logits = logits.view(len(self.members), -1, logits.shape[-1])
+        self.rules.forbid_starts_(logits, state.history[..., state.tail:])
+        noise = None
+        if self.keys is not None:
+            noise = sampling.exponentials(torch.arange(logits[0].numel(), device=logits.device),
+                                          self.keys[:, state.steps])
+        self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise)
+        if state.steps == 1:
+            self.places = sequences.copies(self.places, params.num_beams)
+        events, going = [], []
+        for place, member in enumerate(self.members):
+            if state.broken[place]:
+                ids = state.history[place, 0, state.tail:-1].tolist()
+                events.append(Event(member.number, None, [(ids, None)], is_broken=True))
+            elif state.done[place] or state.steps == member.row.limit:
+                events.append(Event(member.number, None, beam.results(state, place, params)))
+            else:
+                events.append(Event(member.number))
+                going.append(place)
+        left = self._keep(going)
+        if going:
+            self._follow_parents(sequences)
+        return events, left
+
+    def _keep(self, going: list[int]) -> list[int]:
+        """Only these of the members; the others' places in sequences."""
+        if len(going) == len(self.members):
+            return []
+        width = len(self.places) // len(self.members)
+        groups = [self.places[begin:begin + width] for begin in range(0, len(self.places), width)]
+        left = [place for number, group in enumerate(groups) if number not in going for place in group]
+        self.places = [place for number in going for place in groups[number]]
+        self.members = [self.members[number] for number in going]
+        self.keys = None if self.keys is None else self.keys[going]
+        if going:
+            self.state = beam.select(self.state, going)
+        return left
+
+    def _follow_parents(self, sequences: Sequences) -> None:
+        """Give every beam's row the cache of the beam that it goes on from, and its next token."""
+        state, k = self.state, self.params.num_beams
+        rows = torch.tensor(self.places, device=sequences.device)
+        if state.steps > 1 and state.common < state.tail + state.steps - 1:  # places behind which beams differ
+            lengths = [len(member.row.context) for member in self.members]
+            places = slice(min(lengths) + state.common - state.tail, max(lengths) - 1 + state.steps)
+            sequences.reorder(rows, rows.view(-1, k).gather(1, state.parents).flatten(), places)
+        sequences.go_on(rows, state.tokens.flatten())

@@ -1,0 +1,129 @@
+"""The rows of a running batch inside the model: their cache, the next token of each and where it goes.
+
+A row's context is read at once, but for its last token (sop, for a blank); from then on every row is given one token a
+step. Each row fills its own places of the cache and sees no others, so a row's result is what it would be alone. Rows
+in use lie at the front of the cache, so that a step meets them as one block: who leaves is replaced by the last.
+Shapes: b rows in use, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from generation.batching import CPU_READ_TOKENS
+from glm.inputs import padding_blocked, prefix_causal_blocked, right_pad
+from kernels.reference import Lengths
+
+_LENGTH, _POSITION, _ADVANCE, _STEPS, _TOKEN = range(5)
+
+
+class Sequences:
+    def __init__(self, model, rows: int = 0, places: int = 0):
+        """rows, places: room to begin with; it grows when it is asked for (``reserve``)."""
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.is_2d = model.config.position_encoding_2d
+        self.cache, self.count = None, 0
+        self.lengths: list[int] = []  # of the rows in use: filled places, as the host knows them
+        self._state = torch.zeros(5, 0, dtype=torch.int64, device=self.device)  # of every row of the cache
+        self.reserve(rows, places)
+
+    def reserve(self, rows: int, places: int) -> None:
+        """Make room for so many rows, of so many places each. What is there is kept; a larger cache is a copy."""
+        old, state = self.cache, self._state
+        if old is not None and rows <= old.batch and places <= old.capacity:
+            return
+        if old is not None:  # joining row by row must not copy everything every time
+            rows = old.batch if rows <= old.batch else max(rows, 2 * old.batch)
+            places = old.capacity if places <= old.capacity else max(places, old.capacity * 3 // 2)
+        self.cache = self.model.new_cache(rows, places) if rows and places else None
+        self._state = torch.zeros(5, rows, dtype=torch.int64, device=self.device)
+        self._state[:, :self.count] = state[:, :self.count]
+        if old is not None and self.count:
+            self.cache.take_over(old, self.count, max(self.lengths))
+
+    def read(self, contexts: Sequence[Sequence[int]], shared_positions: Sequence[int | None],
+             unidirectional: bool) -> list[int]:
+        """Rows for these contexts, whose keys and values are put into the cache; hidden states are of no use.
+
+        shared_positions: of the last context token and of all that follows; None: positions count up.
+        """
+        first, self.count = self.count, self.count + len(contexts)
+        lengths = [len(ids) - 1 for ids in contexts]
+        self.lengths += lengths
+        facts = [(length, length if shared is None else shared, shared is None, 0, ids[-1])
+                 for ids, length, shared in zip(contexts, lengths, shared_positions, strict=True)]
+        self._state[:, first:self.count] = torch.tensor(facts, device=self.device).T
+        most = len(contexts)
+        if self.device.type == "cpu":
+            most = max(1, CPU_READ_TOKENS // max(1, *lengths))
+        for begin in range(0, len(contexts), most):
+            part = [list(ids[:-1]) for ids in contexts[begin:begin + most]]
+            self._read(slice(first + begin, first + begin + len(part)), part, unidirectional)
+        return list(range(first, self.count))
+
+    def _read(self, rows: slice, contexts: list[list[int]], unidirectional: bool) -> None:
+        tokens, lengths = (part.to(self.device) for part in right_pad(contexts))
+        width = tokens.shape[1]
+        if width == 0:
+            return
+        positions = torch.arange(width, device=self.device).expand(tokens.shape)
+        if self.is_2d:
+            positions = torch.stack((positions, torch.zeros_like(positions)), dim=1)
+        blocked = None
+        if unidirectional:
+            blocked = prefix_causal_blocked(torch.zeros_like(lengths), lengths, width)
+        elif min(map(len, contexts)) < width:
+            blocked = padding_blocked(lengths, width).expand(-1, width, -1)
+        self.model.hidden_states(tokens, positions, blocked, self.cache.part(rows),
+                                 places=torch.zeros(1, dtype=torch.int64, device=self.device))
+
+    def logits(self) -> torch.Tensor:
+        """Every row's next token goes in -> float32 logits (b, v) of what follows."""
+        state = self._state[:, :self.count]
+        positions = (state[_POSITION] + state[_STEPS] * state[_ADVANCE])[:, None]
+        state[_STEPS] += 1
+        if self.is_2d:  # second channel: place inside the blank, from 1
+            positions = torch.stack((positions, state[_STEPS][:, None]), dim=1)
+        self.cache.length = Lengths(state[_LENGTH], max(self.lengths))
+        hidden = self.model.hidden_states(state[_TOKEN][:, None], positions, None, self.cache)
+        self.lengths = [length + 1 for length in self.lengths]
+        return self.model.head(hidden[:, -1])
+
+    def go_on(self, rows: torch.Tensor | slice, tokens: torch.Tensor) -> None:
+        """The next tokens of some rows."""
+        self._state[_TOKEN, rows] = tokens
+
+    def copies(self, rows: Sequence[int], times: int) -> list[int]:
+        """Each row and `times` - 1 new ones that are copies of it, one after another."""
+        new = list(range(self.count, self.count + len(rows) * (times - 1)))
+        sources = [row for row in rows for _ in range(times - 1)]
+        self.count += len(new)
+        self.lengths += [0] * len(new)
+        self._copy(sources, new)
+        each = iter(new)
+        return [place for row in rows for place in (row, *(next(each) for _ in range(times - 1)))]
+
+    def reorder(self, rows: torch.Tensor, sources: torch.Tensor, places: slice) -> None:
+        """Each row's cache becomes that of its source in these places: rows of one context agree in all others."""
+        self.cache.copy_rows(sources, rows, places)
+
+    def leave(self, rows: Sequence[int]) -> dict[int, int]:
+        """Rows that are not needed any more -> the new numbers of those that took their places."""
+        gone, count = set(rows), self.count - len(rows)
+        moving = [row for row in range(count, self.count) if row not in gone]
+        holes = [row for row in sorted(gone) if row < count]
+        self._copy(moving, holes)
+        self.count, self.lengths = count, self.lengths[:count]
+        return dict(zip(moving, holes, strict=True))
+
+    def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        if not sources:
+            return
+        for source, target in zip(sources, targets, strict=True):
+            self.lengths[target] = self.lengths[source]
+        here, there = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
+        self._state[:, there] = self._state[:, here]
+        self.cache.copy_rows(here, there, slice(0, max(self.lengths[row] for row in targets)))

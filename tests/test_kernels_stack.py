@@ -1,0 +1,227 @@
+"""The compiled CPU backend against its plain torch twin: attention, and all layers of a step in one call."""
+
+import pytest
+import torch
+
+from kernels import reference
+from kernels.cpu import stack
+from tests import kernel_cases
+from tests.kernel_cases import DTYPES, doubled, poison, random
+from tests.rounding import assert_as_good
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+ops = kernel_cases.ops
+
+
+def attention_case(dtype, b, n, d, start, seed=0):
+    qkv = random(b, 1, n * 3 * d, dtype=dtype, seed=seed)
+    angle = random(b, 1, d, dtype=torch.float32, seed=seed + 1)
+    keys, values = (random(b, n, start + 3, d, dtype=dtype, seed=seed + i) for i in (2, 3))
+    for cached in (keys, values):
+        cached[:, :, start:] = float("nan")  # places not written yet must not be read
+    return qkv, angle.cos(), angle.sin(), keys, values
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "b, n, d, start", [(1, 3, 64, 0), (4, 2, 64, 37), (2, 5, 12, 9), (1, 1, 80, 130), (16, 2, 32, 5)]
+)
+@pytest.mark.parametrize("positions_2d", [False, True])
+@pytest.mark.parametrize("with_blocked", [False, True])
+def test_attend(ops, dtype, b, n, d, start, positions_2d, with_blocked, monkeypatch):
+    poison(monkeypatch)
+    qkv, cosine, sine, keys, values = attention_case(dtype, b, n, d, start)
+    blocked = None
+    if with_blocked:
+        blocked = torch.rand(b, 1, start + 1, generator=torch.Generator().manual_seed(9)) < 0.4
+        blocked[0] = True  # a row that may see nothing: finite, and the same in both backends
+    results = {}
+    for name, backend in {"exact": reference, "same": reference, "ours": ops}.items():
+        cached = [keys.clone(), values.clone()]
+        arguments = [qkv, cosine, sine, *cached, start, blocked, positions_2d]
+        if name == "exact":
+            arguments = doubled(*arguments)
+        results[name] = (backend.attend(*arguments), arguments[3], arguments[4])
+    for ours, same, exact in zip(results["ours"], results["same"], results["exact"], strict=True):
+        assert torch.equal(torch.isnan(ours), torch.isnan(same))
+        assert_as_good(ours.nan_to_num(), same.nan_to_num(), exact.nan_to_num(), d + start + 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("s", [1, 3])
+def test_rows_that_differ_in_length_attend_as_alone(ops, dtype, s):
+    """Nothing behind a row's own places is seen, whatever lies there."""
+    b, n, d, starts = 4, 3, 32, [9, 0, 4, 7]
+    _, _, _, keys, values = attention_case(dtype, b, n, d, 12)
+    qkv, angle = random(b, s, 3 * n * d, dtype=dtype), random(b, s, d, dtype=torch.float32, seed=1)
+    lengths = reference.Lengths(torch.tensor(starts), max(starts))
+    for backend in (reference, ops):
+        together = [keys.clone(), values.clone()]
+        for row, start in enumerate(starts):
+            together[0][row, :, start:], together[1][row, :, start:] = 50.0, -50.0
+        found = backend.attend(qkv, angle.cos(), angle.sin(), *together, lengths)
+        for row, start in enumerate(starts):
+            part, alone = slice(row, row + 1), [keys[row:row + 1].clone(), values[row:row + 1].clone()]
+            blocked = torch.zeros(1, s, start + s, dtype=torch.bool)
+            exact = doubled(qkv[part], angle.cos()[part], angle.sin()[part], *alone)
+            wanted = reference.attend(*exact, start, blocked)
+            same = reference.attend(qkv[part], angle.cos()[part], angle.sin()[part], *alone, start, blocked)
+            assert_as_good(found[part], same, wanted, d + start + s)
+            for ours, other in zip(together, alone, strict=True):
+                assert torch.equal(ours[part, :, :start], other[:, :, :start])
+                assert (ours[part, :, start:start + s].abs() < 50).all()
+                assert (ours[part, :, start + s:].abs() == 50).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "b, n, d, start, s", [(1, 2, 64, 0, 5), (2, 3, 16, 9, 70), (1, 2, 80, 0, 131), (2, 1, 20, 3, 4)]
+)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_attend_over_many_new_tokens(ops, dtype, b, n, d, start, s, masked, cached, monkeypatch):
+    poison(monkeypatch)
+    start = start if cached else 0
+    qkv = random(b, s, n * 3 * d, dtype=dtype)
+    angle = random(b, s, d, dtype=torch.float32, seed=1)
+    blocked = None
+    if masked:
+        blocked = torch.ones(s, start + s, dtype=torch.bool).triu(start + 1).repeat(b, 1, 1)
+        blocked[-1, :, 0] = True  # with nothing cached, the first row may then see nothing
+    buffers = [random(b, n, start + s + 2, d, dtype=dtype, seed=i) for i in (2, 3)]
+    results = {}
+    for name, backend in {"exact": reference, "same": reference, "ours": ops}.items():
+        cache = [buffer.clone() for buffer in buffers] if cached else [None, None]
+        arguments = [qkv, angle.cos(), angle.sin(), *cache, start, blocked]
+        if name == "exact":
+            arguments = doubled(*arguments)
+        results[name] = [backend.attend(*arguments)] + [t for t in arguments[3:5] if t is not None]
+    for ours, same, exact in zip(results["ours"], results["same"], results["exact"], strict=True):
+        assert_as_good(ours, same, exact, d + start + s)
+
+
+def test_attend_works_on_a_view_of_a_larger_cache(ops):
+    qkv, cosine, sine, keys, values = attention_case(torch.float32, 2, 3, 16, 6)
+    wide = [torch.cat((cached, cached), dim=1)[:, :3] for cached in (keys, values)]
+    plain = ops.attend(qkv, cosine, sine, keys, values, 6)
+    assert torch.equal(ops.attend(qkv, cosine, sine, *wide, 6), plain)
+
+
+def random_layers(dtype, count, h, inner, seed=0):
+    attention = [(h,), (h,), (3 * h, h), (3 * h,), (h, h), (h,)]
+    shapes = attention + [(h,), (h,), (2 * inner, h), (2 * inner,), (h, inner), (h,)]
+    return [
+        reference.LayerWeights(*(random(*shape, dtype=dtype, seed=seed + 20 * i + j, scale=shape[-1] ** -0.5)
+                                 for j, shape in enumerate(shapes)))
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("b, n, d, inner, start", [(1, 4, 64, 700, 9), (4, 3, 20, 50, 0), (16, 2, 32, 90, 33)])
+@pytest.mark.parametrize("with_blocked", [False, True])
+def test_the_whole_stack_in_one_call(ops, dtype, b, n, d, inner, start, with_blocked, monkeypatch):
+    poison(monkeypatch)
+    h = n * d
+    layers, final = random_layers(dtype, 3, h, inner), (random(h, dtype=dtype), random(h, dtype=dtype))
+    hidden = random(b, 1, h, dtype=dtype, seed=5)
+    _, cosine, sine, keys, values = attention_case(dtype, b, n, d, start)
+    keys, values = [keys.clone() for _ in layers], [values.clone() for _ in layers]
+    blocked = None
+    if with_blocked:
+        blocked = torch.rand(b, 1, start + 1, generator=torch.Generator().manual_seed(9)) < 0.4
+    exact_layers = [reference.LayerWeights(*doubled(*layer)) for layer in layers]
+    exact_keys, exact_values = doubled(*keys), doubled(*values)
+    same_keys, same_values = [k.clone() for k in keys], [v.clone() for v in values]
+    common = (2.6, 1e-5)
+    exact = reference.stack(exact_layers, doubled(*final), exact_keys, exact_values, *common,
+                            *doubled(hidden, cosine, sine), start, blocked)
+    same = reference.stack(layers, final, same_keys, same_values, *common, hidden, cosine, sine, start, blocked)
+    assert stack.fits(layers, final, keys, values)
+    made = stack.Stack(ops, layers, final, keys, values, *common)
+    terms = len(layers) * (3 * h + inner + d + start + 1)
+    assert_as_good(made.step(hidden, cosine, sine, start, blocked), same, exact, terms)
+    for ours, same, exact in zip(keys + values, same_keys + same_values, exact_keys + exact_values, strict=True):
+        assert_as_good(ours[:, :, : start + 1], same[:, :, : start + 1], exact[:, :, : start + 1], terms)
+    with pytest.raises(ValueError, match="made for"):
+        made.step(hidden, cosine, sine, start + 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_stack_takes_rows_of_unlike_lengths_and_fewer_than_the_cache_has(ops, dtype):
+    b, n, d, inner, starts = 4, 3, 32, 90, [9, 0, 4]
+    h = n * d
+    layers, final = random_layers(dtype, 3, h, inner), (random(h, dtype=dtype), random(h, dtype=dtype))
+    _, cosine, sine, keys, values = attention_case(dtype, b, n, d, 11)
+    hidden = random(3, 1, h, dtype=dtype, seed=5)
+    cosine, sine = cosine[:3], sine[:3]
+    caches = [[cached.clone() for _ in layers] for cached in (keys, values)]
+    found = stack.Stack(ops, layers, final, *caches, 2.6, 1e-5).step(
+        hidden, cosine, sine, reference.Lengths(torch.tensor(starts), max(starts)))
+    for row, start in enumerate(starts):
+        part = slice(row, row + 1)
+        alone = [[cached[part].clone() for _ in layers] for cached in (keys, values)]
+        made = stack.Stack(ops, layers, final, *alone, 2.6, 1e-5)
+        # products of three rows are not made by the tiles of one
+        torch.testing.assert_close(found[part], made.step(hidden[part], cosine[part], sine[part], start),
+                                   rtol=0.0, atol=64 * torch.finfo(dtype).eps)
+    for ours in caches[0]:  # a row that is not in use
+        torch.testing.assert_close(ours[3], keys[3], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stack_whose_weights_come_as_they_are_needed(ops, threads, monkeypatch):
+    """Two layers share one place in memory; the table is given meta tensors until then."""
+    monkeypatch.setattr(stack.torch, "get_num_threads", lambda: threads)
+    b, n, d, inner = 2, 4, 32, 500
+    h = n * d
+    layers, final = random_layers(torch.bfloat16, 3, h, inner), (random(h, dtype=torch.bfloat16),) * 2
+    _, cosine, sine, keys, values = attention_case(torch.bfloat16, b, n, d, 4)
+    hidden = random(b, 1, h, dtype=torch.bfloat16, seed=5)
+    cache = [[tensor.clone() for _ in layers] for tensor in (keys, values)]
+    expected = stack.Stack(ops, layers, final, *cache, 2.6, 1e-5).step(hidden, cosine, sine, 4)
+    room, asked = reference.LayerWeights(*(torch.empty_like(part) for part in layers[0])), []
+
+    def before(number):
+        asked.append(number)
+        if number == 1:
+            return None
+        for part, source in zip(room, layers[number], strict=True):
+            part.copy_(source)
+        return room
+
+    unknown = [reference.LayerWeights(*(part.to("meta") for part in layer)) for layer in layers]
+    unknown[1] = layers[1]
+    assert stack.fits(unknown, final, *cache)
+    made = stack.Stack(ops, unknown, final, *cache, 2.6, 1e-5, before=before)
+    assert torch.equal(made.step(hidden, cosine, sine, 4), expected) and asked == [0, 1, 2]
+
+
+def test_an_error_before_a_layer_ends_the_step(ops):
+    layers, final = random_layers(torch.float32, 3, 64, 50), (random(64, dtype=torch.float32),) * 2
+    hidden = random(1, 1, 64, dtype=torch.float32)
+    _, cosine, sine, keys, values = attention_case(torch.float32, 1, 2, 32, 4)
+    cache, asked = [[tensor.clone() for _ in layers] for tensor in (keys, values)], []
+
+    def before(number):
+        asked.append(number)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+
+    made = stack.Stack(ops, layers, final, *cache, 2.6, 1e-5, before=before)
+    with pytest.raises(KeyboardInterrupt):
+        made.step(hidden, cosine, sine, 4)
+    assert asked == [0, 1]
+    made.step(hidden, cosine, sine, 4)  # and the next one runs
+    assert asked == [0, 1, 0, 1, 2]
+
+
+def test_a_stack_of_unlike_layers_is_left_to_the_single_operations():
+    layers, final = random_layers(torch.float32, 2, 32, 48), (torch.ones(32), torch.zeros(32))
+    keys, values = ([torch.zeros(1, 2, 4, 16) for _ in layers] for _ in range(2))
+    assert stack.fits(layers, final, keys, values)
+    assert not stack.fits(layers, (final[0].double(), final[1]), keys, values)
+    assert not stack.fits([layers[0], layers[1]._replace(in_weight=layers[1].in_weight[:, :16])], final, keys, values)
+    fewer_heads = [layer._replace(qkv_weight=layer.qkv_weight[:48], qkv_bias=layer.qkv_bias[:48]) for layer in layers]
+    assert not stack.fits(fewer_heads, final, keys, values)
+    assert not stack.fits(layers, final, keys, [values[0], values[1].transpose(0, 1)])
