@@ -7,7 +7,7 @@ the file, the key, what is allowed and the nearest right name, before any model 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,8 @@ def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -
     values["path"] = str(folder / values["path"])
     values["type"] = kind.type
     config = kind(**{"max_seq_length": min(LONGEST, longest)} | values, source=source)
+    if isinstance(config, LanguageModelTaskConfig) and "max_seq_length" not in values:  # windows overlap by half
+        config = replace(config, generation_length=min(config.generation_length, max(1, config.max_seq_length // 2)))
     whence = "all that the model takes" if "max_seq_length" not in values and longest < LONGEST else ""
     if faults := list(_faults_together(config, whence)):
         raise UserError("\nerror: ".join(faults))

@@ -1,5 +1,7 @@
 """Texts longer than the model takes: cut by default, counted and told of where the task file lets them be."""
 
+from pathlib import Path
+
 import pytest
 
 import evaluation.__main__ as command
@@ -8,6 +10,7 @@ from glm.errors import UserError
 from tests.golden_data import SHAPE
 from tests.tiny_tasks import MODEL, results, samples, write_rows
 
+ROOT = Path(__file__).resolve().parent.parent
 LONGEST = SHAPE["max_sequence_length"]
 TEXT = "the old town " * 250  # between 512 and 2000 tokens
 KINDS = {"mul": {"inputs_pretokenized": TEXT, "choices_pretokenized": ["and", "today"], "label": 0},
@@ -74,6 +77,15 @@ def test_what_is_said_is_kept_and_the_rest_is_the_model_s(tmp_path, line, takes,
     path = tmp_path / "task.yaml"
     path.write_text(f"name: x\ntype: mul\npath: x\n{line}\n")
     assert load_task(path, "data", takes).max_seq_length == length
+
+
+@pytest.mark.parametrize("longest", [64, 512, 2048])
+def test_the_task_files_that_come_along_fit_any_model(longest):
+    files = sorted((ROOT / "tasks" / "language_modeling").rglob("*.yaml"))
+    for file in files:
+        config = load_task(file, ROOT, longest)
+        assert config.max_seq_length == longest and config.generation_length <= longest // 2
+    assert load_task(files[0], ROOT, 2048).generation_length == 1024  # the Pile's, as it stands in the file
 
 
 def test_an_answer_that_the_model_has_no_room_for_is_refused(tmp_path):
