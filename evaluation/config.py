@@ -38,6 +38,8 @@ class TaskConfig:
 
     path: the folder of the task's data files. module: dotted path of a subclass of evaluation.tasks.Task.
     file_pattern: glob below path, or name of a group -> glob. max_seq_length: tokens, with the choices or the answer.
+    packed_length: tokens of a text with all its choices, which are read as one sequence, where that is not
+    max_seq_length but the model's: each choice goes on from the text, so only the longest one must fit the model.
     use_task_mask: the blank is a [gMASK], not a [MASK]. micro_batch_size: what the original batched by; batches are
     formed by their tokens here. source: the YAML file. options: free settings for the class that `module` names.
     """
@@ -54,6 +56,7 @@ class TaskConfig:
     file_pattern: str | dict[str, str] = DEFAULT_PATTERN
     micro_batch_size: int = 1
     source: Path = field(default=Path(), repr=False)
+    packed_length: int | None = field(default=None, repr=False)
     options: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -93,6 +96,7 @@ class OtherTaskConfig(TaskConfig):
     type: TaskType = TaskType.OTHER
 
 
+FOUND_OUT = ("source", "packed_length")  # fields that are no keys of a task file
 CONFIGS = {
     TaskType.MULTICHOICE: MultiChoiceTaskConfig,
     TaskType.GENERATION: GenerationTaskConfig,
@@ -139,7 +143,8 @@ def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -
     folder = source.parent if values["path"].startswith("./") else Path(data_path)
     values["path"] = str(folder / values["path"])
     values["type"] = kind.type
-    config = kind(**{"max_seq_length": min(LONGEST, longest)} | values, source=source)
+    config = kind(**{"max_seq_length": min(LONGEST, longest)} | values, source=source,
+                  packed_length=None if "max_seq_length" in values else LONGEST)
     if isinstance(config, LanguageModelTaskConfig) and "max_seq_length" not in values:  # windows overlap by half
         config = replace(config, generation_length=min(config.generation_length, max(1, config.max_seq_length // 2)))
     whence = "all that the model takes" if "max_seq_length" not in values and longest < LONGEST else ""
@@ -149,7 +154,7 @@ def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -
 
 
 def _keys(kind: type[TaskConfig]) -> list[str]:
-    return [each.name for each in fields(kind) if each.name != "source"]
+    return [each.name for each in fields(kind) if each.name not in FOUND_OUT]
 
 
 def _check_key(key: str, name: str, kind: type[TaskConfig] | None, source: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.config import TaskConfig
+from evaluation.config import FOUND_OUT, TaskConfig
 from evaluation.metrics import Metric, evaluate, statistics_of
 from evaluation.statistics import interval
 from evaluation.store import GO_ON
@@ -73,8 +73,8 @@ def _task_head(config: TaskConfig, sha256: str, status: str) -> dict:
 
 def config_values(config: TaskConfig) -> dict:
     """A task's settings as JSON holds them."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    values.pop("source", None)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
+              if field.name not in FOUND_OUT}
     if not values.get("options"):
         values.pop("options", None)
     return {name: _plain(value) for name, value in values.items()}

@@ -94,9 +94,10 @@ class MultiChoiceTask(Task):
 
     def request(self, example: Example) -> ScoreRequest:
         config, choices = self.config, tuple(map(tuple, example.choices))
-        is_single = all(len(choice) == 1 for choice in choices)
-        reserve = (1 if is_single else sum(map(len, choices))) + 2
-        text, truncated = fit_context(example.inputs, reserve, config.max_seq_length)
+        lengths = [1] if all(len(choice) == 1 for choice in choices) else [*map(len, choices)]
+        text, is_cut = fit_context(example.inputs, sum(lengths) + 2, config.packed_length or config.max_seq_length)
+        text, truncated = fit_context(text, max(lengths) + 2, config.max_seq_length)
+        truncated |= is_cut
         facts = {"truncated": truncated, "input_length": len(text)}
         if config.unidirectional:
             return self._unidirectional(text, choices, facts)

@@ -48,6 +48,24 @@ def test_without_a_word_in_the_task_file_the_model_s_length_cuts(tmp_path, capsy
     assert "warning" not in captured.err and " long " not in captured.out.split("95% interval")[0]
 
 
+def test_choices_are_longer_together_than_the_model_takes(tmp_path, capsys):
+    """Each of them goes on from the text by itself, so all of them may be longer than a model takes."""
+    row = KINDS["mul"] | {"inputs_pretokenized": "the house", "choices_pretokenized": [TEXT[:1200], TEXT[:900]]}
+    write_rows(tmp_path / "data" / "mul" / "rows.jsonl", [row, row | {"inputs_pretokenized": TEXT}])
+    (tmp_path / "tasks").mkdir()
+    task = tmp_path / "tasks" / "mul.yaml"
+    task.write_text("name: mul\ntype: mul\npath: mul\n", encoding="utf-8")
+    assert evaluated(tmp_path) == {"mul": (1, 0)}
+    short, long = samples(tmp_path)["mul/rows.jsonl"]
+    most = max(short["choice_lengths"])
+    assert sum(short["choice_lengths"]) > LONGEST > most and not short["truncated"]
+    assert long["truncated"] and long["input_length"] == LONGEST - 2 - most
+    task.write_text("name: mul\ntype: mul\npath: mul\nmax_seq_length: 512\n", encoding="utf-8")
+    assert command.main([*MODEL, "--data-path", str(tmp_path / "data"), "--output", str(tmp_path / "said"),
+                         str(task)]) == 2
+    assert "max_seq_length 512 leaves no room for the text beside" in capsys.readouterr().err
+
+
 def test_a_longer_max_seq_length_is_kept_and_told_of(tmp_path, capsys):
     folder = write_tasks(tmp_path, "max_seq_length: 2000")
     assert evaluated(folder) == {"mul": (0, 1), "gen": (0, 1), "lm": (0, 1)}
