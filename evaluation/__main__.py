@@ -102,7 +102,8 @@ def looked_at(arguments: argparse.Namespace, output):
 
 def tell_without_effect(configs) -> None:
     """Of keys of a task file that change nothing."""
-    from evaluation.config import STRATEGIES, without_effect
+    from evaluation.checking import without_effect
+    from evaluation.config import STRATEGIES
 
     for config in configs if is_first_rank() else ():
         if keys := without_effect(config):

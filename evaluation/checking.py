@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.config import TaskConfig, TaskType
+from evaluation.config import STRATEGIES, GenerationTaskConfig, TaskConfig, TaskType
 from evaluation.data import read_objects
 from evaluation.discovery import data_files, missing
 from evaluation.hashing import hash_file
 from evaluation.own_code import calling, returned
 from evaluation.tasks import task_class
 from glm.errors import UserError
+from glm.strict_yaml import read_mapping
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,11 @@ def _copies(config: TaskConfig, paths: Iterable[Path]) -> Iterator[str]:
         if len(same) > 1:
             others = ", ".join(path.relative_to(config.path).as_posix() for path in same[1:4])
             yield f"{same[0]} has the same contents as {others}{' ...' * (len(same) > 4)}; all of them are scored"
+
+
+def without_effect(config: TaskConfig) -> list[str]:
+    """Keys that stand in a task's file and change nothing, unless a class of the task's own makes use of them."""
+    if not isinstance(config, GenerationTaskConfig) or config.sampling_strategy != STRATEGIES[0] or config.module:
+        return []
+    written = [key.replace("-", "_") for key in read_mapping(config.source)]
+    return [name for name in written if name in ("num_beams", "length_penalty", "no_repeat_ngram_size")]

@@ -145,9 +145,9 @@ def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -
     values["type"] = kind.type
     config = kind(**{"max_seq_length": min(LONGEST, longest)} | values, source=source,
                   packed_length=None if "max_seq_length" in values else LONGEST)
-    if isinstance(config, LanguageModelTaskConfig) and "max_seq_length" not in values:  # windows overlap by half
-        config = replace(config, generation_length=min(config.generation_length, max(1, config.max_seq_length // 2)))
     whence = "all that the model takes" if "max_seq_length" not in values and longest < LONGEST else ""
+    if whence and isinstance(config, LanguageModelTaskConfig):  # windows overlap by half, as the Pile's do
+        config = replace(config, generation_length=min(config.generation_length, max(1, longest // 2)))
     if faults := list(_faults_together(config, whence)):
         raise UserError("\nerror: ".join(faults))
     return config
@@ -295,11 +295,3 @@ def _faults_together(config: TaskConfig, whence: str) -> Iterator[str]:
                    f"({limit - 3}{whence and f'; max_seq_length is {told}'}), is {config.max_gen_length}")
         if fault := least_above_most(config.min_gen_length, config.max_gen_length):
             yield f"{where}: {fault}"
-
-
-def without_effect(config: TaskConfig) -> list[str]:
-    """Keys that stand in a task's file and change nothing, unless a class of the task's own makes use of them."""
-    if not isinstance(config, GenerationTaskConfig) or config.sampling_strategy != STRATEGIES[0] or config.module:
-        return []
-    written = [key.replace("-", "_") for key in read_mapping(config.source)]
-    return [name for name in written if name in ("num_beams", "length_penalty", "no_repeat_ngram_size")]

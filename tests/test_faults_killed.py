@@ -6,6 +6,7 @@ of the disk, too, and tests/test_evaluation_run.py the evaluation on one process
 
 import random
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_generation(answered, seed):
         argv = generation_arguments(answered, "--resume", output=output)
         kills += kill_at_random([started("generation.__main__", argv, answered / "log")], grows, most, chance)
         if size_of(grows) == most:  # all is answered: begin again
-            grows.unlink()
+            shutil.rmtree(answered / output)
     assert generation.main(generation_arguments(answered, "--resume", output=output)) == 0
     assert files_of(answered / output) == files_of(answered / "out")
 

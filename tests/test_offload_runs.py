@@ -15,9 +15,15 @@ from tests.tiny_tasks import MODEL, write_tasks
 ANY_PRECISION = [word for word in MODEL if word != "--fp32"]
 
 
+@pytest.fixture
+def folder(tmp_path):
+    write_tasks(tmp_path, rows=2)
+    (tmp_path / "prompts.txt").write_text("The old house [gMASK]\nShe went to [MASK] and came back.", encoding="utf-8")
+    return tmp_path
+
+
 def run(folder, name, *flags):
     """The prompts' answers and the tasks' results, as bytes."""
-    (folder / "prompts.txt").write_text("The old house [gMASK]\nShe went to [MASK] and came back.", encoding="utf-8")
     written, scored = folder / f"{name}-written", folder / f"{name}-scored"
     assert generate([*ANY_PRECISION, *flags, "--sampling-strategy", "BeamSearchStrategy", "--num-beams", "2",
                      "--out-seq-length", "24", "--input-source", str(folder / "prompts.txt"),
@@ -29,14 +35,13 @@ def run(folder, name, *flags):
 
 @pytest.mark.parametrize("precision, flag, limit", [
     ("--fp16", "--offload-memory-limit", "0.0034"), ("--fp32", "--bminf_memory_limit", "0.0067")])
-def test_files_are_the_same(tmp_path, monkeypatch, precision, flag, limit):
-    write_tasks(tmp_path, rows=2)
+def test_files_are_the_same(folder, monkeypatch, precision, flag, limit):
     brought, begin = [], Stream._begin
     monkeypatch.setattr(Stream, "_begin", lambda self, slot: brought.append(slot) or begin(self, slot))
-    streamed = run(tmp_path, "streamed", precision, flag, limit)
+    streamed = run(folder, "streamed", precision, flag, limit)
     count = len(brought)
     assert count > 20
-    assert run(tmp_path, "resident", precision) == streamed and len(brought) == count
+    assert run(folder, "resident", precision) == streamed and len(brought) == count
 
 
 def on_each_rank(folder, checkpoint):
@@ -47,11 +52,10 @@ def on_each_rank(folder, checkpoint):
         ("resident", ()), ("streamed", ("--offload-memory-limit", "0.0033")))]
 
 
-def test_two_ranks_with_packed_weights(tmp_path):
-    write_tasks(tmp_path, rows=2)
-    checkpoint = write_checkpoint(tmp_path / "packed", quantized_parts(4))
-    (tmp_path / "meeting").mkdir()
-    resident, streamed = run_ranks(on_each_rank, 2, tmp_path / "meeting", tmp_path, str(checkpoint))[0]
+def test_two_ranks_with_packed_weights(folder):
+    checkpoint = write_checkpoint(folder / "packed", quantized_parts(4))
+    (folder / "meeting").mkdir()
+    resident, streamed = run_ranks(on_each_rank, 2, folder / "meeting", folder, str(checkpoint))[0]
     assert resident == streamed
 
 
