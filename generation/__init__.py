@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["BeamParams", "Result", "SamplingParams", "fill_blanks", "generate"]
 
-_HOME = {"BeamParams": "params", "SamplingParams": "params", "fill_blanks": "infill", "Result": "infill",
+_HOME = {"BeamParams": "params", "SamplingParams": "params", "fill_blanks": "infill", "Result": "blanks",
          "generate": "decode"}
 
 

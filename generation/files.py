@@ -9,7 +9,8 @@ import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
-from generation.infill import Result, fill_blanks
+from generation.blanks import Result
+from generation.infill import fill_blanks
 from generation.masks import kind_of, left_over, note_on_left_over
 from generation.options import Options
 from generation.params import BeamParams, SamplingParams

@@ -9,12 +9,13 @@ import re
 import time
 from collections.abc import Callable
 
+from generation.blanks import split
 from generation.effect import without_effect
-from generation.infill import fill_blanks, split
+from generation.infill import fill_blanks
 from generation.masks import kind_of, left_over, note_on_left_over
 from generation.options import Options
 from generation.prompts import fault
-from generation.streaming import AnswerStream
+from generation.streaming import AnswerStream, coloured
 from glm import parallel
 from glm.errors import UserError
 
@@ -103,7 +104,8 @@ class Session:
             self.is_told_of_kinds = True
             self.note(f"note: {note_on_left_over(masks[0], kind_of(text))}")
         params = self.options.params()
-        stream = AnswerStream(split(text, self.tokenizer), self.tokenizer, self.write, self.colour)
+        prompt = split(text, self.tokenizer)
+        stream = AnswerStream(prompt, self.tokenizer, self.write, self.colour)
         parallel.broadcast_object((text, params))
         begin = time.monotonic()
         try:
@@ -119,7 +121,9 @@ class Session:
             stream.finish()
             self.write("\n")
         else:
-            self.write(beams_text(result, self.options.print_all_beams, self.colour))
+            beams = result.beams if self.options.print_all_beams else result.beams[:1]
+            self.write(lines_of([(coloured(prompt, beam, self.tokenizer) if self.colour else beam.text, beam.score)
+                                 for beam in beams]))
         tokens = "1 token" if stream.num_tokens == 1 else f"{stream.num_tokens} tokens"
         self.note(f"{tokens}, {seconds:.2f} s, {stream.num_tokens / seconds:.1f} tokens/s"
                   + (", cut off at the limit" if result.finish_reason == "length" else ""))
@@ -132,14 +136,11 @@ def follow(model, tokenizer) -> None:
         fill_blanks(model, tokenizer, [text], params)
 
 
-def beams_text(result, all_beams: bool, colour: bool) -> str:
-    """The best beam, or all with their scores, a line each."""
-    beams = result.beams if all_beams else result.beams[:1]
-    texts = [beam.styled if colour else beam.text for beam in beams]
+def lines_of(beams: list[tuple[str, float | None]]) -> str:
+    """Texts with their scores, a line each; of one alone the text."""
     if len(beams) == 1:
-        return f"{texts[0]}\n"
-    return "".join(f"[{number}] {beam.score:.4f}  {text}\n"
-                   for number, (beam, text) in enumerate(zip(beams, texts, strict=True), 1))
+        return f"{beams[0][0]}\n"
+    return "".join(f"[{number}] {score:.4f}  {text}\n" for number, (text, score) in enumerate(beams, 1))
 
 
 def shown(options: Options) -> str:

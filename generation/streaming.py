@@ -1,13 +1,24 @@
-"""Showing an answer while it is made: the text of tokens as they come, and the prompt's own text around the blanks."""
+"""Showing an answer, whole or while it is made: the prompt's own text, and what fills its blanks, marked by colour."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from generation.infill import Prompt, marks
-from generation.joining import Filled, filled, joint
+from generation.blanks import Beam, Prompt
+from generation.joining import Filled, filled, joined, joint
 
+UNDERLINE, GREEN, PLAIN = "\x1b[4m", "\x1b[0;32m", "\x1b[0m"
 _INCOMPLETE = "\ufffd"  # what the tokenizer shows for bytes that are no whole character (yet)
+
+
+def marks(prompt: Prompt) -> tuple[str, str]:
+    """Terminal codes before and after a filled blank."""
+    return (UNDERLINE, PLAIN) if prompt.kind == "[gMASK]" else (GREEN + UNDERLINE, PLAIN + PLAIN)
+
+
+def coloured(prompt: Prompt, beam: Beam, tokenizer) -> str:
+    """A beam's text with its blanks marked."""
+    return joined(prompt.typed, [filled(ids, tokenizer) for ids in beam.blank_ids], *marks(prompt))
 
 
 class Detokenizer:

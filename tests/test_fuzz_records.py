@@ -18,7 +18,7 @@ from evaluation.results import write_json
 from evaluation.sample_files import sample_folders, sample_path
 from evaluation.store import Journal
 from evaluation.table import closing_table
-from generation.infill import Beam, Result
+from generation.blanks import Beam, Result
 from generation.prompts import read_prompts
 from generation.results import Results, safe_name
 from glm.errors import UserError

@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import strategies as st
 
-from generation.infill import fill_blanks, split
+from generation.blanks import split
+from generation.infill import fill_blanks
 from generation.interactive import Session
 from generation.joining import filled, joined
 from generation.options import Options

@@ -6,8 +6,8 @@ import pytest
 
 import glm
 from generation import BeamParams, SamplingParams, fill_blanks
+from generation.blanks import split
 from generation.decode import generate
-from generation.infill import split
 from tests.golden_data import GOLDEN, SHAPE, TOKENIZER, TP1
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from generation import BeamParams, SamplingParams, fill_blanks
 from generation.batching import batches
-from generation.infill import MASK_PATTERN, split
+from generation.blanks import split
+from generation.masks import MASK_PATTERN
 from glm.errors import UserError
 from tests.fake_model import FakeModel
 

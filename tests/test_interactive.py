@@ -12,10 +12,10 @@ import time
 import pytest
 
 from generation import BeamParams, SamplingParams, fill_blanks
-from generation.infill import PLAIN
+from generation.blanks import split
 from generation.interactive import Session
 from generation.options import Options
-from generation.streaming import Detokenizer
+from generation.streaming import PLAIN, Detokenizer, coloured
 from kernels.cache import cache_folder
 from tests.faults import SECONDS
 from tests.golden_data import SHAPE, TOKENIZER, TP1
@@ -48,12 +48,16 @@ def answer(loaded, number: int, **beams):
     return fill_blanks(*loaded, [CASES[number]["prompt"]], params)[0]
 
 
+def in_colour(loaded, number: int, beam) -> str:
+    return coloured(split(CASES[number]["prompt"], loaded[1]), beam, loaded[1])
+
+
 @pytest.mark.parametrize("number", [0, 1, 2, 4, 7, 11, 13, 14])
 @pytest.mark.parametrize("colour", [True, False])
 def test_a_streamed_answer_is_the_library_s(loaded, number, colour):
     beam = answer(loaded, number).beams[0]
     written, notes = converse(loaded, CASES[number]["prompt"], "stop", colour=colour, top_k=1, out_seq_length=80)
-    assert written == (beam.styled if colour else beam.text) + "\n"
+    assert written == (in_colour(loaded, number, beam) if colour else beam.text) + "\n"
     assert re.fullmatch(r"(1 token|\d+ tokens), \d+\.\d\d s, \d+\.\d tokens/s(, cut off at the limit)?", notes[-1])
 
 
@@ -64,7 +68,7 @@ def test_beam_search_and_no_stream_show_the_complete_answer(loaded):
     assert written == wanted.text + "\n\n"  # the last newline is Ctrl-D's
     written, _ = converse(loaded, case["prompt"], "stop", print_all_beams=True, colour=True, **options)
     assert written == "".join(
-        f"[{number}] {score:.4f}  {beam.styled}\n" for number, (score, beam) in
+        f"[{number}] {score:.4f}  {in_colour(loaded, 36, beam)}\n" for number, (score, beam) in
         enumerate(zip(case["calls"][-1]["scores"], wanted.beams, strict=True), 1))
     written, _ = converse(loaded, CASES[0]["prompt"], "stop", streams=False, top_k=1, out_seq_length=80)
     assert written == answer(loaded, 0).text + "\n"
@@ -110,7 +114,7 @@ def test_an_interrupted_answer_keeps_the_session(loaded):
     Session(model, tokenizer, Options(), read, write, notes.append, True).run()
     assert notes[:2] == ["(stopped)", "('stop' or Ctrl-D ends)"]
     shown = "".join(written)
-    assert shown.endswith(answer(loaded, 1).beams[0].styled + "\n")
+    assert shown.endswith(in_colour(loaded, 1, answer(loaded, 1).beams[0]) + "\n")
     assert shown.count("\x1b[0;32m\x1b[4m") == 1 and shown.count(PLAIN + PLAIN) == 1  # nothing stays underlined
 
 
@@ -147,7 +151,7 @@ def test_a_session_through_a_pipe(loaded):
 
 def test_a_session_on_a_terminal(loaded, tmp_path):
     """Colour, Ctrl-C in an answer and at the query, history, Ctrl-D."""
-    shown = answer(loaded, 2).beams[0].styled
+    shown = in_colour(loaded, 2, answer(loaded, 2).beams[0])
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(ROOT)

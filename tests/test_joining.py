@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generation.infill import MASK_PATTERN, split
+from generation.blanks import split
 from generation.joining import filled, joined
+from generation.masks import MASK_PATTERN
 from generation.streaming import AnswerStream
 
 

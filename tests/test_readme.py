@@ -62,7 +62,7 @@ def test_the_transcript_is_what_comes_out():
     import generation.__main__ as command
     import glm
     from generation import fill_blanks
-    from generation.infill import split
+    from generation.blanks import split
     from generation.interactive import QUERY
 
     english, chinese = (re.search(r"TRANSCRIPT: begin -->\n```\n(.*?)\n```\n<!-- TRANSCRIPT: end", text_of(name),

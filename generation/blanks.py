@@ -1,0 +1,155 @@
+"""Filling the blanks of one text as a state machine: what is to be generated next, and what came of it. No model here.
+
+A prompt is cut once into the stretches between the blanks to fill. From then on blanks are known by their place, never
+searched for, so a mask token that the model generates is not taken for another blank. Blanks are filled from left to
+right, each with the ones before filled and the ones behind still open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from generation.joining import filled, joined
+from generation.masks import MASK_PATTERN, kind_of
+from generation.params import BeamParams, SamplingParams
+from glm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text cut at the blanks to fill: stretches[0], blank, stretches[1], blank ... stretches[-1], as ids."""
+
+    text: str
+    kind: str  # the mask that is filled; masks of another kind are part of the stretches
+    mask: int
+    sop: int
+    stretches: tuple[tuple[int, ...], ...]
+    typed: tuple[str, ...]  # the same stretches as texts
+
+    @property
+    def num_blanks(self) -> int:
+        return len(self.stretches) - 1
+
+    def input_ids(self, filled: Sequence[Sequence[int]] = ()) -> list[int]:
+        """The sequence with the first blanks filled, the others still masks, and sop."""
+        blanks = [*filled, *[[self.mask]] * (self.num_blanks - len(filled)), [self.sop]]
+        return [token for pair in zip(self.stretches, blanks, strict=True) for part in pair for token in part]
+
+    def mask_position(self, filled: Sequence[Sequence[int]]) -> int:
+        """Place of the first blank that is still a mask."""
+        return sum(map(len, self.stretches[:len(filled) + 1])) + sum(map(len, filled))
+
+
+@dataclass(frozen=True)
+class Beam:
+    """One answer."""
+
+    text: str  # the prompt as it was typed with its blanks filled
+    blanks: list[str]  # what stands in them (generation.joining)
+    ids: list[int]  # the last blank's whole sequence with context, sop and end token
+    score: float | None  # see generation.beam; None when sampled
+    blank_ids: list[list[int]] = field(repr=False, default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one prompt."""
+
+    prompt: str
+    text: str = ""  # of the best beam, as blanks is
+    blanks: list[str] = field(default_factory=list)
+    input_ids: list[int] = field(default_factory=list, repr=False)  # as the model first saw it, sop included
+    finish_reason: str = "stop"  # every blank ended by itself; "length": one was cut off; "error": there is no answer
+    beams: list[Beam] = field(default_factory=list)  # best first; with several blanks alternatives of the last one
+    error: str | None = None  # one clear line
+
+
+def split(text: str, tokenizer) -> Prompt:
+    """Cut a text at the masks of the kind to fill; every stretch between any masks is tokenised by itself."""
+    kind = kind_of(text)
+    masks = MASK_PATTERN.findall(text)
+    stretches, typed = [[]], [""]
+    for piece, mask in zip(MASK_PATTERN.split(text), [*masks, None], strict=True):
+        stretches[-1] += tokenizer.encode(piece)
+        typed[-1] += piece
+        if mask == kind:
+            stretches.append([])
+            typed.append("")
+        elif mask is not None:
+            stretches[-1].append(tokenizer.command(mask))
+            typed[-1] += mask
+    if not masks:
+        stretches.append([])
+        typed.append("")
+    elif not text.endswith(tuple(masks)):
+        stretches[-1].append(tokenizer.command("eos"))
+    return Prompt(text, kind, tokenizer.command(kind), tokenizer.command("sop"), tuple(map(tuple, stretches)),
+                  tuple(typed))
+
+
+class Wanted(NamedTuple):
+    """What is to be generated next for a prompt."""
+
+    context: list[int]  # ends with sop
+    limit: int  # tokens, end token included
+    shared_position: int | None  # of all of them; None: positions count up
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A prompt while it is being filled: ask ``wanted``, generate, ``take`` the answers, until there is a Result."""
+
+    prompt: Prompt
+    params: SamplingParams | BeamParams
+    seed: int
+    most: int  # places that the model has (max_sequence_length)
+    ends: tuple[int, ...]  # tokens that end a blank
+    done: tuple[tuple[int, ...], ...] = ()  # blanks that are filled
+    was_cut_off: bool = False
+
+    def wanted(self) -> Wanted:
+        """Raises UserError where there is no room, which can only be at the first blank: a filled one leaves at least
+        the place of its mask."""
+        context = self.prompt.input_ids(self.done)
+        shared = None if self.prompt.kind == "[gMASK]" else self.prompt.mask_position(self.done)
+        return Wanted(context, self._limit(len(context)), shared,
+                      (self.seed, len(self.done), *self.prompt.input_ids()))
+
+    def take(self, answers: Sequence[tuple[Sequence[int], float | None]], tokenizer) -> Filling | Result:
+        """What was generated for the blank that was wanted, best first, with scores."""
+        best = answers[0][0]
+        after = replace(self, done=(*self.done, self._without_end(best)),
+                        was_cut_off=self.was_cut_off or best[-1] not in self.ends)
+        return after if len(after.done) < self.prompt.num_blanks else after._result(answers, tokenizer)
+
+    def failed(self, error: str) -> Result:
+        return Result(self.prompt.text, finish_reason="error", error=error)
+
+    def _limit(self, length: int) -> int:
+        if length - 1 > self.most:
+            raise UserError(f"text too long: the prompt has {length - 1} tokens, the model takes {self.most} at most "
+                            f"(max_sequence_length)")
+        total = min(self.params.out_seq_length or self.most, self.most)
+        if length >= total:
+            what = "max_sequence_length" if total == self.most else "out_seq_length"
+            mend = "shorten the prompt" if total == self.most else (f"raise it (to {self.most} at most) or shorten the "
+                                                                    "prompt")
+            raise UserError(f"no room for an answer: prompt and sop have {length} tokens, {what} is {total}; {mend}")
+        return min(total - length, self.params.max_gen_length or total)
+
+    def _result(self, answers: Sequence[tuple[Sequence[int], float | None]], tokenizer) -> Result:
+        before, beams = self.done[:-1], []
+        context = self.prompt.input_ids(before)
+        for ids, score in answers:
+            blank_ids = [list(blank) for blank in (*before, self._without_end(ids))]
+            blanks = [filled(blank, tokenizer) for blank in blank_ids]
+            beams.append(Beam(joined(self.prompt.typed, blanks), [blank.text for blank in blanks],
+                              [*context, *ids], score, blank_ids))
+        return Result(self.prompt.text, beams[0].text, beams[0].blanks, self.prompt.input_ids(),
+                      "length" if self.was_cut_off else "stop", beams)
+
+    def _without_end(self, ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(ids[:-1] if ids and ids[-1] in self.ends else ids)
