@@ -104,18 +104,29 @@ def check(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: 
             if stage == "headers":
                 mend = next((better for phrase, better in WORDS.items() if phrase in fault), mend)
             yield error(code, where, fault, mend.format(load=load))
-    shards = found.get("shards", {}).get("shards")
-    if shards and shards != degree:
-        yield from check_degree(found["shards"], load, degree, free_disk, where)
-    headers = found.get("headers", {})
+    shards, headers = found.get("shards", {}).get("shards"), found.get("headers", {})
+    if shards and shards != degree and (why := why_converted(headers, arguments)):
+        yield from check_degree(found["shards"], load, degree, why, free_disk, where)
     if "bits" in headers:
         yield from check_bits(headers["bits"], arguments, where)
 
 
-def check_degree(checkpoint: Mapping, load: str, degree: int, free_disk: int, where: str) -> Iterator[Finding]:
+def why_converted(headers: Mapping, arguments: argparse.Namespace) -> str | None:
+    """What keeps another number of ranks from taking their parts out of the files; None: nothing does."""
+    from glm.checkpoint import OLD_FORMAT, QUANTISED, STREAMED
+
+    if headers.get("bits"):
+        return QUANTISED
+    if "not_read" in headers:
+        return OLD_FORMAT
+    return STREAMED if arguments.offload_memory_limit is not None or arguments.bminf else None
+
+
+def check_degree(checkpoint: Mapping, load: str, degree: int, why: str, free_disk: int, where: str,
+                 ) -> Iterator[Finding]:
     from glm.checkpoint import wrong_degree
 
-    what, _, command = wrong_degree(checkpoint["folder"], checkpoint["shards"], degree).partition("; start ")
+    what, _, command = wrong_degree(checkpoint["folder"], checkpoint["shards"], degree, why).partition("; start ")
     yield error("checkpoint-degree", where, what.replace("running", "asked for (MP_SIZE)"),
                 f"export MP_SIZE={checkpoint['shards']}, or {command.partition('convert it: ')[2]}")
     if free_disk < checkpoint["bytes"]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # what a checkpoint looks like is asked before torch is there
 LATEST = "latest"
 CONFIG_NAME = "model_config.json"
 OF_HUGGING_FACE = ("config.json", "*.safetensors", "pytorch_model*.bin")
+QUANTISED = "it is quantised"
+OLD_FORMAT = "its files are in torch's old format"
+STREAMED = "layers are read from one file a rank while the model runs (--offload-memory-limit)"
 CONVERTING = ".converting"  # tools/convert_tp.py works in this folder until the checkpoint is whole
 _SHARD = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _ZIP_START = b"PK\x03\x04"
@@ -41,13 +44,13 @@ class Shard(NamedTuple):
     """One file's tensors. mapped: they lie in the file until they are used. others: what is beside 'module'."""
 
     path: Path
-    tensors: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
     mapped: bool
     others: Mapping[str, object] = MappingProxyType({})
 
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+    def slices(self, name: str) -> list[torch.Tensor]:
+        """What makes up a tensor, in order: itself, but for a part that is put together (glm.resplit)."""
+        return [self.tensors[name]]
 
 
 def shard_name(rank: int) -> str:
@@ -131,9 +134,12 @@ def missing_shard(path: Path) -> str:
     return f"missing shard {path}{link}: copy it again from where the checkpoint came from"
 
 
-def wrong_degree(folder: str | os.PathLike, shards: int, degree: int) -> str:
+def wrong_degree(folder: str | os.PathLike, shards: int, degree: int, why: str) -> str:
+    """why: what keeps ranks from taking their parts out of files that are not one a rank, QUANTISED, OLD_FORMAT or
+    STREAMED."""
     return (f"{folder} is split for {shards} tensor-parallel rank{'s' * (shards > 1)}, but {degree} "
-            f"{'are' if degree > 1 else 'is'} running; start {shards} (the scripts: MP_SIZE={shards}), or convert it: "
+            f"{'are' if degree > 1 else 'is'} running, and {why}; start {shards} (the scripts: MP_SIZE={shards}), or "
+            "convert it: "
             + convert_command(folder, f"tp{degree}", degree))
 
 

@@ -3,7 +3,8 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,9 @@ import torch
 import kernels
 from glm import parallel, spec
 from glm.checkpoint import (
+    OLD_FORMAT,
+    QUANTISED,
+    STREAMED,
     Shard,
     find_shards,
     missing_shard,
@@ -25,8 +29,9 @@ from glm.linear import pack_linears
 from glm.mapped import MappedFile, explain_bus_errors, mapped_file
 from glm.model import GLM
 from glm.offload import Offloaded, read_offloaded
+from glm.resplit import resplit
 from glm.tokenizer import Tokenizer, find_vocabulary
-from glm.weights import check_shard, count_parts, quantization_schemes
+from glm.weights import bytes_of, check_shard, count_parts, quantization_schemes
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme, check_scheme
 
@@ -87,21 +92,22 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
     expected = spec.expected(config, parallel.size())
     limit = math.inf if offload_memory_limit is None else offload_memory_limit * 1e9
 
-    def read() -> tuple[dict[str, Scheme], Offloaded, MappedFile | None]:
-        shard = _own_shard(path, config)
-        file = mapped_file(shard.path)
-        explain_bus_errors(shard.path)
-        check_shard(shard, expected, config)
+    def read() -> tuple[dict[str, Scheme], Offloaded, list[MappedFile]]:
+        paths = find_shards(path)
+        shards = _shards(paths, config)
+        files = [mapped_file(shard.path) for shard in shards]
+        explain_bus_errors(shards[0].path if len(shards) == 1 else shards[0].path.parent)
+        shard = shards[0] if len(paths) == parallel.size() else _own_part(path, shards, config, limit)
         schemes = _schemes(shard, expected, bits, group_size, from_quantized)
-        with _Progress(shard) as progress:
+        with _Progress(bytes_of(shard, expected)) as progress:
             found = read_offloaded(shard, expected, dtype, device, schemes, limit, parallel.size(), progress)
-        is_read_later = found.streamed or (shard.mapped and _share_memory(shard, found.tensors))
-        return schemes, found, file if is_read_later else None
+        is_read_later = found.streamed or (shard.mapped and _share_memory(shards, found.tensors))
+        return schemes, found, files if is_read_later else []
 
-    schemes, found, file = agree(read, sequential)
+    schemes, found, files = agree(read, sequential)
     pack_linears(model, schemes)
     model.load_state_dict(found.tensors, strict=True, assign=True)
-    model.mapped_file, model.stream = file, found.stream(model)
+    model.mapped_files, model.stream = files, found.stream(model)
     return model.requires_grad_(False).eval()
 
 
@@ -153,21 +159,33 @@ def _start_parallel(path: str | os.PathLike) -> None:
     parallel.start(shards if world % shards == 0 else world)
 
 
-def _own_shard(path: str | os.PathLike, config: ModelConfig) -> Shard:
-    """This rank's file, not read yet; UserError if the checkpoint is split for another number of ranks."""
-    degree, paths = parallel.size(), find_shards(path)
-    shard = read_shard(paths[min(parallel.rank(), len(paths) - 1)])
-    parts = count_parts(shard.tensors, config) or len(paths)
+def _shards(paths: Sequence[Path], config: ModelConfig) -> list[Shard]:
+    """The files of which this rank needs something, not read yet: its own, or all where they are not one a rank."""
+    mine = [paths[parallel.rank()]] if len(paths) == parallel.size() else paths
+    shards = [read_shard(path) for path in mine]
+    parts = count_parts(shards[0].tensors, config) or len(paths)
     if len(paths) < parts:
         raise UserError(missing_shard(paths[0].with_name(shard_name(len(paths)))) + f" ({parts} belong together)")
-    if len(paths) != degree:
-        raise UserError(wrong_degree(path, len(paths), degree))
-    return shard
+    for shard in shards:
+        check_shard(shard, spec.expected(config, len(paths)), config)
+    return shards
 
 
-def _share_memory(shard: Shard, tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether any of the model's tensors stayed in the shard's file."""
-    in_file = {tensor.untyped_storage().data_ptr() for tensor in shard.tensors.values()}
+def _own_part(path: str | os.PathLike, shards: Sequence[Shard], config: ModelConfig, limit: float) -> Shard:
+    """This rank's part of all files, which are not one a rank (glm.resplit)."""
+    degree, count = parallel.size(), len(shards)
+    if quantization_schemes(shards[0].tensors, spec.expected(config, count)):
+        raise UserError(wrong_degree(path, count, degree, QUANTISED))
+    if not all(shard.mapped for shard in shards):
+        raise UserError(wrong_degree(path, count, degree, OLD_FORMAT))
+    if limit < math.inf:
+        raise UserError(wrong_degree(path, count, degree, STREAMED))
+    return resplit(shards, config, degree, parallel.rank())
+
+
+def _share_memory(shards: Sequence[Shard], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether any of the model's tensors stayed in the files."""
+    in_file = {tensor.untyped_storage().data_ptr() for shard in shards for tensor in shard.tensors.values()}
     return any(tensor.untyped_storage().data_ptr() in in_file for tensor in tensors.values())
 
 
@@ -243,8 +261,8 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 class _Progress:
     """A bar over the bytes of a large file, on the first rank's terminal only."""
 
-    def __init__(self, shard: Shard):
-        self._total = shard.bytes
+    def __init__(self, total: int):
+        self._total = total
         self._shown = self._total >= LARGE_BYTES and parallel.is_first_process() and sys.stderr.isatty()
 
     def __enter__(self) -> Callable[[int], None] | None:

@@ -38,11 +38,13 @@ def mapped_file(path: Path) -> MappedFile:
 
 
 def check_unchanged(model) -> None:
-    """Raises UserError where the file behind a model's weights was written to since it was loaded (glm.loading says in
-    `model.mapped_file` which it is; None or nothing: the weights are in memory)."""
-    file = getattr(model, "mapped_file", None)
-    if file is None:
-        return
+    """Raises UserError where a file behind a model's weights was written to since it was loaded (glm.loading says in
+    `model.mapped_files` which these are; none: the weights are in memory)."""
+    for file in getattr(model, "mapped_files", ()):
+        _check_unchanged(file)
+
+
+def _check_unchanged(file: MappedFile) -> None:
     try:
         found = mapped_file(file.path)
     except OSError:  # deleted, or its folder is gone: what is mapped stays

@@ -1,6 +1,6 @@
 """From a shard's tensors to the tensors a model takes: strict comparison, quantisation, precision, device."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from glm.checkpoint import Shard
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.rotary import inverse_frequencies
-from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, extras
+from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Cut, Part, cut_of, extras
 from quantization.functional import Scheme, quantize
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -87,32 +87,45 @@ def convert_shard(shard: Shard, expected: Iterable[str], dtype: torch.dtype, dev
     """
     converted = {}
     for name in expected:
-        source, scale = shard.tensors[name], shard.tensors.get(name + SCALE)
-        if scale is not None:
-            converted[name] = _placed(shard, source, torch.int8, device)
-            converted[name + SCALE] = scale.to(device, copy=True).contiguous()
+        if name + SCALE in shard.tensors:
+            converted[name] = _placed(shard, name, torch.int8, device)
+            converted[name + SCALE] = shard.tensors[name + SCALE].to(device, copy=True).contiguous()
         elif name in schemes:
-            converted[name], converted[name + SCALE] = quantize(source.to(device), *schemes[name])
-            _let_go(shard, source)
+            converted[name], converted[name + SCALE] = quantize(shard.tensors[name].to(device), *schemes[name])
+            _let_go(shard, shard.slices(name))
         else:
-            converted[name] = _placed(shard, source, dtype, device)
+            converted[name] = _placed(shard, name, dtype, device)
         if progress is not None:
-            progress(source.numel() * source.element_size())
+            progress(_bytes(shard, name))
     return converted
 
 
-def _placed(shard: Shard, source: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if shard.mapped and _is_ready(source, dtype, device):
-        pages.read_now(source)
-        return source
-    copy = pages.make_large(torch.empty(source.shape, dtype=dtype, device=device)).copy_(source)
-    _let_go(shard, source)
+def bytes_of(shard: Shard, expected: Iterable[str]) -> int:
+    """What there is to be read."""
+    return sum(_bytes(shard, name) for name in expected)
+
+
+def _bytes(shard: Shard, name: str) -> int:
+    return sum(part.numel() * part.element_size() for part in shard.slices(name))
+
+
+def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    first, *others = parts = shard.slices(name)
+    if not others and shard.mapped and _is_ready(first, dtype, device):
+        pages.read_now(first)
+        return first
+    axis, shape = 1 if cut_of(name) is Cut.COLUMNS else 0, list(first.shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    copy = pages.make_large(torch.empty(shape, dtype=dtype, device=device))
+    for part, place in zip(parts, copy.split([part.shape[axis] for part in parts], dim=axis), strict=True):
+        place.copy_(part)
+    _let_go(shard, parts)
     return copy
 
 
-def _let_go(shard: Shard, source: torch.Tensor) -> None:
-    if shard.mapped:
-        pages.let_go(source)
+def _let_go(shard: Shard, parts: Sequence[torch.Tensor]) -> None:
+    for part in parts if shard.mapped else ():
+        pages.let_go(part)
 
 
 Rules = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from glm.checkpoint import convert_command
 from glm.spec import undivided
 from planning.memory import least_offloaded, on_device
 from planning.shapes import Format, Setup, linears
@@ -57,10 +57,10 @@ def changes(setup: Setup, use: Use, fits: Fits, checkpoint: Path | None, on_gpus
             yield f"--offload-memory-limit {limit / 1e9:.1f}", replace(setup, offload_limit=limit)
     for degree in (2 * setup.degree, 4 * setup.degree, 8 * setup.degree) if on_gpus and checkpoint else ():
         if degree <= MOST_DEGREE and undivided(setup.config, degree) is None:
-            yield (f"--model-parallel-size {degree} with {degree} GPUs, after python tools/convert_tp.py "
-                   f"--input-folder {shlex.quote(str(checkpoint))} --output-folder "
-                   f"{shlex.quote(str(checkpoint).rstrip('/') + f'_tp{degree}')} --target-tp {degree}",
-                   replace(setup, degree=degree))
+            changed = replace(setup, degree=degree)
+            # only unquantised files give every rank its part, whatever their number (glm.resplit)
+            command = f", after {convert_command(checkpoint, f'tp{degree}', degree)}" if setup.source.bits else ""
+            yield f"--model-parallel-size {degree} with {degree} GPUs{command}", changed
 
 
 def longest(setup: Setup, fits: Fits) -> int | None:

@@ -49,7 +49,7 @@ class Setup:
     """A run to be planned.
 
     file: how the checkpoint holds the weights, None: as they are run (already converted). mapped: whether it can be
-    mapped (files of torch 1.6 and later). kind: "cpu" or "cuda".
+    mapped (files of torch 1.6 and later). parts: in how many files it is; None: one a rank. kind: "cpu" or "cuda".
     rows: sequences decoded together, beams count; read_rows: those whose contexts are read (before beams are made).
     context, new_tokens: places of each row. pass_tokens: most tokens of one pass through the layers; None: all
     contexts at once. scored: places of a pass that logits are computed at (evaluation); 0: one of each row, as
@@ -62,6 +62,7 @@ class Setup:
     degree: int = 1
     file: Format | None = None
     mapped: bool = True
+    parts: int | None = None
     rows: int = 1
     read_rows: int = 1
     context: int = 1
@@ -107,8 +108,9 @@ class Setup:
         return max(self.rows, tokens if self.pass_tokens is None else min(tokens, self.pass_tokens))
 
     def stays_in_file(self, weight: Weight) -> bool:
-        """Whether a weight is used where the mapped file holds it: on a CPU, where it needs no conversion."""
-        if self.kind != "cpu" or not self.mapped:
+        """Whether a weight is used where the mapped file holds it: on a CPU, where it needs no conversion. Of
+        files that are not one a rank, rows of one do, but most weights are put together."""
+        if self.kind != "cpu" or not self.mapped or self.parts not in (None, self.degree):
             return False
         if weight.packs and (self.run.bits or self.source.bits):
             return self.source.bits is not None

@@ -79,7 +79,8 @@ def setup_of(arguments: argparse.Namespace, config: ModelConfig, found: Stored |
     degree = getattr(arguments, "model_parallel_size", None) or (1 if found is None else found.parts)
     check_divisible(config, degree)
     setup = Setup(config, Format(precision, bits, group_size), kind, degree, file,
-                  mapped=found is None or found.is_mapped, context=1, new_tokens=max(0, use.places(config) - 1))
+                  mapped=found is None or found.is_mapped, parts=found and found.parts,
+                  context=1, new_tokens=max(0, use.places(config) - 1))
     place_bytes = int(cache_bytes(replace(setup, context=0, new_tokens=1)))  # of one row
     prompts = max(1, use.at_once(config, place_bytes))
     setup = replace(setup, rows=prompts * use.beams, read_rows=prompts)

@@ -20,6 +20,7 @@ from glm.checkpoint import (
 )
 from glm.config import ModelConfig
 from glm.errors import UserError
+from glm.weights import bytes_of
 
 CONFIG = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=2, inner_hidden_size=8, vocab_size=16,
                      max_sequence_length=8)
@@ -60,7 +61,7 @@ def test_written_and_read_again(folder):
     found = read_shard(find_shards(folder)[0])
     assert list(found.tensors) == list(STATE)
     assert all(torch.equal(found.tensors[name], STATE[name]) for name in STATE)
-    assert found.mapped and found.bytes == 6 * 2 + 4 * 4
+    assert found.mapped and bytes_of(found, found.tensors) == 6 * 2 + 4 * 4
     assert ModelConfig.from_file(folder / "model_config.json") == CONFIG
 
 
@@ -148,8 +149,9 @@ def test_shards_are_in_the_order_of_their_ranks(folder):
 
 
 def test_wrong_number_of_shards_gives_the_command_that_mends_it():
-    message = wrong_degree("/models/glm 130b", 8, 4)
-    assert message.startswith("/models/glm 130b is split for 8 tensor-parallel ranks, but 4 are running")
+    message = wrong_degree("/models/glm 130b", 8, 4, "it is quantised")
+    assert message.startswith("/models/glm 130b is split for 8 tensor-parallel ranks, but 4 are running, and it is "
+                              "quantised; start 8")
     assert message.endswith("python tools/convert_tp.py --input-folder '/models/glm 130b' "
                             "--output-folder '/models/glm 130b_tp4' --target-tp 4")
 

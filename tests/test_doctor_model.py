@@ -63,7 +63,7 @@ def test_a_missing_shard(two_shards):
 def test_the_last_shard_is_missed_by_the_size_of_the_others(two_shards):
     shard(two_shards, 1).unlink()
     lines = found(two_shards, *SHAPES, *VOCABULARY)
-    assert [code for code, _, _ in lines] == ["checkpoint-headers", "checkpoint-degree"]
+    assert [code for code, _, _ in lines] == ["checkpoint-headers"]
     assert "mp_rank_01_model_states.pt" in lines[0][2] and "(2 belong together)" in lines[0][2]
 
 
@@ -101,8 +101,12 @@ def test_a_shape_that_nobody_says(two_shards):
     assert "num_layers, hidden_size" in lines[0][2] and "--model glm-130b" in lines[0][2]
 
 
-def test_another_degree_needs_a_conversion_and_room_for_it(two_shards):
-    lines = found(two_shards, *SHAPES, *VOCABULARY, degree=4, free=1000)
+def test_another_degree_needs_no_conversion(two_shards):
+    assert found(two_shards, *SHAPES, *VOCABULARY, degree=4, free=1000) == []
+
+
+def test_another_degree_of_what_has_to_be_converted_and_room_for_it(two_shards):
+    lines = found(two_shards, *SHAPES, *VOCABULARY, "--offload-memory-limit", "1", degree=4, free=1000)
     assert [(code, level) for code, level, _ in lines] == [("checkpoint-degree", "error"),
                                                           ("disk-conversion", "warning")]
     assert "is split for 2 tensor-parallel ranks, but 4 are asked for (MP_SIZE)" in lines[0][2]

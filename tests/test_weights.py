@@ -12,6 +12,7 @@ from glm.errors import UserError
 from glm.rotary import inverse_frequencies
 from glm.spec import POSITION_EMBEDDINGS
 from glm.weights import (
+    bytes_of,
     check_shard,
     convert_shard,
     count_parts,
@@ -224,12 +225,12 @@ def grown_by_converting(path, dtype, bits):
     if bits:
         functional.quantize(torch.ones(1024, 2048), bits)  # the library's own first use of memory
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _peak_bytes()
+    before = peak_bytes()
     converted = convert_shard(shard, expected, dtype, CPU, schemes)
     assert all(converted[name].ne(0).all() for name in expected)
-    return shard.bytes, _peak_bytes() - before
+    return bytes_of(shard, expected), peak_bytes() - before
 
 
-def _peak_bytes():
+def peak_bytes():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
