@@ -74,7 +74,7 @@ class ModelConfig:
             raise UserError(f"model preset {name!r}: the name of a published model, which is not read yet; a model of "
                             f"random weights and about its size has the shapes {PUBLISHED[name]}")
         if name not in PRESETS:
-            raise UserError(f"unknown model preset {name!r}{_nearest(name, PRESETS)}; allowed: {', '.join(PRESETS)}")
+            raise UserError(f"unknown model preset {name!r}{nearest(name, PRESETS)}; allowed: {', '.join(PRESETS)}")
         return cls(**PRESETS[name])
 
     @classmethod
@@ -86,7 +86,7 @@ class ModelConfig:
     def from_values(cls, values: dict, source: str = "the model's shape") -> ModelConfig:
         unknown = [key for key in values if key not in FIELDS]
         if unknown:
-            raise UserError(f"{source}: unknown key {shown(unknown[0])}{_nearest(unknown[0], FIELDS)}; "
+            raise UserError(f"{source}: unknown key {shown(unknown[0])}{nearest(unknown[0], FIELDS)}; "
                             f"allowed: {', '.join(FIELDS)}")
         missing = [key for key in REQUIRED_FIELDS if key not in values]
         if missing:
@@ -144,7 +144,7 @@ def read_config_file(path: str | Path) -> dict:
     return values
 
 
-def _nearest(name: str, allowed) -> str:
+def nearest(name: str, allowed) -> str:
     close = difflib.get_close_matches(name, list(allowed), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -1,9 +1,10 @@
 """Composition root: configuration -> empty model -> weights of this rank's shard -> device, and the tokenizer."""
 
+import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ from glm.checkpoint import (
     shard_name,
     wrong_degree,
 )
-from glm.config import ModelConfig
+from glm.config import FIELDS, ModelConfig, nearest
 from glm.errors import UserError
 from glm.linear import pack_linears
 from glm.mapped import MappedFile, explain_bus_errors, mapped_file
@@ -74,6 +75,7 @@ def load(
     Under torchrun every rank calls it; the tensor-parallel degree is that of glm.parallel.start, or else the number
     of shards. Raises UserError for every fault of the files or arguments, on all ranks if it happens on one.
     """
+    _check_overrides(config_overrides)
     device, dtype = _device(device), _dtype(dtype)
     config = read_config(path, model, **config_overrides)
     tokenizer = Tokenizer(find_vocabulary(path, tokenizer_path), config.num_image_tokens)
@@ -81,6 +83,14 @@ def load(
     _start_parallel(path)
     return load_model(path, config, device, dtype, bits, sequential, group_size, from_quantized,
                       offload_memory_limit), tokenizer
+
+
+def _check_overrides(overrides: Iterable[str]) -> None:
+    named = [name for name in inspect.signature(load).parameters if name != "config_overrides"]
+    for name in overrides:
+        if name not in FIELDS:
+            raise UserError(f"glm.load has no argument {name!r}{nearest(name, (*named, *FIELDS))}; there are "
+                            f"{', '.join(named)}, and of the model's shape {', '.join(FIELDS)}")
 
 
 def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.device, dtype: torch.dtype,

@@ -56,7 +56,8 @@ def choose(layers: Sequence[int], rest: int, limit: float, raw: int = 0,
         raise UserError(f"--offload-memory-limit {limit / 1e9:g}: this model needs at least {_up(needed)} GB on each "
                         f"rank, for the embedding and {SLOTS} of {count} layers"
                         + (f", in --bf16 {_up(halved)}" if halved <= limit else "")
-                        + f"; with {_up(rest + sum(layers))} all layers fit")
+                        + f"; with {_up(rest + sum(layers))} all layers fit (in Python: offload_memory_limit"
+                        + (", dtype='bfloat16')" if halved <= limit else ")"))
     streamed = count - min(count, int((limit - needed) // largest))
     # for every streamed one as many resident ones before it; the last layer is streamed, and is gone during the head
     places = tuple((number + 1) * count // streamed - 1 for number in range(streamed))

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from glm.checkpoint import find_shards, read_shard
+from glm.errors import UserError
 from tools.export_checkpoint import export
+from tools.pretraining.run import DATA, check_same_data
 
 SMALL = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
 
@@ -53,3 +55,16 @@ def test_what_was_laid_beside_the_last_shard_stays(run, tmp_path):
     (tmp_path / "out" / "20" / "notes.txt").write_text("precious")
     exported(run, tmp_path / "out", 40)
     assert [path.name for path in (tmp_path / "out" / "20").iterdir()] == ["notes.txt"]
+
+
+def test_the_vocabulary_is_the_one_that_was_trained_with(run, tmp_path):
+    other = tmp_path / "other.model"
+    other.write_bytes(b"another vocabulary")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    check_same_data(begun, tmp_path, SMALL / "ice_text.model", ())
+    shutil.copy(begun / DATA, run)
+    exported(run, tmp_path / "out", 20)
+    with pytest.raises(UserError, match=r"--vocabulary \S+other.model is not the one that the run in "):
+        export(run, other, tmp_path / "new", "float32")
+    assert not (tmp_path / "new").exists()

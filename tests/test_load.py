@@ -34,6 +34,13 @@ def refused(*arguments, **keywords):
     return str(caught.value)
 
 
+def test_an_argument_that_there_is_not_is_no_fault_of_a_file(checkpoint):
+    message = refused(checkpoint, quantization_bit_width=4)
+    assert message.startswith("glm.load has no argument 'quantization_bit_width'; there are path, device, ")
+    assert "bits, " in message and "hidden_size, " in message and "model_config.json" not in message
+    assert "(in Python: offload_memory_limit)" in refused(checkpoint, offload_memory_limit=1e-6)
+
+
 def test_a_folder_that_holds_everything(checkpoint):
     model, tokenizer = glm.load(checkpoint)
     assert model.config.num_layers == 4 and tokenizer.command("[gMASK]") == 23001

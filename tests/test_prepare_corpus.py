@@ -96,8 +96,15 @@ def test_mistakes_are_told_in_one_line(tmp_path, capfd, name, data, more, messag
 def test_more_pieces_than_a_text_has_are_told(tmp_path):
     (tmp_path / "a.txt").write_text("few words\n")
     command = ["--inputs", str(tmp_path / "a.txt"), "--output", str(tmp_path / "v"), "--pieces", "5000"]
-    with pytest.raises(UserError, match="sentencepiece could not make 5000 pieces"):
+    with pytest.raises(UserError, match=r"--pieces 5000: sentencepiece cannot .*: Vocabulary size too high"):
         train_vocabulary.main(command)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n\t\n"])
+def test_a_vocabulary_of_no_text_is_told(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(UserError, match=r"a.txt: there is no text to learn pieces from"):
+        train_vocabulary.main(["--inputs", str(tmp_path / "a.txt"), "--output", str(tmp_path / "v")])
 
 
 @pytest.mark.parametrize("tool", [train_vocabulary, prepare_corpus, pretrain, export_checkpoint])

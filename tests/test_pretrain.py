@@ -242,6 +242,12 @@ def test_mistakes_are_told_in_one_line(corpus, tmp_path, capsys):
         (["--vocab-size", "3000"], "3344 ids"),
         (["--corpus", str(tmp_path)], "prepare_corpus.py"),
         (["--hidden-size", "33"], "hidden_size 33"),
+        (["--rows", "0"], "argument --rows: 0 is not a number of 1 or more"),
+        (["--save-every", "0"], "argument --save-every: 0 "),
+        (["--steps", "-2"], "argument --steps: -2 "),
+        (["--rate", "nan"], "argument --rate: nan "),
+        (["--mask-share", "2"], "argument --mask-share: 2 is not a share"),
+        (["--mask-share", "0.6", "--smask-share", "0.5"], "--mask-share 0.6 and --smask-share 0.5"),
     ):
         with pytest.raises(SystemExit) as stop:
             pretrain.main([*arguments(corpus, tmp_path / "run"), *change])

@@ -18,10 +18,12 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
     from glm.config import ModelConfig
     from glm.errors import UserError
     from glm.files import replacing
+    from tools.pretraining.run import check_vocabulary
 
     state_file = run / "state.pt"
     if not state_file.is_file():
         raise UserError(f"no {state_file}: --run must be the --output folder of tools/pretrain.py")
+    check_vocabulary(run, vocabulary)
     state = torch.load(state_file, map_location="cpu", weights_only=True, mmap=True)
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state["model"].items()}
     iteration = state["progress"]["step"]

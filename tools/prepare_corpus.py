@@ -59,22 +59,16 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
     return name, facts
 
 
-def share(word: str) -> float:
-    value = float(word)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not a share, above 0 and below 1")
-    return value
-
-
 def make_parser() -> argparse.ArgumentParser:
     from generation.arguments import CommandParser
+    from tools.pretraining.numbers import count, part
 
     parser = CommandParser(description=__doc__)
     parser.add_argument("--vocabulary", type=Path, required=True, help="ice_text.model, see tools/train_vocabulary.py")
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help=".txt or .txt.xz files, UTF-8")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--held-out", type=share, default=0.01, help="share of documents kept apart")
-    parser.add_argument("--processes", type=int, default=2, help="files at a time")
+    parser.add_argument("--held-out", type=part, default=0.01, help="share of documents kept apart")
+    parser.add_argument("--processes", type=count, default=2, help="files at a time")
     return parser
 
 

@@ -18,6 +18,7 @@ HELD_OUT_SEED = 10_000_019
 
 def make_parser() -> argparse.ArgumentParser:
     from generation.arguments import CommandParser
+    from tools.pretraining.numbers import amount, count, count_or_zero, share
 
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
@@ -26,31 +27,31 @@ def make_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder of the run")
     add("--model", default="glm-small", help="preset of glm/config.py")
     for name in ("--num-layers", "--hidden-size", "--num-attention-heads", "--inner-hidden-size"):
-        add(name, type=int, metavar="N", help="(default: the preset's)")
-    add("--vocab-size", type=int, metavar="N", help="(default: as many as the vocabulary has ids)")
-    add("--steps", type=int, required=True, help="length of the whole run")
-    add("--stop-at", type=int, help="save and leave after this step, the schedule staying that of --steps")
-    add("--rows", type=int, default=16, help="rows in a batch")
-    add("--width", type=int, default=256, help="tokens in a row")
+        add(name, type=count, metavar="N", help="(default: the preset's)")
+    add("--vocab-size", type=count, metavar="N", help="(default: as many as the vocabulary has ids)")
+    add("--steps", type=count_or_zero, required=True, help="length of the whole run")
+    add("--stop-at", type=count, help="save and leave after this step, the schedule staying that of --steps")
+    add("--rows", type=count, default=16, help="rows in a batch")
+    add("--width", type=count, default=256, help="tokens in a row")
     add("--optimizer", choices=("muon", "adamw"), default="muon", help="of the layers' matrices; all else has adamw")
-    add("--matrix-rate", type=float, default=4e-3, help="peak learning rate of the layers' matrices")
-    add("--rate", type=float, default=2e-3, help="peak learning rate of embedding, norms and biases")
-    add("--weight-decay", type=float, default=0.05, help="of the matrices")
-    add("--warm-up", type=int, default=100, help="steps")
-    add("--decay-from", type=int, help="keep the peak rate until this step, then a cosine to --steps "
+    add("--matrix-rate", type=amount, default=4e-3, help="peak learning rate of the layers' matrices")
+    add("--rate", type=amount, default=2e-3, help="peak learning rate of embedding, norms and biases")
+    add("--weight-decay", type=amount, default=0.05, help="of the matrices")
+    add("--warm-up", type=count_or_zero, default=100, help="steps")
+    add("--decay-from", type=count_or_zero, help="keep the peak rate until this step, then a cosine to --steps "
                                        "(default: from the warm-up on)")
-    add("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    add("--embedding-gradient-shrink", type=float, default=0.1, help="share of the input embedding's gradient")
-    add("--mask-share", type=float, default=0.25, help="share of [MASK] samples")
-    add("--smask-share", type=float, default=0.05, help="share of [sMASK] samples; the rest is [gMASK]")
+    add("--clip", type=amount, default=1.0, help="largest norm of the gradient")
+    add("--embedding-gradient-shrink", type=share, default=0.1, help="share of the input embedding's gradient")
+    add("--mask-share", type=share, default=0.25, help="share of [MASK] samples")
+    add("--smask-share", type=share, default=0.05, help="share of [sMASK] samples; the rest is [gMASK]")
     add("--weights", nargs="*", default=[], metavar="NAME=FACTOR", help="take a file of the corpus more or less often")
-    add("--seed", type=int, default=1, help="of the first weights and of the samples")
-    add("--save-every", type=int, default=100, help="steps")
-    add("--evaluate-every", type=int, default=200, help="steps")
-    add("--evaluation-rows", type=int, default=16, help="rows of held-out text per language and kind of blank")
+    add("--seed", type=count_or_zero, default=1, help="of the first weights and of the samples")
+    add("--save-every", type=count, default=100, help="steps")
+    add("--evaluate-every", type=count, default=200, help="steps")
+    add("--evaluation-rows", type=count, default=16, help="rows of held-out text per language and kind of blank")
     add("--evaluate-only", action="store_true", help="print the held-out losses of the run's saved state, and stop")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
-    add("--threads", type=int, help="of a CPU (default: torch's choice)")
+    add("--threads", type=count, help="of a CPU (default: torch's choice)")
     add("--fp32", action="store_true", help="no bfloat16 autocast")
     add("--compile", action="store_true", help="compile the forward and backward pass with torch.compile")
     return parser
@@ -133,6 +134,9 @@ def train(options: argparse.Namespace, asked) -> None:
     from tools.pretraining.optimizer import Schedule, make_optimizers, set_rates
     from tools.pretraining.progress import Lines
 
+    if options.mask_share + options.smask_share > 1:
+        raise UserError(f"--mask-share {options.mask_share:g} and --smask-share {options.smask_share:g} are more than "
+                        "all samples together")
     if options.threads:
         torch.set_num_threads(options.threads)
     tokenizer = Tokenizer(options.vocabulary, num_image_tokens=0)

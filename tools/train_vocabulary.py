@@ -63,14 +63,16 @@ def train_vocabulary(lines: Iterator[str], pieces: int, character_coverage: floa
 
 def make_parser() -> argparse.ArgumentParser:
     from generation.arguments import CommandParser
+    from tools.pretraining.numbers import count, count_or_zero, share
 
     parser = CommandParser(description=__doc__)
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="text files, .txt or .txt.xz, UTF-8")
     parser.add_argument("--output", type=Path, required=True, help="file to write, e.g. ice_text.model")
-    parser.add_argument("--pieces", type=int, default=16040, help="pieces in the file")
-    parser.add_argument("--character-coverage", type=float, default=0.9998, help="share of characters given a piece")
-    parser.add_argument("--characters-per-file", type=int, default=0, help="at most this much of a file (default: all)")
-    parser.add_argument("--threads", type=int, default=2, help="of the training")
+    parser.add_argument("--pieces", type=count, default=16040, help="pieces in the file")
+    parser.add_argument("--character-coverage", type=share, default=0.9998, help="share of characters given a piece")
+    parser.add_argument("--characters-per-file", type=count_or_zero, default=0,
+                        help="at most this much of a file (default: all)")
+    parser.add_argument("--threads", type=count, default=2, help="of the training")
     return parser
 
 
@@ -78,10 +80,14 @@ def train(options: argparse.Namespace) -> None:
     from glm.errors import UserError
 
     lines = [line for path in options.inputs for line in lines_of(path, options.characters_per_file)]
+    if not any(map(str.strip, lines)):
+        raise UserError(f"{', '.join(map(str, options.inputs[:3]))}{' ...' * (len(options.inputs) > 3)}: there is no "
+                        "text to learn pieces from")
     try:
         model = train_vocabulary(iter(lines), options.pieces, options.character_coverage, options.threads)
-    except RuntimeError as error:  # sentencepiece's own words: too few distinct pieces, for instance
-        raise UserError(f"sentencepiece could not make {options.pieces} pieces: {error}") from None
+    except RuntimeError as error:  # sentencepiece's own words, with the most that the text gives where it knows
+        raise UserError(f"--pieces {options.pieces}: sentencepiece cannot make that many of this text, or that few: "
+                        f"{str(error).rpartition('] ')[2].strip()}") from None
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_bytes(model)
     print(f"{options.output}: {options.pieces} pieces, {options.pieces + ADDED_PIECES} ids with the added ones")

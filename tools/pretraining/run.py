@@ -15,6 +15,7 @@ from glm.reading import parse_json, read_json, read_text
 STATE = "state.pt"
 LOG = "log.jsonl"
 DATA = "data.json"  # hashes of the files that the run was begun with
+VOCABULARY = "the vocabulary"  # its name among them
 
 
 def save_state(folder: Path, model, optimizers: list, progress: dict[str, int]) -> None:
@@ -86,7 +87,7 @@ def check_same_data(folder: Path, corpus: Path, vocabulary: Path, index: Iterabl
     if found and not any((folder / name).exists() for name in (DATA, STATE)):
         raise UserError(f"--output {folder} holds {', '.join(found)}, but no training run ({DATA}); name "
                         "another --output")
-    paths = {"the vocabulary": vocabulary} | {
+    paths = {VOCABULARY: vocabulary} | {
         name + suffix: corpus / f"{name}{suffix}.npy" for name in sorted(index) for suffix in ("", ".heldout")}
     facts = dict(zip(paths, hash_files(list(paths.values())), strict=True))
     file = folder / DATA
@@ -102,6 +103,14 @@ def check_same_data(folder: Path, corpus: Path, vocabulary: Path, index: Iterabl
                             "with the new data")
     with replacing(file) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def check_vocabulary(folder: Path, vocabulary: Path) -> None:
+    """UserError where it is not the one that the run was begun with, as far as the run has noted that."""
+    file = folder / DATA
+    noted = read_json(file) if file.is_file() else {}
+    if isinstance(noted, dict) and noted.get(VOCABULARY, (found := hash_files([vocabulary])[0])) != found:
+        raise UserError(f"--vocabulary {vocabulary} is not the one that the run in {folder} was trained with")
 
 
 def plot_log(log: Path, picture: Path) -> None:
