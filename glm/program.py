@@ -41,6 +41,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     another reason than that nobody reads it."""
     restart_in_utf8()
     open_streams()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are pages, below which our line would be lost
     try:
         code = main()
     except SystemExit as end:

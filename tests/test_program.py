@@ -139,3 +139,12 @@ def test_a_flag_that_help_does_not_list_is_not_advised(capsys):
     with pytest.raises(SystemExit):
         generation_parser().parse_args(["--tokenizer_typ", "x"])
     assert "--tokenizer-type" not in capsys.readouterr().err
+
+
+def test_torch_s_warnings_do_not_bury_the_line_that_says_what_is_wrong():
+    """A process that is ended while it waits for the others would print its stack otherwise."""
+    code = "import os; from glm.program import run; run(lambda: print(os.environ['TORCH_CPP_LOG_LEVEL']))"
+    for said, level in (({}, "ERROR"), ({"TORCH_CPP_LOG_LEVEL": "INFO"}, "INFO")):
+        environment = {name: text for name, text in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"} | said
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert (done.stdout, done.stderr, done.returncode) == (f"{level}\n", "", 0)
