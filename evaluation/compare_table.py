@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from evaluation.table import WIDTH, figure, kind_of, plain_box, rendered
+from evaluation.table import WIDTH, figure, folded, kind_of, plain_box, rendered
 from glm.errors import printable
 
 _ALPHA = 0.05
@@ -17,25 +17,36 @@ def comparison_table(record: dict, width: int | None = None, color: bool = False
     from rich.table import Table
     from rich.text import Text
 
+    heads = ("metric", "n", "A", "B", "B - A", "95% interval", "only A:B", "p", "Holm")
+    lines = _lines(record)
+    taken = sum(2 + max(map(len, column)) for column in zip(heads, *(cells for _, _, cells, _ in lines if cells[0]),
+                                                            strict=True))
     table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold",
                   show_edge=False, pad_edge=False)
     table.add_column("task", overflow="fold", min_width=12)
-    table.add_column("metric", no_wrap=True)
-    for name in ("n", "A", "B", "B - A", "95% interval", "only A:B", "p", "Holm"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in heads:
+        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
+    for name, is_bold, (metric, *cells), style in lines:
+        name = Text(folded(name, max(12, (width or WIDTH) - taken)), "bold" if is_bold else "")
+        table.add_row(name, metric, *(Text(cell, style) for cell in cells))
+    return rendered(table, _notes(record), width or WIDTH, color)
+
+
+def _lines(record: dict) -> list[tuple[str, bool, tuple[str, ...], str]]:
+    """Of every line of the table: name, whether it is a task's, the other cells, and their style."""
+    found = []
     for task, values in record["tasks"].items():
         groups = values["groups"]
         if len(groups) > 1:
-            table.add_row(Text(printable(task), "bold"))
+            found.append((printable(task), True, ("",), ""))
         for group, metrics in groups.items():
             name = f"  {group}" if len(groups) > 1 else task if group == "all" else f"{task} ({group})"
             for metric, each in metrics.items():
-                cells = [Text(cell, _style(each)) for cell in _cells(each)]
                 base, kind = kind_of(metric, metrics)
-                style = "bold" if len(groups) == 1 and not kind else ""
-                table.add_row(Text(printable(f"  {kind}" if kind else name), style), printable(base), *cells)
+                found.append((printable(f"  {kind}" if kind else name), len(groups) == 1 and not kind,
+                              (printable(base), *_cells(each)), _style(each)))
                 name = ""
-    return rendered(table, _notes(record), width or WIDTH, color)
+    return found
 
 
 def _cells(values: dict) -> list[str]:

@@ -33,14 +33,15 @@ def closing_table(results: dict, width: int | None = None, color: bool = False) 
     metric_width = max(words, min(_widest(lines, "metric"), room(lines, numbers, width) - _widest(lines, "name")))
     table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold",
                   show_edge=False, pad_edge=False)
-    table.add_column("task", overflow="fold", max_width=max(10, room(lines, numbers, width) - metric_width))
+    name_width = max(10, room(lines, numbers, width) - metric_width)
+    table.add_column("task", overflow="fold", max_width=name_width)
     table.add_column("metric", overflow="fold", max_width=metric_width)
     for title in numbers.values():
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     methods = {}
     for row in lines:
-        name = Text(row["name"], "bold" if row["is_task"] else "")
+        name = Text(folded(row["name"], name_width), "bold" if row["is_task"] else "")
         if "average" not in row:
             table.add_row(name, Text(row["metric"], "yellow"))
             continue
@@ -55,6 +56,16 @@ def room(lines: list[dict], numbers: dict[str, str], width: int) -> int:
     """Columns that the numbers of the table leave to the names of tasks and metrics."""
     taken = sum(max(_widest(lines, name), len(title)) for name, title in numbers.items()) + 1
     return width - taken - 2 * (len(numbers) + 2)
+
+
+def folded(name: str, width: int) -> str:
+    """A name in lines of at most `width` columns, broken behind a sign that parts its words where there is one."""
+    lines = []
+    while len(name) > width:
+        end = max(name.rfind(sign, 0, width) for sign in " -_./") + 1
+        end = end if name[:end].strip() else width
+        lines, name = [*lines, name[:end]], name[end:]
+    return "\n".join([*lines, name])
 
 
 def _widest(lines: list[dict], name: str) -> int:

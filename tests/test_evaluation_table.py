@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from evaluation.table import closing_table, figure, limits
+from evaluation.table import closing_table, figure, folded, limits
 
 BOOTSTRAP = "bootstrap 95%, 1000 resamples"
 
@@ -60,6 +60,18 @@ def test_it_fits_and_is_plain_where_there_is_no_terminal(width):
     assert table.endswith("\n") and not table.endswith("\n\n")
     names = "".join(line[:line.index("EM")].strip() if "EM" in line else line.strip() for line in table.split("\n"))
     assert "A-task-with-quite-a-long-name-for-a-table" in names  # folded, never cut
+
+
+@pytest.mark.parametrize("name, lines", [
+    ("quickstart-words-chinese", ["quickstart-words-", "chinese"]),
+    ("quickstart-words (test)", ["quickstart-words ", "(test)"]),
+    ("college_computer_science/test", ["college_computer_", "science/test"]),
+    ("a" * 45, ["a" * 20, "a" * 20, "a" * 5]),
+    ("  " + "a" * 20, ["  " + "a" * 18, "aa"]),
+    ("short", ["short"]),
+])
+def test_long_names_are_broken_between_their_words(name, lines):
+    assert folded(name, 20).split("\n") == lines
 
 
 def test_figures_of_kinds_of_items_are_below_the_figure_of_all():
