@@ -87,7 +87,12 @@ class Sequences:
         state[_STEPS] += 1
         if self.is_2d:  # second channel: place inside the blank, from 1
             positions = torch.stack((positions, state[_STEPS][:, None]), dim=1)
-        self.cache.length = Lengths(state[_LENGTH], max(self.lengths))
+        longest = max(self.lengths)
+        if self.count == self.cache.batch and min(self.lengths) == longest:  # nothing to be masked: faster on a GPU
+            self.cache.length = longest
+            state[_LENGTH] += 1
+        else:
+            self.cache.length = Lengths(state[_LENGTH], longest)  # counts on by itself
         hidden = self.model.hidden_states(state[_TOKEN][:, None], positions, None, self.cache)
         self.lengths = [length + 1 for length in self.lengths]
         return self.model.head(hidden[:, -1])
