@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import glob
 import os
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ def _files_of(path: str) -> list[Path]:
             raise UserError(f"{path}: the folder holds no task file (*.yaml, *.yml)")
         return files
     if not glob.has_magic(path):
-        raise UserError(f"{path}: there is no such file or folder; name task files, folders of them, or globs")
+        hint = f"did you mean {near}?" if (near := _near(path)) else "name task files, folders of them, or globs"
+        raise UserError(f"{path}: there is no such file or folder; {hint}")
     parts = Path(path).parts
     begin = next(place for place, part in enumerate(parts) if glob.has_magic(part))
     root, pattern = Path(*parts[:begin]), os.path.join(*parts[begin:])
@@ -51,6 +53,17 @@ def _files_of(path: str) -> list[Path]:
     if not files:
         raise UserError(f"{path}: the glob matches no task file (*.yaml, *.yml)")
     return files
+
+
+def _near(path: str) -> str | None:
+    """What stands beside where the path leads, and is spelt almost like it."""
+    folder, name = os.path.split(os.path.normpath(path))
+    with contextlib.suppress(OSError):
+        for each in difflib.get_close_matches(name, os.listdir(folder or "."), 3, 0.75):
+            found = os.path.join(folder, each)
+            if os.path.isdir(found) or found.endswith(SUFFIXES):
+                return found
+    return None
 
 
 def _below(folder: str) -> list[Path]:

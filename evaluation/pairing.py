@@ -104,6 +104,6 @@ def _flat(results: dict) -> list[tuple[str, str]]:
 def _pairs(name: str, value: object) -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [pair for key, each in value.items() for pair in _pairs(f"{name} {key}", each)]
-    text = str(value)
+    text = "none" if value is None else str(value)
     is_hash = len(text) == 64 and set(text) <= set("0123456789abcdef")
     return [(name, text[:12] if is_hash else text)]

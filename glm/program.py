@@ -10,10 +10,13 @@ import locale
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from glm.ending import FAILED, FORESEEN, ended
+from glm.errors import UserError
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 _UTF8, _UNKNOWN = "utf-8", "ascii"  # ASCII is what the locale C says, which says nothing of the terminal
 
 
@@ -46,12 +49,25 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = main()
     except SystemExit as end:
         code = end.code
+    except ModuleNotFoundError as error:
+        code = ended(not_installed(error))
     except FORESEEN as error:
         code = ended(error)
     finally:
         if "glm.parallel" in sys.modules:
             sys.modules["glm.parallel"].stop()
     sys.exit(settled(code))
+
+
+def not_installed(error: ModuleNotFoundError) -> Exception:
+    """What to tell of a module that is not there: of others' packages how to get them; one of ours is our own fault."""
+    package = (error.name or "").partition(".")[0]
+    if not package or (REPOSITORY / package).exists():
+        return error
+    made = REPOSITORY / ".venv" / "bin" / "python"
+    is_other = made.is_file() and os.path.realpath(sys.prefix) != os.path.realpath(made.parent.parent)
+    mend = f"start it with {made}" if is_other else f"{sys.executable} -m pip install -r {REPOSITORY}/requirements.txt"
+    return UserError(f"{package} is not installed for this Python, {sys.executable}; {mend}")
 
 
 def restart_in_utf8() -> None:

@@ -37,6 +37,10 @@ _KINDS = (
     (b"\x28\xb5\x2f\xfd", f"compressed by zstd; {_UNPACK}: unzstd"),
     (b"PAR1", _PARQUET),
     (b"ARROW1", _PARQUET.replace("a Parquet file", "an Arrow file").replace("read_parquet", "read_feather")),
+    (b"\x89PNG", "a picture (PNG)"),
+    (b"\xff\xd8\xff", "a picture (JPEG)"),
+    (b"%PDF-", "a PDF; save its text as UTF-8"),
+    (b"\xd0\xcf\x11\xe0", "a document of an office program; save its text as UTF-8"),
     (b"\xff\xfe", _UTF_16),
     (b"\xfe\xff", _UTF_16),
 )

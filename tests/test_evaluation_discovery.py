@@ -51,6 +51,8 @@ def test_a_name_with_the_marks_of_a_glob(folder):
 
 @pytest.mark.parametrize("path, message", [
     ("tasks/none.yaml", "tasks/none.yaml: there is no such file or folder; name task files, folders of them, or globs"),
+    ("taks", "taks: there is no such file or folder; did you mean tasks?"),
+    ("./taks/", "./taks/: there is no such file or folder; did you mean tasks?"),
     ("tasks/*.json", "tasks/*.json: the glob matches no task file"),
     ("tasks/notes.txt", "tasks/notes.txt: is no task file; these end in .yaml or .yml"),
     ("empty", "empty: the folder holds no task file"),

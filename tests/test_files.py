@@ -101,9 +101,9 @@ def test_training_does_not_begin_in_a_folder_of_others(out, name):
     (out / "vocabulary").write_text("v")
     (out / name).write_text("precious")
     with pytest.raises(UserError, match=rf"--output .* holds {name}, but no training run \(data.json\)"):
-        check_same_data(out, out, out / "vocabulary", [])
+        check_same_data(out, out, out / "vocabulary", {})
     assert (out / name).read_text() == "precious" and not (out / "data.json").exists()
     (out / name).unlink()
-    check_same_data(out, out, out / "vocabulary", [])
+    check_same_data(out, out, out / "vocabulary", {})
     (out / name).write_text("of this run")
-    check_same_data(out, out, out / "vocabulary", [])
+    check_same_data(out, out, out / "vocabulary", {})

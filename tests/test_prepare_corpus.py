@@ -96,7 +96,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, capfd, name, data, more, messag
 def test_more_pieces_than_a_text_has_are_told(tmp_path):
     (tmp_path / "a.txt").write_text("few words\n")
     command = ["--inputs", str(tmp_path / "a.txt"), "--output", str(tmp_path / "v"), "--pieces", "5000"]
-    with pytest.raises(UserError, match=r"--pieces 5000: sentencepiece cannot .*: Vocabulary size too high"):
+    with pytest.raises(UserError, match=r"--pieces 5000: this text is enough for \d+ at most; give more text"):
         train_vocabulary.main(command)
 
 
@@ -125,3 +125,8 @@ def test_a_training_has_a_line_by_time_not_by_steps():
         "step 101 of 110: loss 1.500, 1 tokens/s, 4 min 30 s left", None, None,
         "step 104 of 110: loss 1.500, 10 tokens/s, 20 s left", None,
         "step 106 of 110: loss 1.500, 0 tokens/s, 32 min 00 s left"]
+    now = iter([0.0, 1.0, 2.0])
+    lines = Lines(100, 110, 32, clock=lambda: next(now))
+    lines.after(101, 1.5)
+    assert lines.after(102, 1.5, {"zh": 2.0, "zh [MASK]": 3.0}) == (
+        "step 102 of 110: loss 1.500, 32 tokens/s, 8.0 s left; held out: zh 2.000, zh [MASK] 3.000")

@@ -21,6 +21,7 @@ from tools.pretraining.optimizer import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = ROOT / "tests" / "golden" / "tokenizer" / "ice_text.model"
+OTHER_VOCABULARY = ROOT / "checkpoints" / "glm-small" / "ice_text.model"
 
 # a hand-made vocabulary of 40 ids: 10 is a full stop, 11 a line end, 30-39 begin no text without a blank (5)
 MASK, GMASK, SMASK, SOP, EOP, EOS, BLANK = 20, 21, 22, 23, 24, 2, 5
@@ -248,6 +249,7 @@ def test_mistakes_are_told_in_one_line(corpus, tmp_path, capsys):
         (["--rate", "nan"], "argument --rate: nan "),
         (["--mask-share", "2"], "argument --mask-share: 2 is not a share"),
         (["--mask-share", "0.6", "--smask-share", "0.5"], "--mask-share 0.6 and --smask-share 0.5"),
+        (["--vocabulary", str(OTHER_VOCABULARY)], "en_toy of "),
     ):
         with pytest.raises(SystemExit) as stop:
             pretrain.main([*arguments(corpus, tmp_path / "run"), *change])

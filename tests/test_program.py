@@ -92,6 +92,13 @@ def test_every_program_is_run_so(name):
     assert re.search(r"\n    run\(main\)\n$", text)
 
 
+@pytest.mark.parametrize("program", [["-m", "glm", "plan"], ["tools/verify_checkpoint.py", "checkpoints/glm-small"]])
+def test_a_python_without_the_requirements(program):
+    done = subprocess.run([sys.executable, "-S", "-E", *program], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: \w+ is not installed for this Python, {re.escape(sys.executable)}; .*\n", done.stderr)
+
+
 def test_every_program_has_help_without_docstrings():
     """python -OO keeps none."""
     program = ("import runpy, sys\n"

@@ -65,6 +65,8 @@ KINDS = {
     "compressed by gzip": gzip.compress(ROW),
     "a zip archive": archive(),
     "a Parquet file": b"PAR1\x15\x04",
+    "a picture (PNG)": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "a PDF; save its text as UTF-8": b"%PDF-1.7\n",
     "text in UTF-16": '{"a": "b"}'.encode("utf-16"),
     "text in UTF-16,": '{"a": "b"}'.encode("utf-16-be"),  # without a mark
 }

@@ -7,7 +7,8 @@ that the choice outlives any reordering; where hardly any hash does, as of one l
 held out. The language is what stands before the first "_" of the file's name, or before its suffix.
 
     corpus/<name>.npy, <name>.heldout.npy     uint16 ids, every document followed by eos
-    corpus/corpus.json                        per file: language, documents, tokens, characters and bytes of both parts
+    corpus/corpus.json                        per file: language, hash of the vocabulary, and of both parts documents,
+                                              tokens, characters and bytes
 """
 
 import argparse
@@ -32,6 +33,7 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
     """Writes both arrays of a file; its name, and what corpus.json says of it."""
     import numpy as np
 
+    from evaluation.hashing import hash_files
     from glm.errors import UserError
     from glm.files import replacing
     from glm.tokenizer import Tokenizer
@@ -40,7 +42,7 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
 
     tokenizer = Tokenizer(vocabulary, num_image_tokens=0)
     name = path.name.split(".")[0]
-    facts = {"language": name.split("_")[0]}
+    facts = {"language": name.split("_")[0], "vocabulary": hash_files([vocabulary])[0]}
     parts = divided(documents_of(read_lines(path)), held_out)
     for key, suffix, part in zip(("train", "held_out"), ("", ".heldout"), parts, strict=True):
         ids = encode_documents(part, tokenizer)

@@ -150,7 +150,7 @@ def train(options: argparse.Namespace, asked) -> None:
     eos = tokenizer.command("eos")
     languages = sorted({facts["language"] for facts in read_index(options.corpus).values()})
     corpus = open_corpus(options.corpus, eos, weights)
-    held_out = {language: open_corpus(options.corpus, eos, weights, ".heldout", language) 
+    held_out = {language: open_corpus(options.corpus, eos, weights, ".heldout", language)
                 for language in languages}
     mixture = Mixture(options.mask_share, options.smask_share)
     schedule = Schedule(options.steps, options.warm_up, options.decay_from)
@@ -189,14 +189,12 @@ def train(options: argparse.Namespace, asked) -> None:
                     "tokens": progress["tokens"] + options.rows * options.width}
         step = progress["step"]
         seconds = time.perf_counter() - began
-        line = lines.after(step, loss.item())
         entry = {**progress, "loss": round(loss.item(), 5), "norm": round(float(norm), 4), "targets": targets,
                  "rate": round(schedule.factor(step - 1), 5), "seconds": round(seconds, 3)}
         if step % options.evaluate_every == 0 or step == end:
             entry["held_out"] = held_out_losses(model, held_out, options, ids, autocast)
-            print(entry, flush=True)
         run.append_log(log, entry)
-        if line:
+        if line := lines.after(step, loss.item(), entry.get("held_out", {})):
             print(line, flush=True)
         if step % options.save_every == 0 or step == end or asked:
             run.save_state(options.output, model, optimizers, progress)

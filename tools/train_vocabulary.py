@@ -10,6 +10,7 @@ doubles its weight.
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,9 @@ def train(options: argparse.Namespace) -> None:
     try:
         model = train_vocabulary(iter(lines), options.pieces, options.character_coverage, options.threads)
     except RuntimeError as error:  # sentencepiece's own words, with the most that the text gives where it knows
+        if most := re.search(r"value <= (\d+)", str(error)):
+            raise UserError(f"--pieces {options.pieces}: this text is enough for {most[1]} at most; give more text, or "
+                            "fewer pieces") from None
         raise UserError(f"--pieces {options.pieces}: sentencepiece cannot make that many of this text, or that few: "
                         f"{str(error).rpartition('] ')[2].strip()}") from None
     options.output.parent.mkdir(parents=True, exist_ok=True)

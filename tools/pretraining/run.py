@@ -3,7 +3,7 @@
 import contextlib
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from evaluation.hashing import hash_files
@@ -78,10 +78,11 @@ def append_log(path: Path, entry: dict) -> None:
         file.add((json.dumps(entry) + "\n").encode())
 
 
-def check_same_data(folder: Path, corpus: Path, vocabulary: Path, index: Iterable[str]) -> None:
+def check_same_data(folder: Path, corpus: Path, vocabulary: Path, index: Mapping[str, dict]) -> None:
     """The run in the folder goes on with the very files that it began with; it notes them when it begins.
 
-    index: names of the corpus's files. Raises UserError naming those that differ, or files that no run has made.
+    index: of the corpus. Raises UserError naming the files that differ, those that no run has made, or a vocabulary
+    that the corpus was not encoded with.
     """
     found = [name for name in (LOG, CONFIG_NAME) if (folder / name).exists()]
     if found and not any((folder / name).exists() for name in (DATA, STATE)):
@@ -90,6 +91,10 @@ def check_same_data(folder: Path, corpus: Path, vocabulary: Path, index: Iterabl
     paths = {VOCABULARY: vocabulary} | {
         name + suffix: corpus / f"{name}{suffix}.npy" for name in sorted(index) for suffix in ("", ".heldout")}
     facts = dict(zip(paths, hash_files(list(paths.values())), strict=True))
+    foreign = [name for name, each in index.items() if each.get("vocabulary", facts[VOCABULARY]) != facts[VOCABULARY]]
+    if foreign:
+        raise UserError(f"--vocabulary {vocabulary}: {foreign[0]} of {corpus} was encoded with another one; name that, "
+                        "or make the corpus again with tools/prepare_corpus.py")
     file = folder / DATA
     if (folder / STATE).is_file() and file.is_file():
         try:
