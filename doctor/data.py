@@ -53,7 +53,9 @@ def check(data: Data, is_named: bool, where: str) -> Iterator[Finding]:
                     f"export DATA_PATH=/the/folder, or bash scripts/prepare_data.sh --raw /data/raw --output "
                     f"{shlex.quote(data.path)}")
     for fault in data.faults:
-        yield error("task-file", where, fault, "edit the file (docs/evaluate-your-own-tasks.md has all keys)")
+        remedy = ("name those of tasks/, or your own" if "there is no such file" in fault else
+                  "edit the file (docs/evaluate-your-own-tasks.md has all keys)")
+        yield error("task-file", where, fault, remedy)
     for reason in data.missing if data.is_folder else [each for each in data.missing if each not in lost]:
         yield error("task-data", where, reason, "bash scripts/prepare_data.sh --list, and --allow-missing goes on "
                     "without it")

@@ -148,8 +148,9 @@ class Tokenizer:
             processor.LoadFromSerializedProto(self._data + _appended_pieces(commands_in_text))
             for piece in processor.id_to_piece(list(range(processor.get_piece_size()))):
                 piece.encode("utf-8")
-        except (RuntimeError, UnicodeError) as error:
-            raise UserError(f"{self.vocabulary_file} is not icetk's vocabulary {VOCABULARY_NAME}: {error}") from None
+        except (RuntimeError, UnicodeError):
+            raise UserError(f"{self.vocabulary_file} is not icetk's vocabulary {VOCABULARY_NAME}: sentencepiece cannot "
+                            "read it; it is another file, or damaged") from None
         return processor
 
     def _command_ids(self) -> dict[str, int]:

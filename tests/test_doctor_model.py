@@ -168,7 +168,8 @@ def test_a_task_file_with_a_mistake(tmp_path):
     (tmp_path / "tasks" / "writing.yaml").write_text("name: writing\ntyp: gen\n")
     found = judged(tmp_path / "data", tmp_path / "tasks")
     assert found and all(code == "task-file" and "writing.yaml" in line for code, line in found)
-    assert judged(tmp_path / "data", tmp_path / "other")[0][0] == "task-file"
+    ((code, line),) = judged(tmp_path / "data", tmp_path / "other")
+    assert code == "task-file" and "name those of tasks/" in line and "edit" not in line
 
 
 def test_a_data_file_that_cannot_be_read(tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def test_the_vocabulary_is_the_one_that_was_trained_with(run, tmp_path):
     other.write_bytes(b"another vocabulary")
     begun = tmp_path / "begun"
     begun.mkdir()
-    check_same_data(begun, tmp_path, SMALL / "ice_text.model", ())
+    check_same_data(begun, tmp_path, SMALL / "ice_text.model", {})
     shutil.copy(begun / DATA, run)
     exported(run, tmp_path / "out", 20)
     with pytest.raises(UserError, match=r"--vocabulary \S+other.model is not the one that the run in "):

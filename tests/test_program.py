@@ -131,6 +131,11 @@ def test_a_program_that_needs_a_command_names_those_that_it_has(module, named):
     assert done.returncode == 2 and re.fullmatch(f"error: no command was named; there (is|are): {named}\n", done.stderr)
 
 
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name.startswith("tools/")])
+def test_every_tool_reads_its_flags_the_same_way(name):
+    assert "argparse.ArgumentParser(" not in (ROOT / name).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("word, flag", [
     ("--tempreature", "--temperature"), ("--out-seq-len", "--out-seq-length"), ("--batch", "--batch-size"),
     ("--layers", "--num-layers"), ("--tokenizer", "--tokenizer-path"), ("--num-fewshot", None), ("--num-gpus", None),

@@ -24,7 +24,9 @@ GRACE = 10  # seconds by which a section may overrun its time, for what it has b
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from generation.arguments import CommandParser
+
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--device", default="cuda:0", help="cuda:N; with --toy also cpu (default: cuda:0)")
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="some sections, in the order of a whole run")
     parser.add_argument("--json", type=Path, default=Path("gpu_check.json"), metavar="FILE",
