@@ -96,7 +96,12 @@ def check_reach(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> It
 def check_kernels(stages: dict[str, dict], devices: Devices, is_possible: bool, where: str) -> Iterator[Finding]:
     """stages: of the probe: what came of building the kernels of the CPU, and those of each GPU. is_possible: there is
     a compiler, and a place for what it makes; else that is the finding."""
-    if is_possible and (fault := stages.get("cpu-kernels", {}).get("error")):
+    fault = stages.get("cpu-kernels", {}).get("error", "") if is_possible else ""
+    if "by others" in fault or "another user" in fault:  # the cache, of which nothing is then used
+        yield warning("kernel-cache", where, f"torch's own operators run, several times slower: "
+                      f"{fault.partition(': ')[2].partition(';')[0]}",
+                      "chmod go-w, if the folder is yours; else export GLM_KERNEL_CACHE=/a/folder/of/yours")
+    elif fault:
         yield warning("cpu-kernels", where, f"the kernels of the CPU cannot be built or loaded, torch's own operators "
                       f"run instead, several times slower: {fault}", "CXX=g++ bash scripts/doctor.sh, or sudo apt "
                       "install --reinstall g++ libstdc++-12-dev")

@@ -115,7 +115,10 @@ class Keeper:
             earlier = None
         except UserError:  # whatever it was: another run's
             earlier = {}
-        if earlier is not None and not isinstance(earlier, dict):
+        if earlier is not None and not (isinstance(earlier, dict) and "checkpoint" in earlier):
+            if not is_replaceable:
+                raise UserError(f"--output {self.output}: the {SETTINGS} there is damaged, or not of an evaluation; "
+                                "name another --output, or let it be replaced with --overwrite")
             earlier = {}
         samples = sample_names({name: list(self.works[name].files) if name in self.works else []
                                 for name in self.head["tasks"]})

@@ -103,6 +103,15 @@ def test_kernels_that_do_not_build():
     assert kernels(cpu_kernels={"instructions": "avx2"}, cuda_kernels={"tried": 8}) == []
 
 
+def test_kernels_that_others_could_have_put_there():
+    """It is the cache that wants mending, not the compiler."""
+    fault = {"error": "BuildError: the cache of compiled kernels /c can be written to by others (mode 777): code there "
+                      "may be anybody's; mend it (chmod go-w), or set GLM_KERNEL_CACHE to a folder of your own"}
+    ((code, level, line),) = kernels(cpu_kernels=fault)
+    assert (code, level) == ("kernel-cache", "warning")
+    assert "/c can be written to by others (mode 777)" in line and "chmod go-w" in line and "apt" not in line
+
+
 def test_kernels_of_the_gpu():
     fault = {"error": "NVRTC (libnvrtc.so) is not found; torch's CUDA packages bring it: pip install nvidia-cuda-nvrtc"}
     ((code, level, line),) = kernels(cuda_kernels=fault)

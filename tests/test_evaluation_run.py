@@ -190,6 +190,18 @@ def test_other_settings_are_refused_and_replaced_only_when_asked(whole, capsys):
     assert results(whole, "other")["settings"]["limit"] == 3
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"facts": {}, "seed": 1}'])
+def test_settings_that_are_not_of_an_evaluation(whole, capsys, content):
+    """Damaged, or generation's: no list of all that an evaluation would have said."""
+    folder = whole / f"foreign{len(content)}"
+    folder.mkdir()
+    (folder / "settings.json").write_text(content)
+    assert run_again(whole, folder.name) == 2
+    assert capsys.readouterr().err == (f"error: --output {folder}: the settings.json there is damaged, or not of an "
+                                       "evaluation; name another --output, or let it be replaced with --overwrite\n")
+    assert (folder / "settings.json").read_text() == content
+
+
 def test_settings_of_a_version_with_fewer_or_more_options(whole):
     """What is at its default may stand there or not."""
     shutil.copytree(whole / "out", whole / "versions")
