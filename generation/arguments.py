@@ -56,6 +56,8 @@ class CommandParser(argparse.ArgumentParser):
                      for flag in action.option_strings]
             nearest = nearest_flag(unknown[0].partition("=")[0], known)
             hint = f"did you mean {nearest}?" if nearest else "--help lists what there is"
+            if "--input-source" in known and os.path.isfile(unknown[0]):
+                hint = f"did you mean --input-source {unknown[0]}?"
             self.error(f"unknown argument {unknown[0]!r}; {hint}")
         return found
 

@@ -181,6 +181,7 @@ def test_resume_refuses_a_file_that_is_no_results_file(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--input-source", "nowhere.txt"], "--input-source nowhere.txt: No such file or directory; name a file"),
+    ([__file__], f"unknown argument '{__file__}'; did you mean --input-source {__file__}?"),
     (["--top-q", "1"], "unknown argument '--top-q'; did you mean --top-"),
     (["--top-p", "2"], "top_p 2.0: must lie between 0 and 1"),
     (["--temperature", "warm"], "argument --temperature: invalid float value: 'warm'"),
