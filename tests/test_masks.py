@@ -28,9 +28,10 @@ def test_one_kind_is_filled(text, kind, others):
     ("[g_MASK]", "[gMASK]"), ("[MASK_2]", "[MASK]"), ("[MASK 2]", "[MASK]"), ("[ MASK ]", "[MASK]"),
     ("[MASK ]", "[MASK]"), ("<MASK>", "[MASK]"),
     ("<|mask|>", "[MASK]"), ("<blank>", "[MASK]"), ("[blank]", "[MASK]"), ("【MASK】", "[MASK]"),
-    ("［sMASK］", "[sMASK]"), ("[MAKS]", "[MASK]"), ("[MASKED]", "[MASK]"), ("<extra_id_0>", "[MASK]"),
+    ("［sMASK］", "[sMASK]"), ("[ＭＡＳＫ]", "[MASK]"), ("［ｇＭＡＳＫ］", "[gMASK]"), ("＜mask＞", "[MASK]"),
+    ("[MAKS]", "[MASK]"), ("[MASKED]", "[MASK]"), ("<extra_id_0>", "[MASK]"),
 ])
-@pytest.mark.parametrize("text", ["{}", "The sky is {}.", "天气很{}。", "[MASK] and {}"])
+@pytest.mark.parametrize("text", ["{}", "The sky is {}.", "天气很{}。", "天气{}（见下文）", "[MASK] and {}"])
 def test_what_was_meant_for_a_mask(text, written, meant):
     assert meant_for_a_mask(text.format(written)) == (written, meant)
     assert fault(text.format(written)).startswith(f"unknown mask {written}, did you mean {meant}?; allowed: [MASK], ")
