@@ -82,8 +82,12 @@ class RecordedRun:
         from evaluation.own_code import calling
 
         measured = self._task(task)
-        with calling(measured.config, f"{self.folder}: task {task}: metrics"):
-            return measured.metrics(items)
+        where = f"{self.folder}: task {task}"
+        with calling(measured.config, f"{where}: metrics"):
+            try:
+                return measured.metrics(items)
+            except UserError as error:  # it is results.json that names them here, not a task file
+                raise UserError(f"{where}: {str(error).removeprefix(f'{measured.config.source}: ')}") from None
 
     def groups(self, task: str) -> dict[str, list[str]]:
         """Relative paths of the files that each group reports."""

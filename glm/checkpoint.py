@@ -185,7 +185,8 @@ def read_shard(path: Path) -> Shard:
         raise UserError(f"{path} ({path.stat().st_size} bytes) is truncated or damaged: copy it again from where the "
                         "checkpoint came from") from None
     if not isinstance(content, dict) or not isinstance(content.get("module"), dict):
-        found = ", ".join(map(_named, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        found = ", ".join(map(_named, list(content)[:5])) or "no key" if isinstance(content, dict) else (
+            type(content).__name__)
         raise UserError(f"{path} is no SAT checkpoint: it must hold a dictionary with the key 'module', found {found}")
     for name, tensor in content["module"].items():
         if not isinstance(name, str):

@@ -195,6 +195,8 @@ def test_checkpoint_without_module(shard):
     assert re.search("the key 'module', found model$", refuses(read_shard, shard))
     torch.save([1, 2], shard)
     assert re.search("the key 'module', found list$", refuses(read_shard, shard))
+    torch.save({}, shard)
+    assert re.search("the key 'module', found no key$", refuses(read_shard, shard))
 
 
 def test_value_that_is_no_tensor(shard):

@@ -258,6 +258,16 @@ def test_nothing_is_called_that_only_looks_like_ours(tmp_path, config, monkeypat
     assert not called
 
 
+def test_a_metric_that_is_none_is_one_of_the_run_not_of_a_task_file(tmp_path):
+    a, b = runs_of(tmp_path, "mul", {"d": choice_items([1])}, {"d": choice_items([0])})
+    for folder in (a, b):
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results["tasks"]["t"]["config"]["metrics"] = ["Acuracy"]
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    with pytest.raises(UserError, match=f"^{a}: task t: unknown metric 'Acuracy', did you mean 'Accuracy'"):
+        compare(a, b)
+
+
 OURS = {"module": "tasks.ethnic.stereoset.StereoSet", "path": "data"}
 
 
