@@ -7,7 +7,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 
 from glm.ending import Terminated, terminating
 from glm.errors import UserError
@@ -73,8 +72,7 @@ class TestListening:
         assert listening_at(address, 0) is None
 
     def test_the_store_is_not_at_other_addresses(self, place):
-        store = torch.distributed.TCPStore("127.0.0.1", place, 1, True, wait_for_workers=False,
-                                           master_listen_fd=listening_at("127.0.0.1", place))
+        store = meet(0, 1, LONG)
         with socket.socket() as other, pytest.raises(OSError, match="refused"):
             other.connect(("127.0.0.2", place))
         store.set("a", "b")
