@@ -58,15 +58,22 @@ def statistics_of(metric: Metric, items: Sequence[Mapping[str, Any]]) -> numpy.n
     rows = []
     for item in items:
         try:
-            row = tuple(map(float, metric.statistics(item)))
+            found = tuple(metric.statistics(item))
         except Exception as error:  # whatever a function of the user's own may raise
             fault = f"{type(error).__name__}: {error}"
             raise UserError(f"metric {metric.name}: item {item.get('index')}: {fault}") from error
-        if not all(map(math.isfinite, row)):
-            value = next(number for number in row if not math.isfinite(number))
+        if wrong := [value for value in found if not _is_finite(value)]:
+            value = "nothing" if wrong[0] is None else repr(wrong[0])[:60]
             raise UserError(f"metric {metric.name}: item {item.get('index')}: {value} where a finite number is needed")
-        rows.append(row)
+        rows.append(tuple(map(float, found)))
     return numpy.array(rows, dtype=numpy.float64)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and math.isfinite(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
 
 
 def evaluate(metric: Metric, items: Sequence[Mapping[str, Any]]) -> float:

@@ -131,7 +131,9 @@ def test_no_items_have_no_score():
 @pytest.mark.parametrize("function, message", [
     (lambda item: (item["absent"], 1.0), "metric own: item 7: KeyError: 'absent'"),
     (lambda item: (math.nan, 1.0), "metric own: item 7: nan where a finite number is needed"),
-    (lambda item: ("text", 1.0), "metric own: item 7: ValueError: could not convert"),
+    (lambda item: ("text", 1.0), "metric own: item 7: 'text' where a finite number is needed"),
+    (lambda item: (None, 1.0), "metric own: item 7: nothing where a finite number is needed"),
+    (lambda item: ([1.0], 1.0), r"metric own: item 7: \[1.0\] where a finite number is needed"),
 ])
 def test_a_metric_that_fails_names_the_item(function, message):
     with pytest.raises(UserError, match=message):
