@@ -15,7 +15,7 @@ import pytest
 from evaluation import compare
 from evaluation.__main__ import main
 from evaluation.arguments import parser
-from evaluation.config import CONFIGS, TaskType, load_task
+from evaluation.config import CONFIGS, FOUND_OUT, TaskType, load_task
 from evaluation.metrics import METRICS
 from evaluation.tasks import GenerationTask, Task
 from tools import prepare_data
@@ -126,7 +126,7 @@ def test_every_key_is_listed_with_its_default():
     for kind in CONFIGS.values():
         for field in dataclasses.fields(kind):
             known.setdefault(field.name, field)
-    assert [*listed] == [name for name in known if name != "source"]
+    assert [*listed] == [name for name in known if name not in FOUND_OUT]
     for name, default in listed.items():
         field = known[name]
         if name in ("name", "type", "path"):
