@@ -274,8 +274,9 @@ class _Searched:
         """Give every beam's row the cache of the beam that it goes on from, and its next token."""
         state, k = self.state, self.params.num_beams
         rows = torch.tensor(self.places, device=sequences.device)
-        if state.steps > 1 and state.common < state.tail + state.steps - 1:  # places behind which beams differ
-            lengths = [len(member.row.context) for member in self.members]
-            places = slice(min(lengths) + state.common - state.tail, max(lengths) - 1 + state.steps)
-            sequences.reorder(rows, rows.view(-1, k).gather(1, state.parents).flatten(), places)
+        common = state.common - state.tail  # generated tokens in which beams agree with those that they go on from
+        if 0 <= common < state.steps - 1:
+            begins = [len(member.row.context) + common for member in self.members for _ in range(k)]
+            sources = rows.view(-1, k).gather(1, state.parents).flatten()
+            sequences.reorder(rows, sources, begins, state.steps - 1 - common)
         sequences.go_on(rows, state.tokens.flatten())

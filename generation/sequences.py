@@ -38,11 +38,13 @@ class Sequences:
         if old is not None:  # joining row by row must not copy everything every time
             rows = old.batch if rows <= old.batch else max(rows, 2 * old.batch)
             places = old.capacity if places <= old.capacity else max(places, old.capacity * 3 // 2)
-        self.cache = self.model.new_cache(rows, places) if rows and places else None
+        self.cache = self.model.new_cache(rows, places, is_clear=False) if rows and places else None
         self._state = torch.zeros(5, rows, dtype=torch.int64, device=self.device)
         self._state[:, :self.count] = state[:, :self.count]
         if old is not None and self.count:
-            self.cache.take_over(old, self.count, max(self.lengths))
+            longest = max(self.lengths)
+            self.cache.take_over(old, self.count, longest)
+            self.cache.clear(slice(0, self.count), longest)
 
     def read(self, contexts: Sequence[Sequence[int]], shared_positions: Sequence[int | None],
              unidirectional: bool) -> list[int]:
@@ -56,6 +58,7 @@ class Sequences:
         facts = [(length, length if shared is None else shared, shared is None, 0, ids[-1])
                  for ids, length, shared in zip(contexts, lengths, shared_positions, strict=True)]
         self._state[:, first:self.count] = torch.tensor(facts, device=self.device).T
+        self.cache.clear(slice(first, self.count))
         most = len(contexts)
         if self.device.type == "cpu":
             most = max(1, CPU_READ_TOKENS // max(1, *lengths))
@@ -103,32 +106,32 @@ class Sequences:
 
     def copies(self, rows: Sequence[int], times: int) -> list[int]:
         """Each row and `times` - 1 new ones that are copies of it, one after another."""
-        new = list(range(self.count, self.count + len(rows) * (times - 1)))
-        sources = [row for row in rows for _ in range(times - 1)]
-        self.count += len(new)
-        self.lengths += [0] * len(new)
-        self._copy(sources, new)
-        each = iter(new)
+        first, sources = self.count, [row for row in rows for _ in range(times - 1)]
+        self.count += len(sources)
+        if sources:
+            self.lengths += [self.lengths[row] for row in sources]
+            here = torch.tensor(sources, device=self.device)
+            self._state[:, first:self.count] = self._state[:, here]
+            self.cache.copy_rows(here, slice(first, self.count))
+        each = iter(range(first, self.count))
         return [place for row in rows for place in (row, *(next(each) for _ in range(times - 1)))]
 
-    def reorder(self, rows: torch.Tensor, sources: torch.Tensor, places: slice) -> None:
-        """Each row's cache becomes that of its source in these places: rows of one context agree in all others."""
-        self.cache.copy_rows(sources, rows, places)
+    def reorder(self, rows: torch.Tensor, sources: torch.Tensor, begins: Sequence[int], width: int) -> None:
+        """Each row takes `width` places from its source, from begins[row] on: in all others they agree, for they go on
+        from one context."""
+        first = torch.tensor(begins, device=self.device)[:, None]
+        self.cache.exchange(rows, sources, first + torch.arange(width, device=self.device))
 
     def leave(self, rows: Sequence[int]) -> dict[int, int]:
         """Rows that are not needed any more -> the new numbers of those that took their places."""
         gone, count = set(rows), self.count - len(rows)
         moving = [row for row in range(count, self.count) if row not in gone]
         holes = [row for row in sorted(gone) if row < count]
-        self._copy(moving, holes)
+        if moving:
+            for source, target in zip(moving, holes, strict=True):
+                self.lengths[target] = self.lengths[source]
+            here, there = (torch.tensor(rows, device=self.device) for rows in (moving, holes))
+            self._state[:, there] = self._state[:, here]
+            self.cache.move_rows(here, there, max(self.lengths[row] for row in holes))
         self.count, self.lengths = count, self.lengths[:count]
         return dict(zip(moving, holes, strict=True))
-
-    def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        if not sources:
-            return
-        for source, target in zip(sources, targets, strict=True):
-            self.lengths[target] = self.lengths[source]
-        here, there = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
-        self._state[:, there] = self._state[:, here]
-        self.cache.copy_rows(here, there, slice(0, max(self.lengths[row] for row in targets)))

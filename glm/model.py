@@ -110,11 +110,11 @@ class GLM(BaseModel):
         """float32 (b, s, v); the arguments are those of hidden_states."""
         return self.head(self.hidden_states(tokens, position_ids, blocked))
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
+    def new_cache(self, batch: int, capacity: int, is_clear: bool = True) -> KVCache:
         weight = self.transformer.word_embeddings.weight
         heads = self.transformer.layers[0].attention.num_attention_heads_per_partition
         return KVCache.allocate(self.config.num_layers, batch, heads, capacity, self.config.head_size,
-                                weight.dtype, weight.device)
+                                weight.dtype, weight.device, is_clear)
 
     def _stack(self, step: Step, tokens: torch.Tensor):
         """The compiled backend's one call for all layers of a decoding step; None where SAT walks the layers.

@@ -23,9 +23,9 @@ class FakeModel:
     def parameters(self):
         yield torch.zeros(1)
 
-    def new_cache(self, batch, capacity):
+    def new_cache(self, batch, capacity, is_clear=True):
         """Keys are (token, position)."""
-        return KVCache.allocate(1, batch, 1, capacity, 2, torch.int64, "cpu")
+        return KVCache.allocate(1, batch, 1, capacity, 2, torch.int64, "cpu", is_clear)
 
     def hidden_states(self, tokens, position_ids, blocked=None, cache=None, places=None):
         b, s = tokens.shape
