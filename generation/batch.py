@@ -187,13 +187,14 @@ class _Sampled:
         steps = [len(member.ids) for member in self.members]
         for step in {step for step in steps if step < max(self.params.min_gen_length, self.rules.longest_start)}:
             places = [place for place, own in enumerate(steps) if own == step]
-            part = logits[places]
+            part = logits if len(places) == len(steps) else logits[places]
             if step < self.params.min_gen_length:
                 self.rules.forbid_ends_(part)
             if step < self.rules.longest_start:
                 ids = [self.members[place].ids for place in places]
                 self.rules.forbid_starts_(part, torch.tensor(ids, device=logits.device).view(len(ids), step))
-            logits[places] = part
+            if part is not logits:
+                logits[places] = part
 
     def _keys(self, device: torch.device) -> torch.Tensor | None:
         if self.params.top_k == 1:
