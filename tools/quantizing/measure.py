@@ -13,7 +13,7 @@ import torch
 import glm
 from evaluation.diagnose import check_weights
 from evaluation.scorer import Scorer
-from glm.checkpoint import find_shards, read_config, read_shard
+from glm.checkpoint import convert_command, find_shards, read_config, read_shard
 from glm.errors import UserError
 from glm.spec import LINEARS, SCALE, place_of
 from glm.versions import versions
@@ -97,10 +97,14 @@ def measure(settings: Settings, advance: Callable[[str, int, int], None] = lambd
 
 def _whole_shard(checkpoint: Path):
     """The only file of an unquantised checkpoint, mapped: quantisation starts from what it holds, in its dtype."""
-    shard = read_shard(find_shards(checkpoint)[0])
+    first, *others = find_shards(checkpoint)
+    shard = read_shard(first)
     if any(name.endswith(SCALE) for name in shard.tensors):
         raise UserError(f"{shard.path} is quantised already; the report needs the unquantised checkpoint that it was "
                         "made from")
+    if others:
+        raise UserError(f"{checkpoint} is in {len(others) + 1} parts; the report needs it in one: "
+                        + convert_command(checkpoint, "tp1", 1))
     return shard
 
 
