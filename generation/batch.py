@@ -8,7 +8,7 @@ A row brings its own options, and gets the ids that it would get alone. Ids in, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, groupby
 
@@ -21,7 +21,6 @@ from generation.rules import Rules
 from generation.sequences import Sequences
 
 Answer = tuple[list[int], float | None]  # generated ids with their end token, score (None when sampled)
-OnStep = Callable[[list[tuple[int, int | None]]], None]
 
 
 @dataclass(frozen=True)

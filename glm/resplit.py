@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glm.checkpoint import Shard
 from glm.config import ModelConfig
-from glm.spec import Cut, axis_of, describe, pieces
+from glm.spec import Cut, axis_number, axis_of, describe, pieces
 
 
 class Resplit(Shard):
@@ -40,7 +40,7 @@ class _Tensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         found = self.slices(name)
-        return found[0] if len(found) == 1 else torch.cat(found, dim=axis(name))
+        return found[0] if len(found) == 1 else torch.cat(found, dim=axis_number(name))
 
     def slices(self, name: str) -> list[Tensor]:
         line, tensors = describe(name), [file[name] for file in self.files]
@@ -48,14 +48,8 @@ class _Tensors(Mapping[str, Tensor]):
             return tensors[:1]
         length = axis_of(name, self.config)
         begins = [block * length // len(tensors) for block in range(line.blocks)]
-        return [tensors[source].narrow(axis(name), begin + start, stop - start) for begin in begins
+        return [tensors[source].narrow(axis_number(name), begin + start, stop - start) for begin in begins
                 for source, start, stop in pieces(length, len(tensors), self.degree, self.rank)]
-
-
-def axis(name: str) -> int:
-    """Along which a tensor is cut."""
-    line = describe(name)
-    return 1 if line is not None and line.cut is Cut.COLUMNS else 0
 
 
 def resplit(shards: Sequence[Shard], config: ModelConfig, degree: int, rank: int) -> Resplit:

@@ -173,6 +173,11 @@ def axis_of(name: str, config: ModelConfig) -> int:
     return LENGTHS[line.shape[0 if line.cut is Cut.ROWS else -1]](config) // line.blocks
 
 
+def axis_number(name: str) -> int:
+    """Which axis that is: 1 for columns, else 0."""
+    return 1 if cut_of(name) is Cut.COLUMNS else 0
+
+
 def pieces(size: int, sources: int, targets: int, rank: int) -> Iterator[Piece]:
     """Of an axis in ``sources`` equal parts, in order, what makes up part ``rank`` of ``targets`` equal parts.
 

@@ -10,7 +10,7 @@ from glm.checkpoint import Shard
 from glm.config import ModelConfig
 from glm.errors import UserError
 from glm.rotary import inverse_frequencies
-from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Cut, Part, cut_of, extras
+from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, axis_number, extras
 from quantization.functional import Scheme, quantize
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -114,7 +114,7 @@ def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device) -
     if not others and shard.mapped and _is_ready(first, dtype, device):
         pages.read_now(first)
         return first
-    axis, shape = 1 if cut_of(name) is Cut.COLUMNS else 0, list(first.shape)
+    axis, shape = axis_number(name), list(first.shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
     copy = pages.make_large(torch.empty(shape, dtype=dtype, device=device))
     for part, place in zip(parts, copy.split([part.shape[axis] for part in parts], dim=axis), strict=True):
