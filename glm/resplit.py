@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glm.checkpoint import Shard
 from glm.config import ModelConfig
-from glm.spec import Cut, axis_number, axis_of, describe, pieces
+from glm.spec import Cut, axis_number, describe, slices_of
 
 
 class Resplit(Shard):
@@ -46,10 +46,8 @@ class _Tensors(Mapping[str, Tensor]):
         line, tensors = describe(name), [file[name] for file in self.files]
         if line is None or line.cut is Cut.WHOLE:
             return tensors[:1]
-        length = axis_of(name, self.config)
-        begins = [block * length // len(tensors) for block in range(line.blocks)]
-        return [tensors[source].narrow(axis_number(name), begin + start, stop - start) for begin in begins
-                for source, start, stop in pieces(length, len(tensors), self.degree, self.rank)]
+        return [tensors[source].narrow(axis_number(name), start, stop - start) for source, start, stop in
+                slices_of(name, self.config, len(tensors), self.degree, self.rank)]
 
 
 def resplit(shards: Sequence[Shard], config: ModelConfig, degree: int, rank: int) -> Resplit:

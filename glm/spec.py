@@ -189,6 +189,15 @@ def pieces(size: int, sources: int, targets: int, rank: int) -> Iterator[Piece]:
         yield Piece(source, max(begin - source * own, 0), min(end - source * own, own))
 
 
+def slices_of(name: str, config: ModelConfig, sources: int, targets: int, rank: int) -> list[Piece]:
+    """What makes up part ``rank`` of ``targets`` of a tensor that is cut, out of ``sources`` parts, in order: block by
+    block, places within the source's part along the axis that is cut."""
+    length, blocks = axis_of(name, config), describe(name).blocks
+    begins = [block * length // sources for block in range(blocks)]
+    return [Piece(source, begin + start, begin + stop) for begin in begins
+            for source, start, stop in pieces(length, sources, targets, rank)]
+
+
 def place_of(name: str) -> tuple[int, str]:
     """"transformer.layers.3.attention.dense.weight" -> (3, "attention.dense"); the name is that of a packed weight."""
     match = _IN_LAYER.fullmatch(name.removesuffix(".weight"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glm.errors import UserError
-from glm.spec import SCALE, Cut, axis_of, columns_of, cut_of, describe, is_packed, pieces, undivided
+from glm.spec import SCALE, Cut, axis_of, columns_of, cut_of, is_packed, slices_of, undivided
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme
 from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
@@ -181,14 +181,12 @@ def _bands(source: Source, degree: int, rank: int, name: str) -> list[Band]:
     if cut is Cut.WHOLE:
         rows = tensors[0].shape[0] if tensors[0].dim() else 1
         return [[Slice(tensors[0], (0, rows))]]
-    length = axis_of(name, source.sizes)
-    parts = list(pieces(length, source.degree, degree, rank))
+    parts = slices_of(name, source.sizes, source.degree, degree, rank)
     if cut is Cut.COLUMNS:
         packed = 2 if name in source.schemes and source.schemes[name].bits == 4 else 1
         rows = (0, tensors[0].shape[0])
         return [[Slice(tensors[part], rows, (start // packed, stop // packed)) for part, start, stop in parts]]
-    begins = [block * length // source.degree for block in range(describe(name).blocks)]
-    return [[Slice(tensors[part], (begin + start, begin + stop))] for begin in begins for part, start, stop in parts]
+    return [[Slice(tensors[part], (start, stop))] for part, start, stop in parts]
 
 
 def _rows(bands: list[Band]) -> int:
