@@ -4,6 +4,7 @@ The ranks are forked from a server process that has imported torch, SAT and the 
 process: that one may have a process group and threads of its own, which a fork must not inherit.
 """
 
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -22,16 +23,17 @@ def run_ranks(function, world, folder, *arguments, deadline=600.0):
 
     function: a module-level function; it runs with torch.distributed started (gloo, one thread) and
     may call glm.parallel.start. folder: an empty one for the rendezvous. Raises AssertionError with the traceback of
-    the first rank that fails, or when the deadline (seconds) has passed; no process outlives the call.
+    the first rank that fails, or when the deadline (seconds) has passed; no process outlives the call. A rank that
+    has answered stays until all have: leaving, it would cut connections that another one is still making.
     """
     context = _server()
     pipes, processes = [], []
     for rank in range(world):
-        receiving, sending = context.Pipe(duplex=False)
-        processes.append(context.Process(target=_rank, args=(sending, function, rank, world, str(folder), arguments)))
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=_rank, args=(theirs, function, rank, world, str(folder), arguments)))
         processes[-1].start()
-        sending.close()
-        pipes.append(receiving)
+        theirs.close()
+        pipes.append(ours)
     try:
         return _collect(pipes, time.monotonic() + deadline)
     finally:
@@ -90,3 +92,5 @@ def _rank(connection, function, rank, world, folder, arguments):
     except BaseException:
         answer = (False, traceback.format_exc())
     connection.send_bytes(pickle.dumps(answer))
+    with contextlib.suppress(EOFError, OSError):
+        connection.recv_bytes()  # nothing comes; it ends with the test, which kills this process
