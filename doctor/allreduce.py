@@ -24,7 +24,7 @@ REPETITIONS = 3
 MARK = "all_reduce"  # the key that this program's line of JSON has
 JOIN_SECONDS, WORK_SECONDS = 30.0, 25.0  # to start Python and torch everywhere; for the operation
 GO, END = "go", "end"
-SOCKET = "GLM_STORE_SOCKET"  # of glm.meeting, which imports torch
+SOCKET = "GLM_STORE_SOCKET"  # of runtime.meeting, which imports torch
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run(place: Place, operation: Callable[[Place, object], tuple[str, float]] | 
     first. operation(place, store): (backend, seconds per byte); tests have their own."""
     import torch
 
-    from glm.meeting import listening_at
+    from runtime.meeting import listening_at
 
     wait = datetime.timedelta(seconds=place.seconds_to_join)
     listening = listening_at(place.address, place.port) if place.serves and place.socket is None else place.socket

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doctor.finding import Finding, error
-from glm.errors import UserError
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from doctor.allreduce import Outcome
 from doctor.finding import REPOSITORY, Finding, error, requirements, warning
 from doctor.packages import ONLY_FOR_TESTS
-from evaluation.hostfile import Host, ssh_command, unreachable
+from runtime.hosts import Host, ssh_command, unreachable
 
 ANSWER_SECONDS = 150  # for a doctor on another host
 SLOW = 0.1  # GB/s: an Ethernet of 1 Gbit/s gives a little more

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doctor.finding import Finding, error, warning
-from glm.memory import free_host_memory, group_folders
 from planning.machine import cores, crowd
+from runtime.memory import free_host_memory, group_folders
 
 GB = 1e9
 LEAST_DISK = 1.0  # GB that results, samples and compiled kernels never need together
@@ -35,7 +35,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Machine:
-    """free_memory: bytes that a process may still take (glm.memory). shared: size of /dev/shm in bytes, None without.
+    """free_memory: bytes that a process may still take. shared: size of /dev/shm in bytes, None without.
     compiler: the C++ compiler's path, None without. port_fault: why the port cannot be listened on, "" if it can.
     nvidia: GPUs of NVIDIA that the system knows of, with or without a driver. quota: of how many cores control groups
     let the process have the time, None for all. threads: OMP_NUM_THREADS, None where it is not set. load: programs that

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from doctor.finding import Finding, error
 from doctor.machine import GB
-from generation.arguments import default_precision
-from glm.errors import UserError
 from planning.check import short_of
+from planning.processor import default_precision
 from planning.wanted import Use
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)

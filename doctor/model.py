@@ -11,7 +11,7 @@ from pathlib import Path
 from doctor.finding import Finding, error, warning
 from doctor.machine import GB
 from doctor.probe import Stages
-from glm.errors import UserError
+from runtime.errors import UserError
 
 # outcome of a stage -> code of the finding, what mends it
 COPY = "copy the file again; python tools/verify_checkpoint.py {load} then checks all of it"

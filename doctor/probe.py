@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 
 from doctor.devices import Devices, Gpu
 from doctor.finding import REPOSITORY
-from glm.errors import UserError
+from runtime.errors import UserError
 
 COMMAND = "probe"  # python -m doctor probe ...
 SECONDS = 90  # for all stages; a compiler that starts from nothing takes some of them
@@ -90,7 +90,7 @@ def look_at_torch(device: str | None = None) -> dict:
     """The fields of devices.Devices. device: that the run asks for, None where it is found out."""
     import torch
 
-    from generation.arguments import default_device, default_precision
+    from planning.processor import default_device, default_precision
 
     failure = ""
     gpus = []
@@ -125,7 +125,8 @@ def driver_version(name: str = "libcuda.so.1") -> int | None:
 
 
 def import_sat() -> dict:
-    from glm import model, parallel
+    from glm import model
+    from runtime import parallel
 
     return {"modules": [parallel.mpu.__name__, model.GLM.__name__]}
 

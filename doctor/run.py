@@ -17,8 +17,8 @@ from doctor import allreduce, data, devices, hosts, machine, memory, model, pack
 from doctor.finding import REPOSITORY, Finding, error
 from doctor.join import join
 from evaluation.hashing import hash_code
-from evaluation.hostfile import check_layout, is_here_alone, read_hostfile
-from glm.errors import UserError
+from runtime.errors import UserError
+from runtime.hosts import check_layout, is_here_alone, read_hostfile
 
 # errors with which the processes cannot be started
 HINDRANCES = {"torch-import", "gpu-count", "gpu-hidden", "torch-without-cuda", "driver", "driver-old", "probe"}

@@ -17,8 +17,8 @@ from evaluation.discovery import data_files, missing
 from evaluation.hashing import hash_file
 from evaluation.own_code import calling, returned
 from evaluation.tasks import task_class
-from glm.errors import UserError
-from glm.strict_yaml import read_mapping
+from runtime.errors import UserError
+from runtime.strict_yaml import read_mapping
 
 
 @dataclass(frozen=True)

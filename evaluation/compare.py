@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 SCHEMA = 1
 
@@ -185,7 +185,7 @@ def _check_recorded(pairing, task: str, group: str, metrics: dict[str, dict]) ->
 
 
 def _write(path: Path, record: dict) -> None:
-    from glm.files import replacing
+    from runtime.files import replacing
 
     try:
         with replacing(path) as temporary:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from evaluation.table import WIDTH, figure, folded, kind_of, plain_box, rendered
-from glm.errors import printable
+from runtime.errors import printable
 
 _ALPHA = 0.05
 

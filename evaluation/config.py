@@ -16,8 +16,8 @@ from evaluation.metrics import find_metric
 from evaluation.registry import import_dotted, nearest
 from evaluation.task_faults import check_class, check_origin, fault_of_type
 from generation.params import LARGEST_PENALTY, LONGEST_NGRAM, least_above_most
-from glm.errors import UserError, shown
-from glm.strict_yaml import check_plain, read_mapping
+from runtime.errors import UserError, shown
+from runtime.strict_yaml import check_plain, read_mapping
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
 LARGEST = 2**31 - 1

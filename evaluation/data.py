@@ -14,9 +14,9 @@ from typing import Any
 
 from evaluation.config import TaskConfig, TaskType
 from evaluation.own_code import calling, returned
-from glm import reading
-from glm.errors import UserError, shown
-from glm.reading import json_at, parse_json
+from runtime import reading
+from runtime.errors import UserError, shown
+from runtime.reading import json_at, parse_json
 
 _BLANKS = " \t\n\r"
 

@@ -11,8 +11,8 @@ from pathlib import Path, PureWindowsPath
 
 from evaluation.config import DEFAULT_PATTERN, LONGEST, TaskConfig, load_task
 from evaluation.walking import files_below
-from glm.errors import UserError
-from glm.reading import START, open_file, recognised
+from runtime.errors import UserError
+from runtime.reading import START, open_file, recognised
 
 SUFFIXES = (".yaml", ".yml")
 ROWS = (".json", ".jsonl")

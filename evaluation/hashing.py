@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 CODE_PACKAGES = ("kernels", "quantization", "glm", "generation", "evaluation", "tasks")
 CODE_SUFFIXES = (".py", ".cpp", ".h", ".cu")

@@ -30,11 +30,10 @@ from evaluation.store import JOURNAL, Journal, differences
 from evaluation.tasks import Task
 from evaluation.work import DataFile, Work
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.linear import quantization_of
-from glm.reading import LARGE, NoSuchFile, read_json
-from glm.settings import usual
-from glm.versions import versions
+from runtime.errors import UserError
+from runtime.reading import LARGE, NoSuchFile, read_json
+from runtime.record import usual, versions
 
 SETTINGS, REPORT = "settings.json", "report.html"
 

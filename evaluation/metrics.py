@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.registry import import_dotted, lookup
-from glm.errors import UserError
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     import numpy

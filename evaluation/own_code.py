@@ -17,7 +17,7 @@ from evaluation.recorded import ITEM
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from evaluation.schema import fault
 from generation.params import BeamParams, SamplingParams
-from glm.errors import UserError
+from runtime.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OURS = ("kernels", "quantization", "glm", "planning", "generation", "evaluation")  # tasks/ is where users add theirs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evaluation.recorded import RecordedRun
-from glm.errors import UserError
+from runtime.errors import UserError
 
 _NAMED = 6  # differences that a message names, of however many there are
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.analysis import Calibration, LengthBin, smoothed
-from glm.errors import printable
+from runtime.errors import printable
 
 # Colours that no plot uses otherwise stand for the page's variables, so that the page decides between light and dark.
 INK, FAINT, GRID, MAIN, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"

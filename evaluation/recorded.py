@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from evaluation.schema import Each, fault
-from glm.errors import UserError
-from glm.reading import LARGE, NoSuchFile, parse_json, read_json, read_text
+from runtime.errors import UserError
+from runtime.reading import LARGE, NoSuchFile, parse_json, read_json, read_text
 
 RESULTS = "results.json"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -129,7 +129,7 @@ class RecordedRun:
 def _our_classes() -> frozenset[str]:
     """The classes that task files of this repository name with `module`, of those whose code lies in it, too."""
     from evaluation.discovery import find_task_files
-    from glm.strict_yaml import read_mapping
+    from runtime.strict_yaml import read_mapping
 
     named = set()
     for file in find_task_files([REPOSITORY / "tasks"]):

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 MOST_PARTS = 10  # of a dotted name, of which any may be too many
 

@@ -11,10 +11,10 @@ from evaluation.recorded import RecordedRun
 from evaluation.report_style import STYLE
 from evaluation.report_task import TaskReport, anchor, definitions
 from evaluation.table import NO_INTERVAL, figure, kind_of, limited, limits, long_items
-from glm.errors import UserError
-from glm.files import replacing
-from glm.reading import LARGE, read_json
-from glm.times import duration
+from runtime.errors import UserError
+from runtime.files import replacing
+from runtime.reading import LARGE, read_json
+from runtime.show import duration
 
 REPORT, TIMINGS = "report.html", "timings.json"
 _SHORT = 3  # tasks of a page whose sample items are shown unasked

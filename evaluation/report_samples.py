@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.analysis import softmax
 from evaluation.markup import Html, tag
-from glm.errors import UserError
+from runtime.errors import UserError
 
 _CHOSEN = {True: "✗", False: "→"}  # a choice that is not the label; one where there is no label
 _COLORS = {"✓": "good", "✗": "bad", "→": "faint"}

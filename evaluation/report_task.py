@@ -14,7 +14,7 @@ from evaluation.recorded import RecordedRun
 from evaluation.report_samples import chosen, shown, source_rows
 from evaluation.statistics import blocks_of
 from evaluation.table import figure, kind_of, limits, long_items
-from glm.errors import UserError
+from runtime.errors import UserError
 
 KINDS = {"mul": "multiple choice", "gen": "generation", "lm": "language model", "other": "own task"}
 _MOST_METRICS, _MOST_LINES, _MOST_SERIES = 3, 80, 4

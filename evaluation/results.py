@@ -20,8 +20,8 @@ from evaluation.config import FOUND_OUT, TaskConfig
 from evaluation.metrics import Metric, evaluate, statistics_of
 from evaluation.statistics import interval
 from evaluation.store import GO_ON
-from glm.errors import UserError
-from glm.files import replacing
+from runtime.errors import UserError
+from runtime.files import replacing
 
 SCHEMA = 1
 RESULTS, TIMINGS = "results.json", "timings.json"
@@ -165,7 +165,7 @@ def write_samples(path: Path, items: Sequence[dict]) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """glm.files.replacing, in a folder that is made, with a UserError where that fails: a full disk, say."""
+    """runtime.files.replacing, in a folder that is made, with a UserError where that fails: a full disk, say."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from evaluation.store import Journal
 from evaluation.work import Work
-from glm import parallel
-from glm.errors import NonFinite, UserError
-from glm.loading import agree
+from runtime import parallel
+from runtime.errors import NonFinite, UserError
+from runtime.parallel import agree
 
 T = TypeVar("T")
 

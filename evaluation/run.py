@@ -17,13 +17,13 @@ from evaluation.checking import Found
 from evaluation.config import TaskConfig
 from evaluation.hashing import combined
 from evaluation.keeper import Keeper, Settings, describe, sources
-from evaluation.progress import Progress
 from evaluation.results import SCHEMA
 from evaluation.rounds import answer, from_first, on_first
 from evaluation.work import Work, prepare
-from glm import parallel
-from glm.errors import UserError
-from glm.loading import agree
+from runtime import parallel
+from runtime.errors import UserError
+from runtime.parallel import agree
+from runtime.show import Progress
 
 
 def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[str, Found], settings: Settings,

@@ -12,8 +12,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from generation.results import folded, safe_name
-from glm.errors import UserError
-from glm.files import temporary_name
+from runtime.errors import UserError
+from runtime.files import temporary_name
 
 SAMPLES = "samples"
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that file systems, and Linux, allow

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from glm.errors import shown
+from runtime.errors import shown
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", None: "null"}
 

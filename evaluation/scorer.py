@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import torch
 
-from evaluation.diagnose import diagnose, generation_input
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.decode import generate
-from glm.errors import NonFinite
-from glm.inputs import right_pad
-from glm.mapped import check_unchanged
+from glm.diagnose import diagnose
+from glm.inputs import prefix_causal_blocked, right_pad
+from runtime.errors import NonFinite
+from runtime.mapped import check_unchanged
 
 HEAD_BYTES = 64 << 20  # of float32 logits at a time
 PADDING = -1
@@ -167,3 +167,18 @@ def _scored(requests: Sequence[ScoreRequest], width: int) -> tuple[list[int], li
                 owners.append(len(places) - 1)
                 targets.append(target)
     return places, owners, targets
+
+
+def generation_input(model, request: GenerateRequest, generated: list[int]) -> tuple[torch.Tensor, ...]:
+    """tokens, position_ids, blocked of a request's context and what has been generated behind it, read at once."""
+    device = next(model.parameters()).device
+    ids = [*request.context, *generated]
+    c, s = len(request.context), len(request.context) + len(generated)
+    tokens = torch.tensor([ids], device=device)
+    positions = torch.arange(s, device=device)
+    if request.shared_position is not None:
+        positions[c - 1:] = request.shared_position
+    if model.config.position_encoding_2d:
+        positions = torch.stack((positions, (torch.arange(s, device=device) - (c - 2)).clamp(min=0)))
+    prefix = torch.tensor([0 if request.unidirectional else c - 1], device=device)
+    return tokens, positions[None], prefix_causal_blocked(prefix, torch.tensor([s], device=device), s)

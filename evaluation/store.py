@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from glm.errors import UserError
-from glm.files import Grown
+from runtime.errors import UserError
+from runtime.files import Grown
 
 JOURNAL = "journal.jsonl"
 GO_ON = "the same command goes on from here"

@@ -6,7 +6,7 @@ import io
 import math
 
 from evaluation.metrics import notes_on
-from glm.errors import printable
+from runtime.errors import printable
 
 WIDTH = 100  # columns that the table fits in, on a file or a terminal that does not say
 

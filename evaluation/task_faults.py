@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.metrics import Metric
 from evaluation.registry import nearest
-from glm.errors import UserError, shown
+from runtime.errors import UserError, shown
 
 # keys of lm-evaluation-harness that no task file here has
 OF_HARNESS = ("task", "output_type", "dataset_path", "dataset_name", "doc_to_text", "doc_to_target", "doc_to_choice",

@@ -17,7 +17,7 @@ from evaluation.own_code import calling, returned
 from evaluation.registry import import_dotted
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.params import BeamParams, SamplingParams
-from glm.errors import UserError
+from runtime.errors import UserError
 
 
 class Task:

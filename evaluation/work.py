@@ -18,7 +18,7 @@ from evaluation.limiting import Limit
 from evaluation.own_code import calling, fault_of_request, is_list_of, is_request, returned
 from evaluation.requests import GenerateRequest, Request
 from evaluation.tasks import Task, task_class
-from glm.errors import UserError
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 
 from generation.params import BeamParams
 from generation.sampling import FORBIDDEN, forbid_
-from glm.errors import UserError
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)

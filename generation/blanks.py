@@ -14,7 +14,7 @@ from typing import NamedTuple
 from generation.joining import filled, joined
 from generation.masks import MASK_PATTERN, kind_of
 from generation.params import BeamParams, SamplingParams
-from glm.errors import UserError
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)

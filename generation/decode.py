@@ -9,7 +9,7 @@ import torch
 from generation.batch import Answer, Batch, Row
 from generation.params import BeamParams, SamplingParams
 from generation.rules import rules
-from glm.errors import NonFinite
+from runtime.errors import NonFinite
 
 OnStep = Callable[[list[tuple[int, int | None]]], None]
 

@@ -16,15 +16,14 @@ from generation.options import Options
 from generation.params import BeamParams, SamplingParams
 from generation.prompts import PromptLine
 from generation.results import Results
-from glm import parallel
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
-from glm.errors import printable
 from glm.linear import quantization_of
-from glm.loading import agree
-from glm.mapped import check_unchanged
-from glm.settings import unusual, usual
-from glm.versions import versions
+from runtime import parallel
+from runtime.errors import printable
+from runtime.mapped import check_unchanged
+from runtime.parallel import agree
+from runtime.record import unusual, usual, versions
 
 FORM = 2  # of the answers: another number where equal settings give other draws or texts than with earlier versions
 _OF_MODEL = "model's "

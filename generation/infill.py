@@ -10,8 +10,8 @@ from generation.batching import batches
 from generation.blanks import Filling, Result, split
 from generation.params import BeamParams, SamplingParams
 from generation.rules import rules
-from glm import parallel
-from glm.errors import NonFinite, UserError
+from runtime import parallel
+from runtime.errors import NonFinite, UserError
 
 OnStep = Callable[[int, int, "int | None"], None]
 

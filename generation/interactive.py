@@ -16,8 +16,8 @@ from generation.masks import kind_of, left_over, note_on_left_over
 from generation.options import Options
 from generation.prompts import fault
 from generation.streaming import AnswerStream, coloured
-from glm import parallel
-from glm.errors import UserError
+from runtime import parallel
+from runtime.errors import UserError
 
 QUERY = "Query ('stop' ends, /help) >>> "
 HELP = """\

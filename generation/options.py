@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass
 
 from generation.params import BeamParams, SamplingParams
-from glm.errors import UserError
+from runtime.errors import UserError
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
 

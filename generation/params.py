@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 LARGEST_PENALTY = 20.0  # ((5 + length) / 6) ** penalty stays a number for every length
 LONGEST_NGRAM = 65536  # tokens before a context that stand for nothing are made of it

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from generation.masks import MASKS, meant_for_a_mask
-from glm.errors import UserError
-from glm.reading import BOM, read_bytes, recognised
+from runtime.errors import UserError
+from runtime.reading import BOM, read_bytes, recognised
 
 
 @dataclass(frozen=True)

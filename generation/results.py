@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from generation.prompts import PromptLine
-from glm.errors import UserError
-from glm.files import Grown, Lock, replacing
-from glm.reading import parse_json, read_bytes, read_json
+from runtime.errors import UserError
+from runtime.files import Grown, Lock, replacing
+from runtime.reading import parse_json, read_bytes, read_json
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 _LONGEST_NAME = 200  # bytes; file systems allow 255

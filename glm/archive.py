@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 _END = struct.Struct("<4s4H2LH")  # of the directory; b"PK\5\6"
 _LOCATOR, _END_64 = struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")  # the same where numbers need 64 bits

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from glm.archive import read_pickle, records
 from glm.config import PRESETS, ModelConfig, read_config_file
-from glm.errors import UserError
-from glm.files import replacing, write_torch
 from glm.pickles import Refused, check_pickle
-from glm.reading import SMALL, START, NoSuchFile, open_file, read_text, recognised
+from runtime.errors import UserError
+from runtime.files import replacing, write_torch
+from runtime.reading import SMALL, START, NoSuchFile, open_file, read_text, recognised
 
 if TYPE_CHECKING:  # what a checkpoint looks like is asked before torch is there, which takes a second to import
     import torch

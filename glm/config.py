@@ -9,14 +9,19 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm.errors import UserError, shown
-from glm.reading import read_json
+from runtime.errors import UserError, shown
+from runtime.reading import read_json
 
 ROTARY_TABLES = ("half", "half_inv_freq", "exact")
 # Far beyond any model, and small enough that nothing which is computed from them is too large to be a size.
 RANGES = {"num_layers": (1, 10_000), "hidden_size": (1, 2**24), "num_attention_heads": (1, 2**24),
           "inner_hidden_size": (1, 2**24), "vocab_size": (1, 2**31 - 1), "max_sequence_length": (1, 2**31 - 1),
           "num_image_tokens": (0, 2**31 - 1)}
+# The fields of a ModelConfig that flags may override, and the types of these flags.
+ARCHITECTURE = {
+    "num_layers": int, "hidden_size": int, "num_attention_heads": int, "inner_hidden_size": int, "vocab_size": int,
+    "max_sequence_length": int, "num_image_tokens": int, "layernorm_epsilon": float,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import torch
 
-from glm import pages
-from glm.errors import UserError
-from glm.mapped import GO_ON
+from runtime import pages
+from runtime.errors import UserError
+from runtime.mapped import GO_ON
 
 ALIGNMENT = 4096  # of direct reads, for any disk
 CACHE_LINE = 64  # torch.save puts tensors at multiples of it, and the products like them there

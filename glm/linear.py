@@ -8,10 +8,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from glm import parallel
 from glm.spec import Cut
 from kernels.reference import PackedWeight
 from quantization.functional import Scheme
+from runtime import parallel
 
 
 class Linear(torch.nn.Module):

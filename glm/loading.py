@@ -6,12 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 import kernels
-from glm import parallel, spec
+from glm import spec
 from glm.checkpoint import (
     OLD_FORMAT,
     QUANTISED,
@@ -25,9 +24,7 @@ from glm.checkpoint import (
     wrong_degree,
 )
 from glm.config import FIELDS, ModelConfig, nearest
-from glm.errors import UserError
 from glm.linear import pack_linears
-from glm.mapped import MappedFile, explain_bus_errors, mapped_file
 from glm.model import GLM
 from glm.offload import Offloaded, read_offloaded
 from glm.resplit import resplit
@@ -35,6 +32,10 @@ from glm.tokenizer import Tokenizer, find_vocabulary
 from glm.weights import bytes_of, check_shard, count_parts, quantization_schemes
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme, check_scheme
+from runtime import parallel
+from runtime.errors import UserError
+from runtime.mapped import MappedFile, explain_bus_errors, mapped_file
+from runtime.parallel import agree
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -42,7 +43,6 @@ DTYPES = {
     "float16": torch.float16, "fp16": torch.float16,
 }  # fmt: skip
 LARGE_BYTES = 10**9  # from here on loading shows a progress bar
-T = TypeVar("T")
 
 
 def load(
@@ -72,7 +72,7 @@ def load(
     offload_memory_limit: GB (10^9 bytes) that this rank's weights may take on the device; None: all stay there.
     config_overrides: fields of ModelConfig; they win over both.
 
-    Under torchrun every rank calls it; the tensor-parallel degree is that of glm.parallel.start, or else the number
+    Under torchrun every rank calls it; the tensor-parallel degree is that of runtime.parallel.start, or else the number
     of shards. Raises UserError for every fault of the files or arguments, on all ranks if it happens on one.
     """
     _check_overrides(config_overrides)
@@ -96,7 +96,7 @@ def _check_overrides(overrides: Iterable[str]) -> None:
 def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.device, dtype: torch.dtype,
                bits: int | None = None, sequential: bool = False, group_size: int | None = None,
                from_quantized: bool = False, offload_memory_limit: float | None = None) -> GLM:
-    """The model of a checkpoint whose configuration is known; glm.parallel must have been started."""
+    """The model of a checkpoint whose configuration is known; runtime.parallel must have been started."""
     agree(lambda: _check_divisible(config, parallel.size()))
     model = GLM(config, dtype=dtype, device="meta")
     expected = spec.expected(config, parallel.size())
@@ -131,32 +131,6 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
     images = 20000 - tokenizer.num_image_tokens  # GLM-130B's ids begin with 20000 image tokens
     if images > 0 and 0 <= size - used - images < 8192 <= size - used:
         raise UserError(f"{facts}: so many unused ids look like a model with num_image_tokens 20000; set it")
-
-
-def agree(work: Callable[[], T], sequential: bool = False) -> T:
-    """work()'s result on every rank, or an error on every rank if one rank failed: no rank waits for one that is gone.
-
-    sequential: one rank after another.
-    """
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return work()
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    result, failure = None, None
-    for turn in range(world if sequential else 1):
-        if not sequential or turn == rank:
-            try:
-                result = work()
-            except Exception as error:  # whatever it is, the others must hear of it
-                failure = error
-        parallel.step()
-        messages: list[str | None] = [None] * world
-        torch.distributed.all_gather_object(messages, None if failure is None else str(failure))
-        if failure is not None:
-            raise failure
-        for other, message in enumerate(messages):
-            if message is not None:
-                raise UserError(f"rank {other} failed: {message}")
-    return result
 
 
 def _start_parallel(path: str | os.PathLike) -> None:

@@ -20,13 +20,15 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import kernels
-from glm import parallel, rotary, spec
+from glm import rotary, spec
 from glm.cache import KVCache
 from glm.config import ModelConfig
 from glm.linear import Linear, linears
 from glm.stream import Stream
+from runtime import parallel
+from runtime.sat import lean_sat
 
-with parallel.lean_sat():
+with lean_sat():
     from sat.model.base_model import BaseMixin, BaseModel
     from sat.model.transformer import BaseTransformer
 
@@ -56,7 +58,7 @@ class GLM(BaseModel):
                  skip_init: bool = True) -> None:
         """An uninitialised model (skip_init), on any device including "meta", or one with DeepNorm's initialisation.
 
-        Holds this rank's part when the tensor-parallel degree (glm.parallel.start) is above one.
+        Holds this rank's part when the tensor-parallel degree (runtime.parallel.start) is above one.
         """
         if not parallel.is_started():
             parallel.start()

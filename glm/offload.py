@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 
 from glm.checkpoint import Shard, convert_command
-from glm.errors import UserError
 from glm.fetch import Converted, Fetch, FromFile, ReadAndUploaded, Uploaded
 from glm.layer_file import CACHE_LINE, LayerFile, aligned_bytes, file_layout, packed_layout, views
-from glm.memory import free_host_memory, local_ranks
 from glm.spec import SCALE, Part, layer_of
 from glm.stream import Stream
 from glm.weights import convert_shard
 from quantization.functional import Scheme
+from runtime.errors import UserError
+from runtime.memory import free_host_memory, local_ranks
 
 SLOTS = 2  # one layer is used, one is on its way
 HOST_SHARE = 0.8  # of free host memory that pinned layers may take

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from glm.errors import UserError
-from glm.reading import LARGE, read_bytes, recognised
+from runtime.errors import UserError
+from runtime.reading import LARGE, read_bytes, recognised
 
 VOCABULARY_NAME = "ice_text.model"
 COMMAND_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<eod>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")

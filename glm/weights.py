@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from glm import pages
 from glm.checkpoint import Shard
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.rotary import inverse_frequencies
 from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, axis_number, extras
 from quantization.functional import Scheme, quantize
+from runtime import pages
+from runtime.errors import UserError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 CACHE_LINE = 64

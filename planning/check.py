@@ -12,14 +12,14 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glm import memory as room_of
 from glm.checkpoint import find_shards
-from glm.errors import UserError
 from planning import machine, memory, remedies
 from planning.memory import cache_bytes, on_device
 from planning.shapes import Setup, weights
 from planning.stored import require_own_model
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
+from runtime import memory as room_of
+from runtime.errors import UserError
 
 LEAST_PROCESS = 0.14e9  # of its own that a process with torch has; PROCESS of planning.memory, less what is mapped
 LEAST_ADDRESSES = 0.6e9  # address space that Python, torch and their threads take

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from glm.errors import UserError
-from glm.strict_yaml import read_mapping
+from runtime.errors import UserError
+from runtime.strict_yaml import read_mapping
 
 FILE = Path(__file__).with_name("devices.yaml")
 GIB = 2**30

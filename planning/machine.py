@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm import memory
+from runtime import memory
 
 BUSY = 1.5  # programs for every core
 NVML = "libnvidia-ml.so.1"

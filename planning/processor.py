@@ -28,3 +28,18 @@ def note_on(precision: str | None, device: str, known: Set[str]) -> str | None:
     lacking = " or ".join(sorted(PRODUCTS[precision]))
     return (f"--{precision}: this processor has no products of 16-bit numbers ({lacking}), so it reads texts several "
             "times more slowly than with --fp32; for less memory there is --quantization-bit-width 8")
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_precision(device: str) -> str:
+    """bf16 where the device computes in it, else fp16 on a GPU and fp32 on a CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if flags() & PRODUCTS["bf16"] else "fp32"

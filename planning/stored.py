@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
-from glm.errors import UserError
 from planning.shapes import Format, Setup, weights
 from quantization import GROUP_SIZES
+from runtime.errors import UserError
 
 _STORAGE = re.compile(rb"ctorch\n(\w+)Storage\n")
 _PRECISIONS = {"Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
-from glm.times import duration
 from planning import memory, speed
 from planning.devices import Device
 from planning.memory import Memory
 from planning.remedies import MOST_DEGREE
 from planning.shapes import Setup, weights
 from planning.speed import Speed
+from runtime.show import duration
 
 GB = 1e9
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from glm.checkpoint import read_config
 from glm.config import FIELDS, ModelConfig
-from glm.errors import UserError
 from glm.spec import undivided
 from planning import machine, stored
 from planning.memory import cache_bytes, least_offloaded
 from planning.shapes import Format, Setup
 from planning.stored import Stored
+from runtime.errors import UserError
 
 ADDED_TOKENS = 8  # of a prompt without masks: blank, mask, sop, end
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from glm.ending import listen
-from glm.program import run
+from runtime.ending import listen
+from runtime.program import run
 
 OWN_SECONDS = 6.0  # for the others to say and end what they have to after one has failed
 END_SECONDS, ASKED_SECONDS = 10.0, 30.0  # to react to SIGTERM: after a failure; when the user asked for it

@@ -21,10 +21,10 @@ import threading
 import time
 from pathlib import Path
 
-from evaluation.hostfile import check_layout, is_here_alone, read_hostfile, unreachable
-from glm.ending import listen
-from glm.errors import UserError, printable
-from glm.program import run
+from runtime.ending import listen
+from runtime.errors import UserError, printable
+from runtime.hosts import check_layout, is_here_alone, read_hostfile, unreachable
+from runtime.program import run
 
 # What the other hosts must know; DeepSpeed itself passes on what begins with PYTHON.
 PREFIXES = ("GLM_RANK_TIMEOUT", "GLM_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_", "GLOO_", "NCCL_", "TORCH_", "OMP_",

@@ -53,7 +53,7 @@ def run_as(program: str, argv: list[str], log: str, environment: dict[str, str])
     except SystemExit as end:
         code = end.code or 0
     finally:
-        from glm import parallel
+        from runtime import parallel
 
         parallel.stop()
         sys.stdout.flush()

@@ -17,7 +17,7 @@ from pathlib import Path
 import hypothesis
 from hypothesis import strategies as st
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 ASKED = os.environ.get("FUZZ_EXAMPLES")
 SECONDS = 120  # that one input may take; a busy machine has its pauses

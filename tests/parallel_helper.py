@@ -21,8 +21,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def run_ranks(function, world, folder, *arguments, deadline=600.0):
     """function(*arguments) on `world` ranks at once -> the list of their results, in the order of the ranks.
 
-    function: a module-level function; it runs with torch.distributed started (gloo, one thread) and
-    may call glm.parallel.start. folder: an empty one for the rendezvous. Raises AssertionError with the traceback of
+    function: a module-level function; it runs with torch.distributed started (gloo, one thread) and may
+    call runtime.parallel.start. folder: an empty one for the rendezvous. Raises AssertionError with the traceback of
     the first rank that fails, or when the deadline (seconds) has passed; no process outlives the call. A rank that
     has answered stays until all have: leaving, it would cut connections that another one is still making.
     """

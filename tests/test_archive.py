@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from glm.archive import read_pickle, records
 from glm.checkpoint import read_shard
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.fuzzing import fuzz, only_user_errors
 
 PLAIN = b"N."  # a pickle of nothing

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.arguments import output_folder, parse
+from commands.evaluate_arguments import output_folder, parse
 from evaluation.config import load_task
 from evaluation.discovery import find_task_files
-from evaluation.hostfile import read_hostfile
 from evaluation.registry import import_dotted
 from glm.checkpoint import find_shards, read_shard, save_checkpoint
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.tokenizer import Tokenizer
+from runtime.errors import UserError
+from runtime.hosts import read_hostfile
 from tests.golden_data import TOKENIZER
 from tests.tiny_checkpoints import TINY, tiny_state
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from generation import BeamParams, beam
-from glm.errors import UserError
+from runtime.errors import UserError
 
 ENDS = (2, 3)
 V = 9  # tokens 4 ... are there to fill up the candidates

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.test_offload import checkpoint
 from tools import benchmark_offload
 from tools.benchmarking import capped

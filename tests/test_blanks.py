@@ -8,7 +8,7 @@ import pytest
 
 from generation import BeamParams, SamplingParams
 from generation.blanks import Filling, Result, split
-from glm.errors import UserError
+from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,8 +19,8 @@ from glm.checkpoint import (
     wrong_degree,
 )
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.weights import bytes_of
+from runtime.errors import UserError
 
 CONFIG = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=2, inner_hidden_size=8, vocab_size=16,
                      max_sequence_length=8)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 import glm
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
-from glm.errors import UserError
 from kernels.packing import dequantize
 from quantization.functional import quantize
+from runtime.errors import UserError
 from tests.golden_data import (
     SHAPE,
     TOKENIZER,

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from glm.checkpoint import find_shards, iteration_folder
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.faults import said
 from tests.golden_data import split_state
 from tests.parallel_helper import start

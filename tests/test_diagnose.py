@@ -4,19 +4,19 @@ import pytest
 import torch
 
 import generation
-from evaluation.diagnose import check_weights, diagnose, generation_input
 from evaluation.requests import GenerateRequest, ScoreRequest
-from evaluation.scorer import Scorer
+from evaluation.scorer import Scorer, generation_input
 from generation import BeamParams, SamplingParams
 from generation.decode import generate
-from glm import parallel
 from glm.config import ModelConfig
-from glm.errors import NonFinite, UserError
+from glm.diagnose import check_weights, diagnose
 from glm.linear import pack_linears
 from glm.model import GLM
 from glm.spec import is_packed
 from glm.tokenizer import Tokenizer
 from quantization.functional import Scheme, quantize
+from runtime import parallel
+from runtime.errors import NonFinite, UserError
 from tests.fake_model import FakeModel
 from tests.golden_data import TOKENIZER, split_state
 from tests.parallel_helper import run_ranks

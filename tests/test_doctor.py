@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor import __main__ as command
+from commands import doctor as command
 from doctor import finding
 from doctor.catalogue import FINDINGS
 from doctor.finding import Finding, exit_code

@@ -16,8 +16,8 @@ from doctor import allreduce, hosts, run
 from doctor.allreduce import Outcome, Place
 from doctor.finding import Finding
 from doctor.join import Limits, join
-from evaluation.hostfile import Host, is_here_alone
-from glm import meeting
+from runtime import meeting
+from runtime.hosts import Host, is_here_alone
 from tests.fake_ssh import FakeSsh
 from tests.parallel_helper import run_ranks
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from commands.doctor import parse
 from doctor import machine
 from doctor import memory as shortages
-from doctor.__main__ import parse
 from doctor.machine import Folder, Machine
 from doctor.memory import Shortage
-from glm import memory
 from planning import check
+from runtime import memory
 from tests.two_hosts import _unshare
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor import __main__ as command
+from commands import doctor as command
 from doctor import data, model, probe, settings
 from tests.golden_data import SHAPE, TOKENIZER, split_state, whole_state, write_checkpoint
 from tests.tiny_tasks import write_tasks

@@ -2,14 +2,14 @@
 
 import pytest
 
-import generation.__main__ as command
-from evaluation.__main__ import tell_without_effect
+import commands.generate as command
+from commands.evaluate import tell_without_effect
 from evaluation.config import load_task
 from generation import BeamParams, SamplingParams
 from generation.effect import without_effect
 from generation.interactive import Session
 from generation.options import Options
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.fake_model import FakeModel
 from tests.test_generation_cli import GREEDY, MODEL, run_file
 

@@ -2,7 +2,7 @@
 
 import pickle
 
-from glm.errors import UserError, printable, unsteering
+from runtime.errors import UserError, printable, unsteering
 
 
 def test_a_name_cannot_break_the_line_or_steer_the_terminal():

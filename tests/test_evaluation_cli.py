@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import evaluation.__main__ as command
+import commands.evaluate as command
 import glm.loading  # noqa: F401 (SAT's logger keeps the standard error that it finds: pytest's of one test must not be it)
-from evaluation.arguments import output_folder, parse
+from commands.evaluate_arguments import output_folder, parse
 from tests.faults import SECONDS, said, size_of, wait_for
 from tests.test_scripts import Clone, arguments_of
 from tests.tiny_tasks import MODEL, arguments, results, write_rows, write_tasks

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from evaluation.compare import add_arguments, compare, main
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.recorded_runs import MadeTask, choice_item, choice_items, text_item, window_item, write_run
 
 
@@ -233,7 +233,7 @@ def test_code_that_a_run_brings_along_is_imported_when_asked_for_only(tmp_path, 
 
 
 HOSTILE = [  # what a results.json may name so that something of its sender's choice is called with an item
-    {"metrics": ["evaluation.__main__.main"]},
+    {"metrics": ["commands.evaluate.main"]},
     {"metrics": ["evaluation.metrics.exact_match"]},
     {"module": "evaluation.tasks.MultiChoiceTask"},
     {"module": "tasks.lambada.task.UserError"},

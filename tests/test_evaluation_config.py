@@ -19,7 +19,7 @@ from evaluation.config import (
 )
 from evaluation.metrics import find_metric
 from evaluation.registry import import_dotted
-from glm.errors import UserError
+from runtime.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "evaluation"
 MUL = "name: quiz\ntype: mul\npath: quiz\n"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from evaluation.config import GenerationTaskConfig, LanguageModelTaskConfig, MultiChoiceTaskConfig, OtherTaskConfig
 from evaluation.data import line_of, read_rows, read_text, to_example
-from glm.errors import UserError
+from runtime.errors import UserError
 
 MUL = MultiChoiceTaskConfig(name="quiz", path="quiz")
 GEN = GenerationTaskConfig(name="answers", path="answers")

@@ -8,7 +8,7 @@ import pytest
 from evaluation.checking import look
 from evaluation.config import MultiChoiceTaskConfig
 from evaluation.discovery import data_files, find_task_files, load_tasks, missing
-from glm.errors import UserError
+from runtime.errors import UserError
 
 ROW = '{"inputs": [1], "choices": [[1], [2]], "label": 0}\n'
 

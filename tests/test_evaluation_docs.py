@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from commands.evaluate import main
+from commands.evaluate_arguments import parser
 from evaluation import compare
-from evaluation.__main__ import main
-from evaluation.arguments import parser
 from evaluation.config import CONFIGS, FOUND_OUT, TaskType, load_task
 from evaluation.metrics import METRICS
 from evaluation.tasks import GenerationTask, Task

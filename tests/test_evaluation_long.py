@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import evaluation.__main__ as command
+import commands.evaluate as command
 from evaluation.config import load_task
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.golden_data import SHAPE
 from tests.tiny_tasks import MODEL, results, samples, write_rows
 

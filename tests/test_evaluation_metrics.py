@@ -13,8 +13,8 @@ from evaluation.config import GenerationTaskConfig
 from evaluation.data import to_example
 from evaluation.metrics import METRICS, Metric, evaluate, find_metric, normalized, overlap_f1, percentage, statistics_of
 from evaluation.tasks import GenerationTask
-from glm.errors import UserError
 from glm.tokenizer import Tokenizer
+from runtime.errors import UserError
 from tests.golden_data import TOKENIZER
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "evaluation" / "expected"

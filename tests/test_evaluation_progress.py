@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.progress import Progress
 from evaluation.requests import GenerateRequest, ScoreRequest
 from evaluation.work import Work
 from generation import files
 from generation.params import BeamParams, SamplingParams
+from runtime.show import Progress
 from tests.faults import said
 from tools.converting.progress import ByteProgress
 

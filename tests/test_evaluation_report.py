@@ -14,7 +14,7 @@ import pytest
 from evaluation import analysis, markup
 from evaluation.metrics import METRICS
 from evaluation.report import write_report
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.recorded_runs import MadeTask, choice_item, choice_items, text_item, window_item, write_run
 
 ATTACK = "<script>alert('x')</script> & \"quotes\""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import evaluation.__main__ as command
+import commands.evaluate as command
 import glm.loading  # noqa: F401 (SAT's logger keeps the standard error that it finds: pytest's of one test must not be it)
 from evaluation.config import GenerationTaskConfig, MultiChoiceTaskConfig
 from evaluation.metrics import METRICS
@@ -21,7 +21,7 @@ from evaluation.results import (
 )
 from evaluation.sample_files import sample_folders, sample_path
 from evaluation.terminal import figures
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.tiny_tasks import arguments, results, samples, write_tasks
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "results.md"

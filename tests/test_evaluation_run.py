@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import evaluation.__main__ as command
+import commands.evaluate as command
 from tests.golden_data import TP1, split_state, whole_state, write_checkpoint
 from tests.parallel_helper import run_ranks, start
 from tests.tiny_tasks import arguments, results, samples, write_tasks
@@ -254,7 +254,7 @@ def test_two_groups_of_two_tensor_parallel_processes(whole, tmp_path):
 def _heard(folder: str, argv: list[str], other: list[str], fault: str = "") -> tuple[int, str]:
     """Exit code and standard error of a rank; the second one is given other arguments, or a model with a fault."""
     from evaluation.scorer import Scorer
-    from glm.errors import UserError
+    from runtime.errors import UserError
 
     def fail(*_):
         raise UserError(fault)

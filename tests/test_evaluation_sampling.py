@@ -2,7 +2,7 @@
 
 import pytest
 
-import evaluation.__main__ as command
+import commands.evaluate as command
 from evaluation.limiting import Limit
 from tests.tiny_tasks import arguments, results, samples, write_tasks
 

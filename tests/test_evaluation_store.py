@@ -9,9 +9,9 @@ import pytest
 from evaluation.hashing import Keys, combined, hash_code, hash_file, hash_files, hash_json, hash_request
 from evaluation.requests import ScoreRequest
 from evaluation.store import Journal, differences
-from glm import files
-from glm.errors import UserError
-from glm.files import Lock
+from runtime import files
+from runtime.errors import UserError
+from runtime.files import Lock
 
 ANSWER = {"log_probs": [-0.1234567890123456, -17.0]}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glm.checkpoint import find_shards, read_shard
-from glm.errors import UserError
+from runtime.errors import UserError
 from tools.export_checkpoint import export
 from tools.pretraining.run import DATA, check_same_data
 

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-import evaluation.__main__ as evaluation
-import generation.__main__ as generation
+import commands.evaluate as evaluation
+import commands.generate as generation
 from glm.checkpoint import read_shard, save_shard
-from glm.files import Lock
+from runtime.files import Lock
 from tests.faults import Disk, ended, errors_of, generation_arguments, prompts_of, said, size_of, started
 from tests.golden_data import TP1, split_state
 from tests.test_faults_killed import answered, corpus, files_of, scored, written  # noqa: F401 (fixtures)
@@ -44,7 +44,7 @@ def one_line(log, *words):
 def test_generation_on_a_full_disk(answered, tmp_path, way):  # noqa: F811
     with little_room(way, tmp_path / "out", 64 if way == "disk" else 2) as (output, environment, make_room):
         argv = generation_arguments(answered, "--resume", output=output)
-        assert ended(started("generation.__main__", argv, tmp_path / "log", **environment)) == 2
+        assert ended(started("commands.generate", argv, tmp_path / "log", **environment)) == 2
         one_line(tmp_path / "log", FULL[way], "what is answered is kept: mend it and go on with --resume")
         kept = (output / "results.jsonl").read_text()
         assert kept.endswith("\n") and len([json.loads(line) for line in kept.splitlines()]) >= 1
@@ -57,7 +57,7 @@ def test_generation_on_a_full_disk(answered, tmp_path, way):  # noqa: F811
 def test_evaluation_on_a_full_disk(scored, tmp_path, way):  # noqa: F811
     with little_room(way, tmp_path / "out", 16 if way == "disk" else 5) as (output, environment, make_room):
         argv = arguments(scored, output=output)
-        assert ended(started("evaluation.__main__", argv, tmp_path / "log", **environment)) == 2
+        assert ended(started("commands.evaluate", argv, tmp_path / "log", **environment)) == 2
         one_line(tmp_path / "log", FULL[way], "mend it, and the same command goes on from here")
         assert size_of(output / "journal.jsonl") > 0 and not (output / "results.json").exists()
         make_room()

@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from glm.ending import Asked, Terminated, terminating
+from runtime.ending import Asked, Terminated, terminating
 from tests.faults import (
     SECONDS,
     command,
@@ -48,7 +48,7 @@ def asked_to_end(process, number, condition):
 def test_generation(tmp_path, number, code):
     (tmp_path / "prompts.txt").write_text(prompts_of(400))
     results = tmp_path / "out" / "results.jsonl"
-    process = started("generation.__main__", generation_arguments(tmp_path), tmp_path / "log")
+    process = started("commands.generate", generation_arguments(tmp_path), tmp_path / "log")
     assert asked_to_end(process, number, lambda: size_of(results) > 2000) == code
     assert errors_of(tmp_path / "log") == f"interrupted; --resume goes on from here: {tmp_path / 'out'}\n"
     kept = [json.loads(line)["index"] for line in results.read_text().splitlines()]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-import evaluation.__main__ as command
+import commands.evaluate as command
 from tests.golden_data import TP1
 from tests.test_faults_killed import written
 from tests.test_multiple_nodes import SCRIPT, settings

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import evaluation.__main__ as evaluation
-import generation.__main__ as generation
+import commands.evaluate as evaluation
+import commands.generate as generation
 from tests.faults import (
     errors_of,
     generation_arguments,
@@ -60,7 +60,7 @@ def test_generation(answered, seed):
     kills = 0
     while kills < KILLS:
         argv = generation_arguments(answered, "--resume", output=output)
-        kills += kill_at_random([started("generation.__main__", argv, answered / "log")], grows, most, chance)
+        kills += kill_at_random([started("commands.generate", argv, answered / "log")], grows, most, chance)
         if size_of(grows) == most:  # all is answered: begin again
             shutil.rmtree(answered / output)
     assert generation.main(generation_arguments(answered, "--resume", output=output)) == 0
@@ -89,12 +89,12 @@ def test_evaluation_killed_and_resumed_on_other_numbers_of_processes(scored, see
     argv = ["--model-parallel-size", "1", *arguments(scored, output=output)]
     kills = 0
     for world in worlds * 4:
-        kills += kill_at_random(started_ranks("evaluation.__main__", argv, scored / "log", world), grows, most,
+        kills += kill_at_random(started_ranks("commands.evaluate", argv, scored / "log", world), grows, most,
                                 chance) == world
         if kills == KILLS:
             break
     assert kills == KILLS
-    last = started_ranks("evaluation.__main__", argv, scored / "log", 3 - worlds[-1] % 2)
+    last = started_ranks("commands.evaluate", argv, scored / "log", 3 - worlds[-1] % 2)
     for process in last:
         process.join()
     assert [process.exitcode for process in last] == [0] * len(last)

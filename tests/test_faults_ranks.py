@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from glm.watch import Watch
+from runtime.heartbeat import Watch
 from tests.faults import (
     ROOT,
     SECONDS,
@@ -170,7 +170,7 @@ LONG = """
 import datetime, os, sys, time
 import torch
 from torch.distributed import distributed_c10d
-from glm import parallel
+from runtime import parallel
 parallel.start(2)
 parallel.collect(0)  # both are there, however long starting took
 for group in (distributed_c10d.GroupMember.WORLD, parallel.mpu.get_model_parallel_group()):

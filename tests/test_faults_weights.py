@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-import generation.__main__ as generation
+import commands.generate as generation
 import glm
 from glm.checkpoint import shard_name
-from glm.mapped import check_unchanged
+from runtime.mapped import check_unchanged
 from tests.faults import ended, errors_of, generation_arguments, prompts_of, size_of, started, wait_for
 from tests.golden_data import ITERATION, SHAPE, TOKENIZER, whole_state, write_checkpoint
 from tests.test_faults_killed import scored  # noqa: F401 (a fixture)
@@ -44,8 +44,8 @@ def cut_short(shard):
 
 
 @pytest.mark.parametrize("program, memory", [
-    ("generation.__main__", []), ("evaluation.__main__", []),
-    ("generation.__main__", ["--offload-memory-limit", "0.0066"]),  # 3 of 4 layers are streamed from the file
+    ("commands.generate", []), ("commands.evaluate", []),
+    ("commands.generate", ["--offload-memory-limit", "0.0066"]),  # 3 of 4 layers are streamed from the file
 ])
 @pytest.mark.parametrize("change", [write_into, cut_short])
 def test_a_shard_that_changes_after_it_was_loaded(tmp_path, scored, program, memory, change):  # noqa: F811

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from glm import layer_file
-from glm.errors import UserError
 from glm.fetch import Fetch, ReadAndUploaded, Uploaded
 from glm.layer_file import Extent, LayerFile, Placed, aligned_bytes, file_layout, views
+from runtime.errors import UserError
 
 
 class Event:

@@ -6,8 +6,8 @@ import pytest
 
 from evaluation.results import write_samples
 from evaluation.store import Journal
-from glm.errors import UserError
-from glm.files import Grown, Lock, replacing
+from runtime.errors import UserError
+from runtime.files import Grown, Lock, replacing
 from tools.pretraining.run import check_same_data
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from glm import parallel
 from glm.checkpoint import find_shards, read_shard, shard_name
-from glm.errors import UserError
 from glm.loading import load_model
+from runtime import parallel
+from runtime.errors import UserError
 from tests.fuzzing import CANARY, files_below, fuzz, json_values, mutated, names, only_user_errors, texts
 from tests.tiny_checkpoints import TINY, tiny_checkpoint, tiny_state
 from tools.converting import verify

@@ -9,16 +9,16 @@ import io
 import pytest
 from hypothesis import strategies as st
 
-import doctor.__main__ as doctor
-import evaluation.__main__ as evaluation
-import generation.__main__ as generation
-import glm.__main__ as models
-import quantization.__main__ as quantization
-from evaluation.arguments import parser as evaluation_parser
+import commands.doctor as doctor
+import commands.evaluate as evaluation
+import commands.generate as generation
+import commands.main as models
+import commands.quantization as quantization
+from commands.evaluate_arguments import parser as evaluation_parser
+from commands.plan import parser as plan_parser
 from evaluation.compare import add_arguments as add_compare_arguments
-from generation.arguments import CommandParser
-from glm.errors import UserError
-from planning.__main__ import parser as plan_parser
+from runtime.arguments import CommandParser
+from runtime.errors import UserError
 from tests.fuzzing import fuzz, names, only_user_errors, texts
 from tests.recorded_runs import MadeTask, choice_item, write_run
 from tests.tiny_checkpoints import tiny_checkpoint
@@ -131,7 +131,7 @@ def test_any_words_behind_a_command(folder, monkeypatch, command):
     monkeypatch.setattr("planning.measuring.bandwidth", lambda *_: 1e10)  # what takes its time
     monkeypatch.setattr("planning.measuring.matrix_rate", lambda *_: 1e11)
     monkeypatch.setattr("planning.measuring.disk_rate", lambda *_: 1e9)
-    for name in ("generation.__main__.load_model", "evaluation.__main__.load_model", "tools.converting.convert.convert",
+    for name in ("commands.generate.load_model", "commands.evaluate.load_model", "tools.converting.convert.convert",
                  "tools.quantizing.measure.measure", "tools.preparing.writing.prepare"):  # fmt: skip
         monkeypatch.setattr(name, stop)
 
@@ -160,6 +160,6 @@ def test_any_words_behind_a_command(folder, monkeypatch, command):
 def test_the_stubs_are_reached(folder, monkeypatch, capsys):
     """What is right is not refused before the model would be loaded."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("generation.__main__.load_model", stop)
+    monkeypatch.setattr("commands.generate.load_model", stop)
     assert generation.main(["--input-source", "prompts.txt", "--output-path", "answers", "--seed", "1"]) == 2
     assert REACHED in capsys.readouterr().err

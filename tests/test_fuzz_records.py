@@ -21,7 +21,7 @@ from evaluation.table import closing_table
 from generation.blanks import Beam, Result
 from generation.prompts import read_prompts
 from generation.results import Results, safe_name
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.fuzzing import (
     CANARY,
     changed_json,
@@ -110,7 +110,7 @@ def test_damaged_results(runs, data):
     compare(runs / "one", runs / "other")
 
 
-DOTTED = ["evil.T", "data.evil.T", "evaluation.__main__.main", "os.system", "evaluation.compare.evil.T", "tasks.evil.T",
+DOTTED = ["evil.T", "data.evil.T", "commands.evaluate.main", "os.system", "evaluation.compare.evil.T", "tasks.evil.T",
           "tasks.mmlu.task.MMLU", "tasks.ethnic.stereoset.StereoSet", "tasks.language_modeling.pile.Pile", "Accuracy"]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from evaluation.config import TaskType, load_task
 from evaluation.data import fault_of_row, read_rows, to_example
 from evaluation.tasks import TASKS, task_class
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.fuzzing import changed_json, disguises, fuzz, hostile_json, json_values, mutated, only_user_errors, texts
 from tools.preparing import raw
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from evaluation.checking import look
 from evaluation.config import CONFIGS, load_task
 from evaluation.discovery import data_files, find_task_files, load_tasks
-from evaluation.hostfile import check_layout, read_hostfile
 from evaluation.registry import import_dotted
 from evaluation.results import config_values, rounded, write_json
 from evaluation.tasks import task_class
 from glm.config import FIELDS, PRESETS, ModelConfig, read_config_file
-from glm.strict_yaml import parse_mapping
+from runtime.hosts import check_layout, read_hostfile
+from runtime.strict_yaml import parse_mapping
 from tests.fuzzing import (
     CANARY,
     changed_json,

@@ -10,8 +10,8 @@ from generation.joining import filled, joined
 from generation.options import Options
 from generation.params import BeamParams, SamplingParams
 from generation.prompts import fault, read_prompts
-from glm import parallel
 from glm.tokenizer import BLANK_PIECES, COMMAND_PIECES, Tokenizer
+from runtime import parallel
 from tests.fake_model import FakeModel
 from tests.fuzzing import fuzz, only_user_errors, texts
 from tests.golden_data import TOKENIZER

@@ -10,12 +10,12 @@ from time import strftime
 
 import pytest
 
-import generation.__main__ as command
+import commands.generate as command
 import glm
 from generation import BeamParams, SamplingParams, fill_blanks
 from generation.prompts import read_prompts
 from generation.results import Results, file_names, safe_name, timed_path
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.golden_data import GOLDEN, SHAPE, TOKENIZER, TP1
 from tests.parallel_helper import run_ranks
 
@@ -263,7 +263,7 @@ def on_each_rank(folder: str, checkpoint: str, number: int):
     """One rank of a run over a file, and of fill_blanks with a seed that only the first rank draws."""
     import torch
 
-    from glm import parallel
+    from runtime import parallel
 
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import evaluation.__main__ as command
+import commands.evaluate as command
 import glm.loading  # noqa: F401 (SAT's logger keeps the standard error that it finds: pytest's of one test must not be it)
 from evaluation.config import load_task
 from tests.tiny_tasks import MODEL

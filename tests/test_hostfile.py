@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.hostfile import Host, check_layout, read_hostfile, unreachable
-from glm.errors import UserError
+from runtime.errors import UserError
+from runtime.hosts import Host, check_layout, read_hostfile, unreachable
 from scripts.launch_hosts import Run, environment_file, for_pdsh
 from tests.fake_ssh import FakeSsh
 

@@ -11,7 +11,7 @@ from generation import BeamParams, SamplingParams, fill_blanks
 from generation.batching import batches
 from generation.blanks import split
 from generation.masks import MASK_PATTERN
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.fake_model import FakeModel
 
 GREEDY = SamplingParams(top_k=1)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import kernels
-from generation.arguments import default_precision
 from kernels import cpu, reference
 from kernels.cpu import build
+from planning.processor import default_precision
 
 
 @pytest.mark.usefixtures("two_threads")

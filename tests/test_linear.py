@@ -5,12 +5,12 @@ import torch
 
 from generation import SamplingParams
 from generation.decode import generate
-from glm import parallel
 from glm.linear import Linear, linears, pack_linears, quantization_of
 from glm.model import GLM
 from glm.spec import Cut
 from kernels import reference
 from quantization.functional import Scheme, dequantize, quantize
+from runtime import parallel
 from tests.parallel_helper import run_ranks
 from tests.tiny_checkpoints import TINY
 

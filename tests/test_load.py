@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import glm
-from glm.errors import UserError
 from glm.linear import quantization_of
 from glm.spec import LINEARS
 from quantization.functional import quantize
+from runtime.errors import UserError
 from tests.golden_data import SHAPE, TOKENIZER, TP1, quantized_parts, split_state, whole_state, write_checkpoint
 from tests.parallel_helper import run_ranks
 
@@ -227,9 +227,9 @@ def test_a_model_that_cannot_be_divided(tmp_path):
 
 
 def load_undivided():
-    from glm import parallel
     from glm.config import ModelConfig
     from glm.loading import load_model
+    from runtime import parallel
 
     parallel.start(2)
     config = ModelConfig.from_values(SHAPE | {"num_attention_heads": 3, "hidden_size": 66})

@@ -7,7 +7,7 @@ from generation.interactive import Session
 from generation.masks import kind_of, left_over, meant_for_a_mask
 from generation.options import Options
 from generation.prompts import fault
-from glm import parallel
+from runtime import parallel
 from tests.test_infill import scripted
 
 

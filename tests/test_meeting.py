@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from glm.ending import Terminated, terminating
-from glm.errors import UserError
-from glm.meeting import listening_at, meet
+from runtime.ending import Terminated, terminating
+from runtime.errors import UserError
+from runtime.meeting import listening_at, meet
 
 LONG, SHORT = 120.0, 0.3  # seconds: more than anything takes; less than it takes to come
 

@@ -1,10 +1,10 @@
-"""glm.memory: what control groups (version 1 and 2), the machine and the process's own limits leave."""
+"""runtime.memory: what control groups (version 1 and 2), the machine and the process's own limits leave."""
 
 import resource
 
 import pytest
 
-from glm import memory
+from runtime import memory
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.inputs import padding_blocked, prefix_causal_blocked, right_pad
 from glm.model import GLM
+from runtime.errors import UserError
 
 TINY = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, inner_hidden_size=48, vocab_size=96,
                    max_sequence_length=64, num_image_tokens=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import evaluation.__main__ as command
+import commands.evaluate as command
 from tests.golden_data import SHAPE, TOKENIZER, TP1, split_state, whole_state, write_checkpoint
 from tests.tiny_tasks import arguments, results, samples, write_tasks
 from tests.two_hosts import on_two_hosts, without_namespaces, without_ssh

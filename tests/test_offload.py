@@ -11,13 +11,13 @@ import glm.fetch
 import glm.offload
 from generation.decode import generate
 from generation.params import BeamParams, SamplingParams
-from glm import parallel
 from glm.checkpoint import find_shards, save_index
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.loading import load_model
 from glm.model import GLM
 from glm.offload import choose
+from runtime import parallel
+from runtime.errors import UserError
 from tests.golden_data import split_state, write_checkpoint
 from tests.parallel_helper import run_ranks
 from tests.test_imports import ROOT

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from evaluation.__main__ import main as evaluate
-from generation.__main__ import main as generate
+from commands.evaluate import main as evaluate
+from commands.generate import main as generate
 from glm.stream import Stream
 from tests.golden_data import quantized_parts, write_checkpoint
 from tests.parallel_helper import run_ranks
@@ -77,7 +77,7 @@ def test_a_limit_is_a_number_above_nothing(word, capsys):
 
 def test_a_limit_that_is_found_out(tmp_path, monkeypatch):
     """--bminf alone: a share of what is free; here all fits."""
-    monkeypatch.setattr("glm.memory.free_host_memory", lambda: 8e9)
+    monkeypatch.setattr("runtime.memory.free_host_memory", lambda: 8e9)
     found = []
     load = __import__("glm").load
     monkeypatch.setattr("glm.load", lambda *arguments, **options: found.append(options) or load(*arguments, **options))

@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-import evaluation.__main__ as command
+import commands.evaluate as command
 from evaluation.recorded import RecordedRun
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.tiny_tasks import arguments, write_rows
 
 BEGIN = """\
 from dataclasses import replace
 from evaluation.metrics import METRICS, Metric
 from evaluation.tasks import GenerationTask, MultiChoiceTask
-from glm.errors import UserError
+from runtime.errors import UserError
 
 def figure(sums):
     return [][0]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from glm.checkpoint import read_shard
-from glm.errors import UserError
 from glm.pickles import Refused, check_pickle
+from runtime.errors import UserError
 from tests.test_bad_input import archive
 
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 import glm.model  # noqa: F401 (SAT's log goes to where standard error is when it is imported)
-from glm import memory as room_of
-from glm.__main__ import main as glm_main
+from commands.main import main as glm_main
+from commands.plan import gpu_here
+from commands.plan import main as plan_main
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.tokenizer import Tokenizer, find_vocabulary
 from planning import check, devices, machine, measuring, memory, speed, stored, table
-from planning.__main__ import gpu_here
-from planning.__main__ import main as plan_main
 from planning.shapes import Format, Setup
 from planning.wanted import Use
+from runtime import memory as room_of
+from runtime.errors import UserError
 from tests.tiny_checkpoints import TINY, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -260,7 +260,7 @@ HAS_MODEL = (ROOT / "checkpoints" / "glm-small" / "latest").exists()
 
 @pytest.mark.skipif(not HAS_MODEL, reason="the embedded model is not in this clone")
 def test_hours_of_tasks_come_from_their_own_requests():
-    from evaluation.planned import hours
+    from evaluation.hours import hours
 
     config = ModelConfig.from_name("glm-small")
     tokenizer = Tokenizer(find_vocabulary(ROOT / "checkpoints" / "glm-small"), config.num_image_tokens)
@@ -276,7 +276,7 @@ def test_hours_of_tasks_come_from_their_own_requests():
 
 def test_hours_use_the_evaluation_s_own_budget():
     from evaluation import batching
-    from evaluation.planned import batch_tokens
+    from evaluation.hours import batch_tokens
     from evaluation.requests import ScoreRequest
 
     request = ScoreRequest((1, 2), ((3,),), 0, 0, 1)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from doctor.__main__ import make_parser as doctor_parser
+from commands.doctor import make_parser as doctor_parser
+from commands.evaluate_arguments import parser as evaluation_parser
+from commands.generate import parser as generation_parser
+from commands.plan import main as plan_main
 from evaluation import scorer
-from evaluation.arguments import parser as evaluation_parser
-from generation.__main__ import parser as generation_parser
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.linear import pack_linears
 from glm.loading import DTYPES
 from glm.model import GLM
@@ -19,12 +19,12 @@ from glm.spec import LINEARS
 from kernels import cpu
 from kernels.cuda import linear
 from planning import memory
-from planning.__main__ import main as plan_main
 from planning.check import Room, fits, message, shortage
 from planning.remedies import find
 from planning.shapes import Format, Setup, weights
 from planning.wanted import Use
 from quantization.functional import Scheme
+from runtime.errors import UserError
 
 TINY = ModelConfig(num_layers=3, hidden_size=64, num_attention_heads=4, inner_hidden_size=96, vocab_size=200,
                    max_sequence_length=128)

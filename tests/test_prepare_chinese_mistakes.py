@@ -2,7 +2,7 @@
 
 import pytest
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.chinese_rows import CHID, CLUEWSC, CSL, FEWCLUE_WSC, HALF, OCNLI, PAIRS, RAW, REVIEWS, write
 from tools.preparing import chinese, fewclue
 from tools.preparing.raw import MissingRawFile

@@ -6,7 +6,7 @@ import lzma
 import numpy as np
 import pytest
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.golden_data import TOKENIZER
 from tools import export_checkpoint, prepare_corpus, pretrain, train_vocabulary
 from tools.pretraining.progress import Lines

@@ -9,7 +9,7 @@ from string import Template
 import pytest
 import yaml
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tools import prepare_data
 from tools.preparing.raw import MissingRawFile, read_csv, read_json, read_jsonl, read_tsv
 from tools.preparing.recipes import FOLDER, Prompt, choose, load_recipe, load_recipes, reader_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tools.preparing import (
     english_bigbench,
     english_ethics,

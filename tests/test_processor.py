@@ -2,11 +2,11 @@
 
 import pytest
 
-import evaluation.__main__ as evaluation
-import generation.__main__ as generation
-from generation.arguments import default_precision
+import commands.evaluate as evaluation
+import commands.generate as generation
+from commands.plan import main as plan
 from planning import processor
-from planning.__main__ import main as plan
+from planning.processor import default_precision
 from tests.test_generation_cli import GREEDY, MODEL, run_file
 from tests.tiny_tasks import arguments, write_tasks
 

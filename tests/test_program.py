@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from generation.__main__ import parser as generation_parser
-from generation.arguments import nearest_flag
-from glm.program import encoding_of
+from commands.generate import parser as generation_parser
+from runtime.arguments import nearest_flag
+from runtime.program import encoding_of
 from tests.test_imports import ROOT, SOURCES
 
 PROGRAM = """
 import sys
-from glm.program import run
+from runtime.program import run
 
 def main():
     print("said: 名字 \\udcff")
@@ -60,7 +60,7 @@ def test_no_locale_and_no_stream_disturbs_the_work(tmp_path, command, code, out,
 
 
 def test_output_that_is_lost_is_an_error_though_the_work_is_done(tmp_path):
-    program = "from glm.program import run; run(lambda: print('said'))"
+    program = "from runtime.program import run; run(lambda: print('said'))"
     done = shell(tmp_path, f'{sys.executable} -c "{program}" > /dev/full')
     assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
 
@@ -71,7 +71,7 @@ def test_output_that_is_lost_is_an_error_though_the_work_is_done(tmp_path):
 ])
 def test_a_terminal_is_written_to_in_its_own_encoding_and_that_is_said(name, shown, noted):
     program = (f"import locale; locale.nl_langinfo = lambda _: {name!r}\n"
-               "from glm.program import run; run(lambda: print('caf\\xe9 \\u4e2d'))")
+               "from runtime.program import run; run(lambda: print('caf\\xe9 \\u4e2d'))")
     ours, theirs = pty.openpty()
     done = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=theirs, timeout=600,
                           stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -155,7 +155,7 @@ def test_a_flag_that_help_does_not_list_is_not_advised(capsys):
 
 def test_torch_s_warnings_do_not_bury_the_line_that_says_what_is_wrong():
     """A process that is ended while it waits for the others would print its stack otherwise."""
-    code = "import os; from glm.program import run; run(lambda: print(os.environ['TORCH_CPP_LOG_LEVEL']))"
+    code = "import os; from runtime.program import run; run(lambda: print(os.environ['TORCH_CPP_LOG_LEVEL']))"
     for said, level in (({}, "ERROR"), ({"TORCH_CPP_LOG_LEVEL": "INFO"}, "INFO")):
         environment = {name: text for name, text in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"} | said
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 
 import glm
+from commands.quantization import main, parse
 from evaluation.scorer import Scorer
 from glm.checkpoint import CONFIG_NAME
 from glm.spec import LINEARS
 from kernels.packing import dequantize
-from quantization.__main__ import main, parse
 from quantization.functional import quantize
 from tests.golden_data import SHAPE, TOKENIZER, quantized_parts, split_state, whole_state, write_checkpoint
 from tests.tiny_tasks import write_tasks
@@ -99,7 +99,7 @@ def test_flips_and_accuracies_are_those_of_the_evaluator(folder, report):
         output = folder / "evaluated" / name
         command = ["--load", str(folder / "model"), "--fp32", "--device", "cpu", "--data-path", str(folder / "data"),
                    "--output", str(output), str(folder / "tasks" / "choices.yaml"), *flags]
-        from evaluation.__main__ import main as evaluate
+        from commands.evaluate import main as evaluate
 
         assert evaluate(command) == 0
         samples[name] = [json.loads(line) for path in sorted((output / "samples").rglob("*.jsonl"))
@@ -232,7 +232,7 @@ def test_commands(capsys):
 
 
 def test_help_comes_without_torch():
-    program = ("import sys\nfrom quantization.__main__ import main\n"
+    program = ("import sys\nfrom commands.quantization import main\n"
                "try:\n    main(['report', '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
                "assert not {'torch', 'sat', 'numpy', 'rich', 'matplotlib'} & set(sys.modules)\n")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)

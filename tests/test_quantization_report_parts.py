@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import glm
+from commands.quantization import parse
 from glm.spec import place_of
-from quantization.__main__ import parse
 from quantization.functional import Scheme
 from tests.golden_data import SHAPE, TOKENIZER, TP1, whole_state
 from tools.quantizing import text

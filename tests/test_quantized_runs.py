@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.__main__ import main as evaluate
-from generation.__main__ import main as generate
+from commands.evaluate import main as evaluate
+from commands.generate import main as generate
 from glm.checkpoint import find_shards, read_shard
 from glm.spec import is_packed
 from kernels.packing import dequantize

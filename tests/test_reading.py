@@ -11,14 +11,14 @@ import pytest
 
 from evaluation.config import GenerationTaskConfig, LanguageModelTaskConfig, load_task
 from evaluation.data import read_objects, read_rows, read_text
-from evaluation.hostfile import read_hostfile
 from evaluation.recorded import RecordedRun
 from generation.prompts import read_prompts
 from generation.results import Results
-from glm import reading
 from glm.config import read_config_file
-from glm.errors import UserError
 from glm.tokenizer import Tokenizer
+from runtime import reading
+from runtime.errors import UserError
+from runtime.hosts import read_hostfile
 from tools.converting.manifest import read_manifest
 from tools.preparing.raw import read_csv, read_jsonl
 from tools.pretraining.data import read_index

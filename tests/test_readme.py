@@ -59,7 +59,7 @@ def test_the_python_example_runs(monkeypatch, capsys):
 def test_the_transcript_is_what_comes_out():
     """Prompts come back as typed, and the words shown are among the beams: any of them, for rounding may say which of
     two comes first. Sampled words are not compared: a processor that rounds in another way may draw others."""
-    import generation.__main__ as command
+    import commands.generate as command
     import glm
     from generation import fill_blanks
     from generation.blanks import split

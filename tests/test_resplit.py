@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import glm
-from glm import parallel, spec
+from glm import spec
 from glm.checkpoint import find_shards, read_shard, shard_name
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.loading import load_model
 from glm.resplit import resplit
 from glm.weights import convert_shard
+from runtime import parallel
+from runtime.errors import UserError
 from tests.golden_data import SHAPE, TOKENIZER, quantized_parts, split_state, whole_state, write_checkpoint
 from tests.parallel_helper import run_ranks
 from tests.test_weights import peak_bytes

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from evaluation.arguments import output_folder, parse, parser
+from commands.evaluate_arguments import output_folder, parse, parser
 from generation import SamplingParams
 from generation.prompts import PromptLine
 from generation.results import Results
-from glm.errors import UserError
-from glm.settings import unusual, usual
+from runtime.errors import UserError
+from runtime.record import unusual, usual
 from tools.converting import journal
 
 Newer = dataclasses.make_dataclass("Newer", [("min_p", float, 0.0)], bases=(SamplingParams,), frozen=True)
@@ -53,7 +53,7 @@ def test_the_folder_of_an_evaluation_does_not_move_when_there_is_a_flag_more(mon
         found.add_argument("--newest", action="store_true")
         return found
 
-    monkeypatch.setattr("evaluation.arguments.parser", with_a_flag_more)
+    monkeypatch.setattr("commands.evaluate_arguments.parser", with_a_flag_more)
     assert output_folder(parse(["tasks/quickstart", "--limit", "3"], "")) == before
     assert output_folder(parse(["tasks/quickstart", "--limit", "3", "--newer", "1"], "")) != before
 

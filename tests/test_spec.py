@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm import parallel, spec
+from glm import spec
 from glm.config import PRESETS, ModelConfig
 from glm.model import GLM, layer_weights
 from glm.spec import Cut, Piece, cut_of, describe, is_packed, layer_of, pieces, place_of
 from kernels.reference import LayerWeights
+from runtime import parallel
 from tests.parallel_helper import run_ranks
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from glm.errors import UserError
-from glm.strict_yaml import parse_mapping
+from runtime.errors import UserError
+from runtime.strict_yaml import parse_mapping
 
 
 def value(text):

@@ -11,7 +11,7 @@ from evaluation.config import LanguageModelTaskConfig, MultiChoiceTaskConfig, lo
 from evaluation.metrics import evaluate
 from evaluation.results import FileScores, task_record
 from evaluation.tasks import task_class
-from glm.errors import UserError
+from runtime.errors import UserError
 from tasks.ethnic.crows_pairs import CrowsPairs
 from tasks.ethnic.stereoset import StereoSet
 from tasks.language_modeling.pile import Pile

@@ -2,8 +2,8 @@
 
 import pytest
 
-from glm.times import duration
 from planning.table import numerous
+from runtime.show import duration
 
 
 @pytest.mark.parametrize(("seconds", "said"), [

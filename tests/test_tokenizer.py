@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from glm.errors import UserError
 from glm.tokenizer import Tokenizer, find_vocabulary
+from runtime.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
 COMMANDS = json.loads((GOLDEN / "commands.json").read_text(encoding="utf-8"))

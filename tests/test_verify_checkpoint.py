@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from glm.checkpoint import read_shard
-from glm.errors import UserError
+from runtime.errors import UserError
 from tests.faults import said
 from tests.golden_data import split_state, write_checkpoint
 from tests.tiny_checkpoints import run, tiny_checkpoint, tiny_state

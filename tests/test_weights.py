@@ -8,7 +8,6 @@ import torch
 from glm import spec
 from glm.checkpoint import Shard, read_shard, save_shard
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.rotary import inverse_frequencies
 from glm.spec import POSITION_EMBEDDINGS
 from glm.weights import (
@@ -21,6 +20,7 @@ from glm.weights import (
 )
 from quantization import functional
 from quantization.functional import Scheme, dequantize, unpack_int4
+from runtime.errors import UserError
 from tests.parallel_helper import run_ranks
 
 CONFIG = ModelConfig(num_layers=2, hidden_size=16, num_attention_heads=2, inner_hidden_size=12, vocab_size=32,

@@ -22,7 +22,7 @@ PEERS = ("transformers", "llama.cpp", "openvino")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser
+    from runtime.arguments import CommandParser
 
     parser = CommandParser(prog="benchmark.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -85,8 +85,8 @@ def measure_model(arguments: argparse.Namespace) -> None:
     from glm.checkpoint import read_config
     from glm.config import ModelConfig
     from glm.loading import DTYPES, load
-    from glm.versions import versions
     from quantization.functional import Scheme
+    from runtime.record import versions
     from tools.benchmarking import machine, own, peers, report
 
     if arguments.threads:
@@ -153,9 +153,9 @@ def measure_model(arguments: argparse.Namespace) -> None:
 def measure_evaluation(arguments: argparse.Namespace) -> None:
     import torch
 
-    from glm.errors import UserError
     from glm.loading import DTYPES, load
-    from glm.versions import versions
+    from runtime.errors import UserError
+    from runtime.record import versions
     from tools.benchmarking import evaluation, machine, own, report
     from tools.benchmarking.evaluation_table import tables
 
@@ -207,7 +207,7 @@ def require_fit(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    from glm.errors import UserError
+    from runtime.errors import UserError
 
     try:
         require_fit(arguments)
@@ -221,6 +221,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser
+    from runtime.arguments import CommandParser
 
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments = make_parser().parse_args()
-    from glm.errors import UserError
+    from runtime.errors import UserError
 
     try:
         measure_all(arguments)
@@ -71,6 +71,6 @@ def measure_all(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

@@ -78,7 +78,7 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
 
     setup = setup_of(name, precision, context, new_tokens)
     begin = time.perf_counter()
-    from glm import parallel
+    from runtime import parallel
 
     parallel.start(1)
     model = load_model(folder, setup.config, torch.device("cpu"), DTYPES[setup.run.precision], setup.run.bits)
@@ -159,7 +159,7 @@ def line(record: dict) -> str:
 
 
 def main() -> int:
-    from generation.arguments import CommandParser
+    from runtime.arguments import CommandParser
 
     parser = CommandParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="presets, or odd")
@@ -198,6 +198,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

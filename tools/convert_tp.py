@@ -14,10 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from generation.arguments import ARCHITECTURE, CommandParser
-from glm.ending import FORESEEN, ended, terminating
-from glm.errors import printable
+from glm.config import ARCHITECTURE
 from quantization import GROUP_SIZES
+from runtime.arguments import CommandParser
+from runtime.ending import FORESEEN, ended, terminating
+from runtime.errors import printable
 
 
 def make_parser() -> CommandParser:
@@ -80,6 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

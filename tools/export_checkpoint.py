@@ -16,8 +16,8 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
 
     from glm.checkpoint import save_checkpoint, shard_name
     from glm.config import ModelConfig
-    from glm.errors import UserError
-    from glm.files import replacing
+    from runtime.errors import UserError
+    from runtime.files import replacing
     from tools.pretraining.run import check_vocabulary
 
     state_file = run / "state.pt"
@@ -42,7 +42,7 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
 def _iteration_before(output: Path) -> Path | None:
     """The folder that an earlier export has made, if there is one; what a link leads to is somebody else's."""
     from glm.checkpoint import LATEST, iteration_folder
-    from glm.errors import UserError
+    from runtime.errors import UserError
 
     if not (output / LATEST).is_file():
         return None
@@ -54,7 +54,7 @@ def _iteration_before(output: Path) -> Path | None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser
+    from runtime.arguments import CommandParser
 
     parser = CommandParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of the training run")
@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from glm.ending import FORESEEN, ended, terminating
+    from runtime.ending import FORESEEN, ended, terminating
 
     options = make_parser().parse_args(arguments)
     try:
@@ -78,6 +78,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

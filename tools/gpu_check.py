@@ -24,7 +24,7 @@ GRACE = 10  # seconds by which a section may overrun its time, for what it has b
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser
+    from runtime.arguments import CommandParser
 
     parser = CommandParser(description=__doc__)
     parser.add_argument("--device", default="cuda:0", help="cuda:N; with --toy also cpu (default: cuda:0)")
@@ -120,6 +120,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(REPOSITORY))
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

@@ -34,9 +34,9 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
     import numpy as np
 
     from evaluation.hashing import hash_files
-    from glm.errors import UserError
-    from glm.files import replacing
     from glm.tokenizer import Tokenizer
+    from runtime.errors import UserError
+    from runtime.files import replacing
     from tools.pretraining.data import SHORTEST_TEXT
     from tools.pretraining.texts import divided, documents_of, is_held_out, read_lines
 
@@ -62,7 +62,7 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser
+    from runtime.arguments import CommandParser
     from tools.pretraining.numbers import count, part
 
     parser = CommandParser(description=__doc__)
@@ -82,9 +82,9 @@ def described(name: str, facts: dict) -> str:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    from glm.errors import UserError
-    from glm.files import replacing
     from glm.tokenizer import Tokenizer
+    from runtime.errors import UserError
+    from runtime.files import replacing
 
     if Tokenizer(options.vocabulary, num_image_tokens=0).num_tokens > 65536:
         raise UserError(f"--vocabulary {options.vocabulary}: over 65536 ids do not fit the uint16 of the corpus files")
@@ -108,6 +108,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

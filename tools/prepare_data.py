@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser
+    from runtime.arguments import CommandParser
 
     parser = CommandParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="folder below DATA_PATH (default: all that DIR has)")
@@ -43,7 +43,7 @@ def list_tasks(recipes) -> None:
 
 def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, list[str], list[str]]:
     """Prepares every task; (how many, lines about those whose raw files are missing, faults of the others)."""
-    from glm.errors import UserError, printable
+    from runtime.errors import UserError, printable
     from tools.preparing.raw import MissingRawFile
     from tools.preparing.writing import prepare, strangers
 
@@ -80,7 +80,7 @@ def prepare_all(recipes, raw: Path, output: Path, named: bool) -> tuple[int, lis
 def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
-    from glm.errors import UserError
+    from runtime.errors import UserError
     from tools.preparing.recipes import choose, load_recipes
 
     try:
@@ -111,6 +111,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

@@ -17,7 +17,7 @@ HELD_OUT_SEED = 10_000_019
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser
+    from runtime.arguments import CommandParser
     from tools.pretraining.numbers import amount, count, count_or_zero, share
 
     parser = CommandParser(description=__doc__)
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_weights(texts: list[str]) -> dict[str, float]:
-    from glm.errors import UserError
+    from runtime.errors import UserError
 
     try:
         return {name: float(factor) for name, factor in (text.split("=") for text in texts)}
@@ -118,16 +118,16 @@ def report_held_out(losses: dict[str, float], index: dict[str, dict]) -> str:
 
 
 def train(options: argparse.Namespace, asked) -> None:
-    """asked: of glm.ending.Asked; when it is, the step's state is saved before the end."""
+    """asked: of runtime.ending.Asked; when it is, the step's state is saved before the end."""
     from functools import partial
 
     import torch
 
     from glm.config import ModelConfig
-    from glm.errors import UserError
-    from glm.files import replacing
     from glm.model import GLM
     from glm.tokenizer import Tokenizer
+    from runtime.errors import UserError
+    from runtime.files import replacing
     from tools.pretraining import run
     from tools.pretraining.data import Mixture, draw_batch, open_corpus, read_index
     from tools.pretraining.objective import ids_of
@@ -204,8 +204,8 @@ def train(options: argparse.Namespace, asked) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
-    from glm.ending import FORESEEN, Asked, ended
-    from glm.files import Lock
+    from runtime.ending import FORESEEN, Asked, ended
+    from runtime.files import Lock
 
     try:
         with Lock(options.output, "--output"), Asked() as asked:
@@ -216,6 +216,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

@@ -63,7 +63,7 @@ def train_vocabulary(lines: Iterator[str], pieces: int, character_coverage: floa
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from generation.arguments import CommandParser
+    from runtime.arguments import CommandParser
     from tools.pretraining.numbers import count, count_or_zero, share
 
     parser = CommandParser(description=__doc__)
@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def train(options: argparse.Namespace) -> None:
-    from glm.errors import UserError
+    from runtime.errors import UserError
 
     lines = [line for path in options.inputs for line in lines_of(path, options.characters_per_file)]
     if not any(map(str.strip, lines)):
@@ -103,6 +103,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from generation.arguments import CommandParser
-from glm.errors import UserError, printable
+from runtime.arguments import CommandParser
+from runtime.errors import UserError, printable
 
 
 def make_parser() -> CommandParser:
@@ -112,6 +112,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from glm.program import run
+    from runtime.program import run
 
     run(main)

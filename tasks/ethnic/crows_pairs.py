@@ -12,7 +12,7 @@ from evaluation.config import TaskConfig
 from evaluation.data import Example, read_rows
 from evaluation.metrics import Metric, by_kind, percentage
 from evaluation.tasks import MultiChoiceTask
-from glm.errors import UserError
+from runtime.errors import UserError
 
 FIRST, SECOND = 1, 2  # sent_ID
 

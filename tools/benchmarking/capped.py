@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glm.errors import UserError
-from glm.memory import GROUPS
+from runtime.errors import UserError
+from runtime.memory import GROUPS
 
 
 def run_capped(function: Callable, arguments: tuple, cap: int | None):

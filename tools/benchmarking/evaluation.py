@@ -21,7 +21,7 @@ from evaluation.discovery import data_files, missing
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from evaluation.scorer import Scorer
 from evaluation.tasks import MultiChoiceTask, Task, task_class
-from glm.errors import UserError
+from runtime.errors import UserError
 from tools.benchmarking.machine import matrix_rate
 from tools.benchmarking.own import shape_of
 from tools.benchmarking.timing import clock

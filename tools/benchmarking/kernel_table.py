@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from rich.table import Table
 
 import kernels
-from glm.errors import UserError
+from runtime.errors import UserError
 
 READ_BYTES = 128 << 20
 

@@ -47,9 +47,9 @@ def measure(task: Task) -> Measured:
     from evaluation.scorer import Scorer
     from generation.decode import generate
     from generation.params import SamplingParams
-    from glm import parallel
     from glm.checkpoint import find_shards
     from glm.loading import load_model, read_config
+    from runtime import parallel
 
     if task.threads:
         torch.set_num_threads(task.threads)

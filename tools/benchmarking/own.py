@@ -6,12 +6,13 @@ import torch
 
 from generation.decode import generate
 from generation.params import BeamParams, SamplingParams
-from glm import pages, spec
+from glm import spec
 from glm.config import ModelConfig
-from glm.errors import UserError
 from glm.linear import linears, pack_linears
 from glm.model import GLM
 from quantization.functional import Scheme
+from runtime import pages
+from runtime.errors import UserError
 from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
 from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
 from tools.benchmarking.timing import repeat

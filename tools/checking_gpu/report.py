@@ -5,16 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from glm.files import replacing
+from runtime.files import replacing
 
 
 def describe(device: str) -> dict:
     """The device and the software, as far as they tell."""
     import torch
 
-    from glm.versions import versions
     from kernels.cache import BuildError
     from kernels.cuda import nvrtc
+    from runtime.record import versions
 
     facts = {"device": device, "versions": versions(), "cuda": torch.version.cuda}
     try:

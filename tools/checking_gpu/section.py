@@ -7,7 +7,7 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-from glm.files import replacing
+from runtime.files import replacing
 
 # What is run, in this order, with the seconds that each may take.
 SECTIONS = {

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from glm import pages
 from kernels.packing import dequantize
 from quantization.functional import Scheme, quantize
+from runtime import pages
 from tools.converting.torchfile import Block
 
 BLOCK_BYTES = 1 << 21  # fits the caches in which copying, checksum and hash meet it
@@ -37,7 +37,7 @@ class Slice(NamedTuple):
         return rows if self.columns is None else rows[:, self.columns[0] : self.columns[1]]
 
     def advise(self, start: int, stop: int, advice: Callable[[Tensor], None]) -> None:
-        """advice: read_now or let_go of glm.pages."""
+        """advice: read_now or let_go of runtime.pages."""
         if self.tensor.is_contiguous():
             advice(self.tensor[self.rows[0] + start : self.rows[0] + stop])
 

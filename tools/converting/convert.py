@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from glm.checkpoint import CONFIG_NAME, CONVERTING, LATEST, shard_name
 from glm.config import PRESETS, REQUIRED_FIELDS, ModelConfig, read_config_file
-from glm.errors import UserError, printable
-from glm.files import replacing
-from glm.mapped import explain_bus_errors
 from glm.tokenizer import VOCABULARY_NAME
+from runtime.errors import UserError, printable
+from runtime.files import replacing
+from runtime.mapped import explain_bus_errors
 from tools.converting import journal as journals
 from tools.converting.blocks import one_torch_thread
 from tools.converting.hashing import DEFAULT_HASH, HashedFile, hash_bytes, hash_file

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from glm.checkpoint import CONVERTING, LATEST
-from glm.errors import UserError
-from glm.files import Lock, replacing
-from glm.reading import LARGE, read_json
+from runtime.errors import UserError
+from runtime.files import Lock, replacing
+from runtime.reading import LARGE, read_json
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, facts_from_json, facts_to_json, read_manifest
 

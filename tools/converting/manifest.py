@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from glm.errors import UserError
-from glm.files import replacing
-from glm.reading import LARGE, NoSuchFile, read_text
+from runtime.errors import UserError
+from runtime.files import replacing
+from runtime.reading import LARGE, NoSuchFile, read_text
 from tools.converting.torchfile import Region
 
 NAME = "manifest.json"

@@ -12,8 +12,8 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from glm.errors import UserError
-from glm.reading import LARGE, read_text
+from runtime.errors import UserError
+from runtime.reading import LARGE, read_text
 from tools.converting.hashing import hash_file, in_threads
 from tools.converting.manifest import FileFacts, Manifest, read_manifest
 from tools.converting.progress import ByteProgress

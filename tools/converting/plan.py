@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from glm.errors import UserError
 from glm.spec import SCALE, Cut, axis_of, columns_of, cut_of, is_packed, slices_of, undivided
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme
+from runtime.errors import UserError
 from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
 from tools.converting.source import Source, allowed_degrees
 from tools.converting.torchfile import Block, Entry

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 
 from glm.checkpoint import Shard, find_shards, missing_shard, read_shard, shard_name
-from glm.errors import UserError
 from glm.spec import (
     DIVIDED,
     INVERSE_FREQUENCIES,
@@ -29,6 +28,7 @@ from glm.spec import (
     layer_of,
 )
 from quantization.functional import Scheme
+from runtime.errors import UserError
 
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tools.preparing.raw import index_of, read_json, read_jsonl
 
 Splits = dict[str, list[dict]]

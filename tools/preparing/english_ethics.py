@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tools.preparing.raw import one_line, read_csv, read_json
 
 STEREOSET_LABELS = ("stereotype", "anti-stereotype", "unrelated")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tools.preparing.raw import index_of, one_line, read_json, read_jsonl, read_tsv
 
 LETTERS = "abcde"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tools.preparing.chinese import (
     NUMBER,
     OBJECT,

@@ -6,9 +6,9 @@ import csv
 import io
 from pathlib import Path
 
-from glm import reading
-from glm.errors import UserError
-from glm.reading import parse_json
+from runtime import reading
+from runtime.errors import UserError
+from runtime.reading import parse_json
 
 
 class MissingRawFile(UserError):

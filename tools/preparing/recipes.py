@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from string import Formatter
 
-from glm.errors import UserError, shown
-from glm.strict_yaml import read_mapping
+from runtime.errors import UserError, shown
+from runtime.strict_yaml import read_mapping
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm.errors import UserError
+from runtime.errors import UserError
 from tools.preparing.recipes import Prompt, fields_of
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glm.errors import UserError
-from glm.files import replacing
+from runtime.errors import UserError
+from runtime.files import replacing
 from tools.preparing.recipes import Recipe
 from tools.preparing.rendering import render
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from glm.errors import UserError
-from glm.reading import read_json
+from runtime.errors import UserError
+from runtime.reading import read_json
 from tools.pretraining.objective import (
     NO_TARGET,
     Ids,

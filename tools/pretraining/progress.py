@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 
-from evaluation.progress import SECONDS_BETWEEN_LINES
-from glm.times import duration
+from runtime.show import SECONDS_BETWEEN_LINES, duration
 
 
 class Lines:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from evaluation.hashing import hash_files
 from glm.checkpoint import CONFIG_NAME, check_torch_file
-from glm.errors import UserError
-from glm.files import Grown, replacing, write_torch
-from glm.reading import parse_json, read_json, read_text
+from runtime.errors import UserError
+from runtime.files import Grown, replacing, write_torch
+from runtime.reading import parse_json, read_json, read_text
 
 STATE = "state.pt"
 LOG = "log.jsonl"

@@ -4,8 +4,8 @@ import hashlib
 import lzma
 from pathlib import Path
 
-from glm.errors import UserError
-from glm.reading import decode_text, read_bytes
+from runtime.errors import UserError
+from runtime.reading import decode_text, read_bytes
 
 BUCKETS = 10_000
 LEAST_HELD_OUT = 500  # characters: with less, the held-out loss says little

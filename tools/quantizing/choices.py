@@ -12,7 +12,7 @@ from evaluation.discovery import load_tasks
 from evaluation.limiting import Limit
 from evaluation.statistics import wilson
 from evaluation.work import Work, prepare
-from glm.errors import UserError
+from runtime.errors import UserError
 
 Choices = dict[str, list[tuple[int, int | None]]]  # by task: (predicted, right) choice of every item
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 import glm
-from evaluation.diagnose import check_weights
 from evaluation.scorer import Scorer
 from glm.checkpoint import convert_command, find_shards, read_config, read_shard
-from glm.errors import UserError
+from glm.diagnose import check_weights
 from glm.spec import LINEARS, SCALE, place_of
-from glm.versions import versions
 from quantization.functional import Scheme
+from runtime.errors import UserError
+from runtime.record import versions
 from tools.quantizing import choices, text
 from tools.quantizing.errors import linear_errors
 from tools.quantizing.schemes import PLAIN, name_of, packed_bytes, quantized_weights, schemes_of

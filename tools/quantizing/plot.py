@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from glm.files import replacing
+from runtime.files import replacing
 from tools.quantizing.schemes import PLAIN
 
 STYLE = {

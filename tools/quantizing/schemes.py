@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from glm.errors import UserError
 from glm.spec import is_packed
 from quantization import GROUP_SIZES
 from quantization.functional import Scheme, check_scheme
+from runtime.errors import UserError
 
 PLAIN = "fp32"  # the model that all others are compared with
 SCALE_BYTES = 2  # float16

@@ -11,7 +11,7 @@ from evaluation.batching import CPU_TOKENS
 from evaluation.data import read_text
 from evaluation.requests import ScoreRequest
 from evaluation.statistics import paired_bootstrap
-from glm.errors import UserError
+from runtime.errors import UserError
 
 STEP, SMALLEST = 16, 32  # sizes of windows are multiples of 16, which the scorer does not pad
 NATS_PER_TOKEN = SimpleNamespace(figure=lambda sums: sums[..., 0] / sums[..., 1])

@@ -13,8 +13,8 @@ from shutil import get_terminal_size
 
 from rich.console import Console
 
-from glm.errors import UserError, printable
-from glm.files import replacing
+from runtime.errors import UserError, printable
+from runtime.files import replacing
 from tools.quantizing.plot import draw
 from tools.quantizing.table import tables
 

@@ -13,10 +13,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from commands.model import add_model_arguments
 from evaluation.limiting import Limit
-from generation.arguments import CommandParser, add_model_arguments
 from generation.results import safe_name
-from glm.errors import UserError
+from runtime.arguments import CommandParser
+from runtime.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMPARE = "compare"

@@ -6,61 +6,25 @@ divides it (sat.mpu). One process without torchrun is a world of one and opens n
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import importlib.machinery
 import math
 import os
 import secrets
 import sys
-import types
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-from glm.errors import UserError
-from glm.meeting import meet
-from glm.watch import Lost, Watch
+from runtime.errors import UserError
+from runtime.heartbeat import Lost, Watch
+from runtime.meeting import meet
+from runtime.sat import lean_sat
 
-# Packages whose __init__ pulls in transformers, datasets and DeepSpeed (4 s); we need only modules inside them.
-_SAT_PACKAGES = ("sat", "sat.model")
-_NOT_NEEDED = ("deepspeed",)
 LIMIT, LIMIT_SECONDS = "GLM_RANK_TIMEOUT", 60.0  # how long another process may be silent: the variable, and its default
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun serves the store itself
+T = TypeVar("T")
 _watches: list[Watch] = []  # none or one, as there is none or one process group
-
-
-@contextlib.contextmanager
-def lean_sat() -> Iterator[None]:
-    """Import modules of SAT without running `sat/__init__.py`, and without SAT's and DeepSpeed's chatter.
-
-    While it lasts, the packages are empty shells with the right path; afterwards the shells are dropped, so that a
-    later `import sat` by somebody else runs the real thing and finds our modules already loaded.
-    """
-    os.environ.setdefault("SAT_LOGLEVEL", "ERROR")
-    shells = [name for name in _SAT_PACKAGES if name not in sys.modules]
-    blocked = [name for name in _NOT_NEEDED if name not in sys.modules]
-    try:
-        for name in shells:
-            sys.modules[name] = _shell(name)
-        sys.modules.update(dict.fromkeys(blocked))  # None: importing it raises ModuleNotFoundError, which SAT expects
-        yield
-    finally:
-        for name in (*shells, *blocked):
-            sys.modules.pop(name, None)
-
-
-def _shell(name: str) -> types.ModuleType:
-    parent = name.rpartition(".")[0]
-    path = sys.modules[parent].__path__ if parent else None
-    spec = importlib.machinery.PathFinder.find_spec(name, path)
-    if spec is None:
-        raise UserError("SwissArmyTransformer is not installed; run: pip install -r requirements.txt")
-    module = types.ModuleType(name)
-    module.__path__ = list(spec.submodule_search_locations)
-    module.__spec__ = spec
-    return module
-
 
 with lean_sat():
     from sat import mpu
@@ -218,6 +182,32 @@ def broadcast_object(value: object) -> object:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=source_rank(), group=group())
     return box[0]
+
+
+def agree(work: Callable[[], T], sequential: bool = False) -> T:
+    """work()'s result on every rank, or an error on every rank if one rank failed: no rank waits for one that is gone.
+
+    sequential: one rank after another.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return work()
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    result, failure = None, None
+    for turn in range(world if sequential else 1):
+        if not sequential or turn == rank:
+            try:
+                result = work()
+            except Exception as error:  # whatever it is, the others must hear of it
+                failure = error
+        step()
+        messages: list[str | None] = [None] * world
+        torch.distributed.all_gather_object(messages, None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        for other, message in enumerate(messages):
+            if message is not None:
+                raise UserError(f"rank {other} failed: {message}")
+    return result
 
 
 def collect(value: object) -> list:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 STORE = "GLM_STORE_SOCKET"  # scripts/launch.py: the socket, held open for the first rank, at which all meet
 _HERE = "here"  # key of the store: how many have come

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 BEAT_SECONDS = 1.0  # at most; a tenth of a short limit
 QUIET_BEATS = 3  # so many lost in a row, and a process whose connection broke counts as gone

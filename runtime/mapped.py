@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 GO_ON = ("what was answered before is kept: put the right file back and start again (python -m generation: with "
          "--resume)")

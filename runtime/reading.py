@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 SMALL = 1_000_000  # bytes that a file of settings may have
 LARGE = 1 << 30  # bytes of a file that is read as a whole though it grows with a model or a run

@@ -13,13 +13,11 @@ from types import ModuleType
 import torch
 
 import kernels
-from evaluation.requests import GenerateRequest
-from glm import parallel
-from glm.errors import UserError
-from glm.inputs import prefix_causal_blocked
 from glm.linear import Linear, linears
-from glm.loading import agree
 from glm.spec import Cut, place_of
+from runtime import parallel
+from runtime.errors import UserError
+from runtime.parallel import agree
 
 CHUNK = 256  # places whose logits are computed at a time
 
@@ -55,21 +53,6 @@ def diagnose(model, tokens: torch.Tensor, position_ids: torch.Tensor, blocked: t
             where = _name(layer, last, part) + _ranks(ranks, len(everybody), damaged)
             return f"{where}: {_cause(damaged, weight.dtype)}"
     return "run once more, it gave numbers: a device or its memory may be at fault"
-
-
-def generation_input(model, request: GenerateRequest, generated: list[int]) -> tuple[torch.Tensor, ...]:
-    """tokens, position_ids, blocked of a request's context and what has been generated behind it, read at once."""
-    device = next(model.parameters()).device
-    ids = [*request.context, *generated]
-    c, s = len(request.context), len(request.context) + len(generated)
-    tokens = torch.tensor([ids], device=device)
-    positions = torch.arange(s, device=device)
-    if request.shared_position is not None:
-        positions[c - 1:] = request.shared_position
-    if model.config.position_encoding_2d:
-        positions = torch.stack((positions, (torch.arange(s, device=device) - (c - 2)).clamp(min=0)))
-    prefix = torch.tensor([0 if request.unidirectional else c - 1], device=device)
-    return tokens, positions[None], prefix_causal_blocked(prefix, torch.tensor([s], device=device), s)
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from glm.errors import UserError
+from runtime.errors import UserError
 
 LOCK = ".lock"
 

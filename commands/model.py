@@ -1,100 +1,23 @@
-"""What the command lines have in common: how flags are read, and those that say which model is run and how.
-
-Imports nothing heavy: a wrong flag is refused, and --help answered, before torch is there.
-"""
+"""The flags that say which model runs, where and in which precision; and loading it as they say."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from glm.config import PRESETS, ROTARY_TABLES
-from glm.errors import UserError, printable
+from glm.config import ARCHITECTURE, PRESETS, ROTARY_TABLES
 from planning import processor
+from planning.processor import default_device, default_precision
 from quantization import GROUP_SIZES
+from runtime.errors import UserError, printable
+from runtime.program import is_first_rank
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
 BMINF_SHARE = 0.5  # of what is free goes to the weights with --bminf; caches and activations need room, too
-LEAST_LIKENESS = 0.75  # of two spellings, from 0 to 1 (difflib)
 PRECISIONS = ("fp16", "bf16", "fp32")
-ARCHITECTURE = {
-    "num_layers": int, "hidden_size": int, "num_attention_heads": int, "inner_hidden_size": int, "vocab_size": int,
-    "max_sequence_length": int, "num_image_tokens": int, "layernorm_epsilon": float,
-}  # fmt: skip
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and the default of every argument that has one and does not say it itself."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        default = action.default
-        if default in (None, "", argparse.SUPPRESS) or default is False or default == [] or "default" in action.help:
-            return action.help
-        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
-        return f"{action.help} (default: {shown.replace('%', '%%')})"
-
-
-class CommandParser(argparse.ArgumentParser):
-    """argparse with one-line errors (exit code 2), underscores accepted in flags, and a hint for unknown ones."""
-
-    def __init__(self, about: str | None = None, **options):
-        """about: the program's docstring, whose first line --help leaves out; None where Python keeps none (-OO)."""
-        options = {"description": (about or "").partition("\n")[2],
-                   "formatter_class": HelpFormatter} | options
-        super().__init__(allow_abbrev=False, **options)
-
-    def parse_args(self, args=None, namespace=None):
-        args = [_hyphened(word) for word in (sys.argv[1:] if args is None else args)]
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            known = [flag for action in self._actions if action.help != argparse.SUPPRESS
-                     for flag in action.option_strings]
-            nearest = nearest_flag(unknown[0].partition("=")[0], known)
-            hint = f"did you mean {nearest}?" if nearest else "--help lists what there is"
-            if "--input-source" in known and os.path.isfile(unknown[0]):
-                hint = f"did you mean --input-source {unknown[0]}?"
-            self.error(f"unknown argument {unknown[0]!r}; {hint}")
-        return found
-
-    def said(self, args=None) -> list[str]:
-        """Names of the arguments that were said, not left at their default."""
-        known = {flag: action.dest for action in self._actions for flag in action.option_strings}
-        flags = [_hyphened(word).partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
-        return [known[flag] for flag in flags if flag in known]
-
-    def error(self, message: str):
-        if is_first_rank():
-            print(f"error: {UserError(message)}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def nearest_flag(word: str, known: Sequence[str]) -> str | None:
-    """The flag that is spelt almost like the word, or the only one with a single part more; None: nothing is near.
-    What all flags begin with makes none alike."""
-    names = {flag.lstrip("-"): flag for flag in known}
-    name = word.lstrip("-")
-    close = difflib.get_close_matches(name, names, 1, LEAST_LIKENESS)
-    parts = set(name.split("-"))
-    longer = [each for each in names if parts < (theirs := set(each.split("-"))) and len(theirs - parts) == 1]
-    found = close or (longer if len(longer) == 1 else [])
-    return names[found[0]] if found else None
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one that talks; known before there is a process group."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _hyphened(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +126,7 @@ def offload_memory_limit(arguments: argparse.Namespace, device: str) -> float | 
     """GB that the weights may take on the device, as is said or, with --bminf, found out; None: all stay there."""
     if arguments.offload_memory_limit is not None or not arguments.bminf:
         return arguments.offload_memory_limit
-    from glm.memory import free_memory, local_ranks
+    from runtime.memory import free_memory, local_ranks
 
     return BMINF_SHARE * free_memory(device) / local_ranks() / 1e9
 
@@ -213,21 +136,6 @@ def start_processes(arguments: argparse.Namespace, timeout_seconds: float = 1800
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     if arguments.model_parallel_size is not None:
-        from glm import parallel
+        from runtime import parallel
 
         parallel.start(arguments.model_parallel_size, timeout_seconds=timeout_seconds)
-
-
-def default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def default_precision(device: str) -> str:
-    """bf16 where the device computes in it, else fp16 on a GPU and fp32 on a CPU."""
-    if device.startswith("cuda"):
-        import torch
-
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if processor.flags() & processor.PRODUCTS["bf16"] else "fp32"

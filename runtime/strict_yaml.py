@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glm.errors import UserError, shown
-from glm.reading import SMALL, read_text
+from runtime.errors import UserError, shown
+from runtime.reading import SMALL, read_text
 
 MOST_VALUES, DEEPEST = 10_000, 50  # of what is kept as it is
 MOST_MERGED = 10_000  # keys that all `<<` of a file bring: a few lines of it can stand for billions

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm.errors import UserError
-from glm.reading import SMALL, NoSuchFile, read_text
+from runtime.errors import UserError
+from runtime.reading import SMALL, NoSuchFile, read_text
 
 _LINE = re.compile(r"([\w.@:-]+)\s+slots=(\d{1,6})\s*(#.*)?")
 MOST_SLOTS = 1024  # of a host: more than any machine has devices; a process is started for each

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from glm.errors import UserError, printable
+from runtime.errors import UserError, printable
 
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
 FORESEEN = (UserError, OSError, RuntimeError, KeyboardInterrupt)
@@ -98,7 +98,7 @@ def ended(error: BaseException, go_on: str = "") -> int:
     else:
         try:
             with terminating():
-                lost = sys.modules["glm.parallel"].lost(error) if "glm.parallel" in sys.modules else None
+                lost = sys.modules["runtime.parallel"].lost(error) if "runtime.parallel" in sys.modules else None
         except KeyboardInterrupt as interrupt:
             return ended(interrupt, go_on)
         if lost is None:

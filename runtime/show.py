@@ -10,8 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from glm.errors import printable
-from glm.times import duration
+from runtime.errors import printable
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_TO_JUDGE_BY = 60.0  # before, a few items of one kind would stand for all
@@ -104,3 +103,12 @@ class Progress:
                   speed_estimate_period=120)
         bar.add_task("", total=self.weight, items=self._items_text(), left="")
         return bar
+
+
+def duration(seconds: float) -> str:
+    """0.004 s, 8.2 s, 43 s, 2 min 05 s, 3 h 07 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s" if seconds >= 0.095 else f"{seconds:.1g} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

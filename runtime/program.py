@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from glm.ending import FAILED, FORESEEN, ended
-from glm.errors import UserError
+from runtime.ending import FAILED, FORESEEN, ended
+from runtime.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _UTF8, _UNKNOWN = "utf-8", "ascii"  # ASCII is what the locale C says, which says nothing of the terminal
@@ -39,6 +39,11 @@ class Outlet(io.FileIO):
         return len(data)
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that talks; known before there is a process group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a program's main function, and ends the process with its exit code; 2 where standard output took no more for
     another reason than that nobody reads it."""
@@ -54,8 +59,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except FORESEEN as error:
         code = ended(error)
     finally:
-        if "glm.parallel" in sys.modules:
-            sys.modules["glm.parallel"].stop()
+        if "runtime.parallel" in sys.modules:
+            sys.modules["runtime.parallel"].stop()
     sys.exit(settled(code))
 
 

@@ -1,0 +1,1 @@
+"""The ground floor: files, processes, memory, messages. It knows no model."""
