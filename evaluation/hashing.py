@@ -15,7 +15,7 @@ from pathlib import Path
 
 from runtime.errors import UserError
 
-CODE_PACKAGES = ("kernels", "quantization", "glm", "generation", "evaluation", "tasks")
+CODE_PACKAGES = ("runtime", "kernels", "quantization", "glm", "generation", "evaluation", "tasks")
 CODE_SUFFIXES = (".py", ".cpp", ".h", ".cu")
 THREADS = 8  # hashing releases Python's lock; a disk serves no more readers at once
 

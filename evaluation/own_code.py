@@ -20,7 +20,7 @@ from generation.params import BeamParams, SamplingParams
 from runtime.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-OURS = ("kernels", "quantization", "glm", "planning", "generation", "evaluation")  # tasks/ is where users add theirs
+OURS = ("runtime", "kernels", "quantization", "glm", "planning", "generation", "evaluation", "commands")  # not tasks/
 
 
 @contextlib.contextmanager

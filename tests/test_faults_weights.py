@@ -50,7 +50,7 @@ def cut_short(shard):
 @pytest.mark.parametrize("change", [write_into, cut_short])
 def test_a_shard_that_changes_after_it_was_loaded(tmp_path, scored, program, memory, change):  # noqa: F811
     (tmp_path / "prompts.txt").write_text(prompts_of(400))
-    if program.startswith("generation"):
+    if program == "commands.generate":
         argv, grows = generation_arguments(tmp_path), tmp_path / "out" / "results.jsonl"
     else:
         argv = [*arguments(scored, output=tmp_path / "out"), "--micro-batch-size", "1"]
@@ -61,7 +61,7 @@ def test_a_shard_that_changes_after_it_was_loaded(tmp_path, scored, program, mem
     assert "what was answered before is kept: put the right file back and start again" in message
     kept = [json.loads(line) for line in grows.read_text().splitlines()]
     assert kept
-    if program.startswith("generation"):
+    if program == "commands.generate":
         assert [row["text"] for row in kept[:10]] == texts_of(tmp_path, [row["id"] for row in kept[:10]])
     else:
         right = [json.loads(line)["answer"] for line in (scored / "out" / "journal.jsonl").read_text().splitlines()]

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # each imports only what is left of it
-FLOORS = ["runtime", "kernels", "quantization", "glm", "planning", "generation", "evaluation", "tasks", "doctor", "tools",
-          "commands"]
+FLOORS = ["runtime", "kernels", "quantization", "glm", "planning", "generation", "evaluation", "tasks", "doctor",
+          "tools", "commands"]
 ON_TOP = ["scripts", "tests"]
 PROGRAMS = ("tools", "commands")  # parse arguments and print
 ENTRY_LINES = 8  # of a file that starts a command, and may import it from above
@@ -34,6 +34,7 @@ FILES = repository_files()
 SOURCES = [name for name in FILES if name.endswith(".py")]
 HOUSE = [name for name in SOURCES if name.split("/")[0] in FLOORS]
 ENTRIES = [name for name in HOUSE if name.endswith("/__main__.py")]
+INSTALLED = [floor for floor in FLOORS if floor not in ("tasks", "tools")]
 LIBRARY = [name for name in HOUSE if name.split("/")[0] not in PROGRAMS and name not in ENTRIES]
 
 

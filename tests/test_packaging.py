@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_imports import FILES, LAYERS
+from tests.test_imports import FILES, INSTALLED
 
 tomllib = pytest.importorskip("tomllib", reason="new in Python 3.11")
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,7 +16,7 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 def test_every_package_of_the_library_is_installed_and_none_else():
     """Not tasks: a task file brings the code beside it."""
     folders = {name.removesuffix("/__init__.py") for name in FILES if name.endswith("/__init__.py")}
-    library = {folder.replace("/", ".") for folder in folders if folder.split("/")[0] in LAYERS}
+    library = {folder.replace("/", ".") for folder in folders if folder.split("/")[0] in INSTALLED}
     assert sorted(SETUPTOOLS["packages"]) == sorted(library)
 
 

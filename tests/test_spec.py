@@ -15,6 +15,7 @@ from glm.spec import Cut, Piece, cut_of, describe, is_packed, layer_of, pieces, 
 from kernels.reference import LayerWeights
 from runtime import parallel
 from tests.parallel_helper import run_ranks
+from tests.test_imports import FLOORS
 
 ROOT = Path(__file__).resolve().parent.parent
 QKV = "transformer.layers.3.attention.query_key_value"
@@ -91,7 +92,6 @@ def test_tensors_are_named_in_the_table_only():
     allowed = {"glm/spec.py", "glm/model.py"}
     words = ("query_key_value", "dense_h_to_4h", "dense_4h_to_h", "attention.dense", "post_attention_layernorm",
              "rotary_emb", "transformer.word_embeddings.weight\"", "transformer.layers.{")
-    found = [str(path.relative_to(ROOT)) for folder in ("kernels", "quantization", "glm", "planning", "generation",
-                                                        "evaluation", "tasks", "doctor", "tools")
+    found = [str(path.relative_to(ROOT)) for folder in FLOORS
              for path in (ROOT / folder).rglob("*.py") if any(word in path.read_text("utf-8") for word in words)]
     assert set(found) <= allowed, sorted(set(found) - allowed)
