@@ -4,14 +4,17 @@ A token id is the sentencepiece id plus ``num_image_tokens``. Behind the pieces 
 commands ([MASK] ... <dBLOCK>), <|tab|>, <|blank_2|> ... <|blank_80|> and the 256 byte pieces.
 """
 
-import difflib
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from glm.tokenizers.interface import UNKNOWN_TEXT, Tokenizer, valid_text
+from glm.tokenizers.sentence_pieces import processor_of
+from glm.tokenizers.vocabulary_files import read_vocabulary
 from runtime.errors import UserError
-from runtime.reading import LARGE, read_bytes, recognised
 
 VOCABULARY_NAME = "ice_text.model"
 COMMAND_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<eod>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
@@ -20,45 +23,38 @@ BLANK_PIECES = tuple(f"<|blank_{length}|>" for length in range(2, LONGEST_BLANK 
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 NUM_APPENDED = len(COMMAND_PIECES) + 1 + len(BLANK_PIECES) + len(BYTE_PIECES)
 
+_WHAT = f"icetk's vocabulary {VOCABULARY_NAME}"
 _RUN_OF_BLANKS = re.compile(f" {{2,{LONGEST_BLANK}}}")
 _WHITESPACE_PIECE = re.compile(r"<n>|<\|tab\|>|<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 
 
-class Tokenizer:
-    """Text to token ids and back.
+class IcetkTokenizer(Tokenizer):
+    """GLM-130B's tokenizer, and that of our own models.
 
-    vocabulary_file: icetk's ``ice_text.model`` or one trained by its conventions; UserError for any other file.
+    vocabulary_file: icetk's ``ice_text.model`` or one trained by its conventions, with or without the pieces
+    that are appended here (ChatGLM-6B's file has them); UserError for any other file.
     num_image_tokens: the number of ids in front of the text pieces (20000 for GLM-130B).
     """
 
     def __init__(self, vocabulary_file: str | os.PathLike, num_image_tokens: int = 20000):
-        self.vocabulary_file = Path(vocabulary_file)
+        self.vocabulary_files = (Path(vocabulary_file),)
         self.num_image_tokens = num_image_tokens
-        self._data = _read(self.vocabulary_file)
+        self._data = _without_appended(read_vocabulary(self.vocabulary_file, _WHAT))
         self._plain = self._processor(commands_in_text=False)
         self._with_commands = None  # rarely asked for, and a large vocabulary takes a while to load
         self.num_pieces = self._plain.get_piece_size() - NUM_APPENDED
         # one object for each id: a list of them takes 8 bytes a token, not 36, and evaluations hold millions
         self._ids = list(range(num_image_tokens, self.num_tokens))
-        self._commands = self._command_ids()
-        self._shown = {token: name for name, token in self._commands.items()}
-        self._shown[self._commands["eos"]] = "</s>"
+        self.commands = self._command_ids()
+        self._shown = {token: name for name, token in self.commands.items()}
+        self._shown[self.commands["eos"]] = "</s>"
         self._linebreak = num_image_tokens + self._plain.piece_to_id("<n>")
-        self._replacement_ids = [self._plain.piece_to_id(f"<0x{byte:02X}>") for byte in "\ufffd".encode()]
+        self._replacement_ids = [self._plain.piece_to_id(f"<0x{byte:02X}>") for byte in UNKNOWN_TEXT.encode()]
 
     @property
     def num_tokens(self) -> int:
         """The first id that is not used."""
         return self.num_image_tokens + self.num_pieces + NUM_APPENDED
-
-    def command(self, name: str) -> int:
-        """Id of "[MASK]", "[gMASK]", "[sMASK]", "eod", "sop", "eop", "ENC", "dBLOCK", "eos", "<t>" or "<blank_N>"."""
-        if name not in self._commands:
-            by_small_letters = {known.lower(): known for known in self._commands}
-            nearest = difflib.get_close_matches(name.lower(), by_small_letters, 1)
-            hint = f", did you mean {by_small_letters[nearest[0]]!r}?" if nearest else ""
-            raise UserError(f"unknown command token {name!r}{hint} (known: {', '.join(list(self._commands)[:8])}, eos)")
-        return self._commands[name]
 
     def encode(
         self,
@@ -74,10 +70,7 @@ class Tokenizer:
         special_tokens: "[MASK]", "<sop>" ... in the text become the command ids; otherwise they stay ordinary text.
         add_dummy_prefix: encode as if a blank stood in front of the text.
         """
-        try:
-            text.encode("utf-8")  # sentencepiece's own complaint about lone surrogates says nothing
-        except UnicodeEncodeError as error:
-            raise UserError(f"text is not valid UTF-8 at character {error.start}: {text[error.start]!r}") from None
+        text = valid_text(text)
         if linebreak:
             text = text.replace("\n", "<n>")
         if whitespaces:
@@ -106,7 +99,7 @@ class Tokenizer:
                 raise UserError(f"{token} is no token id: ids are 0 ... {self.num_tokens - 1}")
             else:
                 pieces.extend(self._replacement_ids)
-        return _WHITESPACE_PIECE.sub(_whitespace, self._encoder(special_tokens).decode(pieces))
+        return whitespace_restored(self._encoder(special_tokens).decode(pieces))
 
     def decode_behind(self, ids: Iterable[int]) -> str:
         """Text of ``ids`` as it stands behind other text: with the leading blank that ``decode`` drops.
@@ -139,28 +132,16 @@ class Tokenizer:
         return self._with_commands
 
     def _processor(self, commands_in_text: bool):
-        from sentencepiece import SentencePieceProcessor
-
-        processor = SentencePieceProcessor()
-        try:
-            # Two serialised messages one after the other are their merged message: repeated fields are
-            # concatenated and single fields overwritten, so the large vocabulary need not be parsed in Python.
-            processor.LoadFromSerializedProto(self._data + _appended_pieces(commands_in_text))
-            for piece in processor.id_to_piece(list(range(processor.get_piece_size()))):
-                piece.encode("utf-8")
-        except (RuntimeError, UnicodeError):
-            raise UserError(f"{self.vocabulary_file} is not icetk's vocabulary {VOCABULARY_NAME}: sentencepiece cannot "
-                            "read it; it is another file, or damaged") from None
-        return processor
+        # Two serialised messages one after the other are their merged message: repeated fields are concatenated and
+        # single fields overwritten, so the large vocabulary need not be parsed in Python.
+        return processor_of(self._data + _appended_pieces(commands_in_text), self.vocabulary_file, _WHAT)
 
     def _command_ids(self) -> dict[str, int]:
         """Name -> id, in the order of the ids but for eos; checks that the file follows icetk's conventions."""
         pieces_of_file = {self._plain.id_to_piece(place) for place in range(min(self.num_pieces, 100))}
         missing = [piece for piece in ("<n>", "</s>") if piece not in pieces_of_file]
         if missing:
-            raise UserError(
-                f"{self.vocabulary_file} is not icetk's vocabulary {VOCABULARY_NAME}: it has no {' and '.join(missing)}"
-            )
+            raise UserError(f"{self.vocabulary_file} is not {_WHAT}: it has no {' and '.join(missing)}")
         names = [piece.strip("<>") for piece in COMMAND_PIECES]
         names += ["<t>", *(f"<blank_{length}>" for length in range(2, LONGEST_BLANK + 1))]
         first = self.num_image_tokens + self.num_pieces
@@ -191,12 +172,23 @@ def find_vocabulary(checkpoint: str | os.PathLike, tokenizer_path: str | os.Path
     )
 
 
-def _read(vocabulary_file: Path) -> bytes:
-    data = read_bytes(vocabulary_file, LARGE)
-    kind = recognised(data) or ("JSON, as Hugging Face's tokenizers are" if data.lstrip()[:1] == b"{" else None)
-    if kind:
-        raise UserError(f"{vocabulary_file} is not icetk's vocabulary {VOCABULARY_NAME}; it is {kind}")
-    return data
+def _without_appended(data: bytes) -> bytes:
+    """The vocabulary without the pieces that are appended here, where it ends with them."""
+    if BYTE_PIECES[-1].encode() not in data:
+        return data
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    vocabulary = sentencepiece_model_pb2.ModelProto()
+    try:
+        vocabulary.ParseFromString(data)
+    except DecodeError:  # told of by sentencepiece, too
+        return data
+    tail = [piece.piece for piece in vocabulary.pieces[-NUM_APPENDED:]]
+    if (tail[:1], tail[-1:]) != ([COMMAND_PIECES[0]], [BYTE_PIECES[-1]]):
+        return data
+    del vocabulary.pieces[-NUM_APPENDED:]
+    return vocabulary.SerializeToString()
 
 
 def _appended_pieces(commands_in_text: bool) -> bytes:
@@ -215,6 +207,11 @@ def _appended_pieces(commands_in_text: bool) -> bytes:
             appended.pieces.add(piece=piece, score=0.0, type=kind)
     appended.trainer_spec.byte_fallback = True
     return appended.SerializeToString()
+
+
+def whitespace_restored(text: str) -> str:
+    """A decoded text with line ends, tabs and runs of blanks in place of the pieces that stand for them."""
+    return _WHITESPACE_PIECE.sub(_whitespace, text)
 
 
 def _whitespace(piece: re.Match) -> str:
