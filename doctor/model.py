@@ -69,13 +69,13 @@ def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
         return {"bits": source.bits or 0, "tensors": len(source.shards[0].tensors)}
 
     def vocabulary() -> dict:
-        from glm.tokenizer import Tokenizer, find_vocabulary
+        from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
 
         if not arguments.load.is_dir() and arguments.tokenizer_path is None:
             return {}
         file = find_vocabulary(arguments.load, arguments.tokenizer_path)
         images = known["config"].num_image_tokens if "config" in known else 0
-        known["tokenizer"] = Tokenizer(file, images)
+        known["tokenizer"] = IcetkTokenizer(file, images)
         return {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
     def ids() -> dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evaluation import terminal
 from evaluation.config import TaskConfig
-from evaluation.hashing import Keys, checkpoint_facts, combined, hash_code, hash_file, hash_files
+from evaluation.hashing import Keys, checkpoint_facts, combined, hash_code, hash_files
 from evaluation.limiting import Limit
 from evaluation.metrics import Metric
 from evaluation.own_code import calling, check_item, is_list_of, is_mapping_to, returned
@@ -59,10 +59,12 @@ class Settings:
 
 def sources(tokenizer, checkpoint: Path) -> dict:
     """What the answers come from: the parts of results.json that are hashes of files."""
-    vocabulary = Path(tokenizer.vocabulary_file)
+    files = tokenizer.vocabulary_files
+    digests = hash_files(files)
+    several = combined(zip((file.name for file in files), digests, strict=True))
     return {
         "checkpoint": checkpoint_facts(checkpoint),
-        "tokenizer": {"path": str(vocabulary), "sha256": hash_file(vocabulary)},
+        "tokenizer": {"path": str(files[0]), "sha256": several if len(files) > 1 else digests[0]},
         "code": {"sha256": hash_code()}}
 
 

@@ -105,7 +105,7 @@ def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
     shards = find_shards(checkpoint)
     values = {"checkpoint_iteration": shards[0].parent.name,
               "checkpoint_checksums": _hash("".join(map(_checksums, shards)).encode()),
-              "vocabulary_sha256": _hash(Path(tokenizer.vocabulary_file).read_bytes()),
+              "vocabulary_sha256": _hash(b"".join(file.read_bytes() for file in tokenizer.vocabulary_files)),
               "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
               "quantization": quantization_of(model)}
     shapes = {_OF_MODEL + name: value for name, value in unusual(model.config).items()}

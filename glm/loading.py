@@ -28,7 +28,7 @@ from glm.linear import pack_linears
 from glm.model import GLM
 from glm.offload import Offloaded, read_offloaded
 from glm.resplit import resplit
-from glm.tokenizer import Tokenizer, find_vocabulary
+from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
 from glm.weights import bytes_of, check_shard, count_parts, quantization_schemes
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme, check_scheme
@@ -58,7 +58,7 @@ def load(
     from_quantized: bool = False,
     offload_memory_limit: float | None = None,
     **config_overrides,
-) -> tuple[GLM, Tokenizer]:
+) -> tuple[GLM, IcetkTokenizer]:
     """The model, ready to run and without gradients, and the tokenizer of a checkpoint folder.
 
     device: "cpu", "cuda" (this rank's GPU on its host) or "cuda:N".
@@ -78,7 +78,7 @@ def load(
     _check_overrides(config_overrides)
     device, dtype = _device(device), _dtype(dtype)
     config = read_config(path, model, **config_overrides)
-    tokenizer = Tokenizer(find_vocabulary(path, tokenizer_path), config.num_image_tokens)
+    tokenizer = IcetkTokenizer(find_vocabulary(path, tokenizer_path), config.num_image_tokens)
     check_vocabulary(tokenizer, config)
     _start_parallel(path)
     return load_model(path, config, device, dtype, bits, sequential, group_size, from_quantized,
@@ -121,7 +121,7 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
     return model.requires_grad_(False).eval()
 
 
-def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
+def check_vocabulary(tokenizer: IcetkTokenizer, config: ModelConfig) -> None:
     """Raises UserError where the tokenizer's ids and the model's vocabulary cannot belong together."""
     used, size = tokenizer.num_tokens, config.vocab_size
     facts = (f"the vocabulary {tokenizer.vocabulary_file} with num_image_tokens {tokenizer.num_image_tokens} has ids "

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up, checks the style, runs the tests on all cores (8 at most). Arguments go to pytest, e.g.
-#   bash scripts/test.sh tests/test_tokenizer.py -k blanks
-#   bash scripts/test.sh -n 0 --pdb tests/test_tokenizer.py    in one process
+#   bash scripts/test.sh tests/test_tokenizers.py -k blanks
+#   bash scripts/test.sh -n 0 --pdb tests/test_tokenizers.py    in one process
 #   bash scripts/test.sh --slow                                everything, which takes much longer
 # --isa avx2 (or generic), first: as on a processor that has no newer instructions, in our kernels and in torch's.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import kernels
-from glm.tokenizer import Tokenizer
+from glm.tokenizers.icetk import IcetkTokenizer
 from tests.golden_data import TOKENIZER
 
 # The same inputs every time, and no verdict by the clock; fuzzing.py says how to try others.
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return Tokenizer(TOKENIZER / "ice_text.model")
+    return IcetkTokenizer(TOKENIZER / "ice_text.model")
 
 
 @pytest.fixture(scope="module")

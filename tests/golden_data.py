@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy
 import torch
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from glm.checkpoint import read_shard, shard_name
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZER = GOLDEN / "tokenizer"
+FAMILY_TOKENIZERS = GOLDEN / "family" / "tokenizers"
 TP1 = GOLDEN / "checkpoints" / "tp1"
 ITERATION = "49300"
 SHAPE = {
@@ -85,3 +88,24 @@ def logit_arrays(name):
     """Inputs and results of one golden forward pass."""
     with numpy.load(GOLDEN / "logits.npz") as arrays:
         return {key.removeprefix(name + "/"): arrays[key] for key in arrays.files if key.startswith(name + "/")}
+
+
+def family_folder(kind, at):
+    """A folder with the golden tokenizer of a kind of GLM or ChatGLM, as the originals read it: `at`/`kind`.
+
+    The vocabularies of Chinese GLM and of ChatGLM-6B are kept without their table of characters: it is the same one.
+    """
+    folder = shutil.copytree(FAMILY_TOKENIZERS / kind, Path(at) / kind)
+    for name in ("cog-pretrain.model", "ice_text.model"):
+        if (folder / name).exists():
+            table = ModelProto.FromString((TOKENIZER / "ice_text.model").read_bytes()).normalizer_spec
+            added = ModelProto()
+            added.normalizer_spec.precompiled_charsmap = table.precompiled_charsmap
+            (folder / name).write_bytes((folder / name).read_bytes() + added.SerializeToString())
+    return folder
+
+
+def family_rows(kind, name):
+    """The rows of a golden file of a kind's tokenizer."""
+    text = (FAMILY_TOKENIZERS / kind / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)

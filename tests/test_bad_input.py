@@ -14,7 +14,7 @@ from evaluation.discovery import find_task_files
 from evaluation.registry import import_dotted
 from glm.checkpoint import find_shards, read_shard, save_checkpoint
 from glm.config import ModelConfig
-from glm.tokenizer import Tokenizer
+from glm.tokenizers.icetk import IcetkTokenizer
 from runtime.errors import UserError
 from runtime.hosts import read_hostfile
 from tests.golden_data import TOKENIZER
@@ -154,7 +154,7 @@ def test_a_vocabulary_with_a_piece_that_is_no_text(tmp_path):
     data = (TOKENIZER / "ice_text.model").read_bytes()
     path.write_bytes(data.replace("好".encode(), b"\xe5\xa5\x01"))
     with pytest.raises(UserError, match="is not icetk's vocabulary"):
-        Tokenizer(path)
+        IcetkTokenizer(path)
 
 
 @pytest.mark.parametrize("name", ["loop", "a" * 300, "a/" * 3000])

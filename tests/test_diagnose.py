@@ -13,7 +13,7 @@ from glm.diagnose import check_weights, diagnose
 from glm.linear import pack_linears
 from glm.model import GLM
 from glm.spec import is_packed
-from glm.tokenizer import Tokenizer
+from glm.tokenizers.icetk import IcetkTokenizer
 from quantization.functional import Scheme, quantize
 from runtime import parallel
 from runtime.errors import NonFinite, UserError
@@ -209,7 +209,7 @@ def test_the_input_of_a_generation_that_failed():
 
 def test_other_prompts_are_answered():
     """fill_blanks: a prompt for which the numbers fail has an error of its own."""
-    tokenizer = Tokenizer(TOKENIZER / "ice_text.model")
+    tokenizer = IcetkTokenizer(TOKENIZER / "ice_text.model")
     bad = tokenizer.encode("bad")[0]
 
     class Model(FakeModel):

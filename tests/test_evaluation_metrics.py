@@ -13,7 +13,7 @@ from evaluation.config import GenerationTaskConfig
 from evaluation.data import to_example
 from evaluation.metrics import METRICS, Metric, evaluate, find_metric, normalized, overlap_f1, percentage, statistics_of
 from evaluation.tasks import GenerationTask
-from glm.tokenizer import Tokenizer
+from glm.tokenizers.icetk import IcetkTokenizer
 from runtime.errors import UserError
 from tests.golden_data import TOKENIZER
 
@@ -163,7 +163,7 @@ def test_golden_metrics_from_golden_predictions():
 
 def test_a_perfect_answer_gets_all_whatever_the_vocabulary_writes_otherwise():
     """It is what the vocabulary makes of a target, which it may write in half width, say."""
-    tokenizer = Tokenizer(TOKENIZER / "ice_text.model")
+    tokenizer = IcetkTokenizer(TOKENIZER / "ice_text.model")
     task = GenerationTask(GenerationTaskConfig(name="x", path="x"), tokenizer)
     items = []
     for target in ("日本四国（地区）联赛球队", "《红楼梦》，①ＡＢ：１", "he said “no” ﬁrst…"):

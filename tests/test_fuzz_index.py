@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from glm.checkpoint import find_shards, read_shard, shard_name
-from glm.tokenizer import Tokenizer
+from glm.tokenizers.icetk import IcetkTokenizer
 from tests.fuzzing import disguises, fuzz, mutated, names, only_user_errors, texts
 from tests.golden_data import TOKENIZER
 from tests.tiny_checkpoints import tiny_checkpoint
@@ -76,7 +76,7 @@ def test_any_bytes_as_a_vocabulary(tmp_path_factory, data, text):
     path = tmp_path_factory.getbasetemp() / "ice_text.model"
     path.write_bytes(data)
     with only_user_errors("vocabulary files"):
-        tokenizer = Tokenizer(path)
+        tokenizer = IcetkTokenizer(path)
         text = text.encode("utf-8", "ignore").decode() + " a 好 [MASK]\n"
         ids = tokenizer.encode(text) + tokenizer.encode(text, special_tokens=True)
         assert all(tokenizer.num_image_tokens <= token < tokenizer.num_tokens for token in ids)

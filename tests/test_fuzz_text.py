@@ -10,7 +10,7 @@ from generation.joining import filled, joined
 from generation.options import Options
 from generation.params import BeamParams, SamplingParams
 from generation.prompts import fault, read_prompts
-from glm.tokenizer import BLANK_PIECES, COMMAND_PIECES, Tokenizer
+from glm.tokenizers.icetk import BLANK_PIECES, COMMAND_PIECES, IcetkTokenizer
 from runtime import parallel
 from tests.fake_model import FakeModel
 from tests.fuzzing import fuzz, only_user_errors, texts
@@ -46,7 +46,7 @@ wild = st.lists(
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(TOKENIZER / "ice_text.model", num_image_tokens=0)
+    return IcetkTokenizer(TOKENIZER / "ice_text.model", num_image_tokens=0)
 
 
 @pytest.fixture(scope="module")

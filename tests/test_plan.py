@@ -17,7 +17,7 @@ from commands.main import main as glm_main
 from commands.plan import gpu_here
 from commands.plan import main as plan_main
 from glm.config import ModelConfig
-from glm.tokenizer import Tokenizer, find_vocabulary
+from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
 from planning import check, devices, machine, measuring, memory, speed, stored, table
 from planning.shapes import Format, Setup
 from planning.wanted import Use
@@ -263,7 +263,7 @@ def test_hours_of_tasks_come_from_their_own_requests():
     from evaluation.hours import hours
 
     config = ModelConfig.from_name("glm-small")
-    tokenizer = Tokenizer(find_vocabulary(ROOT / "checkpoints" / "glm-small"), config.num_image_tokens)
+    tokenizer = IcetkTokenizer(find_vocabulary(ROOT / "checkpoints" / "glm-small"), config.num_image_tokens)
     setup = Setup(config, Format("fp32"))
     found = {limit: hours([str(ROOT / "tasks" / "quickstart")], ROOT / "data", tokenizer, setup, CPU, None, limit, None,
                           None) for limit in (None, 2)}

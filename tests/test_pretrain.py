@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import glm
-from glm.tokenizer import Tokenizer
+from glm.tokenizers.icetk import IcetkTokenizer
 from tests.faults import errors_of, started, wait_for
 from tools import export_checkpoint, prepare_corpus, pretrain
 from tools.pretraining import run, texts
@@ -173,7 +173,7 @@ def test_corpus_keeps_documents_apart_by_their_hash(corpus):
 
 
 def test_batches_depend_on_seed_and_row_number_only(corpus):
-    tokenizer = Tokenizer(VOCABULARY, num_image_tokens=0)
+    tokenizer = IcetkTokenizer(VOCABULARY, num_image_tokens=0)
     ids = ids_of(tokenizer)
     text = open_corpus(corpus, tokenizer.command("eos"), {})
     first = draw_batch(text, 3, 40, 4, 64, Mixture(), ids)
@@ -187,7 +187,7 @@ def test_batches_depend_on_seed_and_row_number_only(corpus):
 
 
 def test_a_document_that_fits_is_cut_whole(corpus):
-    tokenizer = Tokenizer(VOCABULARY, num_image_tokens=0)
+    tokenizer = IcetkTokenizer(VOCABULARY, num_image_tokens=0)
     text = open_corpus(corpus, tokenizer.command("eos"), {}, language="en")
     whole, ends = cut(text, 0.0, 10_000, ids_of(tokenizer))
     assert ends and tokenizer.decode(whole.tolist()).startswith(("The cat", "A dog", "My friend"))

@@ -15,7 +15,7 @@ from evaluation.recorded import RecordedRun
 from generation.prompts import read_prompts
 from generation.results import Results
 from glm.config import read_config_file
-from glm.tokenizer import Tokenizer
+from glm.tokenizers.icetk import IcetkTokenizer
 from runtime import reading
 from runtime.errors import UserError
 from runtime.hosts import read_hostfile
@@ -46,7 +46,7 @@ READERS = {
     "settings": ("settings.json", resumed, b'{"facts": {}}'),
 }
 OTHERS = READERS | {
-    "vocabulary": ("ice_text.model", Tokenizer, None),
+    "vocabulary": ("ice_text.model", IcetkTokenizer, None),
     "manifest": ("manifest.json", read_manifest, None),
     "results": ("results.json", lambda path: RecordedRun(path.parent), None),
 }

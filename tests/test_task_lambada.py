@@ -7,7 +7,7 @@ from golden_data import TOKENIZER
 
 from evaluation.config import GenerationTaskConfig
 from evaluation.data import Example
-from glm.tokenizer import Tokenizer
+from glm.tokenizers.icetk import IcetkTokenizer
 from tasks.lambada.task import FORBIDDEN_STARTS, INVALID_IDS, LAMBADA
 
 CONFIG = GenerationTaskConfig(name="LAMBADA", path="lambada", use_task_mask=True, max_gen_length=5,
@@ -16,7 +16,7 @@ CONFIG = GenerationTaskConfig(name="LAMBADA", path="lambada", use_task_mask=True
 
 @pytest.fixture(scope="module")
 def task():
-    return LAMBADA(CONFIG, Tokenizer(TOKENIZER / "ice_text.model"))
+    return LAMBADA(CONFIG, IcetkTokenizer(TOKENIZER / "ice_text.model"))
 
 
 def beams_of(task, *texts):
@@ -56,7 +56,7 @@ def test_icetk_s_own_ids_are_banned_where_the_vocabulary_has_them(task):
 
 
 def test_another_numbering_of_ids_bans_punctuation_only():
-    task = LAMBADA(CONFIG, Tokenizer(TOKENIZER / "ice_text.model", num_image_tokens=0))
+    task = LAMBADA(CONFIG, IcetkTokenizer(TOKENIZER / "ice_text.model", num_image_tokens=0))
     assert set(task.invalid_ids()) == {ids[0] for ids in map(task.tokenizer.encode, string.punctuation)
                                        if len(ids) == 1}
 

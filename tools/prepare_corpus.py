@@ -34,13 +34,13 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
     import numpy as np
 
     from evaluation.hashing import hash_files
-    from glm.tokenizer import Tokenizer
+    from glm.tokenizers.icetk import IcetkTokenizer
     from runtime.errors import UserError
     from runtime.files import replacing
     from tools.pretraining.data import SHORTEST_TEXT
     from tools.pretraining.texts import divided, documents_of, is_held_out, read_lines
 
-    tokenizer = Tokenizer(vocabulary, num_image_tokens=0)
+    tokenizer = IcetkTokenizer(vocabulary, num_image_tokens=0)
     name = path.name.split(".")[0]
     facts = {"language": name.split("_")[0], "vocabulary": hash_files([vocabulary])[0]}
     parts = divided(documents_of(read_lines(path)), held_out)
@@ -82,11 +82,11 @@ def described(name: str, facts: dict) -> str:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    from glm.tokenizer import Tokenizer
+    from glm.tokenizers.icetk import IcetkTokenizer
     from runtime.errors import UserError
     from runtime.files import replacing
 
-    if Tokenizer(options.vocabulary, num_image_tokens=0).num_tokens > 65536:
+    if IcetkTokenizer(options.vocabulary, num_image_tokens=0).num_tokens > 65536:
         raise UserError(f"--vocabulary {options.vocabulary}: over 65536 ids do not fit the uint16 of the corpus files")
     names = [path.name.split(".")[0] for path in options.inputs]
     if twice := [name for name in names if names.count(name) > 1]:

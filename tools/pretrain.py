@@ -125,7 +125,7 @@ def train(options: argparse.Namespace, asked) -> None:
 
     from glm.config import ModelConfig
     from glm.model import GLM
-    from glm.tokenizer import Tokenizer
+    from glm.tokenizers.icetk import IcetkTokenizer
     from runtime.errors import UserError
     from runtime.files import replacing
     from tools.pretraining import run
@@ -139,7 +139,7 @@ def train(options: argparse.Namespace, asked) -> None:
                         "all samples together")
     if options.threads:
         torch.set_num_threads(options.threads)
-    tokenizer = Tokenizer(options.vocabulary, num_image_tokens=0)
+    tokenizer = IcetkTokenizer(options.vocabulary, num_image_tokens=0)
     config = ModelConfig.from_name(options.model).override(
         num_layers=options.num_layers, hidden_size=options.hidden_size, num_attention_heads=options.num_attention_heads,
         inner_hidden_size=options.inner_hidden_size, vocab_size=options.vocab_size or tokenizer.num_tokens)

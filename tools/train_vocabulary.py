@@ -3,9 +3,9 @@
     python tools/train_vocabulary.py --inputs a.txt.xz b.txt.xz --output ice_text.model --pieces 16040
 
 The file holds text pieces only: <unk> 0, <s> 1, </s> 2, <pad> 3, <n> 4, then the learnt pieces. Commands, tab, runs of
-blanks and bytes (344 pieces) are appended by `glm.tokenizer` when the file is read, so the vocabulary size of the model
-is at least `pieces + 344`; choose `pieces` so that the sum is a multiple of 512 or little less. Naming an input twice
-doubles its weight.
+blanks and bytes (344 pieces) are appended by `glm.tokenizers.icetk` when the file is read, so the vocabulary size of
+the model is at least `pieces + 344`; choose `pieces` so that the sum is a multiple of 512 or little less. Naming an
+input twice doubles its weight.
 """
 
 import argparse

@@ -8,10 +8,10 @@ ChatGLM2-6B: a sentencepiece vocabulary with byte pieces, and five commands behi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from glm.tokenizers.commands import Command, CommandStrings, cleaned_up
+from glm.tokenizers.commands import Command, CommandStrings, cleaned_up, stripped
 from glm.tokenizers.icetk import VOCABULARY_NAME, IcetkTokenizer, whitespace_restored
 from glm.tokenizers.interface import UNKNOWN_TEXT, valid_ids
 from glm.tokenizers.sentence_pieces import SentencePieces
@@ -44,6 +44,10 @@ class ChatGLMTokenizer(IcetkTokenizer):
     def encode(self, text: str, special_tokens: bool = False) -> list[int]:
         """special_tokens: of the masks "[MASK]" alone becomes a command; "[gMASK]" and "[sMASK]" stay text."""
         return self._strings.encode(text, super().encode) if special_tokens else super().encode(text)
+
+    def encode_stretches(self, stretches: Sequence[str]) -> list[list[int]]:
+        between = [self._strings.commands["[MASK]"]] * (len(stretches) - 1)
+        return list(map(super().encode, stripped(stretches, between)))
 
     def detokenize(self, ids: Iterable[int], special_tokens: bool = True) -> str:
         """Commands vanish in the original's spelling. special_tokens: False leaves out <unk>, too."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from glm.checkpoint import CONFIG_NAME, CONVERTING, LATEST, shard_name
 from glm.config import PRESETS, REQUIRED_FIELDS, ModelConfig, read_config_file
-from glm.tokenizer import VOCABULARY_NAME
+from glm.tokenizers.icetk import VOCABULARY_NAME
 from runtime.errors import UserError, printable
 from runtime.files import replacing
 from runtime.mapped import explain_bus_errors

@@ -11,7 +11,7 @@ from glm.archive import records
 from glm.checkpoint import CONFIG_NAME, LATEST, find_shards, read_shard
 from glm.config import ModelConfig, read_config_file
 from glm.spec import WORD_EMBEDDINGS
-from glm.tokenizer import VOCABULARY_NAME
+from glm.tokenizers.icetk import VOCABULARY_NAME
 from runtime.errors import UserError
 from tools.converting.blocks import one_torch_thread
 from tools.converting.hashing import BUFFER_BYTES, HASHES, checksums, crc32_of, hash_file, in_threads

@@ -50,7 +50,7 @@ class Sample:
 
 
 def ids_of(tokenizer) -> Ids:
-    """The objective's view of a glm.tokenizer.Tokenizer whose num_image_tokens is 0."""
+    """The objective's view of a glm.tokenizers.icetk.IcetkTokenizer whose num_image_tokens is 0."""
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.vocabulary_file))

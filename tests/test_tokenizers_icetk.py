@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glm.tokenizer import Tokenizer, find_vocabulary
+from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
 from runtime.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
@@ -42,7 +42,7 @@ def test_commands_equal_golden(tokenizer):
 
 
 def test_num_image_tokens_shifts_every_id(tokenizer):
-    small = Tokenizer(GOLDEN / "ice_text.model", num_image_tokens=0)
+    small = IcetkTokenizer(GOLDEN / "ice_text.model", num_image_tokens=0)
     assert small.encode("Hello 你好\n") == [token - 20000 for token in tokenizer.encode("Hello 你好\n")]
     assert small.command("[gMASK]") == 3001
     assert small.num_tokens == 3344
@@ -70,14 +70,14 @@ def test_file_that_is_no_vocabulary(tmp_path, content):
     path = tmp_path / "ice_text.model"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"ice_text\.model is not icetk's vocabulary"):
-        Tokenizer(path)
+        IcetkTokenizer(path)
 
 
 def test_truncated_vocabulary(tmp_path):
     path = tmp_path / "ice_text.model"
     path.write_bytes((GOLDEN / "ice_text.model").read_bytes()[:-1000])
     with pytest.raises(UserError, match="is not icetk's vocabulary .*: sentencepiece cannot read it; it is "):
-        Tokenizer(path)
+        IcetkTokenizer(path)
 
 
 def test_vocabulary_is_found_in_order(tmp_path, monkeypatch):
