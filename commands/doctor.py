@@ -29,6 +29,7 @@ from glm.config import ARCHITECTURE
 from runtime.arguments import CommandParser
 from runtime.ending import FORESEEN, ended, terminating
 from runtime.errors import UserError, printable
+from runtime.show import counted
 
 PROGRAM = "python -m glm doctor"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -173,7 +174,6 @@ def show(findings, report, seconds: float) -> None:
         print(printable(line))
     for finding in sorted(findings, key=lambda one: one.level):
         print(printable(str(finding)))
-    counts = [sum(finding.level == level for finding in findings) for level in ("error", "warning")]
-    found = ", ".join(f"{number} {name}{'s' * (number != 1)}" for number, name in zip(counts, ("error", "warning"),
-                                                                                     strict=True) if number)
+    numbers = {level: sum(finding.level == level for finding in findings) for level in ("error", "warning")}
+    found = ", ".join(counted(number, level) for level, number in numbers.items() if number)
     print(f"{found or 'all is well'} ({seconds:.1f} s)")

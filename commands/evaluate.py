@@ -25,6 +25,7 @@ from runtime.ending import FORESEEN, ended, terminating
 from runtime.errors import UserError, printable
 from runtime.files import Lock
 from runtime.program import is_first_rank
+from runtime.show import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,7 +135,7 @@ def warn_of_longer(configs, longest: int) -> None:
 def check(configs, found, say) -> int:
     for config in configs:
         rows, reason = found[config.name].rows, found[config.name].reason
-        what = reason or f"{_number(len(rows), 'file')}, {_number(sum(rows.values()), 'row')}"
+        what = reason or f"{counted(len(rows), 'file')}, {counted(sum(rows.values()), 'row')}"
         say(f"{'missing' if reason else 'ready'}  {config.name}: {what}")
     return 0
 
@@ -195,7 +196,3 @@ class Voice:
     def table(self, text: str) -> None:
         if is_first_rank():
             print(text.rstrip("\n"), flush=True)
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"

@@ -99,8 +99,6 @@ def report(arguments: argparse.Namespace) -> int:
         arguments.checkpoint, arguments.text, arguments.tasks, arguments.data_path, arguments.group_sizes,
         arguments.int8_groups, arguments.limit, arguments.window, arguments.tokens,
         arguments.device or default_device(), arguments.tokenizer_path, arguments.model)
-    with writing.progress() as advance:
-        found = measure.measure(settings, advance)
-    for line in writing.write(found, arguments.output):
+    for line in writing.write(measure.measure(settings), arguments.output):
         print(line)
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from doctor.finding import Finding, error, pip, requirements, warning
+from runtime.show import counted
 
 WHEELS = "https://download.pytorch.org/whl"
 
@@ -73,13 +74,14 @@ def check_reach(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> It
     if devices.cuda is None and (nvidia or wanted.device.startswith("cuda")):
         say = error if wanted.device.startswith("cuda") else warning
         yield say("torch-without-cuda", where, f"torch {devices.torch} is not built for CUDA: "
-                  + (f"the {count(nvidia, 'NVIDIA GPU')} here {'is' if nvidia == 1 else 'are'} not used" if nvidia else
-                     f"--device {wanted.device} cannot be served"),
+                  + (f"the {counted(nvidia, 'NVIDIA GPU')} here {'is' if nvidia == 1 else 'are'} not used"
+                     if nvidia else f"--device {wanted.device} cannot be served"),
                   f"{pip('install')} --index-url {WHEELS}/cu130 torch=={version}")
     if devices.cuda is None:
         return
     if nvidia and devices.driver is None:
-        yield error("driver", where, f"{count(nvidia, 'NVIDIA GPU')} here, but the driver (libcuda.so.1) does not load",
+        yield error("driver", where,
+                    f"{counted(nvidia, 'NVIDIA GPU')} here, but the driver (libcuda.so.1) does not load",
                     "sudo apt install nvidia-driver-580-server (a container: docker run --gpus all)")
     needed = int(devices.cuda.partition(".")[0])
     if devices.driver is not None and devices.driver // 1000 < needed:
@@ -88,7 +90,7 @@ def check_reach(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> It
                     f"{devices.cuda}", f"install a driver for CUDA {needed}, or {pip('install')} --index-url "
                     f"{WHEELS}/cu126 torch=={version}")
     if (nvidia or wanted.device.startswith("cuda")) and not devices.gpus:
-        yield error("gpu-hidden", where, f"torch sees no GPU ({count(nvidia, 'NVIDIA GPU')} in this machine)"
+        yield error("gpu-hidden", where, f"torch sees no GPU ({counted(nvidia, 'NVIDIA GPU')} in this machine)"
                     + (f": {devices.failure}" if devices.failure else ""),
                     "unset CUDA_VISIBLE_DEVICES; nvidia-smi (a container: docker run --gpus all)")
 
@@ -147,7 +149,3 @@ def nvrtc_package(cuda: str | None) -> str:
 
 def cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from doctor.machine import GB
 from doctor.run import Report
+from runtime.show import counted
 
 
 def summary(report: Report) -> Iterator[str]:
@@ -33,7 +34,7 @@ def seen(facts: Mapping) -> Iterator[str]:
     if kernels := stages.get("cpu-kernels", {}).get("instructions"):
         yield f"compiled kernels ({kernels})"
     if "bytes" in (shards := stages.get("shards", {})):
-        parts = f"{shards['shards']} part{'s' * (shards['shards'] != 1)}"
+        parts = counted(shards["shards"], "part")
         yield f"checkpoint {shards['folder']} ({shards['iteration']}, {parts}, {shards['bytes'] / GB:.2f} GB)"
     if (data := facts.get("data")) and data["tasks"]:
-        yield f"data of {len(data['tasks'])} task{'s' * (len(data['tasks']) != 1)}"
+        yield f"data of {counted(len(data['tasks']), 'task')}"

@@ -18,6 +18,7 @@ from evaluation.hashing import hash_file
 from evaluation.own_code import calling, returned
 from evaluation.tasks import task_class
 from runtime.errors import UserError
+from runtime.show import counted
 from runtime.strict_yaml import read_mapping
 
 
@@ -74,7 +75,7 @@ def _odd_choices(config: TaskConfig, paths: Iterable[Path]) -> Iterator[str]:
         for lines, what in ((equal, "equal choices, of which the first is taken"),
                             (empty, "an empty choice, which is scored as the end of the text")):
             if lines:
-                yield f"{path}:{lines[0]}: {what} (in {len(lines)} row{'s' * (len(lines) > 1)} of this file)"
+                yield f"{path}:{lines[0]}: {what} (in {counted(len(lines), 'row')} of this file)"
 
 
 def _listed(value: object) -> list:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import glob
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from evaluation.config import DEFAULT_PATTERN, LONGEST, TaskConfig, load_task
 from evaluation.walking import files_below
 from runtime.errors import UserError
 from runtime.reading import START, open_file, recognised
+from runtime.show import nearest
 
 SUFFIXES = (".yaml", ".yml")
 ROWS = (".json", ".jsonl")
@@ -59,10 +59,10 @@ def _near(path: str) -> str | None:
     """What stands beside where the path leads, and is spelt almost like it."""
     folder, name = os.path.split(os.path.normpath(path))
     with contextlib.suppress(OSError):
-        for each in difflib.get_close_matches(name, os.listdir(folder or "."), 3, 0.75):
-            found = os.path.join(folder, each)
-            if os.path.isdir(found) or found.endswith(SUFFIXES):
-                return found
+        beside = (each for each in os.listdir(folder or ".")
+                  if each.endswith(SUFFIXES) or os.path.isdir(os.path.join(folder, each)))
+        if close := nearest(name, beside, 0.75):
+            return os.path.join(folder, close)
     return None
 
 

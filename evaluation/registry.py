@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from runtime import show
 from runtime.errors import UserError
 
 MOST_PARTS = 10  # of a dotted name, of which any may be too many
@@ -20,9 +20,8 @@ MOST_PARTS = 10  # of a dotted name, of which any may be too many
 
 def nearest(name: str, known) -> str:
     """", did you mean 'x'?" for the known name most like this one, small and capital letters alike; else ""."""
-    by_small_letters = {other.lower(): other for other in known}
-    found = difflib.get_close_matches(name.lower(), by_small_letters, 1)
-    return f", did you mean {by_small_letters[found[0]]!r}?" if found else ""
+    close = show.nearest(name, known)
+    return f", did you mean {close!r}?" if close else ""
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str, where: str) -> Any:

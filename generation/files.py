@@ -24,6 +24,7 @@ from runtime.errors import printable
 from runtime.mapped import check_unchanged
 from runtime.parallel import agree
 from runtime.record import unusual, usual, versions
+from runtime.show import Progress
 
 FORM = 2  # of the answers: another number where equal settings give other draws or texts than with earlier versions
 _OF_MODEL = "model's "
@@ -57,7 +58,7 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
         "device": str(next(model.parameters()).device), "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     results.write_settings(settings | {"counts": counts})
-    with Progress(len(todo)) as progress:
+    with Progress(len(todo), unit="prompts") as progress:
         def add(line: PromptLine, result: Result):
             results.add(line.index, result)
             counts["answered" if result.error is None else "failed"] += 1
@@ -73,7 +74,7 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
             progress.advance()
 
         try:
-            _answer(model, tokenizer, todo, options, batch_size, keep, lambda *_: progress.count())
+            _answer(model, tokenizer, todo, options, batch_size, keep, lambda *_: progress.tick("tokens"))
         except KeyboardInterrupt:  # what is answered is in order, and can be resumed
             results.sort()
             raise
@@ -129,53 +130,3 @@ def _checksums(shard: Path) -> str:
 
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-class Progress:
-    """How far the run is, on standard error: a bar with rate and time left on a terminal, else now and then a line."""
-
-    SECONDS_BETWEEN_LINES = 10.0
-
-    def __init__(self, total: int):
-        self.total, self.finished, self.tokens = total, 0, 0
-        self.begin = self.last_line = time.monotonic()
-        self.bar = None
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=self.total, unit="prompt", desc="Generating", file=sys.stderr)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def say(self, text: str) -> None:
-        """A message of its own line."""
-        text = printable(text)
-        if self.bar is None:
-            print(text, file=sys.stderr, flush=True)
-        else:
-            self.bar.write(text, file=sys.stderr)
-
-    def count(self) -> None:
-        """One more step of one prompt."""
-        self.tokens += 1
-        if self.bar is not None and self.tokens % 64 == 0:
-            self.bar.set_postfix_str(f"{self.tokens / (time.monotonic() - self.begin):.0f} tokens/s", refresh=True)
-
-    def advance(self) -> None:
-        """One more prompt is done."""
-        self.finished += 1
-        if self.bar is not None:
-            self.bar.update()
-            return
-        now = time.monotonic()
-        if self.finished == self.total or now - self.last_line >= self.SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            rate = self.finished / max(now - self.begin, 1e-9)
-            left = (self.total - self.finished) / rate
-            print(f"{self.finished}/{self.total} prompts, {rate:.2f} prompts/s, {left:.0f} s left", file=sys.stderr,
-                  flush=True)

@@ -18,6 +18,7 @@ from generation.prompts import fault
 from generation.streaming import AnswerStream, coloured
 from runtime import parallel
 from runtime.errors import UserError
+from runtime.show import counted
 
 QUERY = "Query ('stop' ends, /help) >>> "
 HELP = """\
@@ -124,7 +125,7 @@ class Session:
             beams = result.beams if self.options.print_all_beams else result.beams[:1]
             self.write(lines_of([(coloured(prompt, beam, self.tokenizer) if self.colour else beam.text, beam.score)
                                  for beam in beams]))
-        tokens = "1 token" if stream.num_tokens == 1 else f"{stream.num_tokens} tokens"
+        tokens = counted(stream.num_tokens, "token")
         self.note(f"{tokens}, {seconds:.2f} s, {stream.num_tokens / seconds:.1f} tokens/s"
                   + (", cut off at the limit" if result.finish_reason == "length" else ""))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 
 from generation.params import BeamParams, SamplingParams
 from runtime.errors import UserError
+from runtime.show import nearest
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
 
@@ -68,8 +68,8 @@ class Options(_Parameters):
         fields = {field.name: field.type for field in dataclasses.fields(self)}
         known = name.strip("-").replace("-", "_")
         if known not in fields:
-            nearest = difflib.get_close_matches(known, fields, 1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(fields)}"
+            close = nearest(known, fields)
+            hint = f"did you mean {close}?" if close else f"there are: {', '.join(fields)}"
             raise UserError(f"unknown option {name!r}; {hint}")
         return dataclasses.replace(self, **{known: _read(known, text, fields[known])})
 

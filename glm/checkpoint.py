@@ -23,6 +23,7 @@ from glm.pickles import Refused, check_pickle
 from runtime.errors import UserError
 from runtime.files import replacing, write_torch
 from runtime.reading import SMALL, START, NoSuchFile, open_file, read_text, recognised
+from runtime.show import counted
 
 if TYPE_CHECKING:  # what a checkpoint looks like is asked before torch is there, which takes a second to import
     import torch
@@ -137,7 +138,7 @@ def missing_shard(path: Path) -> str:
 def wrong_degree(folder: str | os.PathLike, shards: int, degree: int, why: str) -> str:
     """why: what keeps ranks from taking their parts out of files that are not one a rank, QUANTISED, OLD_FORMAT or
     STREAMED."""
-    return (f"{folder} is split for {shards} tensor-parallel rank{'s' * (shards > 1)}, but {degree} "
+    return (f"{folder} is split for {counted(shards, 'tensor-parallel rank')}, but {degree} "
             f"{'are' if degree > 1 else 'is'} running, and {why}; start {shards} (the scripts: MP_SIZE={shards}), or "
             "convert it: "
             + convert_command(folder, f"tp{degree}", degree))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime import show
 from runtime.errors import UserError, shown
 from runtime.reading import read_json
 
@@ -150,8 +150,8 @@ def read_config_file(path: str | Path) -> dict:
 
 
 def nearest(name: str, allowed) -> str:
-    close = difflib.get_close_matches(name, list(allowed), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = show.nearest(name, allowed)
+    return f" (did you mean {close!r}?)" if close else ""
 
 
 def _check_type(name: str, value: object, kind: str) -> None:

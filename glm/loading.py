@@ -3,8 +3,7 @@
 import inspect
 import math
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -36,6 +35,7 @@ from runtime import parallel
 from runtime.errors import UserError
 from runtime.mapped import MappedFile, explain_bus_errors, mapped_file
 from runtime.parallel import agree
+from runtime.show import Progress, counted
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -109,8 +109,10 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
         explain_bus_errors(shards[0].path if len(shards) == 1 else shards[0].path.parent)
         shard = shards[0] if len(paths) == parallel.size() else _own_part(path, shards, config, limit)
         schemes = _schemes(shard, expected, bits, group_size, from_quantized)
-        with _Progress(bytes_of(shard, expected)) as progress:
-            found = read_offloaded(shard, expected, dtype, device, schemes, limit, parallel.size(), progress)
+        size = bytes_of(shard, expected)
+        with Progress(size, shown=size >= LARGE_BYTES and parallel.is_first_process(), unit="B",
+                      title="Loading weights") as progress:
+            found = read_offloaded(shard, expected, dtype, device, schemes, limit, parallel.size(), progress.advance)
         is_read_later = found.streamed or (shard.mapped and _share_memory(shards, found.tensors))
         return schemes, found, files if is_read_later else []
 
@@ -211,7 +213,7 @@ def _schemes(shard: Shard, expected: Mapping[str, spec.Part], bits: int | None, 
         except ValueError as error:
             allowed = "" if group_size is None else ("; --quantization-group-size: allowed here are "
                                                      + fitting_group_sizes(columns.values()))
-            raise UserError(f"{name} on {parallel.size()} tensor-parallel rank{'s' * (parallel.size() > 1)}: "
+            raise UserError(f"{name} on {counted(parallel.size(), 'tensor-parallel rank')}: "
                             f"{error}{allowed}") from None
     return {name: Scheme(bits, group_size) for name in names}
 
@@ -240,23 +242,3 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
     return DTYPES[dtype]
-
-
-class _Progress:
-    """A bar over the bytes of a large file, on the first rank's terminal only."""
-
-    def __init__(self, total: int):
-        self._total = total
-        self._shown = self._total >= LARGE_BYTES and parallel.is_first_process() and sys.stderr.isatty()
-
-    def __enter__(self) -> Callable[[int], None] | None:
-        if not self._shown:
-            return None
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=self._total, unit="B", unit_scale=True, desc="Loading weights")
-        return self._bar.update
-
-    def __exit__(self, *_) -> None:
-        if self._shown:
-            self._bar.close()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from runtime.errors import UserError
+from runtime.show import nearest
 from runtime.strict_yaml import read_mapping
 
 FILE = Path(__file__).with_name("devices.yaml")
@@ -45,8 +45,8 @@ class Device:
 def named(name: str) -> Device:
     devices = known()
     if name not in devices:
-        nearest = difflib.get_close_matches(name.lower(), devices, 1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        close = nearest(name, devices)
+        hint = f"did you mean {close}? " if close else ""
         raise UserError(f"--device {name}: no such device; {hint}allowed: cpu, cuda, {', '.join(devices)}")
     return devices[name]
 

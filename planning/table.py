@@ -10,7 +10,7 @@ from planning.memory import Memory
 from planning.remedies import MOST_DEGREE
 from planning.shapes import Setup, weights
 from planning.speed import Speed
-from runtime.show import duration
+from runtime.show import counted, duration
 
 GB = 1e9
 
@@ -55,7 +55,7 @@ def lines(plan: Plan) -> list[str]:
     count = sum(weight.count for weight in weights(Setup(setup.config, setup.run)))
     where = f"{setup.degree} x {plan.device.label}" if setup.degree > 1 else plan.device.label
     found = [f"{numerous(count)} weights, {words(setup)}, on {where}",
-             f"{setup.rows} sequence{'s' * (setup.rows > 1)} of {setup.context} tokens read and {setup.new_tokens} "
+             f"{counted(setup.rows, 'sequence')} of {setup.context} tokens read and {setup.new_tokens} "
              "written", ""]
     if setup.degree > MOST_DEGREE:
         found[1:1] = [f"tensor parallelism stays inside one machine: it must be one with {setup.degree} of them"]

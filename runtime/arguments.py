@@ -6,13 +6,13 @@ Imports nothing heavy: a wrong flag is refused, and --help answered, before torc
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Sequence
 
 from runtime.errors import UserError
 from runtime.program import is_first_rank
+from runtime.show import nearest
 
 LEAST_LIKENESS = 0.75  # of two spellings, from 0 to 1 (difflib)
 
@@ -43,8 +43,8 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             known = [flag for action in self._actions if action.help != argparse.SUPPRESS
                      for flag in action.option_strings]
-            nearest = nearest_flag(unknown[0].partition("=")[0], known)
-            hint = f"did you mean {nearest}?" if nearest else "--help lists what there is"
+            flag = nearest_flag(unknown[0].partition("=")[0], known)
+            hint = f"did you mean {flag}?" if flag else "--help lists what there is"
             if "--input-source" in known and os.path.isfile(unknown[0]):
                 hint = f"did you mean --input-source {unknown[0]}?"
             self.error(f"unknown argument {unknown[0]!r}; {hint}")
@@ -67,11 +67,11 @@ def nearest_flag(word: str, known: Sequence[str]) -> str | None:
     What all flags begin with makes none alike."""
     names = {flag.lstrip("-"): flag for flag in known}
     name = word.lstrip("-")
-    close = difflib.get_close_matches(name, names, 1, LEAST_LIKENESS)
+    close = nearest(name, names, LEAST_LIKENESS)
     parts = set(name.split("-"))
     longer = [each for each in names if parts < (theirs := set(each.split("-"))) and len(theirs - parts) == 1]
-    found = close or (longer if len(longer) == 1 else [])
-    return names[found[0]] if found else None
+    found = close or (longer[0] if len(longer) == 1 else None)
+    return names.get(found)
 
 
 def _hyphened(word: str) -> str:

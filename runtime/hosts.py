@@ -16,6 +16,7 @@ from pathlib import Path
 
 from runtime.errors import UserError
 from runtime.reading import SMALL, NoSuchFile, read_text
+from runtime.show import counted
 
 _LINE = re.compile(r"([\w.@:-]+)\s+slots=(\d{1,6})\s*(#.*)?")
 MOST_SLOTS = 1024  # of a host: more than any machine has devices; a process is started for each
@@ -78,16 +79,12 @@ def check_layout(hosts: Sequence[Host], model_parallel_size: int, path: Path) ->
                             f"host must have as many (use the smallest number)")
     world = len(hosts) * first.slots
     if world % degree:
-        raise UserError(f"{path}: {_count(len(hosts), 'host')} with {_count(first.slots, 'slot')} are "
-                        f"{_count(world, 'process', 'es')}, no multiple of MP_SIZE={degree}; change the slots or "
+        raise UserError(f"{path}: {counted(len(hosts), 'host')} with {counted(first.slots, 'slot')} are "
+                        f"{counted(world, 'process', 'es')}, no multiple of MP_SIZE={degree}; change the slots or "
                         f"MP_SIZE")
     if first.slots % degree:
-        raise UserError(f"{path}: MP_SIZE={degree} does not fit inside a host with {_count(first.slots, 'slot')}: the "
+        raise UserError(f"{path}: MP_SIZE={degree} does not fit inside a host with {counted(first.slots, 'slot')}: the "
                         f"processes of a tensor-parallel group must share a host; MP_SIZE must divide {first.slots}")
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}{plural if number != 1 else ''}"
 
 
 def ssh_command(host: Host, command: str, options: Sequence[str] = ()) -> list[str]:

@@ -20,6 +20,7 @@ from runtime.errors import UserError
 from runtime.heartbeat import Lost, Watch
 from runtime.meeting import meet
 from runtime.sat import lean_sat
+from runtime.show import counted
 
 LIMIT, LIMIT_SECONDS = "GLM_RANK_TIMEOUT", 60.0  # how long another process may be silent: the variable, and its default
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun serves the store itself
@@ -45,7 +46,7 @@ def start(model_parallel_size: int = 1, backend: str | None = None, timeout_seco
         _start_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"), timeout_seconds)
     world = torch.distributed.get_world_size()
     if model_parallel_size < 1 or world % model_parallel_size:
-        raise UserError(f"{world} process{'es' if world > 1 else ''} cannot be divided into tensor-parallel groups of "
+        raise UserError(f"{counted(world, 'process', 'es')} cannot be divided into tensor-parallel groups of "
                         f"{model_parallel_size}; start a multiple of --model-parallel-size, for example: "
                         f"torchrun --nproc_per_node {model_parallel_size} -m generation ...")
     mpu.initialize_model_parallel(model_parallel_size)

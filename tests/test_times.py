@@ -1,9 +1,9 @@
-"""Times and numbers as people say them."""
+"""Times, numbers and names as people say them."""
 
 import pytest
 
 from planning.table import numerous
-from runtime.show import duration
+from runtime.show import counted, duration, nearest
 
 
 @pytest.mark.parametrize(("seconds", "said"), [
@@ -17,3 +17,14 @@ def test_durations(seconds, said):
     (129_300_000_000, "129 billion"), (15_204_352, "15.2 million"), (999_900_000, "1 billion"), (61_440, "61,440")])
 def test_numbers_of_weights(count, said):
     assert numerous(count) == said
+
+
+def test_counted_nouns():
+    assert [counted(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    assert counted(2, "process", "es") == "2 processes"
+
+
+def test_the_nearest_name_is_near_and_keeps_its_capitals():
+    assert nearest("ocnil", ["CMNLI", "OCNLI"]) == "OCNLI"
+    assert nearest("squad", ["CMNLI", "OCNLI"]) is None
+    assert nearest("ocnil", ["OCNLI"], least=0.9) is None

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from glm.checkpoint import read_shard
+from runtime.show import Progress
 from tools.converting.hashing import HashedFile, hash_bytes, hash_file
-from tools.converting.progress import ByteProgress
 from tools.converting.records import records, tensor_regions
 from tools.converting.torchfile import ALIGNMENT, Block, Entry, planned_bytes, write_torch_file
 
@@ -99,7 +99,7 @@ def test_hash_while_writing_is_that_of_the_file(tmp_path, kind):
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     now = [0.0]
-    with ByteProgress(4_000_000_000, "Converting", lambda: now[0]) as progress:
+    with Progress(4_000_000_000, clock=lambda: now[0], unit="B", title="Converting") as progress:
         for _ in range(4):
             now[0] += 6.0
             progress.advance(500_000_000)

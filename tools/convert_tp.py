@@ -19,6 +19,7 @@ from quantization import GROUP_SIZES
 from runtime.arguments import CommandParser
 from runtime.ending import FORESEEN, ended, terminating
 from runtime.errors import printable
+from runtime.show import counted
 
 
 def make_parser() -> CommandParser:
@@ -55,7 +56,7 @@ def carried_out(options) -> int:
     outcome = convert(options.input_folder, options.output_folder, wish,
                       {name: getattr(options, name) for name in ARCHITECTURE}, options.model, options.hash)
     seconds = time.monotonic() - begin
-    shards = f"{wish.degree} shard{'s' * (wish.degree > 1)}"
+    shards = counted(wish.degree, "shard")
     if not outcome.written:
         print(printable(f"{options.output_folder}: {shards}, finished before"))
         return 0

@@ -16,6 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from runtime.show import counted
+
 
 def make_parser() -> argparse.ArgumentParser:
     from runtime.arguments import CommandParser
@@ -99,9 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{done} task{'s' if done != 1 else ''} prepared in {options.output}")
+    print(f"{counted(done, 'task')} prepared in {options.output}")
     if missing:
-        print(f"{len(missing)} task{'s' if len(missing) != 1 else ''} without raw files:")
+        print(f"{counted(len(missing), 'task')} without raw files:")
         for line in missing:
             print(f"    {line}")
     for fault in faults:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.arguments import CommandParser
 from runtime.errors import UserError, printable
+from runtime.show import counted
 
 
 def make_parser() -> CommandParser:
@@ -87,7 +88,7 @@ def _check_checkpoint(folder: Path, against: Path | None):
     file = against or folder / NAME
     if against is None and not file.exists():
         report = alone(folder)
-        shards = f"{report.files} shard{'s' * (report.files != 1)}"
+        shards = counted(report.files, "shard")
         return report, f"{shards}, {'by themselves' if report.files != 1 else 'by itself'} (no {NAME} to compare with)"
     try:
         manifest = read_manifest(file)

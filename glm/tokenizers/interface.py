@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from runtime.errors import UserError
+from runtime.show import nearest
 
 UNKNOWN_TEXT = "\ufffd"  # for an id that stands for no text
 
@@ -34,9 +34,8 @@ class Tokenizer(ABC):
         UserError, naming those that there are, where the family has no such command.
         """
         if name not in self.commands:
-            by_small_letters = {known.lower(): known for known in self.commands}
-            nearest = difflib.get_close_matches(name.lower(), by_small_letters, 1)
-            hint = f", did you mean {by_small_letters[nearest[0]]!r}?" if nearest else ""
+            close = nearest(name, self.commands)
+            hint = f", did you mean {close!r}?" if close else ""
             known = [*list(self.commands)[:8], *(name for name in ("eos",) if name in list(self.commands)[8:])]
             raise UserError(f"unknown command token {name!r}{hint} (known: {', '.join(known)})")
         return self.commands[name]

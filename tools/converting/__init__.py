@@ -11,5 +11,4 @@
     manifest    hashes and places of all files of a checkpoint, as a JSON file beside them
     verify      a checkpoint against its manifest, or by itself
     parts       the parts of a split archive before they are joined
-    progress    how far it is
 """

@@ -16,13 +16,13 @@ from glm.tokenizers.icetk import VOCABULARY_NAME
 from runtime.errors import UserError, printable
 from runtime.files import replacing
 from runtime.mapped import explain_bus_errors
+from runtime.show import Progress
 from tools.converting import journal as journals
 from tools.converting.blocks import one_torch_thread
 from tools.converting.hashing import DEFAULT_HASH, HashedFile, hash_bytes, hash_file
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest, write_manifest
 from tools.converting.plan import Plan, Wish, make_plan, rank_content
-from tools.converting.progress import ByteProgress
 from tools.converting.source import SIZES, Source, open_source
 from tools.converting.torchfile import planned_bytes, write_torch_file
 
@@ -77,7 +77,7 @@ def _write_shards(plan: Plan, journal: journals.Journal, names: list[str], hash_
     sizes = {rank: planned_bytes(rank_content(plan, rank)) for rank in todo}
     _check_space(journal.output, sum(sizes.values()))
     _report(plan.source)
-    with ByteProgress(sum(sizes.values()), "Converting") as progress, one_torch_thread():
+    with Progress(sum(sizes.values()), unit="B", title="Converting") as progress, one_torch_thread():
         for rank in todo:
             path = journal.shards / names[rank]
             with replacing(path) as temporary:
@@ -89,7 +89,7 @@ def _write_shards(plan: Plan, journal: journals.Journal, names: list[str], hash_
     return Outcome(len(todo), len(names) - len(todo), total)
 
 
-def _write_shard(path: Path, content: Mapping[str, object], hash_kind: str, progress: ByteProgress) -> FileFacts:
+def _write_shard(path: Path, content: Mapping[str, object], hash_kind: str, progress: Progress) -> FileFacts:
     file = HashedFile(path, hash_kind, progress.advance)
     try:
         written = write_torch_file(file, content)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from runtime.errors import UserError
 from runtime.reading import LARGE, read_text
+from runtime.show import Progress
 from tools.converting.hashing import hash_file, in_threads
 from tools.converting.manifest import FileFacts, Manifest, read_manifest
-from tools.converting.progress import ByteProgress
 from tools.converting.verify import Report
 
 PART = re.compile(r"(?P<stem>.+\.part[_.-]?)(?P<place>\d+|[a-z]+)")
@@ -46,7 +46,7 @@ def check_parts(parts: Sequence[Path], sums: Path | None = None) -> Report:
 
 
 def make_parts_manifest(parts: Sequence[Path], kind: str) -> Manifest:
-    with ByteProgress(sum(path.stat().st_size for path in parts), "Hashing") as progress:
+    with Progress(sum(path.stat().st_size for path in parts), unit="B", title="Hashing") as progress:
         hashes = in_threads(lambda path: hash_file(path, kind, progress.advance), parts)
     return Manifest({path.name: FileFacts(path.stat().st_size, digest)
                      for path, digest in zip(parts, hashes, strict=True)})
@@ -124,7 +124,7 @@ def _hash_problems(parts: Sequence[Path], sums: Mapping[str, str]) -> list[str]:
     problems = [f"{name} is missing" for name in sums if PART.fullmatch(name) and name not in names]
     problems += [f"{path.name} was added: it is not in the list of hashes" for path in parts if path.name not in sums]
     known = [path for path in parts if path.name in sums]
-    with ByteProgress(sum(path.stat().st_size for path in known), "Verifying") as progress:
+    with Progress(sum(path.stat().st_size for path in known), unit="B", title="Verifying") as progress:
         found = in_threads(lambda path: hash_file(path, sums[path.name].partition(":")[0], progress.advance), known)
     return problems + [f"{path.name} is changed: download it again" for path, digest in zip(known, found, strict=True)
                        if digest != sums[path.name]]

@@ -11,6 +11,7 @@ from glm.spec import SCALE, Cut, axis_of, columns_of, cut_of, is_packed, slices_
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme
 from runtime.errors import UserError
+from runtime.show import counted
 from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
 from tools.converting.source import Source, allowed_degrees
 from tools.converting.torchfile import Block, Entry
@@ -67,7 +68,7 @@ def _check_wish(source: Source, wish: Wish) -> None:
                             "a byte of two 4-bit weights in two; choose a degree that gives an even number")
         if wish.group_size is not None and count % wish.group_size:
             raise UserError(f"--quantization-group-size {wish.group_size} does not divide the {count} columns of "
-                            f"{name} on {degree} rank{'s' * (degree > 1)}; allowed there: "
+                            f"{name} on {counted(degree, 'rank')}; allowed there: "
                             f"{fitting_group_sizes(columns.values())}")
 
 

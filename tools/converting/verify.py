@@ -13,11 +13,11 @@ from glm.config import ModelConfig, read_config_file
 from glm.spec import WORD_EMBEDDINGS
 from glm.tokenizers.icetk import VOCABULARY_NAME
 from runtime.errors import UserError
+from runtime.show import Progress
 from tools.converting.blocks import one_torch_thread
 from tools.converting.hashing import BUFFER_BYTES, HASHES, checksums, crc32_of, hash_file, in_threads
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest
-from tools.converting.progress import ByteProgress
 from tools.converting.records import DAMAGED, tensor_regions
 from tools.converting.source import SIZES, open_source, same_bytes
 from tools.converting.torchfile import Region
@@ -38,7 +38,7 @@ def against_manifest(folder: Path, manifest: Manifest) -> Report:
     """Every file of the manifest, and files that would be loaded with them but are not of it."""
     present = {name: folder / name for name in manifest.files if (folder / name).is_file()}
     total = sum(path.stat().st_size for path in present.values())
-    with ByteProgress(total, "Verifying") as progress:
+    with Progress(total, unit="B", title="Verifying") as progress:
         found = in_threads(lambda name: _read_problems(present[name], name, manifest.files[name], progress.advance),
                            list(present))
     problems = [f"{name} is missing{_tensors(facts)}" for name, facts in manifest.files.items() if name not in present]
@@ -55,7 +55,7 @@ def alone(folder: Path) -> Report:
     except UserError as error:
         return Report([str(error)], 0, 0)
     total = sum(path.stat().st_size for path in paths)
-    with ByteProgress(2 * total, "Verifying") as progress, one_torch_thread():
+    with Progress(2 * total, unit="B", title="Verifying") as progress, one_torch_thread():
         found = in_threads(lambda path: _shard_problems(path, folder, progress.advance), paths)
     problems = [line for lines in found for line in lines]
     if not problems:
@@ -67,7 +67,7 @@ def make_manifest(folder: Path, kind: str) -> Manifest:
     """Of a checkpoint as it is now. Raises UserError where a shard cannot be read."""
     paths = find_shards(folder)
     paths += [folder / name for name in BESIDE if (folder / name).is_file()]
-    with ByteProgress(sum(path.stat().st_size for path in paths), "Hashing") as progress:
+    with Progress(sum(path.stat().st_size for path in paths), unit="B", title="Hashing") as progress:
         facts = in_threads(lambda path: _facts(path, kind, progress.advance), paths)
     return Manifest({path.relative_to(folder).as_posix(): fact for path, fact in zip(paths, facts, strict=True)})
 

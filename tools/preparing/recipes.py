@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -10,6 +9,7 @@ from pathlib import Path
 from string import Formatter
 
 from runtime.errors import UserError, shown
+from runtime.show import nearest
 from runtime.strict_yaml import read_mapping
 
 FOLDER = Path(__file__).resolve().parent
@@ -162,8 +162,8 @@ def choose(recipes: Mapping[str, Recipe], names: list[str]) -> list[Recipe]:
     for name in names:
         key = name.lower().strip("/")
         if key not in table:
-            near = difflib.get_close_matches(key, [*table], n=1, cutoff=0.4)
-            hint = f"did you mean {table[near[0]]}? " if near else ""
+            close = nearest(key, table, 0.4)
+            hint = f"did you mean {table[close]}? " if close else ""
             raise UserError(f"unknown task {name!r}; {hint}--list shows all {len(recipes)}")
         chosen.append(recipes[table[key]])
     return list({recipe.output: recipe for recipe in chosen}.values())
@@ -172,6 +172,6 @@ def choose(recipes: Mapping[str, Recipe], names: list[str]) -> list[Recipe]:
 def _check_keys(found: dict, known: list[str], what: str) -> None:
     for key in found:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            close = nearest(str(key), known)
+            hint = f"; did you mean {close}?" if close else f"; known are {', '.join(known)}"
             raise UserError(f"{what}: unknown key {key!r}{hint}")

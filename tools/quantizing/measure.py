@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +18,7 @@ from glm.spec import LINEARS, SCALE, place_of
 from quantization.functional import Scheme
 from runtime.errors import UserError
 from runtime.record import versions
+from runtime.show import Progress
 from tools.quantizing import choices, text
 from tools.quantizing.errors import linear_errors
 from tools.quantizing.schemes import PLAIN, name_of, packed_bytes, quantized_weights, schemes_of
@@ -44,9 +45,8 @@ class Settings:
     model: str | None = None
 
 
-def measure(settings: Settings, advance: Callable[[str, int, int], None] = lambda *_: None) -> dict:
-    """advance(what is done next, steps done, steps in all). Memory: the model in float32 and a few of its
-    weights. Raises UserError for every mistake."""
+def measure(settings: Settings) -> dict:
+    """Memory: the model in float32 and a few of its weights. Raises UserError for every mistake."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("the report is made by one process; start it without launcher")
     longest = read_config(settings.checkpoint, settings.model).max_sequence_length
@@ -64,26 +64,30 @@ def measure(settings: Settings, advance: Callable[[str, int, int], None] = lambd
     kinds = {linear: {name: weight for name, weight in weights.items() if place_of(name)[1] == linear}
              for linear in LINEARS}
     alone = {name_of(scheme) for scheme in (Scheme(4), list(schemes.values())[-1])}  # the coarsest and the finest INT4
-    steps = _Steps(advance, 2 + len(schemes) + len(alone) * len(kinds))
-
-    steps.next("errors of the linears")
-    sample = _sample(texts)
-    errors = linear_errors(model, weights, schemes, lambda: scorer.window_losses(sample))
-    steps.next(PLAIN)
-    losses, chosen = _losses(scorer, texts), choices.choose(scorer, works)
-    loss_records = text.loss_records(PLAIN, losses, losses)
-    choice_records = choices.choice_records(PLAIN, chosen, chosen)
-    sensitivity = []
-    for name, scheme in schemes.items():
-        steps.next(name)
-        with quantized(model, weights, scheme):
-            loss_records += text.loss_records(name, losses, _losses(scorer, texts))
-            choice_records += choices.choice_records(name, chosen, choices.choose(scorer, works))
-        for linear, part in kinds.items() if name in alone else ():
-            steps.next(f"{name}, {linear} alone")
-            with quantized(model, part, scheme):
-                record = text.loss_records(name, losses, _losses(scorer, texts))[-1]
-            sensitivity.append({"linear": linear} | {key: record[key] for key in ("scheme", "increase", "interval")})
+    with Progress(2 + len(schemes) + len(alone) * len(kinds), unit="steps") as progress:
+        progress.task("errors of the linears")
+        sample = _sample(texts)
+        errors = linear_errors(model, weights, schemes, lambda: scorer.window_losses(sample))
+        progress.advance()
+        progress.task(PLAIN)
+        losses, chosen = _losses(scorer, texts), choices.choose(scorer, works)
+        loss_records = text.loss_records(PLAIN, losses, losses)
+        choice_records = choices.choice_records(PLAIN, chosen, chosen)
+        progress.advance()
+        sensitivity = []
+        for name, scheme in schemes.items():
+            progress.task(name)
+            with quantized(model, weights, scheme):
+                loss_records += text.loss_records(name, losses, _losses(scorer, texts))
+                choice_records += choices.choice_records(name, chosen, choices.choose(scorer, works))
+            progress.advance()
+            for linear, part in kinds.items() if name in alone else ():
+                progress.task(f"{name}, {linear} alone")
+                with quantized(model, part, scheme):
+                    record = text.loss_records(name, losses, _losses(scorer, texts))[-1]
+                sensitivity.append({"linear": linear}
+                                   | {key: record[key] for key in ("scheme", "increase", "interval")})
+                progress.advance()
     return {
         "schema": SCHEMA, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "checkpoint": str(settings.checkpoint), "model": asdict(model.config), "versions": versions(),
@@ -130,12 +134,3 @@ def _scheme_records(weights: Mapping[str, torch.Tensor], schemes: Mapping) -> li
              "bits_per_weight": 8 * stored / count}] + [
         {"scheme": name, "bits": scheme.bits, "group_size": scheme.group_size, "stored_bytes": sizes[name],
          "bits_per_weight": 8 * sizes[name] / count} for name, scheme in schemes.items()]
-
-
-class _Steps:
-    def __init__(self, advance: Callable[[str, int, int], None], total: int):
-        self.advance, self.done, self.total = advance, 0, total
-
-    def next(self, what: str) -> None:
-        self.advance(what, self.done, self.total)
-        self.done += 1

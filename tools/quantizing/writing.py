@@ -1,4 +1,4 @@
-"""The report's files, the lines that are printed of it, and the progress bar while it is made."""
+"""The report's files, the lines that are printed of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shutil import get_terminal_size
 
@@ -52,17 +50,3 @@ def notes(report: dict, folder: Path) -> list[str]:
         "texts, flips of single tasks and all other figures are in the JSON file.",
         f"Report: {folder / JSON}; plot: {folder / PLOT}",
     ]
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, nothing elsewhere."""
-    from tqdm import tqdm
-
-    with tqdm(total=0, disable=not sys.stderr.isatty(), unit="step", leave=False) as bar:
-        def advance(what: str, done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.set_description(what)
-            bar.refresh()
-
-        yield advance
