@@ -30,8 +30,10 @@ def filled(ids: Sequence[int], tokenizer) -> Filled:
     end, before a word that did not come, is left out."""
     while ids and tokenizer.decode_behind(ids[-1:]) == " ":
         ids = ids[:-1]
-    text = tokenizer.decode(ids, special_tokens=True)
-    return Filled(text, tokenizer.decode_behind(ids) != text)
+    text, behind = tokenizer.decode(ids, special_tokens=True), tokenizer.decode_behind(ids)
+    if text == behind and behind[:1] == " " != behind[1:2]:  # byte-level vocabularies keep a blank at the beginning
+        text = behind[1:]
+    return Filled(text, behind != text)
 
 
 def joint(before: str, blank: Filled) -> str:

@@ -5,9 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generation.blanks import split
-from generation.joining import filled, joined
+from generation.joining import Filled, filled, joined
 from generation.masks import MASK_PATTERN
 from generation.streaming import AnswerStream
+from glm.tokenizers.opening import open_tokenizer
+from tests.golden_data import family_folder
 
 
 def text_of(tokenizer, prompt: str, *answers: str | list[int]) -> str:
@@ -95,3 +97,14 @@ def test_nothing_is_added_to_the_prompt_but_the_blanks_and_a_stream_shows_the_sa
             stream.add(number, token)
     stream.finish()
     assert "".join(shown) == answer
+
+
+@pytest.mark.parametrize("kind, answer, expected", [
+    ("gpt2", " the cat", ("the cat", True)), ("gpt2", "the cat", ("the cat", False)),
+    ("gpt2", "    x", ("    x", False)), ("gpt2", " the ", ("the", True)),
+    ("bert", "the cat", ("the cat", True)), ("chinese", "the cat", ("the cat", True)),
+    ("chatglm2", "the cat", ("the cat", True)),
+])
+def test_vocabularies_tell_where_a_word_begins_in_ways_of_their_own(tmp_path, kind, answer, expected):
+    tokenizer = open_tokenizer(family_folder(kind, tmp_path))
+    assert filled(tokenizer.encode(answer), tokenizer) == Filled(*expected)

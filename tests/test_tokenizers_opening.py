@@ -27,6 +27,7 @@ def test_the_vocabulary_alone_says_enough(tmp_path, kind):
     style, or somebody's own."""
     folder = family_folder(kind, tmp_path)
     whole = open_tokenizer(folder)
+    assert open_tokenizer(whole.vocabulary_file).vocabulary_files == whole.vocabulary_files
     for name in (SETTINGS, "added_tokens.json", "config.json"):
         (folder / name).unlink()
     bare = open_tokenizer(folder)
@@ -126,11 +127,14 @@ def test_a_vocabulary_that_is_missing_or_a_pointer(tmp_path, kind, name):
     ("gpt2", "merges.txt", b"#version: 0.2\n\xc4\xa0 t\n\xc4\xa0 t x\n", "line 3 is not two pieces of vocab.json"),
     ("gpt2", "merges.txt", b"\xff", r"merges\.txt:1: not valid UTF-8"),
     ("gpt2", "added_tokens.json", b'{"[CLS]": 700}', r"neither it nor added_tokens\.json has \[MASK\]"),
+    ("gpt2", "added_tokens.json", b'{"[CLS]": 7000000000000}', r"\[CLS\]' is 7000000000000, vocab\.json ends at 699"),
     ("bert", "vocab.txt", b"[PAD]\n[UNK]\na\na\n", "the piece 'a' stands twice in it"),
     ("bert", "vocab.txt", b"[PAD]\na\n", r"it has no \[UNK\]"),
     ("bert", "vocab.txt", b"[PAD]\n[UNK]\na\n", r"neither it nor added_tokens\.json has \[CLS\]"),
     ("bert", SETTINGS, b'{"tokenizer_class": "ChatGLM4Tokenizer"}', "is 'ChatGLM4Tokenizer'; known are"),
     ("bert", SETTINGS, b'{"mask_token": 7}', r"mask_token is 7; it should be a string"),
+    ("bert", SETTINGS, b'{"tokenizer_class": [1]}', "tokenizer_class is a list; known are"),
+    ("bert", SETTINGS, b'{"additional_special_tokens": 1}', "is 1; it should be a list of strings"),
     ("bert", SETTINGS, b"[]", "holds an empty list instead of an object of settings"),
     ("chatglm", "ice_text.model", b"<0xFF>", "is not icetk's vocabulary"),
     ("chatglm", SETTINGS, b'{"tokenizer_class": "ChatGLMTokenizer", "num_image_tokens": "0"}',

@@ -21,6 +21,7 @@ from glm.tokenizers.wordpiece import Wordpiece
 from runtime.errors import UserError, shown
 
 SETTINGS_NAME, ADDED_NAME = "tokenizer_config.json", "added_tokens.json"
+MOST_ADDED = 1000  # ids behind the vocabulary: there are ten
 CHINESE_NAME = "cog-pretrain.model"
 SOP, EOP, END = "<|startofpiece|>", "<|endofpiece|>", "<|endoftext|>"
 NEVER, BEFORE, BOTH = (False, False), (True, False), (True, True)  # on which sides a command takes white space
@@ -101,9 +102,12 @@ def open_vocabulary(folder: str | os.PathLike, kind: Kind, commands: Collection[
 
 def _tokens(kind: Kind, settings: Mapping, where: Path) -> tuple[dict[str, str], dict[str, tuple[bool, bool]]]:
     """Role -> string and role -> sides, as the class has them where tokenizer_config.json says nothing else."""
-    given = {role: settings[role] for role in (*_NAMES.values(), "bos_token") if settings.get(role) is not None}
-    given |= {f"additional_special_tokens[{place}]": token
-              for place, token in enumerate(settings.get("additional_special_tokens") or ())}
+    given = {role: settings[role] for role in (*_NAMES.values(), "bos_token", "unk_token")
+             if settings.get(role) is not None}
+    more = settings.get("additional_special_tokens") or []
+    if not isinstance(more, list):
+        raise UserError(f"{where}: additional_special_tokens is {shown(more)}; it should be a list of strings")
+    given |= {f"additional_special_tokens[{place}]": token for place, token in enumerate(more)}
     tokens, sides = dict(kind.tokens), dict(kind.strips)
     for role, token in given.items():
         if isinstance(token, dict):  # with the sides on which it takes white space
@@ -120,4 +124,10 @@ def _added(folder: str | os.PathLike, kind: Kind, vocabulary: Vocabulary) -> tup
     path = Path(folder) / ADDED_NAME
     if not path.is_file():
         return {string: vocabulary.size + place for place, string in enumerate(kind.added)}, vocabulary.files
-    return read_ids(path, "the ids that were added to a vocabulary"), (*vocabulary.files, path)
+    what, most = "the commands that were added to a vocabulary", vocabulary.size + MOST_ADDED
+    added = read_ids(path, what)
+    for string, token in added.items():
+        if token >= most:
+            raise damaged(path, what, f"the id of {shown(string)} is {token}, {vocabulary.files[0].name} ends at "
+                                      f"{vocabulary.size - 1}")
+    return added, (*vocabulary.files, path)

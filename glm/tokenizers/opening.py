@@ -23,12 +23,13 @@ _BY_FILE = {CHINESE_NAME: "GLMChineseTokenizer", wordpiece.VOCABULARY_NAME: "GLM
             CHATGLM2_NAME: CHATGLM2}
 
 
-def open_tokenizer(folder: str | os.PathLike, num_image_tokens: int = 20000) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder, or of any that holds its vocabulary.
+def open_tokenizer(path: str | os.PathLike, num_image_tokens: int = 20000) -> Tokenizer:
+    """The tokenizer of a checkpoint's folder, of any other that holds its vocabulary, or of such a file's folder.
 
     num_image_tokens: with icetk's vocabulary where no tokenizer_config.json says it, as for GLM-130B.
     UserError for a vocabulary that is missing, unknown or damaged.
     """
+    folder = _folder(path)
     kind = kind_of(folder)
     if kind in KINDS:
         return open_huggingface(folder, kind)
@@ -36,15 +37,16 @@ def open_tokenizer(folder: str | os.PathLike, num_image_tokens: int = 20000) -> 
         return ChatGLM2Tokenizer(folder)
     if kind == CHATGLM:
         return _open_chatglm(folder)
-    return IcetkTokenizer(Path(folder) / icetk.VOCABULARY_NAME, num_image_tokens)
+    return IcetkTokenizer(folder / icetk.VOCABULARY_NAME, num_image_tokens)
 
 
-def open_megatron_tokenizer(folder: str | os.PathLike, fix_command_token: bool = True) -> GLMTokenizer:
-    """The tokenizer of a GLM checkpoint in Megatron's style. folder: holds the vocabulary.
+def open_megatron_tokenizer(path: str | os.PathLike, fix_command_token: bool = True) -> GLMTokenizer:
+    """The tokenizer of a GLM checkpoint in Megatron's style. path: a folder that holds the vocabulary, or a file of it.
 
     fix_command_token: the option that a Chinese model was trained with: true for glm-large-chinese, false for
     glm-10b-chinese. Raises UserError as open_tokenizer.
     """
+    folder = _folder(path)
     kind = kind_of(folder)
     if kind not in KINDS:
         raise UserError(f"{folder}: holds the tokenizer of {kind}; of a GLM in Megatron's style it is {CHINESE_NAME}, "
@@ -52,15 +54,14 @@ def open_megatron_tokenizer(folder: str | os.PathLike, fix_command_token: bool =
     return open_megatron(folder, kind, fix_command_token)
 
 
-def kind_of(folder: str | os.PathLike) -> str:
+def kind_of(folder: Path) -> str:
     """A key of KINDS, ICETK, CHATGLM or CHATGLM2; UserError where the folder holds none of them."""
-    folder = Path(folder)
     settings, config = read_settings(folder, SETTINGS_NAME), read_settings(folder, CONFIG_NAME)
     named = settings.get("tokenizer_class") or (_CHATGLM_CLASS if config.get("model_type") == "chatglm" else None)
     if named == _CHATGLM_CLASS:
         is_second = (folder / CHATGLM2_NAME).exists() and not (folder / icetk.VOCABULARY_NAME).exists()
         return CHATGLM2 if is_second or "padded_vocab_size" in config else CHATGLM
-    if named in KINDS:
+    if isinstance(named, str) and named in KINDS:
         return named
     if named is not None:
         raise UserError(f"{folder / SETTINGS_NAME}: tokenizer_class is {shown(named)}; known are {', '.join(KINDS)} "
@@ -73,20 +74,25 @@ def kind_of(folder: str | os.PathLike) -> str:
     return found
 
 
+def _folder(path: str | os.PathLike) -> Path:
+    path = Path(path).expanduser()
+    return path.parent if path.is_file() else path
+
+
 def _is_roberta(folder: Path) -> bool:
     """Of the two byte-level vocabularies only RoBERTa's holds its commands."""
     return {"<s>", "</s>", "<pad>"} <= read_ids(folder / byte_level.VOCABULARY_NAME, byte_level.WHAT).keys()
 
 
-def _open_chatglm(folder: str | os.PathLike) -> ChatGLMTokenizer:
+def _open_chatglm(folder: Path) -> ChatGLMTokenizer:
     settings, config = read_settings(folder, SETTINGS_NAME), read_settings(folder, CONFIG_NAME)
     images = settings.get("num_image_tokens", 20000)
     if type(images) is not int or images < 0:
-        raise UserError(f"{Path(folder) / SETTINGS_NAME}: num_image_tokens is {shown(images)}; it should be 0 or 20000")
+        raise UserError(f"{folder / SETTINGS_NAME}: num_image_tokens is {shown(images)}; it should be 0 or 20000")
     tokenizer = ChatGLMTokenizer(folder, images, is_first_revision=settings.get("eos_token") == "</s>")
     sop, begin = tokenizer.command("sop"), config.get("bos_token_id")
     if begin is not None and begin != sop:
-        raise UserError(f"{Path(folder) / SETTINGS_NAME}: with num_image_tokens {images} {tokenizer.vocabulary_file} "
+        raise UserError(f"{folder / SETTINGS_NAME}: with num_image_tokens {images} {tokenizer.vocabulary_file} "
                         f"gives <sop> the id {sop}, {CONFIG_NAME} says {shown(begin)}: they belong to different "
                         "revisions of the model; copy both from the same one")
     return tokenizer
