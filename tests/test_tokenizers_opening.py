@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from glm.tokenizers.chatglm import ChatGLM2Tokenizer, ChatGLMTokenizer
 from glm.tokenizers.icetk import IcetkTokenizer
@@ -146,6 +147,19 @@ def test_damaged_files(tmp_path, kind, name, content, message):
     with pytest.raises(UserError, match=message) as error:
         open_tokenizer(path.parent)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_vocabulary_of_whole_words(tmp_path):
+    path = family_folder("chatglm2", tmp_path) / "tokenizer.model"
+    model = ModelProto.FromString(path.read_bytes())
+    model.trainer_spec.byte_fallback = False
+    kept = [piece for piece in model.pieces if piece.type != ModelProto.SentencePiece.BYTE and (
+        piece.type != ModelProto.SentencePiece.NORMAL or "▁" in piece.piece)]
+    del model.pieces[:]
+    model.pieces.extend(kept)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="no piece of it begins inside a word"):
+        open_tokenizer(path.parent)
 
 
 def test_ids_of_a_vocabulary_are_counted_up(tmp_path):

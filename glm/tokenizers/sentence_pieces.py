@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from glm.tokenizers.vocabulary_files import read_vocabulary
+from glm.tokenizers.vocabulary_files import damaged, read_vocabulary
 from runtime.errors import UserError
 
 
@@ -21,9 +21,11 @@ class SentencePieces:
         self.processor = processor_of(read_vocabulary(path, what), path, what)
         self.size = self.processor.get_piece_size()
         # any piece that begins inside a word: what stands behind it keeps its leading blank
-        self._before, self._length = next(
-            ([token], len(piece)) for token, piece in enumerate(self.processor.id_to_piece(list(range(self.size))))
-            if "▁" not in piece and not self._is_bare(token))
+        pieces = enumerate(self.processor.id_to_piece(list(range(self.size))))
+        inside = next((found for found in pieces if "▁" not in found[1] and not self._is_bare(found[0])), None)
+        if inside is None:
+            raise damaged(path, what, "no piece of it begins inside a word")
+        self._before, self._length = inside[0], len(inside[1])
 
     def _is_bare(self, token: int) -> bool:
         """Whether a piece has no text of its own."""
@@ -41,7 +43,7 @@ class SentencePieces:
         return self.processor.decode(list(ids))
 
     def decode_behind(self, ids: Sequence[int]) -> str:
-        return self.processor.decode([*self._before, *ids])[self._length:]
+        return self.processor.decode([self._before, *ids])[self._length:]
 
     detokenize = decode
 

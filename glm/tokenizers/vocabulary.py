@@ -14,6 +14,7 @@ class Vocabulary(Protocol):
     """Pieces of text, each with an id. No command is known to it: every text is only text."""
 
     size: int
+    files: tuple[Path, ...]  # that it was read from, the main one first
 
     def id_of(self, piece: str) -> int | None:
         """Id of a piece as the file spells it."""
