@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import os
 import socket
 import sys
@@ -25,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands.model import add_model_arguments
-from glm.config import ARCHITECTURE
-from runtime.arguments import CommandParser
+from glm.config import FIELDS
+from runtime.arguments import CommandParser, positive
 from runtime.ending import FORESEEN, ended, terminating
 from runtime.errors import UserError, printable
 from runtime.show import counted
@@ -63,23 +62,14 @@ def make_parser() -> CommandParser:
     what.add_argument("--hostfile", type=Path, metavar="FILE",
                       help="look at every machine of this file, too (default: $HOST_FILE_PATH, where it is set)")
     what.add_argument("--json", action="store_true", help="findings and facts as JSON on standard output")
-    what.add_argument("--rank-seconds", type=_seconds, default=30.0, metavar="N",
+    what.add_argument("--rank-seconds", default=30.0, metavar="N",
+                      type=positive("a number of seconds, above 0 and at most 3600", most=3600),
                       help="how long ranks may take to start for the all-reduce (default: 30)")
     what.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # asked by a doctor on another host
     what.add_argument("--ranks", type=lambda text: tuple(map(int, text.split(","))), default=(1, 1, 1),
                       help=argparse.SUPPRESS)  # degree, processes of this host, of all hosts
     what.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
     return parser
-
-
-def _seconds(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number of seconds, above 0 and at most 3600")
-    return value
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -147,7 +137,7 @@ def try_stages(arguments: argparse.Namespace) -> int:
 
         return open_source(folder, given, heads_needed=False)
 
-    overrides = {name: getattr(arguments, name) for name in (*ARCHITECTURE, "position_encoding_2d", "rotary_table")}
+    overrides = {name: getattr(arguments, name) for name in FIELDS}
     stages = probe.machine_stages(arguments.device, arguments.ranks[1])
     stages |= model.stages(arguments, overrides, open_source)
     probe.run(stages, lambda line: print(line, flush=True))

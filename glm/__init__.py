@@ -7,7 +7,14 @@
 
 
 def load(path, device="cpu", dtype="float32", tokenizer_path=None, bits=None, **config_overrides):
-    """The model and the tokenizer of a checkpoint folder; glm.loading.load says what every argument means."""
-    from glm import loading  # here, because torch and SAT take seconds to import
+    """The model, ready to run and without gradients, and the tokenizer of a checkpoint folder.
 
-    return loading.load(path, device, dtype, tokenizer_path, bits, **config_overrides)
+    The arguments are the fields of glm.options.ModelOptions; config_overrides may be those of ModelConfig, too.
+    dtype: float32, bfloat16, float16, or fp32, bf16, fp16, or torch's own. Raises UserError for every fault of the
+    files or arguments. With several processes all call it, and all hear of a fault of one.
+    """
+    from glm import loading  # here, because torch and SAT take seconds to import
+    from glm.options import ModelOptions
+
+    return loading.load(ModelOptions.of(path=path, device=device, dtype=dtype, tokenizer_path=tokenizer_path, bits=bits,
+                                        **config_overrides))

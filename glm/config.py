@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from runtime import show
+from runtime.arguments import option
 from runtime.errors import UserError, shown
 from runtime.reading import read_json
 
@@ -17,11 +18,7 @@ ROTARY_TABLES = ("half", "half_inv_freq", "exact")
 RANGES = {"num_layers": (1, 10_000), "hidden_size": (1, 2**24), "num_attention_heads": (1, 2**24),
           "inner_hidden_size": (1, 2**24), "vocab_size": (1, 2**31 - 1), "max_sequence_length": (1, 2**31 - 1),
           "num_image_tokens": (0, 2**31 - 1)}
-# The fields of a ModelConfig that flags may override, and the types of these flags.
-ARCHITECTURE = {
-    "num_layers": int, "hidden_size": int, "num_attention_heads": int, "inner_hidden_size": int, "vocab_size": int,
-    "max_sequence_length": int, "num_image_tokens": int, "layernorm_epsilon": float,
-}  # fmt: skip
+_OVERRIDES = "overrides the shape so named"
 
 
 @dataclass(frozen=True)
@@ -33,16 +30,16 @@ class ModelConfig:
     `num_image_tokens` is the id of the vocabulary file's first piece: GLM-130B's ids begin with 20000 image tokens.
     """
 
-    num_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    inner_hidden_size: int
-    vocab_size: int
-    max_sequence_length: int
-    layernorm_epsilon: float = 1e-5
-    position_encoding_2d: bool = False
-    rotary_table: str = "exact"
-    num_image_tokens: int = 20000
+    num_layers: int = option(MISSING, _OVERRIDES)
+    hidden_size: int = option(MISSING, _OVERRIDES)
+    num_attention_heads: int = option(MISSING, _OVERRIDES)
+    inner_hidden_size: int = option(MISSING, _OVERRIDES)
+    vocab_size: int = option(MISSING, _OVERRIDES)
+    max_sequence_length: int = option(MISSING, _OVERRIDES)
+    layernorm_epsilon: float = option(1e-5, "")
+    position_encoding_2d: bool = option(False, "two-channel positions")
+    rotary_table: str = option("exact", "precision of the rotary table", choices=ROTARY_TABLES)
+    num_image_tokens: int = option(20000, _OVERRIDES)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -114,7 +111,7 @@ class ModelConfig:
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 REQUIRED_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig)
-                        if field.default is dataclasses.MISSING)
+                        if field.default is MISSING)
 
 
 def _glm(num_layers: int, hidden_size: int, num_attention_heads: int, inner_hidden_size: int, vocab_size: int,

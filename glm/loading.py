@@ -1,9 +1,9 @@
 """Composition root: configuration -> empty model -> weights of this rank's shard -> device, and the tokenizer."""
 
-import inspect
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,10 +22,11 @@ from glm.checkpoint import (
     shard_name,
     wrong_degree,
 )
-from glm.config import FIELDS, ModelConfig, nearest
+from glm.config import ModelConfig
 from glm.linear import pack_linears
 from glm.model import GLM
 from glm.offload import Offloaded, read_offloaded
+from glm.options import ModelOptions
 from glm.resplit import resplit
 from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
 from glm.weights import bytes_of, check_shard, count_parts, quantization_schemes
@@ -34,6 +35,7 @@ from quantization.functional import Scheme, check_scheme
 from runtime import parallel
 from runtime.errors import UserError
 from runtime.mapped import MappedFile, explain_bus_errors, mapped_file
+from runtime.memory import free_memory, local_ranks
 from runtime.parallel import agree
 from runtime.show import Progress, counted
 
@@ -42,65 +44,33 @@ DTYPES = {
     "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
     "float16": torch.float16, "fp16": torch.float16,
 }  # fmt: skip
+BMINF_SHARE = 0.5  # of what is free goes to the weights with --bminf; caches and activations need room, too
 LARGE_BYTES = 10**9  # from here on loading shows a progress bar
 
 
-def load(
-    path: str | os.PathLike,
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype = "float32",
-    tokenizer_path: str | os.PathLike | None = None,
-    bits: int | None = None,
-    *,
-    model: str | None = None,
-    sequential: bool = False,
-    group_size: int | None = None,
-    from_quantized: bool = False,
-    offload_memory_limit: float | None = None,
-    **config_overrides,
-) -> tuple[GLM, IcetkTokenizer]:
+def load(options: ModelOptions) -> tuple[GLM, IcetkTokenizer]:
     """The model, ready to run and without gradients, and the tokenizer of a checkpoint folder.
 
-    device: "cpu", "cuda" (this rank's GPU on its host) or "cuda:N".
-    dtype: of the weights and the arithmetic, whatever the file holds: a key of DTYPES or a torch.dtype.
-    tokenizer_path: vocabulary file or its folder, where it does not lie beside the checkpoint.
-    bits: 8 or 4 quantises the linear layers while loading; files that are quantised are recognised without it.
-    model: name of a preset; its shapes win over the checkpoint's model_config.json.
-    sequential: ranks read their files one after another, where a host's memory or disk cannot serve all at once.
-    group_size: with bits: so many neighbouring columns of a weight share a scale, instead of a whole row.
-    from_quantized: the file is said to be quantised; an error if it is not.
-    offload_memory_limit: GB (10^9 bytes) that this rank's weights may take on the device; None: all stay there.
-    config_overrides: fields of ModelConfig; they win over both.
-
-    Under torchrun every rank calls it; the tensor-parallel degree is that of runtime.parallel.start, or else the number
-    of shards. Raises UserError for every fault of the files or arguments, on all ranks if it happens on one.
+    Every rank calls it. Raises UserError for every fault of the files or arguments, on all ranks if it happens on one.
     """
-    _check_overrides(config_overrides)
-    device, dtype = _device(device), _dtype(dtype)
-    config = read_config(path, model, **config_overrides)
-    tokenizer = IcetkTokenizer(find_vocabulary(path, tokenizer_path), config.num_image_tokens)
+    options = replace(options, device=_device(options.device), dtype=_dtype(options.dtype))
+    config = read_config(options.path, options.model, **(options.shape or {}))
+    tokenizer = IcetkTokenizer(find_vocabulary(options.path, options.tokenizer_path), config.num_image_tokens)
     check_vocabulary(tokenizer, config)
-    _start_parallel(path)
-    return load_model(path, config, device, dtype, bits, sequential, group_size, from_quantized,
-                      offload_memory_limit), tokenizer
+    _start_parallel(options)
+    return load_model(options, config), tokenizer
 
 
-def _check_overrides(overrides: Iterable[str]) -> None:
-    named = [name for name in inspect.signature(load).parameters if name != "config_overrides"]
-    for name in overrides:
-        if name not in FIELDS:
-            raise UserError(f"glm.load has no argument {name!r}{nearest(name, (*named, *FIELDS))}; there are "
-                            f"{', '.join(named)}, and of the model's shape {', '.join(FIELDS)}")
+def load_model(options: ModelOptions, config: ModelConfig) -> GLM:
+    """The model of a checkpoint whose configuration is known; runtime.parallel must have been started.
 
-
-def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.device, dtype: torch.dtype,
-               bits: int | None = None, sequential: bool = False, group_size: int | None = None,
-               from_quantized: bool = False, offload_memory_limit: float | None = None) -> GLM:
-    """The model of a checkpoint whose configuration is known; runtime.parallel must have been started."""
+    options: with a torch.device and a torch.dtype.
+    """
+    path, device, dtype = options.path, options.device, options.dtype
     agree(lambda: _check_divisible(config, parallel.size()))
     model = GLM(config, dtype=dtype, device="meta")
     expected = spec.expected(config, parallel.size())
-    limit = math.inf if offload_memory_limit is None else offload_memory_limit * 1e9
+    limit = _offload_limit(options)
 
     def read() -> tuple[dict[str, Scheme], Offloaded, list[MappedFile]]:
         paths = find_shards(path)
@@ -108,7 +78,7 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
         files = [mapped_file(shard.path) for shard in shards]
         explain_bus_errors(shards[0].path if len(shards) == 1 else shards[0].path.parent)
         shard = shards[0] if len(paths) == parallel.size() else _own_part(path, shards, config, limit)
-        schemes = _schemes(shard, expected, bits, group_size, from_quantized)
+        schemes = _schemes(shard, expected, options)
         size = bytes_of(shard, expected)
         with Progress(size, shown=size >= LARGE_BYTES and parallel.is_first_process(), unit="B",
                       title="Loading weights") as progress:
@@ -116,7 +86,7 @@ def load_model(path: str | os.PathLike, config: ModelConfig, device: torch.devic
         is_read_later = found.streamed or (shard.mapped and _share_memory(shards, found.tensors))
         return schemes, found, files if is_read_later else []
 
-    schemes, found, files = agree(read, sequential)
+    schemes, found, files = agree(read, options.sequential)
     pack_linears(model, schemes)
     model.load_state_dict(found.tensors, strict=True, assign=True)
     model.mapped_files, model.stream = files, found.stream(model)
@@ -135,13 +105,23 @@ def check_vocabulary(tokenizer: IcetkTokenizer, config: ModelConfig) -> None:
         raise UserError(f"{facts}: so many unused ids look like a model with num_image_tokens 20000; set it")
 
 
-def _start_parallel(path: str | os.PathLike) -> None:
-    """With the degree of the shards, where the number of processes allows; a wrong number is reported later."""
+def _offload_limit(options: ModelOptions) -> float:
+    """Bytes that this rank's weights may take on the device."""
+    if options.offload_memory_limit is not None:
+        return options.offload_memory_limit * 1e9
+    return BMINF_SHARE * free_memory(str(options.device)) / local_ranks() if options.bminf else math.inf
+
+
+def _start_parallel(options: ModelOptions) -> None:
+    """With the degree that was said, or else that of the shards, where the number of processes allows; a wrong number
+    is reported later."""
+    if options.degree is not None:
+        parallel.start(options.degree)
     if parallel.is_started():
         return
     world = (torch.distributed.get_world_size() if torch.distributed.is_initialized()
              else int(os.environ.get("WORLD_SIZE", "1")))
-    shards = len(find_shards(path))
+    shards = len(find_shards(options.path))
     parallel.start(shards if world % shards == 0 else world)
 
 
@@ -180,12 +160,12 @@ def _check_divisible(config: ModelConfig, degree: int) -> None:
         raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
 
 
-def _schemes(shard: Shard, expected: Mapping[str, spec.Part], bits: int | None, group_size: int | None,
-             from_quantized: bool) -> dict[str, Scheme]:
+def _schemes(shard: Shard, expected: Mapping[str, spec.Part], options: ModelOptions) -> dict[str, Scheme]:
     """How the model holds its linears' weights: as the file does, or as is asked for where the file is not quantised.
 
     Raises UserError where what was said of the file is wrong, or its weights cannot be quantised like this.
     """
+    bits, group_size = options.bits, options.group_size
     if bits not in (None, 4, 8):
         raise UserError(f"quantisation to {bits} bits was asked for; allowed: 4, 8")
     if group_size is not None and bits is None:
@@ -202,7 +182,7 @@ def _schemes(shard: Shard, expected: Mapping[str, spec.Part], bits: int | None, 
                 raise UserError(f"{shard.path} is quantised by {groups}, but groups of {group_size} were asked for; "
                                 "leave --quantization-group-size away or take the unquantised checkpoint")
         return found
-    if from_quantized:
+    if options.from_quantized:
         raise UserError(f"{shard.path} is not quantised; leave --from-quantized-checkpoint away"
                         + (f": it is quantised to {bits} bits while loading" if bits else ""))
     names = [name for name, part in expected.items() if part.packs] if bits else []

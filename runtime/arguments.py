@@ -1,4 +1,4 @@
-"""How every program reads its flags: one-line errors, near names for unknown flags, defaults in --help.
+"""How every program reads its flags: made from dataclasses, one-line errors, near names, defaults in --help.
 
 Imports nothing heavy: a wrong flag is refused, and --help answered, before torch is there.
 """
@@ -6,9 +6,13 @@ Imports nothing heavy: a wrong flag is refused, and --help answered, before torc
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from runtime.errors import UserError
 from runtime.program import is_first_rank
@@ -60,6 +64,87 @@ class CommandParser(argparse.ArgumentParser):
         if is_first_rank():
             print(f"error: {UserError(message)}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def option(default: Any, what: str, **how: Any) -> Any:
+    """A field of a dataclass that is a flag, too. what: for --help; "" hides the flag.
+
+    how: `flag`, its name where that is not the field's; `aliases`, more names; `metavar`; `choices`; `none`, what no
+    value means; `read`, from a word to the value, where the type does not say it; `is_switches`: each choice is a flag
+    that takes no value; `overrides`: the field is a dictionary with those fields of this dataclass that were said.
+    """
+    return dataclasses.field(default=default, metadata={"what": what, **how})
+
+
+def flags(group, *options: Any, is_override: bool = False) -> None:
+    """A flag for each field of these dataclasses that is an `option`; one that several have in common is added once.
+
+    options: classes, or values whose fields are then the defaults. is_override: what is not said is None.
+    """
+    names = set()
+    for each in options:
+        for field in _options(each):
+            if "overrides" in field.metadata:
+                flags(group, field.metadata["overrides"], is_override=True)
+            elif (name := flag_name(field)) not in names:
+                names.add(name)
+                default = None if is_override else getattr(each, field.name, None)
+                _add_flag(group, name, field, default)
+
+
+def chosen(kind: type, arguments: argparse.Namespace, **more: Any) -> Any:
+    """The dataclass with the values that its flags were given. more: those of fields that are no flags."""
+    values = {}
+    for field in _options(kind):
+        if "overrides" in field.metadata:
+            said = {inner.name: getattr(arguments, flag_name(inner)) for inner in _options(field.metadata["overrides"])}
+            values[field.name] = {name: value for name, value in said.items() if value is not None}
+        else:
+            values[field.name] = getattr(arguments, flag_name(field))
+    return kind(**values, **more)
+
+
+def flag_name(field: dataclasses.Field) -> str:
+    """With underscores, as the parsed arguments have it."""
+    return field.metadata.get("flag", field.name)
+
+
+def _options(kind: Any) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(kind) if "what" in field.metadata]
+
+
+def _add_flag(group, name: str, field: dataclasses.Field, default: Any) -> None:
+    about = field.metadata
+    kind = next(kind for kind in (bool, int, float, Path, str) if field.type.startswith(kind.__name__))
+    what = about["what"] + (f" (default: {about['none']})" if default is None and "none" in about else "")
+    what = what or argparse.SUPPRESS
+    if about.get("is_switches"):
+        group = group.add_mutually_exclusive_group()
+        for choice in about["choices"]:
+            group.add_argument(f"--{choice}", dest=name, action="store_const", const=choice, default=default,
+                               help=what.replace("CHOICE", choice))
+        return
+    spellings = [f"--{each.replace('_', '-')}" for each in (name, *about.get("aliases", ()))]
+    if kind is bool:
+        group.add_argument(*spellings, action="store_true", default=default, help=what)
+        return
+    metavar = about.get("metavar", {int: "N", float: "X"}.get(kind) if "choices" not in about else None)
+    group.add_argument(*spellings, type=about.get("read", kind), default=default, help=what,
+                       choices=about.get("choices"), metavar=metavar)
+
+
+def positive(what: str, most: float = math.inf) -> Callable[[str], float]:
+    """Reads a number above 0. what: is wanted, for the message, such as "a number of seconds above 0"."""
+    def read(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most or value == math.inf:
+            raise argparse.ArgumentTypeError(f"{word!r} is not {what}")
+        return value
+
+    return read
 
 
 def nearest_flag(word: str, known: Sequence[str]) -> str | None:

@@ -30,7 +30,7 @@ def shard(folder, rank):
 def found(folder, *words, degree=2, free=10**12):
     """The findings on a checkpoint, looked at as the probe's process looks."""
     arguments = command.parse(["--load", str(folder), *words])
-    overrides = {name: getattr(arguments, name) for name in (*command.ARCHITECTURE, "rotary_table")}
+    overrides = {name: getattr(arguments, name) for name in command.FIELDS}
     lines = []
     probe.run(model.stages(arguments, overrides, open_source), lines.append)
     stages = probe.outcomes("\n".join(lines), 0, "")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from glm.checkpoint import find_shards, read_shard, shard_name
 from glm.loading import load_model
+from glm.options import ModelOptions
 from runtime import parallel
 from runtime.errors import UserError
 from tests.fuzzing import CANARY, files_below, fuzz, json_values, mutated, names, only_user_errors, texts
@@ -50,7 +51,7 @@ def use(folder) -> None:
         lambda: read_shard(path),
         lambda: verify.make_manifest(folder, "xxh3_128"),
         lambda: convert(folder, folder.parent / "converted", Wish(2, 8), {}, None),
-        lambda: load_model(folder, TINY, torch.device("cpu"), torch.float16),
+        lambda: load_model(ModelOptions(folder, device=torch.device("cpu"), dtype=torch.float16), TINY),
     ):
         try:
             found = attempt()

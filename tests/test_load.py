@@ -36,7 +36,7 @@ def refused(*arguments, **keywords):
 
 def test_an_argument_that_there_is_not_is_no_fault_of_a_file(checkpoint):
     message = refused(checkpoint, quantization_bit_width=4)
-    assert message.startswith("glm.load has no argument 'quantization_bit_width'; there are path, device, ")
+    assert message.startswith("glm.load has no argument 'quantization_bit_width'; there are path, tokenizer_path, ")
     assert "bits, " in message and "hidden_size, " in message and "model_config.json" not in message
     assert "(in Python: offload_memory_limit)" in refused(checkpoint, offload_memory_limit=1e-6)
 
@@ -229,11 +229,12 @@ def test_a_model_that_cannot_be_divided(tmp_path):
 def load_undivided():
     from glm.config import ModelConfig
     from glm.loading import load_model
+    from glm.options import ModelOptions
     from runtime import parallel
 
     parallel.start(2)
     config = ModelConfig.from_values(SHAPE | {"num_attention_heads": 3, "hidden_size": 66})
     try:
-        load_model(TP1, config, torch.device("cpu"), torch.float32)
+        load_model(ModelOptions(TP1, device=torch.device("cpu"), dtype=torch.float32), config)
     except UserError as error:
         return str(error)

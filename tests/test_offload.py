@@ -16,6 +16,7 @@ from glm.config import ModelConfig
 from glm.loading import load_model
 from glm.model import GLM
 from glm.offload import choose
+from glm.options import ModelOptions
 from runtime import parallel
 from runtime.errors import UserError
 from tests.golden_data import split_state, write_checkpoint
@@ -40,7 +41,8 @@ def checkpoint(folder, dtype=torch.bfloat16, bits=None, degree=1, group_size=Non
 def load(folder, dtype=torch.bfloat16, limit=None, **options):
     if not parallel.is_started():
         parallel.start()
-    return load_model(folder, CONFIG, torch.device("cpu"), dtype, offload_memory_limit=limit, **options)
+    return load_model(ModelOptions(folder, offload_memory_limit=limit, device=torch.device("cpu"), dtype=dtype,
+                                   **options), CONFIG)
 
 
 def least(folder, dtype=torch.bfloat16):

@@ -14,6 +14,7 @@ from glm import spec
 from glm.checkpoint import find_shards, read_shard, shard_name
 from glm.config import ModelConfig
 from glm.loading import load_model
+from glm.options import ModelOptions
 from glm.resplit import resplit
 from glm.weights import convert_shard
 from runtime import parallel
@@ -48,7 +49,7 @@ def test_every_part_of_every_split(tmp_path_factory, files, degree):
 
 def _loaded(folder, degree, dtype, bits):
     parallel.start(degree)
-    model = load_model(folder, CONFIG, CPU, dtype, bits)
+    model = load_model(ModelOptions(folder, bits=bits, device=CPU, dtype=dtype), CONFIG)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}, len(model.mapped_files)
 
 
@@ -98,7 +99,8 @@ def test_what_has_to_be_converted_first(tmp_path, what, why):
     if not parallel.is_started():
         parallel.start()
     with pytest.raises(UserError) as caught:
-        load_model(folder, CONFIG, CPU, torch.float32, offload_memory_limit=0.01 if what == "streamed" else None)
+        load_model(ModelOptions(folder, offload_memory_limit=0.01 if what == "streamed" else None, device=CPU,
+                                dtype=torch.float32), CONFIG)
     message = str(caught.value)
     assert message.startswith(f"{folder} is split for 2 tensor-parallel ranks, but 1 is running, and {why}")
     assert "--target-tp 1" in message and "\n" not in message
@@ -112,7 +114,7 @@ def test_a_fault_in_any_of_the_files_is_named(tmp_path):
     if not parallel.is_started():
         parallel.start()
     with pytest.raises(UserError, match=rf"{shard_name(1)}: {name} has the shape"):
-        load_model(folder, CONFIG, CPU, torch.float32)
+        load_model(ModelOptions(folder, device=CPU, dtype=torch.float32), CONFIG)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory from Linux's /proc")

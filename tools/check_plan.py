@@ -72,6 +72,7 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     from generation.decode import generate
     from generation.params import SamplingParams
     from glm.loading import DTYPES, load_model
+    from glm.options import ModelOptions
     from planning import measuring
     from planning.memory import plan
     from planning.shapes import linears
@@ -81,7 +82,8 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     from runtime import parallel
 
     parallel.start(1)
-    model = load_model(folder, setup.config, torch.device("cpu"), DTYPES[setup.run.precision], setup.run.bits)
+    model = load_model(ModelOptions(folder, bits=setup.run.bits, device=torch.device("cpu"),
+                                    dtype=DTYPES[setup.run.precision]), setup.config)
     loading = time.perf_counter() - begin
     loaded = highest()
     ids = torch.randint(setup.config.vocab_size - 1, (context,)).tolist()

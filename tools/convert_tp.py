@@ -10,16 +10,20 @@ A conversion that was interrupted is finished by the same command. docs/checkpoi
 
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from glm.config import ARCHITECTURE
+from glm.config import ModelConfig
 from quantization import GROUP_SIZES
 from runtime.arguments import CommandParser
 from runtime.ending import FORESEEN, ended, terminating
 from runtime.errors import printable
 from runtime.show import counted
+
+NUMBERS = {field.name: {"int": int, "float": float}[field.type] for field in fields(ModelConfig)
+           if field.type in ("int", "float")}
 
 
 def make_parser() -> CommandParser:
@@ -37,7 +41,7 @@ def make_parser() -> CommandParser:
     parser.add_argument("--verify", type=Path, metavar="DIR", help="compare a checkpoint with its manifest, and end")
     shape = parser.add_argument_group("model", "needed only where the files and model_config.json do not say it")
     shape.add_argument("--model", metavar="NAME", help="shapes by name, for example glm-130b")
-    for name, kind in ARCHITECTURE.items():
+    for name, kind in NUMBERS.items():
         shape.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X",
                            help="overrides the shape so named")
     return parser
@@ -54,7 +58,7 @@ def carried_out(options) -> int:
     wish = Wish(options.target_tp, options.quantization_bit_width, options.quantization_group_size, options.requantize)
     begin = time.monotonic()
     outcome = convert(options.input_folder, options.output_folder, wish,
-                      {name: getattr(options, name) for name in ARCHITECTURE}, options.model, options.hash)
+                      {name: getattr(options, name) for name in NUMBERS}, options.model, options.hash)
     seconds = time.monotonic() - begin
     shards = counted(wish.degree, "shard")
     if not outcome.written:

@@ -49,14 +49,15 @@ def measure(task: Task) -> Measured:
     from generation.params import SamplingParams
     from glm.checkpoint import find_shards
     from glm.loading import load_model, read_config
+    from glm.options import ModelOptions
     from runtime import parallel
 
     if task.threads:
         torch.set_num_threads(task.threads)
     parallel.start()
     config = read_config(task.load)
-    model = load_model(task.load, config, torch.device("cpu"), getattr(torch, task.dtype),
-                       offload_memory_limit=task.limit)
+    model = load_model(ModelOptions(task.load, offload_memory_limit=task.limit, device=torch.device("cpu"),
+                                    dtype=getattr(torch, task.dtype)), config)
     streamed = () if model.stream is None else model.stream.order
     generator = torch.Generator().manual_seed(0)
     digest, clock = hashlib.sha256(), []

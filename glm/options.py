@@ -1,0 +1,60 @@
+"""What decides which model runs, where and in which precision: the arguments of glm.load, and the flags of commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from glm.config import FIELDS, PRESETS, ModelConfig, nearest
+from quantization import GROUP_SIZES
+from runtime.arguments import option, positive
+from runtime.errors import UserError
+
+PRECISIONS = ("fp16", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Paths may be strings, device and dtype torch's own."""
+
+    path: Path = option(
+        None, "checkpoint folder, the one with the file 'latest' (default: $CHECKPOINT_PATH, else the embedded model)",
+        flag="load", metavar="DIR")
+    tokenizer_path: Path | None = option(  # a vocabulary file or its folder
+        None, "vocabulary file ice_text.model (default: beside the checkpoint, else ~/.icetk_models)", metavar="FILE")
+    model: str | None = option(  # a preset, whose shapes win over the checkpoint's model_config.json
+        None, f"shapes by name: {', '.join(PRESETS)} (default: the checkpoint's model_config.json)", metavar="NAME")
+    shape: Mapping[str, Any] = option(None, "", overrides=ModelConfig)  # fields of ModelConfig, which win over both
+    degree: int | None = option(  # tensor-parallel; None: that of runtime.parallel.start, or else the number of shards
+        None, "tensor-parallel degree", none="the number of shards", flag="model_parallel_size")
+    bits: int | None = option(  # files that are quantised are recognised without it
+        None, "quantise the linear layers while loading", flag="quantization_bit_width", choices=(4, 8))
+    group_size: int | None = option(
+        None, "so many columns share a scale", none="a whole row", flag="quantization_group_size", choices=GROUP_SIZES)
+    from_quantized: bool = option(  # an error if it is not
+        False, "say that the file is quantised; found out without it", flag="from_quantized_checkpoint")
+    offload_memory_limit: float | None = option(  # None: all weights stay on the device
+        None, "the weights may take so much of the device, 10^9 bytes per rank; layers beyond are read again for every "
+              "pass (docs/low-resource-inference.md)", aliases=("bminf_memory_limit",), metavar="GB",
+        read=positive("a number of GB above 0, for example 12 or 0.5"))
+    bminf: bool = option(False, "like --offload-memory-limit, with the limit found out from what is free")
+    sequential: bool = option(  # where a host's memory or disk cannot serve all ranks at once
+        False, "ranks read their shards one after another", flag="sequential_initialization")
+    device: str | None = option(  # "cuda": this rank's GPU on its host
+        None, "cpu, cuda or cuda:N", none="cuda where there is a GPU")
+    dtype: str | None = option(  # of weights and arithmetic, whatever the file holds
+        None, "run in CHOICE", none="what the device computes fastest", flag="precision", choices=PRECISIONS,
+        is_switches=True)
+
+    @classmethod
+    def of(cls, **values: Any) -> ModelOptions:
+        """The fields, and those of a shape, side by side. Raises UserError for others."""
+        names = [field.name for field in fields(cls) if field.name != "shape"]
+        for name in values:
+            if name not in (*names, *FIELDS):
+                raise UserError(f"glm.load has no argument {name!r}{nearest(name, (*names, *FIELDS))}; there are "
+                                f"{', '.join(names)}, and of the model's shape {', '.join(FIELDS)}")
+        shape = {name: value for name, value in values.items() if name in FIELDS}
+        return cls(**{name: value for name, value in values.items() if name not in FIELDS}, shape=shape)
