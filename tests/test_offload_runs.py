@@ -7,6 +7,7 @@ import torch
 
 from commands.evaluate import main as evaluate
 from commands.generate import main as generate
+from glm.offload import read_offloaded
 from glm.stream import Stream
 from tests.golden_data import quantized_parts, write_checkpoint
 from tests.parallel_helper import run_ranks
@@ -79,9 +80,8 @@ def test_a_limit_that_is_found_out(tmp_path, monkeypatch):
     """--bminf alone: a share of what is free; here all fits."""
     monkeypatch.setattr("runtime.memory.free_host_memory", lambda: 8e9)
     found = []
-    load = __import__("glm").load
-    monkeypatch.setattr("glm.load", lambda *arguments, **options: found.append(options) or load(*arguments, **options))
+    monkeypatch.setattr("glm.loading.read_offloaded", lambda *given: found.append(given) or read_offloaded(*given))
     (tmp_path / "prompts.txt").write_text("The [gMASK]")
     assert generate([*MODEL, "--bminf", "--out-seq-length", "12", "--input-source", str(tmp_path / "prompts.txt"),
                      "--output-path", str(tmp_path / "out")]) == 0
-    assert found[0]["offload_memory_limit"] == 4
+    assert 4e9 in found[0]
