@@ -26,12 +26,12 @@ from pathlib import Path
 from commands.model import add_model_arguments
 from glm.config import FIELDS
 from runtime.arguments import CommandParser, positive
-from runtime.ending import FORESEEN, ended, terminating
 from runtime.errors import UserError, printable
+from runtime.files import REPOSITORY
+from runtime.program import FORESEEN, ended, terminating
 from runtime.show import counted
 
 PROGRAM = "python -m glm doctor"
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,10 +21,9 @@ from commands.evaluate_arguments import COMPARE, PROGRAM, limit_of, output_folde
 from commands.model import announce_loading, load_model, require_fit, start_processes
 from evaluation.store import GO_ON
 from runtime.arguments import CommandParser
-from runtime.ending import FORESEEN, ended, terminating
 from runtime.errors import UserError, printable
 from runtime.files import Lock
-from runtime.program import is_first_rank
+from runtime.program import FORESEEN, ended, is_first_rank, terminating
 from runtime.show import counted
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from commands.model import add_model_arguments
 from evaluation.limiting import Limit
-from generation.results import safe_name
 from runtime.arguments import CommandParser
 from runtime.errors import UserError
+from runtime.files import REPOSITORY, safe_name
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 COMPARE = "compare"
 PROGRAM = "python -m evaluation"
 # What results do not depend on: the same folder whatever is said of these.

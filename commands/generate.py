@@ -2,7 +2,7 @@
 
     python -m generation --input-source interactive
     python -m generation --load CHECKPOINT --input-source prompts.txt --output-path answers
-    torchrun --nproc_per_node 8 -m generation --load CHECKPOINT --model-parallel-size 8 --model glm-130b --fp16 ...
+    python scripts/launch.py 8 generation --load CHECKPOINT --model-parallel-size 8 --model glm-130b --fp16 ...
 
 Exit codes: 0 all prompts answered, 2 a mistake in the arguments or files or some prompts without an answer (each with
 one message and an `error` in results.jsonl), 130 or 143 interrupted: with --resume the same command goes on.
@@ -26,9 +26,8 @@ from generation.prompts import read_prompts
 from generation.results import RESULTS, Results
 from planning.wanted import Use
 from runtime.arguments import CommandParser
-from runtime.ending import FAILED, FORESEEN, ended, terminating
 from runtime.errors import UserError, printable, unsteering
-from runtime.program import is_first_rank, is_unheard
+from runtime.program import FAILED, FORESEEN, ended, is_first_rank, is_unheard, terminating
 
 INTERACTIVE = "interactive"
 OF_FILES = ("output_path", "with_id", "batch_size", "resume", "overwrite")
@@ -106,7 +105,7 @@ def loaded(arguments: argparse.Namespace, texts: Sequence[str], timeout_seconds:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != parallel.size():
         raise UserError(f"{world} processes, but the model is split into {parallel.size()}; start exactly as many: "
-                        f"torchrun --nproc_per_node {parallel.size()} -m generation ...")
+                        f"python scripts/launch.py {parallel.size()} generation ...")
     return model, tokenizer
 
 

@@ -13,9 +13,10 @@ from planning import processor
 from planning.processor import default_device, default_precision
 from runtime.arguments import chosen, flags
 from runtime.errors import UserError, printable
+from runtime.files import REPOSITORY
 from runtime.program import is_first_rank
 
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
+DEFAULT_CHECKPOINT = REPOSITORY / "checkpoints" / "glm-small"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

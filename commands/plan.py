@@ -29,10 +29,11 @@ from planning.stored import require_own_model
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 from runtime.arguments import CommandParser
 from runtime.errors import UserError, printable
-from runtime.memory import local_ranks
+from runtime.files import REPOSITORY
+from runtime.resources import local_ranks
 
 FAILED = 2
-DEFAULT_DATA = Path(__file__).resolve().parent.parent / "data"
+DEFAULT_DATA = REPOSITORY / "data"
 USUAL_CONTEXT = 512
 
 

@@ -15,12 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from generation.results import safe_name
 from planning.processor import default_device
 from runtime.arguments import CommandParser
 from runtime.errors import UserError
+from runtime.files import REPOSITORY, safe_name
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TEXTS = [REPOSITORY / "tools" / "quantizing" / "texts" / name for name in ("en.txt", "zh.txt")]
 TASKS = REPOSITORY / "tasks" / "quickstart"
 REPORT = "report"

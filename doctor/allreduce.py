@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
+from runtime.meeting import STORE_SOCKET, listening_at
+
 COMMAND = "all-reduce"  # python -m doctor all-reduce, one process per rank
 BYTES, FEW_BYTES = 64 << 20, 1 << 20
 SLOW_SECONDS = 0.2  # a network that takes so long for FEW_BYTES is measured with these alone
@@ -24,7 +26,6 @@ REPETITIONS = 3
 MARK = "all_reduce"  # the key that this program's line of JSON has
 JOIN_SECONDS, WORK_SECONDS = 30.0, 25.0  # to start Python and torch everywhere; for the operation
 GO, END = "go", "end"
-SOCKET = "GLM_STORE_SOCKET"  # of runtime.meeting, which imports torch
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Place:
     @classmethod
     def read(cls, environment: Mapping[str, str], seconds_to_join: float = JOIN_SECONDS) -> Place:
         """From the environment of scripts/launch.py, which hands its socket to the first rank, or of DeepSpeed."""
-        rank = int(environment["RANK"])
+        rank, listening = int(environment["RANK"]), environment.get(STORE_SOCKET)
         return cls(rank, int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", "0")),
                    environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), rank == 0,
-                   int(environment[SOCKET]) if rank == 0 and environment.get(SOCKET) else None, seconds_to_join)
+                   int(listening) if rank == 0 and listening else None, seconds_to_join)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,6 @@ def run(place: Place, operation: Callable[[Place, object], tuple[str, float]] | 
     """One rank's part; the first rank's result is everybody's, other ranks have one only where they do not reach the
     first. operation(place, store): (backend, seconds per byte); tests have their own."""
     import torch
-
-    from runtime.meeting import listening_at
 
     wait = datetime.timedelta(seconds=place.seconds_to_join)
     listening = listening_at(place.address, place.port) if place.serves and place.socket is None else place.socket

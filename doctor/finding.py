@@ -6,12 +6,11 @@ import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from doctor.catalogue import FINDINGS
+from runtime.files import REPOSITORY
 
 ERROR, WARNING = "error", "warning"
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from doctor.allreduce import Outcome
-from doctor.finding import REPOSITORY, Finding, error, requirements, warning
+from doctor.finding import Finding, error, requirements, warning
 from doctor.packages import ONLY_FOR_TESTS
+from runtime.files import REPOSITORY
 from runtime.hosts import Host, ssh_command, unreachable
 
 ANSWER_SECONDS = 150  # for a doctor on another host

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from doctor import allreduce
 from doctor.allreduce import Outcome
-from doctor.finding import REPOSITORY, Finding
+from doctor.finding import Finding
 from doctor.hosts import check_all_reduce
+from runtime.files import REPOSITORY
 
 SECONDS = 150.0  # for everything; launchers and ranks have shorter limits of their own
 GRACE = 8.0  # for the launcher to end by itself, once the first rank has said what came of it

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doctor.finding import Finding, error, warning
-from planning.machine import cores, crowd
-from runtime.memory import free_host_memory, group_folders
+from planning.machine import crowd
+from runtime.resources import cores, free_host_memory, group_folders
 
 GB = 1e9
 LEAST_DISK = 1.0  # GB that results, samples and compiled kernels never need together

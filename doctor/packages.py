@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from doctor.finding import REPOSITORY, Finding, error, pip, requirements, warning
+from doctor.finding import Finding, error, pip, requirements, warning
+from runtime.files import REPOSITORY
 
 # without these everything runs but the tests
 ONLY_FOR_TESTS = ("pytest", "hypothesis", "ruff")

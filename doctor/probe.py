@@ -17,8 +17,8 @@ import sys
 from collections.abc import Callable, Mapping
 
 from doctor.devices import Devices, Gpu
-from doctor.finding import REPOSITORY
 from runtime.errors import UserError
+from runtime.files import REPOSITORY
 
 COMMAND = "probe"  # python -m doctor probe ...
 SECONDS = 90  # for all stages; a compiler that starts from nothing takes some of them

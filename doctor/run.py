@@ -14,10 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from doctor import allreduce, data, devices, hosts, machine, memory, model, packages, probe
-from doctor.finding import REPOSITORY, Finding, error
+from doctor.finding import Finding, error
 from doctor.join import join
 from evaluation.hashing import hash_code
 from runtime.errors import UserError
+from runtime.files import REPOSITORY
 from runtime.hosts import check_layout, is_here_alone, read_hostfile
 
 # errors with which the processes cannot be started

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from doctor.finding import REPOSITORY, Finding, error
+from doctor.finding import Finding, error
+from runtime.files import REPOSITORY
 
 DEFAULT_CONFIG = "configs/model_glm_small.sh"
 # Every variable of the environment that is shown or passed on; others may hold secrets.

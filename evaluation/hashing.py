@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runtime.errors import UserError
+from runtime.files import REPOSITORY
 
 CODE_PACKAGES = ("runtime", "kernels", "quantization", "glm", "generation", "evaluation", "tasks")
 CODE_SUFFIXES = (".py", ".cpp", ".h", ".cu")
@@ -53,9 +54,8 @@ def checkpoint_facts(folder: Path) -> dict[str, str]:
     return {"path": str(folder), "iteration": shards[0].parent.name, "sha256": digest}
 
 
-def hash_code(root: Path | None = None) -> str:
+def hash_code(root: Path = REPOSITORY) -> str:
     """Of every source file below the packages that a result depends on; root: the repository."""
-    root = root or Path(__file__).resolve().parent.parent
     files = sorted(path for package in CODE_PACKAGES for path in (root / package).rglob("*")
                    if path.suffix in CODE_SUFFIXES and path.is_file())
     return combined(zip((path.relative_to(root).as_posix() for path in files), hash_files(files), strict=True))

@@ -32,8 +32,8 @@ from evaluation.work import DataFile, Work
 from glm.config import ModelConfig
 from glm.linear import quantization_of
 from runtime.errors import UserError
+from runtime.files import usual, versions
 from runtime.reading import LARGE, NoSuchFile, read_json
-from runtime.record import usual, versions
 
 SETTINGS, REPORT = "settings.json", "report.html"
 

@@ -18,8 +18,8 @@ from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from evaluation.schema import fault
 from generation.params import BeamParams, SamplingParams
 from runtime.errors import UserError
+from runtime.files import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 OURS = ("runtime", "kernels", "quantization", "glm", "planning", "generation", "evaluation", "commands")  # not tasks/
 
 

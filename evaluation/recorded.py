@@ -11,10 +11,10 @@ from typing import Any
 
 from evaluation.schema import Each, fault
 from runtime.errors import UserError
+from runtime.files import REPOSITORY
 from runtime.reading import LARGE, NoSuchFile, parse_json, read_json, read_text
 
 RESULTS = "results.json"
-REPOSITORY = Path(__file__).resolve().parent.parent
 SCHEMA = 1
 _FIGURE, _COUNTS = (float, None), {"expected": int, "scored": int, "truncated": int, "overlong?": int}
 _METRIC = {"max": _FIGURE, "median": _FIGURE, "average": _FIGURE, "interval": [_FIGURE], "interval_method": str,

@@ -11,9 +11,8 @@ import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from generation.results import folded, safe_name
 from runtime.errors import UserError
-from runtime.files import temporary_name
+from runtime.files import name_key, safe_name, temporary_name
 
 SAMPLES = "samples"
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that file systems, and Linux, allow
@@ -27,9 +26,9 @@ def sample_folders(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         stem = folder = safe_name(name)
         number = 2
-        while folded(folder) in taken:
+        while name_key(folder) in taken:
             folder, number = f"{stem}-{number}", number + 1
-        taken.add(folded(folder))
+        taken.add(name_key(folder))
         found[name] = folder
     return found
 
@@ -59,7 +58,7 @@ def check_names(output: Path, tasks: Mapping[str, Sequence[str]]) -> None:
         longest = temporary_name(path)
         if len(os.fsencode(longest.name)) > LONGEST_NAME or len(os.fsencode(longest)) > LONGEST_PATH:
             faults.append(f"{file}: the name of its file of samples, {name}, would be too long; shorten the data's")
-        own = PurePosixPath(folded(name))
+        own = PurePosixPath(name_key(name))
         for place in (own, *own.parents[:-1]):
             is_file, before = places.setdefault(place, (place == own, file))
             if before is not file and (is_file or place == own):

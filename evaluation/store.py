@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from runtime.errors import UserError
-from runtime.files import Grown
+from runtime.files import AppendOnlyFile
 
 JOURNAL = "journal.jsonl"
 GO_ON = "the same command goes on from here"
@@ -29,7 +29,7 @@ class Journal:
         self.path = path
         self.answers: dict[str, dict] = {}
         try:
-            self._file = Grown(path)
+            self._file = AppendOnlyFile(path)
             self._file.cut(self._read())
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None

@@ -21,9 +21,9 @@ from glm.config import ModelConfig
 from glm.linear import quantization_of
 from runtime import parallel
 from runtime.errors import printable
+from runtime.files import unusual, usual, versions
 from runtime.mapped import check_unchanged
 from runtime.parallel import agree
-from runtime.record import unusual, usual, versions
 from runtime.show import Progress
 
 FORM = 2  # of the answers: another number where equal settings give other draws or texts than with earlier versions

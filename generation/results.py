@@ -11,17 +11,15 @@ import json
 import os
 import re
 import time
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from generation.prompts import PromptLine
 from runtime.errors import UserError
-from runtime.files import Grown, Lock, replacing
+from runtime.files import AppendOnlyFile, Lock, name_key, replacing, safe_name
 from runtime.reading import parse_json, read_bytes, read_json
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
-_LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
 def record(line: PromptLine, result) -> dict:
@@ -95,7 +93,7 @@ class Results:
             self._replace(self.done.values())
             if not self.done:  # before the new settings are there, nothing is answered; the old ones must not stay
                 (self.folder / SETTINGS).unlink(missing_ok=True)
-            self._file = Grown(self.path)
+            self._file = AppendOnlyFile(self.path)
 
     def _check_same(self, facts: dict, usual: dict) -> None:
         path = self.folder / SETTINGS
@@ -184,11 +182,11 @@ def file_names(lines: Sequence[PromptLine]) -> list[str | None]:
             names.append(None)
             continue
         stem = safe_name(line.id)
-        number = last.get(folded(stem), 0) + 1  # a million equal ids must not be counted from the first one each time
-        while folded(name := f"{stem}-{number}.txt" if number > 1 else f"{stem}.txt") in taken:
+        number = last.get(name_key(stem), 0) + 1  # a million equal ids must not be counted from the first one each time
+        while name_key(name := f"{stem}-{number}.txt" if number > 1 else f"{stem}.txt") in taken:
             number += 1
-        last[folded(stem)] = number
-        taken.add(folded(name))
+        last[name_key(stem)] = number
+        taken.add(name_key(name))
         names.append(name)
     return names
 
@@ -204,18 +202,6 @@ def timed_path(folder: Path, prompt: str) -> Path:
     while path.exists():
         path, number = folder / f"{stem}-{number}.txt", number + 1
     return path
-
-
-def safe_name(text: str) -> str:
-    """text as part of a file name: no separators or control characters, no leading dot, not too long."""
-    name = re.sub(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", text).strip()
-    name = re.sub(r"^\.+", "_", name) or "_"
-    return name.encode("utf-8")[:_LONGEST_NAME].decode("utf-8", "ignore")
-
-
-def folded(name: str) -> str:
-    """The same for names that are one where capitals, and ways to write an accent, do not count."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _short(value: object) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from runtime import pages
+from runtime import resources
 from runtime.errors import UserError
 from runtime.mapped import GO_ON
 
@@ -86,7 +86,7 @@ def aligned_bytes(size: int, pinned: bool = False) -> torch.Tensor:
     """(size,) uint8 in host memory, at a multiple of ALIGNMENT; pinned: for copies to a GPU."""
     memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8, pin_memory=pinned)
     if not pinned:
-        pages.make_large(memory)
+        resources.make_large(memory)
     begin = -memory.data_ptr() % ALIGNMENT
     return memory[begin:begin + size]
 

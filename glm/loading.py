@@ -35,8 +35,8 @@ from quantization.functional import Scheme, check_scheme
 from runtime import parallel
 from runtime.errors import UserError
 from runtime.mapped import MappedFile, explain_bus_errors, mapped_file
-from runtime.memory import free_memory, local_ranks
 from runtime.parallel import agree
+from runtime.resources import free_memory, local_ranks
 from runtime.show import Progress, counted
 
 DTYPES = {

@@ -26,7 +26,7 @@ from glm.config import ModelConfig
 from glm.linear import Linear, linears
 from glm.stream import Stream
 from runtime import parallel
-from runtime.sat import lean_sat
+from runtime.parallel import lean_sat
 
 with lean_sat():
     from sat.model.base_model import BaseMixin, BaseModel

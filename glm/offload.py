@@ -21,7 +21,7 @@ from glm.stream import Stream
 from glm.weights import convert_shard
 from quantization.functional import Scheme
 from runtime.errors import UserError
-from runtime.memory import free_host_memory, local_ranks
+from runtime.resources import free_host_memory, local_ranks
 
 SLOTS = 2  # one layer is used, one is on its way
 HOST_SHARE = 0.8  # of free host memory that pinned layers may take

@@ -10,7 +10,7 @@ from glm.config import ModelConfig
 from glm.rotary import inverse_frequencies
 from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, axis_number, extras
 from quantization.functional import Scheme, quantize
-from runtime import pages
+from runtime import resources
 from runtime.errors import UserError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -112,11 +112,11 @@ def _bytes(shard: Shard, name: str) -> int:
 def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     first, *others = parts = shard.slices(name)
     if not others and shard.mapped and _is_ready(first, dtype, device):
-        pages.read_now(first)
+        resources.read_now(first)
         return first
     axis, shape = axis_number(name), list(first.shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
-    copy = pages.make_large(torch.empty(shape, dtype=dtype, device=device))
+    copy = resources.make_large(torch.empty(shape, dtype=dtype, device=device))
     for part, place in zip(parts, copy.split([part.shape[axis] for part in parts], dim=axis), strict=True):
         place.copy_(part)
     _let_go(shard, parts)
@@ -125,7 +125,7 @@ def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device) -
 
 def _let_go(shard: Shard, parts: Sequence[torch.Tensor]) -> None:
     for part in parts if shard.mapped else ():
-        pages.let_go(part)
+        resources.let_go(part)
 
 
 Rules = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]

@@ -9,8 +9,9 @@ import hashlib
 import os
 import stat
 import sys
-import tempfile
 from pathlib import Path
+
+from runtime.files import replacing
 
 WRITABLE_BY_GROUP, WRITABLE_BY_ALL = 0o020, 0o002
 _MARK = b"glm-kernels sha256 "  # begins what stands behind the content
@@ -70,15 +71,9 @@ def keep(name: str, content: bytes) -> Path:
     other. Raises BuildError."""
     folder = own_folder()
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as scratch:
-            try:
-                scratch.write(content + _seal(content))
-                os.fchmod(scratch.fileno(), 0o644)
-                scratch.close()
-                os.replace(scratch.name, folder / name)
-            except OSError:
-                Path(scratch.name).unlink(missing_ok=True)
-                raise
+        with replacing(folder / name, by_several=True) as scratch:
+            scratch.write_bytes(content + _seal(content))
+            scratch.chmod(0o644)
     except OSError as error:
         raise BuildError(f"no compiled kernels can be kept in {folder}: {error.strerror or error}") from error
     return folder / name

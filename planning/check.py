@@ -18,7 +18,7 @@ from planning.memory import cache_bytes, on_device
 from planning.shapes import Setup, weights
 from planning.stored import require_own_model
 from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
-from runtime import memory as room_of
+from runtime import resources
 from runtime.errors import UserError
 
 LEAST_PROCESS = 0.14e9  # of its own that a process with torch has; PROCESS of planning.memory, less what is mapped
@@ -61,7 +61,7 @@ def require_fit(arguments: argparse.Namespace, purpose: str, use: Use, cpu_preci
     if getattr(arguments, "no_plan", False) or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     find_shards(arguments.load)  # whose faults are said before those of the shape
-    lacking, ways = short_of(arguments, use, cpu_precision, room_of.local_ranks(), has_flags)
+    lacking, ways = short_of(arguments, use, cpu_precision, resources.local_ranks(), has_flags)
     if lacking is not None:
         raise UserError(message(purpose, lacking, ways))
 
@@ -94,7 +94,7 @@ def room_here(kind: str, gpus: list[machine.Gpu], ranks: int) -> Room:
         place = float("inf"), "the GPU"
     else:
         place = (least.free, least.name) if least else (None, "")
-    return Room(machine.host_room(), room_of.address_room(), room_of.data_room(), *place, ranks)
+    return Room(machine.host_room(), resources.address_room(), resources.data_room(), *place, ranks)
 
 
 def shortage(setup: Setup, room: Room) -> Shortage | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime import memory
+from runtime import resources
 
 BUSY = 1.5  # programs for every core
 NVML = "libnvidia-ml.so.1"
@@ -34,7 +34,7 @@ class _Memory(ctypes.Structure):
 
 def host_room() -> int:
     """Bytes that programs may still fill with data of their own: free memory, page cache and swap."""
-    return memory.resident_room() + (memory.system_bytes("meminfo", "SwapFree") or 0)
+    return resources.resident_room() + (resources.system_bytes("meminfo", "SwapFree") or 0)
 
 
 def crowd(load: float, cores: int) -> str:
@@ -42,15 +42,10 @@ def crowd(load: float, cores: int) -> str:
     return f"{load:.1f} programs want the {cores} cores at a time" if load > BUSY * cores else ""
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def measured() -> Iterator[None]:
     """Around what is timed: a warning behind it where other programs ran, too."""
-    crowded = crowd(os.getloadavg()[0], cores())
+    crowded = crowd(os.getloadavg()[0], resources.cores())
     yield
     if crowded:
         print(f"warning: {crowded}: alone this machine is faster than it was measured now", file=sys.stderr)
@@ -77,7 +72,7 @@ def torch_has_cuda() -> bool:
     found = importlib.util.find_spec("torch")
     if found is None or not found.origin:
         return False
-    lines = memory.lines_of(Path(found.origin).with_name("version.py"))
+    lines = resources.lines_of(Path(found.origin).with_name("version.py"))
     value = next((line.partition("=")[2] for line in lines if line.startswith("cuda")), "None")
     return "None" not in value
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set
-from pathlib import Path
+
+from runtime.resources import processor
 
 PRODUCTS = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}  # any of these will do
 
 
 def flags() -> set[str]:
     """Instruction sets of this CPU as Linux names them, but for what GLM_CPU_ISA leaves out; nothing elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    found = set(next((line for line in lines if line.startswith("flags")), "").split())
+    found = set(processor("flags").split())
     if os.environ.get("GLM_CPU_ISA", "native") != "native":
         found -= set().union(*PRODUCTS.values())
     return found

@@ -1,7 +1,7 @@
 """Where the processes of a run find one another: a store that the first one serves at MASTER_ADDR and MASTER_PORT.
 
-torch's own way waits inside of C++, where neither Ctrl-C nor SIGTERM is heard, and listens on all of the machine's
-addresses. Here is waited in Python, and listened at MASTER_ADDR alone where that is one of this machine's.
+torch's own way waits inside C++, where neither Ctrl-C nor SIGTERM is heard, and listens on all of the machine's
+addresses. This one waits in Python, and listens at MASTER_ADDR alone where that is one of this machine's.
 """
 
 from __future__ import annotations
@@ -13,24 +13,30 @@ import os
 import socket
 import time
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
 
-STORE = "GLM_STORE_SOCKET"  # scripts/launch.py: the socket, held open for the first rank, at which all meet
+if TYPE_CHECKING:  # scripts/launch.py takes only a name from here
+    import torch
+
+STORE_SOCKET = "GLM_STORE_SOCKET"  # scripts/launch.py: the socket, held open for the first rank, at which all meet
 _HERE = "here"  # key of the store: how many have come
 _PAUSE_SECONDS = 0.05
 
 
 def meet(rank: int, world: int, seconds: float) -> torch.distributed.Store:
     """The store of all processes, once all have come. Raises UserError where they have not after so many seconds."""
+    import torch
+
     address, port = _place(world)
     end = time.monotonic() + seconds
-    if rank and STORE not in os.environ:
+    if rank and STORE_SOCKET not in os.environ:
         _wait(lambda: _answers(address, port), end,
               f"the first process cannot be reached at {address}, port {port} (MASTER_ADDR, MASTER_PORT)")
-    listening = None if rank else int(os.environ[STORE]) if STORE in os.environ else listening_at(address, port)
+    listening = None
+    if not rank:
+        listening = int(os.environ[STORE_SOCKET]) if STORE_SOCKET in os.environ else listening_at(address, port)
     try:
         store = torch.distributed.TCPStore(
             address, port, world, rank == 0, datetime.timedelta(seconds=seconds), wait_for_workers=False,

@@ -1,17 +1,21 @@
 """Process groups for tensor parallelism: started here, by SAT's rules of which rank belongs to which group.
 
 SAT picks NCCL whenever torch was built with it, even without a GPU, so the process group is ours and SAT only
-divides it (sat.mpu). One process without torchrun is a world of one and opens no port.
+divides it (sat.mpu). One process without a launcher is a world of one and opens no port. SAT's modules are imported
+without what its packages pull in (`lean_sat`): seconds of start and pages of chatter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import importlib.machinery
 import math
 import os
 import secrets
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -19,20 +23,55 @@ import torch
 from runtime.errors import UserError
 from runtime.heartbeat import Lost, Watch
 from runtime.meeting import meet
-from runtime.sat import lean_sat
 from runtime.show import counted
 
-LIMIT, LIMIT_SECONDS = "GLM_RANK_TIMEOUT", 60.0  # how long another process may be silent: the variable, and its default
+LIMIT, LIMIT_SECONDS = "GLM_RANK_TIMEOUT", 60.0  # how long another process may be silent: the variable, its default
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun serves the store itself
 T = TypeVar("T")
+# Packages whose __init__ pulls in transformers, datasets and DeepSpeed (4 s); we need only modules inside them.
+_SAT_PACKAGES = ("sat", "sat.model")
+_NOT_NEEDED = ("deepspeed",)
 _watches: list[Watch] = []  # none or one, as there is none or one process group
+
+
+@contextlib.contextmanager
+def lean_sat() -> Iterator[None]:
+    """Import modules of SAT without running `sat/__init__.py`, and without SAT's and DeepSpeed's chatter.
+
+    While it lasts, the packages are empty shells with the right path; afterwards the shells are dropped, so that a
+    later `import sat` by another library runs the real thing and finds our modules already loaded.
+    """
+    os.environ.setdefault("SAT_LOGLEVEL", "ERROR")
+    shells = [name for name in _SAT_PACKAGES if name not in sys.modules]
+    blocked = [name for name in _NOT_NEEDED if name not in sys.modules]
+    try:
+        for name in shells:
+            sys.modules[name] = _shell(name)
+        sys.modules.update(dict.fromkeys(blocked))  # None: importing it raises ModuleNotFoundError, which SAT expects
+        yield
+    finally:
+        for name in (*shells, *blocked):
+            sys.modules.pop(name, None)
+
+
+def _shell(name: str) -> types.ModuleType:
+    parent = name.rpartition(".")[0]
+    path = sys.modules[parent].__path__ if parent else None
+    spec = importlib.machinery.PathFinder.find_spec(name, path)
+    if spec is None:
+        raise UserError("SwissArmyTransformer is not installed; run: pip install -r requirements.txt")
+    module = types.ModuleType(name)
+    module.__path__ = list(spec.submodule_search_locations)
+    module.__spec__ = spec
+    return module
+
 
 with lean_sat():
     from sat import mpu
 
 
 def start(model_parallel_size: int = 1, backend: str | None = None, timeout_seconds: float = 1800) -> None:
-    """Start the process group (from torchrun's or DeepSpeed's environment, else a world of one) and divide it.
+    """Start the process group (from a launcher's environment, else a world of one) and divide it.
 
     backend: "nccl" or "gloo"; found out when None. Calling again with the same degree does nothing.
     Raises UserError when the world is no multiple of the degree, or when the degree would change.
@@ -48,7 +87,7 @@ def start(model_parallel_size: int = 1, backend: str | None = None, timeout_seco
     if model_parallel_size < 1 or world % model_parallel_size:
         raise UserError(f"{counted(world, 'process', 'es')} cannot be divided into tensor-parallel groups of "
                         f"{model_parallel_size}; start a multiple of --model-parallel-size, for example: "
-                        f"torchrun --nproc_per_node {model_parallel_size} -m generation ...")
+                        f"python scripts/launch.py {model_parallel_size} generation ...")
     mpu.initialize_model_parallel(model_parallel_size)
 
 
@@ -94,7 +133,7 @@ def _start_watch(limit: float) -> None:
 
 
 def _give_up(lost: Lost) -> None:
-    """Ends this process, whose main thread waits for one that will not come. Called in a thread of its own."""
+    """Ends this process, whose main thread waits for another one in vain. Called in the watch's thread."""
     if lost.is_mine_to_say:
         print(f"error: {lost}", file=sys.stderr, flush=True)
     os._exit(2)
@@ -106,7 +145,7 @@ def lost(error: BaseException) -> Lost | None:
 
 
 def step() -> None:
-    """Count a collective: whoever has counted less than the others is the one that they wait for."""
+    """Count a collective: the others wait for the process that has counted fewest."""
     for watch in _watches:
         watch.steps += 1
 

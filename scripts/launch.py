@@ -19,8 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.ending import listen
-from runtime.program import run
+from runtime.meeting import STORE_SOCKET
+from runtime.program import listen, run
+from runtime.resources import cores
 
 OWN_SECONDS = 6.0  # for the others to say and end what they have to after one has failed
 END_SECONDS, ASKED_SECONDS = 10.0, 30.0  # to react to SIGTERM: after a failure; when the user asked for it
@@ -45,11 +46,10 @@ def main(processes: int, module: str, arguments: list[str]) -> int:
 
 def _start(rank: int, processes: int, meeting: socket.socket, command: list[str]) -> subprocess.Popen:
     """A rank; the first one takes over the socket at which all meet, so that no other program can take its port."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     address, port = meeting.getsockname()
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ, "RANK": str(rank),
+    environment = {"OMP_NUM_THREADS": str(max(1, cores() // processes)), **os.environ, "RANK": str(rank),
                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-                   "MASTER_ADDR": address, "MASTER_PORT": str(port), "GLM_STORE_SOCKET": str(meeting.fileno())}
+                   "MASTER_ADDR": address, "MASTER_PORT": str(port), STORE_SOCKET: str(meeting.fileno())}
     before = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
     return subprocess.Popen([sys.executable, "-u", "-m", *command], env=environment, start_new_session=True,
                             pass_fds=(meeting.fileno(),) if rank == 0 else (), preexec_fn=before)

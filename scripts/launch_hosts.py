@@ -21,10 +21,10 @@ import threading
 import time
 from pathlib import Path
 
-from runtime.ending import listen
 from runtime.errors import UserError, printable
 from runtime.hosts import check_layout, is_here_alone, read_hostfile, unreachable
-from runtime.program import run
+from runtime.program import listen, run
+from runtime.resources import cores
 
 # What the other hosts must know; DeepSpeed itself passes on what begins with PYTHON.
 PREFIXES = ("GLM_RANK_TIMEOUT", "GLM_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_", "GLOO_", "NCCL_", "TORCH_", "OMP_",
@@ -51,8 +51,7 @@ def main(hostfile: str, degree: int, module: str, arguments: list[str]) -> int:
         if problems:
             print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
             return 2
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // hosts[0].slots)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // hosts[0].slots)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else it warns where an address has no name
 
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", hostfile, "--master_port", master]

@@ -16,7 +16,6 @@ from doctor import allreduce, hosts, run
 from doctor.allreduce import Outcome, Place
 from doctor.finding import Finding
 from doctor.join import Limits, join
-from runtime import meeting
 from runtime.hosts import Host, is_here_alone
 from tests.fake_ssh import FakeSsh
 from tests.parallel_helper import run_ranks
@@ -295,6 +294,5 @@ def test_a_first_rank_that_cannot_be_reached():
 def test_where_a_rank_is_comes_from_the_launcher():
     given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
     assert Place.read(given).serves and Place.read(given).socket is None
-    assert Place.read(given | {allreduce.SOCKET: "7"}).socket == 7  # the launcher's, held open
-    assert not Place.read(given | {"RANK": "1", allreduce.SOCKET: "7"}).serves
-    assert allreduce.SOCKET == meeting.STORE
+    assert Place.read(given | {allreduce.STORE_SOCKET: "7"}).socket == 7  # the launcher's, held open
+    assert not Place.read(given | {"RANK": "1", allreduce.STORE_SOCKET: "7"}).serves

@@ -15,7 +15,7 @@ from doctor import memory as shortages
 from doctor.machine import Folder, Machine
 from doctor.memory import Shortage
 from planning import check
-from runtime import memory
+from runtime import resources
 from tests.two_hosts import _unshare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,8 +132,8 @@ def test_a_checkpoint_that_is_not_there_is_another_finding(tmp_path):
     ("3:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, None),
     ("3:memory:/job", {}, None)])
 def test_the_control_groups_cores(tmp_path, monkeypatch, line, files, cores):
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(resources, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(resources, "OWN_GROUPS", tmp_path / "own")
     (tmp_path / "own").write_text(f"{line}\n")
     for name, content in files.items():
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)

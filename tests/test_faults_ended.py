@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from runtime.ending import Asked, Terminated, terminating
+from runtime.program import Interrupts, Terminated, terminating
 from tests.faults import (
     SECONDS,
     command,
@@ -104,19 +104,19 @@ def test_a_second_sigterm_does_not_disturb_what_is_being_closed():
 
 
 def test_steps_are_not_cut_in_two_unless_ctrl_c_comes_twice():
-    with Asked() as asked:
+    with Interrupts() as asked:
         assert not asked
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked
         with pytest.raises(Terminated):
             asked.check()
-    with pytest.raises(KeyboardInterrupt), Asked():
+    with pytest.raises(KeyboardInterrupt), Interrupts():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("number, waiting", [(signal.SIGTERM, terminating), (signal.SIGTERM, Asked),
-                                             (signal.SIGINT, Asked)])
+@pytest.mark.parametrize("number, waiting", [(signal.SIGTERM, terminating), (signal.SIGTERM, Interrupts),
+                                             (signal.SIGINT, Interrupts)])
 def test_a_signal_that_is_ignored_stays_so(number, waiting):
     """As SIGINT is in what a shell runs in the background."""
     before = signal.signal(number, signal.SIG_IGN)

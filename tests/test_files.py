@@ -7,7 +7,7 @@ import pytest
 from evaluation.results import write_samples
 from evaluation.store import Journal
 from runtime.errors import UserError
-from runtime.files import Grown, Lock, replacing
+from runtime.files import AppendOnlyFile, Lock, replacing, safe_name
 from tools.pretraining.run import check_same_data
 
 
@@ -72,7 +72,7 @@ class TestReplacing:
 def test_a_file_that_grows_does_not_grow_through_a_link(out, foreign, name):
     (out / name).symlink_to(foreign)
     with pytest.raises(OSError, match="is a link, through which nothing is written"):
-        Grown(out / name)
+        AppendOnlyFile(out / name)
 
 
 def test_a_journal_that_is_a_link_is_one_line(out, foreign):
@@ -86,6 +86,24 @@ def test_a_lock_that_is_a_link_is_one_line(out, tmp_path):
     with pytest.raises(UserError, match=r"--output .*\.lock is a link, through which nothing is written; remove it"):
         Lock(out, "--output")
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("text, name", [
+    ("../../etc/passwd", "__.._etc_passwd"), (".hidden", "_hidden"), ("a\tb\0", "a_b_"), ("", "_"), ("..", "_"),
+    ("天气", "天气"), ("x" * 300, "x" * 200), ("天" * 100, "天" * 66), ("C:\\x", "C:_x")])
+def test_no_name_leads_out_of_the_folder(text, name):
+    assert safe_name(text) == name
+
+
+def test_several_processes_may_write_the_same_file(out, monkeypatch):
+    """A second one that begins before the first has ended neither empties nor removes what the first is writing."""
+    with replacing(out / "a", by_several=True) as one:
+        one.write_text("of one")
+        monkeypatch.setattr("os.getpid", lambda: 1)
+        with replacing(out / "a", by_several=True) as other:
+            other.write_text("of the other")
+        assert (out / "a").read_text() == "of the other"
+    assert (out / "a").read_text() == "of one" and [path.name for path in out.iterdir()] == ["a"]
 
 
 def test_samples_do_not_go_through_a_link(out, foreign):

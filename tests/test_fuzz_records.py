@@ -20,19 +20,10 @@ from evaluation.store import Journal
 from evaluation.table import closing_table
 from generation.blanks import Beam, Result
 from generation.prompts import read_prompts
-from generation.results import Results, safe_name
+from generation.results import Results
 from runtime.errors import UserError
-from tests.fuzzing import (
-    CANARY,
-    changed_json,
-    files_below,
-    fuzz,
-    hostile_json,
-    mutated,
-    names,
-    only_user_errors,
-    texts,
-)
+from runtime.files import safe_name
+from tests.fuzzing import CANARY, changed_json, files_below, fuzz, hostile_json, mutated, names, only_user_errors, texts
 from tests.recorded_runs import MadeTask, choice_item, text_item, window_item, write_run
 
 TASKS = [

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from runtime.ending import Terminated, terminating
 from runtime.errors import UserError
 from runtime.meeting import listening_at, meet
+from runtime.program import Terminated, terminating
 
 LONG, SHORT = 120.0, 0.3  # seconds: more than anything takes; less than it takes to come
 

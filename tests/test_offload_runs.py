@@ -78,7 +78,7 @@ def test_a_limit_is_a_number_above_nothing(word, capsys):
 
 def test_a_limit_that_is_found_out(tmp_path, monkeypatch):
     """--bminf alone: a share of what is free; here all fits."""
-    monkeypatch.setattr("runtime.memory.free_host_memory", lambda: 8e9)
+    monkeypatch.setattr("runtime.resources.free_host_memory", lambda: 8e9)
     found = []
     monkeypatch.setattr("glm.loading.read_offloaded", lambda *given: found.append(given) or read_offloaded(*given))
     (tmp_path / "prompts.txt").write_text("The [gMASK]")

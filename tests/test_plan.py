@@ -21,7 +21,7 @@ from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
 from planning import check, devices, machine, measuring, memory, speed, stored, table
 from planning.shapes import Format, Setup
 from planning.wanted import Use
-from runtime import memory as room_of
+from runtime import resources
 from runtime.errors import UserError
 from tests.tiny_checkpoints import TINY, tiny_checkpoint
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_model_is_named_and_no_flags_that_do_not_help(tm
 
 def test_a_machine_that_others_use_is_said_to_be_measured_so(monkeypatch, capsys):
     monkeypatch.setattr(measuring, "host", lambda *_: CPU)
-    for load, warnings in ((0.5, 0), (100.0 * machine.cores(), 1)):
+    for load, warnings in ((0.5, 0), (100.0 * resources.cores(), 1)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
         assert plan_main(["--model", "glm-small", "--device", "cpu", "--fp32"]) == 0
         said = capsys.readouterr()
@@ -210,7 +210,7 @@ def arguments_of(folder, **changes):
 def test_a_run_that_cannot_fit_is_refused_and_every_limit_is_looked_at(tmp_path, monkeypatch):
     folder = tiny_checkpoint(tmp_path / "one", 1)
     check.require_fit(arguments_of(folder), "this run", Use((5,)), "fp32")
-    monkeypatch.setattr(room_of, "address_room", lambda: 10**8)
+    monkeypatch.setattr(resources, "address_room", lambda: 10**8)
     with pytest.raises(UserError, match="the limit on this process's address space has 0.10 GB free"):
         check.require_fit(arguments_of(folder), "this run", Use((5,)), "fp32")
     check.require_fit(arguments_of(folder, no_plan=True), "this run", Use((5,)), "fp32")

@@ -11,7 +11,7 @@ from generation import SamplingParams
 from generation.prompts import PromptLine
 from generation.results import Results
 from runtime.errors import UserError
-from runtime.record import unusual, usual
+from runtime.files import unusual, usual
 from tools.converting import journal
 
 Newer = dataclasses.make_dataclass("Newer", [("min_p", float, 0.0)], bases=(SamplingParams,), frozen=True)

@@ -86,7 +86,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
     from glm.config import ModelConfig
     from glm.loading import DTYPES, load
     from quantization.functional import Scheme
-    from runtime.record import versions
+    from runtime.files import versions
     from tools.benchmarking import machine, own, peers, report
 
     if arguments.threads:
@@ -155,7 +155,7 @@ def measure_evaluation(arguments: argparse.Namespace) -> None:
 
     from glm.loading import DTYPES, load
     from runtime.errors import UserError
-    from runtime.record import versions
+    from runtime.files import versions
     from tools.benchmarking import evaluation, machine, own, report
     from tools.benchmarking.evaluation_table import tables
 

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glm.config import ModelConfig
 from quantization import GROUP_SIZES
 from runtime.arguments import CommandParser
-from runtime.ending import FORESEEN, ended, terminating
 from runtime.errors import printable
+from runtime.program import FORESEEN, ended, terminating
 from runtime.show import counted
 
 NUMBERS = {field.name: {"int": int, "float": float}[field.type] for field in fields(ModelConfig)

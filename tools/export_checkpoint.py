@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from runtime.ending import FORESEEN, ended, terminating
+    from runtime.program import FORESEEN, ended, terminating
 
     options = make_parser().parse_args(arguments)
     try:

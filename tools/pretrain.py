@@ -118,7 +118,7 @@ def report_held_out(losses: dict[str, float], index: dict[str, dict]) -> str:
 
 
 def train(options: argparse.Namespace, asked) -> None:
-    """asked: of runtime.ending.Asked; when it is, the step's state is saved before the end."""
+    """asked: of runtime.program.Interrupts; when it is, the step's state is saved before the end."""
     from functools import partial
 
     import torch
@@ -204,11 +204,11 @@ def train(options: argparse.Namespace, asked) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
-    from runtime.ending import FORESEEN, Asked, ended
     from runtime.files import Lock
+    from runtime.program import FORESEEN, Interrupts, ended
 
     try:
-        with Lock(options.output, "--output"), Asked() as asked:
+        with Lock(options.output, "--output"), Interrupts() as asked:
             train(options, asked)
     except FORESEEN as error:
         sys.exit(ended(error, f"the same command goes on from the last saved step: {options.output}"))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kernels import cache as kernel_cache
 from kernels.cache import BuildError
+from runtime.resources import processor
 
 SOURCES = Path(__file__).parent
 ISA = "GLM_CPU_ISA"  # environment variable: the instructions to compile for, if not this processor's
@@ -97,11 +98,7 @@ def build_key(compiler: str, flags: tuple[str, ...]) -> str:
 
 def processor_features() -> str:
     """The processor's instruction sets, as far as the system tells: a cache may be shared by unlike machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return processor("flags") or processor("Features") or platform.processor()
 
 
 @cache

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import UserError
-from runtime.memory import GROUPS
+from runtime.resources import GROUPS
 
 
 def run_capped(function: Callable, arguments: tuple, cap: int | None):

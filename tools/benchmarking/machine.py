@@ -2,13 +2,13 @@
 
 import os
 import platform
-from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 
 import kernels
+from runtime.resources import processor
 from tools.benchmarking.timing import Timing, clock, repeat
 
 PEERS = ("transformers", "llama_cpp_python", "openvino")  # packages that others' figures depend on
@@ -22,7 +22,7 @@ def load_average() -> float:
 def describe(device: str, load_before: float) -> dict:
     """The machine, as far as it tells, after a measurement. load_before: its load average before that."""
     facts = {
-        "processor": _processor(),
+        "processor": processor("model name") or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(max(load_before + torch.get_num_threads(), load_average()), 1),
@@ -34,14 +34,6 @@ def describe(device: str, load_before: float) -> dict:
         properties = torch.cuda.get_device_properties(device)
         facts |= {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 2**30, 1)}
     return facts
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 class Bandwidth:

@@ -11,7 +11,7 @@ from glm.config import ModelConfig
 from glm.linear import linears, pack_linears
 from glm.model import GLM
 from quantization.functional import Scheme
-from runtime import pages
+from runtime import resources
 from runtime.errors import UserError
 from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
 from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
@@ -29,7 +29,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: str) -> GLM:
     """A model of this shape whose activations stay finite."""
     model = GLM(config, dtype=dtype, device=device).requires_grad_(False).eval()
     for name, parameter in model.named_parameters():
-        pages.make_large(parameter)
+        resources.make_large(parameter)
         if parameter.dim() > 1:
             parameter.normal_(std=0.02)
         else:
@@ -43,7 +43,7 @@ def quantised_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme
     pack_linears(model, dict.fromkeys(filter(spec.is_packed, spec.expected(config)), scheme))
     largest = 2 ** (scheme.bits - 1) - 1
     for _, linear in linears(model):
-        pages.make_large(linear.weight).random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
+        resources.make_large(linear.weight).random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
         linear.weight_scale.fill_(0.035 / largest)  # a standard deviation of 0.02
         linear.bias.zero_()
     return model

@@ -14,7 +14,7 @@ def describe(device: str) -> dict:
 
     from kernels.cache import BuildError
     from kernels.cuda import nvrtc
-    from runtime.record import versions
+    from runtime.files import versions
 
     facts = {"device": device, "versions": versions(), "cuda": torch.version.cuda}
     try:

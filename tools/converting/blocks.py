@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.packing import dequantize
 from quantization.functional import Scheme, quantize
-from runtime import pages
+from runtime import resources
 from tools.converting.torchfile import Block
 
 BLOCK_BYTES = 1 << 21  # fits the caches in which copying, checksum and hash meet it
@@ -37,7 +37,7 @@ class Slice(NamedTuple):
         return rows if self.columns is None else rows[:, self.columns[0] : self.columns[1]]
 
     def advise(self, start: int, stop: int, advice: Callable[[Tensor], None]) -> None:
-        """advice: read_now or let_go of runtime.pages."""
+        """advice: read_now or let_go of runtime.resources."""
         if self.tensor.is_contiguous():
             advice(self.tensor[self.rows[0] + start : self.rows[0] + stop])
 
@@ -114,10 +114,10 @@ def _block(band: Band, start: int, stop: int, buffer: list[Tensor]) -> Block:
         for piece in band:
             piece.advise(start, stop, advice)
 
-    advise(pages.read_now)
+    advise(resources.read_now)
     parts = [piece.part(start, stop) for piece in band]
     if len(parts) == 1 and parts[0].is_contiguous():
-        return Block(parts[0], lambda: advise(pages.let_go))
+        return Block(parts[0], lambda: advise(resources.let_go))
     if parts[0].dim() == 2:
         if not buffer or len(buffer[-1]) < stop - start:
             buffer.append(torch.empty(stop - start, sum(part.shape[1] for part in parts), dtype=parts[0].dtype))
@@ -125,7 +125,7 @@ def _block(band: Band, start: int, stop: int, buffer: list[Tensor]) -> Block:
         _copy_side_by_side(parts, block)
     else:
         block = parts[0].contiguous()
-    advise(pages.let_go)
+    advise(resources.let_go)
     return Block(block, lambda: None)
 
 

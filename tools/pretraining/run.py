@@ -9,7 +9,7 @@ from pathlib import Path
 from evaluation.hashing import hash_files
 from glm.checkpoint import CONFIG_NAME, check_torch_file
 from runtime.errors import UserError
-from runtime.files import Grown, replacing, write_torch
+from runtime.files import AppendOnlyFile, replacing, write_torch
 from runtime.reading import parse_json, read_json, read_text
 
 STATE = "state.pt"
@@ -74,7 +74,7 @@ def truncate_log(path: Path, step: int) -> None:
 
 
 def append_log(path: Path, entry: dict) -> None:
-    with contextlib.closing(Grown(path)) as file:
+    with contextlib.closing(AppendOnlyFile(path)) as file:
         file.add((json.dumps(entry) + "\n").encode())
 
 

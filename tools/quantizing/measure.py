@@ -17,7 +17,7 @@ from glm.diagnose import check_weights
 from glm.spec import LINEARS, SCALE, place_of
 from quantization.functional import Scheme
 from runtime.errors import UserError
-from runtime.record import versions
+from runtime.files import versions
 from runtime.show import Progress
 from tools.quantizing import choices, text
 from tools.quantizing.errors import linear_errors

@@ -1,18 +1,18 @@
-"""runtime.memory: what control groups (version 1 and 2), the machine and the process's own limits leave."""
+"""runtime.resources: what control groups (version 1 and 2), the machine and the process's own limits leave."""
 
 import resource
 
 import pytest
 
-from runtime import memory
+from runtime import resources
 
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
     """Folders of a made-up system: groups(line of /proc/self/cgroup, {file: content})."""
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
-    monkeypatch.setattr(memory, "_machine_free", lambda: 10**12)
+    monkeypatch.setattr(resources, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(resources, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(resources, "_machine_free", lambda: 10**12)
 
     def make(line, files):
         (tmp_path / "own").write_text(line + "\n")
@@ -20,7 +20,7 @@ def groups(tmp_path, monkeypatch):
             path = tmp_path / "cgroup" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{content}\n")
-        return memory.resident_room()
+        return resources.resident_room()
 
     return make
 
@@ -54,11 +54,18 @@ def test_a_group_that_is_full_leaves_nothing(groups):
     assert groups("0::/job", {"job/memory.max": 5000, "job/memory.current": 6000}) == 0
 
 
-@pytest.mark.parametrize("limit, room", [(resource.RLIMIT_AS, memory.address_room),
-                                         (resource.RLIMIT_DATA, memory.data_room)])
+@pytest.mark.parametrize("limit, room", [(resource.RLIMIT_AS, resources.address_room),
+                                         (resource.RLIMIT_DATA, resources.data_room)])
 def test_the_process_s_own_limits(monkeypatch, limit, room):
-    assert room() == memory.UNLIMITED
+    assert room() == resources.UNLIMITED
     monkeypatch.setattr(resource, "getrlimit",
                         lambda asked: (2**40, 2**40) if asked == limit else (resource.RLIM_INFINITY,) * 2)
     assert 2**39 < room() < 2**40  # less what is used already
-    assert memory.free_host_memory() <= room()
+    assert resources.free_host_memory() <= room()
+
+
+def test_the_processor_s_entries_are_the_first_one_s(monkeypatch):
+    lines = ["processor\t: 0", "model name\t: One: 2 GHz", "flags\t\t: fpu avx2", "model name\t: Other"]
+    monkeypatch.setattr(resources, "lines_of", lambda path: lines)
+    assert resources.processor("model name") == "One: 2 GHz" and resources.processor("flags") == "fpu avx2"
+    assert resources.processor("Features") == ""
