@@ -14,7 +14,7 @@ import torch
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.decode import generate
 from glm.diagnose import diagnose
-from glm.inputs import prefix_causal_blocked, right_pad
+from glm.inputs import position_ids, prefix_causal_blocked, right_pad, row_positions
 from runtime.errors import NonFinite
 from runtime.mapped import check_unchanged
 
@@ -88,28 +88,27 @@ class Scorer:
 
     def _inputs(self, requests: Sequence[ScoreRequest]) -> tuple[torch.Tensor, ...]:
         """tokens (b, s), positions (b, s) or (b, 2, s), segments (b, s) as in segments_blocked, causal (b,)."""
-        tokens, positions, inner, segments = [], [], [], []
+        tokens, positions, places, segments = [], [], [], []
         for request in requests:
             row, c = list(request.context), len(request.context)
-            place, in_blank, segment = list(range(c)), [0] * c, [0] * c
+            segment = [0] * c
             for number, ids in enumerate(request.segments, 1):
                 row += ids
-                place += [request.first_position + i * request.advance for i in range(len(ids))]
-                in_blank += range(1, len(ids) + 1)
                 segment += [number] * len(ids)
+            place, in_blank = row_positions(c, [(request.first_position, request.advance, len(ids))
+                                                for ids in request.segments])
             tokens.append(row)
             positions.append(place)
-            inner.append(in_blank)
+            places.append(in_blank)
             segments.append(segment)
         width = max(map(len, tokens))
         if self.is_exact:
             width = -(-max(width, -(-FEW_ROWS // len(requests))) // VECTOR) * VECTOR
-        padded, position_ids, in_blank, segment = (
+        padded, position, place, segment = (
             right_pad([*rows, [fill] * width], fill)[0][:-1].to(self.device)
-            for rows, fill in ((tokens, 0), (positions, 0), (inner, 0), (segments, PADDING)))
-        if self.model.config.position_encoding_2d:
-            position_ids = torch.stack((position_ids, in_blank), dim=1)
-        return padded, position_ids, segment, torch.tensor([request.causal for request in requests], device=self.device)
+            for rows, fill in ((tokens, 0), (positions, 0), (places, 0), (segments, PADDING)))
+        positions = position_ids(self.model.config, position, place)
+        return padded, positions, segment, torch.tensor([request.causal for request in requests], device=self.device)
 
     def _token_log_probs(self, hidden: torch.Tensor, owners: list[int], targets: list[int]) -> torch.Tensor:
         """hidden (n, h) -> float32 log-probabilities, one of every target: of targets[i] at hidden[owners[i]].
@@ -175,10 +174,9 @@ def generation_input(model, request: GenerateRequest, generated: list[int]) -> t
     ids = [*request.context, *generated]
     c, s = len(request.context), len(request.context) + len(generated)
     tokens = torch.tensor([ids], device=device)
-    positions = torch.arange(s, device=device)
-    if request.shared_position is not None:
-        positions[c - 1:] = request.shared_position
-    if model.config.position_encoding_2d:
-        positions = torch.stack((positions, (torch.arange(s, device=device) - (c - 2)).clamp(min=0)))
+    is_shared = request.shared_position is not None
+    blank = (request.shared_position, 0, s - c + 1) if is_shared else (c - 1, 1, s - c + 1)
+    places = torch.tensor([row_positions(c - 1, [blank])], device=device)  # (1, 2, s)
     prefix = torch.tensor([0 if request.unidirectional else c - 1], device=device)
-    return tokens, positions[None], prefix_causal_blocked(prefix, torch.tensor([s], device=device), s)
+    blocked = prefix_causal_blocked(prefix, torch.tensor([s], device=device), s)
+    return tokens, position_ids(model.config, *places.unbind(1)), blocked

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from generation.batching import CPU_READ_TOKENS
-from glm.inputs import padding_blocked, prefix_causal_blocked, right_pad
+from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad
 from kernels.reference import Lengths
 
 _LENGTH, _POSITION, _ADVANCE, _STEPS, _TOKEN = range(5)
@@ -24,7 +24,6 @@ class Sequences:
         """rows, places: room to begin with; it grows when it is asked for (``reserve``)."""
         self.model = model
         self.device = next(model.parameters()).device
-        self.is_2d = model.config.position_encoding_2d
         self.cache, self.count = None, 0
         self.lengths: list[int] = []  # of the rows in use: filled places, as the host knows them
         self._state = torch.zeros(5, 0, dtype=torch.int64, device=self.device)  # of every row of the cache
@@ -72,9 +71,8 @@ class Sequences:
         width = tokens.shape[1]
         if width == 0:
             return
-        positions = torch.arange(width, device=self.device).expand(tokens.shape)
-        if self.is_2d:
-            positions = torch.stack((positions, torch.zeros_like(positions)), dim=1)
+        places = torch.arange(width, device=self.device).expand(tokens.shape)
+        positions = position_ids(self.model.config, places, torch.zeros_like(places))
         blocked = None
         if unidirectional:
             blocked = prefix_causal_blocked(torch.zeros_like(lengths), lengths, width)
@@ -86,10 +84,9 @@ class Sequences:
     def logits(self) -> torch.Tensor:
         """Every row's next token goes in -> float32 logits (b, v) of what follows."""
         state = self._state[:, :self.count]
-        positions = (state[_POSITION] + state[_STEPS] * state[_ADVANCE])[:, None]
+        positions = position_ids(self.model.config, *in_blank(state[_POSITION, :, None], state[_ADVANCE, :, None],
+                                                              state[_STEPS, :, None]))
         state[_STEPS] += 1
-        if self.is_2d:  # second channel: place inside the blank, from 1
-            positions = torch.stack((positions, state[_STEPS][:, None]), dim=1)
         longest = max(self.lengths)
         if self.count == self.cache.batch and min(self.lengths) == longest:  # nothing to be masked: faster on a GPU
             self.cache.length = longest

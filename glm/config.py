@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from glm.families import FAMILIES, glm130b
+from glm.spec import Table
 from runtime import show
 from runtime.arguments import option
 from runtime.errors import UserError, shown
@@ -23,23 +24,22 @@ _OVERRIDES = "overrides the shape so named"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shapes and numeric conventions of one GLM; everything else about a run lives elsewhere.
-
-    `inner_hidden_size` is the width after GeGLU: the first linear of the MLP has twice as many rows.
-    `rotary_table` is the precision of the rotary angles (see glm/rotary.py); it is part of the model, not of the dtype.
-    `num_image_tokens` is the id of the vocabulary file's first piece: GLM-130B's ids begin with 20000 image tokens.
-    """
+    """Shapes and numeric conventions of one model; everything else about a run lives elsewhere."""
 
     num_layers: int = option(MISSING, _OVERRIDES)
     hidden_size: int = option(MISSING, _OVERRIDES)
     num_attention_heads: int = option(MISSING, _OVERRIDES)
-    inner_hidden_size: int = option(MISSING, _OVERRIDES)
+    inner_hidden_size: int = option(MISSING, _OVERRIDES)  # of the MLP's second linear; a gated first one has twice that
     vocab_size: int = option(MISSING, _OVERRIDES)
     max_sequence_length: int = option(MISSING, _OVERRIDES)
     layernorm_epsilon: float = option(1e-5, "")
+    # position_ids are (b, 2, s): position, and place inside the blank
     position_encoding_2d: bool = option(False, "two-channel positions")
+    # of the rotary angles (glm/inputs.py), whatever the dtype
     rotary_table: str = option("exact", "precision of the rotary table", choices=ROTARY_TABLES)
+    # id of the vocabulary file's first piece: GLM-130B's ids begin with image tokens
     num_image_tokens: int = option(20000, _OVERRIDES)
+    family: str = glm130b.NAME  # whose architecture it is (glm/families)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -54,10 +54,10 @@ class ModelConfig:
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                             f"{self.num_attention_heads}")
-        parts = 4 if self.position_encoding_2d else 2
-        if self.head_size % parts:
-            raise UserError(f"the head size {self.head_size} (hidden_size / num_attention_heads) must be a multiple of "
-                            f"{parts} for rotary positions")
+        if self.family not in FAMILIES:
+            raise UserError(f"family is {shown(self.family)}{show.nearest(self.family, FAMILIES)}; allowed: "
+                            f"{', '.join(FAMILIES)}")
+        FAMILIES[self.family].check(self)
         if self.rotary_table not in ROTARY_TABLES:
             raise UserError(f"rotary_table is {shown(self.rotary_table)}; allowed: {', '.join(ROTARY_TABLES)}")
 
@@ -66,9 +66,9 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
-    def deepnorm_alpha(self) -> float:
-        """Residual scale of DeepNorm as GLM-130B uses it (Zeng et al. 2022, section 2.2)."""
-        return math.sqrt(2 * self.num_layers)
+    def table(self) -> Table:
+        """Of the model's tensors."""
+        return FAMILIES[self.family].tensors(self)
 
     @classmethod
     def from_name(cls, name: str) -> ModelConfig:
@@ -106,34 +106,18 @@ class ModelConfig:
         return self.from_values(dataclasses.asdict(self) | {k: v for k, v in fields.items() if v is not None})
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        values = {name: value for name, value in dataclasses.asdict(self).items()
+                  if name not in LATER or value != getattr(type(self), name)}
+        Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+LATER = ("family",)  # fields that older files do not have: written only where they say something
 FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 REQUIRED_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig)
                         if field.default is MISSING)
 
 
-def _glm(num_layers: int, hidden_size: int, num_attention_heads: int, inner_hidden_size: int, vocab_size: int,
-         max_sequence_length: int, **fields) -> dict:
-    return dict(num_layers=num_layers, hidden_size=hidden_size, num_attention_heads=num_attention_heads,
-                inner_hidden_size=inner_hidden_size, vocab_size=vocab_size,
-                max_sequence_length=max_sequence_length, **fields)
-
-
-PRESETS: dict[str, dict] = {
-    "glm-130b": _glm(70, 12288, 96, 32768, 150528, 2048, rotary_table="half"),
-    # for benchmarks: about as large as the published GLM family, not of their architecture; gated inner width of about
-    # 8/3 hidden
-    "shape-10b": _glm(48, 4096, 64, 10944, 50304, 1024),
-    "shape-2b": _glm(36, 2048, 32, 5472, 50304, 1024),
-    "glm-1.3b": _glm(24, 2048, 32, 5472, 32768, 2048),
-    "shape-335m": _glm(24, 1024, 16, 2736, 32768, 2048),
-    "shape-110m": _glm(12, 768, 12, 2048, 32768, 2048),
-    "glm-small": _glm(5, 384, 6, 1024, 16384, 512, num_image_tokens=0),
-}
-
-
+PRESETS: dict[str, dict] = {name: values for family in FAMILIES.values() for name, values in family.PRESETS.items()}
 # These names stood for the shapes beside them, which are not the published models' own.
 PUBLISHED = {f"glm-{size}": f"shape-{size}" for size in ("10b", "2b", "335m", "110m")}
 

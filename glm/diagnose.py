@@ -37,7 +37,7 @@ def diagnose(model, tokens: torch.Tensor, position_ids: torch.Tensor, blocked: t
         hidden = model.hidden_states(tokens, position_ids, blocked, observe=hear)
     last = model.config.num_layers
     stages.append((last, "the final layer norm", _is_finite(hidden)))
-    weight = model.transformer.word_embeddings.weight
+    weight = model.head_weight
     head = kernels.backend(weight).head
     stages.append((last, "the logits", all(_is_finite(head(part, weight))
                                            for part in hidden.flatten(0, -2).split(CHUNK))))

@@ -1,9 +1,25 @@
-"""Masks, positions and padding: pure functions of lengths and ids.
+"""What goes into a model beside the tokens: padding, masks, positions and their rotary angles, as pure functions.
 
 `blocked` is True where attention is forbidden: blocked[b, i, j] means token i of row b must not see token j.
+
+The rule of positions: a context's tokens count 0, 1, 2, ...; those of a blank all have the position of its mask, or
+count on from a first one. A second channel, for models that have one, is 0 in the context and counts 1, 2, ... inside a
+blank, from its sop on.
+
+Rotary angles (Su et al. 2021) are not tabulated: those of the few tokens of a call cost less than keeping, growing and
+moving a table would, and no position is ever out of range.
 """
 
+import functools
+from collections.abc import Iterable
+from typing import TypeVar
+
 import torch
+
+from glm.config import ModelConfig
+
+BASE = 10000.0
+T = TypeVar("T", int, torch.Tensor)
 
 
 def right_pad(rows: list[list[int]], fill: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,3 +53,61 @@ def prefix_causal_blocked(prefix_lengths: torch.Tensor, lengths: torch.Tensor, w
     beyond_prefix = places[None, None, :] >= prefix_lengths[:, None, None]
     padding = places >= lengths[:, None]
     return (future & beyond_prefix) | padding[:, None, :] | padding[:, :, None]
+
+
+def in_blank(first: T, advance: T, step: T) -> tuple[T, T]:
+    """Position and place of a blank's token, sop being step 0. advance: 0 where all have the position of the mask, else
+    1. Numbers, arrays or tensors."""
+    return first + step * advance, step + 1
+
+
+def row_positions(context: int, blanks: Iterable[tuple[int, int, int]]) -> tuple[list[int], list[int]]:
+    """Positions and places of a whole row: a context of so many tokens, and behind it blanks (first, advance, tokens).
+
+    3, [(1, 0, 2)] -> [0, 1, 2, 1, 1], [0, 0, 0, 1, 2]
+    """
+    positions, places = list(range(context)), [0] * context
+    for first, advance, count in blanks:
+        for step in range(count):
+            position, place = in_blank(first, advance, step)
+            positions.append(position)
+            places.append(place)
+    return positions, places
+
+
+def position_ids(config: ModelConfig, positions: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Positions and places (b, s) as the model takes them: (b, 2, s) where it has both channels, else (b, s)."""
+    return torch.stack((positions, places), dim=1) if config.position_encoding_2d else positions
+
+
+@functools.cache
+def inverse_frequencies(dimension: int, rotary_table: str, device: str = "cpu") -> torch.Tensor:
+    """1 / 10000^(2i / dimension) for i < dimension/2, float32 (float16 for rotary_table "half").
+
+    GLM-130B keeps them rounded to float16 in its checkpoints, hence "half" and "half_inv_freq".
+    """
+    exponents = torch.arange(0, dimension, 2, dtype=torch.float32, device=device) / dimension
+    exact = 1.0 / BASE ** exponents
+    if rotary_table == "exact":
+        return exact
+    return exact.half() if rotary_table == "half" else exact.half().float()
+
+
+def _angles(position_ids: torch.Tensor, inverse_frequency: torch.Tensor) -> torch.Tensor:
+    """(..., s) int64 x (dimension/2) -> (..., s, dimension): the angles twice, one for each rotated half."""
+    angles = position_ids.to(inverse_frequency.dtype).unsqueeze(-1) * inverse_frequency
+    return torch.cat((angles, angles), dim=-1)
+
+
+def cosine_sine(position_ids: torch.Tensor, inverse_frequency: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of every token's angles, laid out over the head: (b, s, d) float32 each.
+
+    position_ids: (b, s), or (b, 2, s) for 2D positions: the first half of the head then turns with
+    position_ids[:, 0], the second with position_ids[:, 1], each as a head of its own (inverse_frequency is
+    that of half the head size). The precision of inverse_frequency carries through angle, cosine and sine.
+    """
+    if position_ids.dim() == 3:
+        angles = torch.cat([_angles(position_ids[:, i], inverse_frequency) for i in range(2)], dim=-1)
+    else:
+        angles = _angles(position_ids, inverse_frequency)
+    return angles.cos().float(), angles.sin().float()

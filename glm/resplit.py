@@ -43,7 +43,7 @@ class _Tensors(Mapping[str, Tensor]):
         return found[0] if len(found) == 1 else torch.cat(found, dim=axis_number(name))
 
     def slices(self, name: str) -> list[Tensor]:
-        line, tensors = describe(name), [file[name] for file in self.files]
+        line, tensors = describe(name, self.config), [file[name] for file in self.files]
         if line is None or line.cut is Cut.WHOLE:
             return tensors[:1]
         return [tensors[source].narrow(axis_number(name), start, stop - start) for source, start, stop in

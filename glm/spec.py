@@ -1,7 +1,8 @@
-"""The tensors of a GLM: their names, shapes, how ranks share them, and which of them quantisation packs.
+"""The tensors of a model: their names, shapes, how ranks share them, and which of them quantisation packs.
 
-The only list of them: what loads, streams, quantises, plans, converts or measures a model reads this one. No torch
-here, so that a plan or a check can be made before torch is imported.
+Every family has a table of its own (glm/families); what loads, streams, quantises, plans, converts or measures a model
+reads it with the functions here. What all families share stands here: the names of a layer's linears, as SAT has them,
+and how they are cut. No torch, so that a plan or a check can be made before torch is imported.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
-from glm.config import ModelConfig
+if TYPE_CHECKING:
+    from glm.config import ModelConfig
 
 
 class Cut(enum.Enum):
@@ -27,9 +30,8 @@ class Tensor(NamedTuple):
     """One tensor of the whole model."""
 
     name: str  # in full, or behind "transformer.layers.N."
-    shape: tuple[str, ...]  # keys of LENGTHS
+    shape: tuple[str | tuple[str, ...], ...]  # keys of LENGTHS; a tuple of them: blocks, each of which is cut
     cut: Cut = Cut.WHOLE
-    blocks: int = 1  # rows are cut within each of so many equal blocks: GeGLU's two halves
     packs: bool = False  # whether quantisation packs it
     extra: bool = False  # published files may hold it; the model has no use for it
 
@@ -52,56 +54,82 @@ class Piece(NamedTuple):
 PREFIX = "transformer.layers."
 SCALE = "_scale"  # NAME.weight_scale belongs to the quantised NAME.weight and is cut as it is
 WORD_EMBEDDINGS = "transformer.word_embeddings.weight"
-POSITION_EMBEDDINGS = "transformer.position_embeddings.weight"  # SAT makes them; rotary models never use them
-MLP_IN = "mlp.dense_h_to_4h.weight"  # its rows tell the inner width
-INVERSE_FREQUENCIES = "attention.rotary_emb.inv_freq"  # in every layer of GLM-130B's files
+POSITION_EMBEDDINGS = "transformer.position_embeddings.weight"
+BLOCK_POSITION_EMBEDDINGS = "transformer.block_position_embeddings.weight"
+HEAD = "lm_head.weight"  # where the head is not tied to the word embeddings
+FINAL_NORM = "transformer.final_layernorm"
+NORMS = ("input_layernorm", "post_attention_layernorm")
+QKV, DENSE, MLP_IN, MLP_OUT = (
+    "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+INVERSE_FREQUENCIES = "attention.rotary_emb.inv_freq"  # in every layer of published files with rotary positions
+CUTS = {QKV: Cut.ROWS, DENSE: Cut.COLUMNS, MLP_IN: Cut.ROWS, MLP_OUT: Cut.COLUMNS}  # of the linears' weights
+LINEARS = tuple(CUTS)
+DIVIDED = ("num_attention_heads", "inner_hidden_size", "vocab_size")  # what ranks share; the heads make the width
 
 LENGTHS: dict[str, Callable[[ModelConfig], int]] = {
     "hidden": lambda config: config.hidden_size,
     "qkv": lambda config: 3 * config.hidden_size,
     "half head": lambda config: config.hidden_size // config.num_attention_heads // 2,
     "inner": lambda config: config.inner_hidden_size,
-    "gated": lambda config: 2 * config.inner_hidden_size,
     "vocabulary": lambda config: config.vocab_size,
     "places": lambda config: config.max_sequence_length,
 }
-LAYER = (
-    Tensor("input_layernorm.weight", ("hidden",)),
-    Tensor("input_layernorm.bias", ("hidden",)),
-    Tensor("attention.query_key_value.weight", ("qkv", "hidden"), Cut.ROWS, packs=True),  # a head's q, k, v together
-    Tensor("attention.query_key_value.bias", ("qkv",), Cut.ROWS),
-    Tensor("attention.dense.weight", ("hidden", "hidden"), Cut.COLUMNS, packs=True),
-    Tensor("attention.dense.bias", ("hidden",)),
-    Tensor("post_attention_layernorm.weight", ("hidden",)),
-    Tensor("post_attention_layernorm.bias", ("hidden",)),
-    Tensor(MLP_IN, ("gated", "hidden"), Cut.ROWS, blocks=2, packs=True),
-    Tensor("mlp.dense_h_to_4h.bias", ("gated",), Cut.ROWS, blocks=2),
-    Tensor("mlp.dense_4h_to_h.weight", ("hidden", "inner"), Cut.COLUMNS, packs=True),
-    Tensor("mlp.dense_4h_to_h.bias", ("hidden",)),
-    Tensor(INVERSE_FREQUENCIES, ("half head",), extra=True),
-)
-OUTSIDE = (
-    Tensor(WORD_EMBEDDINGS, ("vocabulary", "hidden"), Cut.ROWS),
-    Tensor("transformer.final_layernorm.weight", ("hidden",)),
-    Tensor("transformer.final_layernorm.bias", ("hidden",)),
-    Tensor(POSITION_EMBEDDINGS, ("places", "hidden"), extra=True),
-)
-LINEARS = tuple(tensor.name.removesuffix(".weight") for tensor in LAYER if tensor.packs)
-DIVIDED = ("num_attention_heads", "inner_hidden_size", "vocab_size")  # what the ranks share; the heads make the width
 _IN_LAYER = re.compile(re.escape(PREFIX) + r"(\d+)\.(.+)")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """All tensors of a model, in the order in which they are used."""
+
+    before: tuple[Tensor, ...]  # the layers
+    layer: tuple[Tensor, ...]  # of each layer
+    behind: tuple[Tensor, ...]
+    divided: tuple[str, ...] = DIVIDED  # fields of the configuration that the number of ranks must divide
+
+    @cached_property
+    def lines(self) -> dict[str, Tensor]:
+        return {tensor.name: tensor for tensor in (*self.before, *self.layer, *self.behind)}
+
+
+def norm(name: str, has_bias: bool = True) -> tuple[Tensor, ...]:
+    """The lines of a layer norm, or of an RMS norm, which has no bias."""
+    weight = Tensor(f"{name}.weight", ("hidden",))
+    return (weight, Tensor(f"{name}.bias", ("hidden",))) if has_bias else (weight,)
+
+
+def linear(name: str, rows: str | tuple[str, ...], columns: str, has_bias: bool = True) -> tuple[Tensor, ...]:
+    """The lines of one of a layer's linears."""
+    cut = CUTS[name]
+    weight = Tensor(f"{name}.weight", (rows, columns), cut, packs=True)
+    bias = Tensor(f"{name}.bias", (rows,), cut if cut is Cut.ROWS else Cut.WHOLE)
+    return (weight, bias) if has_bias else (weight,)
+
+
+def _lengths(axis: str | tuple[str, ...], config: ModelConfig) -> list[int]:
+    """Of an axis's blocks."""
+    return [LENGTHS[key](config) for key in ((axis,) if isinstance(axis, str) else axis)]
 
 
 def part(tensor: Tensor, config: ModelConfig, degree: int = 1) -> Part:
     """One rank's part of a tensor; ``degree`` must divide the model (``undivided``)."""
-    shape = [LENGTHS[key](config) for key in tensor.shape]
+    shape = [sum(_lengths(axis, config)) for axis in tensor.shape]
     if tensor.cut is not Cut.WHOLE:
         shape[0 if tensor.cut is Cut.ROWS else -1] //= degree
     return Part(tuple(shape), tensor.packs)
 
 
+def _parts(tensors: tuple[Tensor, ...], config: ModelConfig, degree: int) -> dict[str, Part]:
+    return {tensor.name: part(tensor, config, degree) for tensor in tensors if not tensor.extra}
+
+
 def layer_parts(config: ModelConfig, degree: int = 1) -> dict[str, Part]:
     """What one rank holds of any layer, by the name within it."""
-    return {tensor.name: part(tensor, config, degree) for tensor in LAYER if not tensor.extra}
+    return _parts(config.table.layer, config, degree)
+
+
+def outside_parts(config: ModelConfig, degree: int = 1) -> dict[str, Part]:
+    """What one rank holds beside the layers."""
+    return _parts(config.table.before + config.table.behind, config, degree)
 
 
 def linears(config: ModelConfig, degree: int = 1) -> dict[str, tuple[int, int]]:
@@ -112,23 +140,23 @@ def linears(config: ModelConfig, degree: int = 1) -> dict[str, tuple[int, int]]:
 
 def expected(config: ModelConfig, degree: int = 1) -> dict[str, Part]:
     """Name -> part of everything that one rank's model holds, in the order of the layers."""
-    embedding, *rest = [(tensor.name, part(tensor, config, degree)) for tensor in OUTSIDE if not tensor.extra]
-    layer = layer_parts(config, degree)
-    layers = ((in_layer(number, name), found) for number in range(config.num_layers) for name, found in layer.items())
-    return dict([embedding, *layers, *rest])
+    table, layer = config.table, layer_parts(config, degree)
+    layers = {in_layer(number, name): found for number in range(config.num_layers) for name, found in layer.items()}
+    return _parts(table.before, config, degree) | layers | _parts(table.behind, config, degree)
 
 
 def extras(config: ModelConfig) -> Iterator[dict[str, Part]]:
     """What files may hold beside it, kind by kind; a kind that is there is there for all layers."""
-    for tensor in LAYER:
+    table = config.table
+    for tensor in table.layer:
         if tensor.extra:
             yield {in_layer(number, tensor.name): part(tensor, config) for number in range(config.num_layers)}
-    yield from ({tensor.name: part(tensor, config)} for tensor in OUTSIDE if tensor.extra)
+    yield from ({tensor.name: part(tensor, config)} for tensor in table.before + table.behind if tensor.extra)
 
 
 def undivided(config: ModelConfig, degree: int) -> str | None:
     """The field of the configuration that so many ranks do not divide; None: they divide all."""
-    return next((name for name in DIVIDED if getattr(config, name) % degree), None)
+    return next((name for name in config.table.divided if getattr(config, name) % degree), None)
 
 
 def in_layer(number: int, name: str) -> str:
@@ -141,41 +169,57 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-@lru_cache(maxsize=4096)
-def describe(name: str) -> Tensor | None:
-    """The table's line for a tensor of this name; a scale has that of its weight. None: no GLM has such a tensor."""
+def place_of(name: str) -> tuple[int, str]:
+    """"transformer.layers.3.attention.dense.weight" -> (3, "attention.dense"); the name is that of a packed weight."""
+    match = _IN_LAYER.fullmatch(name.removesuffix(".weight"))
+    return int(match[1]), match[2]
+
+
+def _inner(name: str) -> str:
+    """A name within its layer, or in full."""
     match = _IN_LAYER.fullmatch(name)
-    table, inner = (LAYER, match[2]) if match else (OUTSIDE, name)
-    weight = inner.removesuffix(SCALE)
-    return next((line for line in table if line.name == inner or (line.packs and line.name == weight)), None)
+    return match[2] if match else name
+
+
+def describe(name: str, config: ModelConfig) -> Tensor | None:
+    """The table's line for a tensor of this name; a scale has that of its weight. None: no such model has it."""
+    lines, inner = config.table.lines, _inner(name)
+    line = lines.get(inner)
+    if line is None and inner.endswith(SCALE):
+        line = lines.get(inner.removesuffix(SCALE))
+        line = line if line is not None and line.packs else None
+    return line if line is None or (line in config.table.layer) == (inner != name) else None
 
 
 def cut_of(name: str) -> Cut:
-    """How ranks share a tensor of this name; what no GLM has is taken to be whole on each."""
-    line = describe(name)
-    return Cut.WHOLE if line is None else line.cut
+    """How ranks share a tensor of this name, in every family; unknown ones are taken to be whole on each."""
+    if name in (WORD_EMBEDDINGS, HEAD):
+        return Cut.ROWS
+    linear, _, kind = _inner(name).rpartition(".")
+    cut = CUTS.get(linear, Cut.WHOLE) if layer_of(name) is not None else Cut.WHOLE
+    return Cut.WHOLE if kind == "bias" and cut is Cut.COLUMNS else cut
+
+
+def axis_number(name: str) -> int:
+    """Along which axis they do: 1 for columns, else 0."""
+    return 1 if cut_of(name) is Cut.COLUMNS else 0
 
 
 def is_packed(name: str) -> bool:
     """Whether a tensor of this name is a weight that quantisation packs."""
-    line = describe(name)
-    return line is not None and line.packs and not name.endswith(SCALE)
+    linear, _, kind = _inner(name).rpartition(".")
+    return kind == "weight" and linear in CUTS and layer_of(name) is not None
 
 
 def columns_of(name: str, config: ModelConfig, degree: int = 1) -> int:
     """Columns of a packed weight on one of ``degree`` ranks, before packing."""
-    return part(describe(name), config, degree).shape[1]
+    return part(describe(name, config), config, degree).shape[1]
 
 
-def axis_of(name: str, config: ModelConfig) -> int:
-    """The length, in the whole model, of the axis along which ranks share a tensor: of one of its blocks."""
-    line = describe(name)
-    return LENGTHS[line.shape[0 if line.cut is Cut.ROWS else -1]](config) // line.blocks
-
-
-def axis_number(name: str) -> int:
-    """Which axis that is: 1 for columns, else 0."""
-    return 1 if cut_of(name) is Cut.COLUMNS else 0
+def blocks_of(name: str, config: ModelConfig) -> list[int]:
+    """The lengths, in the whole model, of the blocks of the axis along which ranks share a tensor; mostly one."""
+    line = describe(name, config)
+    return _lengths(line.shape[0 if line.cut is Cut.ROWS else -1], config)
 
 
 def pieces(size: int, sources: int, targets: int, rank: int) -> Iterator[Piece]:
@@ -192,13 +236,9 @@ def pieces(size: int, sources: int, targets: int, rank: int) -> Iterator[Piece]:
 def slices_of(name: str, config: ModelConfig, sources: int, targets: int, rank: int) -> list[Piece]:
     """What makes up part ``rank`` of ``targets`` of a tensor that is cut, out of ``sources`` parts, in order: block by
     block, places within the source's part along the axis that is cut."""
-    length, blocks = axis_of(name, config), describe(name).blocks
-    begins = [block * length // sources for block in range(blocks)]
-    return [Piece(source, begin + start, begin + stop) for begin in begins
-            for source, start, stop in pieces(length, sources, targets, rank)]
-
-
-def place_of(name: str) -> tuple[int, str]:
-    """"transformer.layers.3.attention.dense.weight" -> (3, "attention.dense"); the name is that of a packed weight."""
-    match = _IN_LAYER.fullmatch(name.removesuffix(".weight"))
-    return int(match[1]), match[2]
+    found, begin = [], 0
+    for length in blocks_of(name, config):
+        found += [Piece(source, begin + start, begin + stop)
+                  for source, start, stop in pieces(length, sources, targets, rank)]
+        begin += length // sources
+    return found

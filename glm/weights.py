@@ -7,7 +7,7 @@ import torch
 
 from glm.checkpoint import Shard
 from glm.config import ModelConfig
-from glm.rotary import inverse_frequencies
+from glm.inputs import inverse_frequencies
 from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, axis_number, extras
 from quantization.functional import Scheme, quantize
 from runtime import resources

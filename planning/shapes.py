@@ -123,7 +123,7 @@ def weights(setup: Setup) -> list[Weight]:
 
 
 def embedding(setup: Setup) -> Weight:
-    return _weight(spec.part(spec.describe(spec.WORD_EMBEDDINGS), setup.config, setup.degree))
+    return _weight(spec.outside_parts(setup.config, setup.degree)[spec.WORD_EMBEDDINGS])
 
 
 def linears(setup: Setup) -> list[Weight]:

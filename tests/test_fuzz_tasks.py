@@ -200,7 +200,7 @@ def test_any_model_config_is_read_or_refused(folder, data, damage):
         path.write_text(json.dumps(changed_json(good, data.draw) | more), encoding="utf-8")
     with only_user_errors("model_config.json"):
         config = ModelConfig.from_values(read_config_file(path), str(path))
-        assert 0 < config.head_size < 2**31 and 0 < config.deepnorm_alpha < 1e6 and config.num_image_tokens >= 0
+        assert 0 < config.head_size < 2**31 and config.table.layer and config.num_image_tokens >= 0
         assert 0 < config.layernorm_epsilon < 1
         config.save(folder / "saved.json")
         assert ModelConfig.from_file(folder / "saved.json") == config

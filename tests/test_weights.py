@@ -8,7 +8,7 @@ import torch
 from glm import spec
 from glm.checkpoint import Shard, read_shard, save_shard
 from glm.config import ModelConfig
-from glm.rotary import inverse_frequencies
+from glm.inputs import inverse_frequencies
 from glm.spec import POSITION_EMBEDDINGS
 from glm.weights import (
     bytes_of,

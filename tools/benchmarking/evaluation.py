@@ -21,6 +21,7 @@ from evaluation.discovery import data_files, missing
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from evaluation.scorer import Scorer
 from evaluation.tasks import MultiChoiceTask, Task, task_class
+from glm.inputs import position_ids, row_positions
 from runtime.errors import UserError
 from tools.benchmarking.machine import matrix_rate
 from tools.benchmarking.own import shape_of
@@ -195,7 +196,7 @@ def item_by_item(model, request: ScoreRequest, multiple: int = 32) -> list[float
     """One forward pass with all choices behind the context, padded to a multiple of 32, with all logits, as the
     original has it."""
     c = len(request.context)
-    tokens, positions = list(request.context), list(range(c))
+    tokens = list(request.context)
     allowed = [[j <= i or not request.causal for j in range(c)] for i in range(c)]  # for each token those that it sees
     begins = []
     for ids in request.continuations:
@@ -203,15 +204,17 @@ def item_by_item(model, request: ScoreRequest, multiple: int = 32) -> list[float
         for i, token in enumerate((request.lead, *ids[:-1])):
             allowed.append([True] * c + [False] * (begins[-1] - c) + [True] * (i + 1))
             tokens.append(token)
-            positions.append(request.first_position + i * request.advance)
+    positions, in_blank = row_positions(
+        c, [(request.first_position, request.advance, len(ids)) for ids in request.continuations])
     width = -(-len(tokens) // multiple) * multiple
     blocked = torch.ones(1, width, width, dtype=torch.bool)
     for i, row in enumerate(allowed):
         blocked[0, i, :len(row)] = ~torch.tensor(row)
     fill = [0] * (width - len(tokens))
     device = next(model.parameters()).device
-    inputs = [torch.tensor([values + fill], device=device) for values in (tokens, positions)]
-    log_probs = torch.log_softmax(model.logits(*inputs, blocked.to(device))[0], dim=-1)  # (s, v)
+    padded, *places = (torch.tensor([row + fill], device=device) for row in (tokens, positions, in_blank))
+    log_probs = torch.log_softmax(model.logits(padded, position_ids(model.config, *places), blocked.to(device))[0],
+                                  dim=-1)  # (s, v)
     found = []
     for begin, ids in zip(begins, request.continuations, strict=True):
         places = torch.arange(begin, begin + len(ids), device=device)

@@ -6,7 +6,7 @@ import torch
 
 from generation.decode import generate
 from generation.params import BeamParams, SamplingParams
-from glm import spec
+from glm import inputs, spec
 from glm.config import ModelConfig
 from glm.linear import linears, pack_linears
 from glm.model import GLM
@@ -45,7 +45,8 @@ def quantised_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme
     for _, linear in linears(model):
         resources.make_large(linear.weight).random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
         linear.weight_scale.fill_(0.035 / largest)  # a standard deviation of 0.02
-        linear.bias.zero_()
+        if linear.bias is not None:
+            linear.bias.zero_()
     return model
 
 
@@ -102,9 +103,8 @@ def decode(model: GLM, context: int, width: int, steps: int, clock: Steps) -> No
 
 
 def _positions(model: GLM, length: int, device: str) -> torch.Tensor:
-    positions = torch.arange(length, device=device)[None]
-    is_2d = model.config.position_encoding_2d
-    return torch.stack((positions, torch.zeros_like(positions)), dim=1) if is_2d else positions
+    places = torch.arange(length, device=device)[None]
+    return inputs.position_ids(model.config, places, torch.zeros_like(places))
 
 
 def check_lengths(prefill: list[int], contexts: list[int], widths: list[int]) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-from glm import rotary
+from glm import inputs
+from glm.families import glm130b
 from glm.spec import linears
 from kernels import reference
 from kernels.reference import LayerWeights, PackedWeight
@@ -64,13 +65,13 @@ class Model:
         """tokens (b, s) behind `start` cached ones -> largest logits (b,), or without a head (b, h)."""
         ops, config = self.setting.operations, self.config
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
-        frequencies = rotary.inverse_frequencies(config.head_size, config.rotary_table, str(tokens.device))
-        cosine, sine = rotary.cosine_sine(positions, frequencies)
+        frequencies = inputs.inverse_frequencies(config.head_size, config.rotary_table, str(tokens.device))
+        cosine, sine = inputs.cosine_sine(positions, frequencies)
         if self.embedding is None:
             hidden = (tokens[..., None] + torch.arange(config.hidden_size, device=tokens.device)).sin().to(DTYPE)
         else:
             hidden = torch.nn.functional.embedding(tokens, self.embedding)
-        hidden = reference.stack(self.layers, self.final_norm, keys, values, config.deepnorm_alpha,
+        hidden = reference.stack(self.layers, self.final_norm, keys, values, glm130b.residual_scale(config.num_layers),
                                  config.layernorm_epsilon, hidden, cosine, sine, start, operations=ops)[:, -1]
         return hidden if self.embedding is None else ops.head(hidden, self.embedding).amax(-1)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from glm.checkpoint import Shard, find_shards, missing_shard, read_shard, shard_name
+from glm.families import glm130b
 from glm.spec import (
     DIVIDED,
     INVERSE_FREQUENCIES,
@@ -19,7 +20,8 @@ from glm.spec import (
     SCALE,
     WORD_EMBEDDINGS,
     Cut,
-    axis_of,
+    Table,
+    blocks_of,
     columns_of,
     cut_of,
     describe,
@@ -41,6 +43,10 @@ class Sizes(NamedTuple):
     num_attention_heads: int
     inner_hidden_size: int
     vocab_size: int
+
+    @property
+    def table(self) -> Table:
+        return glm130b.tensors(self)
 
 
 class Source(NamedTuple):
@@ -81,7 +87,7 @@ def open_source(folder: str | os.PathLike, given: Mapping[str, int], heads_neede
     schemes = {name: _scheme(shards, name, sizes) for name in shards[0].tensors
                if is_packed(name) and name + SCALE in shards[0].tensors}
     _check_split(shards, sizes, schemes)
-    extras = [name for name in shards[0].tensors if describe(name) is None]
+    extras = [name for name in shards[0].tensors if describe(name, sizes) is None]
     return Source(folder, shards[0].path.parent.name, shards, sizes, schemes, extras, _differing(shards))
 
 
@@ -132,10 +138,10 @@ def _sizes(shards: Sequence[Shard], given: Mapping[str, int], default_heads: int
     if not layers or layers != set(range(len(layers))):
         gap = next((layer for layer in range(len(layers) + 1) if layer not in layers), 0)
         raise UserError(f"{path} lacks the tensors of layer {gap}")
-    needed = in_layer(0, MLP_IN)
+    needed = in_layer(0, f"{MLP_IN}.weight")
     if needed not in tensors:
         raise UserError(f"{path} is no GLM: it lacks {needed}")
-    found["inner_hidden_size"] = tensors[needed].shape[0] // describe(needed).blocks * degree
+    found["inner_hidden_size"] = tensors[needed].shape[0] // 2 * degree  # GeGLU's two halves
     for name in ("num_layers", "hidden_size"):
         _compare(name, found[name], given, path)
     for name in ("vocab_size", "inner_hidden_size"):
@@ -194,7 +200,7 @@ def _check_split(shards: Sequence[Shard], sizes: Sizes, schemes: Mapping[str, Sc
             continue
         axis = 1 if cut is Cut.COLUMNS else 0
         size = tensor.shape[axis] * degree * (2 if axis == 1 and name in schemes and schemes[name].bits == 4 else 1)
-        whole = axis_of(name, sizes) * describe(name).blocks
+        whole = sum(blocks_of(name, sizes))
         if size < whole and whole % size == 0 and cut is Cut.COLUMNS:
             raise UserError(missing_shard(path.with_name(shard_name(degree)))
                             + f" ({whole * degree // size} belong together)")

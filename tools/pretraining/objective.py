@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glm.inputs import row_positions
+
 SPAN_LENGTH = 3  # mean of the Poisson distribution of [MASK] spans
 MASKED_SHARE = 0.15  # share of the text's tokens under [MASK]
 NO_TARGET = -1
@@ -76,7 +78,8 @@ def suffix_sample(text: np.ndarray, prefix: int, ends: bool, ids: Ids) -> Sample
     answer = np.concatenate((text[prefix:], [ids.eop])) if ends else text[prefix:]
     tokens = np.concatenate((context, [ids.sop], answer[:-1]))
     targets = np.concatenate((np.full(len(context), NO_TARGET), answer))
-    return Sample(tokens, np.arange(len(tokens)), targets, len(context))
+    positions, _ = row_positions(len(context), [(len(context), 1, len(answer))])
+    return Sample(tokens, np.array(positions), targets, len(context))
 
 
 def span_sample(text: np.ndarray, spans: list[tuple[int, int]], order: np.ndarray, mask: int, ids: Ids) -> Sample:
@@ -97,14 +100,15 @@ def span_sample(text: np.ndarray, spans: list[tuple[int, int]], order: np.ndarra
     if end < len(text):
         context += [as_text(text[end:], ids), np.array([ids.eos])]
     part_a = np.concatenate(context)
-    tokens, positions, targets = [part_a], [np.arange(len(part_a))], [np.full(len(part_a), NO_TARGET)]
+    tokens, blanks, targets = [part_a], [], [np.full(len(part_a), NO_TARGET)]
     for index in order:
         start, count = spans[index]
         span = text[start : start + count]
         tokens += [np.array([ids.sop]), span]
         targets += [span, np.array([ids.eop])]
-        positions.append(np.full(count + 1, mask_positions[index]))
-    return Sample(np.concatenate(tokens), np.concatenate(positions), np.concatenate(targets), len(part_a))
+        blanks.append((mask_positions[index], 0, count + 1))
+    positions, _ = row_positions(len(part_a), blanks)
+    return Sample(np.concatenate(tokens), np.array(positions), np.concatenate(targets), len(part_a))
 
 
 def poisson_spans(length: int, generator: np.random.Generator) -> list[tuple[int, int]]:

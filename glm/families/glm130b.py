@@ -1,0 +1,144 @@
+"""GLM-130B and models of its architecture: rotary positions, DeepNorm (post-LN), GeGLU, the head tied to the embedding.
+
+    a = LN1(h);  h = alpha * a + Attention(a);  m = LN2(h);  h' = alpha * m + MLP(m)
+    logits = LN_final(h) W_emb^T
+
+Zeng et al. 2022, section 2.2. The rows of query_key_value are [q | k | v] head by head; dense_h_to_4h gives the two
+halves of GeGLU.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from glm.spec import (
+    DENSE,
+    FINAL_NORM,
+    INVERSE_FREQUENCIES,
+    MLP_IN,
+    MLP_OUT,
+    NORMS,
+    POSITION_EMBEDDINGS,
+    QKV,
+    WORD_EMBEDDINGS,
+    Cut,
+    Table,
+    Tensor,
+    linear,
+    norm,
+)
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from glm.config import ModelConfig
+    from glm.sat import Step
+    from kernels.reference import LayerWeights
+
+NAME = "glm-130b"
+
+
+def _shape(num_layers: int, hidden_size: int, num_attention_heads: int, inner_hidden_size: int, vocab_size: int,
+           max_sequence_length: int, **fields) -> dict:
+    return dict(num_layers=num_layers, hidden_size=hidden_size, num_attention_heads=num_attention_heads,
+                inner_hidden_size=inner_hidden_size, vocab_size=vocab_size,
+                max_sequence_length=max_sequence_length, **fields)
+
+
+PRESETS: dict[str, dict] = {
+    "glm-130b": _shape(70, 12288, 96, 32768, 150528, 2048, rotary_table="half"),
+    # for benchmarks: about as large as the published GLM family, not of their architecture; gated inner width of about
+    # 8/3 hidden
+    "shape-10b": _shape(48, 4096, 64, 10944, 50304, 1024),
+    "shape-2b": _shape(36, 2048, 32, 5472, 50304, 1024),
+    "glm-1.3b": _shape(24, 2048, 32, 5472, 32768, 2048),
+    "shape-335m": _shape(24, 1024, 16, 2736, 32768, 2048),
+    "shape-110m": _shape(12, 768, 12, 2048, 32768, 2048),
+    "glm-small": _shape(5, 384, 6, 1024, 16384, 512, num_image_tokens=0),
+}
+_TABLE = Table(
+    before=(Tensor(WORD_EMBEDDINGS, ("vocabulary", "hidden"), Cut.ROWS),),
+    layer=(
+        *norm(NORMS[0]),
+        *linear(QKV, "qkv", "hidden"),
+        *linear(DENSE, "hidden", "hidden"),
+        *norm(NORMS[1]),
+        *linear(MLP_IN, ("inner", "inner"), "hidden"),
+        *linear(MLP_OUT, "hidden", "inner"),
+        Tensor(INVERSE_FREQUENCIES, ("half head",), extra=True),
+    ),
+    behind=(
+        *norm(FINAL_NORM),
+        Tensor(POSITION_EMBEDDINGS, ("places", "hidden"), extra=True),  # SAT makes them
+    ),
+)
+
+
+def tensors(config: ModelConfig) -> Table:
+    return _TABLE
+
+
+def check(config: ModelConfig) -> None:
+    parts = 4 if config.position_encoding_2d else 2
+    if config.head_size % parts:
+        raise UserError(f"the head size {config.head_size} (hidden_size / num_attention_heads) must be a multiple of "
+                        f"{parts} for rotary positions")
+
+
+def rotary_size(config: ModelConfig) -> int:
+    return config.head_size // (2 if config.position_encoding_2d else 1)
+
+
+def residual_scale(num_layers: int) -> float:
+    """DeepNorm's alpha as GLM-130B uses it."""
+    return math.sqrt(2 * num_layers)
+
+
+def embed(transformer: torch.nn.Module, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return words
+
+
+def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+    ops, config, mlp = step.operations, step.config, layer.mlp
+    alpha, epsilon = residual_scale(config.num_layers), config.layernorm_epsilon
+    norm1, norm2 = layer.input_layernorm, layer.post_attention_layernorm
+
+    a = ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon)
+    qkv = layer.attention.query_key_value(a, ops)
+    update = layer.attention.dense(step.attend(number, qkv), ops)
+    m = ops.residual_layer_norm(step.wanted(number, a), update, alpha, norm2.weight, norm2.bias, epsilon)
+    return ops.scaled_add(m, mlp.dense_4h_to_h(ops.geglu(mlp.dense_h_to_4h(m, ops)), ops), alpha)
+
+
+def layer_weights(layer: torch.nn.Module) -> LayerWeights:
+    """In the kernels' order; they know no adapters."""
+    from kernels.reference import LayerWeights
+
+    attention, mlp, parts = layer.attention, layer.mlp, []
+    for norm_, *products in ((layer.input_layernorm, attention.query_key_value, attention.dense),
+                             (layer.post_attention_layernorm, mlp.dense_h_to_4h, mlp.dense_4h_to_h)):
+        parts += norm_.weight, norm_.bias, *(part for linear in products for part in (linear.operand, linear.bias))
+    return LayerWeights(*parts)
+
+
+def initialise(model: torch.nn.Module) -> None:
+    """DeepNorm's initialisation (Wang et al. 2022, as Zeng et al. 2022 scale it): Xavier normal, with gain
+    (2 * num_layers)^-1/2 for the MLP, the value and the output projection; norms at one, biases at zero."""
+    config = model.config
+    gain = (2 * config.num_layers) ** -0.5
+    h, inner = config.hidden_size, config.inner_hidden_size
+    model.transformer.word_embeddings.weight.normal_(std=0.02)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif "layernorm" in name:
+            parameter.fill_(1.0)
+    for layer in model.transformer.layers:
+        qkv = layer.attention.query_key_value.weight
+        qkv.normal_(std=math.sqrt(1.0 / h))
+        qkv.view(-1, 3, config.head_size, h)[:, 2].mul_(gain)
+        layer.attention.dense.weight.normal_(std=gain * math.sqrt(1.0 / h))
+        for linear_ in (layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h):
+            linear_.weight.normal_(std=gain * math.sqrt(2.0 / (h + inner)))

@@ -1,0 +1,156 @@
+"""SwissArmyTransformer's part: it builds the layers, names the parameters, splits them over ranks and walks the layers.
+
+Two mixins replace what a layer computes by the functions of the model's family (glm/families). Nothing else of the
+package sees SAT's classes.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from glm import spec
+from glm.cache import KVCache
+from glm.config import ModelConfig
+from glm.families import FAMILIES
+from glm.linear import Linear
+from glm.stream import Stream
+from runtime import parallel
+from runtime.parallel import lean_sat
+
+with lean_sat():
+    from sat.model.base_model import BaseMixin, BaseModel
+    from sat.model.transformer import BaseTransformer
+
+Observer = Callable[[int, torch.Tensor], None]  # hears of a layer's number (-1: the embedding) and what it gives
+
+
+@dataclass(frozen=True)
+class Step:
+    """What every layer of one forward pass shares."""
+
+    config: ModelConfig
+    operations: ModuleType  # kernels.backend
+    position_ids: torch.Tensor  # (b, s) or (b, 2, s) int64
+    cosine: torch.Tensor  # (b, s, d) float32
+    sine: torch.Tensor
+    blocked: torch.Tensor | None  # bool (b, s, total)
+    cache: KVCache | None
+    embedding_gradient_scale: float
+    places: torch.Tensor | None  # see GLM.hidden_states
+    stream: Stream | None  # the layers that are not always in memory
+    observe: Observer | None
+
+    def wanted(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """(b, s, k) as it is; of the last layer, (n, k) at the places that are wanted."""
+        is_all = self.places is None or layer < self.config.num_layers - 1
+        return x if is_all else x.flatten(0, 1)[self.places]
+
+    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """[q | k | v] head by head (b, s, n*3*d) -> (b, s, n*d), at the places that are wanted; q and k are turned."""
+        keys, values, start = self.cached(layer)
+        context = self.operations.attend(qkv, self.cosine, self.sine, keys, values, start, self.blocked,
+                                         self.config.position_encoding_2d)
+        return self.wanted(layer, context)
+
+    def cached(self, layer: int) -> tuple:
+        """A layer's keys and values, and how many of their places are filled."""
+        cache = self.cache
+        return (None, None, 0) if cache is None else (cache.keys[layer], cache.values[layer], cache.length)
+
+
+class SATModel(BaseModel):
+    """SAT's model of a configuration, on the meta device. A call walks it."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__(Namespace(), transformer=_transformer(config, dtype))
+        self.add_mixin("embedding", Embedding(config))
+        self.add_mixin("block", Block(config))
+
+    def walk(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
+        """tokens (b, s) -> hidden states (b, s, h), or (n, h) at the places that are wanted, after the final norm."""
+        hidden, *_ = self(tokens, step.position_ids, _NO_MASK, step=step)
+        return hidden
+
+
+class Embedding(BaseMixin):
+    """Tokens to hidden states."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.family = FAMILIES[config.family]
+
+    def word_embedding_forward(self, input_ids: torch.Tensor, *, step: Step, **_) -> torch.Tensor:
+        embeddings = self.transformer.word_embeddings
+        if embeddings.weight.shape[0] == embeddings.num_embeddings:  # not split over ranks
+            hidden = torch.nn.functional.embedding(input_ids, embeddings.weight)
+        else:
+            hidden = embeddings(input_ids)
+        hidden = self.family.embed(self.transformer, hidden, step.position_ids)
+        if step.observe is not None:
+            step.observe(-1, hidden)
+        scale = step.embedding_gradient_scale
+        return hidden if scale == 1.0 else hidden * scale + hidden.detach() * (1.0 - scale)
+
+    def position_embedding_forward(self, position_ids: torch.Tensor, **_) -> None:
+        return None
+
+    def final_forward(self, hidden: torch.Tensor, **_) -> torch.Tensor:
+        return hidden  # GLM.head computes logits, for the positions asked for only
+
+
+class Block(BaseMixin):
+    """One layer, which the family's function computes."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.family = FAMILIES[config.family]
+
+    def layer_forward(self, hidden: torch.Tensor, mask: torch.Tensor, *, layer_id: torch.Tensor, step: Step,
+                      **_) -> torch.Tensor:
+        number = int(layer_id)
+        if step.stream is not None:
+            step.stream.at_hand(number)
+        hidden = self.family.block(self.transformer.layers[number], number, hidden, step)
+        if step.observe is not None:
+            step.observe(number, hidden)
+        return hidden
+
+
+_NO_MASK = torch.empty(1, 1)  # SAT insists on a mask; ours travels in Step
+
+
+def _transformer(config: ModelConfig, dtype: torch.dtype) -> BaseTransformer:
+    """SAT's transformer on the meta device, with our linears in its layers and only the embeddings of the table."""
+    meta = torch.device("meta")
+    with meta, _NoInitialisation():
+        transformer = BaseTransformer(
+            config.num_layers, config.vocab_size, config.hidden_size, config.num_attention_heads,
+            config.max_sequence_length, layernorm_order="post", layernorm_epsilon=config.layernorm_epsilon,
+            inner_hidden_size=config.inner_hidden_size, layernorm=partial(torch.nn.LayerNorm, dtype=dtype),
+            params_dtype=dtype, skip_init=True, device=meta)
+        for layer in transformer.layers:
+            for name, shape in spec.linears(config, parallel.size()).items():
+                parent, _, attribute = name.rpartition(".")
+                cut = spec.cut_of(spec.in_layer(0, f"{name}.weight"))
+                setattr(layer.get_submodule(parent), attribute, Linear(shape, cut, dtype))
+        transformer.final_layernorm = torch.nn.LayerNorm(config.hidden_size, config.layernorm_epsilon, dtype=dtype)
+    del transformer.position_embeddings
+    return transformer
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leave out normal_: SAT fills position embeddings that we drop, and on the meta device the first call of normal_
+    imports torch's compiler, which takes longer than all the rest of building a model."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        if function is torch.nn.init.normal_:
+            return arguments[0] if arguments else keywords["tensor"]
+        return function(*arguments, **keywords)
