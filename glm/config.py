@@ -55,7 +55,7 @@ class ModelConfig:
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                             f"{self.num_attention_heads}")
         if self.family not in FAMILIES:
-            raise UserError(f"family is {shown(self.family)}{show.nearest(self.family, FAMILIES)}; allowed: "
+            raise UserError(f"family is {shown(self.family)}{nearest(self.family, FAMILIES)}; allowed: "
                             f"{', '.join(FAMILIES)}")
         FAMILIES[self.family].check(self)
         if self.rotary_table not in ROTARY_TABLES:
