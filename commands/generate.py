@@ -15,17 +15,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 from commands.model import add_model_arguments, announce_loading, load_model, require_fit
 from generation.batching import bounds
-from generation.effect import without_effect
-from generation.options import STRATEGIES, Options, flags
-from generation.prompts import read_prompts
-from generation.results import RESULTS, Results
+from generation.params import STRATEGIES, BeamParams, Options, SamplingParams, without_effect
+from generation.records import RESULTS, Results, read_prompts
 from planning.wanted import Use
-from runtime.arguments import CommandParser
+from runtime.arguments import CommandParser, chosen, flags
 from runtime.errors import UserError, printable, unsteering
 from runtime.program import FAILED, FORESEEN, ended, is_first_rank, is_unheard, terminating
 
@@ -61,14 +58,12 @@ def add_strategy_arguments(found: CommandParser) -> None:
     group = found.add_argument_group("strategy")
     group.add_argument("--sampling-strategy", dest="strategy", default=STRATEGIES[0], choices=STRATEGIES,
                        help=f"default: {STRATEGIES[0]}")
-    for name, kind, default, what in map(astuple, flags()):
-        how = ({"action": "store_true"} if kind is bool else
-               {"type": kind, "default": default, "metavar": "N" if kind is int else "X"})
-        group.add_argument(f"--{name.replace('_', '-')}", help=what, **how)
+    flags(group, Options.sampling, Options.beams)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
-    return Options(**{name: getattr(arguments, name) for name in vars(Options())})
+    return Options(chosen(SamplingParams, arguments), chosen(BeamParams, arguments), arguments.strategy,
+                   arguments.print_all_beams)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,7 +106,7 @@ def loaded(arguments: argparse.Namespace, texts: Sequence[str], timeout_seconds:
 
 def use_of(arguments: argparse.Namespace, texts: Sequence[str]) -> Use:
     sizes = tuple(len(text.encode("utf-8", "replace")) for text in texts)
-    return Use(sizes, options_of(arguments).params().num_beams, arguments.batch_size, arguments.out_seq_length,
+    return Use(sizes, options_of(arguments).params.num_beams, arguments.batch_size, arguments.out_seq_length,
                arguments.max_gen_length, bounds)
 
 
@@ -126,7 +121,7 @@ def file_run(arguments: argparse.Namespace, options: Options) -> int:
         texts = [] if results is None else [line.text for line in results.lines
                                             if line.error is None and line.index not in results.done]
         model, tokenizer = loaded(arguments, texts)
-        from generation.files import run_file
+        from generation.file_run import run_file
         from runtime import parallel
 
         tell_without_effect(arguments, options, model, OF_SESSIONS, "in a session only")
@@ -154,7 +149,7 @@ def output_folder(arguments: argparse.Namespace) -> Path:
 
 def session(arguments: argparse.Namespace, options: Options) -> int:
     model, tokenizer = loaded(arguments, [""], LONG_TIMEOUT)
-    from generation.interactive import QUERY, Session, follow, line_editing
+    from generation.session import QUERY, Session, follow, line_editing
     from runtime import parallel
 
     tell_without_effect(arguments, options, model, OF_FILES, "for a file of prompts only")

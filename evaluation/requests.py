@@ -65,7 +65,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Ids that follow a context; see generation.decode.generate for the meaning of the fields.
+    """Ids that follow a context; see generation.fill.generate for the meaning of the fields.
 
     context: ends with the token that the first generated one follows.
     shared_position: of the last context token and of all generated ones; None: positions count up.

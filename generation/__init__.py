@@ -4,8 +4,8 @@ from __future__ import annotations
 
 __all__ = ["BeamParams", "Result", "SamplingParams", "fill_blanks", "generate"]
 
-_HOME = {"BeamParams": "params", "SamplingParams": "params", "fill_blanks": "infill", "Result": "blanks",
-         "generate": "decode"}
+_HOME = {"BeamParams": "params", "SamplingParams": "params", "fill_blanks": "fill", "Result": "blanks",
+         "generate": "fill"}
 
 
 def __getattr__(name: str):

@@ -17,7 +17,7 @@ import torch
 
 from generation import beam, sampling
 from generation.params import BeamParams, SamplingParams
-from generation.rules import Rules
+from generation.sampling import Rules, Ruling
 from generation.sequences import Sequences
 
 Answer = tuple[list[int], float | None]  # generated ids with their end token, score (None when sampled)
@@ -95,7 +95,7 @@ class Batch:
             if isinstance(group, _Sampled) and (group.params, group.rules) == kind:
                 group.members += members
                 return
-        self._groups.append(_Sampled(*kind, members))
+        self._groups.append(_Sampled(*kind, members, self.sequences.device))
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -138,8 +138,9 @@ class _Member:
 class _Sampled:
     """Rows that are sampled with the same options, each at a step of its own."""
 
-    def __init__(self, params: SamplingParams, rules: Rules, members: list[_Member]):
+    def __init__(self, params: SamplingParams, rules: Rules, members: list[_Member], device: torch.device):
         self.params, self.rules, self.members = params, rules, members
+        self.ruling = Ruling(rules, device)
 
     @property
     def places(self) -> list[int]:
@@ -182,16 +183,16 @@ class _Sampled:
         return events, left
 
     def _forbid(self, logits: torch.Tensor) -> None:
-        self.rules.forbid_invalid_(logits)
+        self.ruling.forbid_invalid_(logits)
         steps = [len(member.ids) for member in self.members]
-        for step in {step for step in steps if step < max(self.params.min_gen_length, self.rules.longest_start)}:
+        for step in {step for step in steps if step < max(self.params.min_gen_length, self.ruling.longest_start)}:
             places = [place for place, own in enumerate(steps) if own == step]
             part = logits if len(places) == len(steps) else logits[places]
             if step < self.params.min_gen_length:
-                self.rules.forbid_ends_(part)
-            if step < self.rules.longest_start:
+                self.ruling.forbid_ends_(part)
+            if step < self.ruling.longest_start:
                 ids = [self.members[place].ids for place in places]
-                self.rules.forbid_starts_(part, torch.tensor(ids, device=logits.device).view(len(ids), step))
+                self.ruling.forbid_starts_(part, torch.tensor(ids, device=logits.device).view(len(ids), step))
             if part is not logits:
                 logits[places] = part
 
@@ -209,6 +210,7 @@ class _Searched:
 
     def __init__(self, params: BeamParams, rules: Rules, members: list[_Member], device: torch.device):
         self.params, self.rules, self.members = params, rules, members
+        self.ruling = Ruling(rules, device)
         contexts = [member.row.context for member in members]
         counted = [len(member.row.context) if member.row.counted_length is None else member.row.counted_length
                    for member in members]
@@ -229,11 +231,11 @@ class _Searched:
 
     def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
         params, state = self.params, self.state
-        self.rules.forbid_invalid_(logits)
+        self.ruling.forbid_invalid_(logits)
         if state.steps < params.min_gen_length:
-            self.rules.forbid_ends_(logits)
+            self.ruling.forbid_ends_(logits)
         logits = logits.view(len(self.members), -1, logits.shape[-1])
-        self.rules.forbid_starts_(logits, state.history[..., state.tail:])
+        self.ruling.forbid_starts_(logits, state.history[..., state.tail:])
         noise = None
         if self.keys is not None:
             noise = sampling.exponentials(torch.arange(logits[0].numel(), device=logits.device),

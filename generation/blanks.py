@@ -1,20 +1,79 @@
-"""Filling the blanks of one text as a state machine: what is to be generated next, and what came of it. No model here.
+"""A prompt's blanks: its masks, filling them as a state machine, and the answer's text. No model here.
 
-A prompt is cut once into the stretches between the blanks to fill. From then on blanks are known by their place, never
-searched for, so a mask token that the model generates is not taken for another blank. Blanks are filled from left to
-right, each with the ones before filled and the ones behind still open.
+[MASK] stands for a few words, [sMASK] for a sentence, [gMASK] for a text up to its end. A prompt is cut once into the
+stretches between the blanks to fill. From then on blanks are known by their place, never searched for, so a mask token
+that the model generates is not taken for another blank. Blanks are filled from left to right, each with the ones before
+filled and the ones behind still open.
+
+The model reads and writes pieces of words, normalised, each stretch by itself. A person gets back his own letters,
+blanks and line ends: what fills a blank is decoded, and joined to what stands before it by the blank that its first
+piece begins with, where one belongs. Nothing is put behind it.
 """
 
 from __future__ import annotations
 
+import re
+import string
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from generation.joining import filled, joined
-from generation.masks import MASK_PATTERN, kind_of
 from generation.params import BeamParams, SamplingParams
 from runtime.errors import UserError
+
+MASKS = ("[MASK]", "[sMASK]", "[gMASK]")  # the kind to fill is the first of these that a prompt has
+MASK_PATTERN = re.compile(r"\[[sg]?MASK\]")
+
+# A word between brackets, with a number perhaps; not the text of a link, [word](address).
+_BRACKETED = re.compile(r"(?:[\[【] ?|<\|?)([A-Za-z_-]{1,16})[ _-]?[0-9]*(?: ?[\]】]|\|?>)(?!\()")
+# as input methods for Chinese and Japanese type ASCII in full width
+_NARROW = {ord(character) + 0xFEE0: character for character in f"{string.ascii_letters}{string.digits}[]<>|_-"}
+_MEANT = re.compile("(?i:[sg]?[_-]?mask|blank|extra_id)|[A-Za-z]{0,2}[_-]?(?:MASK|MAKS|MSAK|AMSK|BLANK)(?:S|ED)?")
+_NAME = re.compile(r"[A-Za-z0-9_)\]]")  # before a bracket it says that this is a program: mask of a[mask] is an index
+
+# Scripts without blanks between words: Chinese and Japanese, with their punctuation and the wide forms of others.
+_UNSPACED = re.compile("[\u2e80-\u312f\u3190-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
+_CLOSING, _OPENING = ("Pe", "Pf"), ("Ps", "Pi")  # brackets and quotes, as Unicode divides them
+
+
+def kind_of(text: str) -> str:
+    """The kind of mask that is filled; [gMASK], which is put at the end, where there is none."""
+    return next((mask for mask in MASKS if mask in text), MASKS[-1])
+
+
+def left_over(text: str) -> list[str]:
+    """The masks of other kinds than the one that is filled: they stay in the answer as they are."""
+    return [mask for mask in MASK_PATTERN.findall(text) if mask != kind_of(text)]
+
+
+def note_on_left_over(text: str) -> str | None:
+    """What a user is told once of a text with masks of several kinds."""
+    masks = left_over(text)
+    return (f"where a prompt has masks of several kinds, one kind is filled: here {kind_of(text)}; {masks[0]} stays as "
+            "it is") if masks else None
+
+
+def meant_for_a_mask(text: str) -> tuple[str, str] | None:
+    """The first thing that is no mask but was probably meant for one, and for which: ("<mask>", "[MASK]")."""
+    for found in _BRACKETED.finditer(text.translate(_NARROW)):
+        word, written = found[1].rstrip("_-"), text[found.start():found.end()]
+        if written in MASKS or not _MEANT.fullmatch(word) or f"</{word}" in text:
+            continue
+        if found.start() and _NAME.match(text[found.start() - 1]) and not word.isupper():
+            continue
+        letters = word.replace("_", "").replace("-", "").lower()
+        return written, {"smask": "[sMASK]", "gmask": "[gMASK]"}.get(letters, "[MASK]")
+    return None
+
+
+def fault(text: str) -> str | None:
+    """Why a text cannot be a prompt of a user: it is empty, or has a mask that is none. None: nothing is wrong."""
+    if not text.strip():
+        return "the prompt is empty"
+    if (found := meant_for_a_mask(text)) is not None:
+        return f"unknown mask {found[0]}, did you mean {found[1]}?; allowed: {', '.join(MASKS)}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -47,7 +106,7 @@ class Beam:
     """One answer."""
 
     text: str  # the prompt as it was typed with its blanks filled
-    blanks: list[str]  # what stands in them (generation.joining)
+    blanks: list[str]  # what stands in them, see `filled`
     ids: list[int]  # the last blank's whole sequence with context, sop and end token
     score: float | None  # see generation.beam; None when sampled
     blank_ids: list[list[int]] = field(repr=False, default_factory=list)
@@ -153,3 +212,44 @@ class Filling:
 
     def _without_end(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(ids[:-1] if ids and ids[-1] in self.ends else ids)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What stands in one blank."""
+
+    text: str  # without the blank before its first word
+    is_new_word: bool  # whether it has one
+
+
+def filled(ids: Sequence[int], tokenizer) -> Filled:
+    """The text of one blank. ids: without their end token.
+
+    Commands that the model generated are shown by name. A trailing blank, whose word did not come, is left out.
+    """
+    while ids and tokenizer.decode_behind(ids[-1:]) == " ":
+        ids = ids[:-1]
+    text, behind = tokenizer.decode(ids, special_tokens=True), tokenizer.decode_behind(ids)
+    if text == behind and behind[:1] == " " != behind[1:2]:  # byte-level vocabularies keep a blank at the beginning
+        text = behind[1:]
+    return Filled(text, behind != text)
+
+
+def joint(before: str, blank: Filled) -> str:
+    """The blank between what stands before and what was filled in, or nothing."""
+    if not (blank.is_new_word and blank.text and before) or before[-1].isspace() or blank.text[0].isspace():
+        return ""
+    last, first = before[-1], blank.text[0]
+    if _UNSPACED.match(last) or _UNSPACED.match(first) or first in ".,;:!?…%":
+        return ""
+    return "" if unicodedata.category(last) in _OPENING or unicodedata.category(first) in _CLOSING else " "
+
+
+def joined(typed: Sequence[str], blanks: Sequence[Filled], begin: str = "", end: str = "") -> str:
+    """typed: the prompt's own text before, between and behind the blanks. begin, end: written around each blank."""
+    plain = shown = typed[0]
+    for blank, behind in zip(blanks, typed[1:], strict=True):
+        space = joint(plain, blank)
+        plain += space + blank.text + behind
+        shown += space + begin + blank.text + end + behind
+    return shown

@@ -1,56 +1,51 @@
-"""What may be asked of a generation: two small frozen dataclasses, checked when they are made.
+"""What may be asked of a generation: one strategy's parameters, and a user's options, which hold both strategies'.
 
-A field says what it is for; command line and session make their options of that (options.py). Knows no torch, so that a
-command line can refuse a wrong value before anything heavy is imported.
+A field says what it is for; command line, session and settings follow from it. Knows no torch, so that a command line
+can refuse a wrong value before anything heavy is imported.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 
+from runtime.arguments import flag_name, option
 from runtime.errors import UserError
+from runtime.show import nearest
 
+STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
 LARGEST_PENALTY = 20.0  # ((5 + length) / 6) ** penalty stays a number for every length
-LONGEST_NGRAM = 65536  # tokens before a context that stand for nothing are made of it
+LONGEST_NGRAM = 65536  # beam search puts as many tokens that stand for nothing before a context
 
 
-def _option(default: Any, what: str, none: str = "", name: str = "") -> Any:
-    """A field. what: for --help. none: what no value means. name: on the command line, where it is not the field's."""
-    return field(default=default, metadata={"what": what, "none": none, "name": name})
+def _seed():
+    return option(None, "makes sampling repeatable", none="a fresh one")
 
 
-def _seed() -> Any:
-    return _option(None, "makes sampling repeatable", "a fresh one")
+def _out_seq_length():
+    return option(None, "prompt and answer together have at most so many tokens", none="what the model takes")
 
 
-def _out_seq_length() -> Any:
-    return _option(None, "prompt and answer together have at most so many tokens", "what the model takes")
+def _max_gen_length():
+    return option(None, "a blank gets at most so many tokens", none="no limit")
 
 
-def _max_gen_length() -> Any:
-    return _option(None, "a blank gets at most so many tokens", "no limit")
-
-
-def _min_gen_length() -> Any:
-    return _option(0, "an answer has at least so many tokens")
+def _min_gen_length():
+    return option(0, "an answer has at least so many tokens")
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """Options of sampling one token after another (the original's BaseStrategy).
 
-    temperature: divides the logits, > 0. top_k: keep the k most likely tokens, 0 = all, 1 = greedy.
-    top_p: keep the smallest set of tokens whose probability exceeds it, 0 (or 1) = all.
-    seed: None draws a fresh one. out_seq_length: most tokens of prompt, sop and answer together, None = what the
-    model allows. max_gen_length: most tokens of one blank, None = no limit of its own.
-    min_gen_length: an answer does not end before this many tokens.
+    They are applied in the order temperature, top_k, top_p. out_seq_length counts sop, too. Raises UserError for values
+    that are not allowed.
     """
 
-    temperature: float = _option(1.0, "divides the logits")
-    top_k: int = _option(0, "keep the k most likely tokens; 0: all, 1: greedy")
-    top_p: float = _option(0.0, "keep the likeliest tokens that together exceed p; 0: all")
+    temperature: float = option(1.0, "BaseStrategy: divides the logits")  # > 0
+    top_k: int = option(0, "BaseStrategy: keep the k most likely tokens; 0: all, 1: greedy")
+    top_p: float = option(0.0, "BaseStrategy: keep the likeliest tokens that together exceed p; 0: all")  # 1: all, too
     seed: int | None = _seed()
     out_seq_length: int | None = _out_seq_length()
     max_gen_length: int | None = _max_gen_length()
@@ -76,18 +71,18 @@ class SamplingParams:
 class BeamParams:
     """Options of beam search (the original's BeamSearchStrategy).
 
-    length_penalty: finished beams are ranked by score / ((5 + length) / 6) ** length_penalty.
-    no_repeat_ngram_size: no n-gram is generated twice, 0 = off. stochastic: candidates are drawn from the softmax of
-    their scores (with `seed`) instead of being the best. The other fields are those of SamplingParams.
+    Finished beams are ranked by score / ((5 + length) / 6) ** length_penalty. Only a stochastic search draws, from the
+    softmax of the candidates' scores, and looks at `seed`. Raises UserError for values that are not allowed.
     """
 
-    num_beams: int = _option(4, "number of beams")
-    length_penalty: float = _option(1.0, "larger favours longer answers")
-    no_repeat_ngram_size: int = _option(0, "generate no n-gram of this size twice; 0: off")
+    num_beams: int = option(4, "BeamSearchStrategy: number of beams")
+    length_penalty: float = option(1.0, "BeamSearchStrategy: larger favours longer answers")
+    no_repeat_ngram_size: int = option(0, "BeamSearchStrategy: generate no n-gram of this size twice; 0: off")
     min_gen_length: int = _min_gen_length()
     out_seq_length: int | None = _out_seq_length()
     max_gen_length: int | None = _max_gen_length()
-    stochastic: bool = _option(False, "draw candidates instead of taking the best", name="stochastic_beams")
+    stochastic: bool = option(False, "BeamSearchStrategy: draw candidates instead of taking the best",
+                              flag="stochastic_beams")
     seed: int | None = _seed()
 
     def __post_init__(self):
@@ -132,3 +127,101 @@ def _whole(name: str, value: object, least: int):
 def _number(name: str, value: object):
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise UserError(f"{name} {value!r}: must be a finite number")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user chooses: a strategy, the parameters of both, and how a session shows its answers.
+
+    The defaults are those of the original's scripts. A parameter is named as on the command line, with underscores; one
+    that both strategies have is set in both.
+    """
+
+    sampling: SamplingParams = SamplingParams(top_p=0.7)
+    beams: BeamParams = BeamParams(no_repeat_ngram_size=3)
+    strategy: str = STRATEGIES[0]
+    print_all_beams: bool = False  # not the best alone
+
+    def __post_init__(self):
+        if self.strategy not in STRATEGIES:
+            raise UserError(f"strategy {self.strategy!r}: must be {' or '.join(STRATEGIES)}")
+
+    @property
+    def params(self) -> SamplingParams | BeamParams:
+        """Of the chosen strategy."""
+        return self.sampling if self.strategy == STRATEGIES[0] else self.beams
+
+    def values(self) -> dict[str, object]:
+        """Every option by its name."""
+        own = {"strategy": self.strategy, "print_all_beams": self.print_all_beams}
+        return values_of(self.sampling) | values_of(self.beams) | own
+
+    def changed(self, **values: object) -> Options:
+        """A copy with these options."""
+        parts = {}
+        for name in ("sampling", "beams"):
+            params = getattr(self, name)
+            mine = {field.name: values[flag_name(field)] for field in fields(params) if flag_name(field) in values}
+            parts[name] = replace(params, **mine)
+        own = {name: value for name, value in values.items() if name in ("strategy", "print_all_beams")}
+        return replace(self, **parts, **own)
+
+    def with_text(self, name: str, text: str) -> Options:
+        """A copy with the option `name` (hyphens or underscores) read from `text`."""
+        kinds = {flag_name(field): field.type for each in (SamplingParams, BeamParams) for field in fields(each)}
+        kinds |= {"strategy": "str", "print_all_beams": "bool"}
+        known = name.strip("-").replace("-", "_")
+        if known not in kinds:
+            close = nearest(known, kinds)
+            hint = f"did you mean {close}?" if close else f"there are: {', '.join(kinds)}"
+            raise UserError(f"unknown option {name!r}; {hint}")
+        return self.changed(**{known: _read(known, text.strip(), kinds[known])})
+
+
+def values_of(params: SamplingParams | BeamParams) -> dict[str, object]:
+    """A strategy's parameters by the names that they have on the command line."""
+    return {flag_name(field): getattr(params, field.name) for field in fields(params)}
+
+
+def _read(name: str, text: str, kind: str) -> object:
+    if kind == "str":
+        return text
+    if kind == "bool":
+        if text.lower() in ("true", "on", "yes", "1"):
+            return True
+        if text.lower() in ("false", "off", "no", "0"):
+            return False
+        raise UserError(f"{name} {text!r}: must be on or off")
+    if kind.endswith("| None") and text.lower() in ("none", "off", ""):
+        return None
+    try:
+        return int(text) if kind.startswith("int") else float(text)
+    except ValueError:
+        what = "a whole number" if kind.startswith("int") else "a number"
+        raise UserError(f"{name} {text!r}: must be {what}{' or none' if kind.endswith('None') else ''}") from None
+
+
+def without_effect(options: Options, given: Iterable[str], longest: int) -> str:
+    """One line on those of the `given` options that change nothing, for the user to mend; empty if there are none.
+
+    longest: what the model takes (max_sequence_length).
+    """
+    found = [f"{name} ({reason})" for name in dict.fromkeys(given) if (reason := _reason(options, name, longest))]
+    return f"without effect: {', '.join(found)}" if found else ""
+
+
+def _reason(options: Options, name: str, longest: int) -> str | None:
+    values, is_sampling = options.values(), options.strategy == STRATEGIES[0]
+    if name not in values:
+        return None
+    if name in values_of(options.beams if is_sampling else options.sampling) and name not in values_of(options.params):
+        return f"only with {STRATEGIES[is_sampling]}"
+    if is_sampling and options.params.top_k == 1 and name in ("temperature", "top_p", "seed"):
+        return "top_k 1 is greedy"
+    if not is_sampling and name == "seed" and not options.params.stochastic:
+        return "only with stochastic_beams"
+    if name == "print_all_beams" and options.print_all_beams and options.params.num_beams == 1:
+        return f"only with {STRATEGIES[1]} and several beams"
+    if name in ("out_seq_length", "max_gen_length") and (values[name] or 0) > longest:
+        return f"{values[name]} is more than the model takes, {longest}"
+    return None

@@ -1,4 +1,4 @@
-"""Choosing the next token: pure functions of logits, and of keys where chance comes in.
+"""Choosing the next token: what may not come, and pure functions of logits, and of keys where chance comes in.
 
 Nothing here draws by itself: every row brings a key per step (`keys_of`), a function of its seeds alone, and a token's
 noise is a hash of key and id. So a row gets the same tokens alone, in a batch, on any device and on every
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -112,3 +113,40 @@ def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | No
         return draw(logits, torch.arange(logits.shape[-1], device=logits.device), keys)
     ids, logits = nucleus(logits, params.top_p)
     return ids.gather(-1, draw(logits, ids, keys)[:, None])[:, 0]
+
+
+class Rules(NamedTuple):
+    """What may not be generated, whatever the strategy."""
+
+    end_tokens: tuple[int, ...]
+    invalid_ids: tuple[int, ...] = ()  # never generated
+    forbidden_starts: tuple[tuple[int, ...], ...] = ()  # ids that no answer may begin with
+
+
+def rules(end_tokens: Sequence[int], invalid_ids: Sequence[int] = (),
+          forbidden_starts: Sequence[Sequence[int]] = ()) -> Rules:
+    return Rules(tuple(end_tokens), tuple(sorted(invalid_ids)), tuple(map(tuple, forbidden_starts)))
+
+
+class Ruling:
+    """Rules as tensors on a device. Everything works on logits (..., v), in place."""
+
+    def __init__(self, given: Rules, device: torch.device):
+        self._ends = torch.tensor(given.end_tokens, device=device)
+        self._invalid = torch.tensor(given.invalid_ids, device=device) if given.invalid_ids else None
+        self._starts = [(torch.tensor(ids[:-1], device=device), ids[-1]) for ids in given.forbidden_starts]
+        self.longest_start = max(map(len, given.forbidden_starts), default=0)  # tokens; behind them anything may come
+
+    def forbid_invalid_(self, logits: torch.Tensor) -> None:
+        if self._invalid is not None:
+            forbid_(logits, self._invalid)
+
+    def forbid_ends_(self, logits: torch.Tensor) -> None:
+        forbid_(logits, self._ends)
+
+    def forbid_starts_(self, logits: torch.Tensor, generated: torch.Tensor) -> None:
+        """generated (..., t): the ids that each row or beam has generated so far."""
+        for beginning, last in self._starts:
+            if len(beginning) == generated.shape[-1]:
+                begun = (generated == beginning).all(-1)
+                logits[..., last] = torch.where(begun, FORBIDDEN, logits[..., last])

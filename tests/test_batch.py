@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from generation import BeamParams, SamplingParams
 from generation.batch import Batch, Row
-from generation.rules import rules
+from generation.sampling import rules
 from glm.config import ModelConfig
 from glm.model import GLM
 from tests.fake_model import FakeModel

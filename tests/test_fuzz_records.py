@@ -19,8 +19,7 @@ from evaluation.sample_files import sample_folders, sample_path
 from evaluation.store import Journal
 from evaluation.table import closing_table
 from generation.blanks import Beam, Result
-from generation.prompts import read_prompts
-from generation.results import Results
+from generation.records import Results, read_prompts
 from runtime.errors import UserError
 from runtime.files import safe_name
 from tests.fuzzing import CANARY, changed_json, files_below, fuzz, hostile_json, mutated, names, only_user_errors, texts

@@ -3,13 +3,11 @@
 import pytest
 from hypothesis import strategies as st
 
-from generation.blanks import split
-from generation.infill import fill_blanks
-from generation.interactive import Session
-from generation.joining import filled, joined
-from generation.options import Options
-from generation.params import BeamParams, SamplingParams
-from generation.prompts import fault, read_prompts
+from generation.blanks import fault, filled, joined, split
+from generation.fill import fill_blanks
+from generation.params import BeamParams, Options, SamplingParams
+from generation.records import read_prompts
+from generation.session import Session
 from glm.tokenizers.icetk import BLANK_PIECES, COMMAND_PIECES, IcetkTokenizer
 from runtime import parallel
 from tests.fake_model import FakeModel
@@ -122,7 +120,7 @@ def test_any_file_of_prompts_is_read_line_by_line(tmp_path_factory, rows, with_i
     assert not messages or "empty" in messages[0]
 
 
-OPTIONS = [*vars(Options()), "--top-p", "Top_p", "temprature", "", "=", "strategy="]
+OPTIONS = [*Options().values(), "--top-p", "Top_p", "temprature", "", "=", "strategy="]
 VALUES = [
     "nan", "inf", "-inf", "1e308", "5e-324", "1e400", "0", "-1", "1", "2", "0.5", "none", "on", "BeamSearchStrategy",
     "BaseStrategy", "9" * 30, "9" * 5000, "1_0", "٣", "0x10", "2147483648", "1000000000", "true",
@@ -149,7 +147,8 @@ def test_a_session_survives_whatever_is_typed(tokenizer, one_process, lines):
 
     model = FakeModel(vocab_size=tokenizer.num_tokens, max_sequence_length=24)
     with only_user_errors("sessions") as messages:
-        Session(model, tokenizer, Options(seed=1, max_gen_length=3), read, said.append, notes.append, False).run()
+        options = Options().changed(seed=1, max_gen_length=3)
+        Session(model, tokenizer, options, read, said.append, notes.append, False).run()
     assert not messages
     assert all("\n" not in note for note in notes)
 

@@ -13,8 +13,7 @@ import pytest
 import commands.generate as command
 import glm
 from generation import BeamParams, SamplingParams, fill_blanks
-from generation.prompts import read_prompts
-from generation.results import Results, file_names, timed_path
+from generation.records import Results, file_names, read_prompts, timed_path
 from runtime.errors import UserError
 from runtime.files import safe_name
 from tests.golden_data import GOLDEN, SHAPE, TOKENIZER, TP1
@@ -94,7 +93,7 @@ def test_a_file_of_prompts(tmp_path, capsys, answer):
 def test_names_of_prompts_without_id(tmp_path, monkeypatch, prompt, name):
     """Nothing that a shell would have to be told to take as it is; the whole date; no file is replaced."""
     now = (2026, 11, 28, 2, 49, 2, 5, 332, 0)
-    monkeypatch.setattr("generation.results.time.strftime", lambda form: strftime(form, now))
+    monkeypatch.setattr("generation.records.time.strftime", lambda form: strftime(form, now))
     assert timed_path(tmp_path, prompt) == tmp_path / name
     (tmp_path / name).touch()
     assert timed_path(tmp_path, prompt) == tmp_path / name.replace(".txt", "-2.txt")

@@ -7,7 +7,7 @@ import pytest
 import glm
 from generation import BeamParams, SamplingParams, fill_blanks
 from generation.blanks import split
-from generation.decode import generate
+from generation.fill import generate
 from tests.golden_data import GOLDEN, SHAPE, TOKENIZER, TP1
 
 

@@ -9,7 +9,7 @@ import torch
 import glm
 import glm.fetch
 import glm.offload
-from generation.decode import generate
+from generation.fill import generate
 from generation.params import BeamParams, SamplingParams
 from glm.checkpoint import find_shards, save_index
 from glm.config import ModelConfig

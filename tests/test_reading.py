@@ -12,8 +12,7 @@ import pytest
 from evaluation.config import GenerationTaskConfig, LanguageModelTaskConfig, load_task
 from evaluation.data import read_objects, read_rows, read_text
 from evaluation.recorded import RecordedRun
-from generation.prompts import read_prompts
-from generation.results import Results
+from generation.records import Results, read_prompts
 from glm.config import read_config_file
 from glm.tokenizers.icetk import IcetkTokenizer
 from runtime import reading

@@ -63,7 +63,7 @@ def test_the_transcript_is_what_comes_out():
     import glm
     from generation import fill_blanks
     from generation.blanks import split
-    from generation.interactive import QUERY
+    from generation.session import QUERY
 
     english, chinese = (re.search(r"TRANSCRIPT: begin -->\n```\n(.*?)\n```\n<!-- TRANSCRIPT: end", text_of(name),
                                   re.S)[1] for name in READMES)

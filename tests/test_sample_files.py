@@ -10,8 +10,7 @@ import pytest
 import commands.evaluate as command
 from evaluation.keeper import Keeper, Settings
 from evaluation.sample_files import check_names, remove, sample_folders, sample_names
-from generation.prompts import PromptLine
-from generation.results import Results, file_names
+from generation.records import PromptLine, Results, file_names
 from runtime.errors import UserError
 from tests.test_fuzz_records import FACTS
 from tests.tiny_tasks import MODEL, write_rows

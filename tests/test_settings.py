@@ -8,8 +8,7 @@ import pytest
 
 from commands.evaluate_arguments import output_folder, parse, parser
 from generation import SamplingParams
-from generation.prompts import PromptLine
-from generation.results import Results
+from generation.records import PromptLine, Results
 from runtime.errors import UserError
 from runtime.files import unusual, usual
 from tools.converting import journal

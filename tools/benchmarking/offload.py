@@ -45,7 +45,7 @@ def measure(task: Task) -> Measured:
 
     from evaluation.requests import ScoreRequest
     from evaluation.scorer import Scorer
-    from generation.decode import generate
+    from generation.fill import generate
     from generation.params import SamplingParams
     from glm.checkpoint import find_shards
     from glm.loading import load_model, read_config

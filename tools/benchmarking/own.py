@@ -1,10 +1,10 @@
-"""This repository's model: prefill as one pass, decoding through the real decode loop (generation.decode)."""
+"""This repository's model: prefill as one pass, decoding through the real decode loop (generation.batch)."""
 
 from collections.abc import Iterator
 
 import torch
 
-from generation.decode import generate
+from generation.fill import generate
 from generation.params import BeamParams, SamplingParams
 from glm import inputs, spec
 from glm.config import ModelConfig

@@ -1,19 +1,64 @@
-"""Filling the blanks of many texts with a model: every text's blanks one after another, many texts at once."""
+"""Driving a batch until nobody is left: contexts of ids with the same options, or texts with blanks.
+
+A text's blanks are filled one after another, many texts at once: its next blank joins the running batch as soon as the
+one before is filled.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from generation.batch import Batch, Row
+from generation.batch import Answer, Batch, Row
 from generation.batching import batches
 from generation.blanks import Filling, Result, split
 from generation.params import BeamParams, SamplingParams
-from generation.rules import rules
+from generation.sampling import rules
 from runtime import parallel
 from runtime.errors import NonFinite, UserError
 
 OnStep = Callable[[int, int, "int | None"], None]
+
+
+def generate(
+    model,
+    contexts: Sequence[Sequence[int]],
+    params: SamplingParams | BeamParams,
+    *,
+    end_tokens: Sequence[int],
+    limits: Sequence[int],
+    shared_positions: Sequence[int | None] | None = None,
+    unidirectional: bool = False,
+    counted_lengths: Sequence[int] | None = None,
+    invalid_ids: Sequence[int] = (),
+    forbidden_starts: Sequence[Sequence[int]] = (),
+    seeds: Sequence[Sequence[int]] | None = None,
+    on_step: Callable[[list[tuple[int, int | None]]], None] | None = None,
+) -> list[list[Answer]]:
+    """Generate behind every context until an end token or the row's limit: per row its answers, best first.
+
+    The arguments are the fields of generation.batch.Row and generation.sampling.Rules, one for each row or one for all.
+    on_step: called after every step with (row, token) for the rows still going; token is None under beam search.
+    Raises NonFinite where logits are NaN or infinite.
+    """
+    nothing = [None] * len(contexts)
+    common = rules(end_tokens, invalid_ids, forbidden_starts)
+    rows = [Row(context, params, limit, common, shared, unidirectional, counted, seed or ())
+            for context, limit, shared, counted, seed in zip(
+                contexts, limits, shared_positions or nothing, counted_lengths or nothing, seeds or nothing,
+                strict=True)]
+    batch = Batch(model, sum(row.width for row in rows), max(row.places for row in rows))
+    place = {number: index for index, number in enumerate(batch.add(rows))}
+    answers: list[list[Answer]] = [[] for _ in rows]
+    while events := batch.step():
+        if broken := [event for event in events if event.is_broken]:
+            raise NonFinite([place[event.number] for event in broken], [event.answers[0][0] for event in broken])
+        for event in events:
+            if event.answers is not None:
+                answers[place[event.number]] = event.answers
+        if on_step is not None:
+            on_step([(place[event.number], event.token) for event in events])
+    return answers
 
 
 def fill_blanks(
@@ -40,7 +85,7 @@ def fill_blanks(
         raise UserError(f"params must be SamplingParams or BeamParams, not {type(params).__name__}")
     results: list[Result | None] = [None] * len(texts)
 
-    def report(index: int, result: Result):
+    def report(index: int, result: Result) -> None:
         results[index] = result
         if on_result is not None:
             on_result(index, result)
@@ -51,27 +96,29 @@ def fill_blanks(
             raise UserError(f"prompt {index} is of type {type(text).__name__}; prompts are strings")
         try:
             filling = begin(text, model, tokenizer, params)
-            wanted = filling.wanted()
         except UserError as error:
             report(index, Result(text, finish_reason="error", error=str(error)))
         else:
             fillings[index] = filling
-            sizes.append(len(wanted.context) + wanted.limit)
+            sizes.append(row_of(filling).places + 1)
     for indices in batches(list(fillings), sizes, model, params, batch_size):
-        _fill_together(model, tokenizer, {index: fillings[index] for index in indices}, report, on_step)
+        for index, result in fill(model, tokenizer, {index: fillings[index] for index in indices}, on_step):
+            report(index, result)
     return results
 
 
 def begin(text: str, model, tokenizer, params: SamplingParams | BeamParams) -> Filling:
     """A text of which nothing is filled yet. Without a seed it gets a fresh one, the same on all tensor-parallel ranks.
 
-    Raises UserError for a text with unclear masks.
+    Raises UserError for a text without room for an answer.
     """
     seed = secrets.randbits(53) if params.seed is None else params.seed
     if params.seed is None and parallel.is_started():
         seed = parallel.broadcast_object(seed)
-    return Filling(split(text, tokenizer), params, seed, model.config.max_sequence_length,
-                   (tokenizer.command("eop"), tokenizer.command("eos")))
+    filling = Filling(split(text, tokenizer), params, seed, model.config.max_sequence_length,
+                      (tokenizer.command("eop"), tokenizer.command("eos")))
+    filling.wanted()  # raises where there is no room
+    return filling
 
 
 def row_of(filling: Filling) -> Row:
@@ -80,8 +127,10 @@ def row_of(filling: Filling) -> Row:
     return Row(context, filling.params, limit, rules(filling.ends), shared_position, seed=seed)
 
 
-def _fill_together(model, tokenizer, fillings: dict[int, Filling], report, on_step: OnStep | None) -> None:
-    """One batch, which a prompt's next blank joins as soon as the one before is filled."""
+def fill(model, tokenizer, fillings: Mapping[int, Filling],
+         on_step: OnStep | None = None) -> Iterator[tuple[int, Result]]:
+    """The results of numbered texts, as they come; all are filled in one batch. on_step: as fill_blanks has it."""
+    fillings = dict(fillings)
     rows = {index: row_of(filling) for index, filling in fillings.items()}
     batch = Batch(model, sum(row.width for row in rows.values()), max(row.places for row in rows.values()))
     owners: dict[int, int] = {}  # of the batch's rows: whose prompt each fills
@@ -99,6 +148,6 @@ def _fill_together(model, tokenizer, fillings: dict[int, Filling], report, on_st
             after = filling.failed(str(NonFinite([index]))) if event.is_broken else filling.take(event.answers,
                                                                                                  tokenizer)
             if isinstance(after, Result):
-                report(index, after)
+                yield index, after
             else:
                 fillings[index], rows[index] = after, row_of(after)

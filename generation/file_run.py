@@ -9,13 +9,10 @@ import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
-from generation.blanks import Result
-from generation.infill import fill_blanks
-from generation.masks import kind_of, left_over, note_on_left_over
-from generation.options import Options
-from generation.params import BeamParams, SamplingParams
-from generation.prompts import PromptLine
-from generation.results import Results
+from generation.blanks import Result, note_on_left_over
+from generation.fill import fill_blanks
+from generation.params import BeamParams, Options, SamplingParams
+from generation.records import PromptLine, Results
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
 from glm.linear import quantization_of
@@ -38,7 +35,7 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
     """
     begin = time.monotonic()
     facts = facts_of(model, tokenizer, options, checkpoint) if results is not None else {}
-    agree(lambda: results.open(facts, usual_facts(options.params())) if results is not None else None)
+    agree(lambda: results.open(facts, usual_facts(options.params)) if results is not None else None)
     todo = parallel.broadcast_object(_todo(results) if results is not None else None)
     counts = {"prompts": 0, "answered": 0, "failed": 0, "resumed": 0}
     if results is None:
@@ -48,12 +45,12 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
     if results.strange:
         print(printable(f"note: {results.source} has changed: {results.strange} of the earlier answers belong to other "
                         "prompts; they are left out, and what stands there now is answered"), file=sys.stderr)
-    if mixed := [line for line in results.lines if line.error is None and left_over(line.text)]:
+    if mixed := [line for line in results.lines if line.error is None and note_on_left_over(line.text)]:
         also = f" (and {len(mixed) - 1} more)" if len(mixed) > 1 else ""
-        what = note_on_left_over(left_over(mixed[0].text)[0], kind_of(mixed[0].text))
-        print(printable(f"note: {results.source}:{mixed[0].number}{also}: {what}"), file=sys.stderr)
+        print(printable(f"note: {results.source}:{mixed[0].number}{also}: {note_on_left_over(mixed[0].text)}"),
+              file=sys.stderr)
     settings = {
-        "facts": facts, "options": asdict(options.params()), "input_source": results.source,
+        "facts": facts, "options": asdict(options.params), "input_source": results.source,
         "checkpoint": str(checkpoint), "batch_size": batch_size,
         "device": str(next(model.parameters()).device), "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -94,7 +91,7 @@ def _answer(model, tokenizer, todo, options: Options, batch_size, keep=None, on_
         agree(lambda: check_unchanged(model))
         agree(lambda: keep(place, result) if keep is not None else None)
 
-    fill_blanks(model, tokenizer, [text for _, text in todo], options.params(), batch_size=batch_size,
+    fill_blanks(model, tokenizer, [text for _, text in todo], options.params, batch_size=batch_size,
                 on_result=on_result, on_step=on_step)
 
 
@@ -110,7 +107,7 @@ def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
               "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
               "quantization": quantization_of(model)}
     shapes = {_OF_MODEL + name: value for name, value in unusual(model.config).items()}
-    return {"form": FORM, "strategy": options.strategy} | unusual(options.params()) | shapes | values
+    return {"form": FORM, "strategy": options.strategy} | unusual(options.params) | shapes | values
 
 
 def usual_facts(params: SamplingParams | BeamParams) -> dict:

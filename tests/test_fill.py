@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from generation import BeamParams, SamplingParams, fill_blanks
 from generation.batching import batches
-from generation.blanks import split
-from generation.masks import MASK_PATTERN
+from generation.blanks import MASK_PATTERN, split
 from runtime.errors import UserError
 from tests.fake_model import FakeModel
 

@@ -13,9 +13,8 @@ import pytest
 
 from generation import BeamParams, SamplingParams, fill_blanks
 from generation.blanks import split
-from generation.interactive import Session
-from generation.options import Options
-from generation.streaming import PLAIN, Detokenizer, coloured
+from generation.params import Options
+from generation.session import PLAIN, Detokenizer, Session, coloured
 from kernels.cache import cache_folder
 from tests.faults import SECONDS
 from tests.golden_data import SHAPE, TOKENIZER, TP1
@@ -38,7 +37,7 @@ def converse(loaded, *lines: str, colour: bool = False, streams: bool = True, **
             raise EOFError
         return waiting.pop(0)
 
-    Session(*loaded, Options(**options), read, written.append, notes.append, colour, streams).run()
+    Session(*loaded, Options().changed(**options), read, written.append, notes.append, colour, streams).run()
     return "".join(written), notes
 
 

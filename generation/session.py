@@ -1,4 +1,7 @@
-"""A session: queries in, answers out as they are made, and commands that show and change the options."""
+"""A session: queries in, answers out as they are made, and commands that show and change the options.
+
+On a terminal what fills a blank is marked by colour.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,13 @@ import contextlib
 import dataclasses
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable
 
-from generation.blanks import split
-from generation.effect import without_effect
-from generation.infill import fill_blanks
-from generation.masks import kind_of, left_over, note_on_left_over
-from generation.options import Options
-from generation.prompts import fault
-from generation.streaming import AnswerStream, coloured
+from generation.blanks import Beam, Filled, Prompt, fault, filled, joined, joint, note_on_left_over
+from generation.fill import begin, fill
+from generation.params import Options, SamplingParams, values_of, without_effect
 from runtime import parallel
 from runtime.errors import UserError
 from runtime.show import counted
@@ -30,14 +30,16 @@ A query is a text with [MASK] (a short span), [sMASK] (a sentence) or [gMASK]
   /reset                 the options as they were at the start
   /help                  this text
   stop, /quit, Ctrl-D    end; Ctrl-C stops an answer"""
+UNDERLINE, GREEN, PLAIN = "\x1b[4m", "\x1b[0;32m", "\x1b[0m"
+_INCOMPLETE = "\ufffd"  # what the tokenizer shows for bytes that are no whole character (yet)
 
 
 class Session:
-    """Everything a session needs; `read`, `write` and `note` are its only ways to the outside.
+    """A user's options and how to reach the user.
 
-    read(): the next line, EOFError at the end. write(text): shows text at once; note(text) shows a line that is about
-    an answer, not of it (errors, time taken). colour: use terminal codes in what is written.
-    streams: show sampled tokens as they come; beam search shows its answer when it is complete in any case.
+    read(): gives the next line; raises EOFError at the end. write(text): shows text at once. note(text): shows a line
+    about an answer (errors, time taken). colour: whether terminal codes are written.
+    streams: whether sampled tokens are shown as they come; beam search shows its answer when it is complete.
     """
 
     def __init__(self, model, tokenizer, options: Options, read: Callable[[], str], write: Callable[[str], None],
@@ -86,11 +88,10 @@ class Session:
             self.options = self.first_options
             self.write(shown(self.options))
         elif name == "/set" and len(words) == 2:
-            changed = self.options.with_text(*words)
-            self.options = changed
+            self.options = self.options.with_text(*words)
             option = words[0].strip("-").replace("-", "_")
-            self.write(f"{option} = {_text(getattr(changed, option))}\n")
-            if line := without_effect(changed, [option], self.model.config.max_sequence_length):
+            self.write(f"{option} = {_text(self.options.values()[option])}\n")
+            if line := without_effect(self.options, [option], self.model.config.max_sequence_length):
                 self.note(f"note: {line}")
         elif name == "/set":
             raise UserError("/set needs the name of an option and a value, for example: /set top_p 0.9")
@@ -98,27 +99,28 @@ class Session:
             raise UserError(f"unknown command {name}; there are /help, /show, /set, /reset and /quit")
 
     def answer(self, text: str) -> None:
-        wrong = fault(text)
-        if wrong is not None:
+        if wrong := fault(text):
             raise UserError(f"{wrong} (/help says what a query may hold)" if "empty" in wrong else wrong)
-        if (masks := left_over(text)) and not self.is_told_of_kinds:
+        if (line := note_on_left_over(text)) and not self.is_told_of_kinds:
             self.is_told_of_kinds = True
-            self.note(f"note: {note_on_left_over(masks[0], kind_of(text))}")
-        params = self.options.params()
-        prompt = split(text, self.tokenizer)
+            self.note(f"note: {line}")
+        params = self.options.params
+        if params.seed is None:
+            params = dataclasses.replace(params, seed=secrets.randbits(53))
+        filling = parallel.broadcast_object(begin(text, self.model, self.tokenizer, params))
+        prompt = filling.prompt
         stream = AnswerStream(prompt, self.tokenizer, self.write, self.colour)
-        parallel.broadcast_object((text, params))
-        begin = time.monotonic()
+        start = time.monotonic()
         try:
-            result = fill_blanks(self.model, self.tokenizer, [text], params, on_step=lambda _, blank, token: stream.add(
-                blank, token if self.streams else None))[0]
+            ((_, result),) = fill(self.model, self.tokenizer, {0: filling}, lambda _, blank, token: stream.add(
+                blank, token if self.streams else None))
         except KeyboardInterrupt:
             stream.stop()
             raise
-        seconds = time.monotonic() - begin
+        seconds = time.monotonic() - start
         if result.error is not None:
             raise UserError(result.error)
-        if self.streams and self.options.strategy == "BaseStrategy":
+        if self.streams and isinstance(params, SamplingParams):
             stream.finish()
             self.write("\n")
         else:
@@ -132,9 +134,8 @@ class Session:
 
 def follow(model, tokenizer) -> None:
     """What the other tensor-parallel ranks do during a session: the same, silently."""
-    while (request := parallel.broadcast_object(None)) is not None:
-        text, params = request
-        fill_blanks(model, tokenizer, [text], params)
+    while (filling := parallel.broadcast_object(None)) is not None:
+        list(fill(model, tokenizer, {0: filling}))
 
 
 def lines_of(beams: list[tuple[str, float | None]]) -> str:
@@ -146,9 +147,8 @@ def lines_of(beams: list[tuple[str, float | None]]) -> str:
 
 def shown(options: Options) -> str:
     """The options, a line each; those that the present strategy does not use in brackets."""
-    used = {field.name for field in dataclasses.fields(options.params())} | {"strategy", "print_all_beams"}
-    used |= {"stochastic_beams"} if "stochastic" in used else set()
-    rows = [(name, _text(value)) for name, value in dataclasses.asdict(options).items()]
+    used = {*values_of(options.params), "strategy", "print_all_beams"}
+    rows = [(name, _text(value)) for name, value in options.values().items()]
     return "".join(f"  {name} = {value}\n" if name in used else f"  ({name} = {value})\n" for name, value in rows)
 
 
@@ -180,3 +180,94 @@ def line_editing(is_terminal: bool):
             with contextlib.suppress(OSError):  # a place that cannot be written is no reason to fail
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 readline.write_history_file(path)
+
+
+def marks(prompt: Prompt) -> tuple[str, str]:
+    """Terminal codes before and after a filled blank."""
+    return (UNDERLINE, PLAIN) if prompt.kind == "[gMASK]" else (GREEN + UNDERLINE, PLAIN + PLAIN)
+
+
+def coloured(prompt: Prompt, beam: Beam, tokenizer) -> str:
+    """A beam's text with its blanks marked."""
+    return joined(prompt.typed, [filled(ids, tokenizer) for ids in beam.blank_ids], *marks(prompt))
+
+
+class Detokenizer:
+    """Turns the tokens of a blank into text piece by piece; a character of several byte tokens appears when it is
+    whole."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = ""
+        self.is_new_word = False
+
+    def add(self, token: int) -> str:
+        """The text that `token` completes."""
+        self._ids.append(token)
+        return self._new(_INCOMPLETE)
+
+    def finish(self) -> str:
+        """What was held back and is not going to be completed."""
+        return self._new("")
+
+    def _new(self, held_back: str) -> str:
+        found = filled(self._ids, self._tokenizer)
+        self.is_new_word, text = found.is_new_word, found.text.rstrip(held_back) if held_back else found.text
+        if not text.startswith(self._shown):  # cannot be taken back; happens for no tokenizer we know
+            return ""
+        new, self._shown = text[len(self._shown):], text
+        return new
+
+
+class AnswerStream:
+    """Writes one answer as it comes: text before the first blank, the blank token by token, and so on.
+
+    What has been written in the end is the result's text, with its blanks marked if `colour`.
+    """
+
+    def __init__(self, prompt: Prompt, tokenizer, write: Callable[[str], None], colour: bool):
+        self._prompt, self._tokenizer, self._write = prompt, tokenizer, write
+        self._begin, self._end = marks(prompt) if colour else ("", "")
+        self._ends = {tokenizer.command("eop"), tokenizer.command("eos")}
+        self._blank, self._text, self._is_begun = -1, None, False
+        self._before = ""  # what has been written, without codes
+        self.num_tokens = 0
+
+    def add(self, blank: int, token: int | None) -> None:
+        """The next token of blank number `blank`; None (beam search, which can change its mind) is only counted."""
+        self.num_tokens += 1
+        if token is None:
+            return
+        if blank != self._blank:
+            self._close()
+            self._blank, self._text, self._is_begun = blank, Detokenizer(self._tokenizer), False
+            self._put(self._prompt.typed[blank])
+        if token not in self._ends and (new := self._text.add(token)):
+            self._put_in_blank(new)
+
+    def finish(self) -> None:
+        """The text behind the last blank."""
+        self._close()
+        self._put(self._prompt.typed[-1])
+
+    def stop(self) -> None:
+        """The answer is given up: leave the terminal as it was."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._text is not None:
+            self._put_in_blank(self._text.finish())
+            self._write(self._end)
+            self._text = None
+
+    def _put_in_blank(self, new: str) -> None:
+        if not self._is_begun:
+            self._put(joint(self._before, Filled(new, self._text.is_new_word)))
+            self._write(self._begin)
+            self._is_begun = True
+        self._put(new)
+
+    def _put(self, text: str) -> None:
+        self._before += text
+        self._write(text)

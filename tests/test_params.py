@@ -6,9 +6,8 @@ import commands.generate as command
 from commands.evaluate import tell_without_effect
 from evaluation.config import load_task
 from generation import BeamParams, SamplingParams
-from generation.effect import without_effect
-from generation.interactive import Session
-from generation.options import Options
+from generation.params import Options, without_effect
+from generation.session import Session
 from runtime.errors import UserError
 from tests.fake_model import FakeModel
 from tests.test_generation_cli import GREEDY, MODEL, run_file
@@ -36,7 +35,7 @@ BEAMS = {"strategy": "BeamSearchStrategy"}
     ({"num_beams": 2}, [], ""),  # left at what it was: nobody asked for it
 ])
 def test_what_changes_nothing(options, given, line):
-    assert without_effect(Options(**options), given, 512) == line
+    assert without_effect(Options().changed(**options), given, 512) == line
 
 
 def test_what_was_said_is_told_from_what_was_not():
