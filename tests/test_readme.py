@@ -79,7 +79,7 @@ def test_the_transcript_is_what_comes_out():
             options = options.with_text(name, value)
             assert shown == f"{name} = {value}"
         elif typed != "stop" and options.strategy == "BeamSearchStrategy":
-            by_beams.append((typed, shown, options.params()))
+            by_beams.append((typed, shown, options.params))
         elif typed != "stop":
             stretches = re.escape(typed).replace(re.escape("[sMASK]"), "(.+)")
             assert re.fullmatch(stretches, shown)
