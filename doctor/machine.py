@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doctor.finding import Finding, error, warning
+from kernels.cache import BuildError, cache_folder, find_compiler
 from planning.machine import crowd
 from runtime.resources import cores, free_host_memory, group_folders
 
@@ -65,7 +66,7 @@ class Machine:
 def look(environment: Mapping[str, str], port: int) -> Machine:
     return Machine(socket.gethostname(), cores(), free_host_memory(), resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                    look_for_shared(Path("/dev/shm")), look_at_folder(Path.cwd()),
-                   look_at_folder(cache_folder(environment)), find_compiler(environment), port, try_port(port),
+                   folder_for_kernels(environment), compiler_of(environment), port, try_port(port),
                    count_nvidia(Path("/")), cpu_quota(), thread_count(environment), os.getloadavg()[0])
 
 
@@ -86,20 +87,18 @@ def thread_count(environment: Mapping[str, str]) -> int | None:
     return int(value) if value.isdecimal() and int(value) else None
 
 
-def cache_folder(environment: Mapping[str, str]) -> Path:
-    """Where kernels.cache keeps compiled kernels; that module imports nothing heavy, but its package does."""
-    if chosen := environment.get("GLM_KERNEL_CACHE"):
-        return Path(chosen)
-    base = environment.get("XDG_CACHE_HOME")
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        return Path(base or Path.home() / ".cache") / "glm-kernels"
-    return Path("~/.cache/glm-kernels")
+def folder_for_kernels(environment: Mapping[str, str]) -> Folder:
+    """Where compiled kernels are kept."""
+    try:
+        return look_at_folder(cache_folder(environment))
+    except BuildError as fault:
+        return Folder("~/.cache/glm-kernels", 0, str(fault).partition(";")[0])
 
 
-def find_compiler(environment: Mapping[str, str]) -> str | None:
-    """As kernels.cpu.build looks for it."""
-    names = (environment.get("CXX"), "c++", "g++", "clang++")
-    return next((path for name in names if name and (path := shutil.which(name, path=environment.get("PATH")))), None)
+def compiler_of(environment: Mapping[str, str]) -> str | None:
+    with contextlib.suppress(BuildError):
+        return find_compiler(environment)
+    return None
 
 
 def look_at_folder(path: Path) -> Folder:

@@ -15,14 +15,14 @@ from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.fill import generate
 from glm.diagnose import diagnose
 from glm.inputs import position_ids, prefix_causal_blocked, right_pad, row_positions
+from kernels import FEW_ROWS, HEAD_BYTES
 from runtime.errors import NonFinite
 from runtime.mapped import check_unchanged
 
-HEAD_BYTES = 64 << 20  # of float32 logits at a time
 PADDING = -1
 # In float32 a score must not feel the batch that it was computed in. Products of few rows sum in another order than
 # those of many, and attention sums in vectors of 16: so there are never few rows, and widths are multiples of 16.
-FEW_ROWS, VECTOR = 48, 16
+VECTOR = 16
 
 
 class Scorer:

@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import torch
 
+from kernels import CACHE_LINE
 from runtime import resources
 from runtime.errors import UserError
 from runtime.mapped import GO_ON
 
 ALIGNMENT = 4096  # of direct reads, for any disk
-CACHE_LINE = 64  # torch.save puts tensors at multiples of it, and the products like them there
 PIECE_BYTES = 4 << 20  # read at a time; so many readers of so much reached an NVMe disk's rate
 READERS = 4
 NEAR = ALIGNMENT  # tensors nearer than this in the file are read in one go, with what lies between

@@ -15,10 +15,11 @@ import torch
 
 from glm.checkpoint import Shard, convert_command
 from glm.fetch import Converted, Fetch, FromFile, ReadAndUploaded, Uploaded
-from glm.layer_file import CACHE_LINE, LayerFile, aligned_bytes, file_layout, packed_layout, views
+from glm.layer_file import LayerFile, aligned_bytes, file_layout, packed_layout, views
 from glm.spec import SCALE, Part, layer_of
 from glm.stream import Stream
 from glm.weights import convert_shard
+from kernels import CACHE_LINE
 from quantization.functional import Scheme
 from runtime.errors import UserError
 from runtime.resources import free_host_memory, local_ranks

@@ -9,12 +9,12 @@ from glm.checkpoint import Shard
 from glm.config import ModelConfig
 from glm.inputs import inverse_frequencies
 from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, axis_number, extras
+from kernels import CACHE_LINE
 from quantization.functional import Scheme, quantize
 from runtime import resources
 from runtime.errors import UserError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-CACHE_LINE = 64
 SHOWN = 3  # so many names in one message
 
 

@@ -3,16 +3,24 @@
     ops = kernels.backend(weight)     # once per forward pass
     ops.linear(...); ops.head(...); ops.layer_norm(...); ops.residual_layer_norm(...); ops.scaled_add(...)
     ops.geglu(...); ops.attend(...)
+
+Importing this package does not import torch: what the operations keep to is known to those who plan a run, too.
 """
+
+from __future__ import annotations
 
 import functools
 import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from kernels import reference
-
-COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+UNPACKED_ROWS = {"cpu": 64, "cuda": 64}  # of x; with more it was faster to unpack a weight for torch's product
+UNPACKED_BYTES = 8 << 20  # of a weight that a CPU unpacks at once: more leaves its caches, less slows the products
+FEW_ROWS = 48  # of x; a product of fewer sums in another order, so that a row's result depends on how many there are
+HEAD_BYTES = 64 << 20  # of float32 logits that are computed at a time where many places are scored
+CACHE_LINE = 64  # bytes; the products like tensors that begin at multiples of it, where torch.save puts them
 
 
 def backend(weight: torch.Tensor):
@@ -20,7 +28,11 @@ def backend(weight: torch.Tensor):
 
     All have the signatures of kernels.reference.
     """
-    if weight.dtype not in COMPILED_DTYPES or torch.is_grad_enabled():
+    import torch
+
+    from kernels import reference
+
+    if weight.dtype not in reference.FLOATS or torch.is_grad_enabled():
         return reference
     return BACKENDS.get(weight.device.type, lambda: None)() or reference
 

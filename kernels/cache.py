@@ -1,14 +1,18 @@
-"""Where compiled kernels are kept between runs, for all backends: code that is run, so only what is the user's own.
+"""Compiled kernels: the compiler of the C++ ones, and where all are kept between runs. They are code, so only those
+of the user are run.
 
-A file is taken from the folder where nobody but the user and root may write to either, and where it is whole, as the
-checksum behind its content says. That parents of the folder may belong to others is no harm: whoever puts another
-folder in its place cannot make one that is the user's.
+A file is taken from the folder if only the user and root can write to both, and if it is whole by the checksum behind
+its content. Parents of the folder may belong to others: a folder that they put in its place is not the user's.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.files import replacing
@@ -22,13 +26,21 @@ class BuildError(RuntimeError):
     """Kernels could not be compiled or loaded; the message is one line."""
 
 
-def cache_folder() -> Path:
-    """$GLM_KERNEL_CACHE, else a folder in the user's cache."""
-    if chosen := os.environ.get("GLM_KERNEL_CACHE"):
+def find_compiler(environment: Mapping[str, str] = os.environ) -> str:
+    """Path of the C++ compiler: $CXX, else c++, g++ or clang++ on the PATH. Raises BuildError where there is none."""
+    for name in (environment.get("CXX"), "c++", "g++", "clang++"):
+        if name and (path := shutil.which(name, path=environment.get("PATH"))):
+            return path
+    raise BuildError("no C++ compiler found ($CXX, c++, g++, clang++)")
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """$GLM_KERNEL_CACHE, else a folder in the user's cache. Raises BuildError for a user without a home."""
+    if chosen := environment.get("GLM_KERNEL_CACHE"):
         return Path(chosen)
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glm-kernels"
-    except RuntimeError as error:  # a user without a home
+        return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glm-kernels"
+    except RuntimeError as error:
         raise BuildError("no folder to keep the compiled library in; set GLM_KERNEL_CACHE") from error
 
 

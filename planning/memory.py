@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from kernels import FEW_ROWS, HEAD_BYTES, UNPACKED_BYTES, UNPACKED_ROWS
 from planning.shapes import Setup, embedding, layer_bytes, linears, weights
 
 PROCESS = 244e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
@@ -17,11 +18,7 @@ TABLES = 90  # bytes of the tokenizer for every id of the vocabulary
 # On a GPU: context and loaded kernels of CUDA and its libraries; buffers of NCCL where ranks talk.
 CUDA_PROCESS, CUDA_CONTEXT, CUDA_PEERS = 1.2e9, 0.5e9, 0.3e9
 FRAGMENTS = 0.02  # of caches and activations: what torch's allocator cannot use
-PACKED_ROWS = {"cpu": 64, "cuda": 64}  # of x, beyond which a packed weight is expanded (kernels/cpu, kernels/cuda)
-PACKED_BLOCK = 8 << 20  # of a weight that are expanded at once on a CPU
 COPIED_LOGITS = 3  # float32 copies of a step's logits while a token is chosen
-HEAD_BYTES = 64 << 20  # of float32 logits that the evaluation's scorer computes at a time
-FEW_PLACES = 48  # that it computes at least
 QUANTISING = 12 << 20  # float32 values of the rows that are being quantised
 
 
@@ -140,18 +137,18 @@ def logits_bytes(setup: Setup) -> float:
     one = setup.config.vocab_size * 4.0
     if not setup.scored:
         return setup.rows * one * COPIED_LOGITS
-    places = min(setup.scored, max(FEW_PLACES, HEAD_BYTES // one))
+    places = min(setup.scored, max(FEW_ROWS, HEAD_BYTES // one))
     return places * one * 2.5
 
 
 def workspace(setup: Setup) -> float:
     """Where packed weights are expanded for products of many rows."""
-    if not setup.run.bits or setup.largest_pass <= PACKED_ROWS[setup.kind]:
+    if not setup.run.bits or setup.largest_pass <= UNPACKED_ROWS[setup.kind]:
         return 0.0
     if setup.kind == "cuda":
         return max(weight.count for weight in linears(setup)) * float(setup.element)
     wide = 2 if setup.run.precision == "bf16" else 4
     widest = max(weight.columns for weight in linears(setup))
-    block = max(min(PACKED_BLOCK, weight.count * wide) for weight in linears(setup))
-    part = max(min(weight.rows, PACKED_BLOCK // (weight.columns * wide)) for weight in linears(setup))
+    block = max(min(UNPACKED_BYTES, weight.count * wide) for weight in linears(setup))
+    part = max(min(weight.rows, UNPACKED_BYTES // (weight.columns * wide)) for weight in linears(setup))
     return setup.largest_pass * (widest + part) * wide + block

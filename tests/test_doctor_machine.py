@@ -210,16 +210,21 @@ def test_gpus_are_counted_without_a_driver(tmp_path):
     assert machine.count_nvidia(tmp_path) == 1
 
 
-def test_places_are_those_that_the_kernels_use(monkeypatch, tmp_path):
-    from kernels.cache import cache_folder
-    from kernels.cpu import build
+def test_the_compiler_and_the_cache_are_those_of_the_environment_that_is_asked_for(tmp_path):
+    """They are found as the kernels find them (kernels.cache), in the environment of the run to come."""
+    found = machine.folder_for_kernels({"GLM_KERNEL_CACHE": str(tmp_path / "mine")})
+    assert (found.path, found.why) == (str(tmp_path / "mine"), "")
+    assert machine.folder_for_kernels({"XDG_CACHE_HOME": str(tmp_path)}).path == str(tmp_path / "glm-kernels")
+    compiler = tmp_path / "c++"
+    compiler.write_text("")
+    assert machine.compiler_of({"PATH": str(tmp_path)}) is None
+    compiler.chmod(0o755)
+    assert machine.compiler_of({"PATH": str(tmp_path)}) == str(compiler)
 
-    for changes in ({}, {"XDG_CACHE_HOME": str(tmp_path)}, {"GLM_KERNEL_CACHE": str(tmp_path / "mine")}):
-        for name in ("XDG_CACHE_HOME", "GLM_KERNEL_CACHE"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in changes.items():
-            monkeypatch.setenv(name, value)
-        assert machine.cache_folder(os.environ) == cache_folder()
-    if compiler := machine.find_compiler(os.environ):
-        assert compiler == build.find_compiler()
-    assert machine.find_compiler({"PATH": str(tmp_path)}) is None
+
+def test_a_user_without_a_home_has_no_place_for_kernels(monkeypatch):
+    def no_home():
+        raise RuntimeError
+
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    assert machine.folder_for_kernels({}).why == "no folder to keep the compiled library in"

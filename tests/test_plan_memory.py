@@ -10,14 +10,11 @@ from commands.doctor import make_parser as doctor_parser
 from commands.evaluate_arguments import parser as evaluation_parser
 from commands.generate import parser as generation_parser
 from commands.plan import main as plan_main
-from evaluation import scorer
 from glm.config import ModelConfig
 from glm.linear import pack_linears
 from glm.loading import DTYPES
 from glm.model import GLM
 from glm.spec import LINEARS
-from kernels import cpu
-from kernels.cuda import linear
 from planning import memory
 from planning.check import Room, fits, message, shortage
 from planning.remedies import find
@@ -227,10 +224,3 @@ def test_ranks_that_do_not_divide_the_model_are_a_mistake():
 
     with pytest.raises(UserError, match="num_attention_heads 4 cannot be divided among 3"):
         check_divisible(TINY, 3)
-
-
-def test_the_constants_are_those_of_the_code_that_they_describe():
-    """Planning imports no torch, so it cannot take them from there."""
-    assert memory.PACKED_ROWS == {"cpu": cpu.UNPACKED_ROWS, "cuda": linear.SKINNY_ROWS}
-    assert memory.PACKED_BLOCK == cpu.BLOCK_BYTES
-    assert (memory.HEAD_BYTES, memory.FEW_PLACES) == (scorer.HEAD_BYTES, scorer.FEW_ROWS)

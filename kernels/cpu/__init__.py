@@ -13,7 +13,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from kernels import reference
+from kernels import UNPACKED_BYTES, UNPACKED_ROWS, reference
 from kernels.cpu import build
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -31,8 +31,6 @@ SIGNATURES = {
     "glm_prefill": [*[c_void_p] * 5, *[c_size_t] * 7, c_void_p, c_int, c_void_p, c_int],
     "glm_threads": [c_int],
 }
-UNPACKED_ROWS = 64  # of x; beyond, a packed weight is unpacked for torch's product, measured as the faster way
-BLOCK_BYTES = 8 << 20  # of a weight that are unpacked at once: larger ones leave the caches, small ones slow products
 WORKSPACE_BYTES = 33 << 20  # more than keep_freed_memory leaves to the heap; only what is used becomes memory
 MAXIMUM_ROWS = 32  # beyond, a product is bound by arithmetic, and torch's library is the better one
 
@@ -71,7 +69,7 @@ class Operators:
             return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
         x, bias = x.contiguous(), None if bias is None else bias.contiguous()
         rows, group_size = x.numel() // k, group_size or k
-        if rows > UNPACKED_ROWS:
+        if rows > UNPACKED_ROWS["cpu"]:
             self._unpacked_linear(x.view(rows, k), weight, scale, bias, bits, group_size, out.view(rows, -1))
             return out
         self._packed(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(), scale.data_ptr(), TYPES[scale.dtype], bits,
@@ -87,7 +85,7 @@ class Operators:
         columns = self.library.glm_padded(bits, k)
         arranged = _workspace("x", m, columns, wide)
         self._arrange(TYPES[x.dtype], x.data_ptr(), m, k, bits, TYPES[wide], arranged.data_ptr(), threads)
-        height = max(1, min(n, BLOCK_BYTES // (columns * wide.itemsize)))
+        height = max(1, min(n, UNPACKED_BYTES // (columns * wide.itemsize)))
         block = _workspace("weight", height, columns, wide)
         bias = None if bias is None else bias.to(wide)
         for first in range(0, n, height):

@@ -8,7 +8,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from kernels import cache as kernel_cache
-from kernels.cache import BuildError
+from kernels.cache import BuildError, find_compiler
 from runtime.resources import processor
 
 SOURCES = Path(__file__).parent
@@ -57,14 +56,6 @@ def instructions() -> str:
     if chosen not in INSTRUCTIONS:
         raise BuildError(f"{ISA}={chosen}: must be one of {', '.join(INSTRUCTIONS)}")
     return chosen
-
-
-def find_compiler() -> str:
-    """Path of the C++ compiler: $CXX, else c++, g++ or clang++ on the PATH."""
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and (path := shutil.which(name)):
-            return path
-    raise BuildError("no C++ compiler found ($CXX, c++, g++, clang++)")
 
 
 def compiled(compiler: str, flags: tuple[str, ...]) -> Path:

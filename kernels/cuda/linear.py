@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import UNPACKED_ROWS
 from kernels.reference import check_packed
 
 KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}  # Kind in device.h; x is one of the first two
 ARGUMENTS = struct.Struct("5P8I")  # Arguments in device.h
 ALIGNMENT = 16  # bytes; what one load takes
-SKINNY_ROWS, SIMPLE_ROWS = 64, 16  # of x: for more, a dequantised weight and the library's product are faster
+SIMPLE_ROWS = 16  # of x: the most for a device without tensor cores
 WARPS = 8  # MAXIMUM_WARPS in skinny.h
 STAGES = {1: 2, 2: 2, 4: 1}  # by tiles: STAGES in linear.cu
 LARGEST_INDEX, LARGEST_GRID = 2**31, 65535
@@ -81,7 +82,8 @@ def choose(m: int, n: int, k: int, bits: int, group_size: int | None, tensor_cor
         return None
     group_size = None if group_size == k else group_size
     if tensor_cores and (group_size is None or group_size % width == 0):
-        return skinny(m, n, k, bits, group_size, *tiling(m, n, bits, processors)) if m <= SKINNY_ROWS else None
+        few = m <= UNPACKED_ROWS["cuda"]
+        return skinny(m, n, k, bits, group_size, *tiling(m, n, bits, processors)) if few else None
     return choose_simple(m, n)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-import kernels
+import kernels.reference
 from runtime.errors import UserError
 
 READ_BYTES = 128 << 20

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-import kernels
+import kernels.reference
 from glm.config import ModelConfig
 from kernels.reference import PackedWeight
 
