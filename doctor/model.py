@@ -19,7 +19,6 @@ SHAPE = "name the model's preset: --model glm-130b (MODEL_ARGS in CONFIG), or me
 # what mends a fault of the headers, where it says so
 WORDS = {"was said": SHAPE, "cannot read": "chmod a+r {load}/*/mp_rank_*",
          "no memory": "ulimit -v unlimited -d unlimited"}
-LARGE = 1 << 30
 FAULTS = {
     "shards": ("checkpoint", "export CHECKPOINT_PATH=/the/folder/with/latest, and python tools/verify_checkpoint.py "
                              "{load}"),
@@ -58,8 +57,6 @@ def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
     def headers() -> dict:
         if "shards" not in known or "config" not in known:
             return {}
-        if any(is_old_and_large(path) for path in known["shards"]):
-            return {"not_read": "torch's format from before 1.6, which can only be read as a whole"}
         config = known["config"]
         given = {name: getattr(config, name) for name in ("num_layers", "hidden_size", "num_attention_heads",
                                                           "inner_hidden_size", "vocab_size")}
@@ -89,12 +86,6 @@ def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
     return {"shards": shards, "shape": shape, "headers": headers, "vocabulary": vocabulary, "ids": ids}
 
 
-def is_old_and_large(path: Path) -> bool:
-    """Whether looking at a file's header would read gigabytes: all but zip archives are read as a whole."""
-    with path.open("rb") as file:
-        return file.read(2) != b"PK" and path.stat().st_size > LARGE
-
-
 def check(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: int, where: str) -> Iterator[Finding]:
     """found: outcomes of `stages`. degree: tensor-parallel ranks of the run. free_disk: bytes beside the checkpoint."""
     load = shlex.quote(str(arguments.load))
@@ -113,12 +104,10 @@ def check(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: 
 
 def why_converted(headers: Mapping, arguments: argparse.Namespace) -> str | None:
     """What keeps another number of ranks from taking their parts out of the files; None: nothing does."""
-    from glm.checkpoint import OLD_FORMAT, QUANTISED, STREAMED
+    from glm.checkpoint import QUANTISED, STREAMED
 
     if headers.get("bits"):
         return QUANTISED
-    if "not_read" in headers:
-        return OLD_FORMAT
     return STREAMED if arguments.offload_memory_limit is not None or arguments.bminf else None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from generation.blanks import Result, note_on_left_over
 from generation.fill import fill_blanks
 from generation.params import BeamParams, Options, SamplingParams
 from generation.records import PromptLine, Results
-from glm.checkpoint import find_shards
+from glm.checkpoint import find_shards, identity_of, read_file
 from glm.config import ModelConfig
 from glm.linear import quantization_of
 from runtime import parallel
@@ -102,7 +101,7 @@ def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
     """
     shards = find_shards(checkpoint)
     values = {"checkpoint_iteration": shards[0].parent.name,
-              "checkpoint_checksums": _hash("".join(map(_checksums, shards)).encode()),
+              "checkpoint_checksums": _hash("".join(identity_of(read_file(shard)) for shard in shards).encode()),
               "vocabulary_sha256": _hash(b"".join(file.read_bytes() for file in tokenizer.vocabulary_files)),
               "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
               "quantization": quantization_of(model)}
@@ -113,16 +112,6 @@ def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
 def usual_facts(params: SamplingParams | BeamParams) -> dict:
     """What facts are that are not there."""
     return usual(type(params)) | {_OF_MODEL + name: value for name, value in usual(ModelConfig).items()}
-
-
-def _checksums(shard: Path) -> str:
-    """What the directory of a file in torch's format (zip) says of its parts: tells files apart, unread."""
-    try:
-        with zipfile.ZipFile(shard) as file:
-            return "".join(f"{part.filename.partition('/')[2]} {part.file_size} {part.CRC}\n"
-                           for part in file.infolist())
-    except zipfile.BadZipFile:  # torch's old format
-        return f"{shard.stat().st_size}\n"
 
 
 def _hash(data: bytes) -> str:

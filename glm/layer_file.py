@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -78,8 +78,13 @@ def file_layout(tensors: Mapping[str, tuple[int, tuple[int, ...], torch.dtype]])
 
 
 def views(buffer: torch.Tensor, layout: Mapping[str, Placed]) -> dict[str, torch.Tensor]:
-    """The tensors in a buffer of bytes (uint8), which they share."""
-    return {name: buffer[at.place:at.place + _bytes(at)].view(at.dtype).view(at.shape) for name, at in layout.items()}
+    """The tensors in a buffer of bytes (uint8), which they share; one that begins at no multiple of its numbers' size
+    is copied."""
+    found = {}
+    for name, at in layout.items():
+        numbers = buffer[at.place:at.place + _bytes(at)]
+        found[name] = (numbers.clone() if at.place % at.dtype.itemsize else numbers).view(at.dtype).view(at.shape)
+    return found
 
 
 def aligned_bytes(size: int, pinned: bool = False) -> torch.Tensor:
@@ -97,21 +102,12 @@ class LayerFile:
     Raises UserError, in one line, where the file cannot be read, or is no longer what it was when it was opened.
     """
 
-    def __init__(self, path: Path, mapped: Iterable[torch.Tensor]):
-        """mapped: tensors that lie in a memory map of this file, as read_shard gives them."""
+    def __init__(self, path: Path):
         self.path = path
-        self._spans = _spans(mapped)
         self._file, self._is_direct = _open(path)
         weakref.finalize(self, os.close, self._file)
         self._state = self._now()
-        if any(span.inode != os.fstat(self._file).st_ino for span in self._spans):
-            raise self._changed()
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="layers")
-
-    def offset(self, tensor: torch.Tensor) -> int:
-        """Where in the file a mapped tensor begins."""
-        address = tensor.data_ptr()
-        return next(address - span.begin + span.offset for span in self._spans if span.begin <= address < span.end)
 
     def start(self, layout: FileLayout, buffer: torch.Tensor) -> Callable[[], None]:
         """Begin to read into a buffer (aligned_bytes); the result waits until all is there, or raises UserError."""
@@ -148,27 +144,6 @@ class LayerFile:
     def _changed(self) -> UserError:
         return UserError(f"{self.path} was written to while it was in use: its layers do not belong together any more; "
                          f"{GO_ON}")
-
-
-class _Span(NamedTuple):
-    """Addresses begin ... end show the file from `offset` on."""
-
-    begin: int
-    end: int
-    offset: int
-    inode: int
-
-
-def _spans(tensors: Iterable[torch.Tensor]) -> list[_Span]:
-    """The parts of this process's memory in which the tensors lie, from Linux's list of them."""
-    addresses = [tensor.data_ptr() for tensor in tensors]
-    found = []
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-        span, _, offset, _, inode = line.split(maxsplit=5)[:5]
-        begin, end = (int(number, 16) for number in span.split("-"))
-        if any(begin <= address < end for address in addresses):
-            found.append(_Span(begin, end, int(offset, 16), int(inode)))
-    return found
 
 
 def _open(path: Path) -> tuple[int, bool]:

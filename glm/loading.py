@@ -10,24 +10,14 @@ import torch
 
 import kernels
 from glm import spec
-from glm.checkpoint import (
-    OLD_FORMAT,
-    QUANTISED,
-    STREAMED,
-    Shard,
-    find_shards,
-    missing_shard,
-    read_config,
-    read_shard,
-    shard_name,
-    wrong_degree,
-)
+from glm.checkpoint import QUANTISED, STREAMED, find_shards, missing_shard, read_config, shard_name, wrong_degree
 from glm.config import ModelConfig
 from glm.linear import pack_linears
 from glm.model import GLM
 from glm.offload import Offloaded, read_offloaded
 from glm.options import ModelOptions
 from glm.resplit import resplit
+from glm.shard import Shard, read_shard
 from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
 from glm.weights import bytes_of, check_shard, count_parts, quantization_schemes
 from quantization import fitting_group_sizes
@@ -83,7 +73,8 @@ def load_model(options: ModelOptions, config: ModelConfig) -> GLM:
         with Progress(size, shown=size >= LARGE_BYTES and parallel.is_first_process(), unit="B",
                       title="Loading weights") as progress:
             found = read_offloaded(shard, expected, dtype, device, schemes, limit, parallel.size(), progress.advance)
-        is_read_later = found.streamed or (shard.mapped and _share_memory(shards, found.tensors))
+        is_read_later = found.streamed or any(
+            shard.tensors.holds(tensor) for shard in shards for tensor in found.tensors.values())
         return schemes, found, files if is_read_later else []
 
     schemes, found, files = agree(read, options.sequential)
@@ -142,17 +133,9 @@ def _own_part(path: str | os.PathLike, shards: Sequence[Shard], config: ModelCon
     degree, count = parallel.size(), len(shards)
     if quantization_schemes(shards[0].tensors, spec.expected(config, count)):
         raise UserError(wrong_degree(path, count, degree, QUANTISED))
-    if not all(shard.mapped for shard in shards):
-        raise UserError(wrong_degree(path, count, degree, OLD_FORMAT))
     if limit < math.inf:
         raise UserError(wrong_degree(path, count, degree, STREAMED))
     return resplit(shards, config, degree, parallel.rank())
-
-
-def _share_memory(shards: Sequence[Shard], tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether any of the model's tensors stayed in the files."""
-    in_file = {tensor.untyped_storage().data_ptr() for shard in shards for tensor in shard.tensors.values()}
-    return any(tensor.untyped_storage().data_ptr() in in_file for tensor in tensors.values())
 
 
 def _check_divisible(config: ModelConfig, degree: int) -> None:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import torch
 
-from glm.checkpoint import Shard, convert_command
+from glm.checkpoint import convert_command
 from glm.fetch import Converted, Fetch, FromFile, ReadAndUploaded, Uploaded
 from glm.layer_file import LayerFile, aligned_bytes, file_layout, packed_layout, views
+from glm.shard import Shard
 from glm.spec import SCALE, Part, layer_of
 from glm.stream import Stream
 from glm.weights import convert_shard
@@ -104,9 +105,6 @@ def read_offloaded(shard: Shard, expected: Mapping[str, Part], dtype: torch.dtyp
 
     if rest + sum(layers) <= limit:
         return Offloaded(convert(expected))
-    if not shard.mapped:
-        raise UserError(f"{shard.path} is in torch's old format, of which single layers cannot be read; write it anew: "
-                        + convert_command(shard.path.parent.parent, "new", degree))
     if device.type == "cpu":
         _check_quantised(shard, schemes, degree)
         source = Source(shard, units)
@@ -177,7 +175,7 @@ class Source:
     """The units of a model as they lie in a file, and as the model wants them."""
 
     def __init__(self, shard: Shard, units: Sequence[Shapes]):
-        self._file = LayerFile(shard.path, shard.tensors.values())
+        self._file = LayerFile(shard.path)
         self._in_file = [file_layout({name: self._place(shard, name) for name in unit}) for unit in units]
         self._wanted = [packed_layout(unit) for unit in units]
         self._is_ready = all(
@@ -185,11 +183,11 @@ class Source:
             for found, unit in zip(self._in_file, units, strict=True) for name, (_, dtype) in unit.items())
 
     def _place(self, shard: Shard, name: str) -> tuple[int, tuple[int, ...], torch.dtype]:
-        tensor = shard.tensors[name]
-        if not tensor.is_contiguous():
+        entry = shard.entries[name]
+        if entry.stride is not None:
             raise UserError(f"{shard.path}: the numbers of {name} do not lie one after another, so its layer cannot be "
                             "read while the model runs; save it contiguous, or leave --offload-memory-limit away")
-        return self._file.offset(tensor), tuple(tensor.shape), tensor.dtype
+        return entry.offset, entry.shape, getattr(torch, entry.dtype)
 
     @property
     def sizes(self) -> list[int]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from glm.checkpoint import Shard
 from glm.config import ModelConfig
+from glm.shard import Shard
 from glm.spec import Cut, axis_number, describe, slices_of
 
 
@@ -51,5 +51,5 @@ class _Tensors(Mapping[str, Tensor]):
 
 
 def resplit(shards: Sequence[Shard], config: ModelConfig, degree: int, rank: int) -> Resplit:
-    """The part of rank ``rank`` of ``degree``. shards: all files, compared with the model, mapped and not quantised."""
-    return Resplit(shards[0].path, _Tensors([shard.tensors for shard in shards], config, degree, rank), mapped=True)
+    """The part of rank ``rank`` of ``degree``. shards: all files, compared with the model and not quantised."""
+    return Resplit(shards[0].path, _Tensors([shard.tensors for shard in shards], config, degree, rank))

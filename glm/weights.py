@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from glm.checkpoint import Shard
 from glm.config import ModelConfig
 from glm.inputs import inverse_frequencies
+from glm.shard import Shard
 from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, axis_number, extras
 from kernels import CACHE_LINE
 from quantization.functional import Scheme, quantize
@@ -92,7 +92,7 @@ def convert_shard(shard: Shard, expected: Iterable[str], dtype: torch.dtype, dev
             converted[name + SCALE] = shard.tensors[name + SCALE].to(device, copy=True).contiguous()
         elif name in schemes:
             converted[name], converted[name + SCALE] = quantize(shard.tensors[name].to(device), *schemes[name])
-            _let_go(shard, shard.slices(name))
+            _let_go(shard.slices(name))
         else:
             converted[name] = _placed(shard, name, dtype, device)
         if progress is not None:
@@ -111,7 +111,7 @@ def _bytes(shard: Shard, name: str) -> int:
 
 def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     first, *others = parts = shard.slices(name)
-    if not others and shard.mapped and _is_ready(first, dtype, device):
+    if not others and _is_ready(first, dtype, device):
         resources.read_now(first)
         return first
     axis, shape = axis_number(name), list(first.shape)
@@ -119,12 +119,12 @@ def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device) -
     copy = resources.make_large(torch.empty(shape, dtype=dtype, device=device))
     for part, place in zip(parts, copy.split([part.shape[axis] for part in parts], dim=axis), strict=True):
         place.copy_(part)
-    _let_go(shard, parts)
+    _let_go(parts)
     return copy
 
 
-def _let_go(shard: Shard, parts: Sequence[torch.Tensor]) -> None:
-    for part in parts if shard.mapped else ():
+def _let_go(parts: Sequence[torch.Tensor]) -> None:
+    for part in parts:
         resources.let_go(part)
 
 

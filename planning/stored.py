@@ -1,34 +1,31 @@
-"""What a checkpoint holds, found out from its files' sizes and names, without torch and without running anything."""
+"""What a checkpoint holds, found out from the headers of its files, without torch and without running anything."""
 
 from __future__ import annotations
 
 import os
-import re
-import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from glm.checkpoint import find_shards
+from glm.checkpoint import FileIndex, find_shards, read_file, tensors_of
+from glm.checkpoint.index import MODULE
 from glm.config import ModelConfig
+from glm.spec import SCALE, columns_of, is_packed
 from planning.shapes import Format, Setup, weights
-from quantization import GROUP_SIZES
+from kernels import CACHE_LINE
 from runtime.errors import UserError
 
-_STORAGE = re.compile(rb"ctorch\n(\w+)Storage\n")
-_PRECISIONS = {"Half": "fp16", "BFloat16": "bf16", "Float": "fp32"}
-_PACKED, _SCALE = "Char", b"weight_scale"
+PRECISIONS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 LEAST_SHARE = 0.95  # of what the shape takes that a file with all of it has
-MOST_PICKLE = 64 << 20  # bytes; GLM-130B's has far fewer
 
 
 class Stored(NamedTuple):
-    """A checkpoint: how it holds the weights, in how many parts, bytes of the largest part, and whether it can be
-    mapped (torch has written zip archives since 1.6)."""
+    """A checkpoint."""
 
-    format: Format
+    format: Format  # how it holds the weights
     parts: int
-    bytes: int
-    is_mapped: bool
+    bytes: int  # of the largest part
+    is_mapped: bool  # whether weights can be used where a mapped file holds them
     first: Path
 
 
@@ -36,12 +33,12 @@ def look(folder: str | os.PathLike, config: ModelConfig) -> Stored:
     """Raises UserError where there is no checkpoint. A file that tells nothing counts as float16, as GLM-130B's are."""
     paths = find_shards(folder)
     size = max(path.stat().st_size for path in paths)
-    kinds, is_packed, is_mapped = _content(paths[0])
-    precision = next((kind for kind in ("fp32", "bf16") if kind in kinds), "fp16")
-    found = Format(precision)
-    if is_packed:
-        choices = [Format(precision, bits, group) for bits in (8, 4) for group in (None, *GROUP_SIZES)]
-        found = min(choices, key=lambda choice: abs(part_bytes(config, choice, len(paths)) - size))
+    try:
+        index = read_file(paths[0])
+        found = _format_of(index, config, len(paths))
+    except (UserError, ArithmeticError, LookupError):  # what is wrong is said when the file is loaded
+        return Stored(Format("fp16"), len(paths), size, False, paths[0])
+    is_mapped = all(region.start % CACHE_LINE == 0 for region in index.regions)
     return Stored(found, len(paths), size, is_mapped, paths[0])
 
 
@@ -61,15 +58,18 @@ def part_bytes(config: ModelConfig, held: Format, parts: int) -> int:
     return sum(map(held.bytes, weights(Setup(config, held, degree=parts))))
 
 
-def _content(path: Path) -> tuple[set[str], bool, bool]:
-    """Precisions of a file's tensors, whether some are packed, and whether it is a zip archive that can be mapped."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            record = next(record for record in archive.infolist() if record.filename.endswith("data.pkl"))
-            if record.file_size > MOST_PICKLE:
-                return set(), False, True
-            data = archive.read(record)
-    except Exception:  # damage can end in any of them, and what is wrong is said when the file is loaded
-        return set(), False, False
-    names = {match.decode() for match in _STORAGE.findall(data)}
-    return {_PRECISIONS[name] for name in names & _PRECISIONS.keys()}, _PACKED in names and _SCALE in data, True
+def _format_of(index: FileIndex, config: ModelConfig, parts: int) -> Format:
+    """How a file holds the weights, by the tensors that it has."""
+    entries = tensors_of(index, MODULE)
+    sizes = Counter()
+    for entry in entries.values():
+        sizes[PRECISIONS.get(entry.dtype)] += entry.bytes
+    del sizes[None]
+    precision = sizes.most_common(1)[0][0] if sizes else "fp16"
+    for name, scale in entries.items():
+        weight = entries.get(name.removesuffix(SCALE))
+        if name.endswith(SCALE) and weight is not None and is_packed(name.removesuffix(SCALE)):
+            columns = columns_of(name.removesuffix(SCALE), config, parts)
+            group = columns // scale.shape[1] if len(scale.shape) == 2 else None
+            return Format(precision, 4 if 2 * weight.shape[1] == columns else 8, group)
+    return Format(precision)

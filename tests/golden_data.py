@@ -9,7 +9,8 @@ import numpy
 import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from glm.checkpoint import read_shard, shard_name
+from glm.checkpoint import shard_name
+from glm.shard import read_shard
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZER = GOLDEN / "tokenizer"
@@ -28,7 +29,7 @@ SHAPE = {
 
 
 def whole_state():
-    return read_shard(TP1 / ITERATION / shard_name(0)).tensors
+    return dict(read_shard(TP1 / ITERATION / shard_name(0)).tensors)
 
 
 def split_state(state, degree):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from glm.archive import read_pickle, records
-from glm.checkpoint import read_shard
+from glm.checkpoint.archive import read_pickle, records
+from glm.shard import read_shard
 from runtime.errors import UserError
 from tests.fuzzing import fuzz, only_user_errors
 

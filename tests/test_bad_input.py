@@ -12,8 +12,9 @@ from commands.evaluate_arguments import output_folder, parse
 from evaluation.config import load_task
 from evaluation.discovery import find_task_files
 from evaluation.registry import import_dotted
-from glm.checkpoint import find_shards, read_shard, save_checkpoint
+from glm.checkpoint import find_shards
 from glm.config import ModelConfig
+from glm.shard import read_shard, save_checkpoint
 from glm.tokenizers.icetk import IcetkTokenizer
 from runtime.errors import UserError
 from runtime.hosts import read_hostfile

@@ -1,5 +1,7 @@
 """SAT's layout on disk: every fault has its one-line message, no file is ever run, a killed writer does no harm."""
 
+import errno
+import mmap
 import os
 import pickle
 import re
@@ -8,17 +10,9 @@ import zipfile
 import pytest
 import torch
 
-from glm.checkpoint import (
-    find_shards,
-    iteration_folder,
-    read_config,
-    read_shard,
-    save_checkpoint,
-    save_shard,
-    shard_name,
-    wrong_degree,
-)
+from glm.checkpoint import find_shards, iteration_folder, read_config, shard_name, wrong_degree
 from glm.config import ModelConfig
+from glm.shard import read_shard, save_checkpoint, save_shard
 from glm.weights import bytes_of
 from runtime.errors import UserError
 
@@ -61,7 +55,7 @@ def test_written_and_read_again(folder):
     found = read_shard(find_shards(folder)[0])
     assert list(found.tensors) == list(STATE)
     assert all(torch.equal(found.tensors[name], STATE[name]) for name in STATE)
-    assert found.mapped and bytes_of(found, found.tensors) == 6 * 2 + 4 * 4
+    assert bytes_of(found, found.tensors) == 6 * 2 + 4 * 4
     assert ModelConfig.from_file(folder / "model_config.json") == CONFIG
 
 
@@ -170,7 +164,7 @@ def test_missing_file(folder):
     (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs, not the file itself; fetch that with"),
     (b"<!DOCTYPE html>\n<html>", "a web page, not the file itself"),
     (b"\x1f\x8b\x08", "compressed by gzip"),
-    (b"\x40\x01\0\0\0\0\0\0" + b'{"weight": {}}', "a safetensors file, as Hugging Face's checkpoints are"),
+    (b"\x40\x01\0\0\0\0\0\0" + b'{"weight": {}}', "truncated or damaged"),
 ])
 def test_file_that_is_no_checkpoint(shard, content, what):
     shard.write_bytes(content)
@@ -223,10 +217,10 @@ def test_code_in_a_plain_pickle_is_never_run(shard, tmp_path):
     assert not trace.exists()
 
 
-def test_old_format_is_read_without_mapping(shard):
-    torch.save({"module": STATE}, shard, _use_new_zipfile_serialization=False)
+def test_files_of_the_old_format_are_mapped_too(shard):
+    torch.save({"module": STATE, "step": 3}, shard, _use_new_zipfile_serialization=False)
     found = read_shard(shard)
-    assert not found.mapped and torch.equal(found.tensors["a"], STATE["a"])
+    assert all(torch.equal(found.tensors[name], STATE[name]) for name in STATE) and found.others == {"step": 3}
 
 
 # writing
@@ -268,11 +262,11 @@ def test_latest_is_written_after_all_ranks_have_written(tmp_path):
 
 def test_no_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
     path = tmp_path / "mp_rank_00_model_states.pt"
-    torch.save({"module": {}}, path)
+    torch.save({"module": STATE}, path)
 
     def fails(*arguments, **keywords):
-        raise RuntimeError("unable to mmap 30354406 bytes from file: Cannot allocate memory (12)")
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr(torch, "load", fails)
+    monkeypatch.setattr(mmap, "mmap", fails)
     with pytest.raises(UserError, match="no memory to map it; a limit on this process's memory is too low"):
         read_shard(path)

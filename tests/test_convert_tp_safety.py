@@ -270,8 +270,8 @@ def convert_and_watch(source, output, degree, bits):
 @pytest.mark.parametrize(("degree", "bits"), [(2, None), (1, 8)])
 def test_memory_stays_far_below_one_shard(tmp_path, degree, bits):
     """280 MB: blocks of 2 MB are all that is in memory, never a whole tensor, whichever way it is cut."""
-    from glm.checkpoint import save_checkpoint
     from glm.config import ModelConfig
+    from glm.shard import save_checkpoint
     from tests.parallel_helper import run_ranks
 
     config = ModelConfig(4, 1536, 12, 4096, 16384, 8)

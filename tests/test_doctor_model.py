@@ -81,14 +81,6 @@ def test_a_shard_that_this_user_may_not_read_or_that_a_limit_forbids(fault, mend
     assert one.code == "checkpoint-headers" and one.mend == mend
 
 
-def test_a_large_file_in_the_old_format_is_not_read(two_shards, monkeypatch):
-    monkeypatch.setattr(model, "LARGE", 1000)
-    assert not model.is_old_and_large(shard(two_shards, 0))
-    shard(two_shards, 0).write_bytes(b"\x80\x02\x8a" + bytes(2000))
-    assert model.is_old_and_large(shard(two_shards, 0))
-    assert found(two_shards, *SHAPES, *VOCABULARY) == []
-
-
 def test_a_shard_of_another_model(two_shards):
     ((code, _, line),) = found(two_shards, *SHAPES, "--num-layers", "6", *VOCABULARY)
     assert code == "checkpoint-headers" and "num_layers 4, but num_layers 6 was said" in line

@@ -148,7 +148,7 @@ def change_a_byte(shard: Path) -> None:
     """Flips the highest exponent bit but one of a word embedding that every row uses."""
     import torch
 
-    from glm.checkpoint import read_shard
+    from glm.shard import read_shard
 
     data = bytearray(shard.read_bytes())
     with torch.inference_mode():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from glm.checkpoint import find_shards, read_shard
+from glm.checkpoint import find_shards
+from glm.shard import read_shard
 from runtime.errors import UserError
 from tools.export_checkpoint import export
 from tools.pretraining.run import DATA, check_same_data

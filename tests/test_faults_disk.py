@@ -8,7 +8,7 @@ import pytest
 
 import commands.evaluate as evaluation
 import commands.generate as generation
-from glm.checkpoint import read_shard, save_shard
+from glm.shard import read_shard, save_shard
 from runtime.files import Lock
 from tests.faults import Disk, ended, errors_of, generation_arguments, prompts_of, said, size_of, started
 from tests.golden_data import TP1, split_state

@@ -12,9 +12,10 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from glm.checkpoint import find_shards, read_shard, shard_name
+from glm.checkpoint import find_shards, shard_name
 from glm.loading import load_model
 from glm.options import ModelOptions
+from glm.shard import read_shard
 from runtime import parallel
 from runtime.errors import UserError
 from tests.fuzzing import CANARY, files_below, fuzz, json_values, mutated, names, only_user_errors, texts

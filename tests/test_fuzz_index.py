@@ -6,7 +6,8 @@ import shutil
 import pytest
 from hypothesis import strategies as st
 
-from glm.checkpoint import find_shards, read_shard, shard_name
+from glm.checkpoint import find_shards, shard_name
+from glm.shard import read_shard
 from glm.tokenizers.icetk import IcetkTokenizer
 from tests.fuzzing import disguises, fuzz, mutated, names, only_user_errors, texts
 from tests.golden_data import TOKENIZER

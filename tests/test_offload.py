@@ -11,12 +11,13 @@ import glm.fetch
 import glm.offload
 from generation.fill import generate
 from generation.params import BeamParams, SamplingParams
-from glm.checkpoint import find_shards, save_index
+from glm.checkpoint import find_shards
 from glm.config import ModelConfig
 from glm.loading import load_model
 from glm.model import GLM
 from glm.offload import choose
 from glm.options import ModelOptions
+from glm.shard import save_index
 from runtime import parallel
 from runtime.errors import UserError
 from tests.golden_data import split_state, write_checkpoint
@@ -200,12 +201,15 @@ def test_a_plain_file_is_not_quantised_on_the_way(tmp_path):
     assert load(folder, limit=1, bits=4).stream is None  # where all fits nothing is in the way
 
 
-def test_the_old_format_has_no_single_layers(tmp_path):
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_files_of_the_old_format_stream_as_others_do(tmp_path, dtype):
+    """Their tensors begin anywhere."""
     folder = checkpoint(tmp_path / "model")
-    shard = find_shards(folder)[0]
+    expected, shard = answers(load(folder, DTYPES[dtype])), find_shards(folder)[0]
     torch.save(torch.load(shard, weights_only=True), shard, _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match="old format, of which single layers cannot be read; write it anew: python"):
-        load(folder, limit=0.0003)
+    streamed = load(folder, DTYPES[dtype], least(folder, DTYPES[dtype]))
+    assert len(streamed.stream.order) == 7
+    assert_same(answers(streamed), expected)
 
 
 def test_a_tensor_that_is_not_in_one_piece_is_named(tmp_path):

@@ -8,8 +8,8 @@ import pickle
 import pytest
 import torch
 
-from glm.checkpoint import read_shard
-from glm.pickles import Refused, check_pickle
+from glm.checkpoint.pickles import Refused, check_pickle
+from glm.shard import read_shard
 from runtime.errors import UserError
 from tests.test_bad_input import archive
 
@@ -92,13 +92,14 @@ def test_what_checkpoints_hold(tmp_path, value, form):
         assert shard.others["beside"] == value
 
 
-def test_a_tensor_with_attributes(tmp_path):
-    tensor = torch.ones(2)
+def test_of_a_tensor_with_attributes_the_numbers_count(tmp_path):
+    tensor = torch.full((2,), 3.0)
     tensor.note = "x"
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.tensor_model_parallel = True
     torch.save({"module": {"a": tensor, "b": parameter}}, tmp_path / "a.pt")
-    assert read_shard(tmp_path / "a.pt").tensors["b"].tensor_model_parallel is True
+    found = read_shard(tmp_path / "a.pt").tensors
+    assert found["a"].tolist() == [3, 3] and found["b"].tolist() == [1, 1] and type(found["b"]) is torch.Tensor
 
 
 def test_a_state_of_deepspeeds_shape(tmp_path):

@@ -11,7 +11,8 @@ import torch
 
 from commands.evaluate import main as evaluate
 from commands.generate import main as generate
-from glm.checkpoint import find_shards, read_shard
+from glm.checkpoint import find_shards
+from glm.shard import read_shard
 from glm.spec import is_packed
 from kernels.packing import dequantize
 from quantization.functional import quantize

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 import glm
 from glm import spec
-from glm.checkpoint import find_shards, read_shard, shard_name
+from glm.checkpoint import find_shards, shard_name
 from glm.config import ModelConfig
 from glm.loading import load_model
 from glm.options import ModelOptions
 from glm.resplit import resplit
+from glm.shard import read_shard
 from glm.weights import convert_shard
 from runtime import parallel
 from runtime.errors import UserError
@@ -87,15 +88,10 @@ def test_rows_of_a_single_file_stay_in_it(tmp_path):
 
 
 @pytest.mark.parametrize("what, why", [
-    ("quantised", "it is quantised; start 2"), ("streamed", "layers are read from one file a rank"),
-    ("old", "its files are in torch's old format")])
+    ("quantised", "it is quantised; start 2"), ("streamed", "layers are read from one file a rank")])
 def test_what_has_to_be_converted_first(tmp_path, what, why):
     parts = quantized_parts(8) if what == "quantised" else split_state(whole_state(), 2)
     folder = write_checkpoint(tmp_path / "two", parts)
-    if what == "old":
-        for path in find_shards(folder):
-            torch.save({"module": parts[int(path.name[8:10])]}, path,
-                       _use_new_zipfile_serialization=False)
     if not parallel.is_started():
         parallel.start()
     with pytest.raises(UserError) as caught:

@@ -8,10 +8,11 @@ import zipfile
 import pytest
 import torch
 
-from glm.checkpoint import read_shard
+from glm.checkpoint import read_file
+from glm.checkpoint.archive import records
+from glm.shard import read_shard
 from runtime.show import Progress
 from tools.converting.hashing import HashedFile, hash_bytes, hash_file
-from tools.converting.records import records, tensor_regions
 from tools.converting.torchfile import ALIGNMENT, Block, Entry, planned_bytes, write_torch_file
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16,
@@ -61,7 +62,7 @@ def test_the_archive_is_whole_and_aligned(written):
     with zipfile.ZipFile(written[0]) as archive:
         assert archive.testzip() is None
     assert all(record.start % ALIGNMENT == 0 for record in records(written[0]))
-    assert tensor_regions(written[0]) == written[1].regions
+    assert list(read_file(written[0]).regions) == written[1].regions
     assert [region.name for region in written[1].regions] == [*TENSORS, "rest.x"]
 
 

@@ -10,7 +10,9 @@ import subprocess
 import pytest
 import torch
 
-from glm.checkpoint import read_shard
+from glm.checkpoint import read_file
+from glm.checkpoint.archive import records
+from glm.shard import read_shard
 from runtime.errors import UserError
 from tests.faults import said
 from tests.golden_data import split_state, write_checkpoint
@@ -19,12 +21,10 @@ from tools import convert_tp
 from tools.converting import verify
 from tools.converting.hashing import checksums
 from tools.converting.manifest import Manifest, read_manifest, write_manifest
-from tools.converting.records import records, tensor_regions
 from tools.verify_checkpoint import main
 
 QKV = "transformer.layers.0.attention.query_key_value.weight"
 FIRST, SECOND = "49300/mp_rank_00_model_states.pt", "49300/mp_rank_01_model_states.pt"
-
 STRUCTURE = "structure (all that is no tensor: names, shapes, places)"
 
 
@@ -51,7 +51,7 @@ def found(capsys, *arguments):
 
 
 def place_of(path, name=QKV):
-    return next(region.start for region in tensor_regions(path) if region.name == name)
+    return next(region.start for region in read_file(path).regions if region.name == name)
 
 
 def flip(path, place, generator=random):
@@ -112,7 +112,7 @@ def test_a_shard_that_ends_before_its_first_tensor(folder, capsys, size):
 
 
 def test_bytes_behind_the_end_and_a_changed_tensor(folder, capsys):
-    region = tensor_regions(folder / FIRST)[3]
+    region = read_file(folder / FIRST).regions[3]
     flip(folder / FIRST, region.start)
     with (folder / FIRST).open("ab") as file:
         file.write(b"more")
@@ -131,7 +131,7 @@ def test_vocabulary_that_was_put_beside(folder, capsys):
 
 def test_against_a_manifest_elsewhere(folder, tmp_path, capsys):
     (folder / "manifest.json").rename(tmp_path / "good.json")
-    flip(folder / SECOND, tensor_regions(folder / SECOND)[0].start)
+    flip(folder / SECOND, read_file(folder / SECOND).regions[0].start)
     assert found(capsys, folder, "--against", tmp_path / "good.json")[0] == 1
     assert main([str(folder), "--against", str(tmp_path / "bad.json")]) == 2
     assert "error: no manifest" in capsys.readouterr().err
@@ -187,8 +187,8 @@ def test_a_manifest_is_made_of_any_checkpoint(plain, capsys, kind):
     assert found(capsys, plain, "--write-manifest", "--hash", kind)[0] == 0
     code, (line,) = found(capsys, plain)
     assert code == 0 and "4 files as in manifest.json" in line
-    flip(plain / SECOND, tensor_regions(plain / SECOND)[7].start)
-    assert found(capsys, plain)[1] == [f"{SECOND} is changed: {tensor_regions(plain / SECOND)[7].name}"]
+    flip(plain / SECOND, read_file(plain / SECOND).regions[7].start)
+    assert found(capsys, plain)[1] == [f"{SECOND} is changed: {read_file(plain / SECOND).regions[7].name}"]
 
 
 def test_no_manifest_is_made_of_what_is_damaged(plain, capsys):
@@ -259,7 +259,7 @@ def test_a_manifest_that_was_changed_is_refused(folder, change, capsys):
 
 def test_places_and_checksums_are_those_of_the_tensors(folder):
     shard, content = read_shard(folder / FIRST), (folder / FIRST).read_bytes()
-    regions = tensor_regions(folder / FIRST)
+    regions = read_file(folder / FIRST).regions
     assert [region.name for region in regions] == list(shard.tensors)
     for region in regions:
         tensor = shard.tensors[region.name].contiguous().reshape(-1).view(torch.uint8)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from glm import spec
-from glm.checkpoint import Shard, read_shard, save_shard
 from glm.config import ModelConfig
 from glm.inputs import inverse_frequencies
+from glm.shard import Shard, read_shard, save_shard
 from glm.spec import POSITION_EMBEDDINGS
 from glm.weights import (
     bytes_of,
@@ -42,13 +42,13 @@ def tensors(expected):
 
 def refused(tensors, expected, config=CONFIG):
     with pytest.raises(UserError) as caught:
-        check_shard(Shard(Path("file.pt"), tensors, mapped=False), expected, config)
+        check_shard(Shard(Path("file.pt"), tensors), expected, config)
     assert str(caught.value).startswith("file.pt") and "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def accept(tensors, expected, dtype=torch.float32):
-    shard = Shard(Path("file.pt"), tensors, mapped=False)
+    shard = Shard(Path("file.pt"), tensors)
     check_shard(shard, expected, CONFIG)
     return convert_shard(shard, expected, dtype, CPU, quantization_schemes(tensors, expected))
 
@@ -99,7 +99,7 @@ def test_converted_once_and_contiguous(tensors, expected, stored, wanted):
     assert list(converted) == list(expected)
     for name, tensor in converted.items():
         assert tensor.is_contiguous() and torch.equal(tensor, tensors[name].to(wanted))
-        assert tensor.data_ptr() != tensors[name].data_ptr()
+        assert tensor.dim() == 1 or tensor.data_ptr() != tensors[name].data_ptr()  # vectors are ready where they lie
 
 
 # what the original's files hold besides
@@ -164,7 +164,7 @@ def test_scale_for_groups_of_columns(tensors, expected):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_quantising_starts_from_what_the_file_holds(tensors, expected, dtype):
-    shard = Shard(Path("file.pt"), tensors, mapped=False)
+    shard = Shard(Path("file.pt"), tensors)
     converted = convert_shard(shard, expected, dtype, CPU, {QKV: Scheme(4, 8)})
     packed, scale = functional.quantize(tensors[QKV], 4, 8)
     assert torch.equal(converted[QKV], packed) and torch.equal(converted[QKV + "_scale"], scale)

@@ -2,8 +2,9 @@
 
 import torch
 
-from glm.checkpoint import find_shards, read_shard
+from glm.checkpoint import find_shards
 from glm.config import ModelConfig
+from glm.shard import read_shard
 from quantization.functional import quantize
 from tests.golden_data import split_state, write_checkpoint
 from tools.converting.convert import convert

@@ -37,8 +37,8 @@ def write_checkpoint(folder: Path, name: str) -> None:
     """Random weights from one block of numbers again and again: how they are distributed changes no time."""
     import torch
 
-    from glm.checkpoint import save_checkpoint
     from glm.model import GLM
+    from glm.shard import save_checkpoint
 
     config = config_of(name)
     block = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()

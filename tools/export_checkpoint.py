@@ -14,8 +14,9 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
     """Writes the checkpoint and returns its iteration, the number of steps trained."""
     import torch
 
-    from glm.checkpoint import save_checkpoint, shard_name
+    from glm.checkpoint import shard_name
     from glm.config import ModelConfig
+    from glm.shard import save_checkpoint
     from runtime.errors import UserError
     from runtime.files import replacing
     from tools.pretraining.run import check_vocabulary

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools.converting.torchfile import Region
+from glm.checkpoint import Region
 
 HASHES = ("xxh3_128", "sha256")
 DEFAULT_HASH = HASHES[0]

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from glm.checkpoint import Region
 from runtime.errors import UserError
 from runtime.files import replacing
 from runtime.reading import LARGE, NoSuchFile, read_text
-from tools.converting.torchfile import Region
 
 NAME = "manifest.json"
 FORMAT = "glm-checkpoint-manifest 1"

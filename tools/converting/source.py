@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from glm.checkpoint import Shard, find_shards, missing_shard, read_shard, shard_name
+from glm.checkpoint import find_shards, missing_shard, shard_name
 from glm.families import glm130b
+from glm.shard import Shard, read_shard
 from glm.spec import (
     DIVIDED,
     INVERSE_FREQUENCIES,

@@ -18,6 +18,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from glm.checkpoint import Region
+
 ALIGNMENT = 64
 ARCHIVE = "archive"  # any name: torch takes that of the first record
 FIRST_YEAR = (1980, 1, 1, 0, 0, 0)  # the oldest date of a zip archive, instead of now
@@ -50,15 +52,6 @@ class Entry(NamedTuple):
     @property
     def numel(self) -> int:
         return torch.Size(self.shape).numel()
-
-
-class Region(NamedTuple):
-    """A stretch of a file. crc32: of its bytes."""
-
-    name: str
-    start: int
-    bytes: int
-    crc32: int
 
 
 class Written(NamedTuple):

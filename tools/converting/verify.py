@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from glm.archive import records
-from glm.checkpoint import CONFIG_NAME, LATEST, find_shards, read_shard
+from glm.checkpoint import CONFIG_NAME, LATEST, Region, find_shards, read_file, tensors_of
+from glm.checkpoint.index import MODULE
 from glm.config import ModelConfig, read_config_file
+from glm.shard import read_shard
 from glm.spec import WORD_EMBEDDINGS
 from glm.tokenizers.icetk import VOCABULARY_NAME
 from runtime.errors import UserError
@@ -18,9 +19,7 @@ from tools.converting.blocks import one_torch_thread
 from tools.converting.hashing import BUFFER_BYTES, HASHES, checksums, crc32_of, hash_file, in_threads
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest
-from tools.converting.records import DAMAGED, tensor_regions
 from tools.converting.source import SIZES, open_source, same_bytes
-from tools.converting.torchfile import Region
 
 SHOWN = 5  # so many tensors of a file are named
 BESIDE = (LATEST, CONFIG_NAME, VOCABULARY_NAME)  # files beside the iteration's folder that loading looks at
@@ -75,13 +74,10 @@ def make_manifest(folder: Path, kind: str) -> Manifest:
 def _facts(path: Path, kind: str, advance: Callable[[int], None]) -> FileFacts:
     if path.name in BESIDE:
         return FileFacts(path.stat().st_size, hash_file(path, kind, advance))
-    read_shard(path)  # refuses what is no checkpoint
-    try:
-        regions = tensor_regions(path)
-    except DAMAGED:  # torch's format from before 1.6
-        return FileFacts(path.stat().st_size, hash_file(path, kind, advance))
-    digest, found, structure = checksums(path, regions, kind, advance)
-    regions = [region._replace(crc32=checksum) for region, checksum in zip(regions, found, strict=True)]
+    index = read_file(path)
+    tensors_of(index, MODULE)  # refuses what is no checkpoint
+    digest, found, structure = checksums(path, index.regions, kind, advance)
+    regions = [region._replace(crc32=checksum) for region, checksum in zip(index.regions, found, strict=True)]
     return FileFacts(path.stat().st_size, digest, regions, structure)
 
 
@@ -137,17 +133,13 @@ def _added(folder: Path, known: Mapping[str, FileFacts]) -> list[str]:
 
 def _shard_problems(path: Path, folder: Path, advance: Callable[[int], None]) -> list[str]:
     name = path.relative_to(folder).as_posix()
-    damaged = []
     try:
-        regions = {region.start: region.name for region in tensor_regions(path)}
-        for record in records(path):
-            if record.crc32 and crc32_of(path, record.start, record.bytes, advance) != record.crc32:
-                damaged.append(regions.get(record.start, f"structure ({record.name})"))
-    except DAMAGED:
-        pass  # read_shard says what is wrong, or reads a file of torch's old format
-    if damaged:
-        return [f"{name} is changed: {_listed(damaged)}"]
-    try:
+        index = read_file(path)
+        parts = [*index.regions, *(part._replace(name=f"structure ({part.name})") for part in index.structure)]
+        damaged = [part.name for part in sorted(parts, key=lambda part: part.start)
+                   if part.crc32 and crc32_of(path, part.start, part.bytes, advance) != part.crc32]
+        if damaged:
+            return [f"{name} is changed: {_listed(damaged)}"]
         shard = read_shard(path)
         wrong = [tensor for tensor, values in shard.tensors.items() if not _is_finite(values, advance)]
     except UserError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evaluation.hashing import hash_files
-from glm.checkpoint import CONFIG_NAME, check_torch_file
+from glm.checkpoint import CONFIG_NAME, torch_file
 from runtime.errors import UserError
 from runtime.files import AppendOnlyFile, replacing, write_torch
 from runtime.reading import parse_json, read_json, read_text
@@ -35,7 +35,7 @@ def load_state(folder: Path, model, optimizers: list) -> dict[str, int]:
     progress = {"step": 0, "rows": 0, "tokens": 0}
     if (folder / STATE).is_file():
         try:
-            check_torch_file(folder / STATE)
+            torch_file.read(folder / STATE)  # refuses what torch.load must not be given
             state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
                 pickle.UnpicklingError):

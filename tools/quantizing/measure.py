@@ -12,8 +12,9 @@ import torch
 
 import glm
 from evaluation.scorer import Scorer
-from glm.checkpoint import convert_command, find_shards, read_config, read_shard
+from glm.checkpoint import convert_command, find_shards, read_config
 from glm.diagnose import check_weights
+from glm.shard import read_shard
 from glm.spec import LINEARS, SCALE, place_of
 from quantization.functional import Scheme
 from runtime.errors import UserError

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
+from glm.checkpoint.entry import Region
 from runtime.errors import UserError
 
 _END = struct.Struct("<4s4H2LH")  # of the directory; b"PK\5\6"
@@ -21,18 +22,8 @@ _ENCRYPTED = 0x2041  # flags
 PICKLE = "data.pkl"
 
 
-class Record(NamedTuple):
-    """One file of the archive. name: without the archive's own name in front. crc32: as the archive says; 0 for data
-    that it holds no checksum of."""
-
-    name: str
-    start: int
-    bytes: int
-    crc32: int
-
-
-def records(path: Path) -> list[Record]:
-    """All records of a zip archive, in the order of their places.
+def records(path: Path) -> list[Region]:
+    """All records of a zip archive, in the order of their places, by their names without the archive's own in front.
 
     Raises UserError for a compressed one, and OSError or ValueError for all that torch.save does not write: another end
     than that of the directory, two records of one name or on one place, names in several folders.
@@ -46,7 +37,7 @@ def records(path: Path) -> list[Record]:
         raise ValueError(f"the archive is cut off: {error}") from None
 
 
-def read_pickle(path: Path, found: list[Record]) -> bytes:
+def read_pickle(path: Path, found: list[Region]) -> bytes:
     """The record that torch.load reads first. Raises ValueError where there is none, OSError."""
     (record,) = (each for each in found if each.name == PICKLE)
     with path.open("rb") as file:
@@ -109,7 +100,7 @@ def _entries(path: Path, directory: bytes, count: int) -> list[tuple[str, int, i
     return found
 
 
-def _placed(file: IO[bytes], end: int, entries: list[tuple[str, int, int, int]]) -> list[Record]:
+def _placed(file: IO[bytes], end: int, entries: list[tuple[str, int, int, int]]) -> list[Region]:
     """The entries with the places of their data, which ends before `end`."""
     found, free = [], 0
     for name, header, size, crc32 in sorted(entries, key=lambda entry: entry[1]):
@@ -119,7 +110,7 @@ def _placed(file: IO[bytes], end: int, entries: list[tuple[str, int, int, int]])
         if mark != b"PK\3\4" or header < free or start + size > end:
             raise ValueError(f"{name} is not where the directory says, or not alone there")
         free = start + size
-        found.append(Record(name, start, size, crc32))
+        found.append(Region(name, start, size, crc32))
     return found
 
 

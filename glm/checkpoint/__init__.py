@@ -1,0 +1,31 @@
+"""Checkpoints on disk: their folders, and where in their files each tensor lies. No torch here: glm.shard reads them.
+
+    folder       SAT's layout: which file belongs to which rank, the model's shapes, the line that converts
+    index        any layout and format: open_checkpoint(folder).index, name -> Entry(file, offset, dtype, shape, ...)
+    entry        what an index is made of
+    torch_file   the format of torch.save: a zip archive (archive), or pickles and storages; looked at first (pickles)
+    safetensors  the format of Hugging Face's newer files
+"""
+
+from glm.checkpoint.entry import Entry, FileIndex, Region
+from glm.checkpoint.folder import (
+    CONFIG_NAME,
+    CONVERTING,
+    LATEST,
+    QUANTISED,
+    STREAMED,
+    convert_command,
+    find_shards,
+    iteration_folder,
+    missing_shard,
+    read_config,
+    shard_name,
+    wrong_degree,
+)
+from glm.checkpoint.index import Checkpoint, Index, identity_of, open_checkpoint, read_file, tensors_of
+
+__all__ = [
+    "CONFIG_NAME", "CONVERTING", "LATEST", "QUANTISED", "STREAMED", "Checkpoint", "Entry", "FileIndex", "Index",
+    "Region", "convert_command", "find_shards", "identity_of", "iteration_folder", "missing_shard", "open_checkpoint",
+    "read_config", "read_file", "shard_name", "tensors_of", "wrong_degree",
+]  # fmt: skip

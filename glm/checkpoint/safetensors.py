@@ -1,0 +1,65 @@
+"""Safetensors files: the size of a table (8 bytes), the table as JSON, and behind it the numbers of all tensors.
+
+    {"NAME": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}, ..., "__metadata__": {"format": "pt"}}
+
+Offsets count from the end of the table. The numbers fill the rest of the file, without gaps, little end first.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from glm.checkpoint.entry import SIZES, Entry, FileIndex, Region
+from runtime.errors import UserError
+from runtime.reading import decode_text, parse_json
+
+DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "U16": "uint16",
+    "I16": "int16", "F16": "float16", "BF16": "bfloat16", "U32": "uint32", "I32": "int32", "F32": "float32",
+    "U64": "uint64", "I64": "int64", "F64": "float64", "C64": "complex64",
+}  # fmt: skip
+LARGEST = 100_000_000  # bytes of a table, by the format's definition
+METADATA = "__metadata__"
+
+
+def is_one(start: bytes) -> bool:
+    """Whether a file that begins like this is a safetensors file."""
+    return len(start) > 8 and 0 < int.from_bytes(start[:8], "little") <= LARGEST and start[8:9] == b"{"
+
+
+def read(path: Path) -> FileIndex:
+    """Raises UserError for a table that is no JSON or knows another dtype, ValueError and TypeError for what does not
+    describe the file."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > LARGEST:
+            raise ValueError("no table")
+        text = file.read(size)
+        end = file.seek(0, 2)
+    table = parse_json(decode_text(text, str(path)), str(path))
+    begin = 8 + size
+    if not isinstance(table, dict) or len(text) < size:
+        raise ValueError("the table is cut off")
+    entries = {name: _entry(path, begin, name, value) for name, value in table.items() if name != METADATA}
+    regions = sorted((Region(name, entry.offset, entry.bytes, 0) for name, entry in entries.items()),
+                     key=lambda region: (region.start, region.bytes))
+    place = begin
+    for region in regions:
+        if region.start != place:
+            raise ValueError(f"{region.name} does not begin where the tensor before it ends")
+        place += region.bytes
+    if place != end:
+        raise ValueError("the file does not end with its last tensor")
+    return FileIndex(path, entries, tuple(regions))
+
+
+def _entry(path: Path, begin: int, name: str, value: dict) -> Entry:
+    dtype, shape, (first, last) = value["dtype"], value["shape"], value["data_offsets"]
+    if dtype not in DTYPES:
+        raise UserError(f"{path}: {name[:80]} has the dtype {str(dtype)[:20]}; allowed: {', '.join(DTYPES)}")
+    if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
+        raise ValueError(f"{name} has no shape or no place")
+    if last - first != math.prod(shape) * SIZES[DTYPES[dtype]]:
+        raise ValueError(f"{name} has another size than its shape")
+    return Entry(path, begin + first, DTYPES[dtype], tuple(shape))
