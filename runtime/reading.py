@@ -178,7 +178,7 @@ def recognised(start: bytes, is_prose: bool = False) -> str | None:
     if _ZERO_BETWEEN.match(start):
         return _UTF_16
     if _SAFETENSORS.match(start):
-        return "a safetensors file, as Hugging Face's checkpoints are; these are not read yet"
+        return "a safetensors file, as Hugging Face's checkpoints are"
     if not is_prose and _WEB_PAGE.match(start[:START].removeprefix(BOM)):
         return "a web page, not the file itself: a download that went wrong; fetch it again"
     return None
