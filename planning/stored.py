@@ -11,8 +11,8 @@ from glm.checkpoint import FileIndex, find_shards, read_file, tensors_of
 from glm.checkpoint.index import MODULE
 from glm.config import ModelConfig
 from glm.spec import SCALE, columns_of, is_packed
-from planning.shapes import Format, Setup, weights
 from kernels import CACHE_LINE
+from planning.shapes import Format, Setup, weights
 from runtime.errors import UserError
 
 PRECISIONS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
