@@ -108,7 +108,7 @@ def tell_without_effect(configs) -> None:
 def model_length(arguments: argparse.Namespace) -> int:
     """Tokens that the model is made for. Without a checkpoint, which may be told of later, what the original takes."""
     from evaluation.config import LONGEST
-    from planning.wanted import config_of
+    from planning.check import config_of
 
     if not arguments.load.is_dir():
         return LONGEST

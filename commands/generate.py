@@ -21,7 +21,7 @@ from commands.model import add_model_arguments, announce_loading, load_model, re
 from generation.batching import bounds
 from generation.params import STRATEGIES, BeamParams, Options, SamplingParams, without_effect
 from generation.records import RESULTS, Results, read_prompts
-from planning.wanted import Use
+from planning.check import Use
 from runtime.arguments import CommandParser, chosen, flags
 from runtime.errors import UserError, printable, unsteering
 from runtime.program import FAILED, FORESEEN, ended, is_first_rank, is_unheard, terminating

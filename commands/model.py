@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from glm.options import ModelOptions
-from planning import processor
-from planning.processor import default_device, default_precision
+from planning import machine
+from planning.machine import default_device, default_precision
 from runtime.arguments import chosen, flags
 from runtime.errors import UserError, printable
 from runtime.files import REPOSITORY
@@ -37,7 +37,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def announce_loading(arguments: argparse.Namespace) -> None:
     """Says on a terminal what is being waited for, and everywhere if it will be slow for no need."""
     device = arguments.device or (default_device() if arguments.precision else "cpu")
-    if is_first_rank() and (line := processor.note_on(arguments.precision, device, processor.flags())):
+    if is_first_rank() and (line := machine.note_on(arguments.precision, device, machine.instructions())):
         print(f"note: {line}", file=sys.stderr, flush=True)
     if is_first_rank() and sys.stderr.isatty():
         here, folder = Path.cwd(), arguments.load
@@ -46,10 +46,10 @@ def announce_loading(arguments: argparse.Namespace) -> None:
 
 
 def require_fit(arguments: argparse.Namespace, purpose: str, use=None) -> None:
-    """Raises UserError where the model and the sequences in use (planning.wanted.Use; None: the model alone) cannot fit
+    """Raises UserError where the model and the sequences in use (planning.check.Use; None: the model alone) cannot fit
     on this machine, with the flags that would make them fit; not with --no-plan. Imports no torch."""
+    from planning.check import Use
     from planning.check import require_fit as required
-    from planning.wanted import Use
 
     check_folder(arguments)
     required(arguments, purpose, use or Use(), default_precision("cpu"))

@@ -22,11 +22,11 @@ from pathlib import Path
 
 from commands.model import DEFAULT_CHECKPOINT, add_model_arguments
 from generation.batching import CPU_READ_TOKENS
-from planning import devices, hardware, machine, measuring, memory, processor, remedies, table
-from planning.processor import default_precision
+from planning import devices, machine, memory, table
+from planning.check import Use, config_of, looked_at, remedies, setup_of
+from planning.machine import default_precision, fastest_precision, place_of
 from planning.shapes import Format, Setup, linears
 from planning.stored import require_own_model
-from planning.wanted import Use, config_of, looked_at, place_of, precision_of, setup_of
 from runtime.arguments import CommandParser
 from runtime.errors import UserError, printable
 from runtime.files import REPOSITORY
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.hardware:
             from glm.config import ModelConfig
 
-            print("\n".join(hardware.table(ModelConfig.from_name(arguments.model or "glm-130b"))))
+            print("\n".join(table.machines(ModelConfig.from_name(arguments.model or "glm-130b"))))
             return 0
         if arguments.devices:
             print("\n".join(f"{name:<12} {device.label}: {device.source}" for name, device in devices.known().items()))
@@ -118,22 +118,22 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
         device = devices.named(arguments.device)
         kind, precision = "cuda", arguments.precision or ("bf16" if "bf16" in device.rates else "fp16")
     else:
-        kind, gpus = place_of(arguments, local_ranks())
-        precision = precision_of(arguments, kind, gpus, default_precision("cpu"))
+        kind, gpus = place_of(arguments.device, local_ranks())
+        precision = arguments.precision or fastest_precision(kind, gpus, default_precision("cpu"))
     setup = wanted(arguments, setup_of(arguments, config, found, kind, precision, Use()))
-    if not is_named and (line := processor.note_on(arguments.precision, kind, processor.flags())):
+    if not is_named and (line := machine.note_on(arguments.precision, kind, machine.instructions())):
         print(f"note: {line}", file=sys.stderr)
     if found is None and not is_named:
         setup = replace(setup, file=Format("fp16"))
     if not is_named:
         device = here(setup) if kind == "cpu" else gpu_here(gpus)
-    disk = None if found is None else measuring.disk_rate(found.first)
+    disk = None if found is None else machine.disk_rate(found.first)
     hours = {} if not arguments.paths else hours_of(arguments, setup, device, disk)
     made = table.make(setup, device, disk, hours)
     if made.fits:
         return made
     use = Use((0,) * arguments.batch_size, arguments.num_beams, says_new_tokens=True)
-    ways = remedies.find(setup, use, lambda tried: table.make(tried, device, disk).fits, arguments.load, kind == "cuda")
+    ways = remedies(setup, use, lambda tried: table.make(tried, device, disk).fits, arguments.load, kind == "cuda")
     return replace(made, ways=tuple(ways))
 
 
@@ -154,7 +154,7 @@ def here(setup: Setup) -> devices.Device:
     """This machine's processor, measured."""
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
     with machine.measured():
-        found = measuring.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
+        found = machine.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
     share = {precision: rate / setup.degree for precision, rate in found.rates.items()}  # ranks divide the processor
     return replace(found, bandwidth=found.bandwidth / setup.degree, rates=share)
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from planning.processor import default_device
+from planning.machine import default_device
 from runtime.arguments import CommandParser
 from runtime.errors import UserError
 from runtime.files import REPOSITORY, safe_name

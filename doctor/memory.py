@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from doctor.finding import Finding, error
 from doctor.machine import GB
-from planning.check import short_of
-from planning.processor import default_precision
-from planning.wanted import Use
+from planning.check import Use, short_of
+from planning.machine import default_precision
 from runtime.errors import UserError
 
 

@@ -90,7 +90,7 @@ def look_at_torch(device: str | None = None) -> dict:
     """The fields of devices.Devices. device: that the run asks for, None where it is found out."""
     import torch
 
-    from planning.processor import default_device, default_precision
+    from planning.machine import default_device, default_precision
 
     failure = ""
     gpus = []

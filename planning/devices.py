@@ -1,4 +1,4 @@
-"""The devices that a plan can be made for: named GPUs of devices.yaml, and what was measured of this machine."""
+"""The devices that a plan can be made for: GPUs by the figures that their makers give (devices.yaml)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,18 @@ _KEYS = {"label", "memory_gib", "bandwidth_gb_s", "tflops", "link_gb_s", "peer_g
 
 @dataclass(frozen=True)
 class Device:
-    """kind: "cpu" or "cuda". memory: bytes that programs get, together where they share it. bandwidth, rates (by
-    precision), link (from host memory) and peer (to the other devices): bytes and floating-point operations a second.
-    reached: whether the rates are what programs get (measured) rather than peaks."""
+    """A GPU, or all of a processor."""
 
     name: str
-    label: str
-    kind: str
-    memory: float
-    bandwidth: float
-    rates: dict[str, float]
-    link: float
-    peer: float
-    source: str
-    reached: bool = False
+    label: str  # for the user
+    kind: str  # "cpu" or "cuda"
+    memory: float  # bytes that programs get, together where they share it
+    bandwidth: float  # bytes a second
+    rates: dict[str, float]  # operations a second of matrix products, by precision
+    link: float  # bytes a second from host memory
+    peer: float  # bytes a second to the other devices
+    source: str  # of these figures
+    reached: bool = False  # the rates are what programs get (measured) rather than peaks
 
     def rate(self, precision: str) -> float:
         """Of matrix products; UserError where the device has none in this precision."""
@@ -43,6 +41,7 @@ class Device:
 
 
 def named(name: str) -> Device:
+    """UserError for a name that devices.yaml does not have."""
     devices = known()
     if name not in devices:
         close = nearest(name, devices)

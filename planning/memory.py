@@ -1,6 +1,6 @@
-"""How much memory a run takes: arithmetic on shapes, after what glm/, kernels/ and generation/ allocate.
+"""How much memory a run takes: arithmetic on shapes that follows what glm/, kernels/ and generation/ allocate.
 
-Everything is bytes of one tensor-parallel rank. What the formulas leave out is in the constants, which were measured
+Everything is bytes of one tensor-parallel rank. The constants hold what the formulas leave out; they were measured
 (tools/check_plan.py measures how far a plan is off; docs/plan.md has the result).
 """
 
@@ -24,22 +24,17 @@ QUANTISING = 12 << 20  # float32 values of the rows that are being quantised
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank. weights, cache, activations (of the largest pass, with its logits), workspace (expanded
-    packed weights, layers on their way) and process lie on the device; on a CPU that is host memory.
-
-    host_loading, host_running: host memory at most, pages of the mapped file included. mapped: so much of both are
-    such pages, which the system takes back when memory is short. address_space: what limits on it must allow.
-    """
+    """Bytes of one rank. The first five lie on the device; on a CPU that is host memory."""
 
     weights: float
     cache: float
-    activations: float
-    workspace: float
-    process: float
-    host_loading: float
-    host_running: float
-    mapped: float
-    streamed: float = 0.0  # bytes of weights that come again for every pass
+    activations: float  # of the largest pass, with its logits
+    workspace: float  # unpacked weights, and layers on their way
+    process: float  # Python and torch; on a GPU CUDA
+    host_loading: float  # host memory at most while loading, pages of the mapped file included
+    host_running: float  # the same later on
+    mapped: float  # such pages, of both: the system takes them back when memory is short
+    streamed: float = 0.0  # weights that come again for every pass
 
     @property
     def device(self) -> float:

@@ -18,21 +18,18 @@ START = 1.5  # seconds until Python, torch and this package are imported
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one kind of device. step: seconds of a decoding step beside its layers; layer: of one layer's calls; the
-    shares are of the device's bandwidth and matrix rate, attention's of the matrix rate; between: bytes moved between a
-    layer's products for every value of its widths; packed: how much longer products of many rows take with packed
-    weights; convert, quantise: bytes of the file a second."""
+    """What one kind of device takes on top of the bounds."""
 
-    step: float
-    layer: float
-    read_layer: float
-    reading: float
-    products: float
-    attention: float
-    between: float
-    packed: float
-    convert: float
-    quantise: float
+    step: float  # seconds of a decoding step beside its layers
+    layer: float  # seconds of one layer's calls in a decoding step
+    read_layer: float  # the same while contexts are read
+    reading: float  # share of the device's bandwidth that is reached
+    products: float  # share of its matrix rate that products reach
+    attention: float  # share of its matrix rate that attention reaches
+    between: float  # bytes moved between a layer's products for every value of its widths
+    packed: float  # times that products of many rows take longer with packed weights
+    convert: float  # bytes of the file a second
+    quantise: float  # bytes of the file a second
 
 
 CPU = Costs(step=2e-4, layer=1.2e-5, read_layer=2e-4, reading=1.0, products=1.0, attention=0.35, between=1.5,
@@ -45,14 +42,13 @@ EXCHANGE = 2e-5  # seconds that one of a layer's two sums over tensor-parallel r
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds. load: until a model is ready, the program's start included; None: the disk's rate is not known.
-    prefill: of all contexts; token: of one decoding step, which gives every row a token."""
+    """Seconds. The floors are what the device allows at best."""
 
-    load: float | None
+    load: float | None  # until a model is ready, the program's start included; None: the disk's rate is not known
     prefill_floor: float
-    prefill: float
+    prefill: float  # reading all contexts
     token_floor: float
-    token: float
+    token: float  # one decoding step, which gives every row a token
 
 
 def plan(setup: Setup, memory: Memory, device: Device, disk: float | None) -> Speed:

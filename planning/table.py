@@ -1,31 +1,41 @@
-"""A plan as a value that JSON can hold, and as the table that is printed."""
+"""A plan as a value that JSON can hold and as the table that is printed; and the README's table of the machines that a
+model runs on."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 
-from planning import memory, speed
+from glm.config import ModelConfig
+from glm.spec import undivided
+from planning import devices, memory, speed
+from planning.check import MOST_DEGREE
 from planning.devices import Device
 from planning.memory import Memory
-from planning.remedies import MOST_DEGREE
-from planning.shapes import Setup, weights
+from planning.shapes import Format, Setup, weights
 from planning.speed import Speed
 from runtime.show import counted, duration
 
 GB = 1e9
+# GPUs of a machine. The first five are those that the original lists.
+MACHINES = (("a100-40g", 8), ("v100-32g", 8), ("rtx-3090", 8), ("rtx-3090", 4), ("rtx-2080ti", 8), ("a100-80g", 4),
+            ("a100-40g", 4), ("h100-80g", 4), ("h200", 2))
+FORMATS = (Format("fp16"), Format("fp16", 8), Format("fp16", 4))  # the finest first
+MOST_STREAMED = 0.1  # of the weights; with more, a finer precision is not worth the time
+HEAD = ("GPUs", "weights", "offloaded", "weights on each", "with {} tokens", "of", "context of {}", "a token")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """hours: by task, of an evaluation. disk: bytes a second, None: not known. ways: flags that would make it fit."""
+    """What a run takes of a device."""
 
     setup: Setup
     device: Device
     memory: Memory
     speed: Speed
-    disk: float | None
-    hours: dict[str, float]
-    ways: tuple[str, ...] = ()
+    disk: float | None  # bytes a second; None: not known
+    hours: dict[str, float]  # of an evaluation, by task
+    ways: tuple[str, ...] = ()  # flags that would make it fit
 
     @property
     def fits(self) -> bool:
@@ -113,3 +123,49 @@ def short(seconds: float) -> str:
 
 def rate(value: float | None) -> str:
     return f"{value / GB:.2g} GB/s" if value else "unknown rate"
+
+
+def machines(config: ModelConfig) -> list[str]:
+    """A table in Markdown: sequences of the model's whole length, one at a time, of which half is read."""
+    length = config.max_sequence_length
+    head = [cell.format(f"{length:,}" if number == 4 else f"{length // 2:,}") for number, cell in enumerate(HEAD)]
+    rule = ["---"] * len(head)
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *_machine_rows(config))]
+
+
+def _machine_rows(config: ModelConfig) -> Iterator[list[str]]:
+    for name, count in MACHINES:
+        device = devices.named(name)
+        if undivided(config, count) is not None:
+            continue
+        for setup in _finest(config, device, count):
+            room = memory.plan(setup)
+            times = speed.plan(setup, room, device, None)
+            offloaded = f"{room.streamed / 1e9:.1f} GB" if room.streamed else "–"
+            precision = f"INT{setup.run.bits}" if setup.run.bits else "FP16"
+            yield [f"{count} × {device.label}", precision, offloaded, f"{room.weights / 1e9:.1f} GB",
+                   f"{room.device / 1e9:.1f} GB", f"{device.memory / 1e9:.1f} GB", f"{times.prefill:.2g} s",
+                   f"{1000 * times.token:.0f} ms"]
+
+
+def _finest(config: ModelConfig, device: Device, count: int) -> Iterator[Setup]:
+    """The finest precision that fits, and before it a finer one of which a small part must be streamed."""
+    length = config.max_sequence_length
+    for held in FORMATS:
+        setup = Setup(config, held, "cuda", count, context=length // 2, new_tokens=length - length // 2)
+        if memory.plan(setup).device <= device.memory:
+            yield setup
+            return
+        streamed = _offloading(setup, device)
+        if streamed is not None:
+            yield streamed
+
+
+def _offloading(setup: Setup, device: Device) -> Setup | None:
+    """With as many layers on the device as fit; None where more than a small part would have to come for every pass."""
+    total = memory.on_device(setup)[0]
+    beside = memory.plan(setup).device - total
+    tried = replace(setup, offload_limit=device.memory - beside)
+    room = memory.plan(tried)
+    fits = room.device <= device.memory and tried.offload_limit >= memory.least_offloaded(setup)
+    return tried if fits and room.streamed <= MOST_STREAMED * total else None

@@ -128,9 +128,9 @@ def test_any_words_behind_a_command(folder, monkeypatch, command):
     main, first, needed, parser = COMMANDS[command]
     monkeypatch.chdir(folder)
     monkeypatch.setattr("evaluation.statistics.RESAMPLES", 20)
-    monkeypatch.setattr("planning.measuring.bandwidth", lambda *_: 1e10)  # what takes its time
-    monkeypatch.setattr("planning.measuring.matrix_rate", lambda *_: 1e11)
-    monkeypatch.setattr("planning.measuring.disk_rate", lambda *_: 1e9)
+    monkeypatch.setattr("planning.machine.bandwidth", lambda *_: 1e10)  # what takes its time
+    monkeypatch.setattr("planning.machine.matrix_rate", lambda *_: 1e11)
+    monkeypatch.setattr("planning.machine.disk_rate", lambda *_: 1e9)
     for name in ("commands.generate.load_model", "commands.evaluate.load_model", "tools.converting.convert.convert",
                  "tools.quantizing.measure.measure", "tools.preparing.writing.prepare"):  # fmt: skip
         monkeypatch.setattr(name, stop)

@@ -12,7 +12,7 @@ import torch
 import kernels
 from kernels import cpu, reference
 from kernels.cpu import build
-from planning.processor import default_precision
+from planning.machine import default_precision
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -18,9 +18,9 @@ from commands.plan import gpu_here
 from commands.plan import main as plan_main
 from glm.config import ModelConfig
 from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
-from planning import check, devices, machine, measuring, memory, speed, stored, table
+from planning import check, devices, machine, memory, speed, stored, table
+from planning.check import Use
 from planning.shapes import Format, Setup
-from planning.wanted import Use
 from runtime import resources
 from runtime.errors import UserError
 from tests.tiny_checkpoints import TINY, tiny_checkpoint
@@ -129,14 +129,14 @@ def test_ranks_exchange_and_streamed_layers_come_over_the_link():
 
 
 def test_this_machine_is_measured(tmp_path):
-    found = measuring.host(1e9, ["fp32"], [(64, 32), (32, 64)], 1e6)
+    found = machine.host(1e9, ["fp32"], [(64, 32), (32, 64)], 1e6)
     assert found.bandwidth > 0 and found.rate("fp32") > 0 and found.reached
     file = tmp_path / "file"
-    file.write_bytes(bytes(4 * measuring.BLOCK))
-    rate = measuring.disk_rate(file)
+    file.write_bytes(bytes(4 * machine.BLOCK))
+    rate = machine.disk_rate(file)
     assert rate is None or rate > 0
     file.write_bytes(b"short")
-    assert measuring.disk_rate(file) is None
+    assert machine.disk_rate(file) is None
 
 
 def test_a_plan_of_the_embedded_model_shows_memory_and_time(capsys, tmp_path):
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_model_is_named_and_no_flags_that_do_not_help(tm
 
 
 def test_a_machine_that_others_use_is_said_to_be_measured_so(monkeypatch, capsys):
-    monkeypatch.setattr(measuring, "host", lambda *_: CPU)
+    monkeypatch.setattr(machine, "host", lambda *_: CPU)
     for load, warnings in ((0.5, 0), (100.0 * resources.cores(), 1)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
         assert plan_main(["--model", "glm-small", "--device", "cpu", "--fp32"]) == 0

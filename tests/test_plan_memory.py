@@ -1,4 +1,4 @@
-"""planning.memory and planning.shapes: bytes beside those of real models; planning.remedies and planning.check."""
+"""planning.memory and planning.shapes: bytes beside those of real models; planning.check."""
 
 import re
 from dataclasses import replace
@@ -16,10 +16,8 @@ from glm.loading import DTYPES
 from glm.model import GLM
 from glm.spec import LINEARS
 from planning import memory
-from planning.check import Room, fits, message, shortage
-from planning.remedies import find
+from planning.check import Room, Use, check_divisible, fits, message, remedies, shortage
 from planning.shapes import Format, Setup, weights
-from planning.wanted import Use
 from quantization.functional import Scheme
 from runtime.errors import UserError
 
@@ -105,7 +103,7 @@ def room(host=1000 * GB, addresses=1000 * GB, data=1000 * GB, device=None, ranks
 
 
 def ways(setup, use, where, checkpoint=None):
-    return find(setup, use, lambda tried: fits(tried, where), checkpoint, where.device is not None)
+    return remedies(setup, use, lambda tried: fits(tried, where), checkpoint, where.device is not None)
 
 
 def test_what_fits_is_not_refused():
@@ -220,7 +218,5 @@ def test_a_prompt_counts_where_it_certainly_is_answered():
 
 
 def test_ranks_that_do_not_divide_the_model_are_a_mistake():
-    from planning.wanted import check_divisible
-
     with pytest.raises(UserError, match="num_attention_heads 4 cannot be divided among 3"):
         check_divisible(TINY, 3)

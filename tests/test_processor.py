@@ -5,8 +5,8 @@ import pytest
 import commands.evaluate as evaluation
 import commands.generate as generation
 from commands.plan import main as plan
-from planning import processor
-from planning.processor import default_precision
+from planning import machine
+from planning.machine import default_precision
 from tests.test_generation_cli import GREEDY, MODEL, run_file
 from tests.tiny_tasks import arguments, write_tasks
 
@@ -24,14 +24,14 @@ OLD, NEW = {"fpu", "avx2", "avx512f"}, {"fpu", "avx512_bf16", "avx512_fp16"}
     ("bf16", "cpu", set(), None),  # another system than Linux: nobody knows
 ])
 def test_what_a_processor_does_not_multiply(precision, device, known, lacking):
-    assert processor.note_on(precision, device, known) == (lacking and (
+    assert machine.note_on(precision, device, known) == (lacking and (
         f"--{precision}: this processor has no products of 16-bit numbers ({lacking}), so it reads texts several times "
         "more slowly than with --fp32; for less memory there is --quantization-bit-width 8"))
 
 
 @pytest.fixture
 def old(monkeypatch):
-    monkeypatch.setattr(processor, "flags", lambda: OLD)
+    monkeypatch.setattr(machine, "instructions", lambda: OLD)
 
 
 def in_bf16(argv: list[str]) -> list[str]:

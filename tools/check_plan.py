@@ -73,7 +73,7 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     from generation.params import SamplingParams
     from glm.loading import DTYPES, load_model
     from glm.options import ModelOptions
-    from planning import measuring
+    from planning import machine
     from planning.memory import plan
     from planning.shapes import linears
 
@@ -103,8 +103,8 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     found = {"bandwidth": [], "rate": [], "prefill": [], "token": []}
     size = plan(setup).weights
     for _ in range(rounds):
-        found["bandwidth"].append(measuring.bandwidth(size, min if size < measuring.BUFFER else fmean))
-        found["rate"].append(measuring.matrix_rate(setup.run.precision, shapes, context - 1, fmean))
+        found["bandwidth"].append(machine.bandwidth(size, min if size < machine.BUFFER else fmean))
+        found["rate"].append(machine.matrix_rate(setup.run.precision, shapes, context - 1, fmean))
         prefill, token = run()
         found["prefill"].append(prefill)
         found["token"].append(token)
