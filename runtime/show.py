@@ -1,4 +1,4 @@
-"""What programs show people: how far a long run is, durations, counted nouns, and the name that was probably meant."""
+"""What programs show people: how far a long run is, durations, counted nouns, near names, tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from runtime.errors import printable
 
@@ -146,3 +146,17 @@ def nearest(word: str, known: Iterable[str], least: float = LEAST_LIKENESS) -> s
     by_small_letters = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), by_small_letters, 1, least)
     return by_small_letters[close[0]] if close else None
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, title: str = "") -> str:
+    """Lines of text: the title, the headings, a rule and the rows; a column is as wide as its widest cell.
+
+    left: so many columns are aligned to the left, the others to the right.
+    """
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    texts = ("  ".join(cell.ljust(width) if place < left else cell.rjust(width)
+                       for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+             for line in lines)
+    return "\n".join((*([title] if title else ()), *texts, ""))

@@ -12,10 +12,10 @@ import pytest
 
 from glm.config import ModelConfig
 from tools import benchmark as program
-from tools.benchmarking import report
+from tools.benchmarking import results
 from tools.benchmarking.own import shape_of
-from tools.benchmarking.result import decode_result, prefill_result
-from tools.benchmarking.timing import Timing, repeat
+from tools.benchmarking.rates import Timing, repeat
+from tools.benchmarking.results import decode_result, prefill_result
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = shape_of(ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, inner_hidden_size=12, vocab_size=20,
@@ -54,7 +54,7 @@ def test_help_shows_what_the_documents_name_and_all_defaults(capsys):
 
 @pytest.mark.parametrize("load, warns", [(2.1, False), (6.0, False), (6.1, True)])
 def test_a_crowded_machine_is_told_of(capsys, load, warns):
-    report.show([], {}, {"cores": 4, "load": load}, {})
+    results.show([], {"cores": 4, "load": load}, {})
     assert (f"warning: {load} programs want the 4 cores" in capsys.readouterr().out) == warns
 
 
@@ -135,12 +135,12 @@ def test_evaluation_on_own_rows(tmp_path):
     file = tmp_path / "result.json"
     done = benchmark("evaluation", "--data-path", tmp_path / "data", "--repeats", 1, "--json", file)
     assert done.returncode == 0, done.stderr
-    results = json.loads(file.read_text())["results"]
-    found = [(r["task"], r["kind"], r["items"], list(r["others"])) for r in results]
+    measured = json.loads(file.read_text())["results"]
+    found = [(r["task"], r["kind"], r["items"], list(r["others"])) for r in measured]
     ways = ["choice by choice", "item by item"]
     assert found == [("CoLA", "score", 3, ways), ("C3", "score", 3, ways), ("LAMBADA", "score", 3, ways)] + [
         (name, "generate", 3, ["one at a time"]) for name in ("CMRC2018", "LAMBADA", "questions")]
-    for result in results:
+    for result in measured:
         assert result["same"] == 1 and result["items_per_second"] > 0 and all(result["ratios"].values())
         assert (result["difference"] or 0) < 1e-5
     assert "Scoring" in done.stdout and "Generation" in done.stdout

@@ -82,36 +82,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def measure_model(arguments: argparse.Namespace) -> None:
     import torch
 
+    import glm
     from glm.checkpoint import read_config
     from glm.config import ModelConfig
-    from glm.loading import DTYPES, load
+    from glm.loading import DTYPES
     from quantization.functional import Scheme
-    from runtime.files import versions
-    from tools.benchmarking import machine, own, peers, report
+    from tools.benchmarking import own, peers, results
+    from tools.benchmarking.rates import Bandwidth
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     own.check_lengths(arguments.prefill, arguments.contexts, arguments.widths)
-    if arguments.load:
-        config = read_config(arguments.load, arguments.model)
-    else:
-        config = ModelConfig.from_name(arguments.model or "shape-335m")
+    name = arguments.model or "shape-335m"
+    config = read_config(arguments.load, arguments.model) if arguments.load else ModelConfig.from_name(name)
     shape = own.shape_of(config)
     if arguments.bits:
         own.check_groups(arguments.group_size, shape)
-    facts = {"model": str(arguments.load or arguments.model or "shape-335m"), "layers": shape.layers,
-             "hidden": shape.hidden, "heads": shape.heads, "inner": shape.inner, "vocabulary": shape.vocabulary,
-             "parameters": shape.parameters}
-    before = machine.load_average()
-    bandwidth = machine.Bandwidth(arguments.device, arguments.buffer_mb << 20)
-    results, skipped = [], {}
+    before, bandwidth = results.load_average(), Bandwidth(arguments.device, arguments.buffer_mb << 20)
+    found, skipped = [], {}
 
-    def keep(found):
-        for result in found:
-            results.append(result)
-            report.say(f"{result.engine} {result.precision} {result.kind} {result.tokens} x{result.width}: "
-                       f"{result.tokens_per_second:.1f} tokens/s, {100 * result.share:.0f}% of the ceiling")
+    def keep(measured):
+        for result in measured:
+            found.append(result)
+            results.say(f"{result.engine} {result.precision} {result.kind} {result.tokens} x{result.width}: "
+                        f"{result.tokens_per_second:.1f} tokens/s, {100 * result.share:.0f}% of the ceiling")
 
     def measure_one(model, name):
         keep(own.prefills(model, arguments.prefill, name, arguments.device, arguments.repeats))
@@ -120,79 +113,72 @@ def measure_model(arguments: argparse.Namespace) -> None:
     for precision in arguments.dtype:
         dtype = DTYPES[precision]
         if arguments.load:
-            model, _ = load(arguments.load, arguments.device, dtype, model=arguments.model)
+            model, _ = glm.load(arguments.load, arguments.device, dtype, model=arguments.model)
         else:
             model = own.random_model(config, dtype, arguments.device)
         measure_one(model, precision)
         if arguments.device.startswith("cuda"):
-            from tools.benchmarking import cuda_graph
-
-            keep(cuda_graph.decodes(model, shape, arguments.contexts, arguments.widths, precision, arguments.device,
-                                    arguments.steps, bandwidth))
+            keep(own.recorded_decodes(model, arguments.contexts, arguments.widths, precision, arguments.steps,
+                                      bandwidth))
         del model
         for bits in arguments.bits:
-            name = f"{precision}, INT{bits}" + (f" g{arguments.group_size}" if arguments.group_size else "")
-            measure_one(own.quantised_model(config, dtype, arguments.device, Scheme(bits, arguments.group_size)), name)
+            scheme = Scheme(bits, arguments.group_size)
+            measure_one(own.quantised_model(config, dtype, arguments.device, scheme),
+                        f"{precision}, INT{bits}" + (f" g{arguments.group_size}" if arguments.group_size else ""))
     for engine in arguments.against:
         try:
-            keep(peers.measure(engine, shape, arguments, bandwidth))
+            keep(peers.measure(engine, arguments, shape, bandwidth))
         except peers.Missing as reason:
             skipped[engine] = str(reason)
-            report.say(f"{engine}: {reason}")
         except Exception as error:  # of the engine's own making: the others' results are not to be lost for it
             skipped[engine] = f"it failed: {type(error).__name__}: {error}"
-            report.say(f"{engine}: {skipped[engine]}")
-    facts_of_machine = machine.describe(arguments.device, before)
-    report.show(results, skipped, facts_of_machine, facts)
+        if engine in skipped:
+            results.say(f"{engine}: {skipped[engine]}")
+    facts = {"model": str(arguments.load or name), "layers": shape.layers, "hidden": shape.hidden,
+             "heads": shape.heads, "inner": shape.inner, "vocabulary": shape.vocabulary, "parameters": shape.parameters}
+    machine = results.describe(arguments.device, before)
+    results.show(results.tables(found), machine, facts,
+                 [f"{engine}: not measured: {reason}" for engine, reason in skipped.items()])
     if arguments.json:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-        report.write(arguments.json, results, skipped, facts_of_machine, versions(machine.PEERS), facts, settings,
-                     "python tools/benchmark.py " + shlex.join(sys.argv[1:]))
+        results.write(arguments.json, found, skipped, machine, facts, vars(arguments), command())
 
 
 def measure_evaluation(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from glm.loading import DTYPES, load
+    import glm
+    from glm.loading import DTYPES
     from runtime.errors import UserError
-    from runtime.files import versions
-    from tools.benchmarking import evaluation, machine, own, report
-    from tools.benchmarking.evaluation_table import tables
+    from tools.benchmarking import evaluation, own, results
 
     for name in ("rows", "generated_rows", "batch", "repeats"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    results, before = [], machine.load_average()
+    found, before = [], results.load_average()
     for precision in arguments.dtype:
-        model, tokenizer = load(arguments.load, arguments.device, DTYPES[precision])
+        model, tokenizer = glm.load(arguments.load, arguments.device, DTYPES[precision])
         for result in evaluation.measure(model, tokenizer, arguments.data_path, precision, arguments.rows,
                                          arguments.generated_rows, arguments.batch, arguments.repeats):
-            results.append(result)
-            report.say(f"{result.task} {result.kind} {precision}: {result.items / result.seconds:.1f} items/s, "
-                       + ", ".join(f"{ratio:.1f} times {way}" for way, ratio in result.ratios.items()))
+            found.append(result)
+            results.say(f"{result.task} {result.kind} {precision}: {result.items / result.seconds:.1f} items/s, "
+                        + ", ".join(f"{ratio:.1f} times {way}" for way, ratio in result.ratios.items()))
     facts = {"model": str(arguments.load), "parameters": own.shape_of(model.config).parameters}
-    facts_of_machine = machine.describe(arguments.device, before)
-    report.show_tables(tables(results), facts_of_machine, facts)
+    machine = results.describe(arguments.device, before)
+    results.show(evaluation.tables(found), machine, facts)
     if arguments.json:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-        report.write(arguments.json, results, {}, facts_of_machine, versions(machine.PEERS), facts, settings,
-                     "python tools/benchmark.py " + shlex.join(sys.argv[1:]))
+        results.write(arguments.json, found, {}, machine, facts, vars(arguments), command())
 
 
 def measure_kernels(arguments: argparse.Namespace) -> None:
-    import torch
-
     from glm.loading import DTYPES
-    from tools.benchmarking import kernel_table, machine, report
+    from tools.benchmarking import kernel_table, results
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    before = machine.load_average()
+    before = results.load_average()
     table = kernel_table.measure(*arguments.size, arguments.rows, DTYPES[arguments.dtype], arguments.groups,
                                  arguments.matrices, arguments.repeats)
-    report.show_tables([table], machine.describe("cpu", before), {"weights": "{} x {}".format(*arguments.size)})
+    results.show([table], results.describe("cpu", before), {"weights": "{} x {}".format(*arguments.size)})
+
+
+def command() -> str:
+    return "python tools/benchmark.py " + shlex.join(sys.argv[1:])
 
 
 def require_fit(arguments: argparse.Namespace) -> None:
@@ -211,6 +197,10 @@ def main() -> int:
 
     try:
         require_fit(arguments)
+        if arguments.threads:
+            import torch
+
+            torch.set_num_threads(arguments.threads)
         measures = {"model": measure_model, "kernels": measure_kernels, "evaluation": measure_evaluation}
         measures[arguments.command](arguments)
     except UserError as error:

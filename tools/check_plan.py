@@ -12,7 +12,6 @@ about as long as a step and a context take: the best of short ones would be of a
 import argparse
 import itertools
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,25 +33,12 @@ def config_of(name: str):
 
 
 def write_checkpoint(folder: Path, name: str) -> None:
-    """Random weights from one block of numbers again and again: how they are distributed changes no time."""
-    import torch
-
-    from glm.model import GLM
+    from glm.loading import DTYPES
     from glm.shard import save_checkpoint
+    from tools.benchmarking.own import random_model
 
     config = config_of(name)
-    block = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
-
-    def random(shape) -> torch.Tensor:
-        return block.repeat(-(-shape.numel() // block.numel()))[: shape.numel()].view(shape).clone()
-
-    def tensor(key: str, shape) -> torch.Tensor:
-        if len(shape) > 1:
-            return random(shape)
-        return torch.full(shape, float("layernorm.weight" in key), dtype=torch.bfloat16)
-
-    meta = GLM(config, device="meta").state_dict()
-    save_checkpoint(folder, 1, {key: tensor(key, value.shape) for key, value in meta.items()}, config)
+    save_checkpoint(folder, 1, random_model(config, DTYPES[STORED], "cpu").state_dict(), config)
 
 
 def setup_of(name: str, precision: str, context: int, new_tokens: int):
@@ -76,11 +62,10 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     from planning import machine
     from planning.memory import plan
     from planning.shapes import linears
+    from runtime import parallel
 
     setup = setup_of(name, precision, context, new_tokens)
     begin = time.perf_counter()
-    from runtime import parallel
-
     parallel.start(1)
     model = load_model(ModelOptions(folder, bits=setup.run.bits, device=torch.device("cpu"),
                                     dtype=DTYPES[setup.run.precision]), setup.config)
@@ -100,15 +85,13 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
     run()
     peak = highest()
     shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
-    found = {"bandwidth": [], "rate": [], "prefill": [], "token": []}
     size = plan(setup).weights
-    for _ in range(rounds):
-        found["bandwidth"].append(machine.bandwidth(size, min if size < machine.BUFFER else fmean))
-        found["rate"].append(machine.matrix_rate(setup.run.precision, shapes, context - 1, fmean))
-        prefill, token = run()
-        found["prefill"].append(prefill)
-        found["token"].append(token)
-    best = {key: (min if key in ("prefill", "token") else max)(values) for key, values in found.items() if values}
+    found = [(machine.bandwidth(size, min if size < machine.BUFFER else fmean),
+              machine.matrix_rate(setup.run.precision, shapes, context - 1, fmean), *run()) for _ in range(rounds)]
+    best = {}
+    if found:
+        bandwidths, rates, prefills, tokens = zip(*found, strict=True)
+        best = {"bandwidth": max(bandwidths), "rate": max(rates), "prefill": min(prefills), "token": min(tokens)}
     return {"peak": peak, "loaded": loaded, "loading": loading} | best
 
 
@@ -133,16 +116,17 @@ def planned(name: str, precision: str, context: int, new_tokens: int, found: dic
     return sizes | {"prefill": times.prefill, "token": times.token}
 
 
-def compare(folder: Path, name: str, precision: str, context: int, new_tokens: int, rounds: int) -> dict:
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(folder), "--models", name,
-               "--precisions", precision, "--context", str(context), "--new-tokens", str(new_tokens),
-               "--rounds", str(rounds)]
+def compare(folder: Path, name: str, precision: str, arguments: argparse.Namespace) -> dict:
+    """What a process of its own measures, and what is planned with the rates that it found."""
+    numbers = arguments.context, arguments.new_tokens, arguments.rounds
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(folder), "--models", name, "--precisions",
+               precision, "--context", str(numbers[0]), "--new-tokens", str(numbers[1]), "--rounds", str(numbers[2])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     found = json.loads(done.stdout)
     return {"model": name, "precision": precision, "measured": found,
-            "planned": planned(name, precision, context, new_tokens, found)}
+            "planned": planned(name, precision, *numbers[:2], found)}
 
 
 def line(record: dict) -> str:
@@ -184,15 +168,11 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|")
     records = []
     for name in arguments.models:
-        folder = Path(tempfile.mkdtemp(prefix="check-plan-", dir=arguments.folder))
-        try:
-            write_checkpoint(folder, name)
+        with tempfile.TemporaryDirectory(prefix="check-plan-", dir=arguments.folder) as folder:
+            write_checkpoint(Path(folder), name)
             for precision in arguments.precisions:
-                records.append(compare(folder, name, precision, arguments.context, arguments.new_tokens,
-                                       arguments.rounds))
+                records.append(compare(Path(folder), name, precision, arguments))
                 print(line(records[-1]), flush=True)
-        finally:
-            shutil.rmtree(folder)
     if arguments.json:
         arguments.json.write_text(json.dumps(records, indent=1))
     return 0

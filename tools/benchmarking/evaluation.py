@@ -23,44 +23,38 @@ from evaluation.scorer import Scorer
 from evaluation.tasks import MultiChoiceTask, Task, task_class
 from glm.inputs import position_ids, row_positions
 from runtime.errors import UserError
-from tools.benchmarking.machine import matrix_rate
+from runtime.files import REPOSITORY
+from runtime.show import table
 from tools.benchmarking.own import shape_of
-from tools.benchmarking.timing import clock
+from tools.benchmarking.rates import clock, matrix_rate
 
-TASKS = Path(__file__).resolve().parent.parent.parent / "tasks"
+TASKS = REPOSITORY / "tasks"
 FILES = {"CoLA": "bloom/glue_cola.yaml", "C3": "chinese/clue/c3.yaml", "LAMBADA": "lambada/lambada.yaml",
          "CMRC2018": "chinese/clue/cmrc2018.yaml"}
 SCORED, GENERATED = ("CoLA", "C3", "LAMBADA"), ("CMRC2018", "LAMBADA")
 TOLERANCE = 1e-5  # between log-probabilities in float32; relative, for those above 1
+ALONE = "one at a time"  # a way to generate
 SHORT = 24  # tokens of a context in which there is little to read
 CEILING_ROWS = 2048  # of the bare matrix products
 
 
 @dataclass(frozen=True)
 class Result:
-    """One task. kind "score": choices' log-probabilities; against one forward pass per choice ("choice by choice"), and
-    one per item as the original packs it ("item by item"), both with the logits of every place. kind "generate":
-    `batch` items at a time; against one at a time.
-
-    seconds, others: of one pass over all items, the median of the repetitions. ratios: how many times as fast, the
-    median over repetitions. tokens: fed (score) or generated. flops: of the products that the answers need; None where
-    that is not counted. difference: largest of two log-probabilities, or None. same: share of equal predictions, which
-    are the best beams in generation.
-    """
+    """One task: answered in the evaluator's batches, and in others' ways."""
 
     task: str
-    kind: str
+    kind: str  # "score": choices' log-probabilities; "generate"
     precision: str
     items: int
-    batch: int | None
-    tokens: int
-    seconds: float
-    others: dict[str, float]
-    ratios: dict[str, float]
-    flops: float | None
-    ceiling: float | None
-    difference: float | None
-    same: float
+    batch: int | None  # items at a time in generation
+    tokens: int  # fed (score) or generated
+    seconds: float  # of one pass over all items, the median of the repetitions
+    others: dict[str, float]  # the same of each other way: of `choice_by_choice` ..., or ALONE
+    ratios: dict[str, float]  # how many times as fast as each other way, the median over repetitions
+    flops: float | None  # of the products that the answers need; None where that is not counted
+    ceiling: float | None  # FLOP/s of bare products
+    difference: float | None  # largest of two log-probabilities
+    same: float  # share of equal predictions, which are the best beams in generation
 
     def as_dict(self) -> dict:
         return asdict(self) | {"items_per_second": self.items / self.seconds,
@@ -142,11 +136,11 @@ def generate(model, name: str, requests: Sequence[GenerateRequest], precision: s
     scorer = Scorer(model)
     batches = [[requests[i] for i in each] for each in sample(plan(requests, 2**62, batch), rows)]
     requests = [request for each in batches for request in each]
-    ways = {"": scorer.generate, "one at a time": lambda batch: [scorer.generate([request])[0] for request in batch]}
+    ways = {"": scorer.generate, ALONE: lambda batch: [scorer.generate([request])[0] for request in batch]}
     seconds, answers = alternate(ways, batches, repeats, str(device))
     # of beams that are nearly as likely, rounding may change the order
     same = [ours["beams"][0] == alone["beams"][0]
-            for ours, alone in zip(answers[""], answers["one at a time"], strict=True)]
+            for ours, alone in zip(answers[""], answers[ALONE], strict=True)]
     tokens = sum(len(answer["beams"][0]) + 1 for answer in answers[""])
     return result(name, "generate", precision, requests, batch, tokens, seconds, None, None, None, same)
 
@@ -176,6 +170,31 @@ def alternate(ways: dict[str, Callable], batches: Sequence[Sequence[Request]], r
         for way, total in spent.items():
             seconds[way].append(total)
     return seconds, answers
+
+
+def tables(results: Sequence[Result]) -> list[str]:
+    """One of scoring, one of generation."""
+    kinds = {kind: [r for r in results if r.kind == kind] for kind in ("score", "generate")}
+    return [
+        table(("task", "dtype", "items", "items/s", "choice by choice", "times", "item by item", "times", "tokens/s",
+               "TFLOP/s", "bare", "%", "difference", "same"),
+              [[*_begin(r), f"{r.items / r.seconds:.1f}",
+                *(text for way, seconds in r.others.items()
+                  for text in (f"{r.items / seconds:.1f}", f"{r.ratios[way]:.1f}")),
+                f"{r.tokens / r.seconds:.0f}", f"{r.flops / r.seconds / 1e12:.3f}", f"{r.ceiling / 1e12:.3f}",
+                f"{100 * r.flops / r.seconds / r.ceiling:.0f}", f"{r.difference:.1g}", f"{100 * r.same:.1f}%"]
+               for r in kinds["score"]],
+              2, "Scoring: batches of the evaluator, beside one item after the other with all logits"),
+        table(("task", "dtype", "items", "batch", "items/s", ALONE, "times", "tokens/s", "same"),
+              [[*_begin(r), str(r.batch), f"{r.items / r.seconds:.2f}", f"{r.items / r.others[ALONE]:.2f}",
+                f"{r.ratios[ALONE]:.1f}", f"{r.tokens / r.seconds:.0f}", f"{100 * r.same:.1f}%"]
+               for r in kinds["generate"]],
+              2, "Generation: a batch of items, beside one at a time"),
+    ]
+
+
+def _begin(r: Result) -> list[str]:
+    return [r.task, r.precision, str(r.items)]
 
 
 def _best(log_probs: Sequence[float]) -> int:

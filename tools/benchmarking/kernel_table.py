@@ -1,21 +1,20 @@
 """Products with packed weights on a CPU: torch's bf16 product, torch's own weight-only operators, and ours, in turn."""
 
-import time
-from collections.abc import Callable
 from statistics import median
 
 import torch
 import torch.nn.functional as F
-from rich.table import Table
 
 import kernels.reference
 from runtime.errors import UserError
+from runtime.show import table
+from tools.benchmarking.rates import read, repeat
 
 READ_BYTES = 128 << 20
 
 
 def measure(n: int, k: int, rows: list[int], dtype: torch.dtype, groups: list[int], matrices: int,
-            repeats: int) -> Table:
+            repeats: int) -> str:
     """Medians over `repeats` passes over `matrices` weights (n, k); between the products the memory is read, and the
     share of that rate is of packed bytes, scales included."""
     for value in (n, k, matrices, repeats, *rows, *groups):
@@ -23,10 +22,7 @@ def measure(n: int, k: int, rows: list[int], dtype: torch.dtype, groups: list[in
             raise UserError(f"{value} is not a size: whole numbers of at least 1 are needed")
     if k % 2 or any(k % size for size in groups):
         raise UserError(f"--size {n} {k}: {k} columns must be even and a multiple of every group size {groups}")
-    table = Table(title=f"x (m, {k}) times a weight ({n}, {k}) transposed", title_justify="left", title_style="bold")
-    for name in ("product", "m", "ms", "TFLOP/s", "GB/s", "of GB/s", "%"):
-        table.add_column(name, justify="left" if name == "product" else "right")
-    buffer = torch.zeros(READ_BYTES // 4)
+    lines, buffer = [], torch.zeros(READ_BYTES // 4)
     with torch.inference_mode():
         products = _products(n, k, dtype, groups, matrices)
         for m in rows:
@@ -37,25 +33,19 @@ def measure(n: int, k: int, rows: list[int], dtype: torch.dtype, groups: list[in
                     if m > 64 and name.startswith("torch _"):
                         calls = calls[:1]  # a tenth of the others' speed
                     seconds[name] += [_time(lambda call=call, x=x: call(x)) for call in calls]
-                    rates += [buffer.nbytes / _time(lambda: _read(buffer)) for _ in range(2)]
+                    rates += [buffer.nbytes / _time(lambda: read(buffer)) for _ in range(2)]
             ceiling = median(rates)
             for name, (size, _) in products.items():
                 taken = median(seconds[name])
                 rate = size / taken
-                table.add_row(name, str(m), f"{taken * 1e3:.2f}", f"{2e-12 * m * n * k / taken:.3f}",
-                              f"{rate / 1e9:.1f}", f"{ceiling / 1e9:.1f}", f"{100 * rate / ceiling:.0f}")
-    return table
+                lines.append([name, str(m), f"{taken * 1e3:.2f}", f"{2e-12 * m * n * k / taken:.3f}",
+                              f"{rate / 1e9:.1f}", f"{ceiling / 1e9:.1f}", f"{100 * rate / ceiling:.0f}"])
+    return table(("product", "m", "ms", "TFLOP/s", "GB/s", "of GB/s", "%"), lines,
+                 title=f"x (m, {k}) times a weight ({n}, {k}) transposed")
 
 
-def _time(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _read(buffer: torch.Tensor) -> None:
-    compiled = kernels.compiled()
-    compiled.read(buffer) if compiled else buffer.sum()
+def _time(work) -> float:
+    return repeat(work, 1, warm_up=0).best
 
 
 def _products(n: int, k: int, dtype: torch.dtype, groups: list[int], matrices: int) -> dict:

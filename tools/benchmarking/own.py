@@ -1,4 +1,5 @@
-"""This repository's model: prefill as one pass, decoding through the real decode loop (generation.batch)."""
+"""This repository's model: prefill as one pass, decoding through the real decode loop (generation.batch), and on a GPU
+as a recorded step."""
 
 from collections.abc import Iterator
 
@@ -13,11 +14,11 @@ from glm.model import GLM
 from quantization.functional import Scheme
 from runtime import resources
 from runtime.errors import UserError
-from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
-from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
-from tools.benchmarking.timing import repeat
+from tools.benchmarking.rates import Bandwidth, Steps, repeat
+from tools.benchmarking.results import Result, Shape, decode_result, prefill
 
-ENGINE = "glm"
+ENGINE, RECORDED = "glm", "glm, CUDA graph"
+WARM_UP = 3  # runs on a side stream before recording: libraries choose their algorithms and take their workspaces
 
 
 def shape_of(config: ModelConfig) -> Shape:
@@ -71,10 +72,7 @@ def prefills(model: GLM, lengths: list[int], precision: str, device: str, repeat
             hidden = model.hidden_states(tokens, positions, None, model.new_cache(1, length))
             return model.head(hidden[:, -1:])
 
-        ceiling = matrix_rate(length, shape.linears, dtype, device)
-        timing = repeat(work, repeats, device)
-        ceiling = max(ceiling, matrix_rate(length, shape.linears, dtype, device))
-        yield prefill_result(ENGINE, precision, shape, length, timing, ceiling, bytes_per_weight(model))
+        yield prefill(ENGINE, precision, shape, length, work, repeats, dtype, device, bytes_per_weight(model))
 
 
 def decodes(model: GLM, contexts: list[int], widths: list[int], precision: str, steps: int,
@@ -100,6 +98,46 @@ def decode(model: GLM, context: int, width: int, steps: int, clock: Steps) -> No
     ids = torch.randint(end, (context + 1,)).tolist()
     clock.start()
     generate(model, [ids], params, end_tokens=[end], limits=[count], on_step=lambda _: clock.done())
+
+
+@torch.inference_mode()
+def recorded_decodes(model: GLM, contexts: list[int], widths: list[int], precision: str, steps: int,
+                     bandwidth: Bandwidth) -> Iterator[Result]:
+    """Decoding on a GPU without the host: one step recorded as a CUDA graph and replayed.
+
+    A graph holds addresses and sizes, so that a recorded step always writes the same place of the cache and looks at
+    the same number of places: right for a clock, not yet a way to generate. Not run yet on a GPU.
+    """
+    for context in contexts:
+        for width in widths:
+            graph = record(model, context, width, bandwidth.device)
+            ceiling = bandwidth.measure()
+            timing = repeat(graph.replay, steps, bandwidth.device, warm_up=2)
+            ceiling = max(ceiling, bandwidth.measure())
+            yield decode_result(RECORDED, precision, shape_of(model.config), context, width, timing, ceiling,
+                                bytes_per_weight(model))
+
+
+def record(model: GLM, context: int, width: int, device: str) -> torch.cuda.CUDAGraph:
+    """One token for each of `width` rows behind `context` cached places."""
+    cache = model.new_cache(width, context + 1)
+    tokens = torch.ones(width, 1, dtype=torch.int64, device=device)
+    positions = inputs.position_ids(model.config, context * tokens, context * tokens)
+
+    def step():
+        cache.length = context
+        return model.head(model.hidden_states(tokens, positions, None, cache)[:, -1]).argmax(-1)
+
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        graph.kept = (step(), cache, tokens, positions)  # what the recorded addresses point to
+    return graph
 
 
 def _positions(model: GLM, length: int, device: str) -> torch.Tensor:

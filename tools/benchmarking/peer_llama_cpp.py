@@ -7,18 +7,17 @@ import ctypes
 import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
-from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
-from tools.benchmarking.timing import repeat
+from tools.benchmarking.results import Shape
 
-ENGINE = "llama.cpp"
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+DTYPES = {"F32": torch.float32, "F16": torch.float16}  # of the ceiling; bfloat16 of the others
 QUANTISED = ("Q8_0", "Q4_0")
 BLOCK = 32  # quantised rows are whole blocks: an inner width that is no multiple is rounded up
 BYTES_PER_WEIGHT = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32}
@@ -29,16 +28,11 @@ def write_model(path: Path, shape: Shape, kind: str) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_block_count(shape.layers)
-    writer.add_context_length(4096)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_feed_forward_length(shape.inner)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(shape.hidden // shape.heads)
-    writer.add_vocab_size(shape.vocabulary)
-    writer.add_tokenizer_model("no_vocab")
+    for name, value in {"block_count": shape.layers, "context_length": 4096, "embedding_length": shape.hidden,
+                        "feed_forward_length": shape.inner, "head_count": shape.heads, "head_count_kv": shape.heads,
+                        "layer_norm_rms_eps": 1e-5, "rope_dimension_count": shape.hidden // shape.heads,
+                        "vocab_size": shape.vocabulary, "tokenizer_model": "no_vocab"}.items():
+        getattr(writer, f"add_{name}")(value)
     h, i = shape.hidden, shape.inner
     matrices = {"attn_q": (h, h), "attn_k": (h, h), "attn_v": (h, h), "attn_output": (h, h),
                 "ffn_gate": (i, h), "ffn_up": (i, h), "ffn_down": (h, i)}
@@ -63,12 +57,14 @@ def write_model(path: Path, shape: Shape, kind: str) -> None:
     writer.close()
 
 
-class Engine:
+class LlamaCpp:
     """A loaded model and its context, driven token by token."""
 
-    def __init__(self, path: Path, threads: int, places: int):
+    def __init__(self, path: Path, shape: Shape, kind: str, places: int):
         import llama_cpp
 
+        self.precision, self.shape = kind, shape
+        self.dtype, self.bytes_per_weight = DTYPES.get(kind, torch.bfloat16), BYTES_PER_WEIGHT[kind]
         self.api = llama_cpp
         self.silence = llama_cpp.llama_log_callback(lambda *_: None)  # kept alive: C holds its address
         llama_cpp.llama_log_set(self.silence, ctypes.c_void_p(0))
@@ -79,14 +75,17 @@ class Engine:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = places
         parameters.n_batch = parameters.n_ubatch = min(places, 2048)
-        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.n_threads = parameters.n_threads_batch = torch.get_num_threads()
         self.context = llama_cpp.llama_init_from_model(self.model, parameters)
 
-    def clear(self) -> None:
+    def read(self, tokens: torch.Tensor) -> None:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        self._append(tokens[0].tolist())
 
-    def evaluate(self, tokens: list[int]) -> None:
-        """Appends tokens; the logits of the last one are computed."""
+    def step(self) -> None:
+        self._append([1])
+
+    def _append(self, tokens: list[int]) -> None:
         array = (self.api.llama_token * len(tokens))(*tokens)
         if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(tokens))):
             raise RuntimeError("llama_decode failed")
@@ -96,35 +95,12 @@ class Engine:
         self.api.llama_model_free(self.model)
 
 
-def measure(shape: Shape, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
+def engines(shape: Shape, arguments) -> Iterator[LlamaCpp]:
     places = max([*arguments.prefill, *(c + arguments.steps for c in arguments.contexts)], default=0) + 64
     for kind in [*(TYPES[precision] for precision in arguments.dtype), *QUANTISED]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{kind}.gguf"
             fitted = replace(shape, inner=math.ceil(shape.inner / BLOCK) * BLOCK) if kind in QUANTISED else shape
             write_model(path, fitted, kind)
-            engine = Engine(path, torch.get_num_threads(), places)
-            yield from measure_one(engine, fitted, kind, arguments, bandwidth)
-            engine.close()
-
-
-def measure_one(engine: Engine, shape: Shape, kind: str, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
-    size = BYTES_PER_WEIGHT[kind]
-    dtype = {"F32": torch.float32, "F16": torch.float16}.get(kind, torch.bfloat16)
-    for length in arguments.prefill:
-        tokens = torch.randint(shape.vocabulary, (length,)).tolist()
-
-        def work(tokens=tokens):
-            engine.clear()
-            engine.evaluate(tokens)
-
-        ceiling = matrix_rate(length, shape.linears, dtype, "cpu")
-        yield prefill_result(ENGINE, kind, shape, length, repeat(work, arguments.repeats), ceiling, size)
-    for context in arguments.contexts:
-        engine.clear()
-        engine.evaluate(torch.randint(shape.vocabulary, (context,)).tolist())
-        clock = Steps(bandwidth, shape.parameters * size)
-        for _ in range(arguments.steps + Steps.SKIPPED):
-            engine.evaluate([1])
-            clock.done()
-        yield decode_result(ENGINE, kind, shape, context, 1, *clock.result(), size)
+            with closing(LlamaCpp(path, fitted, kind, places)) as engine:
+                yield engine

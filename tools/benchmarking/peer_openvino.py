@@ -8,11 +8,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from tools.benchmarking.machine import Bandwidth, Steps, matrix_rate
-from tools.benchmarking.result import Result, Shape, decode_result, prefill_result
-from tools.benchmarking.timing import repeat
-
-ENGINE = "openvino"
+from glm.loading import DTYPES
+from tools.benchmarking.results import Shape
 
 
 class Decoder(torch.nn.Module):
@@ -92,31 +89,28 @@ def compiled(shape: Shape, precision: str):
     return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
 
-def evaluate(request, tokens: torch.Tensor, start: int):
-    positions = torch.arange(start, start + tokens.shape[1])[None]
-    return request.infer([tokens.numpy(), positions.numpy(), torch.zeros(1, dtype=torch.int64).numpy()])
+class OpenVino:
+    """A compiled model and its state."""
+
+    def __init__(self, shape: Shape, precision: str):
+        self.shape, self.precision, self.dtype = shape, precision, DTYPES[precision]
+        self.bytes_per_weight = self.dtype.itemsize
+        self.request, self.places = compiled(shape, precision), 0
+
+    def read(self, tokens: torch.Tensor) -> None:
+        self.request.reset_state()
+        self.places = 0
+        self._append(tokens)
+
+    def step(self) -> None:
+        self._append(torch.ones(1, 1, dtype=torch.int64))
+
+    def _append(self, tokens: torch.Tensor) -> None:
+        positions = torch.arange(self.places, self.places + tokens.shape[1])[None]
+        self.request.infer([tokens.numpy(), positions.numpy(), torch.zeros(1, dtype=torch.int64).numpy()])
+        self.places += tokens.shape[1]
 
 
-def measure(shape: Shape, arguments, bandwidth: Bandwidth) -> Iterator[Result]:
-    from glm.loading import DTYPES
-
+def engines(shape: Shape, arguments) -> Iterator[OpenVino]:
     for precision in arguments.dtype:
-        dtype, request = DTYPES[precision], compiled(shape, precision)
-        for length in arguments.prefill:
-            tokens = torch.randint(shape.vocabulary, (1, length))
-
-            def work(tokens=tokens, request=request):
-                request.reset_state()
-                evaluate(request, tokens, 0)
-
-            ceiling = matrix_rate(length, shape.linears, dtype, "cpu")
-            yield prefill_result(ENGINE, precision, shape, length, repeat(work, arguments.repeats), ceiling,
-                                 dtype.itemsize)
-        for context in arguments.contexts:
-            request.reset_state()
-            evaluate(request, torch.randint(shape.vocabulary, (1, context)), 0)
-            token, clock = torch.ones(1, 1, dtype=torch.int64), Steps(bandwidth, shape.parameters * dtype.itemsize)
-            for step in range(arguments.steps + Steps.SKIPPED):
-                evaluate(request, token, context + step)
-                clock.done()
-            yield decode_result(ENGINE, precision, shape, context, 1, *clock.result(), dtype.itemsize)
+        yield OpenVino(shape, precision)

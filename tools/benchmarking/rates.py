@@ -1,43 +1,56 @@
-"""What the results are read against: the machine, its versions, its read bandwidth and its matrix rate."""
+"""Clocks for a machine that others use too, and what it can do at best: its read bandwidth and its matrix rate."""
 
-import os
-import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 
 import kernels
-from runtime.resources import processor
-from tools.benchmarking.timing import Timing, clock, repeat
-
-PEERS = ("transformers", "llama_cpp_python", "openvino")  # packages that others' figures depend on
 
 
-def load_average() -> float:
-    """How many programs wanted a core at a time, during the last minute."""
-    return os.getloadavg()[0]
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one repetition."""
+
+    median: float  # this is reported
+    best: float  # tells how noisy the machine is
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> "Timing":
+        return cls(median(seconds), min(seconds), len(seconds))
 
 
-def describe(device: str, load_before: float) -> dict:
-    """The machine, as far as it tells, after a measurement. load_before: its load average before that."""
-    facts = {
-        "processor": processor("model name") or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(max(load_before + torch.get_num_threads(), load_average()), 1),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": platform.platform(),
-        "instructions": kernels.compiled().path if kernels.compiled() else "no compiled kernels",
-    }
+def clock(device: str = "cpu") -> float:
+    """Seconds on a steady clock, after all work given to the device is done."""
     if device.startswith("cuda"):
-        properties = torch.cuda.get_device_properties(device)
-        facts |= {"gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 2**30, 1)}
-    return facts
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def repeat(work: Callable[[], object], repeats: int, device: str = "cpu", warm_up: int = 1) -> Timing:
+    """Times `work`, called `repeats` times after `warm_up` calls that do not count."""
+    for _ in range(warm_up):
+        work()
+    seconds = []
+    for _ in range(repeats):
+        start = clock(device)
+        work()
+        seconds.append(clock(device) - start)
+    return Timing.of(seconds)
+
+
+def read(buffer: torch.Tensor) -> None:
+    """Reads all of a buffer, by the compiled kernels where it lies in host memory and they are there."""
+    compiled = kernels.compiled() if buffer.device.type == "cpu" else None
+    compiled.read(buffer) if compiled else buffer.sum()
 
 
 class Bandwidth:
-    """Measures the read bandwidth (bytes per second) again and again: on a shared machine it changes by the minute, so
+    """The read bandwidth (bytes per second), measured again and again: on a shared machine it changes by the minute, so
     that every result needs the ceiling of its own time."""
 
     def __init__(self, device: str, buffer_bytes: int):
@@ -46,19 +59,12 @@ class Bandwidth:
 
     def measure(self, repeats: int = 3) -> float:
         """The best of some readings of the whole buffer."""
-        return self.buffer.nbytes / repeat(lambda: self._read(self.buffer), repeats, self.device).best
+        return self.buffer.nbytes / repeat(lambda: read(self.buffer), repeats, self.device).best
 
     def sample(self) -> float:
         """One reading of a quarter of the buffer: of this moment, good enough for a median of many."""
         part = self.buffer[: len(self.buffer) // 4]
-        return part.nbytes / repeat(lambda: self._read(part), 1, self.device, warm_up=0).best
-
-    def _read(self, part: torch.Tensor) -> None:
-        compiled = kernels.compiled() if self.device == "cpu" else None
-        if compiled:
-            compiled.read(part)
-        else:
-            part.sum()
+        return part.nbytes / repeat(lambda: read(part), 1, self.device, warm_up=0).best
 
 
 class Steps:
@@ -86,9 +92,9 @@ class Steps:
 
     def result(self) -> tuple[Timing, float]:
         """Time of a step, and the ceiling in bytes per second."""
-        if self.between:
-            return Timing.of(self.seconds[self.SKIPPED :]), median(self.rates[self.SKIPPED :])
-        return Timing.of(self.seconds[self.SKIPPED :]), max(*self.rates, self.bandwidth.measure())
+        timing = Timing.of(self.seconds[self.SKIPPED :])
+        return timing, (median(self.rates[self.SKIPPED :]) if self.between else
+                        max(*self.rates, self.bandwidth.measure()))
 
 
 def matrix_rate(rows: int, shapes: list[tuple[int, int]], dtype: torch.dtype, device: str, repeats: int = 3) -> float:
