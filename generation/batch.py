@@ -35,6 +35,7 @@ class Row:
     unidirectional: bool = False  # context tokens see only what is left of them
     counted_length: int | None = None  # what the context counts as in beam search's length penalty; None: its length
     seed: Sequence[int] = ()  # the only source of chance; needed unless decoding is deterministic
+    alternatives: int | None = None  # each sampled token's event brings its log-probability, and so many alternatives
 
     @property
     def width(self) -> int:
@@ -46,6 +47,11 @@ class Row:
         """Of each row in the cache."""
         return len(self.context) - 1 + self.limit
 
+    @property
+    def kind(self) -> tuple[SamplingParams | BeamParams, Rules]:
+        """Equal for rows that can be sampled or searched together."""
+        return replace(self.params, seed=None, out_seq_length=None, max_gen_length=None), self.rules
+
 
 @dataclass(frozen=True)
 class Event:
@@ -56,6 +62,7 @@ class Event:
     token: int | None = None
     answers: list[Answer] | None = None
     is_broken: bool = False
+    score: sampling.Score | None = None  # where the row asks for alternatives
 
 
 class Batch:
@@ -82,7 +89,7 @@ class Batch:
                                          unidirectional)
             kinds: dict[tuple, list[_Member]] = {}
             for (number, row), place in zip(part, places, strict=True):
-                kinds.setdefault((replace(row.params, seed=None), row.rules), []).append(_Member(number, row, place))
+                kinds.setdefault(row.kind, []).append(_Member(number, row, place))
             for kind, members in kinds.items():
                 self._join(kind, members)
         return numbers
@@ -162,22 +169,28 @@ class _Sampled:
     def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
         """logits (b, v) of this group's rows, at `index` in sequences -> events, and the places of those that left."""
         sums = logits.sum(-1)  # one that is no number makes its sum none
+        asking = [place for place, member in enumerate(self.members) if member.row.alternatives is not None]
+        plain = logits[asking] if asking else None  # a copy: what is forbidden has its probability, too
         self._forbid(logits)
         tokens = sampling.sample(logits, self.params, self._keys(logits.device))
         sequences.go_on(index, tokens)
         found = torch.cat((tokens.double(), sums)).tolist()  # one transfer
+        wanted = [self.members[place].row.alternatives for place in asking]
+        scores = dict(zip(asking, sampling.scores(plain, tokens[asking], wanted), strict=True)) if asking else {}
         events, going, left = [], [], []
-        for member, token, total in zip(self.members, found, found[len(self.members):], strict=False):
+        for place, (member, token, total) in enumerate(zip(self.members, found, found[len(self.members):],
+                                                           strict=False)):
+            score = scores.get(place)
             if not math.isfinite(total):
                 events.append(Event(member.number, None, [(member.ids, None)], is_broken=True))
                 left.append(member.place)
                 continue
             member.ids.append(int(token))
             if int(token) in self.rules.end_tokens or len(member.ids) == member.row.limit:
-                events.append(Event(member.number, int(token), [(member.ids, None)]))
+                events.append(Event(member.number, int(token), [(member.ids, None)], score=score))
                 left.append(member.place)
             else:
-                events.append(Event(member.number, int(token)))
+                events.append(Event(member.number, int(token), score=score))
                 going.append(member)
         self.members = going
         return events, left

@@ -20,6 +20,7 @@ from generation.params import SamplingParams
 
 FORBIDDEN = -65504.0  # the original's value: the least half; kept, because scores of golden data were made with it
 _32_BITS = 0xFFFFFFFF
+Score = tuple[float, list[tuple[int, float]]]  # a token's log-probability; the likeliest ids at its place, with theirs
 _SHORTLIST = 256  # tokens that nearly always hold the nucleus; a full sort is needed only where they do not
 
 
@@ -150,3 +151,20 @@ class Ruling:
             if len(beginning) == generated.shape[-1]:
                 begun = (generated == beginning).all(-1)
                 logits[..., last] = torch.where(begun, FORBIDDEN, logits[..., last])
+
+
+def scores(logits: torch.Tensor, chosen: torch.Tensor, alternatives: Sequence[int]) -> list[Score]:
+    """float32 logits (b, v), chosen ids (b,), how many alternatives each row wants -> a score for each row.
+
+    Natural logarithms of the softmax, the likeliest first. Where any are wanted the chosen token is among them, with
+    the very same number.
+    """
+    log_probabilities = logits.log_softmax(-1)
+    own = log_probabilities.gather(-1, chosen[:, None])[:, 0].tolist()
+    values, ids = log_probabilities.topk(min(max(alternatives), logits.shape[-1]), dim=-1)
+    found = []
+    for value, token, likeliest, numbers, most in zip(own, chosen.tolist(), ids.tolist(), values.tolist(), alternatives,
+                                                      strict=True):
+        pairs = list(zip(likeliest, numbers, strict=True))[:most]
+        found.append((value, [*pairs, (token, value)] if most and token not in likeliest[:most] else pairs))
+    return found

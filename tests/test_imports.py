@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # each imports only what is left of it
 FLOORS = ["runtime", "kernels", "quantization", "glm", "planning", "generation", "evaluation", "tasks", "doctor",
-          "tools", "commands"]
+          "serving", "tools", "commands"]
 ON_TOP = ["scripts", "tests"]
 PROGRAMS = ("tools", "commands")  # parse arguments and print
 ENTRY_LINES = 8  # of a file that starts a command, and may import it from above
@@ -82,7 +82,7 @@ def test_tools_and_scripts_import_no_tests():
 def test_importing_only_defines_names(name):
     """At top level: a docstring, imports, definitions and constants; no calls for their effect, no loops."""
     imports = (ast.Import, ast.ImportFrom)
-    definitions = (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If, ast.Try)
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If, ast.Try)
     for node in tree_of(name).body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         quiet_imports = isinstance(node, ast.With) and all(isinstance(inner, imports) for inner in node.body)
@@ -152,7 +152,8 @@ def test_no_path_of_a_builder_s_machine():
 
 def test_everything_imported_is_declared():
     """Every third-party package that a file imports has its line in requirements.txt; a few are optional."""
-    package_of = {"yaml": "pyyaml", "sklearn": "scikit-learn", "sat": "swissarmytransformer", "google": "protobuf"}
+    package_of = {"yaml": "pyyaml", "sklearn": "scikit-learn", "sat": "swissarmytransformer", "google": "protobuf",
+                  "prometheus_client": "prometheus-client"}
     optional = {"apex", "llama_cpp", "gguf", "openvino", "optimum", "psutil", "tensorboardX", "tensorboard",
                 "openvino_genai"}
     declared = {
