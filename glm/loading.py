@@ -14,10 +14,10 @@ from glm.checkpoint import QUANTISED, STREAMED, find_shards, missing_shard, read
 from glm.config import ModelConfig
 from glm.linear import pack_linears
 from glm.model import GLM
-from glm.offload import Offloaded, read_offloaded
 from glm.options import ModelOptions
 from glm.resplit import resplit
 from glm.shard import Shard, read_shard
+from glm.stream import Offloaded, read_offloaded
 from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
 from glm.weights import bytes_of, check_shard, count_parts, quantization_schemes
 from quantization import fitting_group_sizes

@@ -48,7 +48,9 @@ class MappedTensors(Mapping[str, torch.Tensor]):
     def __init__(self, entries: Mapping[str, Entry]):
         """Raises UserError where a file cannot be mapped."""
         self.entries = entries
-        self._maps = {path: _mapped(path) for path in {entry.file for entry in entries.values()}}
+        mapped = {path: _mapped(path) for path in {entry.file for entry in entries.values()}}
+        self._maps = {path: memory for path, (memory, _) in mapped.items()}
+        self.inodes = {path: inode for path, (_, inode) in mapped.items()}  # of the files that are mapped
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -84,10 +86,10 @@ def tensor_at(memory: mmap.mmap, entry: Entry) -> torch.Tensor:
     return numbers.view(entry.shape) if entry.stride is None else numbers.as_strided(entry.shape, entry.stride)
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _mapped(path: Path) -> tuple[mmap.mmap, int]:
     try:
         with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), os.fstat(file.fileno()).st_ino
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise UserError(f"{path} ({path.stat().st_size} bytes): no memory to map it; a limit on this process's "

@@ -74,7 +74,7 @@ def on_device(setup: Setup) -> tuple[float, float, float]:
 
 
 def least_offloaded(setup: Setup) -> float:
-    """The least that a run with streamed layers keeps on the device (glm/offload.py): embedding, final norm, two slots
+    """The least that a run with streamed layers keeps on the device (glm/stream.py): embedding, final norm, two slots
     of a layer each, and on a CPU a layer as the file holds it where it must be converted."""
     rest = setup.run.bytes(embedding(setup)) + 2 * setup.config.hidden_size * setup.element
     is_ready = setup.kind == "cuda" or setup.source == setup.run

@@ -2,13 +2,25 @@
 
 import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
-from glm import layer_file
-from glm.fetch import Fetch, ReadAndUploaded, Uploaded
-from glm.layer_file import Extent, LayerFile, Placed, aligned_bytes, file_layout, views
+from glm import fetch as fetching
+from glm.checkpoint import Entry
+from glm.fetch import (
+    Extent,
+    Fetch,
+    LayerFiles,
+    Layout,
+    Placed,
+    ReadAndUploaded,
+    Uploaded,
+    aligned_bytes,
+    file_layout,
+    views,
+)
 from runtime.errors import UserError
 
 
@@ -96,7 +108,7 @@ def use(fetch, cuda, order, slots, passes=3):
 
 
 def layouts(layers):
-    return {layer: {"weight": Placed(0, (4,), torch.uint8)} for layer in layers}
+    return {layer: Layout({"weight": Placed(0, (4,), torch.uint8)}, 4) for layer in layers}
 
 
 def test_work_finds_its_layer_whoever_is_late(cuda):
@@ -148,32 +160,46 @@ def test_a_failing_read_is_heard_of_by_whoever_waits(cuda):
 # reading
 
 
+def at(file, offset, size, dtype="uint8"):
+    return Entry(file, offset, dtype, (size,))
+
+
 def test_what_is_read_for_some_tensors():
-    byte = torch.uint8
-    found = file_layout({"b": (9000, (300,), byte), "a": (5000, (100,), torch.float16), "far": (20000, (5000,), byte)})
-    assert found.extents == (Extent(4096, 8192, 0), Extent(16384, 12288, 8192)) and found.size == 20480
+    byte, one, other = torch.uint8, Path("one"), Path("other")
+    found = file_layout({"b": at(one, 9000, 300), "a": at(one, 5000, 100, "float16"), "far": at(one, 20000, 5000),
+                         "else": at(other, 9100, 1)})
+    assert found.extents == (Extent(one, 4096, 8192, 0), Extent(one, 16384, 12288, 8192),
+                             Extent(other, 8192, 4096, 20480)) and found.size == 24576
     assert found.tensors == {"a": Placed(904, (100,), torch.float16), "b": Placed(4904, (300,), byte),
-                             "far": Placed(8192 + 3616, (5000,), byte)}
+                             "far": Placed(8192 + 3616, (5000,), byte), "else": Placed(20480 + 908, (1,), byte)}
 
 
 @pytest.mark.parametrize("is_direct", [True, False])
-def test_the_bytes_of_the_file_come(tmp_path, monkeypatch, is_direct):
+def test_the_bytes_of_the_files_come(tmp_path, monkeypatch, is_direct):
     """Whether the file system can be read past its cache or not; in pieces smaller than a layer."""
-    monkeypatch.setattr(layer_file, "PIECE_BYTES", 8192)
-    content = torch.randint(256, (100_001,), dtype=torch.uint8)
-    path = tmp_path / "file"
-    content.numpy().tofile(path)
+    monkeypatch.setattr(fetching, "PIECE_BYTES", 8192)
+    contents = {tmp_path / name: torch.randint(256, (100_001,), dtype=torch.uint8) for name in ("one", "other")}
+    for path, content in contents.items():
+        content.numpy().tofile(path)
     if not is_direct:
         opened = os.open
         monkeypatch.setattr(os, "open", lambda name, flags: _no_direct(opened, name, flags))
-    file = LayerFile(path)
-    assert file._is_direct == is_direct or is_direct  # some file systems cannot
-    layout = file_layout({"a": (333, (5000,), torch.uint8),
-                          "end": (70_001, (30_000,), torch.uint8)})
+    files = LayerFiles({path: path.stat().st_ino for path in contents})
+    assert is_direct or not any(direct for _, direct in files._files.values())  # some file systems cannot
+    layout = file_layout({f"{path.name}{begin}": at(path, begin, size) for path in contents
+                          for begin, size in ((333, 5000), (70_001, 30_000))})
     buffer = aligned_bytes(layout.size)
-    file.start(layout, buffer)()
+    files.start(layout, buffer)()
     found = views(buffer, layout.tensors)
-    assert torch.equal(found["a"], content[333:5333]) and torch.equal(found["end"], content[70_001:])
+    for path, content in contents.items():
+        assert torch.equal(found[f"{path.name}333"], content[333:5333])
+        assert torch.equal(found[f"{path.name}70001"], content[70_001:])
+
+
+def test_a_file_that_took_the_place_of_another_is_not_read(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(5000))
+    with pytest.raises(UserError, match="was written to while it was in use"):
+        LayerFiles({tmp_path / "file": (tmp_path / "file").stat().st_ino + 1})
 
 
 def _no_direct(opened, name, flags):

@@ -7,17 +7,16 @@ import pytest
 import torch
 
 import glm
-import glm.fetch
-import glm.offload
+import glm.stream
 from generation.fill import generate
 from generation.params import BeamParams, SamplingParams
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
 from glm.loading import load_model
 from glm.model import GLM
-from glm.offload import choose
 from glm.options import ModelOptions
 from glm.shard import save_index
+from glm.stream import choose
 from runtime import parallel
 from runtime.errors import UserError
 from tests.golden_data import split_state, write_checkpoint
@@ -158,7 +157,7 @@ def test_layers_that_stay_and_layers_that_come_alternate():
 def test_memory_is_used_up_and_never_more(count):
     for limit in range(20, 10 * count):
         found = choose([10] * count, 0, limit)
-        taken = 10 * (len(found.resident) + glm.offload.SLOTS)
+        taken = 10 * (len(found.resident) + glm.stream.SLOTS)
         assert limit - 10 < taken <= limit and sorted(found.resident + found.streamed) == list(range(count))
         gaps = {after - before for before, after in zip(found.streamed, found.streamed[1:], strict=False)}
         assert found.streamed[-1] == count - 1 and len(gaps) <= 2 and max(gaps, default=0) - min(gaps, default=0) <= 1

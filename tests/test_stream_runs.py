@@ -7,8 +7,7 @@ import torch
 
 from commands.evaluate import main as evaluate
 from commands.generate import main as generate
-from glm.offload import read_offloaded
-from glm.stream import Stream
+from glm.stream import Stream, read_offloaded
 from tests.golden_data import quantized_parts, write_checkpoint
 from tests.parallel_helper import run_ranks
 from tests.tiny_tasks import MODEL, write_tasks
