@@ -20,11 +20,15 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from commands.model import add_model_arguments
-from glm.config import FIELDS
+from doctor import allreduce, model, probe, run
+from doctor.finding import Finding, error, exit_code
+from doctor.machine import GB
+from doctor.run import Report, Settings, own_variables, read_settings
 from runtime.arguments import CommandParser, positive
 from runtime.errors import UserError, printable
 from runtime.files import REPOSITORY
@@ -36,8 +40,6 @@ PROGRAM = "python -m glm doctor"
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    from doctor import allreduce, probe
-
     if argv[:1] == [allreduce.COMMAND]:
         line = allreduce.main(float(argv[1]))
         print(line, flush=True) if line else None
@@ -77,10 +79,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def visit(argv: list[str]) -> int:
-    from doctor import run
-    from doctor.finding import error, exit_code
-    from doctor.settings import Settings, read
-
     if not (REPOSITORY / "requirements.txt").is_file():
         raise UserError(f"the doctor looks at a clone of the repository, and {REPOSITORY} is none: start it in the "
                         "clone, or install that with pip install -e, which leaves it where it is")
@@ -88,7 +86,7 @@ def visit(argv: list[str]) -> int:
     given = parse(argv)  # a mistake on the command line ends the program
     settings = Settings("")
     if not given.alone:
-        settings, findings = read(os.environ, socket.gethostname())
+        settings, findings = read_settings(os.environ, socket.gethostname())
     words = [*(["--load", settings.checkpoint] if settings.checkpoint else []), *settings.arguments]
     fault = complaint([*words, *argv])
     if fault:
@@ -130,36 +128,26 @@ def complaint(words: list[str]) -> str | None:
 
 def try_stages(arguments: argparse.Namespace) -> int:
     """The probe's process."""
-    from doctor import model, probe
-
     def open_source(folder, given):
         from tools.converting.source import open_source  # imports torch, which may be what is broken
 
         return open_source(folder, given, heads_needed=False)
 
-    overrides = {name: getattr(arguments, name) for name in FIELDS}
     stages = probe.machine_stages(arguments.device, arguments.ranks[1])
-    stages |= model.stages(arguments, overrides, open_source)
+    stages |= model.stages(arguments, open_source)
     probe.run(stages, lambda line: print(line, flush=True))
     return 0
 
 
-def show_json(findings, report, seconds: float) -> None:
-    from dataclasses import asdict
-
-    from doctor.finding import exit_code
-    from doctor.settings import shown
-
+def show_json(findings: Sequence[Finding], report: Report, seconds: float) -> None:
     print(json.dumps({
         "exit_code": exit_code(findings), "findings": [asdict(finding) for finding in findings],
         "all_reduce": asdict(report.all_reduce) if report.all_reduce else None, "not_joined": report.not_joined,
-        "facts": report.facts, "environment": shown(os.environ), "seconds": round(seconds, 2),
+        "facts": report.facts, "environment": own_variables(os.environ), "seconds": round(seconds, 2),
     }, indent=2))
 
 
-def show(findings, report, seconds: float) -> None:
-    from doctor.report import summary
-
+def show(findings: Sequence[Finding], report: Report, seconds: float) -> None:
     for line in summary(report):
         print(printable(line))
     for finding in sorted(findings, key=lambda one: one.level):
@@ -167,3 +155,34 @@ def show(findings, report, seconds: float) -> None:
     numbers = {level: sum(finding.level == level for finding in findings) for level in ("error", "warning")}
     found = ", ".join(counted(number, level) for level, number in numbers.items() if number)
     print(f"{found or 'all is well'} ({seconds:.1f} s)")
+
+
+def summary(report: Report) -> Iterator[str]:
+    """A line for every host, and one for the all-reduce."""
+    hosts = {report.facts["host"]: report.facts} if "host" in report.facts else report.facts
+    for name, facts in hosts.items():
+        yield f"{name}: {', '.join(seen(facts))}"
+    outcome = report.all_reduce
+    if report.not_joined:
+        yield f"the ranks were not joined: {report.not_joined}"
+    if outcome and outcome.bandwidth is not None:
+        yield f"all-reduce of {outcome.world} ranks over {outcome.backend}: {outcome.bandwidth:.3g} GB/s"
+
+
+def seen(facts: Mapping) -> Iterator[str]:
+    stages, machine = facts["stages"], facts["machine"]
+    yield f"Python {facts['packages']['python']}"
+    torch = stages.get("torch", {})
+    if "torch" in torch:
+        gpus = [gpu["name"] for gpu in torch["gpus"]]
+        yield f"torch {torch['torch']}"
+        yield ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "no GPU"
+        yield f"{torch['precision']} unless told otherwise"
+    yield f"{machine['cores']} cores, {machine['free_memory'] / GB:.1f} GB of memory free"
+    if kernels := stages.get("cpu-kernels", {}).get("instructions"):
+        yield f"compiled kernels ({kernels})"
+    if "bytes" in (shards := stages.get("shards", {})):
+        parts = counted(shards["shards"], "part")
+        yield f"checkpoint {shards['folder']} ({shards['iteration']}, {parts}, {shards['bytes'] / GB:.2f} GB)"
+    if (data := facts.get("data")) and data["tasks"]:
+        yield f"data of {counted(len(data['tasks']), 'task')}"

@@ -30,16 +30,15 @@ GO, END = "go", "end"
 
 @dataclass(frozen=True)
 class Place:
-    """Which rank of how many, where they meet, and whether this one serves the meeting place; socket: the file
-    descriptor at which it listens already, None for none."""
+    """A rank, and where all meet."""
 
     rank: int
-    world: int
+    world: int  # how many ranks there are
     local_rank: int
     address: str
     port: int
-    serves: bool
-    socket: int | None = None
+    serves: bool  # the meeting place is this rank's
+    socket: int | None = None  # descriptor at which it listens already
     seconds_to_join: float = JOIN_SECONDS
     seconds_to_work: float = WORK_SECONDS
 
@@ -54,15 +53,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the first rank has seen. missing: ranks that never came. hosts: where those that came run, by rank.
-    failed: why a rank did not get through the operation. bandwidth: GB/s over the slowest link in use, as NVIDIA's
-    nccl-tests count it (busbw): 2 (n - 1) / n times bytes over time, of the slowest rank's best repetition."""
+    """What the first rank has seen."""
 
     world: int
     backend: str = ""
-    missing: tuple[int, ...] = ()
-    hosts: dict[int, str] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
+    missing: tuple[int, ...] = ()  # ranks that never came
+    hosts: dict[int, str] = field(default_factory=dict)  # where those that came run, by rank
+    failed: dict[int, str] = field(default_factory=dict)  # why a rank did not get through the operation
+    # GB/s over the slowest link in use, as NVIDIA's nccl-tests count it (busbw): 2 (n - 1) / n times bytes over time,
+    # of the slowest rank's best repetition
     bandwidth: float | None = None
 
 
@@ -182,7 +181,7 @@ def line_of(outcome: Outcome) -> str:
     return json.dumps({MARK: asdict(outcome)})
 
 
-def read(out: str) -> list[Outcome]:
+def read_outcomes(out: str) -> list[Outcome]:
     """The outcomes among the lines that the ranks have written, the first rank's first."""
     found = []
     for line in out.splitlines():

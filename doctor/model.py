@@ -1,24 +1,31 @@
-"""The configured model: its checkpoint by the headers of its files, its vocabulary, and whether they fit the run."""
+"""The configured model: its memory, its checkpoint by the headers of its files, its vocabulary, whether they fit the
+run; and the data of the tasks that are named."""
 
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import hashlib
+import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from doctor.finding import Finding, error, warning
 from doctor.machine import GB
 from doctor.probe import Stages
+from planning.check import Use, config_of, short_of
+from planning.machine import default_precision
 from runtime.errors import UserError
 
-# outcome of a stage -> code of the finding, what mends it
 COPY = "copy the file again; python tools/verify_checkpoint.py {load} then checks all of it"
 SHAPE = "name the model's preset: --model glm-130b (MODEL_ARGS in CONFIG), or mend {load}/model_config.json"
-# what mends a fault of the headers, where it says so
+# a phrase in a fault of the headers -> what mends that fault
 WORDS = {"was said": SHAPE, "cannot read": "chmod a+r {load}/*/mp_rank_*",
          "no memory": "ulimit -v unlimited -d unlimited"}
+# stage -> code of the finding where it fails, what mends it
 FAULTS = {
     "shards": ("checkpoint", "export CHECKPOINT_PATH=/the/folder/with/latest, and python tools/verify_checkpoint.py "
                              "{load}"),
@@ -29,11 +36,52 @@ FAULTS = {
 }
 
 
-def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
+@dataclasses.dataclass(frozen=True)
+class Shortage:
+    """Less memory than the weights of this host's processes take."""
+
+    where: str  # what has too little
+    needed: float  # bytes at least
+    free: float  # bytes
+    processes: int
+    ways: tuple[str, ...]  # flags that would make it fit
+
+
+def memory_shortage(arguments: argparse.Namespace, degree: int, processes: int) -> Shortage | None:
+    """By the arithmetic with which every load begins. None where the model fits, or where its shape is not known, which
+    is another finding. Imports no torch."""
+    arguments = copy.copy(arguments)
+    arguments.model_parallel_size = degree
+    try:
+        lacking, ways = short_of(arguments, Use(), default_precision("cpu"), processes)
+    except UserError:
+        return None
+    if lacking is None:
+        return None
+    return Shortage(lacking.where, lacking.needed, lacking.free, processes, tuple(ways))
+
+
+def check_memory(lacking: Shortage | None, where: str) -> Iterator[Finding]:
+    if lacking is None:
+        return
+    whose = f" by {lacking.processes} processes" if lacking.processes > 1 and lacking.where == "this machine" else ""
+    if "limit" in lacking.where:
+        ways = ("ulimit -v unlimited -d unlimited", *lacking.ways)
+    else:
+        ways = lacking.ways or ("a smaller model, or a machine with more memory",)
+    plan = f"{shlex.quote(sys.executable)} -m glm plan tells more"
+    yield error("memory", where, f"the configured model does not fit: {lacking.needed / GB:.2f} GB are needed{whose}, "
+                f"{lacking.where} has {lacking.free / GB:.2f} GB free",
+                f"{'; or '.join(ways)} ({plan})")
+
+
+def stages(arguments: argparse.Namespace,
            open_checkpoint: Callable[[Path, Mapping[str, int]], object]) -> dict[str, Callable[[], dict]]:
-    """Of the probe, for the arguments of a run. open_checkpoint: tools.converting.source.open_source, which compares
-    all shards' headers with one another and with the sizes that were said. What hangs on an earlier stage that failed
-    says nothing."""
+    """Stages of the probe for the arguments of a run; one that hangs on a stage that failed says nothing.
+
+    open_checkpoint: tools.converting.source.open_source, which compares all shards' headers with one another and with
+    the sizes that were said.
+    """
     known: dict = {}
 
     def shards() -> dict:
@@ -45,13 +93,9 @@ def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
                 "bytes": sum(sizes.values()), "sizes": hashlib.sha256(repr(sorted(sizes.items())).encode()).hexdigest()}
 
     def shape() -> dict:
-        import dataclasses
-
-        from glm.checkpoint import read_config
-
         if not arguments.load.is_dir():
             return {}
-        known["config"] = read_config(arguments.load, arguments.model, **overrides)
+        known["config"] = config_of(arguments)
         return dataclasses.asdict(known["config"])
 
     def headers() -> dict:
@@ -86,7 +130,8 @@ def stages(arguments: argparse.Namespace, overrides: Mapping[str, object],
     return {"shards": shards, "shape": shape, "headers": headers, "vocabulary": vocabulary, "ids": ids}
 
 
-def check(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: int, where: str) -> Iterator[Finding]:
+def check_model(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: int,
+                where: str) -> Iterator[Finding]:
     """found: outcomes of `stages`. degree: tensor-parallel ranks of the run. free_disk: bytes beside the checkpoint."""
     load = shlex.quote(str(arguments.load))
     for stage, (code, mend) in FAULTS.items():
@@ -133,3 +178,53 @@ def check_bits(bits: int, arguments: argparse.Namespace, where: str) -> Iterator
     elif not bits and arguments.from_quantized_checkpoint:
         yield error("checkpoint-bits", where, f"{arguments.load} is not quantised, but said to be",
                     "leave --from-quantized-checkpoint away (MODEL_ARGS in CONFIG)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data of evaluation tasks: whether there is a file with something in it for every group."""
+
+    path: str  # of their folder
+    is_folder: bool
+    tasks: tuple[str, ...] = ()  # names of those whose data is there
+    faults: tuple[str, ...] = ()  # of task files
+    missing: tuple[str, ...] = ()  # why tasks have no data
+    unreadable: tuple[str, ...] = ()  # data files that this user may not read
+
+
+def look_for_data(paths: Sequence[str], data_path: Path) -> Data:
+    """Looks at names, not at rows: python -m evaluation --check reads these. Needs PyYAML where tasks are named."""
+    is_folder = data_path.is_dir()
+    if not paths:
+        return Data(str(data_path), is_folder)
+    from evaluation.discovery import data_files, load_tasks, missing
+
+    try:
+        configs = load_tasks(paths, data_path)
+    except UserError as fault:
+        return Data(str(data_path), is_folder, faults=tuple(str(fault).split("\nerror: ")))
+    reasons = {config.name: missing(config) for config in configs}
+    files = [file for config in configs for group in data_files(config).values() for file in group]
+    return Data(str(data_path), is_folder, tuple(name for name, reason in reasons.items() if reason is None),
+                missing=tuple(reason for reason in reasons.values() if reason),
+                unreadable=tuple(str(file) for file in files if not os.access(file, os.R_OK)))
+
+
+def check_data(data: Data, is_named: bool, where: str) -> Iterator[Finding]:
+    """is_named: the user said where the data is. Tasks whose data would be in a folder that is not there have one line
+    together."""
+    lost = [reason for reason in data.missing if f"no folder {data.path}{os.sep}" in reason]
+    if not data.is_folder and (is_named or lost):
+        lacking = f"; {len(lost)} of the tasks that were named {'has' if len(lost) == 1 else 'have'} no data"
+        yield error("data-path", where, f"DATA_PATH={data.path}: no such folder{lacking if lost else ''}",
+                    f"export DATA_PATH=/the/folder, or bash scripts/prepare_data.sh --raw /data/raw --output "
+                    f"{shlex.quote(data.path)}")
+    for fault in data.faults:
+        remedy = ("name those of tasks/, or your own" if "there is no such file" in fault else
+                  "edit the file (docs/evaluate-your-own-tasks.md has all keys)")
+        yield error("task-file", where, fault, remedy)
+    for reason in data.missing if data.is_folder else [each for each in data.missing if each not in lost]:
+        yield error("task-data", where, reason, "bash scripts/prepare_data.sh --list, and --allow-missing goes on "
+                    "without it")
+    for file in data.unreadable:
+        yield error("data-readable", where, f"{file} cannot be read by this user", f"chmod a+r {shlex.quote(file)}")

@@ -1,11 +1,14 @@
-"""The doctor's visit: gathers facts, here and on other hosts, and judges them."""
+"""The doctor's visit: reads what the scripts would run, gathers facts here and on other hosts, and judges them."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import shlex
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +16,10 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from doctor import allreduce, data, devices, hosts, machine, memory, model, packages, probe
+from doctor import devices, hosts, machine, model, packages, probe
+from doctor.allreduce import Outcome
 from doctor.finding import Finding, error
-from doctor.join import join
+from doctor.hosts import join
 from evaluation.hashing import hash_code
 from runtime.errors import UserError
 from runtime.files import REPOSITORY
@@ -24,36 +28,90 @@ from runtime.hosts import check_layout, is_here_alone, read_hostfile
 # errors with which the processes cannot be started
 HINDRANCES = {"torch-import", "gpu-count", "gpu-hidden", "torch-without-cuda", "driver", "driver-old", "probe"}
 RANK_BYTES = 0.4e9  # of a process that joins
+DEFAULT_CONFIG = "configs/model_glm_small.sh"
+# every variable of the environment that is shown; others may hold secrets
+VARIABLES = ("CONFIG", "CHECKPOINT_PATH", "MP_SIZE", "DATA_PATH", "HOST_FILE_PATH", "MASTER_ADDR", "MASTER_PORT",
+         "SSH_PORT", "NODE_RANK", "GLM_KERNEL_CACHE")
+READ_CONFIG = r"""
+set -euo pipefail
+exec 3>&1 1>&2
+REPOSITORY="$1"
+source "$1/scripts/read_config.sh" "$2"
+printf '%s\0' "$CHECKPOINT_PATH" "$MP_SIZE" ${MODEL_ARGS[@]+"${MODEL_ARGS[@]}"} >&3
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the scripts would run, as CONFIG and the rest of the environment say."""
+
+    config: str  # the file that was read
+    checkpoint: str = ""  # "": not said
+    degree: int = 1  # tensor-parallel ranks
+    arguments: tuple[str, ...] = ()  # its MODEL_ARGS
+
+
+def read_settings(environment: Mapping[str, str], where: str,
+                  root: Path = REPOSITORY) -> tuple[Settings, list[Finding]]:
+    """The configuration that the scripts would use from this working directory, and what is wrong with it."""
+    config = environment.get("CONFIG") or DEFAULT_CONFIG
+    file = next((path for path in (Path(config), root / config) if path.is_file()), None)
+    if file is None:
+        known = " ".join(sorted(path.relative_to(root).as_posix() for path in root.glob("configs/model_*.sh")))
+        return Settings(config), [error("config", where, f"CONFIG={config}: no such file (there are: {known})",
+                                        f"export CONFIG={DEFAULT_CONFIG}")]
+    command = ["bash", "-c", READ_CONFIG, "bash", str(root), str(file.absolute())]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20,
+                              env={**os.environ, **environment}, stdin=subprocess.DEVNULL)
+        code, words, said = done.returncode, done.stdout.split("\0")[:-1], done.stderr
+    except (OSError, subprocess.TimeoutExpired) as failure:
+        code, words, said = 1, [], str(failure)
+    if code or len(words) < 2:
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        return Settings(str(file)), [error("config-script", where, f"CONFIG={file} cannot be read by bash: "
+                                           f"{lines[-1] if lines else f'exit code {code}'}",
+                                           f"bash -n {shlex.quote(str(file))}, and compare with {DEFAULT_CONFIG}")]
+    checkpoint, degree, *arguments = words
+    findings = []
+    if not re.fullmatch(r"[1-9]\d*", degree):
+        findings.append(error("mp-size", where, f"MP_SIZE={degree}: must be the number of devices that the model is "
+                              "spread over, 1 or more", "export MP_SIZE=1"))
+        degree = "1"
+    return Settings(str(file), checkpoint, int(degree), tuple(arguments)), findings
+
+
+def own_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The toolkit's own variables and no others."""
+    return {name: environment[name] for name in VARIABLES if name in environment}
 
 
 @dataclass(frozen=True)
 class Visit:
-    """arguments: of the command line, with CONFIG's before them. words: those that say which model and data, as they
-    were written, for other processes. degree: tensor-parallel ranks. processes: of the run on this host. world: on all
-    hosts. needs_port: this is where several hosts meet. port: of that place."""
+    """What is to be looked at."""
 
-    arguments: argparse.Namespace
-    words: Sequence[str]
-    degree: int = 1
-    processes: int = 1
-    world: int = 1
-    needs_port: bool = False
-    port: int = 29500
+    arguments: argparse.Namespace  # of the command line, with CONFIG's before them
+    words: Sequence[str]  # those that say which model and data, as they were written, for other processes
+    degree: int = 1  # tensor-parallel ranks
+    processes: int = 1  # of the run on this host
+    world: int = 1  # processes on all hosts
+    needs_port: bool = False  # several hosts meet here
+    port: int = 29500  # of that place
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one host. stages: what the probe tried (probe.Stages)."""
+    """Of one host."""
 
     host: str
     packages: packages.Packages
     machine: machine.Machine
-    stages: probe.Stages
-    data: data.Data | None
-    shortage: memory.Shortage | None
-    free_beside_checkpoint: int
-    code: str
+    stages: probe.Stages  # what the probe tried
+    data: model.Data | None
+    shortage: model.Shortage | None
+    free_beside_checkpoint: int  # bytes
+    code: str  # hash of the sources
 
     def common(self) -> dict:
         """What the hosts of a run must have in common."""
@@ -64,7 +122,7 @@ class Facts:
 def gather(visit: Visit) -> Facts:
     """Everything about this host, the slow things at once."""
     arguments = visit.arguments
-    short = memory.look(arguments, visit.degree, visit.processes)  # before the others take some of it
+    short = model.memory_shortage(arguments, visit.degree, visit.processes)  # before the others take some of it
     with ThreadPoolExecutor() as pool:
         ranks = f"{visit.degree},{visit.processes},{visit.world}"
         stages = pool.submit(probe.ask, ["--ranks", ranks, *visit.words])
@@ -72,7 +130,7 @@ def gather(visit: Visit) -> Facts:
         code = pool.submit(hash_code)
         host = machine.look(visit.environment, visit.port)
         has_yaml = find_spec("yaml") is not None  # else check_requirements says so
-        found = data.look(arguments.paths, arguments.data_path) if has_yaml or not arguments.paths else None
+        found = model.look_for_data(arguments.paths, arguments.data_path) if has_yaml or not arguments.paths else None
         folder = arguments.load.parent
         free = shutil.disk_usage(folder).free if folder.is_dir() else 0
         return Facts(socket.gethostname(), installed.result(), host, stages.result(), found, short,
@@ -93,23 +151,22 @@ def judge(facts: Facts, visit: Visit) -> list[Finding]:
             yield from devices.check(seen, facts.machine.nvidia, wanted, where)
             yield from devices.check_kernels(stages, seen, facts.machine.builds_kernels, where)
         yield from machine.check(facts.machine, where, visit.processes, visit.world, uses_gpus, visit.needs_port)
-        yield from memory.check(facts.shortage, where)
-        yield from model.check(stages, arguments, visit.degree, facts.free_beside_checkpoint, where)
+        yield from model.check_memory(facts.shortage, where)
+        yield from model.check_model(stages, arguments, visit.degree, facts.free_beside_checkpoint, where)
         if facts.data is not None:
-            yield from data.check(facts.data, "DATA_PATH" in visit.environment, where)
+            yield from model.check_data(facts.data, "DATA_PATH" in visit.environment, where)
 
     return list(found())
 
 
 @dataclass(frozen=True)
 class Report:
-    """facts: of every host, by its name. all_reduce: None where there is one rank, or they were not joined; not_joined
-    says then why."""
+    """What a visit comes to."""
 
     findings: list[Finding]
-    facts: dict[str, object]
-    all_reduce: allreduce.Outcome | None = None
-    not_joined: str = ""
+    facts: dict[str, object]  # of every host, by its name; of this one alone as they are
+    all_reduce: Outcome | None = None  # None: there is one rank, or they were not joined
+    not_joined: str = ""  # why they were not
 
 
 def alone(visit: Visit) -> Report:
@@ -197,4 +254,3 @@ def _passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     names = ("MASTER_PORT", "GLM_KERNEL_CACHE", "DATA_PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
     path = f"{REPOSITORY}{os.pathsep}{environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)
     return {name: environment[name] for name in names if environment.get(name)} | {"PYTHONPATH": path}
-

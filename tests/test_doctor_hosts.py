@@ -15,7 +15,7 @@ import torch
 from doctor import allreduce, hosts, run
 from doctor.allreduce import Outcome, Place
 from doctor.finding import Finding
-from doctor.join import Limits, join
+from doctor.hosts import Limits, join
 from runtime.hosts import Host, is_here_alone
 from tests.fake_ssh import FakeSsh
 from tests.parallel_helper import run_ranks
@@ -234,7 +234,7 @@ def joined(port, world):
 def test_two_ranks_measure_their_bandwidth(tmp_path):
     first, second = run_ranks(joined, 2, tmp_path, free_port(), 2)
     assert second is None and first.backend == "gloo" and first.bandwidth > 0 and not first.missing
-    assert allreduce.read("chatter\n" + allreduce.line_of(first) + "\n") == [first]
+    assert allreduce.read_outcomes("chatter\n" + allreduce.line_of(first) + "\n") == [first]
 
 
 def together(operation, **changes):

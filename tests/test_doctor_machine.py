@@ -11,9 +11,8 @@ import pytest
 
 from commands.doctor import parse
 from doctor import machine
-from doctor import memory as shortages
 from doctor.machine import Folder, Machine
-from doctor.memory import Shortage
+from doctor.model import Shortage, check_memory, memory_shortage
 from planning import check
 from runtime import resources
 from tests.two_hosts import _unshare
@@ -89,13 +88,13 @@ def test_a_port_in_use():
 
 
 def short(where, processes=1, ways=("--quantization-bit-width 4", "--offload-memory-limit 9")):
-    (one,) = shortages.check(Shortage(where, 32e9, 10e9, processes, ways), "here")
+    (one,) = check_memory(Shortage(where, 32e9, 10e9, processes, ways), "here")
     assert (one.code, one.level) == ("memory", "error")
     return str(one)
 
 
 def test_a_model_that_does_not_fit():
-    assert list(shortages.check(None, "here")) == []
+    assert list(check_memory(None, "here")) == []
     line = short("this machine", 8)
     assert "32.00 GB are needed by 8 processes, this machine has 10.00 GB free" in line
     assert "mend it: --quantization-bit-width 4; or --offload-memory-limit 9 (" in line and "-m glm plan" in line
@@ -112,14 +111,14 @@ def test_all_processes_of_a_host_share_its_memory(monkeypatch, tmp_path, free, p
     (tmp_path / "latest").write_text("49300")
     (tmp_path / "49300" / "mp_rank_00_model_states.pt").write_bytes(b"")
     arguments = parse(["--load", str(tmp_path), "--model", "glm-130b", "--device", "cpu", "--bf16"])
-    lacking = shortages.look(arguments, 8, processes)
+    lacking = memory_shortage(arguments, 8, processes)
     assert (lacking is None) is fits
     assert arguments.model_parallel_size is None  # left as it was
     assert fits or (lacking.where == "this machine" and lacking.ways and 250e9 < lacking.needed < 265e9)
 
 
 def test_a_checkpoint_that_is_not_there_is_another_finding(tmp_path):
-    assert shortages.look(parse(["--load", str(tmp_path / "no"), "--device", "cpu"]), 1, 1) is None
+    assert memory_shortage(parse(["--load", str(tmp_path / "no"), "--device", "cpu"]), 1, 1) is None
 
 
 # Really there

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from commands import doctor as command
-from doctor import data, model, probe, settings
+from doctor import model, probe
+from doctor.run import own_variables, read_settings
 from tests.golden_data import SHAPE, TOKENIZER, split_state, whole_state, write_checkpoint
 from tests.tiny_tasks import write_tasks
 from tools.converting.source import open_source
@@ -30,11 +31,10 @@ def shard(folder, rank):
 def found(folder, *words, degree=2, free=10**12):
     """The findings on a checkpoint, looked at as the probe's process looks."""
     arguments = command.parse(["--load", str(folder), *words])
-    overrides = {name: getattr(arguments, name) for name in command.FIELDS}
     lines = []
-    probe.run(model.stages(arguments, overrides, open_source), lines.append)
+    probe.run(model.stages(arguments, open_source), lines.append)
     stages = probe.outcomes("\n".join(lines), 0, "")
-    return [(one.code, one.level, str(one)) for one in model.check(stages, arguments, degree, free, "here")]
+    return [(one.code, one.level, str(one)) for one in model.check_model(stages, arguments, degree, free, "here")]
 
 
 def test_a_whole_checkpoint_has_no_finding(two_shards):
@@ -77,7 +77,7 @@ def test_a_shard_that_is_cut_off(two_shards):
                                          ("x.pt: no memory to map it", "ulimit -v unlimited -d unlimited")])
 def test_a_shard_that_this_user_may_not_read_or_that_a_limit_forbids(fault, mend):
     stages = {"headers": {"error": fault, "kind": "UserError"}}
-    (one,) = model.check(stages, command.parse(["--load", "DIR"]), 2, 0, "here")
+    (one,) = model.check_model(stages, command.parse(["--load", "DIR"]), 2, 0, "here")
     assert one.code == "checkpoint-headers" and one.mend == mend
 
 
@@ -130,8 +130,8 @@ def test_a_vocabulary_that_is_missing_damaged_or_another_model_s(two_shards, tmp
 
 
 def judged(folder, *paths, is_named=False):
-    facts = data.look([str(path) for path in paths], folder)
-    return [(one.code, str(one)) for one in data.check(facts, is_named, "here")]
+    facts = model.look_for_data([str(path) for path in paths], folder)
+    return [(one.code, str(one)) for one in model.check_data(facts, is_named, "here")]
 
 
 def test_data_that_is_there(tmp_path):
@@ -166,7 +166,7 @@ def test_a_task_file_with_a_mistake(tmp_path):
 
 def test_a_data_file_that_cannot_be_read(tmp_path, monkeypatch):
     write_tasks(tmp_path)
-    monkeypatch.setattr(data.os, "access", lambda path, mode: "writing" not in str(path))  # root may read everything
+    monkeypatch.setattr(model.os, "access", lambda path, mode: "writing" not in str(path))  # root may read everything
     ((code, line),) = judged(tmp_path / "data", tmp_path / "tasks")
     assert code == "data-readable" and "chmod a+r " in line
 
@@ -176,15 +176,15 @@ def test_a_data_file_that_cannot_be_read(tmp_path, monkeypatch):
 
 def configured(tmp_path, text, **environment):
     (tmp_path / "mine.sh").write_text(text, encoding="utf-8", newline="")
-    values, findings = settings.read({"CONFIG": str(tmp_path / "mine.sh"), **environment}, "here")
+    values, findings = read_settings({"CONFIG": str(tmp_path / "mine.sh"), **environment}, "here")
     return values, [(one.code, str(one)) for one in findings]
 
 
 def test_the_configurations_that_are_here_are_read():
     for file in ROOT.glob("configs/*.sh"):
-        values, findings = settings.read({"CONFIG": f"configs/{file.name}"}, "here")
+        values, findings = read_settings({"CONFIG": f"configs/{file.name}"}, "here")
         assert findings == [] and values.checkpoint and command.complaint(list(values.arguments)) is None
-    values, _ = settings.read({}, "here")
+    values, _ = read_settings({}, "here")
     assert values.checkpoint == str(ROOT / "checkpoints" / "glm-small") and values.degree == 1
 
 
@@ -203,7 +203,7 @@ def test_line_ends_of_windows_are_no_part_of_a_value(tmp_path):
 
 
 def test_a_configuration_that_is_not_there():
-    _, (finding,) = settings.read({"CONFIG": "configs/no_such.sh"}, "here")
+    _, (finding,) = read_settings({"CONFIG": "configs/no_such.sh"}, "here")
     assert finding.code == "config" and "no such file (there are: configs/model_glm_130b.sh" in finding.what
 
 
@@ -230,9 +230,9 @@ def test_bash_is_not_there(monkeypatch):
         raise FileNotFoundError("no bash")
 
     monkeypatch.setattr(subprocess, "run", nobody)
-    _, (finding,) = settings.read({}, "here")
+    _, (finding,) = read_settings({}, "here")
     assert finding.code == "config-script" and "no bash" in finding.what
 
 
 def test_only_our_own_variables_are_shown():
-    assert settings.shown({"SECRET_TOKEN": "x", "MP_SIZE": "2", "PATH": "/bin"}) == {"MP_SIZE": "2"}
+    assert own_variables({"SECRET_TOKEN": "x", "MP_SIZE": "2", "PATH": "/bin"}) == {"MP_SIZE": "2"}
