@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -169,7 +170,9 @@ def fingerprint(model, tokenizer, checkpoint: Path) -> str:
 
 
 def follow(arguments: argparse.Namespace) -> int:
-    """What ranks do that serve nobody: the rounds of the first one."""
+    """What the other ranks do: the rounds of the first, which says when it is over, whatever signals come."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     model, _ = load_model(arguments, LONG_TIMEOUT)
     from runtime import parallel
     from serving.engine import follow as follow_rounds

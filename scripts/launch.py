@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from runtime.resources import cores
 
 OWN_SECONDS = 6.0  # for the others to say and end what they have to after one has failed
 END_SECONDS, ASKED_SECONDS = 10.0, 30.0  # to react to SIGTERM: after a failure; when the user asked for it
+PATIENT = {"serving": 3600.0}  # modules that end well when asked to, with an exit code of their own, but take a while
 PR_SET_PDEATHSIG = 1
 
 
@@ -40,8 +42,10 @@ def main(processes: int, module: str, arguments: list[str]) -> int:
         if failed := [rank for rank, code in enumerate(codes) if code]:
             return _failed(children, min(failed, key=lambda rank: codes[rank]), received)
         time.sleep(0.05)
-    _end(children, signal.SIGTERM, ASKED_SECONDS)
-    return 128 + received[0]
+    asked = received[0]
+    _end(children, signal.SIGTERM, PATIENT.get(module, ASKED_SECONDS), received)
+    code = children[0].returncode
+    return code if module in PATIENT and asked == signal.SIGTERM and code in (0, 1) else 128 + asked
 
 
 def _start(rank: int, processes: int, meeting: socket.socket, command: list[str]) -> subprocess.Popen:
@@ -72,12 +76,16 @@ def _failed(children: list[subprocess.Popen], rank: int, received: list[int]) ->
     return code
 
 
-def _end(children: list[subprocess.Popen], number: int, seconds: float) -> None:
-    """Whoever is stopped (SIGSTOP) cannot react and is killed at once, the others when the seconds are over."""
+def _end(children: list[subprocess.Popen], number: int, seconds: float, received: Sequence[int] = ()) -> None:
+    """Those that are stopped (SIGSTOP) cannot react and are killed at once, the others when the seconds are over or one
+    more signal is received."""
+    before = len(received)
     for child in children:
         if _is_running(child):
             os.kill(child.pid, number)
-    _wait(children, seconds, [])
+    end = time.monotonic() + seconds
+    while any(map(_is_running, children)) and time.monotonic() < end and len(received) == before:
+        time.sleep(0.02)
     for child in children:
         if child.poll() is None:
             child.kill()
