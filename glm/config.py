@@ -15,10 +15,11 @@ from runtime.errors import UserError, shown
 from runtime.reading import read_json
 
 ROTARY_TABLES = ("half", "half_inv_freq", "exact")
+GELUS = ("exact", "tanh")
 # Far beyond any model, and small enough that nothing which is computed from them is too large to be a size.
 RANGES = {"num_layers": (1, 10_000), "hidden_size": (1, 2**24), "num_attention_heads": (1, 2**24),
           "inner_hidden_size": (1, 2**24), "vocab_size": (1, 2**31 - 1), "max_sequence_length": (1, 2**31 - 1),
-          "num_image_tokens": (0, 2**31 - 1)}
+          "num_image_tokens": (0, 2**31 - 1), "num_key_value_groups": (0, 2**24)}
 _OVERRIDES = "overrides the shape so named"
 
 
@@ -40,6 +41,9 @@ class ModelConfig:
     # id of the vocabulary file's first piece: GLM-130B's ids begin with image tokens
     num_image_tokens: int = option(20000, _OVERRIDES)
     family: str = glm130b.NAME  # whose architecture it is (glm/families)
+    gelu: str = "exact"  # with erf, or "tanh": the usual approximation
+    tie_word_embeddings: bool = True  # the head is the word embeddings
+    num_key_value_groups: int = 0  # heads that share keys and values form so many groups; 0: every head has its own
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -58,12 +62,21 @@ class ModelConfig:
             raise UserError(f"family is {shown(self.family)}{nearest(self.family, FAMILIES)}; allowed: "
                             f"{', '.join(FAMILIES)}")
         FAMILIES[self.family].check(self)
+        if self.num_attention_heads % self.key_value_heads:
+            raise UserError(f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_groups "
+                            f"{self.num_key_value_groups}")
+        if self.gelu not in GELUS:
+            raise UserError(f"gelu is {shown(self.gelu)}; allowed: {', '.join(GELUS)}")
         if self.rotary_table not in ROTARY_TABLES:
             raise UserError(f"rotary_table is {shown(self.rotary_table)}; allowed: {', '.join(ROTARY_TABLES)}")
 
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.num_key_value_groups or self.num_attention_heads
 
     @property
     def table(self) -> Table:
@@ -73,8 +86,8 @@ class ModelConfig:
     @classmethod
     def from_name(cls, name: str) -> ModelConfig:
         if name in PUBLISHED:
-            raise UserError(f"model preset {name!r}: the name of a published model, which is not read yet; a model of "
-                            f"random weights and about its size has the shapes {PUBLISHED[name]}")
+            raise UserError(f"model preset {name!r}: the published model of this size is {PUBLISHED[name]}; "
+                            f"{name.replace('glm', 'shape')} is one of GLM-130B's architecture, for benchmarks")
         if name not in PRESETS:
             raise UserError(f"unknown model preset {name!r}{nearest(name, PRESETS)}; allowed: {', '.join(PRESETS)}")
         return cls(**PRESETS[name])
@@ -111,15 +124,15 @@ class ModelConfig:
         Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-LATER = ("family",)  # fields that older files do not have: written only where they say something
+# Fields that older files do not have: they are written only where they say something.
+LATER = ("family", "gelu", "tie_word_embeddings", "num_key_value_groups")
 FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 REQUIRED_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig)
                         if field.default is MISSING)
 
 
 PRESETS: dict[str, dict] = {name: values for family in FAMILIES.values() for name, values in family.PRESETS.items()}
-# These names stood for the shapes beside them, which are not the published models' own.
-PUBLISHED = {f"glm-{size}": f"shape-{size}" for size in ("10b", "2b", "335m", "110m")}
+PUBLISHED = {"glm-335m": "glm-large", "glm-110m": "glm-base"}  # names that are taken for others
 
 
 def read_config_file(path: str | Path) -> dict:

@@ -17,22 +17,23 @@ from runtime import parallel
 class Linear(torch.nn.Module):
     """x (..., k) -> (..., n) of x's dtype; k and n are those of this rank's part.
 
-    Holds the parameters of the files: weight (n, k) and bias (n); packed, weight (int8) and weight_scale, (n,) or
-    (n, groups), with the layout of kernels/packing.py. Cut by rows, each rank computes some of the outputs; cut by
-    columns, each sees some of the inputs, and their results are summed over the ranks.
+    Holds the parameters of the files: weight (n, k) and, in most models, bias (n); packed, weight (int8) and
+    weight_scale, (n,) or (n, groups), with the layout of kernels/packing.py. Cut by rows, each rank computes some of
+    the outputs; cut by columns, each sees some of the inputs, and their results are summed over the ranks.
 
     adapters: modules that are called with the same x and the backend's operations, and whose (..., n) is added before
     the sum over ranks: an adapter of a linear that is cut by columns sees this rank's inputs, too.
     """
 
-    def __init__(self, shape: tuple[int, int], cut: Cut, dtype: torch.dtype, device: torch.device | str = "meta"):
+    def __init__(self, shape: tuple[int, int], cut: Cut, dtype: torch.dtype, device: torch.device | str = "meta",
+                 has_bias: bool = True):
         """shape: (n, k) of this rank's part."""
         super().__init__()
         rows, columns = shape
         self.cut, self.is_split = cut, parallel.is_started() and parallel.size() > 1
         self.scheme: Scheme | None = None
         self.weight = torch.nn.Parameter(torch.empty(rows, columns, dtype=dtype, device=device))
-        self.bias = torch.nn.Parameter(torch.empty(rows, dtype=dtype, device=device))
+        self.bias = torch.nn.Parameter(torch.empty(rows, dtype=dtype, device=device)) if has_bias else None
         self.adapters = torch.nn.ModuleDict()
 
     @property
@@ -45,7 +46,8 @@ class Linear(torch.nn.Module):
             return self.product(x, operations, self.bias)
         if self.cut is Cut.ROWS:
             return self.product(parallel.copy(x), operations, self.bias)
-        return parallel.reduce(self.product(x, operations)) + self.bias
+        output = parallel.reduce(self.product(x, operations))
+        return output if self.bias is None else output + self.bias
 
     def product(self, x: Tensor, operations: ModuleType, bias: Tensor | None = None) -> Tensor:
         """This rank's own part of the result, before anything is exchanged."""

@@ -38,8 +38,22 @@ class GLM(SATModel):
         if torch.device(device).type != "meta":
             self.to_empty(device=device)
         if not skip_init:
-            with torch.no_grad():
-                self.family.initialise(self)
+            self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Norms at one, biases at zero, all else normal, or as the family has it."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "layernorm" in name:
+                parameter.fill_(1.0)
+        if hasattr(self.family, "initialise"):
+            self.family.initialise(self)
+            return
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.02)
 
     def hidden_states(self, tokens: torch.Tensor, position_ids: torch.Tensor, blocked: torch.Tensor | None = None,
                       cache: KVCache | None = None, embedding_gradient_scale: float = 1.0,
@@ -55,7 +69,7 @@ class GLM(SATModel):
         observe: called with every layer's result, in order.
         """
         operations = kernels.backend(self.transformer.word_embeddings.weight)
-        cosine, sine = inputs.cosine_sine(position_ids, self._inverse_frequencies(tokens.device))
+        cosine, sine = self._angles(position_ids)
         step = Step(self.config, operations, position_ids, cosine, sine, blocked, cache, embedding_gradient_scale,
                     places, self.stream, observe)
         if stack := self._stack(step, tokens):
@@ -73,7 +87,7 @@ class GLM(SATModel):
     @property
     def head_weight(self) -> torch.nn.Parameter:
         """(v, h) of this rank: what hidden states are multiplied with."""
-        return self.transformer.word_embeddings.weight
+        return self.transformer.word_embeddings.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., h) -> float32 logits (..., v) over the whole vocabulary, gathered from the tensor-parallel ranks."""
@@ -88,7 +102,7 @@ class GLM(SATModel):
 
     def new_cache(self, batch: int, capacity: int, is_clear: bool = True) -> KVCache:
         weight = self.transformer.word_embeddings.weight
-        heads = self.transformer.layers[0].attention.num_attention_heads_per_partition
+        heads = max(1, self.config.key_value_heads // parallel.size())
         return KVCache.allocate(self.config.num_layers, batch, heads, capacity, self.config.head_size,
                                 weight.dtype, weight.device, is_clear)
 
@@ -128,5 +142,12 @@ class GLM(SATModel):
         always = sum(parameter.nbytes for parameter in self.parameters() if not parameter.is_meta)
         return always + (0 if self.stream is None else self.stream.bytes)
 
-    def _inverse_frequencies(self, device: torch.device) -> torch.Tensor:
-        return inputs.inverse_frequencies(self.family.rotary_size(self.config), self.config.rotary_table, str(device))
+    def _angles(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine (b, s, d) float32 that queries and keys are turned by: not at all with learned positions."""
+        size = self.family.rotary_size(self.config)
+        if size:
+            frequencies = inputs.inverse_frequencies(size, self.config.rotary_table, str(position_ids.device))
+            return inputs.cosine_sine(position_ids, frequencies)
+        nothing = torch.zeros(position_ids.shape[0], position_ids.shape[-1], self.config.head_size,
+                              device=position_ids.device)
+        return torch.ones_like(nothing), nothing

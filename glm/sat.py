@@ -59,6 +59,15 @@ class Step:
                                          self.config.position_encoding_2d)
         return self.wanted(layer, context)
 
+    def attend_groups(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """All of q, of k, of v (b, s, (n + 2g)*d) -> (b, s, n*d), at the places that are wanted; q and k are turned."""
+        keys, values, start = self.cached(layer)
+        size, half = self.config.head_size, self.cosine.shape[-1] // 2
+        groups = max(1, self.config.key_value_heads // parallel.size())
+        context = self.operations.attend_groups(qkv, groups, size, self.cosine[..., :half], self.sine[..., :half],
+                                                keys, values, start, self.blocked)
+        return self.wanted(layer, context)
+
     def cached(self, layer: int) -> tuple:
         """A layer's keys and values, and how many of their places are filled."""
         cache = self.cache
@@ -70,6 +79,9 @@ class SATModel(BaseModel):
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__(Namespace(), transformer=_transformer(config, dtype))
+        if not config.tie_word_embeddings:
+            v, h = spec.outside_parts(config, parallel.size())[spec.HEAD].shape
+            self.lm_head = torch.nn.Linear(h, v, bias=False, dtype=dtype, device="meta")
         self.add_mixin("embedding", Embedding(config))
         self.add_mixin("block", Block(config))
 
@@ -128,20 +140,26 @@ _NO_MASK = torch.empty(1, 1)  # SAT insists on a mask; ours travels in Step
 
 def _transformer(config: ModelConfig, dtype: torch.dtype) -> BaseTransformer:
     """SAT's transformer on the meta device, with our linears in its layers and only the embeddings of the table."""
-    meta = torch.device("meta")
+    meta, lines = torch.device("meta"), config.table.lines
+    norm = torch.nn.LayerNorm if f"{spec.FINAL_NORM}.bias" in lines else torch.nn.RMSNorm
     with meta, _NoInitialisation():
         transformer = BaseTransformer(
             config.num_layers, config.vocab_size, config.hidden_size, config.num_attention_heads,
             config.max_sequence_length, layernorm_order="post", layernorm_epsilon=config.layernorm_epsilon,
-            inner_hidden_size=config.inner_hidden_size, layernorm=partial(torch.nn.LayerNorm, dtype=dtype),
+            inner_hidden_size=config.inner_hidden_size, layernorm=partial(norm, dtype=dtype),
             params_dtype=dtype, skip_init=True, device=meta)
+        del transformer.position_embeddings
+        for tensor in config.table.before:
+            if tensor.name != spec.WORD_EMBEDDINGS:
+                rows, columns = spec.part(tensor, config).shape
+                table = torch.nn.Embedding(rows, columns, dtype=dtype)
+                setattr(transformer, tensor.name.split(".")[1], table)
         for layer in transformer.layers:
             for name, shape in spec.linears(config, parallel.size()).items():
                 parent, _, attribute = name.rpartition(".")
                 cut = spec.cut_of(spec.in_layer(0, f"{name}.weight"))
-                setattr(layer.get_submodule(parent), attribute, Linear(shape, cut, dtype))
-        transformer.final_layernorm = torch.nn.LayerNorm(config.hidden_size, config.layernorm_epsilon, dtype=dtype)
-    del transformer.position_embeddings
+                linear = Linear(shape, cut, dtype, has_bias=f"{name}.bias" in lines)
+                setattr(layer.get_submodule(parent), attribute, linear)
     return transformer
 
 

@@ -70,10 +70,15 @@ LENGTHS: dict[str, Callable[[ModelConfig], int]] = {
     "hidden": lambda config: config.hidden_size,
     "qkv": lambda config: 3 * config.hidden_size,
     "half head": lambda config: config.hidden_size // config.num_attention_heads // 2,
+    "quarter head": lambda config: config.hidden_size // config.num_attention_heads // 4,
     "inner": lambda config: config.inner_hidden_size,
     "vocabulary": lambda config: config.vocab_size,
     "places": lambda config: config.max_sequence_length,
+    "places and one": lambda config: config.max_sequence_length + 1,
+    "keys": lambda config: config.key_value_heads * config.head_size,
 }
+# Of such lengths there are only so many shares: with more ranks several hold the same one.
+SHARES: dict[str, Callable[[ModelConfig], int]] = {"keys": lambda config: config.key_value_heads}
 _IN_LAYER = re.compile(re.escape(PREFIX) + r"(\d+)\.(.+)")
 
 
@@ -84,7 +89,6 @@ class Table:
     before: tuple[Tensor, ...]  # the layers
     layer: tuple[Tensor, ...]  # of each layer
     behind: tuple[Tensor, ...]
-    divided: tuple[str, ...] = DIVIDED  # fields of the configuration that the number of ranks must divide
 
     @cached_property
     def lines(self) -> dict[str, Tensor]:
@@ -105,16 +109,22 @@ def linear(name: str, rows: str | tuple[str, ...], columns: str, has_bias: bool 
     return (weight, bias) if has_bias else (weight,)
 
 
-def _lengths(axis: str | tuple[str, ...], config: ModelConfig) -> list[int]:
-    """Of an axis's blocks."""
-    return [LENGTHS[key](config) for key in ((axis,) if isinstance(axis, str) else axis)]
+def _keys(axis: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (axis,) if isinstance(axis, str) else axis
+
+
+def _shares(key: str, config: ModelConfig, degree: int) -> int:
+    """Into how many parts so many ranks cut a block."""
+    return min(degree, SHARES[key](config)) if key in SHARES else degree
 
 
 def part(tensor: Tensor, config: ModelConfig, degree: int = 1) -> Part:
     """One rank's part of a tensor; ``degree`` must divide the model (``undivided``)."""
-    shape = [sum(_lengths(axis, config)) for axis in tensor.shape]
-    if tensor.cut is not Cut.WHOLE:
-        shape[0 if tensor.cut is Cut.ROWS else -1] //= degree
+    shape = []
+    for number, axis in enumerate(tensor.shape):
+        is_cut = tensor.cut is not Cut.WHOLE and number == (0 if tensor.cut is Cut.ROWS else 1)
+        shape.append(sum(LENGTHS[key](config) // (_shares(key, config, degree) if is_cut else 1)
+                         for key in _keys(axis)))
     return Part(tuple(shape), tensor.packs)
 
 
@@ -156,7 +166,10 @@ def extras(config: ModelConfig) -> Iterator[dict[str, Part]]:
 
 def undivided(config: ModelConfig, degree: int) -> str | None:
     """The field of the configuration that so many ranks do not divide; None: they divide all."""
-    return next((name for name in config.table.divided if getattr(config, name) % degree), None)
+    groups = getattr(config, "num_key_value_groups", 0)
+    if groups and groups % degree and degree % groups:
+        return "num_key_value_groups"
+    return next((name for name in DIVIDED if getattr(config, name) % degree), None)
 
 
 def in_layer(number: int, name: str) -> str:
@@ -216,10 +229,14 @@ def columns_of(name: str, config: ModelConfig, degree: int = 1) -> int:
     return part(describe(name, config), config, degree).shape[1]
 
 
-def blocks_of(name: str, config: ModelConfig) -> list[int]:
-    """The lengths, in the whole model, of the blocks of the axis along which ranks share a tensor; mostly one."""
+def axis_of(name: str, config: ModelConfig) -> int:
+    """The length, in the whole model, of the axis along which ranks share a tensor."""
+    return sum(LENGTHS[key](config) for key in _blocks(name, config))
+
+
+def _blocks(name: str, config: ModelConfig) -> tuple[str, ...]:
     line = describe(name, config)
-    return _lengths(line.shape[0 if line.cut is Cut.ROWS else -1], config)
+    return _keys(line.shape[0 if line.cut is Cut.ROWS else -1])
 
 
 def pieces(size: int, sources: int, targets: int, rank: int) -> Iterator[Piece]:
@@ -237,8 +254,10 @@ def slices_of(name: str, config: ModelConfig, sources: int, targets: int, rank: 
     """What makes up part ``rank`` of ``targets`` of a tensor that is cut, out of ``sources`` parts, in order: block by
     block, places within the source's part along the axis that is cut."""
     found, begin = [], 0
-    for length in blocks_of(name, config):
-        found += [Piece(source, begin + start, begin + stop)
-                  for source, start, stop in pieces(length, sources, targets, rank)]
-        begin += length // sources
+    for key in _blocks(name, config):
+        length = LENGTHS[key](config)
+        held, wanted = _shares(key, config, sources), _shares(key, config, targets)
+        found += [Piece(source * sources // held, begin + start, begin + stop)
+                  for source, start, stop in pieces(length, held, wanted, rank * wanted // targets)]
+        begin += length // held
     return found

@@ -2,7 +2,7 @@
 
     ops = kernels.backend(weight)     # once per forward pass
     ops.linear(...); ops.head(...); ops.layer_norm(...); ops.residual_layer_norm(...); ops.scaled_add(...)
-    ops.geglu(...); ops.attend(...)
+    ops.geglu(...); ops.gelu(...); ops.swiglu(...); ops.rms_norm(...); ops.attend(...); ops.attend_groups(...)
 
 Importing this package does not import torch: what the operations keep to is known to those who plan a run, too.
 """

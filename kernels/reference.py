@@ -130,6 +130,22 @@ def geglu(x: Tensor) -> Tensor:
     return value * F.gelu(gate)
 
 
+def gelu(x: Tensor, is_exact: bool) -> Tensor:
+    """The GELU of every value: with erf, or by the approximation with tanh."""
+    return F.gelu(x, approximate="none" if is_exact else "tanh")
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """x (..., 2i) = halves (x1, x2) -> silu(x1) * x2 (..., i)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """weight * x / sqrt(mean(x^2) + epsilon) over the last dimension; the mean is FP32 whatever the dtype of x."""
+    return F.rms_norm(x, weight.shape, weight, epsilon)
+
+
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor, positions_2d: bool = False) -> Tensor:
     """Rotary embedding of x (..., d): x * cos + rotate_half(x) * sin; cosine and sine broadcast against x.
 
@@ -159,7 +175,7 @@ def attend(
     qkv holds [q | k | v] per head. q and k are rotated by cosine and sine (b, s, d); with a cache, keys and values
     (b, n, capacity, d), the new k and v are written to its places start .. start + s - 1. blocked (b, s, start + s) is
     True where attention is forbidden, None where everything sees everything. A row that may attend to nothing
-    (padding) attends to everything instead: what it yields is meaningless but finite.
+    (padding) gets an even average of all values: finite, and what the original models compute.
     Lengths: every row has its own start and sees nothing behind its new tokens; blocked must be None then, and the
     cache may have more rows, of which the first b are used.
     """
@@ -169,16 +185,54 @@ def attend(
     # q and k rotate together: (b, s, n, 2, d)
     rotated = rotate(qkv[:, :, :, :2], cosine[:, :, None, None].to(qkv.dtype), sine[:, :, None, None].to(qkv.dtype),
                      positions_2d)
-    query = rotated[:, :, :, 0].transpose(1, 2)  # (b, n, s, d)
-    key = rotated[:, :, :, 1].transpose(1, 2)
-    value = qkv[:, :, :, 2].transpose(1, 2)
+    return _attention(rotated[:, :, :, 0], rotated[:, :, :, 1], qkv[:, :, :, 2], keys, values, start, blocked)
+
+
+def attend_groups(
+    qkv: Tensor,
+    groups: int,
+    size: int,
+    cosine: Tensor,
+    sine: Tensor,
+    keys: Tensor | None = None,
+    values: Tensor | None = None,
+    start: int | Lengths = 0,
+    blocked: Tensor | None = None,
+) -> Tensor:
+    """`attend` with keys and values that several heads share: qkv (b, s, (n + 2g)*d) -> (b, s, n*d), g `groups`, d
+    `size`.
+
+    qkv holds all of q, all of k, all of v; keys and values are (b, g, capacity, d), each for n/g neighbouring heads.
+    Of q and k the first r coordinates are turned in adjacent pairs; cosine and sine are (b, s, r/2).
+    """
+    b, s, _ = qkv.shape
+    qkv = qkv.view(b, s, -1, size)
+    turned, value = qkv[:, :, :-groups], qkv[:, :, -groups:]
+    turned = rotate_pairs(turned, cosine[:, :, None].to(qkv.dtype), sine[:, :, None].to(qkv.dtype))
+    return _attention(turned[:, :, :-groups], turned[:, :, -groups:], value, keys, values, start, blocked)
+
+
+def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary embedding of the first r of x's (..., d) coordinates, of which 2i and 2i + 1 are a pair; cosine and sine
+    (..., r/2) broadcast against the pairs."""
+    r = 2 * cosine.shape[-1]
+    even, odd = x[..., :r].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cosine - odd * sine, odd * cosine + even * sine), dim=-1).flatten(-2)
+    return torch.cat((turned, x[..., r:]), dim=-1)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, values: Tensor | None,
+               start: int | Lengths, blocked: Tensor | None) -> Tensor:
+    """query (b, s, n, d), key and value (b, s, g, d), ready for the cache -> (b, s, n*d); the rest as in `attend`."""
+    b, s, n, _ = query.shape
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (b, n, s, d), (b, g, s, d)
     if isinstance(start, Lengths):
-        places = start.each[:, None] + torch.arange(s, device=qkv.device)  # (b, s)
-        rows = torch.arange(b, device=qkv.device)[:, None]
+        places = start.each[:, None] + torch.arange(s, device=query.device)  # (b, s)
+        rows = torch.arange(b, device=query.device)[:, None]
         keys[rows, :, places], values[rows, :, places] = key.transpose(1, 2), value.transpose(1, 2)
         total = start.longest + s
         key, value = keys[:b, :, :total], values[:b, :, :total]
-        blocked = torch.arange(total, device=qkv.device) > places[:, :1, None] + (s - 1)  # (b, 1, total)
+        blocked = torch.arange(total, device=query.device) > places[:, :1, None] + (s - 1)  # (b, 1, total)
     elif keys is not None:
         keys[:, :, start : start + s] = key
         values[:, :, start : start + s] = value
@@ -186,8 +240,15 @@ def attend(
             key, value = keys[:, :, : start + s], values[:, :, : start + s]
     allowed = None
     if blocked is not None:
-        allowed = (~blocked | blocked.all(dim=-1, keepdim=True))[:, None]  # (b, 1, s, start + s)
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        nothing = blocked.all(dim=-1, keepdim=True)
+        query = query.masked_fill(nothing[:, None], 0.0)  # equal scores
+        allowed = (~blocked | nothing)[:, None]  # (b, 1, s, start + s)
+    groups = key.shape[1]
+    if s == 1 and groups < n:  # the heads of a group are rows of one product, and no key is copied
+        output = F.scaled_dot_product_attention(query.reshape(b, groups, n // groups, -1), key, value,
+                                                attn_mask=allowed)
+        return output.reshape(b, 1, -1)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, enable_gqa=groups < n)
     return output.transpose(1, 2).reshape(b, s, -1)
 
 

@@ -89,3 +89,44 @@ def test_infinities_and_nans_pass_through(ops):
         x = torch.tensor([1.0, float("inf"), float("nan"), -2.0], dtype=dtype).view(4, 1, 1)
         result = ops.linear(x, torch.ones(1, 1, dtype=dtype)).flatten()
         assert result[0] == 1 and result[1] == float("inf") and result[2].isnan() and result[3] == -2
+
+
+@pytest.mark.parametrize("s", [1, 4])
+def test_heads_that_share_keys_and_values(ops, s):
+    """As if every head had a copy of its group's; the first coordinates turn in adjacent pairs, the others not."""
+    b, n, groups, d, start, turning = 3, 6, 2, 8, 5, 4
+    q, k, v = (random(b, s, heads, d, dtype=torch.float32, seed=seed) for seed, heads in enumerate((n, groups, groups)))
+    angle = random(b, s, turning // 2, dtype=torch.float32, seed=3)
+    keys, values = (random(b, groups, start + s, d, dtype=torch.float32, seed=seed) for seed in (4, 5))
+    blocked = torch.rand(b, s, start + s, generator=torch.Generator().manual_seed(6)) < 0.4
+    blocked[1, 0] = True  # a row that may see nothing: an even average
+
+    def turned(x):
+        pairs = torch.view_as_complex(x[..., :turning].unflatten(-1, (-1, 2)).contiguous())
+        pairs = pairs * torch.polar(torch.ones_like(angle), angle)[:, :, None]
+        return torch.cat((torch.view_as_real(pairs).flatten(-2), x[..., turning:]), dim=-1)
+
+    all_keys = torch.cat((keys[:, :, :start].transpose(1, 2), turned(k)), dim=1).repeat_interleave(n // groups, dim=2)
+    all_values = torch.cat((values[:, :, :start].transpose(1, 2), v), dim=1).repeat_interleave(n // groups, dim=2)
+    scores = torch.einsum("bsnd,btnd->bnst", turned(q), all_keys) / d**0.5
+    weights = scores.masked_fill(blocked[:, None], float("-inf")).softmax(-1)
+    weights[1, :, 0] = 1 / (start + s)
+    expected = torch.einsum("bnst,btnd->bsnd", weights, all_values).flatten(2)
+    qkv = torch.cat((q, k, v), dim=2).flatten(2)
+    for backend in (reference, ops):
+        found = backend.attend_groups(qkv, groups, d, angle.cos(), angle.sin(), keys.clone(), values.clone(), start,
+                                      blocked)
+        torch.testing.assert_close(found, expected)
+
+
+def test_functions_of_single_values(ops):
+    x, weight = random(3, 8, dtype=torch.float32, scale=3.0), random(8, dtype=torch.float32, seed=1)
+    for backend in (reference, ops):
+        exact = 0.5 * x * (1 + torch.erf(x / 2**0.5))
+        near = 0.5 * x * (1 + torch.tanh(0.7978845608028654 * (x + 0.044715 * x**3)))
+        torch.testing.assert_close(backend.gelu(x, True), exact)
+        torch.testing.assert_close(backend.gelu(x, False), near)
+        assert (exact - near).abs().max() > 1e-4
+        torch.testing.assert_close(backend.swiglu(x), x[:, :4] * torch.sigmoid(x[:, :4]) * x[:, 4:])
+        normal = weight * x / (x.square().mean(-1, True) + 1e-5).sqrt()
+        torch.testing.assert_close(backend.rms_norm(x, weight, 1e-5), normal)

@@ -49,6 +49,18 @@ def test_attend(ops, dtype, b, n, d, start, positions_2d, with_blocked, monkeypa
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("s", [1, 3])
+def test_a_row_that_may_see_nothing_is_an_even_average(ops, dtype, s):
+    qkv, angle = random(2, s, 3 * 4 * 16, dtype=dtype), random(2, s, 16, dtype=torch.float32, seed=1)
+    blocked = torch.zeros(2, s, s, dtype=torch.bool)
+    blocked[1, 0] = True
+    expected = qkv.view(2, s, 4, 3, 16)[1, :, :, 2].double().mean(0).flatten()
+    for backend in (reference, ops):
+        found = backend.attend(qkv, angle.cos(), angle.sin(), blocked=blocked)[1, 0]
+        torch.testing.assert_close(found.double(), expected, atol=2 * torch.finfo(dtype).eps, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("s", [1, 3])
 def test_rows_that_differ_in_length_attend_as_alone(ops, dtype, s):
     """Nothing behind a row's own places is seen, whatever lies there."""
     b, n, d, starts = 4, 3, 32, [9, 0, 4, 7]

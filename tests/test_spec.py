@@ -30,17 +30,23 @@ def test_the_table_is_what_a_model_holds(name):
         name: tuple(tensor.shape) for name, tensor in model.items()}
 
 
-LARGE = ModelConfig.from_name("glm-130b").override(num_layers=2)
+def _divided(degree):
+    """Every preset, with a single layer, that so many ranks divide."""
+    configs = [ModelConfig.from_name(name).override(num_layers=1) for name in PRESETS]
+    return [config for config in configs if spec.undivided(config, degree) is None]
 
 
 def _shapes_on_a_rank(degree):
     parallel.start(degree)
-    return {name: tuple(tensor.shape) for name, tensor in GLM(LARGE, device="meta").state_dict().items()}
+    return [{name: tuple(tensor.shape) for name, tensor in GLM(config, device="meta").state_dict().items()}
+            for config in _divided(degree)]
 
 
-@pytest.mark.parametrize("degree", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("degree", [2, *(pytest.param(degree, marks=pytest.mark.slow) for degree in (4, 8))])
 def test_the_table_is_what_each_rank_holds(degree, tmp_path):
-    expected = {name: part.shape for name, part in spec.expected(LARGE, degree).items()}
+    expected = [{name: part.shape for name, part in spec.expected(config, degree).items()}
+                for config in _divided(degree)]
+    assert len(expected) > 5
     assert run_ranks(_shapes_on_a_rank, degree, tmp_path, degree) == [expected] * degree
 
 
@@ -84,7 +90,28 @@ def test_pieces_by_hand():
     assert list(pieces(24, 2, 3, 1)) == [Piece(0, 8, 12), Piece(1, 0, 4)]
 
 
+@pytest.mark.parametrize("sources", [1, 2, 4])
+def test_blocks_are_cut_each_by_itself(sources):
+    """ChatGLM2's q, k and v, of which two groups have keys and values: from any number of parts each of four ranks gets
+    its heads and their group."""
+    config = ModelConfig.from_name("chatglm2-6b").override(num_attention_heads=8, hidden_size=32)
+    q, k, v = ([*range(begin, begin + rows)] for begin, rows in ((0, 32), (32, 8), (40, 8)))
+
+    def parts(degree):
+        groups = min(degree, 2)
+        return [q[r * 32 // degree:(r + 1) * 32 // degree]
+                + [row for rows in (k, v) for row in rows[r * groups // degree * 8 // groups:][:8 // groups]]
+                for r in range(degree)]
+
+    found = [[parts(sources)[source][place] for source, start, stop in
+              spec.slices_of(f"{QKV}.weight", config, sources, 4, rank) for place in range(start, stop)]
+             for rank in range(4)]
+    assert found == parts(4)
+    assert {len(part) for part in found} == {spec.part(spec.describe(f"{QKV}.weight", config), config, 4).shape[0]}
+
+
 def test_a_divided_model():
+    assert spec.undivided(ModelConfig.from_name("chatglm2-6b"), 32) is None  # sixteen ranks have the same keys
     config = ModelConfig.from_name("glm-130b")
     assert spec.undivided(config, 8) is None and spec.undivided(config, 7) == "num_attention_heads"
 

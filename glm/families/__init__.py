@@ -12,6 +12,6 @@ A family's file holds all that is peculiar to it. No torch at import: plans and 
     layer_weights(layer)               optional: what the compiled decoding step reads (kernels.stack)
 """
 
-from glm.families import glm130b
+from glm.families import chatglm, chatglm2, glm, glm130b
 
-FAMILIES = {glm130b.NAME: glm130b}
+FAMILIES = {family.NAME: family for family in (glm130b, glm, chatglm, chatglm2)}

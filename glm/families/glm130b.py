@@ -125,16 +125,11 @@ def layer_weights(layer: torch.nn.Module) -> LayerWeights:
 
 def initialise(model: torch.nn.Module) -> None:
     """DeepNorm's initialisation (Wang et al. 2022, as Zeng et al. 2022 scale it): Xavier normal, with gain
-    (2 * num_layers)^-1/2 for the MLP, the value and the output projection; norms at one, biases at zero."""
+    (2 * num_layers)^-1/2 for the MLP, the value and the output projection."""
     config = model.config
     gain = (2 * config.num_layers) ** -0.5
     h, inner = config.hidden_size, config.inner_hidden_size
     model.transformer.word_embeddings.weight.normal_(std=0.02)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-        elif "layernorm" in name:
-            parameter.fill_(1.0)
     for layer in model.transformer.layers:
         qkv = layer.attention.query_key_value.weight
         qkv.normal_(std=math.sqrt(1.0 / h))

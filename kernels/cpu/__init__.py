@@ -39,6 +39,10 @@ class Operators:
     """kernels.reference's functions over one compiled library."""
 
     TYPES = TYPES
+    attend_groups = staticmethod(reference.attend_groups)  # these are not compiled
+    gelu = staticmethod(reference.gelu)
+    swiglu = staticmethod(reference.swiglu)
+    rms_norm = staticmethod(reference.rms_norm)
 
     def __init__(self, library: ctypes.CDLL):
         for name, arguments in SIGNATURES.items():

@@ -60,12 +60,14 @@ template <class T> static void score(const float* q, const T* keys, size_t size,
     for (; t < total; t++) scores[t] = dot(q, keys + t * size, size);
 }
 
-// Softmax in place, forbidden places 0. A row with every place forbidden sees everything, as in the reference.
+// Softmax in place, forbidden places 0. A row with every place forbidden is an even average, as in the reference.
 static inline void softmax(float* scores, size_t total, const uint8_t* blocked) {
     bool any = false;
     for (size_t t = 0; blocked && t < total && !any; t++) any = !blocked[t];
     if (any)
         for (size_t t = 0; t < total; t++) if (blocked[t]) scores[t] = -INFINITY;
+    if (blocked && !any)
+        for (size_t t = 0; t < total; t++) scores[t] = 0.0f;
     float top = -INFINITY;
     for (size_t t = 0; t < total; t++) top = scores[t] > top ? scores[t] : top;
     vec total_sum = fill(0.0f), shift = fill(top);

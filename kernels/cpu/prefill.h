@@ -85,6 +85,8 @@ static inline float weights_of(float* scores, size_t total, float factor, const 
     for (size_t t = 0; blocked && t < total && !any; t++) any = !blocked[t];
     if (any)
         for (size_t t = 0; t < total; t++) scores[t] = blocked[t] ? -INFINITY : scores[t];
+    if (blocked && !any)
+        for (size_t t = 0; t < total; t++) scores[t] = 0.0f;
     for (size_t t = total; t < width; t++) scores[t] = -INFINITY;
     vec top = fill(-INFINITY), sums = fill(0.0f);
     for (size_t t = 0; t < width; t += W) top = larger(top, load(scores + t));

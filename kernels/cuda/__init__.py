@@ -24,6 +24,10 @@ class Operators:
     geglu = staticmethod(reference.geglu)
     rotate = staticmethod(reference.rotate)
     attend = staticmethod(reference.attend)
+    attend_groups = staticmethod(reference.attend_groups)
+    gelu = staticmethod(reference.gelu)
+    swiglu = staticmethod(reference.swiglu)
+    rms_norm = staticmethod(reference.rms_norm)
 
     def __init__(self, find: driver.Finder = driver.find):
         self.find = find

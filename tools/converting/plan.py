@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from glm.spec import SCALE, Cut, blocks_of, columns_of, cut_of, is_packed, slices_of, undivided
+from glm.spec import SCALE, Cut, axis_of, columns_of, cut_of, is_packed, slices_of, undivided
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme
 from runtime.errors import UserError
@@ -161,7 +161,7 @@ def _carried_scheme(source: Source, degree: int, name: str) -> Scheme:
     size = math.gcd(old_size, columns)
     scales = [source.tensor(rank, name + SCALE) for rank in range(source.degree)]
     scales = [scale.reshape(scale.shape[0], -1) for scale in scales]
-    places = torch.arange(0, sum(blocks_of(name, source.sizes)), size) // old_size  # the old group of each new one
+    places = torch.arange(0, axis_of(name, source.sizes), size) // old_size  # the old group of each new one
     larger = [candidate for candidate in range(2 * size, columns + 1, size) if columns % candidate == 0]
     for rows in (1, scales[0].shape[0]):  # the first row rules out most
         if larger:

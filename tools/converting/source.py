@@ -22,7 +22,7 @@ from glm.spec import (
     WORD_EMBEDDINGS,
     Cut,
     Table,
-    blocks_of,
+    axis_of,
     columns_of,
     cut_of,
     describe,
@@ -201,7 +201,7 @@ def _check_split(shards: Sequence[Shard], sizes: Sizes, schemes: Mapping[str, Sc
             continue
         axis = 1 if cut is Cut.COLUMNS else 0
         size = tensor.shape[axis] * degree * (2 if axis == 1 and name in schemes and schemes[name].bits == 4 else 1)
-        whole = sum(blocks_of(name, sizes))
+        whole = axis_of(name, sizes)
         if size < whole and whole % size == 0 and cut is Cut.COLUMNS:
             raise UserError(missing_shard(path.with_name(shard_name(degree)))
                             + f" ({whole * degree // size} belong together)")

@@ -1,0 +1,113 @@
+"""ChatGLM-6B: rotary positions in two channels, DeepNorm, an MLP with GELU that is not gated, tied to the embedding or
+with a head of its own.
+
+    a = LN1(h);  h = alpha * a + Attention(a);  m = LN2(h);  h' = alpha * m + MLP(m)      alpha = sqrt(2 * 28)
+
+The factor is that of 28 layers however many there are. The rows of query_key_value are [q | k | v] head by head; the
+first half of a head turns with the position, the second with the place inside the answer, by frequencies that are
+rounded to float16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+from glm.spec import (
+    DENSE,
+    FINAL_NORM,
+    HEAD,
+    INVERSE_FREQUENCIES,
+    MLP_IN,
+    MLP_OUT,
+    NORMS,
+    QKV,
+    WORD_EMBEDDINGS,
+    Cut,
+    Table,
+    Tensor,
+    linear,
+    norm,
+)
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from glm.config import ModelConfig
+    from glm.sat import Step
+
+NAME = "chatglm"
+RESIDUAL_SCALE = math.sqrt(2 * 28)
+IMAGE_TOKENS = 20000  # of the first revisions, whose vocabulary is that much larger
+COMMON = dict(position_encoding_2d=True, rotary_table="half_inv_freq", gelu="tanh", family=NAME)
+PRESETS: dict[str, dict] = {
+    "chatglm-6b": COMMON | dict(
+        num_layers=28, hidden_size=4096, num_attention_heads=32, inner_hidden_size=16384, vocab_size=130528,
+        max_sequence_length=2048, num_image_tokens=0),
+}
+
+
+@cache
+def _table(is_tied: bool) -> Table:
+    head = Tensor(HEAD, ("vocabulary", "hidden"), Cut.ROWS, extra=is_tied)
+    layer = (*norm(NORMS[0]), *linear(QKV, "qkv", "hidden"), *linear(DENSE, "hidden", "hidden"), *norm(NORMS[1]),
+             *linear(MLP_IN, "inner", "hidden"), *linear(MLP_OUT, "hidden", "inner"),
+             Tensor(INVERSE_FREQUENCIES, ("half head",), extra=True))
+    return Table((Tensor(WORD_EMBEDDINGS, ("vocabulary", "hidden"), Cut.ROWS),), layer, (*norm(FINAL_NORM), head))
+
+
+def tensors(config: ModelConfig) -> Table:
+    return _table(config.tie_word_embeddings)
+
+
+def own_name(name: str) -> str:
+    return name
+
+
+def fields(values: Mapping[str, object]) -> dict[str, object]:
+    """Of a ModelConfig, out of config.json; what is not there has the default of the original's class.
+
+    The head is tied unless it says otherwise, though every file holds one: so the original's library has it.
+    """
+    vocab_size = values.get("vocab_size", 150528)
+    return COMMON | {
+        "num_layers": values.get("num_layers", 28), "hidden_size": values.get("hidden_size", 4096),
+        "num_attention_heads": values.get("num_attention_heads", 32),
+        "inner_hidden_size": values.get("inner_hidden_size", 16384), "vocab_size": vocab_size,
+        "max_sequence_length": values.get("max_sequence_length", 2048),
+        "layernorm_epsilon": values.get("layernorm_epsilon", 1e-5),
+        "position_encoding_2d": values.get("position_encoding_2d", True),
+        "tie_word_embeddings": values.get("tie_word_embeddings", True),
+        "num_image_tokens": IMAGE_TOKENS if vocab_size == 150528 else 0,
+    }
+
+
+def check(config: ModelConfig) -> None:
+    parts = 4 if config.position_encoding_2d else 2
+    if config.head_size % parts:
+        raise UserError(f"the head size {config.head_size} (hidden_size / num_attention_heads) must be a multiple of "
+                        f"{parts} for rotary positions")
+    if config.num_key_value_groups:
+        raise UserError("a model of the family chatglm has keys and values for every head")
+
+
+def rotary_size(config: ModelConfig) -> int:
+    return config.head_size // (2 if config.position_encoding_2d else 1)
+
+
+def embed(transformer: torch.nn.Module, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return words
+
+
+def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+    ops, config, mlp = step.operations, step.config, layer.mlp
+    norm1, norm2, epsilon = layer.input_layernorm, layer.post_attention_layernorm, config.layernorm_epsilon
+
+    a = ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon)
+    update = layer.attention.dense(step.attend(number, layer.attention.query_key_value(a, ops)), ops)
+    m = ops.residual_layer_norm(step.wanted(number, a), update, RESIDUAL_SCALE, norm2.weight, norm2.bias, epsilon)
+    inner = ops.gelu(mlp.dense_h_to_4h(m, ops), config.gelu == "exact")
+    return ops.scaled_add(m, mlp.dense_4h_to_h(inner, ops), RESIDUAL_SCALE)

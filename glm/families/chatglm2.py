@@ -1,0 +1,119 @@
+"""ChatGLM2-6B: a causal model with RMS norms (pre-norm), keys and values shared by groups of heads, SwiGLU, a head of
+its own.
+
+    x = x + Attention(RMS1(x));  x = x + MLP(RMS2(x))
+    logits = RMS_final(x) W_head^T
+
+The rows of query_key_value are all of q, all of k, all of v, k and v for each group; only these have biases. The first
+half of a head's coordinates turns with the position, in adjacent pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from glm.spec import (
+    DENSE,
+    FINAL_NORM,
+    HEAD,
+    MLP_IN,
+    MLP_OUT,
+    NORMS,
+    QKV,
+    WORD_EMBEDDINGS,
+    Cut,
+    Table,
+    Tensor,
+    linear,
+    norm,
+)
+from runtime.errors import UserError, shown
+
+if TYPE_CHECKING:
+    import torch
+
+    from glm.config import ModelConfig
+    from glm.sat import Step
+
+NAME = "chatglm2"
+COMMON = dict(num_image_tokens=0, tie_word_embeddings=False, family=NAME)
+PRESETS: dict[str, dict] = {
+    "chatglm2-6b": COMMON | dict(
+        num_layers=28, hidden_size=4096, num_attention_heads=32, inner_hidden_size=13696, vocab_size=65024,
+        max_sequence_length=32768, num_key_value_groups=2),
+}
+SERVED = {"rmsnorm": True, "add_bias_linear": False, "add_qkv_bias": True, "post_layer_norm": True,
+          "apply_residual_connection_post_layernorm": False, "original_rope": True, "tie_word_embeddings": False}
+_TABLE = Table(
+    before=(Tensor(WORD_EMBEDDINGS, ("vocabulary", "hidden"), Cut.ROWS),),
+    layer=(
+        *norm(NORMS[0], has_bias=False),
+        *linear(QKV, ("hidden", "keys", "keys"), "hidden"),
+        *linear(DENSE, "hidden", "hidden", has_bias=False),
+        *norm(NORMS[1], has_bias=False),
+        *linear(MLP_IN, ("inner", "inner"), "hidden", has_bias=False),
+        *linear(MLP_OUT, "hidden", "inner", has_bias=False),
+    ),
+    behind=(
+        *norm(FINAL_NORM, has_bias=False),
+        Tensor(HEAD, ("vocabulary", "hidden"), Cut.ROWS),
+        Tensor("transformer.rotary_pos_emb.inv_freq", ("quarter head",), extra=True),
+    ),
+)
+
+
+def tensors(config: ModelConfig) -> Table:
+    return _TABLE
+
+
+def own_name(name: str) -> str:
+    """Ours for a tensor of a published file."""
+    for theirs, ours in (("transformer.embedding.", "transformer."), ("transformer.encoder.", "transformer."),
+                         (".self_attention.", ".attention."), ("transformer.output_layer.", "lm_head.")):
+        name = name.replace(theirs, ours)
+    return name
+
+
+def fields(values: Mapping[str, object]) -> dict[str, object]:
+    """Of a ModelConfig, out of config.json; what is not there has the default of the original's class."""
+    for key, served in SERVED.items():
+        if values.get(key, served) != served:
+            raise UserError(f"{key} is {shown(values[key])}; such models are not served, only {shown(served)}")
+    heads, hidden_size = values.get("num_attention_heads", 32), values.get("hidden_size", 4096)
+    if values.get("kv_channels", 128) * heads != hidden_size:
+        raise UserError(f"kv_channels {shown(values.get('kv_channels', 128))} is not hidden_size / num_attention_heads;"
+                        " such models are not served")
+    return COMMON | {
+        "num_layers": values.get("num_layers", 28), "hidden_size": hidden_size, "num_attention_heads": heads,
+        "inner_hidden_size": values.get("ffn_hidden_size", 13696),
+        "vocab_size": values.get("padded_vocab_size", 65024), "max_sequence_length": values.get("seq_length", 2048),
+        "layernorm_epsilon": values.get("layernorm_epsilon", 1e-5),
+        "num_key_value_groups": values.get("multi_query_group_num", 1) if values.get("multi_query_attention") else 0,
+    }
+
+
+def check(config: ModelConfig) -> None:
+    if config.head_size % 4:
+        raise UserError(f"the head size {config.head_size} (hidden_size / num_attention_heads) must be a multiple of 4 "
+                        "for rotary positions")
+    if config.position_encoding_2d or config.tie_word_embeddings:
+        raise UserError("a model of the family chatglm2 has one position for each token, and a head of its own")
+
+
+def rotary_size(config: ModelConfig) -> int:
+    return config.head_size // 2
+
+
+def embed(transformer: torch.nn.Module, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    return words
+
+
+def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+    ops, epsilon, mlp = step.operations, step.config.layernorm_epsilon, layer.mlp
+
+    qkv = layer.attention.query_key_value(ops.rms_norm(hidden, layer.input_layernorm.weight, epsilon), ops)
+    context = layer.attention.dense(step.attend_groups(number, qkv), ops)
+    x = ops.scaled_add(step.wanted(number, hidden), context, 1.0)
+    inner = ops.swiglu(mlp.dense_h_to_4h(ops.rms_norm(x, layer.post_attention_layernorm.weight, epsilon), ops))
+    return ops.scaled_add(x, mlp.dense_4h_to_h(inner, ops), 1.0)

@@ -1,0 +1,134 @@
+"""GLM from 110M to 10B parameters: learned positions, pre-LN, an MLP with GELU, the head tied to the embedding.
+
+    x = W_emb[token] + P[position] + B[place inside the blank]
+    x = x + Attention(LN1(x));  x = x + MLP(LN2(x))
+    logits = LN_final(x) W_emb^T
+
+Du et al. 2022. The rows of query_key_value are all of q, all of k, all of v. The models that Hugging Face's port made
+have the exact GELU, those in Megatron's files its approximation. Without block positions (position_encoding_2d false)
+there is no table B, and P has a row less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+from glm.spec import (
+    BLOCK_POSITION_EMBEDDINGS,
+    DENSE,
+    FINAL_NORM,
+    MLP_IN,
+    MLP_OUT,
+    NORMS,
+    POSITION_EMBEDDINGS,
+    QKV,
+    WORD_EMBEDDINGS,
+    Cut,
+    Table,
+    Tensor,
+    linear,
+    norm,
+)
+from runtime.errors import UserError, shown
+
+if TYPE_CHECKING:
+    import torch
+
+    from glm.config import ModelConfig
+    from glm.sat import Step
+
+NAME = "glm"
+BERT, ROBERTA, GPT2, CHINESE = 30592, 50304, 50304, 50048  # sizes of the published vocabularies, padded
+
+
+def _shape(num_layers: int, hidden_size: int, num_attention_heads: int, max_sequence_length: int,
+           vocab_size: int) -> dict:
+    return dict(num_layers=num_layers, hidden_size=hidden_size, num_attention_heads=num_attention_heads,
+                inner_hidden_size=4 * hidden_size, vocab_size=vocab_size, max_sequence_length=max_sequence_length,
+                position_encoding_2d=True, num_image_tokens=0, family=NAME)
+
+
+PRESETS: dict[str, dict] = {
+    "glm-base": _shape(12, 768, 12, 512, BERT),
+    "glm-large": _shape(24, 1024, 16, 512, BERT),
+    "glm-doc": _shape(24, 1024, 16, 512, BERT),
+    "glm-roberta-large": _shape(24, 1024, 16, 512, ROBERTA),
+    "glm-large-chinese": _shape(24, 1024, 16, 1024, CHINESE),
+    "glm-410m": _shape(30, 1024, 16, 512, BERT),
+    "glm-515m": _shape(30, 1152, 18, 512, BERT),
+    "glm-2b": _shape(36, 2048, 32, 1024, GPT2),
+    "glm-10b": _shape(48, 4096, 64, 1024, GPT2),
+    "glm-10b-chinese": _shape(48, 4096, 64, 1024, CHINESE),
+}
+
+
+@cache
+def _table(has_block_positions: bool) -> Table:
+    places = "places and one" if has_block_positions else "places"
+    before = [Tensor(WORD_EMBEDDINGS, ("vocabulary", "hidden"), Cut.ROWS),
+              Tensor(POSITION_EMBEDDINGS, (places, "hidden"))]
+    if has_block_positions:
+        before.append(Tensor(BLOCK_POSITION_EMBEDDINGS, (places, "hidden")))
+    layer = (*norm(NORMS[0]), *linear(QKV, ("hidden", "hidden", "hidden"), "hidden"),
+             *linear(DENSE, "hidden", "hidden"), *norm(NORMS[1]), *linear(MLP_IN, "inner", "hidden"),
+             *linear(MLP_OUT, "hidden", "inner"))
+    return Table(tuple(before), layer, norm(FINAL_NORM))
+
+
+def tensors(config: ModelConfig) -> Table:
+    return _table(config.position_encoding_2d)
+
+
+def own_name(name: str) -> str:
+    """Ours for a tensor of a published file: Hugging Face's, with or without its prefix, Megatron's or SAT's."""
+    name = name.removeprefix("glm.").replace("mixins.block_position_embedding.", "transformer.")
+    return f"transformer.{name}" if name.startswith("word_embeddings.") else name
+
+
+def fields(values: Mapping[str, object]) -> dict[str, object]:
+    """Of a ModelConfig, out of config.json of Hugging Face's port; what is not there has the default of its class."""
+    for key, served in (("relative_encoding", False), ("spell_length", None)):
+        if values.get(key, served) != served:
+            raise UserError(f"{key} is {shown(values[key])}; such models are not served, only {shown(served)}")
+    hidden_size = values.get("hidden_size", 1024)
+    return {
+        "num_layers": values.get("num_layers", values.get("num_hidden_layers", 24)), "hidden_size": hidden_size,
+        "num_attention_heads": values.get("num_attention_heads", 16),
+        "inner_hidden_size": 4 * hidden_size if isinstance(hidden_size, int) else hidden_size,
+        "vocab_size": values.get("vocab_size", 30592), "max_sequence_length": values.get("max_sequence_length", 512),
+        "position_encoding_2d": values.get("block_position_encoding", True), "num_image_tokens": 0, "family": NAME,
+    }
+
+
+def check(config: ModelConfig) -> None:
+    if not config.tie_word_embeddings or config.num_key_value_groups:
+        raise UserError("a model of the family glm has a tied head, and keys and values for every head")
+
+
+def rotary_size(config: ModelConfig) -> int:
+    return 0
+
+
+def embed(transformer: torch.nn.Module, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    if position_ids.dim() == 2:
+        return words + transformer.position_embeddings(position_ids)
+    return (words + transformer.position_embeddings(position_ids[:, 0])
+            + transformer.block_position_embeddings(position_ids[:, 1]))
+
+
+def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+    ops, config, mlp = step.operations, step.config, layer.mlp
+    norm1, norm2, epsilon = layer.input_layernorm, layer.post_attention_layernorm, config.layernorm_epsilon
+
+    qkv = layer.attention.query_key_value(ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon), ops)
+    context = step.attend(number, _by_heads(qkv, config.head_size))
+    x = ops.scaled_add(step.wanted(number, hidden), layer.attention.dense(context, ops), 1.0)
+    inner = mlp.dense_h_to_4h(ops.layer_norm(x, norm2.weight, norm2.bias, epsilon), ops)
+    return ops.scaled_add(x, mlp.dense_4h_to_h(ops.gelu(inner, config.gelu == "exact"), ops), 1.0)
+
+
+def _by_heads(qkv: torch.Tensor, size: int) -> torch.Tensor:
+    """All of q, all of k, all of v (..., 3*n*d) -> [q | k | v] head by head."""
+    return qkv.unflatten(-1, (3, -1, size)).transpose(-3, -2).flatten(-3)

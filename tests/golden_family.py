@@ -1,0 +1,115 @@
+"""Golden data of GLM, ChatGLM-6B and ChatGLM2-6B: small random checkpoints, and what the originals compute with them.
+
+golden/family holds a part of the kit; GLM_GOLDEN_FAMILY names the folder of the whole one, where there is one.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors.torch import load_file
+
+from glm import spec
+from glm.config import ModelConfig
+from glm.families import FAMILIES
+from glm.model import GLM
+from runtime import parallel
+from tests.golden_data import GOLDEN
+
+KIT = Path(os.environ.get("GLM_GOLDEN_FAMILY", GOLDEN / "family"))
+SOP, MASK, GMASK = 1304, 1300, 1301  # of the kit's ChatGLM
+
+
+def cases(family, name="logits"):
+    """Case -> its arrays."""
+    found = {}
+    with numpy.load(KIT / family / f"{name}.npz") as arrays:
+        for key in arrays.files:
+            case, _, part = key.rpartition("/")
+            found.setdefault(case, {})[part] = arrays[key]
+    return found
+
+
+def descriptions(family):
+    return json.loads((KIT / family / "logits.json").read_text(encoding="utf-8"))
+
+
+def checkpoint(family, name):
+    return KIT / family / "checkpoints" / name
+
+
+def config_of(folder, family, values=None, **fields):
+    """values: other ones for keys of config.json."""
+    given = json.loads((folder / "config.json").read_text(encoding="utf-8")) | (values or {})
+    return ModelConfig.from_values(FAMILIES[family].fields(given) | fields)
+
+
+def weights_of(folder):
+    """Of all files of a checkpoint of Hugging Face's, by the names that they have there."""
+    found = {}
+    for file in (*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.safetensors"))):
+        found |= load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    return found
+
+
+def model_of(config, weights):
+    """The model of this rank, of a whole model's weights by the names of the original's files."""
+    weights = {FAMILIES[config.family].own_name(name): tensor.float() for name, tensor in weights.items()}
+    degree, rank = (parallel.size(), parallel.rank()) if parallel.is_started() else (1, 0)
+    model = GLM(config, device="meta")
+    own = {name: own_part(name, weights[name], config, degree, rank) for name in spec.expected(config, degree)}
+    model.load_state_dict(own, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def own_part(name, tensor, config, degree, rank):
+    """A rank's part of a whole tensor."""
+    if spec.cut_of(name) is spec.Cut.WHOLE:
+        return tensor
+    axis = spec.axis_number(name)
+    return torch.cat([tensor.narrow(axis, start, stop - start)
+                      for _, start, stop in spec.slices_of(name, config, 1, degree, rank)], dim=axis)
+
+
+def causal(context, width):
+    """(b, s, s): tokens see what is left of them and of the context (b,)."""
+    places = torch.arange(width)
+    return (places > places[:, None]) & (places >= torch.as_tensor(context).view(-1, 1, 1))
+
+
+def glm_inputs(arrays):
+    """tokens, position_ids, blocked, as Hugging Face's GLM understands its arguments."""
+    tokens = torch.from_numpy(arrays["input_ids"])
+    b, s = tokens.shape
+    mask = torch.from_numpy(arrays.get("attention_mask", numpy.zeros(1, dtype=numpy.int64)))
+    if mask.numel() in (1, b):
+        blocked = causal(mask.flatten(), s).expand(b, s, s)
+    else:
+        blocked = (mask == 0)[:, None].expand(b, s, s) if mask.dim() == 2 else (mask == 0)[:, 0]
+    counting = torch.stack((torch.arange(s), torch.zeros(s, dtype=torch.int64))).expand(b, 2, s)
+    return tokens, torch.from_numpy(arrays["position_ids"]) if "position_ids" in arrays else counting, blocked
+
+
+def chatglm_inputs(arrays, is_2d=True):
+    """The same of ChatGLM-6B, which makes positions and mask from the tokens where they are not given."""
+    tokens = torch.from_numpy(arrays["input_ids"])
+    if "position_ids" in arrays:
+        return tokens, torch.from_numpy(arrays["position_ids"]), torch.from_numpy(arrays["attention_mask"])[:, 0]
+    row, s = tokens[0].tolist(), tokens.shape[1]
+    context = row.index(SOP)
+    mask = row.index(GMASK) if GMASK in row else row.index(MASK)
+    positions = [*range(context), *[mask] * (s - context)]
+    places = [*[0] * context, *range(1, s - context + 1)]
+    if not is_2d:
+        return tokens, torch.tensor([list(range(s)) if GMASK in row else positions]), causal([context], s)
+    return tokens, torch.tensor([[positions, places]]), causal([context], s)
+
+
+def chatglm2_inputs(arrays):
+    """The same of ChatGLM2-6B; padding, on the left, is blocked."""
+    tokens = torch.from_numpy(arrays["input_ids"])
+    b, s = tokens.shape
+    real = torch.from_numpy(arrays.get("attention_mask", numpy.ones((b, s), dtype=numpy.int64))) == 1
+    return tokens, (real.cumsum(-1) - 1).clamp(min=0), causal([0], s) | ~real[:, None]
