@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy
 import torch
-from safetensors.torch import load_file
 
 from glm import spec
+from glm.checkpoint import open_checkpoint
 from glm.config import ModelConfig
 from glm.families import FAMILIES
 from glm.model import GLM
+from glm.shard import MappedTensors
 from runtime import parallel
 from tests.golden_data import GOLDEN
 
@@ -47,11 +48,9 @@ def config_of(folder, family, values=None, **fields):
 
 
 def weights_of(folder):
-    """Of all files of a checkpoint of Hugging Face's, by the names that they have there."""
-    found = {}
-    for file in (*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.safetensors"))):
-        found |= load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
-    return found
+    """Of a checkpoint of Hugging Face's, by the names that they have there."""
+    tensors = MappedTensors(open_checkpoint(folder).index.parts[0])
+    return {name: tensors[name] for name in tensors}
 
 
 def model_of(config, weights):

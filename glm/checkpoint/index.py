@@ -1,7 +1,7 @@
 """One index of a checkpoint's files, whatever their format: name -> where the tensor lies. Only headers are read.
 
     index = open_checkpoint(folder).index
-    index.parts[rank]["transformer.word_embeddings.weight"]   Entry(file, offset, dtype, shape, ...)
+    index.parts[rank][WORD_EMBEDDINGS]   Entry(file, offset, dtype, shape, ...)
 
 A format of files is a module of FORMATS: is_one(first bytes) says whether a file is of it, read(path) gives its index.
 """
