@@ -65,7 +65,7 @@ def test_one_host_out_of_reach_one_with_a_taken_port_and_one_that_differs(tmp_pa
         "import pathlib, socket, time\ns = socket.create_server(('', 29500))\n"
         "pathlib.Path('listens').touch()\ntime.sleep(6000)\n")
     script = f"{sys.executable} listen.py &\nuntil [[ -e listens ]]; do sleep 0.1; done\n"
-    (metadata,) = [file.locate() for file in distribution("tqdm").files if file.name == "METADATA"]
+    (metadata,) = [file.locate() for file in distribution("rich").files if file.name == "METADATA"]
     script += elsewhere(tmp_path, metadata, lambda text: re.sub(rb"(?m)^Version: .*", b"Version: 4.1", text))
     script += elsewhere(tmp_path, ROOT / "runtime" / "files.py", lambda text: text + b"# changed\n")
     script += elsewhere(tmp_path, checkpoint / "49300" / "mp_rank_00_model_states.pt", lambda data: data[:1000])
@@ -78,7 +78,7 @@ def test_one_host_out_of_reach_one_with_a_taken_port_and_one_that_differs(tmp_pa
                           ("second", "host-checkpoint")}
     assert "host 10.77.0.9 cannot be reached over ssh: ssh: connect to host" in lines["10.77.0.9", "host-unreachable"]
     assert "port 29500, where the ranks would meet, cannot be used: Address already in use" in lines["first", "port"]
-    assert "other versions than on first: tqdm 4.1 (first: " in lines["second", "host-versions"]
+    assert "other versions than on first: rich 4.1 (first: " in lines["second", "host-versions"]
 
 
 @pytest.mark.slow
