@@ -92,12 +92,12 @@ def report(arguments: argparse.Namespace) -> int:
         from planning.check import require_model
 
         require_model(arguments.checkpoint, arguments.model, arguments.device, "fp32", "this report, in float32,")
-    from tools.quantizing import measure, writing
+    from tools.quantizing import measure, show
 
     settings = measure.Settings(
         arguments.checkpoint, arguments.text, arguments.tasks, arguments.data_path, arguments.group_sizes,
         arguments.int8_groups, arguments.limit, arguments.window, arguments.tokens,
         arguments.device or default_device(), arguments.tokenizer_path, arguments.model)
-    for line in writing.write(measure.measure(settings), arguments.output):
+    for line in show.write(measure.measure(settings), arguments.output):
         print(line)
     return 0

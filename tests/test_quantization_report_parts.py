@@ -8,12 +8,11 @@ import torch
 
 import glm
 from commands.quantization import parse
-from glm.spec import place_of
+from glm.spec import is_packed, place_of
 from quantization.functional import Scheme
 from tests.golden_data import SHAPE, TOKENIZER, TP1, whole_state
-from tools.quantizing import text
-from tools.quantizing.schemes import quantized_weights, schemes_of
-from tools.quantizing.swapping import quantized
+from tools.quantizing.measure import windows
+from tools.quantizing.schemes import quantized, schemes_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
@@ -27,7 +26,7 @@ def test_a_model_is_quantised_for_a_while_only():
     model, _ = load()
     tokens, positions = torch.tensor([[3, 4, 5, 6]]), torch.arange(4)[None]
     before = model.logits(tokens, positions)
-    weights = quantized_weights(whole_state())
+    weights = {name: tensor for name, tensor in whole_state().items() if is_packed(name)}
     assert len(weights) == 16
     with quantized(model, weights, Scheme(4, 16)):
         inside = model.logits(tokens, positions)
@@ -59,15 +58,15 @@ class Letters:
 def test_windows_score_every_token_once(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("".join(chr(100 + number) for number in range(100)))
-    requests = text.requests_of(path, Letters(), 32, 1000)
+    requests = windows(path, Letters(), 32, 1000)
     scored = [ord for request in requests for ord in request.continuations[0]]
     assert scored == list(range(115, 195))  # all but half a window at the beginning and a rest at the end
     for request in requests:
         first = request.continuations[0][0]
         assert request.context == (*range(first - 15, first), 1)
         assert (request.lead, request.size, request.first_position, request.advance) == (2, 32, 16, 1)
-    assert [request.continuations[0][0] for request in text.requests_of(path, Letters(), 32, 48)] == [115, 147, 179]
-    assert text.requests_of(path, Letters(), 512, 1000)[0].size == 96  # a window is no longer than the text
+    assert [request.continuations[0][0] for request in windows(path, Letters(), 32, 48)] == [115, 147, 179]
+    assert windows(path, Letters(), 512, 1000)[0].size == 96  # a window is no longer than the text
 
 
 def test_every_argument_is_documented(capsys):

@@ -1,4 +1,5 @@
-"""The whole report, as a value that JSON can hold (docs/quantization.md has every field)."""
+"""The report on quantisation, as a value that JSON can hold (docs/quantization.md has every field): the loss of texts
+and the choices of tasks under every scheme, beside the same model in float32."""
 
 from __future__ import annotations
 
@@ -7,25 +8,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
-import torch
+import numpy as np
 
 import glm
+from evaluation.batching import CPU_TOKENS, default_max_tokens
+from evaluation.checking import look
+from evaluation.config import TaskType
+from evaluation.data import read_text
+from evaluation.discovery import load_tasks
+from evaluation.limiting import Limit
+from evaluation.requests import ScoreRequest
 from evaluation.scorer import Scorer
+from evaluation.statistics import paired_bootstrap, wilson
+from evaluation.work import Work, prepare
 from glm.checkpoint import convert_command, find_shards, read_config
 from glm.diagnose import check_weights
 from glm.shard import read_shard
-from glm.spec import LINEARS, SCALE, place_of
+from glm.spec import LINEARS, SCALE, is_packed, place_of
 from quantization.functional import Scheme
 from runtime.errors import UserError
 from runtime.files import versions
 from runtime.show import Progress
-from tools.quantizing import choices, text
-from tools.quantizing.errors import linear_errors
-from tools.quantizing.schemes import PLAIN, name_of, packed_bytes, quantized_weights, schemes_of
-from tools.quantizing.swapping import quantized
+from tools.quantizing.schemes import PLAIN, linear_errors, name_of, quantized, scheme_records, schemes_of
 
 SCHEMA = 1
+STEP, SMALLEST = 16, 32  # sizes of windows are multiples of 16, which the scorer does not pad
+NATS_PER_TOKEN = SimpleNamespace(figure=lambda sums: sums[..., 0] / sums[..., 1])
+
+Losses = dict[str, np.ndarray]  # by text: (windows, 2), summed cross entropy and number of tokens
+Choices = dict[str, list[tuple[int, int | None]]]  # by task: (predicted, right) choice of every item
 
 
 @dataclass(frozen=True)
@@ -51,51 +64,60 @@ def measure(settings: Settings) -> dict:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("the report is made by one process; start it without launcher")
     longest = read_config(settings.checkpoint, settings.model).max_sequence_length
-    configs, found = choices.find(settings.tasks, settings.data_path, longest)
+    configs = _multiple_choice(settings.tasks, settings.data_path, longest)
+    found = look(configs, allow_missing=False)
     shard = _whole_shard(settings.checkpoint)
     model, tokenizer = glm.load(settings.checkpoint, settings.device, "float32", settings.tokenizer_path,
                                 model=settings.model)
-    weights = quantized_weights(shard.tensors)
+    weights = {name: tensor for name, tensor in shard.tensors.items() if is_packed(name)}
     schemes = schemes_of(weights, settings.group_sizes, settings.groups_of_int8)
     check_weights(model, settings.checkpoint)
     scorer = Scorer(model)
-    size = max(text.SMALLEST, min(settings.window, model.config.max_sequence_length) // text.STEP * text.STEP)
-    texts = {str(path): text.requests_of(path, tokenizer, size, settings.tokens) for path in settings.texts}
-    works = choices.prepared(configs, found, model, tokenizer, settings.limit)
+    size = max(SMALLEST, min(settings.window, longest) // STEP * STEP)
+    texts = {str(path): windows(path, tokenizer, size, settings.tokens) for path in settings.texts}
+    head = None if settings.limit is None else Limit(settings.limit)
+    works = [prepare(config, tokenizer, found[config.name].rows, head,
+                     lambda asked: default_max_tokens(model, asked), None, longest) for config in configs]
     kinds = {linear: {name: weight for name, weight in weights.items() if place_of(name)[1] == linear}
              for linear in LINEARS}
     alone = {name_of(scheme) for scheme in (Scheme(4), list(schemes.values())[-1])}  # the coarsest and the finest INT4
+    sample = _sample(texts)
+
+    def losses() -> Losses:
+        return {name: losses_of(scorer, requests) for name, requests in texts.items()}
+
+    def choices() -> Choices:
+        return {work.config.name: _choices(scorer, work) for work in works}
+
     with Progress(2 + len(schemes) + len(alone) * len(kinds), unit="steps") as progress:
         progress.task("errors of the linears")
-        sample = _sample(texts)
         errors = linear_errors(model, weights, schemes, lambda: scorer.window_losses(sample))
         progress.advance()
         progress.task(PLAIN)
-        losses, chosen = _losses(scorer, texts), choices.choose(scorer, works)
-        loss_records = text.loss_records(PLAIN, losses, losses)
-        choice_records = choices.choice_records(PLAIN, chosen, chosen)
+        plain, chosen = losses(), choices()
+        loss_records, choice_records = _loss_records(PLAIN, plain, plain), _choice_records(PLAIN, chosen, chosen)
         progress.advance()
         sensitivity = []
         for name, scheme in schemes.items():
             progress.task(name)
             with quantized(model, weights, scheme):
-                loss_records += text.loss_records(name, losses, _losses(scorer, texts))
-                choice_records += choices.choice_records(name, chosen, choices.choose(scorer, works))
+                loss_records += _loss_records(name, plain, losses())
+                choice_records += _choice_records(name, chosen, choices())
             progress.advance()
             for linear, part in kinds.items() if name in alone else ():
                 progress.task(f"{name}, {linear} alone")
                 with quantized(model, part, scheme):
-                    record = text.loss_records(name, losses, _losses(scorer, texts))[-1]
+                    record = _loss_records(name, plain, losses())[-1]
                 sensitivity.append({"linear": linear}
                                    | {key: record[key] for key in ("scheme", "increase", "interval")})
                 progress.advance()
     return {
         "schema": SCHEMA, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "checkpoint": str(settings.checkpoint), "model": asdict(model.config), "versions": versions(),
-        "settings": {"texts": list(texts), "tasks": list(configs), "window": size, "tokens": settings.tokens,
-                     "limit": settings.limit, "device": settings.device,
+        "settings": {"texts": list(texts), "tasks": [config.name for config in configs], "window": size,
+                     "tokens": settings.tokens, "limit": settings.limit, "device": settings.device,
                      "tokens_for_errors": sum(request.size for request in sample)},
-        "schemes": _scheme_records(weights, schemes), "linears": errors, "loss": loss_records,
+        "schemes": scheme_records(weights, schemes), "linears": errors, "loss": loss_records,
         "sensitivity": sensitivity, "choices": choice_records,
     }
 
@@ -113,25 +135,104 @@ def _whole_shard(checkpoint: Path):
     return shard
 
 
-def _sample(texts: Mapping[str, list]) -> list:
+def _multiple_choice(paths: Sequence[str], data_path: Path, longest: int) -> list:
+    """The multiple-choice tasks that task files and folders name, others left out; UserError where there is none.
+
+    longest: tokens that the model takes.
+    """
+    configs = [config for config in load_tasks(paths, data_path, longest) if config.type is TaskType.MULTICHOICE]
+    if not configs:
+        raise UserError(f"--tasks {' '.join(map(str, paths))}: no multiple-choice task (type: mul) among them; choices "
+                        "are what is compared")
+    return list({config.name: config for config in configs}.values())
+
+
+def windows(path: Path, tokenizer, size: int, most: int) -> list[ScoreRequest]:
+    """Windows of a text file: of `size` tokens the first half is context, [gMASK] follows it, the rest is scored.
+
+    They move by half a window, so that every token is scored once, but for the first and last ones; at most `most`
+    tokens are scored, of windows spread evenly over the text. A text shorter than a window has smaller ones.
+    Raises UserError for a file that cannot be read or holds less than SMALLEST tokens.
+    """
+    ids = tokenizer.encode(read_text(path))
+    size = min(size, (len(ids) + 1) // STEP * STEP)
+    if size < SMALLEST:
+        raise UserError(f"{path}: the text has {len(ids)} tokens; at least {SMALLEST - 1} are needed")
+    half = size // 2
+    count = (len(ids) - half + 1) // half
+    taken = np.unique(np.linspace(0, count - 1, min(count, max(1, most // half))).astype(int))
+    mask, sop = tokenizer.command("[gMASK]"), tokenizer.command("sop")
+    requests = []
+    for start in (int(number) * half for number in taken):
+        context = (*ids[start:start + half - 1], mask)
+        scored = tuple(ids[start + half - 1:start + 2 * half - 1])
+        requests.append(ScoreRequest(context, (scored,), sop, len(context), 1))
+    return requests
+
+
+def _sample(texts: Mapping[str, list[ScoreRequest]]) -> list[ScoreRequest]:
     """Windows of the largest size there is, as many as one pass reads at a time, from all texts that have some alike
     and spread evenly over each."""
     size = max(requests[0].size for requests in texts.values())
     full = [requests for requests in texts.values() if requests[0].size == size]
-    share = max(1, text.CPU_TOKENS // size // len(full))
+    share = max(1, CPU_TOKENS // size // len(full))
     return [request for requests in full for request in requests[::-(-len(requests) // share)]]
 
 
-def _losses(scorer: Scorer, texts: Mapping[str, list]) -> dict:
-    return {name: text.losses(scorer, requests) for name, requests in texts.items()}
+def losses_of(scorer: Scorer, requests: Sequence[ScoreRequest]) -> np.ndarray:
+    """(windows, 2): summed cross entropy and number of tokens. The requests are of one size."""
+    step = max(1, CPU_TOKENS // requests[0].size)
+    sums = [loss for start in range(0, len(requests), step)
+            for loss in scorer.window_losses(requests[start:start + step])]
+    return np.array([[loss, len(request.continuations[0])] for loss, request in zip(sums, requests, strict=True)])
 
 
-def _scheme_records(weights: Mapping[str, torch.Tensor], schemes: Mapping) -> list[dict]:
-    """Size of the linears' weights under each scheme; the checkpoint's own first."""
-    stored = sum(weight.numel() * weight.element_size() for weight in weights.values())
-    count = sum(weight.numel() for weight in weights.values())
-    sizes = {name: packed_bytes(weights, scheme) for name, scheme in schemes.items()}
-    return [{"scheme": PLAIN, "bits": None, "group_size": None, "stored_bytes": stored,
-             "bits_per_weight": 8 * stored / count}] + [
-        {"scheme": name, "bits": scheme.bits, "group_size": scheme.group_size, "stored_bytes": sizes[name],
-         "bits_per_weight": 8 * sizes[name] / count} for name, scheme in schemes.items()]
+def _choices(scorer: Scorer, work: Work) -> list[tuple[int, int | None]]:
+    answers: list[dict] = [{}] * len(work.requests)
+    for batch in work.batches:
+        for index, answer in zip(batch, scorer.answer([work.requests[index] for index in batch]), strict=True):
+            answers[index] = answer
+    items, start = [], 0
+    for file in work.files.values():
+        end = start + len(file.requests)
+        items += work.task.items(file.examples, file.requests, answers[start:end])
+        start = end
+    return [(item["prediction"], item["label"]) for item in items]
+
+
+def _with_all(names: Sequence[str]) -> dict[str, list[str]]:
+    """Each name alone and, if there are several, all together."""
+    return {name: [name] for name in names} | ({"all": list(names)} if len(names) > 1 else {})
+
+
+def _loss_records(scheme: str, plain: Losses, found: Losses) -> list[dict]:
+    """A record for every text and for all windows together.
+
+    The interval is that of the increase, a 95% bootstrap over windows that are drawn in both.
+    """
+    records = []
+    for text, names in _with_all(list(found)).items():
+        before, after = (np.concatenate([each[name] for name in names]) for each in (plain, found))
+        change = paired_bootstrap(NATS_PER_TOKEN, [(before, after)])
+        records.append({
+            "scheme": scheme, "text": text, "windows": len(after), "tokens": int(after[:, 1].sum()),
+            "loss": float(NATS_PER_TOKEN.figure(after.sum(axis=0))), "increase": change.value,
+            "interval": [change.low, change.high]})
+    return records
+
+
+def _choice_records(scheme: str, plain: Choices, found: Choices) -> list[dict]:
+    """A record for every task and for all items together.
+
+    accuracy: of the items that have a right choice; None where there is none (tasks that measure a bias).
+    The interval is that of the share of flips, Wilson's 95%.
+    """
+    records = []
+    for task, names in _with_all(list(found)).items():
+        before, after = ([pair for name in names for pair in each[name]] for each in (plain, found))
+        flips = sum(one[0] != other[0] for one, other in zip(before, after, strict=True))
+        right = [predicted == label for predicted, label in after if label is not None]
+        records.append({
+            "scheme": scheme, "task": task, "n": len(after), "flips": flips, "share": flips / len(after),
+            "interval": list(wilson(flips, len(after))), "accuracy": sum(right) / len(right) if right else None})
+    return records

@@ -1,1 +1,0 @@
-"""What quantisation changes in a model, measured: the work behind `python -m quantization report`."""
