@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from commands.convert import main
 from glm.checkpoint import find_shards, shard_name
 from tests.faults import said
 from tests.golden_data import split_state, write_checkpoint
 from tests.tiny_checkpoints import TINY, tiny_checkpoint, tiny_state
-from tools.convert_tp import main
 
 
 def refused(capsys, source, output, *flags):

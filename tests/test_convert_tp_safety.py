@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands.convert import main
 from glm.checkpoint import find_shards, iteration_folder
 from runtime.errors import UserError
 from tests.faults import said
 from tests.golden_data import split_state
 from tests.parallel_helper import start
 from tests.tiny_checkpoints import assert_same, run, tensors_of, tiny_checkpoint, tiny_state
-from tools.convert_tp import main
 from tools.converting import convert as conversion
-from tools.converting import journal as journals
-from tools.converting.hashing import HashedFile
+from tools.converting import manifest as journals
 from tools.converting.manifest import read_manifest
+from tools.converting.torchfile import HashedFile
 from tools.converting.verify import against_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,10 +100,10 @@ def test_kill_at_every_step_leaves_nothing_that_loads_or_all_of_it(tmp_path, sou
 def test_a_running_command_is_killed_at_random_moments(tmp_path, source):
     output, generator = tmp_path / "out", random.Random(0)
     program = ("import sys, time; sys.path.insert(0, sys.argv.pop(1))\n"
-               "from tools.converting import hashing\n"
-               "put = hashing.HashedFile._put\n"
-               "hashing.HashedFile._put = lambda file, data: (time.sleep(0.01), put(file, data))\n"  # time for a kill
-               "from tools.convert_tp import main\n"
+               "from tools.converting import torchfile\n"
+               "put = torchfile.HashedFile._put\n"
+               "torchfile.HashedFile._put = lambda file, data: (time.sleep(0.01), put(file, data))\n"  # time for a kill
+               "from commands.convert import main\n"
                "sys.exit(main(sys.argv[1:]))")
     for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", program, str(ROOT), *command(source, output)])

@@ -8,6 +8,7 @@ import pytest
 
 import commands.evaluate as evaluation
 import commands.generate as generation
+from commands import convert as convert_tp
 from glm.shard import read_shard, save_shard
 from runtime.files import Lock
 from tests.faults import Disk, ended, errors_of, generation_arguments, prompts_of, said, size_of, started
@@ -17,7 +18,7 @@ from tests.test_pretrain import VOCABULARY, losses
 from tests.test_pretrain import arguments as training_arguments
 from tests.tiny_checkpoints import assert_same, tensors_of, tiny_checkpoint, tiny_state
 from tests.tiny_tasks import arguments
-from tools import convert_tp, export_checkpoint, pretrain
+from tools import export_checkpoint, pretrain
 from tools.converting import convert as conversion
 
 FULL = {"disk": "No space left on device", "limit": "File too large"}
@@ -78,7 +79,7 @@ def test_converting_on_a_full_disk(tmp_path, way, monkeypatch, capsys):
             assert convert_tp.main(argv) == 2
             message = said(capsys.readouterr().err)
         else:
-            assert ended(started("tools.convert_tp", argv, tmp_path / "log", **environment)) == 2
+            assert ended(started("commands.convert", argv, tmp_path / "log", **environment)) == 2
             message = errors_of(tmp_path / "log")
         assert message.startswith("error: the disk of ") and message.count("\n") == 1
         assert "is full" in message and "give the same command again" in message and FULL[way] in message

@@ -12,6 +12,7 @@ import subprocess
 
 import pytest
 
+from commands import convert as convert_tp
 from runtime.program import Interrupts, Terminated, terminating
 from tests.faults import (
     SECONDS,
@@ -32,7 +33,7 @@ from tests.test_pretrain import arguments as training_arguments
 from tests.test_pretrain import losses
 from tests.tiny_checkpoints import assert_same, tensors_of, tiny_checkpoint
 from tests.tiny_tasks import arguments
-from tools import convert_tp, pretrain
+from tools import pretrain
 from tools.converting import convert as conversion
 
 ASKED = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]

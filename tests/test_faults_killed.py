@@ -112,14 +112,14 @@ def test_converting(tmp_path, seed):
         runs += 1
         argv = ["--input-folder", str(source), "--output-folder", str(output), "--target-tp", "3"]
         for _ in range(3):
-            process = started("tools.convert_tp", argv, tmp_path / "log")
+            process = started("commands.convert", argv, tmp_path / "log")
             process.join(chance.uniform(0.01, 0.15))
             process.kill()
             process.join()
             kills += process.exitcode == -9
             if (output / "latest").exists():
                 assert_same(tensors_of(output), split_state(tiny_state(), 3))
-        process = started("tools.convert_tp", argv, tmp_path / "log")
+        process = started("commands.convert", argv, tmp_path / "log")
         process.join()
         assert process.exitcode == 0
         assert_same(tensors_of(output), split_state(tiny_state(), 3))

@@ -14,6 +14,7 @@ import commands.evaluate as evaluation
 import commands.generate as generation
 import commands.main as models
 import commands.quantization as quantization
+from commands import convert as convert_tp
 from commands.evaluate_arguments import parser as evaluation_parser
 from commands.plan import parser as plan_parser
 from evaluation.compare import add_arguments as add_compare_arguments
@@ -23,7 +24,7 @@ from tests.fuzzing import fuzz, names, only_user_errors, texts
 from tests.recorded_runs import MadeTask, choice_item, write_run
 from tests.tiny_checkpoints import tiny_checkpoint
 from tests.tiny_tasks import write_tasks
-from tools import convert_tp, prepare_data, verify_checkpoint
+from tools import prepare_data
 
 REACHED = "the model would be loaded now"
 
@@ -58,7 +59,7 @@ COMMANDS = {
     "quantization report": (quantization.main, ["report"], ["checkpoint"], quantization_parser()),
     "convert_tp": (convert_tp.main, [], ["--input-folder", "checkpoint", "--output-folder", "made", "--target-tp", "2"],
                    convert_tp.make_parser()),
-    "verify_checkpoint": (verify_checkpoint.main, [], ["checkpoint"], verify_checkpoint.make_parser()),
+    "verify_checkpoint": (convert_tp.verify, [], ["checkpoint"], convert_tp.make_verify_parser()),
     "prepare_data": (prepare_data.main, [], ["--raw", "data", "--output", "made"], prepare_data.make_parser()),
 }
 FILES = [

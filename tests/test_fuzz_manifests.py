@@ -7,13 +7,13 @@ import shutil
 import pytest
 from hypothesis import strategies as st
 
+from commands.convert import run_verify
 from tests.fuzzing import changed_json, files_below, fuzz, hostile_json, mutated, only_user_errors
 from tests.tiny_checkpoints import tiny_checkpoint
-from tools.converting import journal as journals
+from tools.converting import manifest as journals
 from tools.converting.convert import convert
 from tools.converting.manifest import read_manifest
 from tools.converting.plan import Wish
-from tools.verify_checkpoint import run_verify
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from generation import SamplingParams
 from generation.records import PromptLine, Results
 from runtime.errors import UserError
 from runtime.files import unusual, usual
-from tools.converting import journal
+from tools.converting import manifest
 
 Newer = dataclasses.make_dataclass("Newer", [("min_p", float, 0.0)], bases=(SamplingParams,), frozen=True)
 LINE = {"index": 0, "prompt": "a", "text": "a b", "blanks": ["b"], "beams": [], "finish_reason": "stop"}
@@ -60,10 +60,10 @@ def test_the_folder_of_an_evaluation_does_not_move_when_there_is_a_flag_more(mon
 @pytest.mark.parametrize("more, less", [({"dither": False, "bins": None}, {}), ({}, {"dither": False}), ({}, {})])
 def test_a_conversion_goes_on(tmp_path, more, less):
     wish = {"target_tp": 2, "quantization_bit_width": None}
-    with pytest.raises(KeyboardInterrupt), journal.opened(tmp_path, wish | less, "1"):
+    with pytest.raises(KeyboardInterrupt), manifest.opened(tmp_path, wish | less, "1"):
         raise KeyboardInterrupt
-    with journal.opened(tmp_path, wish | more, "1"):
+    with manifest.opened(tmp_path, wish | more, "1"):
         pass
     with pytest.raises(UserError, match="an unfinished conversion with another dither"), \
-            journal.opened(tmp_path, wish | {"dither": True}, "1"):
+            manifest.opened(tmp_path, wish | {"dither": True}, "1"):
         pass

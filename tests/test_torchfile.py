@@ -11,9 +11,9 @@ import torch
 from glm.checkpoint import read_file
 from glm.checkpoint.archive import records
 from glm.shard import read_shard
+from runtime.hashing import hash_bytes, hash_file
 from runtime.show import Progress
-from tools.converting.hashing import HashedFile, hash_bytes, hash_file
-from tools.converting.torchfile import ALIGNMENT, Block, Entry, planned_bytes, write_torch_file
+from tools.converting.torchfile import ALIGNMENT, Block, Entry, HashedFile, planned_bytes, write_torch_file
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16,
           torch.int32, torch.int64, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.float8_e4m3fn)

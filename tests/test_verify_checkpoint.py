@@ -10,6 +10,8 @@ import subprocess
 import pytest
 import torch
 
+from commands import convert as convert_tp
+from commands.convert import verify as main
 from glm.checkpoint import read_file
 from glm.checkpoint.archive import records
 from glm.shard import read_shard
@@ -17,11 +19,9 @@ from runtime.errors import UserError
 from tests.faults import said
 from tests.golden_data import split_state, write_checkpoint
 from tests.tiny_checkpoints import run, tiny_checkpoint, tiny_state
-from tools import convert_tp
 from tools.converting import verify
-from tools.converting.hashing import checksums
 from tools.converting.manifest import Manifest, read_manifest, write_manifest
-from tools.verify_checkpoint import main
+from tools.converting.verify import checksums
 
 QKV = "transformer.layers.0.attention.query_key_value.weight"
 FIRST, SECOND = "49300/mp_rank_00_model_states.pt", "49300/mp_rank_01_model_states.pt"

@@ -5,9 +5,9 @@ import tarfile
 
 import pytest
 
+from commands.convert import verify as main
 from tests.test_verify_checkpoint import flip, found
 from tests.tiny_checkpoints import tiny_checkpoint
-from tools.verify_checkpoint import main
 
 
 @pytest.fixture

@@ -15,16 +15,15 @@ from glm.config import PRESETS, REQUIRED_FIELDS, ModelConfig, read_config_file
 from glm.tokenizers.icetk import VOCABULARY_NAME
 from runtime.errors import UserError, printable
 from runtime.files import replacing
+from runtime.hashing import DEFAULT_HASH, hash_bytes, hash_file
 from runtime.mapped import explain_bus_errors
 from runtime.show import Progress
-from tools.converting import journal as journals
 from tools.converting.blocks import one_torch_thread
-from tools.converting.hashing import DEFAULT_HASH, HashedFile, hash_bytes, hash_file
 from tools.converting.manifest import NAME as MANIFEST
-from tools.converting.manifest import FileFacts, Manifest, write_manifest
+from tools.converting.manifest import FileFacts, Journal, Manifest, is_whole, opened, sync_folder, write_manifest
 from tools.converting.plan import Plan, Wish, make_plan, rank_content
 from tools.converting.source import SIZES, Source, open_source
-from tools.converting.torchfile import planned_bytes, write_torch_file
+from tools.converting.torchfile import HashedFile, planned_bytes, write_torch_file
 
 SPARE_BYTES = 16 << 20  # of free space, for the small files and the file system's own needs
 CARRIED = (CONFIG_NAME, VOCABULARY_NAME)
@@ -54,11 +53,11 @@ def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, o
     plan, config = make_plan(source, wish), _config_to_write(input_folder, given)
     conversion = _conversion(source, wish)
     names = [shard_name(rank) for rank in range(wish.degree)]
-    if journals.is_whole(output, conversion):
+    if is_whole(output, conversion):
         shutil.rmtree(output / CONVERTING, ignore_errors=True)
         return Outcome(0, len(names), sum((output / source.iteration / name).stat().st_size for name in names))
     try:
-        with journals.opened(output, conversion, source.iteration) as journal:
+        with opened(output, conversion, source.iteration) as journal:
             outcome = _write_shards(plan, journal, names, hash_kind)
             files = {f"{source.iteration}/{name}": journal.finished[name] for name in names}
             files |= _carry(source.folder, output, config, hash_kind)
@@ -72,7 +71,7 @@ def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, o
     return outcome
 
 
-def _write_shards(plan: Plan, journal: journals.Journal, names: list[str], hash_kind: str) -> Outcome:
+def _write_shards(plan: Plan, journal: Journal, names: list[str], hash_kind: str) -> Outcome:
     todo = [rank for rank, name in enumerate(names) if not journal.is_finished(name)]
     sizes = {rank: planned_bytes(rank_content(plan, rank)) for rank in todo}
     _check_space(journal.output, sum(sizes.values()))
@@ -83,7 +82,7 @@ def _write_shards(plan: Plan, journal: journals.Journal, names: list[str], hash_
             with replacing(path) as temporary:
                 facts = _write_shard(temporary, rank_content(plan, rank), hash_kind, progress)
                 _check_input(plan.source, journal.conversion)
-            journals.sync_folder(path.parent)
+            sync_folder(path.parent)
             journal.finish(path.name, facts)
     total = sum(journal.finished[name].bytes for name in names)
     return Outcome(len(todo), len(names) - len(todo), total)

@@ -8,23 +8,36 @@
                    "tensors": {NAME: "start bytes crc32"}}},   in bytes; the zip archive holds the same checksums
      "sha256": "..."}                                          of this text without this line's value
 
-The hash says whether a file is what it was, the checksums say where it is not.
+The hash says whether a file is what it was, the checksums say where it is not. A conversion keeps the same facts of
+what it has finished, so that the same command goes on where a killed one ended:
+
+    OUT/.converting/journal.json        the conversion (settings, identity of the input) and the finished shards
+    OUT/.converting/lock                held while a process works on OUT
+    OUT/.converting/<iteration>/...     shards, under their names once they are whole
+
+At the end the iteration's folder is moved to OUT, `latest` is written, and OUT/.converting is removed. Until then OUT
+has no `latest`, so nothing loads.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from glm.checkpoint import Region
+from glm.checkpoint import CONVERTING, LATEST, Region
 from runtime.errors import UserError
-from runtime.files import replacing
-from runtime.reading import LARGE, NoSuchFile, read_text
+from runtime.files import Lock, replacing
+from runtime.reading import LARGE, NoSuchFile, read_json, read_text
 
 NAME = "manifest.json"
 FORMAT = "glm-checkpoint-manifest 1"
+_JOURNAL, _LOCK = "journal.json", "lock"
+_IGNORED = {CONVERTING, "lost+found"}  # the second is in every new disk
 
 
 class FileFacts(NamedTuple):
@@ -110,3 +123,134 @@ def _text(manifest: Manifest) -> str:
 
 def _dump(content: Mapping) -> str:
     return json.dumps(content, indent=1, ensure_ascii=True) + "\n"
+
+
+class Journal:
+    """Of one output folder; made by ``opened``."""
+
+    def __init__(self, output: Path, conversion: Mapping[str, object], iteration: str, finished: dict[str, FileFacts]):
+        self.output, self.conversion, self.finished = output, conversion, finished
+        self._iteration = iteration
+        self._folder = output / CONVERTING
+
+    @property
+    def shards(self) -> Path:
+        """Where the iteration's files are: in the output once they have been moved, else among what is unfinished."""
+        final = self.output / self._iteration
+        return final if final.is_dir() else self._folder / self._iteration
+
+    def is_finished(self, name: str) -> bool:
+        path = self.shards / name
+        return name in self.finished and path.is_file() and path.stat().st_size == self.finished[name].bytes
+
+    def finish(self, name: str, facts: FileFacts) -> None:
+        self.finished[name] = facts
+        self.write()
+
+    def write(self) -> None:
+        self.shards.mkdir(parents=True, exist_ok=True)
+        value = {"conversion": self.conversion,
+                 "finished": {name: facts_to_json(facts) for name, facts in self.finished.items()}}
+        with replacing(self._folder / _JOURNAL) as temporary:
+            _write_durably(temporary, json.dumps(value))
+
+    def publish(self) -> None:
+        """Everything is there: move the shards to their place, then say so."""
+        final = self.output / self._iteration
+        if not final.is_dir():
+            os.rename(self._folder / self._iteration, final)
+            sync_folder(self.output)
+        with replacing(self.output / LATEST) as temporary:
+            _write_durably(temporary, self._iteration)
+        sync_folder(self.output)
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def is_whole(output: Path, conversion: Mapping[str, object]) -> bool:
+    """Whether the output holds exactly this conversion, whole."""
+    if not (output / LATEST).is_file() or not (output / NAME).is_file():
+        return False
+    try:
+        manifest = read_manifest(output / NAME)
+    except UserError:
+        return False
+    return manifest.made_by == conversion and all(
+        (output / name).is_file() and (output / name).stat().st_size == facts.bytes
+        for name, facts in manifest.files.items())
+
+
+@contextlib.contextmanager
+def opened(output: Path, conversion: Mapping[str, object], iteration: str) -> Iterator[Journal]:
+    """The journal of this conversion in the output folder, new or continued; no other process works on it meanwhile.
+
+    Raises UserError where the output folder holds something else.
+    """
+    _finished(output, conversion)  # before anything is made in a folder that holds something else
+    folder = output / CONVERTING
+    with Lock(output, "--output-folder", f"{CONVERTING}/{_LOCK}"):
+        finished = _finished(output, conversion)  # nobody else changes it now
+        for rest in (folder / iteration).glob(".*.tmp"):  # of a killed process; its bytes count as free
+            rest.unlink()
+        journal = Journal(output, conversion, iteration, finished)
+        journal.write()
+        try:
+            yield journal
+        except Exception:
+            if not journal.finished:  # nothing to go on with: leave nothing behind
+                journal.remove()
+                with contextlib.suppress(OSError):
+                    output.rmdir()
+            raise
+
+
+def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileFacts]:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output-folder {output} is a file; name a folder that does not exist yet")
+    if output.is_symlink() and not output.exists():
+        raise UserError(f"--output-folder {output} is a link to {os.readlink(output)}, which does not exist; make that "
+                        "folder or name another")
+    if (output / CONVERTING).is_symlink():
+        raise UserError(f"--output-folder {output}: {CONVERTING} is a link, through which nothing is written; "
+                        "remove it")
+    journal = output / CONVERTING / _JOURNAL
+    if not journal.is_file():
+        found = sorted(path.name for path in output.iterdir() if path.name not in _IGNORED) if output.is_dir() else []
+        if found:
+            raise UserError(f"--output-folder {output} holds {', '.join(found[:3])}{' ...' * (len(found) > 3)} "
+                            "already; name a folder that does not exist yet, or is empty")
+        return {}
+    try:
+        value = read_json(journal, LARGE)
+        before, finished = dict(value["conversion"]), value["finished"]
+        facts = {name: facts_from_json(entry) for name, entry in finished.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{journal} is damaged: delete the folder {output} and start again") from None
+    differing = [key for key in {**conversion, **before} if (before.get(key) or None) != (conversion.get(key) or None)]
+    if differing:
+        key = differing[0]
+        raise UserError(f"--output-folder {output} holds an unfinished conversion with another {key} "
+                        f"({_shown(before.get(key))}, now {_shown(conversion.get(key))}); repeat that command, name "
+                        "another folder or delete this one")
+    return facts
+
+
+def _shown(value: object) -> str:
+    return "files of another size or date" if isinstance(value, list | dict) else str(value)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.errors import UserError
+from runtime.hashing import hash_file, in_threads
 from runtime.reading import LARGE, read_text
 from runtime.show import Progress
-from tools.converting.hashing import hash_file, in_threads
 from tools.converting.manifest import FileFacts, Manifest, read_manifest
 from tools.converting.verify import Report
 

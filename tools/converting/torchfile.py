@@ -6,21 +6,29 @@ mapped. Here the pickle is made from names, shapes and dtypes alone, and the rec
 same tensors give the same bytes, today and tomorrow.
 """
 
+import contextlib
+import ctypes
 import io
+import os
 import pickle
 import sys
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 
 from glm.checkpoint import Region
+from runtime.hashing import new_hash
 
 ALIGNMENT = 64
+FLUSH_BYTES = 32 << 20
+SYNC_FILE_RANGE_WRITE = 2  # Linux
 ARCHIVE = "archive"  # any name: torch takes that of the first record
 FIRST_YEAR = (1980, 1, 1, 0, 0, 0)  # the oldest date of a zip archive, instead of now
 _STORAGES = {
@@ -70,6 +78,72 @@ class Output(Protocol):
     def behind(self, data) -> AbstractContextManager: ...
 
     def drain(self) -> None: ...
+
+
+class HashedFile:
+    """A file that is written front to back, in a thread of its own, and hashed on the way.
+
+    advance: called with the number of bytes after every write.
+    """
+
+    def __init__(self, path: Path, kind: str, advance: Callable[[int], None]):
+        self._file, self._advance, self._hash = path.open("wb", buffering=0), advance, new_hash(kind)
+        self._kind, self._thread, self._going, self._is_behind = kind, ThreadPoolExecutor(1), None, False
+        self.bytes = self._flushing = 0
+
+    def write(self, data) -> int:
+        data = memoryview(data)
+        if not self._is_behind:
+            self.drain()
+            self._put(data)
+        self._hash.update(data)
+        self._advance(len(data))
+        return len(data)
+
+    @contextlib.contextmanager
+    def behind(self, data) -> Iterator[None]:
+        """Data goes to the disk, after what is still going there, while the block passes it to write() for the hash.
+
+        It must stay as it is until the next one has come this far, or drain().
+        """
+        self.drain()
+        self._is_behind, self._going = True, self._thread.submit(self._put, memoryview(data))
+        try:
+            yield
+        finally:
+            self._is_behind = False
+
+    def drain(self) -> None:
+        """Everything so far has been handed to the system."""
+        if self._going is not None:
+            going, self._going = self._going, None
+            going.result()
+
+    def close(self) -> str:
+        """The file is on the disk; its hash."""
+        self.drain()
+        os.fsync(self._file.fileno())
+        self.abandon()
+        return f"{self._kind}:{self._hash.hexdigest()}"
+
+    def abandon(self) -> None:
+        self._thread.shutdown()
+        self._file.close()
+
+    def _put(self, data: memoryview) -> None:
+        done = 0
+        while done < len(data):  # one call of the system writes 2 GB at most
+            done += self._file.write(data[done:])
+        self.bytes += len(data)
+        if self.bytes - self._flushing >= FLUSH_BYTES:
+            start_flushing(self._file.fileno(), self._flushing, self.bytes - self._flushing)
+            self._flushing = self.bytes
+
+
+def start_flushing(file: int, start: int, count: int) -> None:
+    """The system begins to write these bytes to the disk now instead of all of them at the end. Only advice."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sync_file_range(file, ctypes.c_int64(start), ctypes.c_int64(count), SYNC_FILE_RANGE_WRITE)
 
 
 class _Storage(NamedTuple):

@@ -1,6 +1,7 @@
 """A checkpoint against its manifest, or by itself: what is missing, cut off, added or changed, by file and tensor."""
 
 import itertools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,9 @@ from glm.shard import read_shard
 from glm.spec import WORD_EMBEDDINGS
 from glm.tokenizers.icetk import VOCABULARY_NAME
 from runtime.errors import UserError
+from runtime.hashing import BUFFER_BYTES, DEFAULT_HASH, HASHES, blocks_of, hash_file, in_threads, new_hash
 from runtime.show import Progress
 from tools.converting.blocks import one_torch_thread
-from tools.converting.hashing import BUFFER_BYTES, HASHES, checksums, crc32_of, hash_file, in_threads
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest
 from tools.converting.source import SIZES, open_source, same_bytes
@@ -79,6 +80,40 @@ def _facts(path: Path, kind: str, advance: Callable[[int], None]) -> FileFacts:
     digest, found, structure = checksums(path, index.regions, kind, advance)
     regions = [region._replace(crc32=checksum) for region, checksum in zip(index.regions, found, strict=True)]
     return FileFacts(path.stat().st_size, digest, regions, structure)
+
+
+def checksums(path: Path, regions: Sequence[Region], kind: str = DEFAULT_HASH,
+              advance: Callable[[int], None] = lambda count: None) -> tuple[str, list[int], int]:
+    """In one pass over a file: its hash, the CRC-32 of each region, and that of everything between them, in order.
+
+    regions: by their places, which may lie beyond the file's end; nothing else of them is looked at.
+    """
+    digest, found, structure, place = new_hash(kind), [], 0, 0
+    for region in regions:
+        for start, size, is_region in ((place, region.start - place, False), (region.start, region.bytes, True)):
+            checksum = 0 if is_region else structure
+            for block in blocks_of(path, start, max(size, 0)):
+                checksum = zlib.crc32(block, checksum)
+                digest.update(block)
+                advance(len(block))
+            if is_region:
+                found.append(checksum)
+            else:
+                structure = checksum
+        place = region.start + region.bytes
+    for block in blocks_of(path, place):
+        structure = zlib.crc32(block, structure)
+        digest.update(block)
+        advance(len(block))
+    return f"{kind}:{digest.hexdigest()}", found, structure
+
+
+def crc32_of(path: Path, start: int, size: int, advance: Callable[[int], None]) -> int:
+    checksum = 0
+    for block in blocks_of(path, start, size):
+        checksum = zlib.crc32(block, checksum)
+        advance(len(block))
+    return checksum
 
 
 def _read_problems(path: Path, name: str, expected: FileFacts, advance: Callable[[int], None]) -> list[str]:
