@@ -171,6 +171,9 @@ class _Sampled:
         sums = logits.sum(-1)  # one that is no number makes its sum none
         asking = [place for place, member in enumerate(self.members) if member.row.alternatives is not None]
         plain = logits[asking] if asking else None  # a copy: what is forbidden has its probability, too
+        if self.params.repetition_penalty != 1:
+            seen = [{*member.row.context, *member.ids} for member in self.members]
+            sampling.penalise_(logits, seen, self.params.repetition_penalty)
         self._forbid(logits)
         tokens = sampling.sample(logits, self.params, self._keys(logits.device))
         sequences.go_on(index, tokens)

@@ -39,13 +39,15 @@ def _min_gen_length():
 class SamplingParams:
     """Options of sampling one token after another (the original's BaseStrategy).
 
-    They are applied in the order temperature, top_k, top_p. out_seq_length counts sop, too. Raises UserError for values
-    that are not allowed.
+    They are applied in the order repetition_penalty, temperature, top_k, top_p. out_seq_length counts sop, too. Raises
+    UserError for values that are not allowed.
     """
 
     temperature: float = option(1.0, "BaseStrategy: divides the logits")  # > 0
     top_k: int = option(0, "BaseStrategy: keep the k most likely tokens; 0: all, 1: greedy")
     top_p: float = option(0.0, "BaseStrategy: keep the likeliest tokens that together exceed p; 0: all")  # 1: all, too
+    repetition_penalty: float = option(
+        1.0, "BaseStrategy: makes tokens of prompt and answer less likely again, above 1; 1: off")
     seed: int | None = _seed()
     out_seq_length: int | None = _out_seq_length()
     max_gen_length: int | None = _max_gen_length()
@@ -59,6 +61,10 @@ class SamplingParams:
         _number("top_p", self.top_p)
         if not 0 <= self.top_p <= 1:
             raise UserError(f"top_p {self.top_p}: must lie between 0 and 1 (0 switches it off)")
+        _number("repetition_penalty", self.repetition_penalty)
+        if not 1 / LARGEST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:
+            raise UserError(f"repetition_penalty {self.repetition_penalty}: must lie between {1 / LARGEST_PENALTY:g} "
+                            f"and {LARGEST_PENALTY:g} (1 switches it off)")
         _check_common(self)
 
     @property

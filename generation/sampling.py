@@ -10,7 +10,7 @@ Shapes: b rows, v vocabulary, c candidates.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy
@@ -30,6 +30,15 @@ def forbid_(logits: torch.Tensor, ids: slice | torch.Tensor) -> torch.Tensor:
         logits[..., ids] = FORBIDDEN
         return logits
     return logits.index_fill_(-1, ids, FORBIDDEN)
+
+
+def penalise_(logits: torch.Tensor, rows: Sequence[Collection[int]], penalty: float) -> None:
+    """Make the ids of each row less likely in logits (b, v), in place: those above 0 are divided by the penalty, those
+    below multiplied by it (Keskar et al. 2019, as transformers applies it)."""
+    for row, ids in zip(logits, rows, strict=True):
+        index = torch.tensor(list(ids), device=logits.device)
+        values = row[index]
+        row[index] = torch.where(values < 0, values * penalty, values / penalty)
 
 
 def keys_of(seeds: Sequence[int], count: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ LARGEST = 2**53 - 1  # whole numbers that every JSON reader keeps exactly
 NO_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity")
 NEUTRAL = {
     "frequency_penalty": (0, None), "presence_penalty": (0, None), "logit_bias": ({}, None), "best_of": (),
-    "repetition_penalty": (1, None), "tools": ([], None), "functions": ([], None), "tool_choice": ("none", None),
+    "tools": ([], None), "functions": ([], None), "tool_choice": ("none", None),
     "function_call": ("none", None), "response_format": ({"type": "text"}, None), "modalities": (["text"], None),
     "audio": (None,), "parallel_tool_calls": (True, False, None), "reasoning_effort": (None,), "prediction": (None,),
     "web_search_options": (None,),

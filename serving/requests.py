@@ -38,6 +38,7 @@ class Decoding:
     top_p: float
     top_k: int
     seed: int
+    repetition_penalty: float = 1.0
     beams: BeamParams | None = None
 
     def params(self) -> SamplingParams | BeamParams:
@@ -45,9 +46,11 @@ class Decoding:
             return self.beams
         most = max(self.max_tokens, 1)
         if self.temperature == 0:
-            return SamplingParams(top_k=1, min_gen_length=self.min_tokens, max_gen_length=most, seed=self.seed)
+            return SamplingParams(top_k=1, min_gen_length=self.min_tokens, max_gen_length=most, seed=self.seed,
+                                  repetition_penalty=self.repetition_penalty)
         return SamplingParams(self.temperature, self.top_k, 0.0 if self.top_p == 1 else self.top_p,
-                              min_gen_length=self.min_tokens, max_gen_length=most, seed=self.seed)
+                              min_gen_length=self.min_tokens, max_gen_length=most, seed=self.seed,
+                              repetition_penalty=self.repetition_penalty)
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,8 @@ def _decoding(fields: Fields, defaults: Defaults, least: int, most: int | None =
     top_p = fields.number("top_p", defaults.top_p, 0, 1, above=True)
     top_k, seed = fields.whole("top_k", 0, 0, LONGEST), fields.whole("seed", None, 0, LARGEST)
     return Decoding(max_tokens, min_tokens, temperature, top_p, top_k,
-                    secrets.randbits(SEED_BITS) if seed is None else seed)
+                    secrets.randbits(SEED_BITS) if seed is None else seed,
+                    fields.number("repetition_penalty", 1.0, 0.1, 10))
 
 
 def _stops(fields: Fields) -> tuple[str, ...]:

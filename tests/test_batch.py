@@ -15,7 +15,8 @@ from tests.fake_model import FakeModel
 ENDS = (3, 4)
 PARAMS = st.one_of(
     st.builds(SamplingParams, temperature=st.sampled_from([0.7, 1.0]), top_k=st.sampled_from([0, 1, 5]),
-              top_p=st.sampled_from([0.0, 0.6]), min_gen_length=st.integers(0, 2), seed=st.integers(0, 3)),
+              top_p=st.sampled_from([0.0, 0.6]), min_gen_length=st.integers(0, 2), seed=st.integers(0, 3),
+              repetition_penalty=st.sampled_from([1.0, 1.3])),
     st.builds(BeamParams, num_beams=st.integers(1, 3), no_repeat_ngram_size=st.integers(0, 2),
               min_gen_length=st.integers(0, 2), stochastic=st.booleans()))
 RULES = st.builds(rules, st.just(ENDS), st.lists(st.integers(5, 9), max_size=2, unique=True),
@@ -23,7 +24,7 @@ RULES = st.builds(rules, st.just(ENDS), st.lists(st.integers(5, 9), max_size=2, 
 ROW = st.builds(Row, context=st.lists(st.integers(5, 12), min_size=1, max_size=7), params=PARAMS,
                 limit=st.integers(1, 7), rules=RULES, shared_position=st.sampled_from([None, 0, 2]),
                 unidirectional=st.booleans(), counted_length=st.sampled_from([None, 8]),
-                seed=st.tuples(st.integers(0, 3)))
+                seed=st.tuples(st.integers(0, 3)), alternatives=st.sampled_from([None, 0, 2]))
 SCHEDULE = st.lists(st.tuples(st.lists(ROW, max_size=3), st.integers(0, 3)), min_size=1, max_size=4)
 
 

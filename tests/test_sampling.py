@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generation import SamplingParams, sampling
+from runtime.errors import UserError
 
 INF = float("inf")
 
@@ -122,3 +123,16 @@ def test_a_draw_hardly_feels_rounding():
     other = logits + 1e-6 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
     first, second = (sampling.sample(x, SamplingParams(1.0, 0, 0.9), keys(5000)) for x in (logits, other))
     assert (first != second).sum() <= 1
+
+
+def test_repeated_tokens_become_less_likely():
+    """As transformers does: whatever the sign of a logit, and each token once."""
+    logits = torch.tensor([[2.0, -2.0, 1.0, 0.0], [2.0, -2.0, 1.0, 0.0]])
+    sampling.penalise_(logits, [{0, 1}, {3}], 2.0)
+    assert logits.tolist() == [[1.0, -4.0, 1.0, 0.0], [2.0, -2.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("penalty", [0, -1, 21, float("nan"), "1", True])
+def test_penalties_that_are_none(penalty):
+    with pytest.raises(UserError, match="repetition_penalty"):
+        SamplingParams(repetition_penalty=penalty)
