@@ -1,8 +1,7 @@
-"""Do all ranks of a run reach one another, and how fast? One all-reduce between them, measured.
+"""What each rank runs for the doctor: one all-reduce between all, measured. Do they reach one another, and how fast?
 
-Every rank first reports at the first one's store, a plain TCP server: so the first rank knows who is missing before
-anybody waits in a collective operation. The operation itself runs in a thread, so that a rank in which it hangs can
-still say so.
+Every rank first reports at the first one's store, a plain TCP server: so the first rank knows who is missing before any
+rank waits in a collective operation. The operation runs in a thread, so that a rank in which it hangs can still say so.
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ class Outcome:
 
 
 def run(place: Place, operation: Callable[[Place, object], tuple[str, float]] | None = None) -> Outcome | None:
-    """One rank's part; the first rank's result is everybody's, other ranks have one only where they do not reach the
-    first. operation(place, store): (backend, seconds per byte); tests have their own."""
+    """One rank's part. The first rank returns the outcome of all; another one returns its own only where it does not
+    reach the first. operation(place, store) gives (backend, seconds per byte); tests have their own."""
     import torch
 
     wait = datetime.timedelta(seconds=place.seconds_to_join)
@@ -115,7 +114,7 @@ def _lead(place: Place, store, operation) -> Outcome:
 
 
 def _gather(store, name: str, ranks, seconds: float) -> dict[int, bytes]:
-    """What the ranks have written, of those that do so in time."""
+    """What the ranks have written, by rank; without those that are late."""
     end, found = time.monotonic() + seconds, {}
     for rank in ranks:
         key, left = f"{name}/{rank}", max(0.05, end - time.monotonic())
@@ -126,7 +125,7 @@ def _gather(store, name: str, ranks, seconds: float) -> dict[int, bytes]:
 
 
 def _work(place: Place, store, operation) -> None:
-    """The operation in a thread; whatever comes of it within its time is written to the store."""
+    """The operation in a thread; its outcome, or that it took too long, is written to the store."""
     answer = {"error": f"did not come back from the all-reduce within {place.seconds_to_work:.0f} s"}
 
     def work() -> None:

@@ -14,35 +14,32 @@ WHEELS = "https://download.pytorch.org/whl"
 
 @dataclass(frozen=True)
 class Gpu:
-    """capability: 90 for 9.0. total, free: bytes."""
+    """As torch sees it."""
 
     name: str
-    capability: int
-    total: int
-    free: int
+    capability: int  # 90 for 9.0
+    total: int  # bytes of memory
+    free: int  # bytes
 
 
 @dataclass(frozen=True)
 class Devices:
-    """torch: its version. cuda: the version that torch is built for, None for none. architectures: what torch's own
-    kernels are built for, "sm_90", "compute_120". driver: the newest CUDA that the driver serves (12040 for 12.4), None
-    where no driver is loaded. gpus: as torch sees them. failure: why torch sees none, as it says. precision: what runs
-    have unless they say otherwise."""
+    """What there is to compute on, and what torch makes of it."""
 
-    torch: str
-    cuda: str | None = None
-    architectures: tuple[str, ...] = ()
-    driver: int | None = None
+    torch: str  # its version
+    cuda: str | None = None  # the version that torch is built for
+    architectures: tuple[str, ...] = ()  # those of torch's own kernels: "sm_90", "compute_120"
+    driver: int | None = None  # the newest CUDA that the driver serves (12040 for 12.4); None: no driver is loaded
     gpus: tuple[Gpu, ...] = ()
-    failure: str = ""
-    precision: str = ""
+    failure: str = ""  # why torch sees no GPU, in its words
+    precision: str = ""  # of runs that do not say otherwise
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the configured run wants of this host. device: of --device, "" where it is found out."""
+    """What the configured run wants of this host."""
 
-    device: str = ""
+    device: str = ""  # of --device; "": found out
     processes: int = 1
 
     def uses_gpus(self, devices: Devices) -> bool:
@@ -69,7 +66,7 @@ def check(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> Iterator
 
 
 def check_reach(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> Iterator[Finding]:
-    """What lies between torch and the GPUs, the first first."""
+    """What stands between torch and the GPUs, the nearest to torch first."""
     version = devices.torch.partition("+")[0]
     if devices.cuda is None and (nvidia or wanted.device.startswith("cuda")):
         say = error if wanted.device.startswith("cuda") else warning
@@ -96,8 +93,8 @@ def check_reach(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> It
 
 
 def check_kernels(stages: dict[str, dict], devices: Devices, is_possible: bool, where: str) -> Iterator[Finding]:
-    """stages: of the probe: what came of building the kernels of the CPU, and those of each GPU. is_possible: there is
-    a compiler, and a place for what it makes; else that is the finding."""
+    """stages: outcomes of the probe. is_possible: there is a compiler for the kernels of the CPU and a place for them;
+    else that is the finding."""
     fault = stages.get("cpu-kernels", {}).get("error", "") if is_possible else ""
     if "by others" in fault or "another user" in fault:  # the cache, of which nothing is then used
         yield warning("kernel-cache", where, f"torch's own operators run, several times slower: "
@@ -117,8 +114,8 @@ def check_kernels(stages: dict[str, dict], devices: Devices, is_possible: bool, 
 
 
 def check_imports(stages: dict[str, dict], is_complete: bool, where: str) -> Iterator[Finding]:
-    """What is installed but does not import. is_complete: nothing of requirements.txt is missing; else that is the
-    finding where a module is not found."""
+    """Packages that are installed but do not import. is_complete: nothing of requirements.txt is missing; else that is
+    the finding where a module is not found."""
     for stage, code, name in (("torch", "torch-import", "torch"), ("sat", "sat-import", "SwissArmyTransformer"),
                               ("sentencepiece", "tokenizer-import", "sentencepiece with this protobuf")):
         outcome = stages.get(stage, {})
@@ -132,8 +129,8 @@ def check_imports(stages: dict[str, dict], is_complete: bool, where: str) -> Ite
 
 
 def runs_on(built: str, capability: int) -> bool:
-    """Whether what was compiled for "sm_86" or "compute_120" runs on a device: machine code on later minor numbers of
-    its major number, PTX on everything later."""
+    """Whether code for "sm_86" or "compute_120" runs on a device: machine code on later minor numbers of its major
+    number, PTX on everything later."""
     match = re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", built)
     if not match:
         return False

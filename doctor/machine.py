@@ -27,35 +27,31 @@ NVIDIA, DISPLAYS = "0x10de", ("0x0300", "0x0302")  # PCI vendor, and classes of 
 
 @dataclass(frozen=True)
 class Folder:
-    """A place that is written to. why: what stops a file from being written there, "" for nothing. free: bytes."""
+    """A place that is written to."""
 
     path: str
-    free: int
-    why: str = ""
+    free: int  # bytes
+    why: str = ""  # what stops a file from being written there
 
 
 @dataclass(frozen=True)
 class Machine:
-    """free_memory: bytes that a process may still take. shared: size of /dev/shm in bytes, None without.
-    compiler: the C++ compiler's path, None without. port_fault: why the port cannot be listened on, "" if it can.
-    nvidia: GPUs of NVIDIA that the system knows of, with or without a driver. quota: of how many cores control groups
-    let the process have the time, None for all. threads: OMP_NUM_THREADS, None where it is not set. load: programs that
-    have wanted a core at a time during the last minute."""
+    """What this host has."""
 
     host: str
-    cores: int
-    free_memory: int
-    open_files: int
-    shared: int | None
-    working: Folder
-    cache: Folder
-    compiler: str | None
-    port: int
-    port_fault: str
-    nvidia: int
-    quota: float | None = None
-    threads: int | None = None
-    load: float = 0.0
+    cores: int  # that a process may use
+    free_memory: int  # bytes that a process may still take
+    open_files: int  # that a process may have
+    shared: int | None  # bytes of /dev/shm; None: there is none
+    working: Folder  # where results go
+    cache: Folder  # of compiled kernels
+    compiler: str | None  # path of the C++ compiler
+    port: int  # where ranks meet
+    port_fault: str  # why nothing can listen there; "": it can
+    nvidia: int  # NVIDIA GPUs that the system knows of, with or without a driver
+    quota: float | None = None  # cores whose time control groups allow; None: all
+    threads: int | None = None  # OMP_NUM_THREADS, where it is set
+    load: float = 0.0  # programs that wanted a core at a time during the last minute
 
     @property
     def builds_kernels(self) -> bool:

@@ -22,17 +22,15 @@ UNSUPPORTED = 3  # exit code of check_requirements.py
 
 @dataclass(frozen=True)
 class Packages:
-    """lacking: lines of scripts/check_requirements.py, "torch==2.13.0 (found 2.5.1)". versions: of what
-    requirements.txt names, as installed. apex: None, or the version and whether it is NVIDIA's. icetk: None, or its
-    version and the bound that it sets on protobuf ("" for none)."""
+    """An interpreter and what is installed for it."""
 
-    python: str
+    python: str  # its version
     executable: str
     is_supported: bool
-    lacking: tuple[str, ...] = ()
-    versions: dict[str, str] | None = None
-    apex: dict | None = None
-    icetk: dict | None = None
+    lacking: tuple[str, ...] = ()  # lines of scripts/check_requirements.py, "torch==2.13.0 (found 2.5.1)"
+    versions: dict[str, str] | None = None  # installed ones of what requirements.txt names
+    apex: dict | None = None  # its version, and whether it is NVIDIA's
+    icetk: dict | None = None  # its version, and the bound that it sets on protobuf ("": none)
 
 
 def look(root: Path = REPOSITORY) -> Packages:

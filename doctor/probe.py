@@ -1,7 +1,7 @@
-"""What only shows when it is tried: torch, SAT, the tokenizer's packages, the kernels, and the checkpoint's headers.
+"""Trying out torch, SAT, the tokenizer's packages, the kernels and headers of checkpoints: faults that show only then.
 
-It is tried in a process of its own, stage by stage: a broken library may end its process, or hang. Each stage tells
-when it begins and what came of it, in a line of JSON.
+It happens in a process of its own, stage by stage: a broken library may end its process, or hang. Each stage prints a
+line of JSON when it begins, and one with its outcome.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Stages = dict[str, dict]
 
 
 def run(stages: Mapping[str, Callable[[], dict]], say: Callable[[str], None]) -> None:
-    """Tries every stage, in order; whatever one raises is its outcome {"error": one line}."""
+    """Tries every stage, in order; an exception becomes the outcome {"error": one line}."""
     for name, work in stages.items():
         say(json.dumps({STAGE: name, BEGINS: True}))
         try:
@@ -44,8 +44,8 @@ def one_line(failure: Exception) -> str:
 
 
 def ask(arguments: list[str], seconds: float = SECONDS, command: list[str] | None = None) -> Stages:
-    """The outcomes of the stages by name, tried in a child process; the one in which it ended before its end has
-    {"ended": how}. command: what stands for python -m doctor probe in tests."""
+    """The outcomes of the stages by name, tried in a child process; where that ends too early, its last stage has
+    {"ended": how}. command: stands for python -m doctor probe in tests."""
     command = command or [sys.executable, "-m", "doctor", COMMAND]
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(
         os.pathsep), "PYTHONSAFEPATH": "1", "SAT_LOGLEVEL": "ERROR"}
@@ -81,7 +81,7 @@ def outcomes(out: str, code: int, how: str) -> Stages:
 
 
 def machine_stages(device: str | None, processes: int) -> dict[str, Callable[[], dict]]:
-    """What does not depend on a checkpoint."""
+    """The stages that do not depend on a checkpoint."""
     return {"torch": lambda: look_at_torch(device), "sat": import_sat, "sentencepiece": import_sentencepiece,
             "cpu-kernels": try_cpu_kernels, "cuda-kernels": lambda: try_cuda_kernels(processes)}
 

@@ -1,4 +1,4 @@
-"""What can go wrong in a way that a user can mend."""
+"""Errors that a user can mend, and how messages show values and texts of others."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NOT_OF_A_LINE = re.compile(rf"[\n{_CONTROLS}]")
 
 
 def printable(text: str) -> str:
-    """A line that is printed, where it quotes what others have written (a file's name, say): control characters and
-    line ends are shown as Python writes them."""
+    """For a line that quotes text of others (a file's name, say): control characters and line ends are shown as Python
+    writes them."""
     return _NOT_OF_A_LINE.sub(_as_python_writes, text)
 
 
 def unsteering(text: str) -> str:
-    """A text of several lines that is shown on a terminal: control characters are written as Python writes them, but
-    for line ends, tabs and colours."""
+    """For several lines on a terminal: control characters but line ends, tabs and colours are shown as Python writes
+    them."""
     return _STEERING.sub(_as_python_writes, text)
 
 
@@ -43,7 +43,7 @@ class UserError(ValueError):
 
 
 def _shortened(fault: str) -> str:
-    """Without its middle where it is too long: what is wrong may stand before or behind what is quoted."""
+    """Without its middle where it is too long: the fault may be named before or behind what is quoted."""
     half = LONGEST // 2
     return fault if len(fault) <= LONGEST else f"{fault[:half]}...{fault[-half:]}"
 
@@ -65,9 +65,9 @@ def shown(value: Any, limit: int = 60) -> str:
 
 
 class NonFinite(UserError):
-    """NaN or infinity where the model's logits should be numbers.
+    """NaN or infinity among the model's logits.
 
-    rows: of the batch, those hit. generated: what each of them had generated before, where it generates.
+    rows: of the batch, those that have it. generated: by row, the ids that it had generated before.
     """
 
     def __init__(self, rows: list[int], generated: list[list[int]] | None = None, why: str = ""):

@@ -1,9 +1,9 @@
 """Whether the other processes of a run are still there: each tells all others so every second, by UDP.
 
-A thread of its own sends and listens, so a process is heard however long it computes. Silent is one that was killed or
-stopped (SIGSTOP), or whose machine or network is gone. Where a process has not been heard of for the limit, every other
-one ends with exit code 2, and the first of those that are left says which it was. A process that was never heard (a
-network that lets no datagram through) is not watched: then the time-outs of torch's collectives are all there is.
+A thread of its own sends and listens, so a process is heard however long it computes. It falls silent when it is killed
+or stopped (SIGSTOP), or when its machine or network is gone. After a silence of the limit all others end with exit code
+2, and the first of them says which process it was. A process that was never heard, because the network lets no datagram
+through, is not watched: the time-outs of torch's collectives are then all there is.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import NamedTuple
 
 from runtime.errors import UserError
 
-BEAT_SECONDS = 1.0  # at most; a tenth of a short limit
-QUIET_BEATS = 3  # so many lost in a row, and a process whose connection broke counts as gone
+BEAT_SECONDS = 1.0  # between two datagrams, at most; a tenth of a short limit
+QUIET_BEATS = 3  # lost in a row make a process gone whose connection broke
 _BEAT = struct.Struct("!16sIQ?")  # the run's token, rank, steps, whether it leaves
 GO_ON = "what is finished is kept: start again (python -m generation: with --resume)"
 
 
 class Lost(UserError):
-    """Another process is gone. is_mine_to_say: whether this one is the first of those that are left."""
+    """Another process is gone. is_mine_to_say: this one is the first of those that are left."""
 
     def __init__(self, message: str, is_mine_to_say: bool):
         super().__init__(message)
@@ -36,23 +36,26 @@ class Lost(UserError):
 
 
 class Place(NamedTuple):
-    """Where a process listens, and what a user knows it by."""
+    """Where a process listens, and by what a user knows it."""
 
     address: str
     port: int
     host: str
-    process: int
+    process: int  # its id
 
 
 class _Other:
-    """What is known of another process. silent: seconds since it was heard; None: it never was."""
+    """What is known of another process."""
 
     def __init__(self, place: Place):
-        self.place, self.silent, self.steps, self.has_left = place, None, 0, False
+        self.place = place
+        self.silent: float | None = None  # seconds since it was heard; None: it never was
+        self.steps = 0  # its collectives
+        self.has_left = False
 
 
 class Watch:
-    """One process's side. steps: counts its collectives, by whoever calls them. give_up(lost) ends the process."""
+    """One process's side. steps: collectives so far, counted by their callers. give_up(lost) ends the process."""
 
     def __init__(self, limit_seconds: float, give_up: Callable[[Lost], None]):
         self.limit, self.give_up, self.steps = limit_seconds, give_up, 0
@@ -62,7 +65,7 @@ class Watch:
         self._stopping = threading.Event()
 
     def place(self, towards: str) -> Place:
-        """Begin to listen, on the interface that leads to a host that all know."""
+        """Begin to listen on the interface that leads to `towards`, a host that all processes know."""
         family, *_, address = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)  # sends nothing
@@ -73,14 +76,14 @@ class Watch:
         return Place(own, self._socket.getsockname()[1], platform.node(), os.getpid())
 
     def start(self, token: bytes, rank: int, places: Sequence[Place]) -> None:
-        """token: 16 bytes that belong to this run alone. places: of all processes, by rank."""
+        """token: 16 bytes that are this run's alone. places: of all processes, by rank."""
         self.rank, self._token = rank, token
         self._others = {other: _Other(place) for other, place in enumerate(places) if other != rank}
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """This process leaves, and nobody shall miss it."""
+        """This process leaves; the others shall not miss it."""
         self._stopping.set()
         if self._others:
             self._socket.sendto(b"", self._socket.getsockname())  # wakes the thread
@@ -90,7 +93,7 @@ class Watch:
             self._socket.close()
 
     def lost(self, error: BaseException) -> Lost | None:
-        """Who is to blame for an error of a collective; takes seconds. None: nobody but this process itself."""
+        """The process behind an error of a collective; takes seconds. None: no other than this one."""
         if not self._others:
             return None
         time.sleep((QUIET_BEATS + 1) * self.beat)
@@ -111,7 +114,7 @@ class Watch:
                 if other.silent is not None and not other.has_left and other.silent >= seconds}
         if not gone:
             return None
-        # a shorter silence tells who else will not speak
+        # after a shorter silence already another process will not be the one to speak
         silent = {rank for rank, other in self._others.items()
                   if other.silent is not None and other.silent >= QUIET_BEATS * self.beat}
         first = min({self.rank, *self._others} - silent)

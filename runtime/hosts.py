@@ -1,6 +1,6 @@
 """The hosts of a run over several machines: the hostfile, how the model fits on them, whether they can be reached.
 
-Standard library only: it is looked at before anything heavy is imported.
+Standard library only: hosts are checked before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ANSWER_SECONDS = 20  # for everything that a host is asked
 
 @dataclass(frozen=True)
 class Host:
-    """One machine. slots: processes on it, one per device."""
+    """One machine."""
 
     name: str
-    slots: int
+    slots: int  # processes on it, one per device
 
 
 def read_hostfile(path: Path) -> list[Host]:
@@ -65,7 +65,7 @@ def read_hostfile(path: Path) -> list[Host]:
 
 
 def is_here_alone(hosts: Sequence[Host]) -> bool:
-    """Whether the only host is this machine: nothing has then to be reached over ssh."""
+    """Whether the only host is this machine, so that nothing has to be reached over ssh."""
     name = socket.gethostname()
     return len(hosts) == 1 and hosts[0].name in ("localhost", "127.0.0.1", name, name.partition(".")[0])
 
@@ -88,7 +88,7 @@ def check_layout(hosts: Sequence[Host], model_parallel_size: int, path: Path) ->
 
 
 def ssh_command(host: Host, command: str, options: Sequence[str] = ()) -> list[str]:
-    """The arguments that run a shell's command on a host, and never ask a question. options: for ssh, as below."""
+    """The arguments that run a shell command on a host without asking a question. options: for ssh, as below."""
     return ["ssh", "-n", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", *options, host.name, command]
 
 

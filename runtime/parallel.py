@@ -140,7 +140,7 @@ def _give_up(lost: Lost) -> None:
 
 
 def lost(error: BaseException) -> Lost | None:
-    """The process whose end is behind an error of a collective; None: no other process has anything to do with it."""
+    """The process whose end is behind an error of a collective; None: the error is this process's own."""
     return _watches[0].lost(error) if _watches else None
 
 

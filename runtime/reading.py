@@ -1,7 +1,7 @@
-"""Files that a person gave: saved in an editor, downloaded, copied. What cannot be read is said in one line.
+"""Files that a person gave: saved in an editor, downloaded, copied. A file that cannot be read is one line.
 
-A byte order mark is skipped, and what a file is instead of what it should be is seen by its first bytes: people have
-checkouts without git-lfs, error pages where a download should be, and archives that were never unpacked.
+A byte order mark is skipped, and a file of another kind is recognised by its first bytes: people have checkouts without
+git-lfs, error pages where a download should be, and archives that were never unpacked.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _told(where: str, line: int, first: int) -> Iterator[None]:
 
 
 class RepeatedKey(ValueError):
-    """Of two values under one key, any reader keeps another one."""
+    """Two values under one key, of which readers differ in the one they keep."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def recognised(start: bytes, is_prose: bool = False) -> str | None:
-    """What a file with this beginning is where it is none of ours, and what to do: "compressed by gzip; unpack ..."."""
+    """What a foreign file is by its beginning, and what to do: "compressed by gzip; unpack ..."; None: not known."""
     for mark, kind in _KINDS:
         if start.startswith(mark):
             return kind

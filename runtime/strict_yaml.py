@@ -32,7 +32,7 @@ _TWO_READINGS = (
     (re.compile(r"[0-9]{4}-[0-9][0-9]?-[0-9][0-9]?([Tt \t].*)?"), "put quotes around it"),
 )
 _STANDARD = "tag:yaml.org,2002:"
-# what yaml says of a mistake, and what most likely mends it
+# words of yaml's message for a mistake, and the most likely remedy
 _REMEDIES = (
     ("while scanning an alias", "text that begins with * needs quotes"),
     ("while scanning an anchor", "text that begins with & needs quotes"),
