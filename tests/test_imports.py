@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, what happens at import, and what no file may hold."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -122,6 +123,15 @@ def test_help_does_not_wait_for_torch(name):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if re.fullmatch(r"tools/\w+\.py", name)
+                                  and "CommandParser" in (ROOT / name).read_text(encoding="utf-8")])
+def test_tools_start_from_any_folder(name, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run([sys.executable, str(ROOT / name), "--help"], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
 
 
 def test_our_kernels_are_found():

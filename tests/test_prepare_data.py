@@ -13,8 +13,7 @@ from runtime.errors import UserError
 from tools import prepare_data
 from tools.preparing.raw import MissingRawFile, read_csv, read_json, read_jsonl, read_tsv
 from tools.preparing.recipes import FOLDER, Prompt, choose, load_recipe, load_recipes, reader_of
-from tools.preparing.rendering import render
-from tools.preparing.writing import line_of, prepare, strangers
+from tools.preparing.writing import line_of, prepare, render, strangers
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = load_recipes()
@@ -25,7 +24,7 @@ output: own/birds
 title: Birds
 source: https://example.org/birds
 licence: CC0
-reader: english_glue.axg
+reader: english_texts.axg
 prompts:
   plain:
     inputs: "$inputs"
@@ -155,8 +154,8 @@ def test_a_list_is_no_text_and_a_text_no_list():
     ("output: own/birds", "output: own/owls", "output 'own/owls' belongs into own_owls.yaml"),
     ("title: Birds", "title:", "title: missing; a text is needed"),
     ('["yes", "no"]', "[yes, no]", r"'yes' means one thing in YAML 1.1 and another in 1.2"),
-    ("reader: english_glue.axg", "reader: english_glue", "reader: 'english_glue' is not module.function"),
-    ("reader: english_glue.axg", "note: none", "without a reader the key where must say"),
+    ("reader: english_texts.axg", "reader: english_texts", "reader: 'english_texts' is not module.function"),
+    ("reader: english_texts.axg", "note: none", "without a reader the key where must say"),
     ("prompts:", "text: {a: test}\nprompts:", "either prompts or text is needed"),
     ("title: Birds", "title: [Birds", "not valid YAML"),
 ])
@@ -171,7 +170,7 @@ def test_a_reader_that_is_not_there(tmp_path):
     text = RECIPE.substitute(inputs="{premise}")
     for reader, message in (("glue.axg", "no tools/preparing/glue.py"), ("raw.axg", "raw.py has no function axg")):
         with pytest.raises(UserError, match=message):
-            reader_of(recipe_of(tmp_path, text.replace("english_glue.axg", reader)))
+            reader_of(recipe_of(tmp_path, text.replace("english_texts.axg", reader)))
 
 
 # Raw files

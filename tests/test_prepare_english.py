@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import UserError
-from tools.preparing import (
-    english_bigbench,
-    english_ethics,
-    english_glue,
-    english_language,
-    english_mmlu,
-    english_questions,
-)
+from tools.preparing import english_questions, english_texts
 from tools.preparing.recipes import load_recipes
 from tools.preparing.writing import prepare
 
@@ -68,11 +61,11 @@ def lines_of(path):
 def test_cola_is_both_development_files(tmp_path):
     write(tmp_path / "cola" / "in_domain_dev.tsv", 'x1\t1\t\tHe said "no".\n')
     write(tmp_path / "cola" / "out_of_domain_dev.tsv", "x2\t0\t*\tSleep green the. \n")
-    assert english_glue.cola(tmp_path) == {"validation": [{"sentence": 'He said "no".', "label": 1},
+    assert english_texts.cola(tmp_path) == {"validation": [{"sentence": 'He said "no".', "label": 1},
                                                           {"sentence": "Sleep green the.", "label": 0}]}
     write(tmp_path / "cola" / "out_of_domain_dev.tsv", "x2\t2\t*\tSleep green the.\n")
     with pytest.raises(UserError, match="out_of_domain_dev.tsv: row 1: label: '2' is not one of 0, 1"):
-        english_glue.cola(tmp_path)
+        english_texts.cola(tmp_path)
 
 
 def test_mnli_from_glue_or_from_its_own_files(tmp_path):
@@ -81,7 +74,7 @@ def test_mnli_from_glue_or_from_its_own_files(tmp_path):
                {"sentence1": "It rains.", "sentence2": "It is March.", "gold_label": "-"}]
     write(tmp_path / "mnli" / "dev_matched.tsv", table)
     write_lines(tmp_path / "mnli" / "multinli_1.0_dev_mismatched.jsonl", objects)
-    assert english_glue.mnli(tmp_path) == {
+    assert english_texts.mnli(tmp_path) == {
         "validation_matched": [{"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0}],
         "validation_mismatched": [
             {"sentence1": "It rains.", "sentence2": "It is dry.", "label": 2},
@@ -89,8 +82,8 @@ def test_mnli_from_glue_or_from_its_own_files(tmp_path):
 
 
 def test_superglue_s_diagnostics(tmp_path):
-    for folder, name, texts, read in (("superglue_axb", "AX-b", ("sentence1", "sentence2"), english_glue.axb),
-                                      ("superglue_axg", "AX-g", ("premise", "hypothesis"), english_glue.axg)):
+    for folder, name, texts, read in (("superglue_axb", "AX-b", ("sentence1", "sentence2"), english_texts.axb),
+                                      ("superglue_axg", "AX-g", ("premise", "hypothesis"), english_texts.axg)):
         rows = [{texts[0]: "All cats sleep.", texts[1]: f"A {what}.", "label": label, "idx": place}
                 for place, (what, label) in enumerate([("cat sleeps", "entailment"), ("dog", "not_entailment")])]
         write_lines(tmp_path / folder / f"{name}.jsonl", rows)
@@ -154,11 +147,11 @@ def test_pubmed_qa_s_test_set_is_cut_out(tmp_path):
 def test_mmlu_puts_the_subject_s_examples_before_every_question(tmp_path):
     write(tmp_path / "dev" / "us_birds_dev.csv", '" What flies?",Owl,Stone,Tree,House,A\n')
     write(tmp_path / "test" / "us_birds_test.csv", '"What swims,\nand flies?",Owl,Duck,"a, b",House,B\n')
-    (row,) = english_mmlu.subject_rows(tmp_path, "us_birds")
+    (row,) = english_questions.subject_rows(tmp_path, "us_birds")
     assert (row["subject"], row["question"]) == ("US birds", "What swims,\nand flies?")
     assert (row["C"], row["label"]) == ("a, b", 1)
     assert [example["question"] for example in row["examples"]] == ["What flies?"]
-    assert [len(subjects.split()) for subjects in english_mmlu.GROUPS.values()] == [18, 12, 13, 14]
+    assert [len(subjects.split()) for subjects in english_questions.GROUPS.values()] == [18, 12, 13, 14]
 
 
 # Language
@@ -166,7 +159,7 @@ def test_mmlu_puts_the_subject_s_examples_before_every_question(tmp_path):
 
 def test_lambada_s_last_word_is_the_target(tmp_path):
     write_lines(tmp_path / "lambada" / "lambada_test.jsonl", [{"text": 'One.\n\n"Two, three'}, {"text": "a b\nc"}])
-    assert english_language.lambada(tmp_path)["test"] == [
+    assert english_texts.lambada(tmp_path)["test"] == [
         {"text": 'One.\n\n"Two,', "words": ["three"]}, {"text": "a b", "words": ["c"]}]
 
 
@@ -178,7 +171,7 @@ def test_the_pile_s_rows_keep_text_and_subset(tmp_path):
         {"text_pretokenized": "print(1)\n", "meta": {"pile_set_name": "Github"}}]
     write_lines(tmp_path / "pile" / "test.jsonl", [{"text": "print(1)\n"}])
     with pytest.raises(UserError, match="test.jsonl: row 1: expected text and meta.pile_set_name"):
-        english_language.pile(tmp_path)
+        english_texts.pile(tmp_path)
 
 
 # Bias and hate
@@ -201,7 +194,7 @@ def test_stereoset_s_choices_are_in_the_order_of_their_ids(tmp_path):
     row = {"id": "7", "target": "cat", "bias_type": "race", "context": "Cats are BLANK.", "data": sentences}
     for name in ("gender_test", "race_test", "religion_test", "dev"):
         write(tmp_path / "stereoset" / f"{name}.json", json.dumps([row]))
-    found = english_ethics.stereoset(tmp_path)
+    found = english_texts.stereoset(tmp_path)
     assert [len(found["dev"]), len(found["test_sample"])] == [3, 1]
     assert found["dev"][0] == {"context": "", "choices": ["Cats are Tuesday.", "Cats are proud.", "Cats are humble."],
                                "goal_label": ["unrelated", "stereotype", "anti-stereotype"],
@@ -213,7 +206,7 @@ def test_stereoset_s_own_file(tmp_path):
     rows = [{"id": "7", "target": "cat", "bias_type": "race", "context": "I met  cats.", "sentences": [
         {"sentence": f"They were {kind}.", "id": str(place), "gold_label": kind} for place, kind in enumerate(kinds)]}]
     write(tmp_path / "stereoset" / "dev.json", json.dumps({"data": {"intrasentence": rows, "intersentence": rows}}))
-    found = english_ethics.stereoset(tmp_path)
+    found = english_texts.stereoset(tmp_path)
     assert [found[kind][0]["context"] for kind in ("intrasentence", "intersentence")] == ["", "I met cats."]
     assert found["intersentence"][0]["goal_label"] == list(kinds)
 
@@ -222,11 +215,11 @@ def test_ethos_goes_by_at_least_half_of_the_annotators(tmp_path):
     write(tmp_path / "ethos" / "Ethos_Dataset_Binary.csv", 'comment;isHate\n"a; b";0.5\nc;0.49\n')
     write(tmp_path / "ethos" / "Ethos_Dataset_Multi_Label.csv",
           "comment;gender;race\na;1;0\nb;0;0.7\nc;0.5;0.5\nd;0.2;0\n")
-    assert [row["label"] for row in english_ethics.ethos_binary(tmp_path)["test"]] == [1, 0]
-    assert [row["label"] for row in english_ethics.ethos_multi(tmp_path)["test"]] == [0, 1, 2, 3]
+    assert [row["label"] for row in english_texts.ethos_binary(tmp_path)["test"]] == [1, 0]
+    assert [row["label"] for row in english_texts.ethos_multi(tmp_path)["test"]] == [0, 1, 2, 3]
     write(tmp_path / "ethos" / "Ethos_Dataset_Binary.csv", "comment;isHate\na;often\n")
     with pytest.raises(UserError, match="row 1: isHate: expected a share from 0 to 1, found 'often'"):
-        english_ethics.ethos_binary(tmp_path)
+        english_texts.ethos_binary(tmp_path)
 
 
 def test_logical_deduction_s_options_are_the_choices(tmp_path):
@@ -235,7 +228,7 @@ def test_logical_deduction_s_options_are_the_choices(tmp_path):
     for number in ("three", "five", "seven"):
         write(tmp_path / "big-bench-lite-partial" / f"logical_deduction_{number}_objects.json",
               json.dumps({"examples": [example]}))
-    assert english_bigbench.logical_deduction(tmp_path)["three_objects"] == [
+    assert english_questions.logical_deduction(tmp_path)["three_objects"] == [
         {"paragraph": "Two birds. The owl is left.", "choices": ["The owl is right", "The owl is left"], "label": 1}]
 
 

@@ -8,15 +8,13 @@
     DATA_PATH/<task>/<file>                      the text of a language modelling task
     DATA_PATH/<task>/SOURCE.txt                  source, licence, counts
 
-The prompts are templates in one data file per task, tools/preparing/*.yaml; tools/preparing/__init__.py describes them.
+The prompts are templates in one data file per task, tools/preparing/*.yaml; tools/preparing/recipes.py describes them.
 Rows read and rows written are compared and printed.
 """
 
 import argparse
 import sys
 from pathlib import Path
-
-from runtime.show import counted
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     from runtime.errors import UserError
+    from runtime.show import counted
     from tools.preparing.recipes import choose, load_recipes
 
     try:

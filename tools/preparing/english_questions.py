@@ -1,4 +1,5 @@
-"""Questions in English: MathQA, MC-TACO, OpenBookQA, PubMedQA."""
+"""Questions in English, with choices: MathQA, OpenBookQA, MC-TACO, PubMedQA, MMLU, and BIG-bench-lite as far as
+BIG-Bench Hard republishes it."""
 
 from __future__ import annotations
 
@@ -6,9 +7,23 @@ import re
 from pathlib import Path
 
 from runtime.errors import UserError
-from tools.preparing.raw import index_of, one_line, read_json, read_jsonl, read_tsv
+from tools.preparing.raw import MissingRawFile, index_of, one_line, read_csv, read_json, read_jsonl, read_tsv
 
-LETTERS = "abcde"
+LETTERS = "abcde"  # of the fields that hold a question's choices one by one
+GROUPS = {
+    "stem": """abstract_algebra astronomy college_biology college_chemistry college_computer_science
+        college_mathematics college_physics computer_security conceptual_physics electrical_engineering
+        elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science
+        high_school_mathematics high_school_physics high_school_statistics machine_learning""",
+    "social_sciences": """econometrics high_school_geography high_school_government_and_politics
+        high_school_macroeconomics high_school_microeconomics high_school_psychology human_sexuality
+        professional_psychology public_relations security_studies sociology us_foreign_policy""",
+    "humanities": """formal_logic high_school_european_history high_school_us_history high_school_world_history
+        international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy prehistory
+        professional_law world_religions""",
+    "other": """anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging management
+        marketing medical_genetics miscellaneous nutrition professional_accounting professional_medicine virology""",
+}
 
 
 def math_qa(raw: Path) -> dict[str, list[dict]]:
@@ -105,3 +120,65 @@ def pubmed_qa(raw: Path) -> dict[str, list[dict]]:
             "question": one_line(row["QUESTION"]), "context": one_line(" ".join(row["CONTEXTS"])),
             "label": index_of(row["final_decision"], ["yes", "no", "maybe"], path, place, "final_decision")})
     return splits
+
+
+def mmlu(raw: Path) -> dict[str, list[dict]]:
+    """A split "group/subject" for each subject. Fields: subject, question, A, B, C, D, answer, label, examples."""
+    folder = raw / "mmlu"
+    if not folder.is_dir():
+        raise MissingRawFile(f"{folder}: no such folder")
+    return {f"{group}/{subject}": subject_rows(folder, subject)
+            for group, subjects in GROUPS.items() for subject in subjects.split()}
+
+
+def subject_rows(folder: Path, subject: str) -> list[dict]:
+    """The questions of the test set, each with the subject's five of the dev set as `examples`."""
+    examples = _questions(folder / "dev" / f"{subject}_dev.csv")
+    name = " ".join("US" if word == "us" else word for word in subject.split("_"))
+    return [row | {"subject": name, "examples": examples}
+            for row in _questions(folder / "test" / f"{subject}_test.csv")]
+
+
+def _questions(path: Path) -> list[dict]:
+    rows = read_csv(path, ["question", *"ABCD", "answer"])
+    return [{name: value.strip() for name, value in row.items()}
+            | {"label": index_of(row["answer"].strip(), list("ABCD"), path, place, "answer")}
+            for place, row in enumerate(rows, start=1)]
+
+
+def formal_fallacies(raw: Path) -> dict[str, list[dict]]:
+    """Fields: argument (text and question), label (valid, invalid)."""
+    path = raw / "big-bench-lite-partial" / "formal_fallacies.json"
+    rows = []
+    for place, example in enumerate(_examples(path), start=1):
+        argument, _, _ = example["input"].partition("\nOptions:")
+        rows.append({"argument": argument.strip(),
+                     "label": index_of(example["target"], ["valid", "invalid"], path, place, "target")})
+    return {"test": rows}
+
+
+def logical_deduction(raw: Path) -> dict[str, list[dict]]:
+    """A split for each number of objects. Fields: paragraph, choices (a statement each), label."""
+    folder = raw / "big-bench-lite-partial"
+    return {f"{number}_objects": _deduction(folder / f"logical_deduction_{number}_objects.json")
+            for number in ("three", "five", "seven")}
+
+
+def _deduction(path: Path) -> list[dict]:
+    rows = []
+    for place, example in enumerate(_examples(path), start=1):
+        paragraph, _, listed = example["input"].partition("\nOptions:\n")
+        options = dict(re.findall(r"^(\([A-Z]\)) (.+?)\s*$", listed, re.MULTILINE))
+        if not options:
+            raise UserError(f"{path}: row {place}: input: expected options (A), (B), ...")
+        rows.append({"paragraph": paragraph.strip(), "choices": list(options.values()),
+                     "label": index_of(example["target"], list(options), path, place, "target")})
+    return rows
+
+
+def _examples(path: Path) -> list[dict]:
+    content = read_json(path)
+    examples = content.get("examples") if isinstance(content, dict) else None
+    if not isinstance(examples, list):
+        raise UserError(f"{path}: expected an object with the list examples")
+    return examples
