@@ -12,19 +12,94 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from commands.evaluate_arguments import COMPARE, PROGRAM, limit_of, output_folder, parse
-from commands.model import announce_loading, load_model, require_fit, start_processes
+from commands import compare
+from commands.model import add_model_arguments, announce_loading, load_model, require_fit, start_processes
 from evaluation.store import GO_ON
 from runtime.arguments import CommandParser
 from runtime.errors import UserError, printable
-from runtime.files import Lock
+from runtime.files import REPOSITORY, Lock, safe_name
 from runtime.program import FORESEEN, ended, is_first_rank, terminating
 from runtime.show import counted
+
+PROGRAM = "python -m evaluation"
+# What results do not depend on: the same folder whatever is said of these.
+_ABOUT_THE_RUN = ("output", "overwrite", "check", "paths", "task", "sequential_initialization", "local_rank",
+                  "model_parallel_size", "mode", "layernorm_order", "tokenizer_type", "skip_init",
+                  "from_quantized_checkpoint", "no_plan", "offload_memory_limit", "bminf")
+
+
+class EvaluationParser(CommandParser):
+    """Paths may stand anywhere between the flags."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, unknown = super().parse_known_args(args, namespace)
+        found.paths = [*found.paths, *(word for word in unknown if not word.startswith("-"))]
+        return found, [word for word in unknown if word.startswith("-")]
+
+
+def parser() -> EvaluationParser:
+    found = EvaluationParser(__doc__, prog=PROGRAM, epilog=f"{PROGRAM} {compare.COMPARE} RUN_A RUN_B compares the "
+                             f"results of two runs ({compare.COMPARE} --help).")
+    add_model_arguments(found)
+    what = found.add_argument_group("tasks and data")
+    what.add_argument("paths", nargs="*", metavar="TASK", help="task files, folders of them, or globs")
+    what.add_argument("--task", nargs="+", action="extend", default=[], metavar="TASK", help="the same")
+    what.add_argument("--data-path", type=Path, default=Path(os.environ.get("DATA_PATH") or REPOSITORY / "data"),
+                      metavar="DIR", help="folder of the data, which `path` in a task file is relative to (default: "
+                                          "$DATA_PATH, else data/ of the repository)")
+    what.add_argument("--allow-missing", action="store_true",
+                      help="tasks without data are listed as missing, the others are scored")
+    what.add_argument("--limit", type=int, metavar="N", help="only the first N rows of every file")
+    what.add_argument("--sample-seed", type=int, metavar="S",
+                      help="--limit draws its rows instead: with one seed always the same ones, under all prompts")
+    what.add_argument("--check", action="store_true", help="look at task files and data, load no model")
+    how = found.add_argument_group("results and batches")
+    how.add_argument("--output", type=Path, metavar="DIR",
+                     help="folder of the results; the same command goes on there with what was cut off (default: one "
+                          "below outputs/, named after checkpoint, tasks and settings)")
+    how.add_argument("--overwrite", action="store_true", help="replace the results of another run in --output")
+    how.add_argument("--max-batch-tokens", type=int, metavar="N", help="most tokens of a batch (default: found out)")
+    how.add_argument("--micro-batch-size", type=int, metavar="N", help="most items of a batch (default: no limit; what "
+                                                                       "task files say is not needed here)")
+    return found
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments whose numbers make sense; raises UserError, or ends the program for flags that do not exist."""
+    arguments = parser().parse_args(list(argv))
+    arguments.paths += arguments.task
+    if not arguments.paths:
+        raise UserError("no task was named; give task files, folders or globs, for example: tasks/quickstart")
+    for flag in ("limit", "max_batch_tokens", "micro_batch_size"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
+    if arguments.sample_seed is not None and arguments.limit is None:
+        raise UserError("--sample-seed draws the rows that --limit takes; say how many with --limit")
+    return arguments
+
+
+def output_folder(arguments: argparse.Namespace) -> Path:
+    """--output; else a folder that the same command will find again, and another one will not."""
+    if arguments.output is not None:
+        return arguments.output
+    settings = {name: str(value) for name, value in sorted(vars(arguments).items())
+                if name not in _ABOUT_THE_RUN and value is not None and value is not False}
+    settings |= {name: os.path.realpath(getattr(arguments, name)) for name in ("load", "data_path")}
+    settings["paths"] = sorted(str(Path(path).absolute()) for path in arguments.paths)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    checkpoint = safe_name(os.path.basename(os.path.realpath(arguments.load)))
+    first = re.sub(r"[*?\[\]]", "_", safe_name(Path(os.path.realpath(arguments.paths[0])).stem))
+    return Path("outputs") / checkpoint / f"{first}-{digest}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = None
     try:
         with terminating():
-            if argv[:1] == [COMPARE]:
-                return compare(argv[1:])
-            arguments = parse(argv, __doc__)
+            if argv[:1] == [compare.COMPARE]:
+                return compare.main(argv[1:])
+            arguments = parse(argv)
             output = output_folder(arguments)
             arguments.command = f"{PROGRAM} {shlex.join(argv)}"
             return evaluate(arguments, output)
@@ -42,15 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ended(error, f"{GO_ON}: {output}" if output else "")
 
 
-def compare(argv: list[str]) -> int:
-    from evaluation import compare as command
-
-    parser = CommandParser(prog=f"{PROGRAM} {COMPARE}", description=command.__doc__)
-    command.add_arguments(parser)
-    return command.main(parser.parse_args(argv))
-
-
-def evaluate(arguments: argparse.Namespace, output) -> int:
+def evaluate(arguments: argparse.Namespace, output: Path) -> int:
     say = Voice()
     configs = found = failure = None
     try:
@@ -73,36 +140,41 @@ def evaluate(arguments: argparse.Namespace, output) -> int:
     return 0
 
 
-def looked_at(arguments: argparse.Namespace, output):
+def looked_at(arguments: argparse.Namespace, output: Path):
     """The tasks, and the data of each. output: the folder that samples will be written to."""
-    from evaluation.checking import look
     from evaluation.discovery import load_tasks
-    from evaluation.sample_files import check_names
-    from evaluation.work import relative
+    from evaluation.output import check_names
+    from evaluation.plan import look, relative
 
     longest = model_length(arguments)
     configs = load_tasks(arguments.paths, arguments.data_path, longest)
-    warn_of_longer(configs, longest)
-    tell_without_effect(configs)
+    warn(note for config in configs for note in oddities(config, longest))
     found = look(configs, arguments.allow_missing)
     check_names(output, {config.name: [relative(config, path) for path in found[config.name].rows]
                          for config in configs})
     if all(each.reason for each in found.values()) and not arguments.check:
         raise UserError("none of the tasks has data: " + "; ".join(each.reason for each in found.values()))
-    for note in dict.fromkeys(note for each in found.values() for note in each.notes) if is_first_rank() else ():
-        print(printable(f"warning: {note}"), file=sys.stderr, flush=True)
+    warn(f"warning: {note}" for note in dict.fromkeys(note for each in found.values() for note in each.notes))
     return configs, found
 
 
-def tell_without_effect(configs) -> None:
-    """Of keys of a task file that change nothing."""
-    from evaluation.checking import without_effect
+def oddities(config, longest: int):
+    """What is most likely a mistake in a task file. longest: tokens that the model is made for."""
     from evaluation.config import STRATEGIES
+    from evaluation.task_file import without_effect
 
-    for config in configs if is_first_rank() else ():
-        if keys := without_effect(config):
-            print(f"note: {config.source}: without effect: {', '.join(keys)} (only with sampling_strategy: "
-                  f"{STRATEGIES[1]})", file=sys.stderr, flush=True)
+    if config.max_seq_length > longest:
+        yield (f"warning: {config.source}: max_seq_length {config.max_seq_length} is more than the {longest} tokens "
+               "that the model takes (max_sequence_length); longer items are scored all the same, and counted as "
+               "`long`")
+    if keys := without_effect(config):
+        yield (f"note: {config.source}: without effect: {', '.join(keys)} (only with sampling_strategy: "
+               f"{STRATEGIES[1]})")
+
+
+def warn(lines) -> None:
+    for line in lines if is_first_rank() else ():
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def model_length(arguments: argparse.Namespace) -> int:
@@ -118,17 +190,6 @@ def model_length(arguments: argparse.Namespace) -> int:
         if arguments.check:  # which asks nothing of a model
             return LONGEST
         raise
-
-
-def warn_of_longer(configs, longest: int) -> None:
-    """Of tasks that allow sequences longer than the model is made for."""
-    if not is_first_rank():
-        return
-    for config in configs:
-        if config.max_seq_length > longest:
-            print(f"warning: {config.source}: max_seq_length {config.max_seq_length} is more than the {longest} tokens "
-                  "that the model takes (max_sequence_length); longer items are scored all the same, and counted as "
-                  "`long`", file=sys.stderr)
 
 
 def check(configs, found, say) -> int:
@@ -160,19 +221,20 @@ def loaded(arguments: argparse.Namespace, failure: UserError | None):
     return model, tokenizer
 
 
-def scored(arguments: argparse.Namespace, output, model, tokenizer, configs, found, say) -> dict | None:
-    from evaluation.keeper import Settings
-    from evaluation.run import run
+def scored(arguments: argparse.Namespace, output: Path, model, tokenizer, configs, found, say) -> dict | None:
+    from evaluation.plan import Limit
+    from evaluation.run import Settings, run
     from evaluation.scorer import Scorer
 
+    limit = None if arguments.limit is None else Limit(arguments.limit, arguments.sample_seed)
     settings = Settings(
-        arguments.load, arguments.data_path, output, limit_of(arguments), arguments.max_batch_tokens,
-        arguments.micro_batch_size, arguments.allow_missing,
-        is_replaceable=arguments.overwrite or arguments.output is None, command=arguments.command)
+        arguments.load, arguments.data_path, output, limit, arguments.max_batch_tokens, arguments.micro_batch_size,
+        arguments.allow_missing, is_replaceable=arguments.overwrite or arguments.output is None,
+        command=arguments.command)
     return run(model, tokenizer, Scorer(model), configs, found, settings, say)
 
 
-def finish(output, results: dict, say) -> None:
+def finish(output: Path, results: dict, say) -> None:
     """The report, the closing table, and where everything is."""
     from shutil import get_terminal_size
 

@@ -162,7 +162,7 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
 
 def fingerprint(model, tokenizer, checkpoint: Path) -> str:
     """Of everything that an answer depends on beside the request."""
-    from evaluation.hashing import hash_code, hash_json
+    from evaluation.store import hash_code, hash_json
     from generation.file_run import facts_of
     from generation.params import Options
 

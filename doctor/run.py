@@ -20,7 +20,7 @@ from doctor import devices, hosts, machine, model, packages, probe
 from doctor.allreduce import Outcome
 from doctor.finding import Finding, error
 from doctor.hosts import join
-from evaluation.hashing import hash_code
+from evaluation.store import hash_code
 from runtime.errors import UserError
 from runtime.files import REPOSITORY
 from runtime.hosts import check_layout, is_here_alone, read_hostfile

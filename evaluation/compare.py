@@ -1,4 +1,4 @@
-"""python -m evaluation compare RUN_A RUN_B: what has changed between two runs over the same items, and how surely.
+"""What has changed between two runs over the same items, and how surely.
 
 Every figure's difference has a paired bootstrap interval. Where an item is either right or wrong, McNemar's exact test
 says whether the items that flipped did so more in one direction than chance would have it, and Holm's correction keeps
@@ -8,14 +8,15 @@ run that has it right under more of the prompts.
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from evaluation.metrics import statistics_of
+from evaluation.recorded import RecordedRun
+from evaluation.statistics import average, blocks_of, holm, mcnemar_exact, paired_bootstrap
 from runtime.errors import UserError
 
 SCHEMA = 1
@@ -29,48 +30,10 @@ class Comparison:
     flipped: list[tuple[str, str, dict, dict, bool]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="output folder of a run")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="output folder of the run to compare with it")
-    parser.add_argument("--common", action="store_true",
-                        help="where the runs differ in tasks, data or number of items, take what is the same")
-    parser.add_argument("--own-code", action="store_true",
-                        help="import the code that task files outside this repository name for their metrics")
-    parser.add_argument("--show-flips", type=int, default=0, metavar="N",
-                        help="list the first N items of every task that one run has right and the other wrong")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, with all indices, to FILE")
-
-
-def main(arguments: argparse.Namespace) -> int:
-    """0: compared, whatever came of it; 2: a mistake, with one line on standard error."""
-    try:
-        if arguments.show_flips < 0:
-            raise UserError(f"--show-flips {arguments.show_flips}: must be 0 or more")
-        if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-            raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.absolute().parent}")
-        found = compare(arguments.run_a, arguments.run_b, arguments.common, arguments.own_code)
-        if arguments.json is not None:
-            _write(arguments.json, found.record)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    from evaluation.compare_table import comparison_table, flip_lines
-
-    is_terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if is_terminal else None
-    sys.stdout.write(comparison_table(found.record, width, is_terminal))
-    sys.stdout.writelines(f"{line}\n" for line in flip_lines(found.flipped, arguments.show_flips))
-    return 0
-
-
 def compare(folder_a: str | Path, folder_b: str | Path, common: bool = False,
             own_code: bool = False) -> Comparison:
     """own_code: import what the runs' own task files name. Raises UserError for folders that are no finished runs, or
     not of the same tasks and data."""
-    from evaluation.pairing import Pairing, what_differs
-    from evaluation.recorded import RecordedRun
-    from evaluation.statistics import holm
-
     runs = [RecordedRun(folder, own_code) for folder in (folder_a, folder_b)]
     pairing = Pairing(*runs, common)
     tasks, flipped = {}, []
@@ -87,8 +50,6 @@ def compare(folder_a: str | Path, folder_b: str | Path, common: bool = False,
 
 
 def _task_record(pairing, task: str, flipped: list) -> dict:
-    from evaluation.metrics import statistics_of
-
     arrays, metrics, flips, weights = {}, {}, {}, {}
     for file in pairing.files[task]:
         pair = pairing.read(task, file)
@@ -119,8 +80,6 @@ def _is_decided(metric, pairs: Sequence) -> bool:
 
     pairs: statistics of run A and of run B.
     """
-    import numpy as np
-
     one, other = pairs
     return metric.interval == "wilson" and one.shape[1] == 2 and bool(
         np.isin(np.concatenate([one, other]), (0.0, 1.0)).all() and (one[:, 1] == other[:, 1]).all()
@@ -128,8 +87,6 @@ def _is_decided(metric, pairs: Sequence) -> bool:
 
 
 def _difference(metric, pairs: Sequence, weights: Sequence[float], files: Sequence[str]) -> dict:
-    from evaluation.statistics import average, paired_bootstrap
-
     found = paired_bootstrap(metric, pairs, weights, files)
     a, b = (average(metric, [pair[run] for pair in pairs], weights) for run in (0, 1))
     values = {"a": a, "b": b, "difference": found.value, "interval": [found.low, found.high],
@@ -142,10 +99,6 @@ def _difference(metric, pairs: Sequence, weights: Sequence[float], files: Sequen
 
 def _discordant(pairs: Sequence, files: Sequence[str]) -> tuple[int, int]:
     """Items for which run A, and for which run B, is ahead; prompts for the same items are put together."""
-    import numpy as np
-
-    from evaluation.statistics import blocks_of
-
     ahead = [other[:, 0] - one[:, 0] for one, other in pairs]
     balance = np.concatenate([np.sum([ahead[place] for place in block], axis=0) for block in blocks_of(ahead, files)])
     return int((balance < 0).sum()), int((balance > 0).sum())
@@ -153,8 +106,6 @@ def _discordant(pairs: Sequence, files: Sequence[str]) -> tuple[int, int]:
 
 def _test_once(metrics: dict[str, dict]) -> None:
     """McNemar's test for the group's first figure of right and wrong; others of the kind say the same."""
-    from evaluation.statistics import mcnemar_exact
-
     for values in metrics.values():
         if "only_a" in values:
             only_a, only_b = values["only_a"], values["only_b"]
@@ -184,11 +135,103 @@ def _check_recorded(pairing, task: str, group: str, metrics: dict[str, dict]) ->
                                 "since: evaluate again")
 
 
-def _write(path: Path, record: dict) -> None:
-    from runtime.files import replacing
+_NAMED = 6  # differences that a message names, of however many there are
 
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json {path}: {error.strerror}") from None
+
+@dataclass(frozen=True)
+class PairedFile:
+    """The items of one data file that both runs scored: ones[i] and others[i] answer the same row. rows: what the file
+    counts for in an average: its rows, of which an item may take several."""
+
+    file: str
+    ones: list[dict]
+    others: list[dict]
+    rows: float
+
+
+class Pairing:
+    """Which tasks and files of two runs can be compared. left_out: what cannot, a line each."""
+
+    def __init__(self, one: RecordedRun, other: RecordedRun, common: bool = False):
+        """Raises UserError naming what differs, or, with `common`, only where nothing is left."""
+        self.one, self.other, self.common = one, other, common
+        self.left_out: list[str] = []
+        self.files: dict[str, list[str]] = {}
+        for task in dict.fromkeys([*one.done, *other.done]):
+            self._pair_files(task)
+        self._refuse_differences()
+        self.files = {task: files for task, files in self.files.items() if files}
+        if not self.files:
+            raise UserError(f"{one.folder} and {other.folder} have no data file in common"
+                            + (f": {self._differences()}" if self.left_out else ""))
+
+    def _pair_files(self, task: str) -> None:
+        if task not in self.one.done or task not in self.other.done:
+            has = self.one if task in self.one.done else self.other
+            self.left_out.append(f"task {task}: only in {has.folder}")
+            return
+        entries = [run.done[task] for run in (self.one, self.other)]
+        if entries[0].get("sha256") != entries[1].get("sha256"):
+            self.left_out.append(f"task {task}: the task files differ ({entries[0]['file']}, {entries[1]['file']})")
+            return
+        files = [entry["files"] for entry in entries]
+        self.files[task] = []
+        for file in sorted({*files[0], *files[1]}):
+            if file not in files[0] or file not in files[1]:
+                has = self.one if file in files[0] else self.other
+                self.left_out.append(f"task {task}: {file}: only in {has.folder}")
+            elif files[0][file]["sha256"] != files[1][file]["sha256"]:
+                self.left_out.append(f"task {task}: {file}: the data differ")
+            else:
+                counts = [each[file]["n"] for each in files]
+                if counts[0] != counts[1]:
+                    self.left_out.append(f"task {task}: {file}: {counts[0]} items against {counts[1]}")
+                self.files[task].append(file)
+
+    def _refuse_differences(self) -> None:
+        if self.left_out and not self.common:
+            raise UserError(f"the runs are not of the same tasks and data ({self._differences()}); --common compares "
+                            "what is the same")
+
+    def _differences(self) -> str:
+        more = len(self.left_out) - _NAMED
+        return "; ".join(self.left_out[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+    def read(self, task: str, file: str) -> PairedFile:
+        """The items of a file, paired by their indices."""
+        ones, others = ({item["index"]: item for item in run.items(task, file)} for run in (self.one, self.other))
+        shared = sorted(set(ones) & set(others))
+        if not self.common and not len(shared) == len(ones) == len(others):
+            raise UserError(f"task {task}: {file}: the samples are of different items ({len(ones)} in "
+                            f"{self.one.folder}, {len(others)} in {self.other.folder}, {len(shared)} in both); "
+                            "--common takes these")
+        if not shared:
+            raise UserError(f"task {task}: {file}: no item is in both samples")
+        rows = self.one.done[task]["files"][file]["n"] * len(shared) / len(ones)
+        return PairedFile(file, [ones[index] for index in shared], [others[index] for index in shared], rows)
+
+    def groups(self, task: str) -> dict[str, list[str]]:
+        """The files that can be compared, by group; groups without any are left out."""
+        found = {group: [file for file in files if file in self.files[task]]
+                 for group, files in self.one.groups(task).items()}
+        return {group: files for group, files in found.items() if files}
+
+
+def what_differs(one: RecordedRun, other: RecordedRun) -> list[tuple[str, str, str]]:
+    """(name, value in one, value in other) of settings, versions and hashes that the runs do not share."""
+    flat = [dict(_flat(run.results)) for run in (one, other)]
+    names = [name for name in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(name) != flat[1].get(name)]
+    return [(name, flat[0].get(name, "-"), flat[1].get(name, "-")) for name in names]
+
+
+def _flat(results: dict) -> list[tuple[str, str]]:
+    return [pair for part in ("checkpoint", "tokenizer", "settings", "versions", "code")
+            for pair in _pairs(part, results.get(part))]
+
+
+def _pairs(name: str, value: object) -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [pair for key, each in value.items() for pair in _pairs(f"{name} {key}", each)]
+    text = "none" if value is None else str(value)
+    is_hash = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return [(name, text[:12] if is_hash else text)]

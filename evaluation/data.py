@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.config import TaskConfig, TaskType
-from evaluation.own_code import calling, returned
+from evaluation.names import calling, returned
 from runtime import reading
 from runtime.errors import UserError, shown
 from runtime.reading import json_at, parse_json

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evaluation.batching import CPU_PLACES, CPU_TOKENS, gpu_tokens
-from evaluation.checking import look
 from evaluation.discovery import load_tasks
-from evaluation.limiting import Limit
-from evaluation.requests import GenerateRequest, Request, ScoreRequest
-from evaluation.work import Work, prepare
+from evaluation.plan import Limit, Work, look, prepare
+from evaluation.requests import CPU_PLACES, CPU_TOKENS, GenerateRequest, Request, ScoreRequest, gpu_tokens
 from generation.batching import CACHE_BYTES, CPU_READ_TOKENS
 from planning import memory, speed
 from planning.devices import Device

@@ -14,10 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import filterfalse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.registry import import_dotted, lookup
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -229,28 +227,3 @@ def _of_kind(name: str, metric: Metric, field: str, kind: str) -> Metric:
         return numbers if applies(item) else (0.0,) * len(numbers)
 
     return replace(metric, name=name, statistics=statistics, applies=applies)
-
-
-def find_metric(name: str, folder: str | Path, extra: Mapping[str, Metric], task_type: str, where: str) -> Metric:
-    """The metric that a task file names.
-
-    name: of METRICS or of `extra` (a task class's own), or the dotted path of a Metric, or of a function item -> number
-    whose mean is the figure. folder: the task file's, where a dotted path is looked for first.
-    Raises UserError, beginning with `where`, for an unknown name and for a metric of another type of task.
-    """
-    if "." in name:
-        return _own_metric(name, import_dotted(name, folder, where), where)
-    metric = lookup({**METRICS, **extra}, name, "metric", where)
-    if task_type not in metric.types:
-        fitting = [other for other, each in METRICS.items() if task_type in each.types]
-        raise UserError(f"{where}: {name} is no metric of {task_type} tasks (those are {', '.join(fitting)})")
-    return metric
-
-
-def _own_metric(name: str, found: Any, where: str) -> Metric:
-    if isinstance(found, Metric):
-        return found
-    if isinstance(found, type) or not callable(found):
-        raise UserError(f"{where}: {name} must be an evaluation.metrics.Metric or a function that makes a number of an "
-                        "item")
-    return Metric(name, lambda item: (found(item), 1.0), mean)

@@ -1,21 +1,40 @@
-"""A finished run as its output folder records it: results.json, the items of samples/, and the metrics they are for."""
+"""A finished run read back from its output folder: results.json, the items of samples/, and the metrics they are for.
+
+What a JSON value must look like is said as a value itself (a shape):
+
+    int, float, str, bool, None     that, where float is any finite number and int no truth value
+    (A, B)                          one of these
+    [A]                             a list of A
+    {"key": A, "key?": B}           an object with these keys, the second one only perhaps, and any others
+    Each(A)                         an object with values of A under any keys
+    Any                             whatever it is
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-from evaluation.schema import Each, fault
-from runtime.errors import UserError
+from evaluation.config import TaskConfig, of_record
+from evaluation.discovery import find_task_files
+from evaluation.names import calling
+from evaluation.output import RESULTS, SAMPLES, SCHEMA, sample_names
+from evaluation.tasks import Task, task_class
+from runtime.errors import UserError, shown
 from runtime.files import REPOSITORY
 from runtime.reading import LARGE, NoSuchFile, parse_json, read_json, read_text
+from runtime.strict_yaml import read_mapping
 
-RESULTS = "results.json"
-SCHEMA = 1
+
+class Each(NamedTuple):
+    shape: object
+
+
 _FIGURE, _COUNTS = (float, None), {"expected": int, "scored": int, "truncated": int, "overlong?": int}
 _METRIC = {"max": _FIGURE, "median": _FIGURE, "average": _FIGURE, "interval": [_FIGURE], "interval_method": str,
            "n": _COUNTS}
@@ -43,12 +62,10 @@ class RecordedRun:
         """own_code: whether code that results.json names may be imported to measure the items, be it what it may; else
         only the classes that this repository's own tasks are of. Raises UserError for a folder without a finished run.
         """
-        from evaluation.sample_files import sample_folders
-
         self.folder, self._own_code = Path(folder), own_code
         self.results = _results(self.folder)
         self.tasks: dict[str, dict] = self.results["tasks"]
-        self._sample_folders = sample_folders(list(self.tasks))
+        self._samples = sample_names({name: entry["files"] for name, entry in self.tasks.items()})
 
     @property
     def done(self) -> dict[str, dict]:
@@ -57,9 +74,7 @@ class RecordedRun:
 
     def items(self, task: str, file: str) -> list[dict]:
         """The items of one data file, in order. Raises UserError for samples that are missing, cut off or no items."""
-        from evaluation.sample_files import sample_path
-
-        path = sample_path(self.folder, self._sample_folders[task], file, self.tasks[task]["files"])
+        path = self.folder / SAMPLES / self._samples[task, file]
         older = path.with_name(f"{path.name}.jsonl")  # as earlier versions named it
         if older.is_file() and not path.is_file():
             path = older
@@ -79,8 +94,6 @@ class RecordedRun:
 
     def metrics(self, task: str, items: Sequence[Mapping]) -> dict:
         """The metrics of a file's items, by name. Raises UserError where the task's module or metric is not there."""
-        from evaluation.own_code import calling
-
         measured = self._task(task)
         where = f"{self.folder}: task {task}"
         with calling(measured.config, f"{where}: metrics"):
@@ -97,40 +110,32 @@ class RecordedRun:
             by_group.setdefault(values["group"], []).append(file)
         if set(by_group) == set(entry["groups"]):
             return by_group
-        from evaluation.own_code import calling
-
         measured = self._task(task)  # of a class with groups of groups, such as an overall figure
         with calling(measured.config, f"{self.folder}: task {task}: groups"):
             return measured.groups(by_group)
 
-    def _task(self, name: str):
-        """The task as far as its metrics and groups go: they need no tokenizer, so the constructor is not called."""
-        from evaluation.config import TaskType
-        from evaluation.tasks import task_class
+    def config(self, task: str) -> TaskConfig:
+        entry = self.tasks[task]
+        return of_record(entry["config"], Path(entry["file"]))
 
-        entry = self.tasks[name]
-        config = SimpleNamespace(**{"module": None, "options": {}} | dict(entry["config"]))
-        config.type, config.source = TaskType(config.type), Path(entry["file"])
+    def _task(self, name: str) -> Task:
+        """The task, for its metrics and groups alone. UserError where these need code that may not be imported."""
+        config = self.config(name)
         if not self._own_code:
-            config.source = REPOSITORY / config.source.name  # beside which dotted names are looked for first
+            config = replace(config, source=REPOSITORY / config.source.name)  # where dotted names are looked for first
             foreign = [metric for metric in config.metrics if "." in metric]
             if config.module is not None and config.module not in _our_classes():
                 foreign.insert(0, config.module)
             if foreign:
                 raise UserError(f"{self.folder}: task {name} is measured by code of its own ({foreign[0]}, "
-                                f"{entry['file']}); --own-code imports it, if you trust where this run comes from")
-        cls = task_class(config)
-        task = cls.__new__(cls)
-        task.config, task.tokenizer = config, None
-        return task
+                                f"{self.tasks[name]['file']}); --own-code imports it, if you trust where this run "
+                                "comes from")
+        return task_class(config).without_model(config)
 
 
 @cache
 def _our_classes() -> frozenset[str]:
     """The classes that task files of this repository name with `module`, of those whose code lies in it, too."""
-    from evaluation.discovery import find_task_files
-    from runtime.strict_yaml import read_mapping
-
     named = set()
     for file in find_task_files([REPOSITORY / "tasks"]):
         with contextlib.suppress(UserError):  # a file that somebody is working on
@@ -198,3 +203,61 @@ def _strange(name: str, task: Mapping) -> str | None:
     if any(len(metric["interval"]) != 2 for metrics in task["groups"].values() for metric in metrics.values()):
         return f"{where}.groups: has an interval without two ends"
     return None
+
+
+def fault(value: Any, shape: object, where: str = "") -> str | None:
+    """The first thing that is wrong, as "tasks.mmlu.counts: must be an object, is null"; None: nothing."""
+    if shape is Any or (isinstance(shape, tuple) and not isinstance(shape, Each) and any(
+            fault(value, each) is None for each in shape)):
+        return None
+    if isinstance(shape, (dict, Each)):
+        if not isinstance(value, dict):
+            return _wrong(where, "an object", value)
+        return _fault_inside(value, shape, where)
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return _wrong(where, "a list", value)
+        places = (fault(inner, shape[0], f"{where}[{place}]") for place, inner in enumerate(value))
+        return next((each for each in places if each is not None), None)
+    if not isinstance(shape, tuple) and _is_plain(value, shape):
+        return None
+    names = [_name(each) for each in (shape if isinstance(shape, tuple) else (shape,))]
+    return _wrong(where, " or ".join(names), value)
+
+
+def _fault_inside(value: dict, shape: dict | Each, where: str) -> str | None:
+    wanted = dict.fromkeys(value, shape.shape) if isinstance(shape, Each) else shape
+    for key, inner in wanted.items():
+        is_optional = not isinstance(shape, Each) and key.endswith("?")
+        name = key[:-1] if is_optional else key
+        place = f"{where}.{name[:60]}" if where else name[:60]
+        if name in value:
+            found = fault(value[name], inner, place)
+            if found is not None:
+                return found
+        elif not is_optional:
+            return f"{place}: is missing"
+    return None
+
+
+def _is_plain(value: Any, shape: object) -> bool:
+    if shape is None:
+        return value is None
+    if shape is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
+    return isinstance(value, shape) and (shape is bool or not isinstance(value, bool))
+
+
+def _is_finite(value: float) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 10**300
+
+
+def _name(shape: object) -> str:
+    return "a list" if isinstance(shape, list) else "an object" if isinstance(shape, (dict, Each)) else _NAMES[shape]
+
+
+def _wrong(where: str, what: str, value: Any) -> str:
+    return f"{where or 'it'}: must be {what}, is {shown(value)}"
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", None: "null"}

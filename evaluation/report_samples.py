@@ -61,7 +61,7 @@ def source_rows(entry: Mapping, file: str) -> list[dict] | None:
     """The rows of a data file, if it still is the file that was evaluated; None if not, and for raw text."""
     from evaluation.config import TaskType
     from evaluation.data import read_rows
-    from evaluation.hashing import hash_file
+    from evaluation.store import hash_file
 
     config = SimpleNamespace(**{"module": None, "options": {}} | dict(entry["config"]))
     config.type, path = TaskType(config.type), Path(config.path, file)

@@ -1,40 +1,45 @@
-"""What a task asks of the model, as values: log-probabilities of continuations, or generated ids.
-
-truncated: the text lost its beginning, so as not to be longer than the task allows. overlong: the sequence is longer
-than the model is made for, since the task allows it.
+"""What a task asks of the model, as values: log-probabilities of continuations, or generated ids; and batches of them.
 
 Multiple choice and language modelling are the same question: a context, and texts to follow it whose tokens are given
 log-probabilities (the choices; a window's scored part). Knows no text, no tokenizer and no torch.
+
+Requests of like sizes share a batch, under a budget of tokens. Batches are a function of requests and settings alone,
+never of ranks, of memory that happens to be free or of what is already answered: after a crash they are the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from generation.batching import CACHE_BYTES, bytes_per_place
 from generation.params import BeamParams, SamplingParams
 
 Ids = tuple[int, ...]
+CPU_TOKENS = 4096  # to score: more keeps no processor busier, and the activations leave its caches
+CPU_PLACES = 16384  # to generate: places of the cache, many of which are looked at for every token that is computed
+LEAST_TOKENS, MOST_TOKENS = 2048, 65536
+MEMORY_SHARE = 0.5  # of what the weights leave of a GPU
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
     """Log-probabilities of some continuations of one context.
 
-    context: ids that all see each other, or what is left of them only if `causal`.
-    continuations: the ids to be scored, at least one for each. A continuation sees the context and itself causally,
-        never another one, and is fed as [lead] + its ids without the last.
-    first_position: position of the lead; the tokens behind it have the same (advance 0) or count up (advance 1).
+    A continuation sees the context and itself causally, never another one, and is fed as [lead] + its ids without the
+    last.
     """
 
-    context: Ids
-    continuations: tuple[Ids, ...]
+    context: Ids  # ids that all see each other, or what is left of them only if `causal`
+    continuations: tuple[Ids, ...]  # the ids to be scored, at least one for each
     lead: int
-    first_position: int
-    advance: int
+    first_position: int  # of the lead
+    advance: int  # 0: the tokens behind the lead have its position, 1: they count up from it
     causal: bool = False
-    truncated: bool = field(default=False, compare=False)
-    overlong: bool = field(default=False, compare=False)
-    input_length: int = field(default=0, compare=False)
+    truncated: bool = field(default=False, compare=False)  # the text lost its beginning, to fit what the task allows
+    overlong: bool = field(default=False, compare=False)  # longer than the model is made for, since the task allows it
+    input_length: int = field(default=0, compare=False)  # tokens of the text
 
     @property
     def segments(self) -> tuple[Ids, ...]:
@@ -65,23 +70,19 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Ids that follow a context; see generation.fill.generate for the meaning of the fields.
+    """Ids that follow a context; see generation.fill.generate for the meaning of the fields."""
 
-    context: ends with the token that the first generated one follows.
-    shared_position: of the last context token and of all generated ones; None: positions count up.
-    """
-
-    context: Ids
+    context: Ids  # ends with the token that the first generated one follows
     params: SamplingParams | BeamParams
     limit: int
     end_tokens: Ids
-    shared_position: int | None = None
+    shared_position: int | None = None  # of the last context token and of all generated ones; None: they count up
     unidirectional: bool = False
     invalid_ids: Ids = ()
     forbidden_starts: tuple[Ids, ...] = ()
-    truncated: bool = field(default=False, compare=False)
-    overlong: bool = field(default=False, compare=False)
-    input_length: int = field(default=0, compare=False)
+    truncated: bool = field(default=False, compare=False)  # the text lost its beginning, to fit what the task allows
+    overlong: bool = field(default=False, compare=False)  # longer than the model is made for, since the task allows it
+    input_length: int = field(default=0, compare=False)  # tokens of the text
 
     @property
     def counted_length(self) -> int:
@@ -108,3 +109,86 @@ class GenerateRequest:
 
 
 Request = ScoreRequest | GenerateRequest
+
+
+def is_request(value: Any) -> bool:
+    return isinstance(value, ScoreRequest | GenerateRequest)
+
+
+def fault_of_request(request: Request, num_tokens: int) -> str | None:
+    """What no model can be asked, or None. num_tokens: of the vocabulary."""
+    if isinstance(request, ScoreRequest):
+        lists = {"context": request.context, **{f"continuations[{place}]": ids
+                                                for place, ids in enumerate(request.continuations)}}
+        if not request.continuations or type(request.lead) is not int or type(request.first_position) is not int:
+            return "must have continuations, and an id and a position to begin with"
+    else:
+        lists = {"context": request.context}
+        if not isinstance(request.params, SamplingParams | BeamParams):
+            return "params: must be SamplingParams or BeamParams"
+        if type(request.limit) is not int or request.limit < 1:
+            return "limit: must be at least 1"
+        for name in ("end_tokens", "invalid_ids"):
+            if not _are_ids(getattr(request, name), num_tokens):
+                return f"{name}: must be a tuple of token ids"
+        if not (isinstance(request.forbidden_starts, tuple)
+                and all(_are_ids(ids, num_tokens) for ids in request.forbidden_starts)):
+            return "forbidden_starts: must be a tuple of tuples of token ids"
+    for name, ids in lists.items():
+        if not _are_ids(ids, num_tokens) or not ids:
+            return f"{name}: must be a tuple of at least one token id, each less than {num_tokens}"
+    return None
+
+
+def _are_ids(ids: Any, num_tokens: int) -> bool:
+    return (isinstance(ids, tuple) and set(map(type, ids)) <= {int}
+            and (not ids or 0 <= min(ids) <= max(ids) < num_tokens))
+
+
+def batches_of(requests: Sequence[Request], max_tokens: int, max_items: int | None = None) -> list[list[int]]:
+    """Indices of the requests of every batch; the largest first, so that memory that is short shows at once.
+
+    max_tokens: most places of a batch, padding included; a larger request is a batch of its own.
+    max_items: most requests of a batch; None: as many as fit.
+    """
+    families: dict[tuple, list[int]] = {}
+    for index, request in enumerate(requests):
+        families.setdefault(request.family, []).append(index)
+    batches = []
+    for members in families.values():
+        members.sort(key=lambda index: (-requests[index].size, index))
+        batch: list[int] = []
+        for index in members:
+            full = batch and (len(batch) + 1) * requests[batch[0]].size > max_tokens
+            if full or len(batch) == max_items:
+                batches.append(batch)
+                batch = []
+            batch.append(index)
+        batches.append(batch)
+    return batches
+
+
+def default_max_tokens(model, requests: Sequence[Request]) -> int:
+    """A budget for such requests to this model on its device: what keeps it busy and certainly fits."""
+    parameter = next(model.parameters())
+    if parameter.device.type == "cuda":
+        return _fitting_gpu(model, parameter)
+    if all(isinstance(request, ScoreRequest) for request in requests):
+        return CPU_TOKENS
+    return min(CPU_PLACES, CACHE_BYTES // bytes_per_place(model))
+
+
+def _fitting_gpu(model, parameter) -> int:
+    import torch
+
+    total = torch.cuda.get_device_properties(parameter.device).total_memory
+    return gpu_tokens(model.config, parameter.element_size(), bytes_per_place(model), total,
+                      model.weight_bytes())
+
+
+def gpu_tokens(config, element: int, per_place: int, total: float, weights: float) -> int:
+    """Tokens of a batch for a GPU of `total` bytes with these weights. element: bytes of an activation; per_place: of
+    one token's keys and values."""
+    activations = (8 * config.hidden_size + 6 * config.inner_hidden_size) * element  # of one layer
+    fitting = (total - weights) * MEMORY_SHARE / (per_place + activations)
+    return int(min(MOST_TOKENS, max(LEAST_TOKENS, fitting // 1024 * 1024)))

@@ -1,4 +1,4 @@
-"""What a run leaves behind: results.json, timings.json and samples/ (docs/results.md has every field).
+"""The figures of a run: from answers to items, and from items to the records of results.json (docs/results.md).
 
 Nothing in results.json depends on time, on the host or on the number of processes: the same weights, data and settings
 give the same bytes. What does depend on them is in timings.json.
@@ -6,42 +6,96 @@ give the same bytes. What does depend on them is in timings.json.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import enum
-import json
 import math
+import os
+import platform
 import statistics as averages
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from evaluation.config import FOUND_OUT, TaskConfig
-from evaluation.metrics import Metric, evaluate, statistics_of
+from evaluation.config import TaskConfig, as_record
+from evaluation.metrics import Metric, statistics_of
+from evaluation.names import calling, is_list_of, is_mapping_to, returned
+from evaluation.output import SCHEMA
+from evaluation.plan import DataFile, Work
+from evaluation.recorded import ITEM, fault
 from evaluation.statistics import interval
-from evaluation.store import GO_ON
+from evaluation.tasks import Task
+from runtime import parallel
 from runtime.errors import UserError
-from runtime.files import replacing
 
-SCHEMA = 1
-RESULTS, TIMINGS = "results.json", "timings.json"
 DIGITS = 6  # significant ones, of every figure in results.json
 DONE, MISSING = "done", "missing"
 
 
 @dataclass(frozen=True)
 class FileScores:
-    """One data file and what came of it. expected: its rows; scored: those that were asked for (--limit) and answered;
-    truncated: indices of those whose text was cut; items: lines of samples/; overlong: indices of those that are longer
-    than what the model is made for."""
+    """One data file and what came of it."""
 
     sha256: str
-    expected: int
-    scored: int
-    truncated: Sequence[int]
-    items: Sequence[dict]
-    metrics: Mapping[str, Metric]
-    overlong: Sequence[int] = ()
+    expected: int  # rows of the file
+    scored: int  # those that were asked for (--limit) and answered
+    truncated: Sequence[int]  # indices of those whose text was cut
+    items: Sequence[dict]  # lines of samples/
+    metrics: Mapping[str, Metric]  # by the name they are printed with
+    overlong: Sequence[int] = ()  # indices of those that are longer than what the model is made for
+
+
+def scores_of(work: Work, answers: Sequence[dict], digests: Sequence[str]) -> dict[str, FileScores]:
+    """What came of every file of a task, by relative path. answers: to work.requests; digests: of the files' contents.
+
+    Raises UserError where code of the task's own fails, or gives what no report could read.
+    """
+    found, begin = {}, 0
+    for (path, file), digest in zip(work.files.items(), digests, strict=True):
+        end = begin + len(file.requests)
+        try:
+            items, metrics = _measured(work.task, file, answers[begin:end])
+        except UserError as error:
+            raise UserError(f"task {work.config.name}: {file.path}: {error}") from None
+        truncated, overlong = ([example.index for example, request in zip(file.examples, file.requests, strict=True)
+                                if getattr(request, fact)] for fact in ("truncated", "overlong"))
+        found[path] = FileScores(digest, file.expected, len(file.examples), truncated, items, metrics, overlong)
+        begin = end
+    return found
+
+
+def _measured(task: Task, file: DataFile, answers: Sequence[dict]) -> tuple[list[dict], dict[str, Metric]]:
+    """The items of a file, and its metrics by name."""
+    with calling(task.config, "items"):
+        items = task.items(file.examples, file.requests, answers)
+    returned(items, is_list_of(items, dict) and len(items) > 0, task.items, "a list of dictionaries", "items")
+    if task.config.module is not None:
+        maker = task.item if type(task).items is Task.items else task.items
+        for place, item in enumerate(items):
+            wrong = fault(item, ITEM)
+            returned(item, wrong is None, maker, f"an item as docs/results.md describes it ({wrong})",
+                     f"item {item.get('index', place)}")
+    with calling(task.config, "metrics"):
+        metrics = task.metrics(items)
+    return items, returned(metrics, is_mapping_to(metrics, lambda each: isinstance(each, Metric)), task.metrics,
+                           "a mapping of names to evaluation.metrics.Metric", "metrics")
+
+
+def record_of(work: Work, sha256: str, files: Mapping[str, FileScores]) -> dict:
+    """The entry of results.json of a task that was scored. sha256: of its task file. Raises as `scores_of`."""
+    try:
+        with calling(work.config, "figures"):
+            return task_record(work.config, sha256, _groups(work), files)
+    except UserError as error:
+        raise UserError(f"task {work.config.name}: {error}") from None
+
+
+def _groups(work: Work) -> dict[str, list[str]]:
+    """The files that each group reports: as the task's class says, which must leave none out."""
+    with calling(work.config, "groups"):
+        groups = work.task.groups(work.groups)
+    returned(groups, is_mapping_to(groups, lambda paths: is_list_of(paths, str)), work.task.groups,
+             "a mapping of names to lists of files", "groups")
+    left = sorted(set(work.files).difference(*groups.values()))
+    return returned(groups, not left, work.task.groups, f"groups that hold every file ({', '.join(left[:3])}: in none)",
+                    "groups")
 
 
 def task_record(config: TaskConfig, sha256: str, groups: Mapping[str, Sequence[str]],
@@ -68,28 +122,7 @@ def missing_record(config: TaskConfig, sha256: str, reason: str) -> dict:
 
 
 def _task_head(config: TaskConfig, sha256: str, status: str) -> dict:
-    return {"status": status, "file": str(config.source), "sha256": sha256, "config": config_values(config)}
-
-
-def config_values(config: TaskConfig) -> dict:
-    """A task's settings as JSON holds them."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
-              if field.name not in FOUND_OUT}
-    if not values.get("options"):
-        values.pop("options", None)
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return value
+    return {"status": status, "file": str(config.source), "sha256": sha256, "config": as_record(config)}
 
 
 def _counts(files) -> dict[str, int]:
@@ -105,7 +138,7 @@ def _file_record(scores: FileScores, arrays: Mapping, group: str) -> dict:
         "group": group, "sha256": scores.sha256, "n": scores.scored, "expected": scores.expected,
         "scored": scores.scored, "truncated": len(scores.truncated), "truncated_items": list(scores.truncated),
         "overlong": len(scores.overlong), "overlong_items": list(scores.overlong),
-        "metrics": {name: evaluate(metric, scores.items) for name, metric in scores.metrics.items()},
+        "metrics": {name: float(metric.figure(arrays[name].sum(axis=0))) for name, metric in scores.metrics.items()},
         "intervals": {name: [low, high] for name, (low, high, _) in intervals.items()}}
 
 
@@ -147,28 +180,28 @@ def rounded(value: object) -> object:
     return [rounded(each) for each in value]
 
 
-def write_json(path: Path, value: object) -> None:
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n",
-                             encoding="utf-8", errors="replace")
+class Clock:
+    """Everything about a run that is another the next time: timings.json."""
 
+    def __init__(self):
+        self._begin, self._started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._tasks: dict[str, dict] = {}
 
-def write_samples(path: Path, items: Sequence[dict]) -> None:
-    """A line per item, floats in full precision."""
-    try:
-        lines = [json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in items]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: the task's items hold a value that JSON cannot: {error}") from None
-    with writing(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8", errors="replace")
+    def task(self, work: Work, numbers: Sequence[int], seconds: float) -> None:
+        computed = sum(len(work.batches[number]) for number in numbers)
+        self._tasks[work.config.name] = {
+            "seconds": round(seconds, 3), "items": len(work.requests), "computed": computed,
+            "items_per_second": round(computed / seconds, 3) if computed else None, "max_batch_tokens": work.max_tokens}
 
+    def facts(self, model, command: str | None) -> dict:
+        import torch
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """runtime.files.replacing, in a folder that is made, with a UserError where that fails: a full disk, say."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; mend it, and {GO_ON}") from None
+        parameter = next(model.parameters())
+        is_cuda = parameter.device.type == "cuda"
+        return {
+            "schema": SCHEMA, "command": command, "started": self._started,
+            "seconds": round(time.monotonic() - self._begin, 3),
+            "host": platform.node(), "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "model_parallel_size": parallel.size(), "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(parameter.device) if is_cuda else "cpu",
+            "tasks": self._tasks}

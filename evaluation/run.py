@@ -1,6 +1,8 @@
-"""A run: from tasks to answers, from answers to figures, files and the lines on the terminal.
+"""A run: a plan of batches, a journal of answers, a record of figures.
 
-Every process calls `run`; the first one keeps the answers, says the lines and writes the files.
+Every process calls `run`. Batches are computed in rounds: every model-parallel group computes one of its own, and the
+first process keeps all answers, says the lines and writes the files. So a killed run loses a round at most. A batch of
+which any answer is lacking is computed whole: what is in a batch never depends on an earlier run.
 """
 
 from __future__ import annotations
@@ -10,27 +12,48 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
 
-from evaluation import terminal
-from evaluation.batching import default_max_tokens
-from evaluation.checking import Found
+from evaluation import table
 from evaluation.config import TaskConfig
-from evaluation.hashing import combined
-from evaluation.keeper import Keeper, Settings, describe, sources
-from evaluation.results import SCHEMA
-from evaluation.rounds import answer, from_first, on_first
-from evaluation.work import Work, prepare
+from evaluation.output import RESULTS, SAMPLES, SCHEMA, TIMINGS, claim, sample_names, write_json, write_samples
+from evaluation.plan import Found, Limit, Work, prepare
+from evaluation.requests import default_max_tokens
+from evaluation.results import Clock, missing_record, record_of, rounded, scores_of
+from evaluation.store import JOURNAL, Journal, Keys, checkpoint_facts, combined, hash_code, hash_files
+from glm.config import ModelConfig
+from glm.linear import quantization_of
 from runtime import parallel
-from runtime.errors import UserError
+from runtime.errors import NonFinite, UserError
+from runtime.files import usual, versions
 from runtime.parallel import agree
 from runtime.show import Progress
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for, beside the model and the tasks."""
+
+    checkpoint: Path
+    data_path: Path
+    output: Path  # folder of the results
+    limit: Limit | None = None
+    max_batch_tokens: int | None = None
+    micro_batch_size: int | None = None
+    allow_missing: bool = False
+    is_replaceable: bool = False  # whether the output folder may hold another run's results, which are then replaced
+    command: str | None = None  # as it was typed
 
 
 def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[str, Found], settings: Settings,
         say: Callable[[str], None]) -> dict | None:
     """Score all tasks and write everything that a run leaves behind.
 
-    found: of evaluation.checking.look. say: prints a line to standard output; called on the first process only.
+    found: of evaluation.plan.look. say: prints a line to standard output; called on the first process only.
     Returns what results.json holds, on the first process; None on the others.
     """
     clock = Clock()
@@ -38,15 +61,14 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
     def budget(requests):
         return settings.max_batch_tokens or default_max_tokens(model, requests)
 
-    present = [config for config in configs if found[config.name].reason is None]
     works = agree(lambda: {config.name: prepare(config, tokenizer, found[config.name].rows, settings.limit, budget,
                                                 settings.micro_batch_size, model.config.max_sequence_length)
-                           for config in present})
-    found_here = agree(lambda: sources(tokenizer, settings.checkpoint) if _is_first_of_host() else None)
-    agree(lambda: _check_same(parallel.collect(_digests(works, found_here))))
-    head = on_first(lambda: describe(model, configs, settings, found_here))
+                           for config in configs if found[config.name].reason is None})
+    is_first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
+    sources = agree(lambda: _sources(tokenizer, settings.checkpoint) if is_first_of_host else None)
+    agree(lambda: _check_same(parallel.collect(_digests(works, sources))))
     with contextlib.ExitStack() as stack:
-        keeper = on_first(lambda: Keeper(head, works, settings, stack))
+        keeper = on_first(lambda: Keeper(describe(model, configs, settings, sources), works, settings, stack))
         totals = from_first(lambda: keeper.totals())
         kept = sum(len(work.requests) for work in works.values()) - totals[0]
         progress = stack.enter_context(Progress(*totals, kept, shown=parallel.is_first_process()))
@@ -54,41 +76,63 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
         def tell(lines: Sequence[str]) -> None:
             progress.write(lambda: [say(line) for line in lines])
 
+        def begin(config: TaskConfig) -> tuple[list[int], tuple[int, int]]:
+            tell(table.beginning(config))
+            return keeper.begin(works[config.name])
+
+        def end(config: TaskConfig, numbers: Sequence[int], started: float) -> dict:
+            work = works[config.name]
+            record = keeper.record(work)
+            seconds = time.monotonic() - started
+            clock.task(work, numbers, seconds)
+            tell(table.task_lines(config, work.groups, record, seconds))
+            return record
+
+        def missing(config: TaskConfig) -> dict:
+            reason = found[config.name].reason
+            tell(table.missing(config, reason))
+            return missing_record(config, keeper.head["tasks"][config.name], reason)
+
         tasks = {}
         for config in configs:
             if config.name not in works:
-                record = on_first(lambda config=config: keeper.missing(config, found[config.name].reason, tell))
-            else:
-                record = _task(works[config.name], scorer, keeper, progress, tell, clock)
-            tasks[config.name] = record
+                tasks[config.name] = on_first(lambda config=config: missing(config))
+                continue
+            started = time.monotonic()
+            progress.task(config.name)
+            numbers, saved = from_first(lambda config=config: begin(config))
+            progress.skip(*saved)
+            _answer(works[config.name], scorer, keeper, numbers, progress.advance)
+            tasks[config.name] = on_first(lambda each=(config, numbers, started): end(*each))
     return on_first(lambda: keeper.finish(tasks, clock.facts(model, settings.command)))
 
 
-def _task(work: Work, scorer, keeper: Keeper | None, progress: Progress, tell, clock: Clock) -> dict | None:
-    begin = time.monotonic()
-    name = work.config.name
-    on_first(lambda: tell(terminal.beginning(work.config)))
-    progress.task(name)
-    numbers = from_first(lambda: keeper.lacking(work))
-    # what another task has answered in the meantime is done without being computed
-    progress.skip(*on_first(lambda: keeper.saved(work, numbers)) or (0, 0))
-    answer(work, scorer, keeper and keeper.keys[name], keeper and keeper.journal, numbers, progress.advance)
-    record = on_first(lambda: keeper.record(work))
-    seconds = time.monotonic() - begin
-    clock.task(work, numbers, seconds)
-    on_first(lambda: tell(terminal.figures(work.config, work.groups, record, seconds)))
-    return record
+def on_first(compute: Callable[[], T]) -> T | None:
+    """compute() on the first process, its result there and None elsewhere; all hear of an error."""
+    return agree(lambda: compute() if parallel.is_first_process() else None)
 
 
-def _is_first_of_host() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def from_first(compute: Callable[[], T]) -> T:
+    """compute() on the first process, its result on all."""
+    return parallel.collect(on_first(compute))[0]
 
 
-def _digests(works: Mapping[str, Work], found: Mapping[str, Mapping] | None) -> tuple[str, dict[str, str]]:
+def _sources(tokenizer, checkpoint: Path) -> dict:
+    """What the answers come from: the parts of results.json that are hashes of files."""
+    files = tokenizer.vocabulary_files
+    digests = hash_files(files)
+    several = combined(zip((file.name for file in files), digests, strict=True))
+    return {
+        "checkpoint": checkpoint_facts(checkpoint),
+        "tokenizer": {"path": str(files[0]), "sha256": several if len(files) > 1 else digests[0]},
+        "code": {"sha256": hash_code()}}
+
+
+def _digests(works: Mapping[str, Work], sources: Mapping[str, Mapping] | None) -> tuple[str, dict[str, str]]:
     """This host's name, and hashes of all that must be the same on all hosts."""
     tasks = {f"the task {name} (task file or data)": combined((digest, "") for digest in work.hashes)
              for name, work in works.items()}
-    files = {f"the {name}": values["sha256"] for name, values in (found or {}).items()}
+    files = {f"the {name}": values["sha256"] for name, values in (sources or {}).items()}
     return platform.node(), tasks | files
 
 
@@ -101,28 +145,116 @@ def _check_same(everybody: Sequence[tuple[str, Mapping[str, str]]]) -> None:
                 raise UserError(f"{what} on host {host} is not that on host {first}; give all hosts the same files")
 
 
-class Clock:
-    """Everything about a run that is another the next time: timings.json."""
+def describe(model, configs: Sequence[TaskConfig], settings: Settings, sources: Mapping[str, Mapping]) -> dict:
+    """results.json but for its tasks, of which there are only the files' hashes. sources: of `_sources`."""
+    parameter = next(model.parameters())
+    return {
+        "schema": SCHEMA,
+        "settings": {
+            "dtype": str(parameter.dtype).removeprefix("torch."), "device": parameter.device.type,
+            "quantization": quantization_of(model), "model": asdict(model.config),
+            "data_path": str(settings.data_path), "limit": settings.limit and settings.limit.rows,
+            "sample_seed": settings.limit and settings.limit.seed,
+            "max_batch_tokens": settings.max_batch_tokens, "micro_batch_size": settings.micro_batch_size,
+            "allow_missing": settings.allow_missing},
+        "versions": versions(), **sources,
+        "tasks": {config.name: digest for config, digest in
+                  zip(configs, hash_files([config.source for config in configs]), strict=True)}}
 
-    def __init__(self):
-        self._begin, self._started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._tasks: dict[str, dict] = {}
 
-    def task(self, work: Work, numbers: Sequence[int], seconds: float) -> None:
-        computed = sum(len(work.batches[number]) for number in numbers)
-        self._tasks[work.config.name] = {
-            "seconds": round(seconds, 3), "items": len(work.requests), "computed": computed,
-            "items_per_second": round(computed / seconds, 3) if computed else None, "max_batch_tokens": work.max_tokens}
+class Keeper:
+    """The first process's part of a run: it keeps the answers, and makes the record of them."""
 
-    def facts(self, model, command: str | None) -> dict:
-        import torch
+    def __init__(self, head: dict, works: Mapping[str, Work], settings: Settings, stack: contextlib.ExitStack):
+        """head: of `describe`. Refuses an output folder that holds another run's results, or, if that was asked for,
+        clears it of them."""
+        self.head, self.output, self.works = head, settings.output, works
+        self.data = {name: hash_files([file.path for file in work.files.values()]) for name, work in works.items()}
+        self.samples = sample_names({name: works[name].files if name in works else () for name in head["tasks"]})
+        default = {f"model's {name}": value for name, value in usual(ModelConfig).items()}
+        claim(self.output, self._facts(default), default, list(self.samples.values()), settings.is_replaceable)
+        keys = Keys({name: head[name]["sha256"] for name in ("checkpoint", "tokenizer", "code")}
+                    | {name: head["settings"][name] for name in ("dtype", "device", "quantization", "model")})
+        self.keys = {name: [keys.of(question) for question in work.hashes] for name, work in works.items()}
+        self.journal = stack.enter_context(Journal(self.output / JOURNAL))
+        self._counted = {name: self._lacking(work) for name, work in works.items()}
 
-        parameter = next(model.parameters())
-        is_cuda = parameter.device.type == "cuda"
-        return {
-            "schema": SCHEMA, "command": command, "started": self._started,
-            "seconds": round(time.monotonic() - self._begin, 3),
-            "host": platform.node(), "processes": int(os.environ.get("WORLD_SIZE", "1")),
-            "model_parallel_size": parallel.size(), "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(parameter.device) if is_cuda else "cpu",
-            "tasks": self._tasks}
+    def _facts(self, default: Mapping[str, object]) -> dict[str, object]:
+        """What makes this run another one than others. default: facts of a usual model, which are left out."""
+        head = self.head
+        settings = {name: value for name, value in head["settings"].items()
+                    if name not in ("data_path", "allow_missing", "model")}
+        model = {f"model's {name}": value for name, value in head["settings"]["model"].items()}
+        return {name: head[name]["sha256"] for name in ("checkpoint", "tokenizer")} | settings | {
+            name: value for name, value in model.items() if value != default.get(name)} | {
+            f"task {name}": digest for name, digest in head["tasks"].items()} | {
+            f"data of task {name}": combined(zip(work.files, self.data[name], strict=True))
+            for name, work in self.works.items()}
+
+    def _lacking(self, work: Work) -> list[int]:
+        """The batches (places in work.batches) of which any answer is not there yet."""
+        keys = self.keys[work.config.name]
+        return [number for number, batch in enumerate(work.batches)
+                if any(keys[index] not in self.journal for index in batch)]
+
+    def totals(self) -> tuple[int, int]:
+        """Items and tokens that are to be computed."""
+        counts = [work.size(self._counted[name]) for name, work in self.works.items()]
+        return sum(items for items, _ in counts), sum(tokens for _, tokens in counts)
+
+    def begin(self, work: Work) -> tuple[list[int], tuple[int, int]]:
+        """The batches that are lacking; and items and tokens that were counted in totals(), but another task has
+        answered in the meantime."""
+        numbers = self._lacking(work)
+        return numbers, work.size(set(self._counted[work.config.name]) - set(numbers))
+
+    def keep(self, work: Work, numbers: Sequence[int], found: Sequence[Sequence[dict]]) -> None:
+        """found: the answers of the batches `numbers`."""
+        keys = self.keys[work.config.name]
+        self.journal.add((keys[index], answer) for number, answers in zip(numbers, found, strict=False)
+                         for index, answer in zip(work.batches[number], answers, strict=True))
+
+    def record(self, work: Work) -> dict:
+        """Figures of a task that is answered; its samples are written."""
+        name = work.config.name
+        scores = scores_of(work, [self.journal[key] for key in self.keys[name]], self.data[name])
+        for path, file in scores.items():
+            write_samples(self.output / SAMPLES / self.samples[name, path], file.items)
+        return record_of(work, self.head["tasks"][name], scores)
+
+    def finish(self, tasks: Mapping[str, dict], timings: dict) -> dict:
+        """Writes results.json and timings.json."""
+        results = rounded(self.head | {"tasks": dict(tasks)})
+        write_json(self.output / TIMINGS, timings)
+        write_json(self.output / RESULTS, results)
+        return results
+
+
+def _answer(work: Work, scorer, keeper: Keeper | None, numbers: Sequence[int],
+            advance: Callable[[int, int], None]) -> None:
+    """Compute the batches `numbers`; every process calls it with the same ones.
+
+    advance(items, tokens) is called after every round.
+    """
+    groups, own = parallel.data_parallel_size(), parallel.data_parallel_rank()
+    for start in range(0, len(numbers), groups):
+        now = numbers[start:start + groups]
+        mine = work.batches[now[own]] if own < len(now) else None
+        found = parallel.collect(agree(lambda batch=mine: None if batch is None else _computed(work, scorer, batch)))
+        on_first(lambda now=now, found=found: keeper.keep(work, now, found))
+        advance(*work.size(now))
+
+
+def _computed(work: Work, scorer, batch: Sequence[int]) -> list[dict]:
+    try:
+        return scorer.answer([work.requests[index] for index in batch])
+    except NonFinite as error:
+        raise UserError(f"task {work.config.name}: {work.place_of(batch[error.rows[0]])}: NaN or infinity in the "
+                        f"model: {error}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or "out of memory" in str(error)
+                or "can't allocate memory" in str(error)):
+            raise
+        tokens = len(batch) * max(work.requests[index].size for index in batch)
+        raise UserError(f"task {work.config.name}: no memory for a batch of {len(batch)} items and {tokens} tokens; "
+                        f"set --max-batch-tokens to {max(1, tokens // 2)} or less") from None

@@ -2,19 +2,25 @@
 
 A line of journal.jsonl is {"key": ..., "answer": ..., "crc32": ...}, floats in full precision, the checksum that of the
 bytes before it. Whenever the process dies, all whole lines count; what is left of a torn one is cut off, and a damaged
-one is as if it were not there. Keys say what an answer belongs to (evaluation/hashing.py), so lines
-of another run do no harm, and the first answer under a key is the one that holds.
+one is as if it were not there.
+
+A key is made of SHA-256 of contents: weights, vocabulary, code and question. Whatever changes an answer changes its
+key, so a kept answer is either the right one or not found; lines of another run do no harm, and the first answer under
+a key is the one that holds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runtime.errors import UserError
-from runtime.files import AppendOnlyFile
+from runtime.files import REPOSITORY, AppendOnlyFile
 
 JOURNAL = "journal.jsonl"
 GO_ON = "the same command goes on from here"
@@ -91,12 +97,68 @@ def _checked(line: bytes) -> dict:
     return json.loads(content + b"}")
 
 
-def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """Which facts of a run are not those of an earlier one, as words: "dtype: float32, now bfloat16"."""
-    def short(facts: Mapping[str, object], name: str) -> str:
-        value = facts.get(name)
-        text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return text if len(text) <= 24 else text[:12] + "..."
+CODE_PACKAGES = ("runtime", "kernels", "quantization", "glm", "generation", "evaluation", "tasks")
+CODE_SUFFIXES = (".py", ".cpp", ".h", ".cu")
+THREADS = 8  # hashing releases Python's lock; a disk serves no more readers at once
 
-    return [f"{name}: {short(before, name)}, now {short(now, name)}" for name in {**before, **now}
-            if before.get(name) != now.get(name)]
+
+def hash_file(path: Path) -> str:
+    """Raises UserError for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 22):
+                digest.update(block)
+            return digest.hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """Of many files at once, in order."""
+    with ThreadPoolExecutor(min(THREADS, max(1, len(paths)), os.cpu_count() or 1)) as pool:
+        return list(pool.map(hash_file, paths))
+
+
+def combined(named: Iterable[tuple[str, str]]) -> str:
+    """One hash of files that belong together: of their names and hashes."""
+    lines = "".join(f"{name}\0{digest}\n" for name, digest in named)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def checkpoint_facts(folder: Path) -> dict[str, str]:
+    """path, iteration and sha256 (of all shards) of the checkpoint that `latest` names."""
+    from glm.checkpoint import find_shards
+
+    shards = find_shards(folder)
+    digest = combined(zip((path.name for path in shards), hash_files(shards), strict=True))
+    return {"path": str(folder), "iteration": shards[0].parent.name, "sha256": digest}
+
+
+def hash_code(root: Path = REPOSITORY) -> str:
+    """Of every source file below the packages that a result depends on; root: the repository."""
+    files = sorted(path for package in CODE_PACKAGES for path in (root / package).rglob("*")
+                   if path.suffix in CODE_SUFFIXES and path.is_file())
+    return combined(zip((path.relative_to(root).as_posix() for path in files), hash_files(files), strict=True))
+
+
+def hash_json(value: object) -> str:
+    """Of a value that JSON can hold; tuples count as lists."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Keys:
+    """Keys of answers. facts: everything that an answer depends on but the question (weights, dtype, code, ...)."""
+
+    def __init__(self, facts: Mapping[str, object]):
+        self._base = hash_json(dict(facts))
+
+    def of(self, question: str) -> str:
+        """The key of the answer to a question, which is given by its hash (hash_request)."""
+        return hash_json([self._base, question])
+
+
+def hash_request(request) -> str:
+    """Of all that makes an evaluation.requests.Request the question that it is."""
+    return hash_json(request.content())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 
+from evaluation.config import TaskConfig
 from evaluation.metrics import notes_on
 from runtime.errors import printable
 
 WIDTH = 100  # columns that the table fits in, on a file or a terminal that does not say
-
 NUMBERS = {"n": "n", "cut": "cut", "long": "long", "max": "max", "median": "median", "average": "average",
            "interval": "95% interval"}
 PARTIAL = "no figure of a task with more stands for the whole task"
@@ -187,3 +188,40 @@ def rendered(table, lines: list[str], width: int, color: bool) -> str:
     for line in lines:
         console.print(printable(line), style="dim" if color else None)
     return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").split("\n")) + "\n"
+
+
+def beginning(config: TaskConfig) -> list[str]:
+    """Said before a task's first batch: two blank lines, the settings, the name."""
+    return ["", "", repr(config), f"Evaluating task {config.name}:"]
+
+
+def missing(config: TaskConfig, reason: str) -> list[str]:
+    """Said instead of all the rest where a task has no data (--allow-missing)."""
+    return ["", "", repr(config), f"Missing task {config.name}: {reason}"]
+
+
+def task_lines(config: TaskConfig, groups: Mapping[str, Sequence[str]], record: Mapping, seconds: float) -> list[str]:
+    """Said when a task is done.
+
+    groups: the files of the groups that the task file names; record: of evaluation.results.task_record, not rounded,
+    which may have more groups.
+    """
+    lines = []
+    for group, paths in groups.items():
+        lines.append(f"    Evaluating group {group}:")
+        for path in paths:
+            values = ", ".join(f"{name} = {value:.3f}" for name, value in record["files"][path]["metrics"].items())
+            lines.append(f"        Finish {path}, {values}")
+    lines.append(f"Evaluation results of task {config.name}:")
+    for group, metrics in record["groups"].items():
+        lines += _group(group, metrics)
+    return [*lines, f"Finish task {config.name} in {seconds:.1f}s."]
+
+
+def _group(group: str, metrics: Mapping[str, Mapping]) -> list[str]:
+    spreads = {name: f"max = {each['max']:.3f}, median = {each['median']:.3f}, average = {each['average']:.3f}"
+               for name, each in metrics.items()}
+    if len(spreads) == 1:
+        ((name, spread),) = spreads.items()
+        return [f"    Group {group} {name}: {spread}"]
+    return [f"      Group {group}: ", *(f"        Metric {name}: {spread}" for name, spread in spreads.items())]

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from evaluation.config import TaskConfig, TaskType
 from evaluation.data import Example, line_of, read_rows, read_text, to_example
-from evaluation.metrics import Metric, find_metric
-from evaluation.own_code import calling, returned
-from evaluation.registry import import_dotted
+from evaluation.metrics import Metric
+from evaluation.names import calling, find_metric, import_dotted, returned
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.params import BeamParams, SamplingParams
 from runtime.errors import UserError
@@ -31,6 +30,14 @@ class Task:
         self.mask = tokenizer.command("[gMASK]" if config.use_task_mask else "[MASK]")
         self.sop = tokenizer.command("sop")
         self.end_tokens = (tokenizer.command("eop"), tokenizer.command("eos"))
+
+    @classmethod
+    def without_model(cls, config: TaskConfig) -> Task:
+        """A task that measures what was answered once (metrics, groups). Its constructor, which may want a tokenizer,
+        is not called."""
+        task = cls.__new__(cls)
+        task.config, task.tokenizer = config, None
+        return task
 
     @classmethod
     def check(cls, config: TaskConfig, path: Path) -> int:

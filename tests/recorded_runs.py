@@ -3,18 +3,10 @@
 import hashlib
 from pathlib import Path
 
-from evaluation.config import CONFIGS, TaskType
+from evaluation.config import CONFIGS, TaskType, as_record
 from evaluation.metrics import METRICS
-from evaluation.results import (
-    DONE,
-    FileScores,
-    config_values,
-    rounded,
-    task_record,
-    write_json,
-    write_samples,
-)
-from evaluation.sample_files import sample_folders, sample_path
+from evaluation.output import SAMPLES, sample_names, write_json, write_samples
+from evaluation.results import DONE, FileScores, rounded, task_record
 
 
 def sha(text):
@@ -64,7 +56,7 @@ class MadeTask:
 
 def missing(name):
     config = CONFIGS[TaskType("mul")](name=name, path="data/none", source=Path(f"{name}.yaml"))
-    return {"status": "missing", "file": f"{name}.yaml", "sha256": sha(name), "config": config_values(config),
+    return {"status": "missing", "file": f"{name}.yaml", "sha256": sha(name), "config": as_record(config),
             "reason": "data/none: no such folder", "counts": {"expected": 0, "scored": 0, "truncated": 0}, "groups": {},
             "files": {}}
 
@@ -80,10 +72,10 @@ def write_run(folder, tasks, checkpoint="glm-small", data="", absent=(), **setti
         "checkpoint": {"path": f"checkpoints/{checkpoint}", "iteration": "1000", "sha256": sha(checkpoint)},
         "tokenizer": {"path": "ice_text.model", "sha256": sha("tokenizer")}, "code": {"sha256": sha("code")},
         "tasks": records}
-    folders = sample_folders(list(records))
+    samples = sample_names({name: record["files"] for name, record in records.items()})
     for task in tasks:
         for file, items in task.files.items():
-            path = sample_path(folder, folders[task.name], file, task.files)
+            path = folder / SAMPLES / samples[task.name, file]
             path.parent.mkdir(parents=True, exist_ok=True)
             write_samples(path, items)
     write_json(folder / "results.json", rounded(results))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands.evaluate_arguments import output_folder, parse
-from evaluation.config import load_task
+from commands.evaluate import output_folder, parse
 from evaluation.discovery import find_task_files
-from evaluation.registry import import_dotted
+from evaluation.names import import_dotted
+from evaluation.task_file import load_task
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig
 from glm.shard import read_shard, save_checkpoint
@@ -164,5 +164,5 @@ def test_names_that_the_system_refuses_are_no_files(tmp_path, monkeypatch, name)
     Path("loop").symlink_to("loop")
     with pytest.raises(UserError, match="there is no such file or folder"):
         find_task_files([name])
-    arguments = parse(["--load", name, "tasks"], "")
+    arguments = parse(["--load", name, "tasks"])
     assert output_folder(arguments).parts[0] == "outputs"

@@ -12,7 +12,7 @@ import pytest
 
 import commands.evaluate as command
 import glm.loading  # noqa: F401 (SAT's logger keeps the standard error that it finds: pytest's of one test must not be it)
-from commands.evaluate_arguments import output_folder, parse
+from commands.evaluate import output_folder, parse
 from tests.faults import SECONDS, said, size_of, wait_for
 from tests.test_scripts import Clone, arguments_of
 from tests.tiny_tasks import MODEL, arguments, results, write_rows, write_tasks
@@ -59,7 +59,7 @@ def test_unknown_flags(capsys, argv, message):
 
 
 def test_paths_stand_anywhere_and_task_names_them_too():
-    found = parse(["a", "--limit", "3", "b", "--task", "c", "d", "--fp32", "e"], "")
+    found = parse(["a", "--limit", "3", "b", "--task", "c", "d", "--fp32", "e"])
     assert sorted(found.paths) == ["a", "b", "c", "d", "e"] and found.limit == 3 and found.precision == "fp32"
 
 
@@ -67,7 +67,7 @@ def test_the_default_output_is_found_again_by_the_same_command_only(tmp_path, mo
     monkeypatch.chdir(tmp_path)
 
     def folder(*argv):
-        return output_folder(parse(argv, ""))
+        return output_folder(parse(argv))
 
     first = folder("tasks/quickstart", "--load", "checkpoints/small")
     assert re.fullmatch(r"outputs/small/quickstart-[0-9a-f]{8}", str(first))

@@ -1,20 +1,18 @@
 """Two runs against each other: synthetic pairs whose answer is known, and the mistakes that a user can make."""
 
-import argparse
 import json
 import math
 
 import pytest
 
-from evaluation.compare import add_arguments, compare, main
+from commands.evaluate import main
+from evaluation.compare import compare
 from runtime.errors import UserError
 from tests.recorded_runs import MadeTask, choice_item, choice_items, text_item, window_item, write_run
 
 
 def run(capsys, *words):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    code = main(parser.parse_args([str(word) for word in words]))
+    code = main(["compare", *map(str, words)])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -251,7 +249,7 @@ def test_nothing_is_called_that_only_looks_like_ours(tmp_path, config, monkeypat
         results["tasks"]["t"]["config"] |= config
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     called = []
-    monkeypatch.setattr("evaluation.metrics.import_dotted", lambda *names: called.append(names))
+    monkeypatch.setattr("evaluation.names.import_dotted", lambda *names: called.append(names))
     monkeypatch.setattr("evaluation.tasks.import_dotted", lambda *names: called.append(names))
     with pytest.raises(UserError, match="is measured by code of its own"):
         compare(a, b)

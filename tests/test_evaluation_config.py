@@ -15,10 +15,9 @@ from evaluation.config import (
     MultiChoiceTaskConfig,
     TaskConfig,
     TaskType,
-    load_task,
 )
-from evaluation.metrics import find_metric
-from evaluation.registry import import_dotted
+from evaluation.names import find_metric, import_dotted
+from evaluation.task_file import load_task
 from runtime.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "evaluation"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.checking import look
 from evaluation.config import MultiChoiceTaskConfig
 from evaluation.discovery import data_files, find_task_files, load_tasks, missing
+from evaluation.plan import look
 from runtime.errors import UserError
 
 ROW = '{"inputs": [1], "choices": [[1], [2]], "label": 0}\n'

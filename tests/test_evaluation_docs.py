@@ -1,6 +1,5 @@
 """docs/evaluate-your-own-tasks.md: its files make tasks that run, its tables and messages are those of the code."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from commands.evaluate import main
-from commands.evaluate_arguments import parser
-from evaluation import compare
-from evaluation.config import CONFIGS, FOUND_OUT, TaskType, load_task
+from commands import compare
+from commands.evaluate import main, parser
+from evaluation.config import CONFIGS, FOUND_OUT, TaskType
 from evaluation.metrics import METRICS
+from evaluation.task_file import load_task
 from evaluation.tasks import GenerationTask, Task
 from tools import prepare_data
 
@@ -173,11 +172,8 @@ def test_every_method_that_is_listed_is_there():
 
 
 def test_flags_exist():
-    known = {flag for action in parser("")._actions for flag in action.option_strings}
-    comparing = argparse.ArgumentParser()
-    compare.add_arguments(comparing)
-    known |= {flag for action in comparing._actions for flag in action.option_strings}
-    known |= {flag for action in prepare_data.make_parser()._actions for flag in action.option_strings}
+    parsers = parser(), compare.parser(), prepare_data.make_parser()
+    known = {flag for each in parsers for action in each._actions for flag in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", TEXT)) <= known
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import commands.evaluate as command
-from evaluation.config import load_task
+from evaluation.task_file import load_task
 from runtime.errors import UserError
 from tests.golden_data import SHAPE
 from tests.tiny_tasks import MODEL, results, samples, write_rows

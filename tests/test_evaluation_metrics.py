@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from evaluation.config import GenerationTaskConfig
 from evaluation.data import to_example
-from evaluation.metrics import METRICS, Metric, evaluate, find_metric, normalized, overlap_f1, percentage, statistics_of
+from evaluation.metrics import METRICS, Metric, evaluate, normalized, overlap_f1, percentage, statistics_of
+from evaluation.names import find_metric
 from evaluation.tasks import GenerationTask
 from glm.tokenizers.icetk import IcetkTokenizer
 from runtime.errors import UserError

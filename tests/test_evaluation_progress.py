@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from evaluation.plan import Work
 from evaluation.requests import GenerateRequest, ScoreRequest
-from evaluation.work import Work
 from generation.params import BeamParams, SamplingParams
 from runtime.show import Progress
 from tests.faults import said
@@ -117,5 +117,5 @@ def test_a_terminal_gets_a_bar_that_makes_room_for_lines(monkeypatch):
     (GenerateRequest((1, 2, 3), BeamParams(num_beams=4), 10, (0,)), 43),
 ])
 def test_a_request_counts_as_the_tokens_it_makes_the_model_compute(request_, tokens):
-    work = Work(SimpleNamespace(config=None), {}, {}, [request_], [], 0, [])
-    assert work.size([0, 0]) == (2, 2 * tokens)
+    work = Work(SimpleNamespace(config=None), {}, {}, [request_], [], 0, [[0, 0]])
+    assert work.size([0]) == (2, 2 * tokens)

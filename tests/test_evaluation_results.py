@@ -8,19 +8,11 @@ import pytest
 
 import commands.evaluate as command
 import glm.loading  # noqa: F401 (SAT's logger keeps the standard error that it finds: pytest's of one test must not be it)
-from evaluation.config import GenerationTaskConfig, MultiChoiceTaskConfig
+from evaluation.config import GenerationTaskConfig, MultiChoiceTaskConfig, as_record
 from evaluation.metrics import METRICS
-from evaluation.results import (
-    FileScores,
-    config_values,
-    missing_record,
-    rounded,
-    task_record,
-    write_json,
-    write_samples,
-)
-from evaluation.sample_files import sample_folders, sample_path
-from evaluation.terminal import figures
+from evaluation.output import sample_names, write_json, write_samples
+from evaluation.results import FileScores, missing_record, rounded, task_record
+from evaluation.table import task_lines
 from runtime.errors import UserError
 from tests.tiny_tasks import arguments, results, samples, write_tasks
 
@@ -57,7 +49,7 @@ def test_groups_may_share_files_and_metrics_may_be_of_some_files_only():
     overall = record["groups"]["Overall"]
     assert overall["Accuracy"]["average"] == 75 and overall["Accuracy"]["n"]["expected"] == 11
     assert overall["F1_mul"]["n"] == {"expected": 9, "scored": 2, "truncated": 0, "overlong": 0}
-    lines = figures(CONFIG, {"first": ["a"], "second": ["b"]}, record, 1.25)
+    lines = task_lines(CONFIG, {"first": ["a"], "second": ["b"]}, record, 1.25)
     assert lines == [
         "    Evaluating group first:",
         "        Finish a, Accuracy = 50.000",
@@ -82,7 +74,7 @@ def test_figures_have_six_digits_and_what_is_no_number_is_null():
 
 def test_settings_of_a_task_are_plain_values():
     config = GenerationTaskConfig(name="x", path="p", file_pattern={"dev": "*.jsonl"}, source=Path("x.yaml"))
-    values = config_values(config)
+    values = as_record(config)
     assert values["type"] == "gen" and values["file_pattern"] == {"dev": "*.jsonl"} and values["max_gen_length"] == 128
     assert "source" not in values and "options" not in values
     assert json.loads(json.dumps(values)) == values
@@ -91,17 +83,16 @@ def test_settings_of_a_task_are_plain_values():
 # Files
 
 
-def test_every_task_has_a_sample_folder_of_its_own_inside_samples(tmp_path):
-    names = ["a b", "../up", ".hidden", "x/y", "x_y", "中文"]
-    folders = sample_folders(names)
-    assert list(folders.values()) == ["a b", "__up", "_hidden", "x_y", "x_y-2", "中文"]
+def test_every_task_has_a_sample_folder_of_its_own_inside_samples():
+    names = sample_names(dict.fromkeys(["a b", "../up", ".hidden", "x/y", "x_y", "中文"], ("d.jsonl",)))
+    assert list(names.values()) == [f"{folder}/d.jsonl" for folder in (
+        "a b", "__up", "_hidden", "x_y", "x_y-2", "中文")]
 
 
-def test_samples_are_named_after_their_files_and_no_two_the_same(tmp_path):
-    files = ["a/b.jsonl", "c.txt", "d", "d.jsonl", "d.jsonl.jsonl"]
-    names = [sample_path(tmp_path, "x", file, files).relative_to(tmp_path / "samples" / "x").as_posix()
-             for file in files]
-    assert names == ["a/b.jsonl", "c.txt.jsonl", "d.jsonl", "d.jsonl.jsonl", "d.jsonl.jsonl.jsonl"]
+def test_samples_are_named_after_their_files_and_no_two_the_same():
+    names = sample_names({"x": ["a/b.jsonl", "c.txt", "d", "d.jsonl", "d.jsonl.jsonl"]})
+    assert list(names.values()) == [
+        f"x/{name}" for name in ("a/b.jsonl", "c.txt.jsonl", "d.jsonl", "d.jsonl.jsonl", "d.jsonl.jsonl.jsonl")]
 
 
 def test_samples_keep_all_digits(tmp_path):

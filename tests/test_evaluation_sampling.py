@@ -3,7 +3,7 @@
 import pytest
 
 import commands.evaluate as command
-from evaluation.limiting import Limit
+from evaluation.plan import Limit
 from tests.tiny_tasks import arguments, results, samples, write_tasks
 
 

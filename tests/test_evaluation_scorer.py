@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation import batching
+from evaluation import requests as batching
 from evaluation.requests import GenerateRequest, ScoreRequest
 from evaluation.scorer import PADDING, Scorer, segments_blocked
 from generation.params import BeamParams, SamplingParams
@@ -119,7 +119,7 @@ def test_the_context_counts_as_a_multiple_of_32():
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 100), st.none() | st.integers(1, 5))
 def test_a_plan_holds_every_request_once_and_keeps_to_its_bounds(lengths, max_tokens, max_items):
     requests = [ScoreRequest((1,) * length, ((2,),), LEAD, length, 1) for length in lengths]
-    batches = batching.plan(requests, max_tokens, max_items)
+    batches = batching.batches_of(requests, max_tokens, max_items)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         widest = max(requests[index].size for index in batch)
@@ -133,7 +133,7 @@ def test_requests_of_unlike_families_do_not_share_a_batch():
     greedy = GenerateRequest((1, 2), SamplingParams(top_k=1), 5, (60,))
     beams = GenerateRequest((1, 2), BeamParams(), 5, (60,))
     score = ScoreRequest((1, 2), ((3,),), LEAD, 2, 1)
-    assert batching.plan([greedy, score, beams, greedy], 1000) == [[0, 3], [1], [2]]
+    assert batching.batches_of([greedy, score, beams, greedy], 1000) == [[0, 3], [1], [2]]
 
 
 def test_the_key_s_content_holds_what_an_answer_depends_on():

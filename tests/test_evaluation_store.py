@@ -6,9 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.hashing import Keys, combined, hash_code, hash_file, hash_files, hash_json, hash_request
+from evaluation.output import differences
 from evaluation.requests import ScoreRequest
-from evaluation.store import Journal, differences
+from evaluation.store import (
+    Journal,
+    Keys,
+    combined,
+    hash_code,
+    hash_file,
+    hash_files,
+    hash_json,
+    hash_request,
+)
 from runtime import files
 from runtime.errors import UserError
 from runtime.files import Lock

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.config import MultiChoiceTaskConfig
-from evaluation.discovery import data_files, find_task_files
-from evaluation.walking import files_below
+from evaluation.discovery import data_files, files_below, find_task_files
 
 TREE = ("a.json", "one/b.json", "one/two/c.jsonl", "one/.hidden/d.json", "one/two/.e.json", ".f/g.json", "[x]/h.txt")
 PARTS = ["**", "*", "one", "two", ".hidden", ".*", "*.json*", "[ab]*", "?", "[", "[[]x]", "a.json"]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from evaluation.results import write_samples
+from evaluation.output import write_samples
 from evaluation.store import Journal
 from runtime.errors import UserError
 from runtime.files import AppendOnlyFile, Lock, replacing, safe_name

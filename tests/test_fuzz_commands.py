@@ -14,10 +14,10 @@ import commands.evaluate as evaluation
 import commands.generate as generation
 import commands.main as models
 import commands.quantization as quantization
+from commands import compare
 from commands import convert as convert_tp
-from commands.evaluate_arguments import parser as evaluation_parser
+from commands.evaluate import parser as evaluation_parser
 from commands.plan import parser as plan_parser
-from evaluation.compare import add_arguments as add_compare_arguments
 from runtime.arguments import CommandParser
 from runtime.errors import UserError
 from tests.fuzzing import fuzz, names, only_user_errors, texts
@@ -33,12 +33,6 @@ def stop(*_, **__):
     raise UserError(REACHED)
 
 
-def compare_parser():
-    found = CommandParser(prog="compare")
-    add_compare_arguments(found)
-    return found
-
-
 def quantization_parser():
     """Its flags as its own parser has them, which is not to be had apart from its answer."""
     found = CommandParser(prog="report")
@@ -52,8 +46,8 @@ def quantization_parser():
 # command: (main, the words before all others, words that it needs, its parser)
 COMMANDS = {
     "generation": (generation.main, [], ["--load", "checkpoint"], generation.parser()),
-    "evaluation": (evaluation.main, [], ["tasks", "--data-path", "data"], evaluation_parser("")),
-    "evaluation compare": (evaluation.main, ["compare"], ["one", "other"], compare_parser()),
+    "evaluation": (evaluation.main, [], ["tasks", "--data-path", "data"], evaluation_parser()),
+    "evaluation compare": (evaluation.main, ["compare"], ["one", "other"], compare.parser()),
     "glm plan": (models.main, ["plan"], [], plan_parser()),
     "glm doctor": (lambda argv: doctor.parse(argv[1:]) and 0, ["doctor"], [], doctor.make_parser()),
     "quantization report": (quantization.main, ["report"], ["checkpoint"], quantization_parser()),

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from evaluation.config import TaskType, load_task
+from evaluation.config import TaskType
 from evaluation.data import fault_of_row, read_rows, to_example
+from evaluation.task_file import load_task
 from evaluation.tasks import TASKS, task_class
 from runtime.errors import UserError
 from tests.fuzzing import changed_json, disguises, fuzz, hostile_json, json_values, mutated, only_user_errors, texts

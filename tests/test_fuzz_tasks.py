@@ -7,11 +7,13 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from evaluation.checking import look
-from evaluation.config import CONFIGS, load_task
+from evaluation.config import CONFIGS, as_record
 from evaluation.discovery import data_files, find_task_files, load_tasks
-from evaluation.registry import import_dotted
-from evaluation.results import config_values, rounded, write_json
+from evaluation.names import import_dotted
+from evaluation.output import write_json
+from evaluation.plan import look
+from evaluation.results import rounded
+from evaluation.task_file import load_task
 from evaluation.tasks import task_class
 from glm.config import FIELDS, PRESETS, ModelConfig, read_config_file
 from runtime.hosts import check_layout, read_hostfile
@@ -84,7 +86,7 @@ def use(config, folder) -> None:
     ) or not config.path.startswith(str(folder))
     task_class(config)
     look([config], allow_missing=True)
-    write_json(folder / "config.json", rounded(config_values(config)))
+    write_json(folder / "config.json", rounded(as_record(config)))
 
 
 def with_values(good, values):

@@ -7,11 +7,11 @@ import pytest
 from golden_data import SHAPE, TOKENIZER, whole_state, write_checkpoint
 
 import glm
-from evaluation import batching
-from evaluation.config import load_task
+from evaluation import requests as batching
 from evaluation.discovery import data_files
 from evaluation.metrics import evaluate
 from evaluation.scorer import Scorer
+from evaluation.task_file import load_task
 from evaluation.tasks import task_class
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "evaluation"
@@ -47,7 +47,7 @@ def run(name, loaded, max_items=None):
         examples = task.examples(path)
         requests = [task.request(example) for example in examples]
         answers = [None] * len(requests)
-        for batch in batching.plan(requests, batching.default_max_tokens(model, requests), max_items):
+        for batch in batching.batches_of(requests, batching.default_max_tokens(model, requests), max_items):
             for index, answer in zip(batch, scorer.answer([requests[i] for i in batch]), strict=True):
                 answers[index] = answer
         items = task.items(examples, requests, answers)

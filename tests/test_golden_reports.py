@@ -7,7 +7,7 @@ import pytest
 
 import commands.evaluate as command
 import glm.loading  # noqa: F401 (SAT's logger keeps the standard error that it finds: pytest's of one test must not be it)
-from evaluation.config import load_task
+from evaluation.task_file import load_task
 from tests.tiny_tasks import MODEL
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "evaluation"

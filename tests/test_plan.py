@@ -275,7 +275,7 @@ def test_hours_of_tasks_come_from_their_own_requests():
 
 
 def test_hours_use_the_evaluation_s_own_budget():
-    from evaluation import batching
+    from evaluation import requests as batching
     from evaluation.hours import batch_tokens
     from evaluation.requests import ScoreRequest
 

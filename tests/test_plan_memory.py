@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from commands.doctor import make_parser as doctor_parser
-from commands.evaluate_arguments import parser as evaluation_parser
+from commands.evaluate import parser as evaluation_parser
 from commands.generate import parser as generation_parser
 from commands.plan import main as plan_main
 from glm.config import ModelConfig
@@ -160,7 +160,7 @@ def test_shorter_and_fewer_sequences_are_named_where_the_cache_is_what_does_not_
 
 @pytest.mark.parametrize("parser, use, rows", [
     (generation_parser(), Use((10,) * 16, beams=4), 64), (generation_parser(), Use((10,), max_gen_length=2000), 1),
-    (evaluation_parser(None), Use(), 1), (doctor_parser(), Use(), 1),
+    (evaluation_parser(), Use(), 1), (doctor_parser(), Use(), 1),
 ])
 def test_every_flag_that_is_named_is_one_of_the_command_s(parser, use, rows):
     run = Setup(LARGE, Format("fp32"), "cuda", 4, context=1, new_tokens=2047 if use.sizes else 0, rows=rows,

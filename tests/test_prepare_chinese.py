@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.checking import look
-from evaluation.config import load_task
 from evaluation.discovery import data_files
+from evaluation.plan import look
+from evaluation.task_file import load_task
 from tests.chinese_rows import RAW, raw_folder, write
 from tools.preparing import chinese, fewclue
 from tools.preparing.recipes import FOLDER, load_recipe

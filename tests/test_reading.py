@@ -9,9 +9,10 @@ import zipfile
 
 import pytest
 
-from evaluation.config import GenerationTaskConfig, LanguageModelTaskConfig, load_task
+from evaluation.config import GenerationTaskConfig, LanguageModelTaskConfig
 from evaluation.data import read_objects, read_rows, read_text
 from evaluation.recorded import RecordedRun
+from evaluation.task_file import load_task
 from generation.records import Results, read_prompts
 from glm.config import read_config_file
 from glm.tokenizers.icetk import IcetkTokenizer

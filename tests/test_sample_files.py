@@ -1,24 +1,21 @@
 """Files of samples: names that cannot be are refused before anything is scored; what no run has written stays."""
 
-import contextlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import commands.evaluate as command
-from evaluation.keeper import Keeper, Settings
-from evaluation.sample_files import check_names, remove, sample_folders, sample_names
+from evaluation.output import check_names, claim, remove, sample_names
 from generation.records import PromptLine, Results, file_names
 from runtime.errors import UserError
-from tests.test_fuzz_records import FACTS
 from tests.tiny_tasks import MODEL, write_rows
 
 
 class TestNames:
     def test_files_of_tasks_and_folders(self):
-        assert sample_names({"a/b": ["x.jsonl", "y/x.jsonl"], "c": []}) == ["a_b/x.jsonl", "a_b/y/x.jsonl"]
+        assert sample_names({"a/b": ["x.jsonl", "y/x.jsonl"], "c": []}) == {
+            ("a/b", "x.jsonl"): "a_b/x.jsonl", ("a/b", "y/x.jsonl"): "a_b/y/x.jsonl"}
         check_names(Path("out"), {"a": ["x", "y", "z/x"], "b": ["x", "x.json", "z"]})
 
     @pytest.mark.parametrize("files", [
@@ -46,8 +43,8 @@ class TestNames:
         assert str(caught.value).count("\nerror: ") == 2
 
     def test_tasks_whose_names_differ_in_capitals_have_folders_of_their_own(self):
-        folders = sample_folders(["Words", "words", "WORDS", "words-2"])
-        assert len({folder.casefold() for folder in folders.values()}) == 4
+        names = sample_names(dict.fromkeys(["Words", "words", "WORDS", "words-2"], ("x",)))
+        assert len({name.casefold() for name in names.values()}) == 4
 
     def test_ids_that_differ_in_capitals_have_files_of_their_own(self):
         ids = ["A", "a", "a-2", "a"]
@@ -68,13 +65,9 @@ class TestNames:
 
 
 def opened(output, *files, overwrite=False, data="data"):
-    """The first process's part of a run over these files of the task t, up to where answers would be written."""
-    source = output.parent / data
-    source.write_text(data)
-    work = SimpleNamespace(files={file: SimpleNamespace(path=source) for file in files}, hashes=[], batches=[])
-    head = FACTS | {"tasks": {"t": "d"}}
-    with contextlib.ExitStack() as stack:
-        return Keeper(head, {"t": work}, Settings(output, output, output, is_replaceable=overwrite), stack)
+    """The folder becomes that of a run over these files of the task t."""
+    facts = {"checkpoint": "a", "data of task t": data}
+    claim(output, facts, {}, list(sample_names({"t": files}).values()), overwrite)
 
 
 @pytest.fixture
@@ -97,18 +90,17 @@ def left(folder):
 
 class TestRemoving:
     def test_the_same_run_again_removes_nothing(self, output):
-        keeper = opened(output, "a", "b/c")
-        keeper.finish({}, {})
+        opened(output, "a", "b/c")
         assert left(output) == ["samples/notes.jsonl", "samples/t/a.jsonl", "samples/t/b/c.jsonl",
                                 "samples/t/notes.jsonl"]
 
     def test_another_run_removes_what_the_earlier_one_wrote(self, output):
-        opened(output, "a", "d", overwrite=True, data="other").finish({}, {})
+        opened(output, "a", "d", overwrite=True, data="other")
         assert left(output) == ["samples/notes.jsonl", "samples/t/a.jsonl", "samples/t/notes.jsonl"]
 
     def test_what_was_there_before_the_first_run_stays(self, output):
         (output / "settings.json").unlink()
-        opened(output, "d", overwrite=True).finish({}, {})
+        opened(output, "d", overwrite=True)
         assert len(left(output)) == 4
 
     @pytest.mark.parametrize("link", ["samples", "samples/t", "samples/t/b"])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from commands.evaluate_arguments import output_folder, parse, parser
+from commands.evaluate import output_folder, parse, parser
 from generation import SamplingParams
 from generation.records import PromptLine, Results
 from runtime.errors import UserError
@@ -44,17 +44,17 @@ def test_another_value_is_refused_as_ever(tmp_path, earlier, now, message):
 
 
 def test_the_folder_of_an_evaluation_does_not_move_when_there_is_a_flag_more(monkeypatch):
-    before = output_folder(parse(["tasks/quickstart", "--limit", "3"], ""))
+    before = output_folder(parse(["tasks/quickstart", "--limit", "3"]))
 
-    def with_a_flag_more(description: str) -> argparse.ArgumentParser:
-        found = parser(description)
+    def with_a_flag_more() -> argparse.ArgumentParser:
+        found = parser()
         found.add_argument("--newer", type=int)
         found.add_argument("--newest", action="store_true")
         return found
 
-    monkeypatch.setattr("commands.evaluate_arguments.parser", with_a_flag_more)
-    assert output_folder(parse(["tasks/quickstart", "--limit", "3"], "")) == before
-    assert output_folder(parse(["tasks/quickstart", "--limit", "3", "--newer", "1"], "")) != before
+    monkeypatch.setattr("commands.evaluate.parser", with_a_flag_more)
+    assert output_folder(parse(["tasks/quickstart", "--limit", "3"])) == before
+    assert output_folder(parse(["tasks/quickstart", "--limit", "3", "--newer", "1"])) != before
 
 
 @pytest.mark.parametrize("more, less", [({"dither": False, "bins": None}, {}), ({}, {"dither": False}), ({}, {})])

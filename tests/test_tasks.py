@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.config import LanguageModelTaskConfig, MultiChoiceTaskConfig, load_task
+from evaluation.config import LanguageModelTaskConfig, MultiChoiceTaskConfig
 from evaluation.metrics import evaluate
 from evaluation.results import FileScores, task_record
+from evaluation.task_file import load_task
 from evaluation.tasks import task_class
 from runtime.errors import UserError
 from tasks.ethnic.crows_pairs import CrowsPairs

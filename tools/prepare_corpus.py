@@ -33,7 +33,7 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
     """Writes both arrays of a file; its name, and what corpus.json says of it."""
     import numpy as np
 
-    from evaluation.hashing import hash_files
+    from evaluation.store import hash_files
     from glm.tokenizers.icetk import IcetkTokenizer
     from runtime.errors import UserError
     from runtime.files import replacing

@@ -14,12 +14,12 @@ from statistics import median
 
 import torch
 
-from evaluation.batching import default_max_tokens, plan
-from evaluation.config import MultiChoiceTaskConfig, load_task
+from evaluation.config import MultiChoiceTaskConfig
 from evaluation.data import read_rows, to_example
 from evaluation.discovery import data_files, missing
-from evaluation.requests import GenerateRequest, Request, ScoreRequest
+from evaluation.requests import GenerateRequest, Request, ScoreRequest, default_max_tokens, plan
 from evaluation.scorer import Scorer
+from evaluation.task_file import load_task
 from evaluation.tasks import MultiChoiceTask, Task, task_class
 from glm.inputs import position_ids, row_positions
 from runtime.errors import UserError

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-from evaluation.hashing import hash_files
+from evaluation.store import hash_files
 from glm.checkpoint import CONFIG_NAME, torch_file
 from runtime.errors import UserError
 from runtime.files import AppendOnlyFile, replacing, write_torch

@@ -13,16 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 
 import glm
-from evaluation.batching import CPU_TOKENS, default_max_tokens
-from evaluation.checking import look
 from evaluation.config import TaskType
 from evaluation.data import read_text
 from evaluation.discovery import load_tasks
-from evaluation.limiting import Limit
-from evaluation.requests import ScoreRequest
+from evaluation.plan import Limit, Work, look, prepare
+from evaluation.requests import CPU_TOKENS, ScoreRequest, default_max_tokens
 from evaluation.scorer import Scorer
 from evaluation.statistics import paired_bootstrap, wilson
-from evaluation.work import Work, prepare
 from glm.checkpoint import convert_command, find_shards, read_config
 from glm.diagnose import check_weights
 from glm.shard import read_shard

@@ -1,0 +1,260 @@
+"""A task file, read strictly: YAML -> TaskConfig.
+
+An unknown key, a value of another type or out of range, a metric or module that is not there stops with the file, the
+key, what is allowed and the nearest right name, before any model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from evaluation.config import (
+    CONFIGS,
+    FOUND_OUT,
+    LONGEST,
+    STRATEGIES,
+    GenerationTaskConfig,
+    LanguageModelTaskConfig,
+    MultiChoiceTaskConfig,
+    OtherTaskConfig,
+    TaskConfig,
+    TaskType,
+)
+from evaluation.names import check_class, find_metric, import_dotted, nearest
+from generation.params import LARGEST_PENALTY, LONGEST_NGRAM, least_above_most
+from runtime.errors import UserError, shown
+from runtime.strict_yaml import check_plain, read_mapping
+
+LARGEST = 2**31 - 1
+REQUIRED = ("name", "type", "path")
+# Smallest value of every number; the largest is LARGEST, but for no_repeat_ngram_size.
+SMALLEST = {"max_seq_length": 1, "micro_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0, "min_gen_length": 0,
+            "max_gen_length": 1, "generation_length": 1}
+# keys of lm-evaluation-harness that no task file here has
+OF_HARNESS = ("task", "output_type", "dataset_path", "dataset_name", "doc_to_text", "doc_to_target", "doc_to_choice",
+              "metric_list", "test_split", "validation_split", "num_fewshot", "generation_kwargs")
+LONG_NAMES = {"multiple_choice": "mul", "multichoice": "mul", "generation": "gen", "generate_until": "gen",
+              "language_model": "lm", "language_modeling": "lm", "perplexity": "lm"}
+
+
+def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -> TaskConfig:
+    """The task that a YAML file describes.
+
+    longest: tokens that the model takes (max_sequence_length): max_seq_length where the file says none, if it is less
+    than the original's 2048. One that the file says is kept, longer or not.
+    The file's `path` is taken below data_path, or, if it begins with "./", below the folder of the YAML file itself.
+    Raises UserError naming the file, the key and what is allowed, with a line for every key at fault.
+    """
+    source = Path(path)
+    written = read_mapping(source)
+    check_origin(written, str(source))
+    wrong = fault_of_type(written, [each.value for each in TaskType], str(source))
+    kind = None if wrong else CONFIGS[TaskType(written["type"])]
+    values, names, faults = {}, [key.replace("-", "_") for key in written], [wrong] if wrong else []
+    for name, (key, value) in zip(names, written.items(), strict=True):
+        try:
+            _check_key(key, name, kind, source)
+            if name in values:
+                raise UserError(f"{source}: {name} stands there twice, in two spellings; keep one of them")
+            values[name] = _checked(name, value, f"{source}: {key}")
+        except UserError as error:
+            faults.append(str(error))
+    faults += [f"{source}: {name} is missing; every task file has {', '.join(REQUIRED)}"
+               for name in REQUIRED if name not in names and name != "type"]
+    if kind is not None and ("module" in values or "module" not in names):
+        try:
+            values = _with_module(values, kind, source)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\nerror: ".join(faults))
+    folder = source.parent if values["path"].startswith("./") else Path(data_path)
+    values["path"] = str(folder / values["path"])
+    values["type"] = kind.type
+    config = kind(**{"max_seq_length": min(LONGEST, longest)} | values, source=source,
+                  packed_length=None if "max_seq_length" in values else LONGEST)
+    whence = "all that the model takes" if "max_seq_length" not in values and longest < LONGEST else ""
+    if whence and isinstance(config, LanguageModelTaskConfig):  # windows overlap by half, as the Pile's do
+        config = replace(config, generation_length=min(config.generation_length, max(1, longest // 2)))
+    if faults := list(_faults_together(config, whence)):
+        raise UserError("\nerror: ".join(faults))
+    return config
+
+
+def check_origin(keys: Iterable[str], where: str) -> None:
+    """Raises UserError for a file of another program, whose every key would be a fault."""
+    foreign = [key for key in keys if key in OF_HARNESS]
+    if len(foreign) > 1:
+        raise UserError(f"{where}: a task file of lm-evaluation-harness ({', '.join(foreign[:3])}), which is not read; "
+                        "docs/evaluate-your-own-tasks.md says what one of this toolkit has: name, type, path")
+
+
+def fault_of_type(written: Mapping[str, Any], allowed: list[str], where: str) -> str | None:
+    """What is wrong with a file's `type`, or None."""
+    known = ", ".join(allowed)
+    if "type" not in written:
+        like = next((key for key in written if key.lower() == "type"), None)
+        return f"{where}: type is missing{f' (it stands there as {like!r})' if like else ''}; allowed: {known}"
+    value = written["type"]
+    if isinstance(value, str) and value in allowed:
+        return None
+    hint = ""
+    if isinstance(value, str):
+        long_name = LONG_NAMES.get(value.lower().replace("-", "_"))
+        hint = f", did you mean {long_name!r}?" if long_name else nearest(value, allowed)
+    return f"{where}: type: {shown(value)} is none{hint}; allowed: {known}"
+
+
+def _keys(kind: type[TaskConfig]) -> list[str]:
+    return [each.name for each in fields(kind) if each.name not in FOUND_OUT]
+
+
+def _check_key(key: str, name: str, kind: type[TaskConfig] | None, source: Path) -> None:
+    """kind: None: any, where the file's type is none."""
+    known = list(dict.fromkeys(key for each in (CONFIGS.values() if kind is None else [kind]) for key in _keys(each)))
+    if name in known or (kind is None and name.lower() == "type"):
+        return
+    for task_type, other in CONFIGS.items():
+        if name in _keys(other):
+            raise UserError(f"{source}: {key} is a key of {task_type.value} tasks; this is a {kind.type.value} task")
+    raise UserError(f"{source}: unknown key {shown(key)}{nearest(name, known)} (known: {', '.join(known)})")
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    """A value of a file, made sure to be of its key's type and range. where: file and key for messages."""
+    if name == "type":
+        return value
+    if name == "file_pattern":
+        return _checked_patterns(value, where)
+    if name == "metrics":
+        return _checked_metrics(value, where)
+    if name == "options":
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: must be a mapping of `key: value`, is {shown(value)}")
+        check_plain(value, where)
+        return value
+    if name == "module" and value is None:
+        return None
+    if name in SMALLEST:
+        return _checked_number(name, value, where)
+    if name == "length_penalty":
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_PENALTY:
+            raise UserError(f"{where}: must be a number, such as 1.0, is {shown(value)} (from -{LARGEST_PENALTY:g} to "
+                            f"{LARGEST_PENALTY:g} is allowed)")
+        return float(value)
+    if name in ("use_task_mask", "use_multitask_encoding", "unidirectional"):
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: must be true or false, is {shown(value)}")
+        return value
+    text = _checked_text(value, where)
+    if name == "sampling_strategy" and text not in STRATEGIES:
+        raise UserError(f"{where}: {shown(text)} is none{nearest(text, STRATEGIES)}; allowed: {', '.join(STRATEGIES)}")
+    if name == "name" and (text.startswith(".") or any(mark in text for mark in "/\\") or len(text.encode()) > 200):
+        raise UserError(f"{where}: {shown(text)}: the results are kept in a folder of this name, so it must not hold "
+                        "/ or \\, begin with a dot or be longer than 200 bytes")
+    return text
+
+
+def _checked_text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        hint = "" if value is None or isinstance(value, (list, dict)) else "; quotes make it text"
+        raise UserError(f"{where}: must be text, is {shown(value)}{hint}")
+    if not value.strip() or not value.isprintable():
+        raise UserError(f"{where}: must be one line of text, is {shown(value)}")
+    return value
+
+
+def _checked_number(name: str, value: Any, where: str) -> int:
+    smallest = SMALLEST[name]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{where}: must be a whole number, is {shown(value)}")
+    largest = LONGEST_NGRAM if name == "no_repeat_ngram_size" else LARGEST
+    if not smallest <= value <= largest:
+        raise UserError(f"{where}: must be from {smallest} to {largest}, is {shown(value)}")
+    return value
+
+
+def _checked_patterns(value: Any, where: str) -> str | dict[str, str]:
+    if isinstance(value, list):
+        raise UserError(f"{where}: must be one glob, or `group: glob` lines, is a list")
+    if not isinstance(value, dict):
+        return _checked_pattern(value, where)
+    if not value:
+        raise UserError(f"{where}: names no group; write `group: glob` lines, or one glob")
+    return {_checked_text(group, f"{where}: a group's name"): _checked_pattern(pattern, f"{where}: {group}")
+            for group, pattern in value.items()}
+
+
+def _checked_pattern(value: Any, where: str) -> str:
+    pattern = _checked_text(value, where)
+    if pattern.startswith(("/", "\\", "~")) or ".." in pattern.replace("\\", "/").split("/"):
+        raise UserError(f"{where}: {shown(pattern)} leaves the task's data folder; globs are below `path`")
+    return pattern
+
+
+def _checked_metrics(value: Any, where: str) -> list[str]:
+    if value == []:
+        raise UserError(f"{where}: must name at least one, such as [Accuracy]; without the key it is the type's own")
+    if not isinstance(value, list):
+        raise UserError(f"{where}: must be a list such as [Accuracy], is {shown(value)}")
+    names = [_checked_text(name, where) for name in value]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{where}: {name} is listed twice")
+    return names
+
+
+def _with_module(values: dict[str, Any], kind: type[TaskConfig], source: Path) -> dict[str, Any]:
+    """The values with the metrics that the module's class measures by itself; module and metrics are looked up."""
+    task = None
+    if values.get("module") is not None:
+        task = import_dotted(values["module"], source.parent, f"{source}: module")
+        if not isinstance(task, type):
+            raise UserError(f"{source}: module: {values['module']} is no class; it must be a subclass of "
+                            "evaluation.tasks.Task")
+        check_class(task, f"{source}: module: {values['module']}")
+        if "metrics" not in values and getattr(task, "default_metrics", None):
+            values["metrics"] = list(task.default_metrics)
+    elif kind is OtherTaskConfig:
+        raise UserError(f"{source}: module is missing; a task of type other is what its class makes of it")
+    elif values.get("options"):
+        raise UserError(f"{source}: options are read by the class that `module` names, and there is no module")
+    faults = []
+    for name in values.get("metrics", ()):
+        try:
+            find_metric(name, source.parent, getattr(task, "extra_metrics", {}), kind.type.value, f"{source}: metrics")
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\nerror: ".join(faults))
+    return values
+
+
+def _faults_together(config: TaskConfig, whence: str) -> Iterator[str]:
+    """What no key alone can get wrong. whence: where max_seq_length comes from, if not from file or default."""
+    where, limit = config.source, config.max_seq_length
+    told = f"{limit}: {whence}" if whence else str(limit)
+    if config.unidirectional and not config.use_task_mask:
+        yield f"{where}: unidirectional: needs `use_task_mask: true` (only [gMASK] is filled from left to right)"
+    if isinstance(config, LanguageModelTaskConfig) and config.generation_length >= limit:
+        yield (f"{where}: generation_length: must be less than max_seq_length ({told}), is "
+               f"{config.generation_length}")
+    if isinstance(config, MultiChoiceTaskConfig) and limit < 4:
+        yield f"{where}: max_seq_length: must be at least 4 (text, mask, sop and choice), is {told}"
+    if isinstance(config, GenerationTaskConfig):
+        if config.max_gen_length + 2 >= limit:
+            yield (f"{where}: max_gen_length: leaves no room for the text; must be at most max_seq_length - 3 "
+                   f"({limit - 3}{whence and f'; max_seq_length is {told}'}), is {config.max_gen_length}")
+        if fault := least_above_most(config.min_gen_length, config.max_gen_length):
+            yield f"{where}: {fault}"
+
+
+def without_effect(config: TaskConfig) -> list[str]:
+    """Keys that stand in a task's file and change nothing, unless a class of the task's own makes use of them."""
+    if not isinstance(config, GenerationTaskConfig) or config.sampling_strategy != STRATEGIES[0] or config.module:
+        return []
+    written = [key.replace("-", "_") for key in read_mapping(config.source)]
+    return [name for name in written if name in ("num_beams", "length_penalty", "no_repeat_ngram_size")]
