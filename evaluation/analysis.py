@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.metrics import labelled
 from evaluation.statistics import interval
 
 BINS = 10  # of confidence
@@ -20,33 +21,26 @@ _LENGTH_BINS, _LEAST_IN_BIN = 6, 15
 
 @dataclass(frozen=True)
 class Calibration:
-    """middle of every bin that holds items, and of these confidence, accuracy (shares) and count; error: the expected
-    calibration error."""
+    """How sure answers are, and how often right, in bins of their confidence; those without an item are left out."""
 
-    middle: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    count: np.ndarray
-    error: float
+    middle: np.ndarray  # (bins,) of each bin
+    confidence: np.ndarray  # (bins,) mean over its items
+    accuracy: np.ndarray  # (bins,) share of its items that are right
+    count: np.ndarray  # (bins,) its items
+    error: float  # the expected calibration error
     mean_confidence: float
     mean_accuracy: float
 
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Items whose context has low..high tokens: how many, their figure and its 95% interval."""
+    """Items whose contexts are of about one length."""
 
-    low: int
-    high: int
+    low: int  # tokens of the shortest context
+    high: int  # and of the longest one
     count: int
     figure: float
-    interval: tuple[float | None, float | None]
-
-
-def labelled(items: Sequence[Mapping]) -> list[Mapping]:
-    """Items of multiple choice with a right answer and something to choose from."""
-    return [item for item in items if isinstance(item.get("label"), int) and isinstance(item.get("prediction"), int)
-            and len(item.get("log_probs") or ()) > 1 and 0 <= item["label"] < len(item["log_probs"])]
+    interval: tuple[float | None, float | None]  # 95%
 
 
 def softmax(log_probs: Sequence[float]) -> np.ndarray:
@@ -129,12 +123,6 @@ def by_choices(items: Sequence[Mapping]) -> list[tuple[int, int, float]]:
     if len(count) < 2:
         return []
     return [(number, count[number], right[number] / count[number]) for number in sorted(count)]
-
-
-def chance(items: Sequence[Mapping]) -> float | None:
-    """Percentage that guessing gets right."""
-    items = labelled(items)
-    return 100 * float(np.mean([1 / len(item["log_probs"]) for item in items])) if items else None
 
 
 def most_frequent(items: Sequence[Mapping]) -> float | None:

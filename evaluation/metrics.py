@@ -29,22 +29,18 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure by its name.
-
-    statistics: item -> k numbers. figure: their sums over items, an array (..., k) -> the figures (...).
-    interval: "wilson" where an item is right or wrong, so that its statistics are (0 or 1, 1); else "bootstrap".
-    types: the task types whose items have what it needs. applies: whether an item counts at all; None: all do. The
-    statistics of the others are zeros. note: what a reader of the figure must know.
-    """
+    """A figure by its name."""
 
     name: str
-    statistics: Callable[[Mapping[str, Any]], tuple[float, ...]]
-    figure: Callable[[numpy.ndarray], numpy.ndarray]
-    interval: str = "bootstrap"
+    statistics: Callable[[Mapping[str, Any]], tuple[float, ...]]  # item -> k numbers
+    figure: Callable[[numpy.ndarray], numpy.ndarray]  # sums of these over items, (..., k) -> the figures (...)
+    interval: str = "bootstrap"  # "wilson" where an item is right or wrong: its statistics are (0 or 1, 1)
     higher_is_better: bool = True
-    types: tuple[str, ...] = ALL_TYPES
-    applies: Callable[[Mapping[str, Any]], bool] | None = None
-    note: str = ""
+    types: tuple[str, ...] = ALL_TYPES  # of tasks whose items have what it needs
+    applies: Callable[[Mapping[str, Any]], bool] | None = None  # does an item count? If not, its statistics are zeros
+    note: str = ""  # what a reader of the figure must know
+    scale: float | None = 100.0  # reports draw the figure on a line from 0 to here; None: it has no such line
+    chance: Callable[[Sequence[Mapping[str, Any]]], float | None] | None = None  # items -> the figure of a guess
 
 
 def statistics_of(metric: Metric, items: Sequence[Mapping[str, Any]]) -> numpy.ndarray:
@@ -178,23 +174,38 @@ def overlap_f1(found: Sequence[str], wanted: Sequence[str]) -> float:
     return 2.0 * common / (len(found) + len(wanted))
 
 
+# Chance: items -> what a guess would reach
+
+
+def labelled(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Items of multiple choice with a right answer and something to choose from."""
+    return [item for item in items if isinstance(item.get("label"), int) and isinstance(item.get("prediction"), int)
+            and len(item.get("log_probs") or ()) > 1 and 0 <= item["label"] < len(item["log_probs"])]
+
+
+def guessed(items: Sequence[Mapping[str, Any]]) -> float | None:
+    """Percentage that guessing gets right; None where nothing is to be chosen."""
+    shares = [1 / len(item["log_probs"]) for item in labelled(items)]
+    return 100 * math.fsum(shares) / len(shares) if shares else None
+
+
 # With one label an item, and counted over all classes together (micro-averaged), precision, recall and their F1 are all
 # the share of right predictions.
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("Accuracy", is_right, percentage, "wilson", types=("mul", "gen", "other")),
-        Metric("F1_mul", is_right, percentage, "wilson", types=("mul", "other")),
-        Metric("Precision", is_right, percentage, "wilson", types=("mul", "other")),
-        Metric("Recall", is_right, percentage, "wilson", types=("mul", "other")),
+        Metric("Accuracy", is_right, percentage, "wilson", types=("mul", "gen", "other"), chance=guessed),
+        Metric("F1_mul", is_right, percentage, "wilson", types=("mul", "other"), chance=guessed),
+        Metric("Precision", is_right, percentage, "wilson", types=("mul", "other"), chance=guessed),
+        Metric("Recall", is_right, percentage, "wilson", types=("mul", "other"), chance=guessed),
         Metric("EM", exact_match, percentage, "wilson", types=("gen", "other")),
         Metric("F1", word_f1, percentage, types=("gen", "other")),
         Metric("EM_normalized", normalized_match, percentage, "wilson", types=("gen", "other")),
         Metric("F1_normalized", normalized_f1, percentage, types=("gen", "other")),
         Metric("F1_char", character_f1, percentage, types=("gen", "other")),
         Metric("PPL", loss_and_words, perplexity, higher_is_better=False, types=("lm", "other"),
-               note="perplexity per word, which is far above that per token"),
-        Metric("BPB", loss_and_bytes, bits_per_byte, higher_is_better=False, types=("lm", "other")),
+               note="perplexity per word, which is far above that per token", scale=None),
+        Metric("BPB", loss_and_bytes, bits_per_byte, higher_is_better=False, types=("lm", "other"), scale=None),
     )
 }
 
@@ -226,4 +237,7 @@ def _of_kind(name: str, metric: Metric, field: str, kind: str) -> Metric:
         numbers = metric.statistics(item)
         return numbers if applies(item) else (0.0,) * len(numbers)
 
-    return replace(metric, name=name, statistics=statistics, applies=applies)
+    def chance(items) -> float | None:
+        return metric.chance and metric.chance([item for item in items if applies(item)])
+
+    return replace(metric, name=name, statistics=statistics, applies=applies, chance=chance)

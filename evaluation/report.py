@@ -1,23 +1,30 @@
-"""report.html: a run as one page that needs nothing but itself, made from results.json and samples/."""
+"""report.html: a run as one page that needs nothing but itself, made from results.json and samples/.
+
+Here and in evaluation/report_task.py are the values that it shows, in evaluation/report.html is how.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from evaluation.markup import Html, tag
-from evaluation.metrics import notes_on
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from evaluation.metrics import Metric, notes_on
+from evaluation.output import REPORT, TIMINGS
 from evaluation.recorded import RecordedRun
-from evaluation.report_style import STYLE
-from evaluation.report_task import TaskReport, anchor, definitions
+from evaluation.report_task import TaskReport, counted
 from evaluation.table import NO_INTERVAL, figure, kind_of, limited, limits, long_items
 from runtime.errors import UserError
 from runtime.files import replacing
 from runtime.reading import LARGE, read_json
 from runtime.show import duration
 
-REPORT, TIMINGS = "report.html", "timings.json"
+TEMPLATE = Path(__file__).with_name("report.html")
 _SHORT = 3  # tasks of a page whose sample items are shown unasked
+_COLUMNS = ("task", "group", "metric", "average", "95% interval", "", "n", "cut", "long", "max", "median")
+_NUMBERS = ("n", "cut", "long", "max", "median", "average")
 
 
 def write_report(folder: str | Path, own_code: bool = False) -> Path:
@@ -34,134 +41,115 @@ def write_report(folder: str | Path, own_code: bool = False) -> Path:
     return path
 
 
-def report(run: RecordedRun, timings: Mapping | None = None) -> str:
-    """The page. timings: of timings.json, where there is one."""
-    seconds = {name: each.get("seconds") for name, each in ((timings or {}).get("tasks") or {}).items()}
-    is_short = len(run.done) <= _SHORT
-    reports = [TaskReport(run, name, seconds.get(name), is_short) for name in run.done]
-    chances = {each.name: each.chance for each in reports}
-    title = f"Evaluation of {_model_name(run.results)}"
-    head = tag("head", tag("meta", charset="utf-8"),
-               tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-               tag("title", title), tag("style", Html(STYLE)))
-    body = tag("body", tag("h1", title, id="top"), _facts(run, timings), _command(timings), _notes(run),
-               _summary(run, chances), [each.html() for each in reports], _missing(run),
-               _provenance(run.results, timings))
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _model_name(results: Mapping) -> str:
-    return Path(str((results.get("checkpoint") or {}).get("path") or "a model")).name
-
-
-def _facts(run: RecordedRun, timings: Mapping | None) -> Html:
-    settings, counts = run.results.get("settings") or {}, [task["counts"] for task in run.done.values()]
-    facts = [("tasks", f"{len(run.done):,}"), ("items", f"{sum(each['scored'] for each in counts):,}"),
-             ("truncated", f"{sum(each['truncated'] for each in counts):,}"),
-             ("checkpoint", str((run.results.get("checkpoint") or {}).get("sha256") or "–")[:12])]
-    facts += [(name, str(settings[name])) for name in ("dtype", "quantization", "device") if settings.get(name)]
-    if timings and isinstance(timings.get("started"), str):
-        facts.append(("date", timings["started"][:16].replace("T", " ")))
-    if timings and timings.get("seconds"):
-        facts.append(("time", duration(timings["seconds"])))
-    return tag("div", [tag("span", tag("span", f"{name} ", class_="faint"), tag("b", value)) for name, value in facts],
-               class_="facts number")
-
-
-def _command(timings: Mapping | None) -> Html | None:
-    command = (timings or {}).get("command")
-    return tag("p", tag("code", command), class_="faint") if isinstance(command, str) else None
-
-
-def _notes(run: RecordedRun) -> Html | None:
-    part = limited(run.results)
-    return tag("p", f"{part[:1].upper()}{part[1:]}.", class_="note") if part else None
-
-
-def _summary(run: RecordedRun, chances: Mapping[str, float | None]) -> Html:
-    has_long = any(task["counts"].get("overlong") for task in run.done.values())
-    names = ["task", "group", "metric", "average", "95% interval", "", "n", "cut", "long", "max", "median"]
-    if not has_long:
-        names.remove("long")
-    numbers = ("n", "cut", "long", "max", "median", "average")
-    head = tag("tr", [tag("th", name, class_=_classes("right" if name in numbers else "", name)) for name in names])
-    lines, methods, known = [], {}, {}
-    for name, task in run.tasks.items():
-        if name not in run.done:
-            lines.append(tag("tr", tag("td", tag("a", name, href=f"#{anchor(name)}"), class_="name"),
-                             tag("td", "missing", class_="missing", colspan=str(len(names) - 1))))
-            continue
-        first = True
-        for group, metrics in task["groups"].items():
-            group = None if list(task["groups"]) == ["all"] else group
-            for place, (metric, each) in enumerate(metrics.items()):
-                methods.setdefault(each["interval_method"], None)
-                known.setdefault(metric, None)
-                base, kind = kind_of(metric, metrics)
-                where = tag("span", kind, class_="faint") if kind else group if place == 0 else None
-                lines.append(_line(name if first else None, where, base, each, chances[name], has_long))
-                first = False
-    note = "; ".join([
-        "n: items scored", "cut: those whose text was too long", *[long_items(run.results)] * has_long,
-        "max, median, average: over prompts (files), the average weighted by their items",
-        f"intervals: {'; '.join(each for each in methods if not each.startswith('none'))}",
-        *[f"-: {NO_INTERVAL}"] * any(each.startswith("none") for each in methods),
-        "lines: 0 to 100, dotted: guessing", *notes_on(known)]) + "."
-    return tag("div", tag("div", tag("table", tag("thead", head), tag("tbody", lines)), class_="scroll"),
-               tag("p", note, class_="faint"), class_="card")
-
-
-def _classes(classes: str, column: str) -> str | None:
-    """With the mark of the columns that narrow screens do without."""
-    return f"{classes} wide".strip() if column == "" else classes or None
-
-
-def _line(task: str | None, group: Html | str | None, metric: str, values: Mapping, chance: float | None,
-          has_long: bool) -> Html:
-    n = values["n"]
-    is_whole = n["scored"] == n["expected"]
-    scored = tag("td", f"{n['scored']:,}" if is_whole else f"{n['scored']:,}/{n['expected']:,}",
-                 class_="right" if is_whole else "right cut")
-    name = tag("a", task, href=f"#{anchor(task)}") if task else None
-    return tag("tr", [tag("td", each, class_="name") for each in (name, group, metric)],
-               tag("td", tag("b", figure(values["average"])), class_="right"),
-               tag("td", limits(values["interval"])), tag("td", _track(metric, values, chance), class_="wide"), scored,
-               [tag("td", f"{count:,}" if count else None, class_="right cut")
-                for count in (n["truncated"], *[n.get("overlong")] * has_long)],
-               [tag("td", figure(values[key]), class_="right") for key in ("max", "median")])
-
-
-def _track(metric: str, values: Mapping, chance: float | None) -> Html | None:
-    """The average with its interval on a line from 0 to 100, for what is a percentage."""
-    low, high = values["interval"]
-    known = [value for value in (values["average"], low, high) if value is not None]
-    if metric in ("PPL", "BPB") or not all(0 <= value <= 100 for value in known):
-        return None
-    band = None if low is None else tag("i", style=f"left:{low:.2f}%;width:{high - low:.2f}%")
-    mark = tag("u", style=f"left:{chance:.2f}%") if chance is not None and metric == "Accuracy" else None
-    return tag("span", mark, band, tag("b", style=f"left:{values['average']:.2f}%"), class_="track", aria_hidden="true")
-
-
-def _missing(run: RecordedRun) -> list[Html]:
-    return [tag("section", tag("div", tag("h2", name), tag("span", "missing", class_="kind missing"), class_="head"),
-                tag("p", task.get("reason") or "there were no data"), class_="card", id=anchor(name))
-            for name, task in run.tasks.items() if name not in run.done]
-
-
-def _provenance(results: Mapping, timings: Mapping | None) -> Html:
-    parts = [(title, results.get(key)) for title, key in (
-        ("Checkpoint", "checkpoint"), ("Tokenizer", "tokenizer"), ("Code", "code"), ("Settings", "settings"),
-        ("Versions", "versions"))]
-    if timings:
-        parts.append(("This run", {key: value for key, value in timings.items() if key not in ("tasks", "schema")}))
-    return tag("section", tag("h2", "What the figures rest on"),
-               [(tag("h3", title), definitions(values)) for title, values in parts if isinstance(values, Mapping)],
-               class_="card", id="provenance")
-
-
 def _timings(folder: Path) -> dict | None:
     try:
         found = read_json(folder / TIMINGS, LARGE)
     except UserError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def report(run: RecordedRun, timings: Mapping | None = None) -> str:
+    """The page. timings: of timings.json, where there is one."""
+    timings = timings or {}
+    seconds = {name: each.get("seconds") for name, each in (timings.get("tasks") or {}).items()}
+    tasks = {name: TaskReport(run, name, seconds.get(name), len(run.done) <= _SHORT) for name in run.done}
+    has_long = any(task["counts"].get("overlong") for task in run.done.values())
+    checkpoint, command, part = run.results.get("checkpoint") or {}, timings.get("command"), limited(run.results)
+    # no text can become markup: all that is put in is escaped, but for what the template itself or plots have made
+    environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined, finalize=_printable)
+    environment.filters |= {"figure": figure, "limits": limits, "anchor": _anchor, "plain": _plain, "counted": counted}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=f"Evaluation of {Path(str(checkpoint.get('path') or 'a model')).name}",
+        facts=_facts(run, timings), command=command if isinstance(command, str) else None,
+        limited=part and f"{part[:1].upper()}{part[1:]}.", numbers=_NUMBERS,
+        columns=[name for name in _COLUMNS if name != "long" or has_long], lines=list(_lines(run, tasks)),
+        note=_note(run, has_long), tasks=tasks.values(),
+        missing=[(name, task.get("reason") or "there were no data") for name, task in run.tasks.items()
+                 if name not in run.done],
+        provenance=_provenance(run.results, timings))
+
+
+def _facts(run: RecordedRun, timings: Mapping) -> list[tuple[str, str]]:
+    """What stands at the page's head, by name."""
+    settings, counts = run.results.get("settings") or {}, [task["counts"] for task in run.done.values()]
+    facts = [("tasks", f"{len(run.done):,}"), ("items", f"{sum(each['scored'] for each in counts):,}"),
+             ("truncated", f"{sum(each['truncated'] for each in counts):,}"),
+             ("checkpoint", str((run.results.get("checkpoint") or {}).get("sha256") or "–")[:12])]
+    facts += [(name, str(settings[name])) for name in ("dtype", "quantization", "device") if settings.get(name)]
+    if isinstance(timings.get("started"), str):
+        facts.append(("date", timings["started"][:16].replace("T", " ")))
+    if timings.get("seconds"):
+        facts.append(("time", duration(timings["seconds"])))
+    return facts
+
+
+def _lines(run: RecordedRun, tasks: Mapping[str, TaskReport]) -> Iterator[dict]:
+    """The lines of the table: one for each figure of each group, with the task's name in its first one."""
+    for name in run.tasks:
+        if name not in tasks:
+            yield {"task": name}
+            continue
+        task, shown = tasks[name], name
+        for group, metrics in task.entry["groups"].items():
+            group = "" if list(task.entry["groups"]) == ["all"] else group
+            for metric, values in metrics.items():
+                base, kind = kind_of(metric, metrics)
+                yield {"task": shown, "group": group, "kind": kind, "metric": base, **values,
+                       "n": {"overlong": 0, **values["n"]}, "track": _track(task.metric(metric), values, task)}
+                shown = group = ""
+
+
+def _track(metric: Metric | None, values: Mapping, task: TaskReport) -> dict | None:
+    """Where the average, its interval and guessing lie on the line that the metric's figures are drawn on, in percent
+    of it; None where it has none. A metric that is not to be had is taken for a percentage."""
+    scale = 100.0 if metric is None else metric.scale
+    low, high = values["interval"]
+    known = [value for value in (values["average"], low, high) if value is not None]
+    if scale is None or values["average"] is None or not all(0 <= value <= scale for value in known):
+        return None
+    guessing = task.guessing(metric)
+    return {"place": 100 * values["average"] / scale, "low": None if low is None else 100 * low / scale,
+            "width": None if low is None else 100 * (high - low) / scale,
+            "mark": None if guessing is None else 100 * guessing / scale}
+
+
+def _note(run: RecordedRun, has_long: bool) -> str:
+    """What a reader of the table must know."""
+    every = [(metric, values["interval_method"]) for task in run.done.values() for metrics in task["groups"].values()
+             for metric, values in metrics.items()]
+    methods = dict.fromkeys(method for _, method in every)
+    return "; ".join([
+        "n: items scored", "cut: those whose text was too long", *[long_items(run.results)] * has_long,
+        "max, median, average: over prompts (files), the average weighted by their items",
+        f"intervals: {'; '.join(each for each in methods if not each.startswith('none'))}",
+        *[f"-: {NO_INTERVAL}"] * any(each.startswith("none") for each in methods),
+        "lines: 0 to 100, dotted: guessing", *notes_on(metric for metric, _ in every)]) + "."
+
+
+def _provenance(results: Mapping, timings: Mapping) -> list[tuple[str, Mapping]]:
+    parts = [(title, results.get(title.lower()))
+             for title in ("Checkpoint", "Tokenizer", "Code", "Settings", "Versions")]
+    if timings:
+        parts.append(("This run", {key: value for key, value in timings.items() if key not in ("tasks", "schema")}))
+    return [(title, values) for title, values in parts if isinstance(values, Mapping)]
+
+
+def _anchor(name: str) -> str:
+    """A fragment identifier without blanks; distinct names that differ in blanks only are not worth more."""
+    return "task-" + "-".join(name.split())
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {each}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "–" if value is None else str(value)
+
+
+def _printable(value: object) -> str:
+    """Without what HTML may not hold: control characters and halves of surrogate pairs are shown as U+FFFD."""
+    if isinstance(value, Markup):
+        return value
+    return "".join(
+        "\ufffd" if (ord(c) < 32 and c not in "\n\t") or 0x7f <= ord(c) < 0xa0 or 0xd800 <= ord(c) <= 0xdfff else c
+        for c in str(value))

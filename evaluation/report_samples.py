@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from evaluation.analysis import softmax
-from evaluation.markup import Html, tag
+from evaluation.config import TaskConfig, TaskType
+from evaluation.data import read_rows
+from evaluation.store import hash_file
 from runtime.errors import UserError
 
-_CHOSEN = {True: "✗", False: "→"}  # a choice that is not the label; one where there is no label
-_COLORS = {"✓": "good", "✗": "bad", "→": "faint"}
 _CONTEXT, _ANSWER, _CHOICES = 420, 300, 8  # characters of a text's end, of an answer; choices shown
 
 
@@ -57,84 +56,57 @@ def _confidence(item: Mapping) -> float:
     return float(softmax(item["log_probs"])[item["prediction"]])
 
 
-def source_rows(entry: Mapping, file: str) -> list[dict] | None:
+def source_rows(config: TaskConfig, file: str, sha256: str) -> list[dict] | None:
     """The rows of a data file, if it still is the file that was evaluated; None if not, and for raw text."""
-    from evaluation.config import TaskType
-    from evaluation.data import read_rows
-    from evaluation.store import hash_file
-
-    config = SimpleNamespace(**{"module": None, "options": {}} | dict(entry["config"]))
-    config.type, path = TaskType(config.type), Path(config.path, file)
     if config.type is TaskType.LANGUAGE_MODEL:
         return None
     try:
-        if hash_file(path) != entry["files"][file]["sha256"]:
-            return None
-        return read_rows(path, config)
+        path = Path(config.path, file)
+        return read_rows(path, config) if hash_file(path) == sha256 else None
     except (OSError, UserError):
         return None
 
 
-def shown(item: Mapping, why: str, file: str, row: Mapping | None, score: float | None) -> Html:
+def shown(item: Mapping, why: str, file: str, row: Mapping, score: float | None) -> dict:
     """One item: where it comes from, the end of its text, what was answered and what is right."""
-    verdict = None
-    if score is not None:
-        verdict = tag("span", "right" if score >= 1 else "wrong" if score <= 0 else f"{100 * score:.0f}% right",
-                      class_="good" if score >= 1 else "bad" if score <= 0 else "cut")
-    cut = [tag("span", f" · {word}", class_="cut") for fact, word in (("truncated", "truncated"), ("overlong", "long"))
-           if item.get(fact)]
     length = f" · {item['input_length']} tokens" if "input_length" in item else ""
-    head = tag("div", tag("b", why[:1].upper() + why[1:]), " ", verdict,
-               tag("span", f" · {file}, item {item['index']}{length}", class_="faint"), cut)
-    return tag("div", head, _context(row), _answer(item, row or {}), class_="item")
-
-
-def _context(row: Mapping | None) -> Html | None:
-    text = (row or {}).get("inputs_pretokenized")
-    if not isinstance(text, str) or not text.strip():
-        return None
-    return tag("div", ("… " if len(text) > _CONTEXT else "") + text[-_CONTEXT:], class_="text")
-
-
-def _answer(item: Mapping, row: Mapping) -> Html:
+    text = row.get("inputs_pretokenized")
+    text = text if isinstance(text, str) and text.strip() else ""
+    found = {"why": why[:1].upper() + why[1:], "place": f"{file}, item {item['index']}{length}",
+             "marks": [word for fact, word in (("truncated", "truncated"), ("overlong", "long")) if item.get(fact)],
+             "text": ("… " if len(text) > _CONTEXT else "") + text[-_CONTEXT:],
+             "verdict": "", "choices": (), "answers": (), "loss": ""}
+    if score is not None:
+        found["verdict"], found["color"] = (("right", "good") if score >= 1 else ("wrong", "bad") if score <= 0
+                                            else (f"{100 * score:.0f}% right", "cut"))
     if item.get("log_probs") and isinstance(item.get("prediction"), int):
-        return _choices(item, row)
+        choices = _choices(item, row)
+        return found | {"choices": choices, "more": len(item["log_probs"]) - len(choices)}
     if isinstance(item.get("prediction"), str):
-        pairs = [("answer", item["prediction"])] + [("right", target) for target in item.get("targets", ())[:4]]
-        return tag("div", [(tag("span", name, class_="faint"), _written(text)) for name, text in pairs],
-                   class_="pair")
+        answers = [("answer", item["prediction"]), *(("right", target) for target in item.get("targets", ())[:4])]
+        return found | {"answers": [(name, _clipped(text) if text.strip() else "") for name, text in answers]}
     if "loss" in item:
-        return tag("div", f"{item['loss'] / max(1, item['tokens']):.3f} nats per token over {item['tokens']} tokens")
+        return found | {"loss": f"{item['loss'] / max(1, item['tokens']):.3f} nats per token over {item['tokens']} "
+                                "tokens"}
     known = ("index", "truncated", "overlong", "input_length", "beams")
-    left = {key: value for key, value in item.items() if key not in known}
-    return tag("code", _clipped(str(left)))
+    return found | {"fields": _clipped(str({key: value for key, value in item.items() if key not in known}))}
 
 
-def _written(text: str) -> Html:
-    return tag("span", _clipped(text)) if text.strip() else tag("span", "nothing", class_="faint")
-
-
-def _choices(item: Mapping, row: Mapping) -> Html:
-    texts = row.get("choices_pretokenized") or []
-    probabilities = softmax(item["log_probs"])
-    order = [place for place in np.argsort(-probabilities, kind="stable")[:_CHOICES]]
-    if isinstance(item.get("label"), int) and item["label"] not in order:
-        order[-1] = item["label"]
-    lines = []
-    for place in sorted(int(place) for place in order):
-        sign = "✓" if place == item.get("label") else _CHOSEN[_is_labelled(item)] if place == item["prediction"] else ""
+def _choices(item: Mapping, row: Mapping) -> list[dict]:
+    """The likeliest choices and the right one, in their order."""
+    texts, right = row.get("choices_pretokenized") or [], item.get("label")
+    percents = 100 * softmax(item["log_probs"])
+    order = np.argsort(-percents, kind="stable")[:_CHOICES].tolist()
+    if isinstance(right, int) and right not in order:
+        order[-1] = right
+    taken = ("→", "faint") if right is None else ("✗", "bad")
+    found = []
+    for place in sorted(order):
+        sign, color = ("✓", "good") if place == right else taken if place == item["prediction"] else ("", "")
         text = texts[place] if place < len(texts) else f"choice {place}"
-        bar = tag("span", tag("i", style=f"width:{100 * probabilities[place]:.1f}%"), class_="bar")
-        color = _COLORS.get(sign)
-        cells = [tag("span", sign, class_=color), tag("span", _clipped(text), class_="words"),
-                 bar, tag("span", f"{100 * probabilities[place]:.0f}%", class_="right number faint")]
-        lines.append(tag("div", cells, class_="choice wanted" if place == item.get("label") else "choice"))
-    more = len(item["log_probs"]) - len(lines)
-    return tag("div", lines, tag("div", f"and {more} more choices", class_="faint") if more > 0 else None)
-
-
-def _is_labelled(item: Mapping) -> bool:
-    return item.get("label") is not None
+        found.append({"sign": sign, "color": color, "text": _clipped(text), "percent": percents[place],
+                      "is_right": place == right})
+    return found
 
 
 def _clipped(text: str) -> str:

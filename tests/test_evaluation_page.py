@@ -1,5 +1,6 @@
 """What report.html says of the run that made it, and how it is read on a narrow screen."""
 
+import html
 import json
 import re
 
@@ -7,8 +8,7 @@ from evaluation.compare import compare
 from evaluation.compare_table import comparison_table
 from evaluation.plots import answer_lengths
 from evaluation.recorded import RecordedRun
-from evaluation.report import report, write_report
-from evaluation.report_style import STYLE
+from evaluation.report import TEMPLATE, report, write_report
 from tests.recorded_runs import MadeTask, choice_items, window_item, write_run
 
 TASKS = [MadeTask("choices", "mul", {"dev.jsonl": choice_items([1, 0])}),
@@ -20,7 +20,7 @@ def test_date_and_command_stand_at_its_head_and_come_from_the_timings(tmp_path):
     without = report(RecordedRun(folder))
     command = "python -m evaluation 'my tasks' --limit 3"
     (folder / "timings.json").write_text(json.dumps({"started": "2026-11-28T06:07:08+0000", "command": command}))
-    head = write_report(folder).read_text(encoding="utf-8").split("<table")[0]
+    head = html.unescape(write_report(folder).read_text(encoding="utf-8").split("<table")[0])
     assert "2026-11-28 06:07" in head and "python -m evaluation 'my tasks' --limit 3" in head
     assert "date" not in without.split("<table")[0].split("</style>")[1]
 
@@ -32,9 +32,10 @@ def test_what_a_reader_must_know_stands_below_the_table(tmp_path):
 
 
 def test_a_narrow_screen_keeps_the_figures_and_shows_that_there_is_more():
-    (narrow,) = re.findall(r"@media \(max-width: (\d+)px\) \{\s+\.wide \{ display: none; \}", STYLE)
+    style = TEMPLATE.read_text(encoding="utf-8")
+    (narrow,) = re.findall(r"@media \(max-width: (\d+)px\) \{\s+\.wide \{ display: none; \}", style)
     assert int(narrow) > 800
-    assert re.search(r"\.scroll \{[^}]*overflow-x: auto;[^}]*var\(--shadow\)", STYLE)
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto;[^}]*var\(--shadow\)", style)
 
 
 def test_lengths_of_references_are_an_outline_so_that_no_third_colour_comes_up():

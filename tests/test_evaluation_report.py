@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation import analysis, markup
-from evaluation.metrics import METRICS
+from evaluation import analysis
+from evaluation.metrics import METRICS, guessed
 from evaluation.report import write_report
 from runtime.errors import UserError
 from tests.recorded_runs import MadeTask, choice_item, choice_items, text_item, window_item, write_run
@@ -217,13 +217,22 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         write_report(tmp_path)
 
 
-class TestMarkup:
-    def test_text_is_escaped_and_markup_is_not(self):
-        made = markup.tag("p", "a < b & c", markup.tag("b", "<i>"), None, title='"x" <y>', hidden=True, id=None)
-        assert made == '<p title="&quot;x&quot; &lt;y&gt;" hidden>a &lt; b &amp; c<b>&lt;i&gt;</b></p>'
+def test_what_html_cannot_hold_is_replaced(tmp_path):
+    name = "a\x00b\x9bc"
+    _, source = page_of(write_run(tmp_path / "run", [MadeTask(
+        "t", "gen", {"dev.jsonl": [text_item(0, name, ["x"])]})]))
+    assert "a\ufffdb\ufffdc" in source and "\x00" not in source
 
-    def test_what_html_cannot_hold_is_replaced(self):
-        assert markup.joined("a\x00b\ud800c\nd") == "a\ufffdb\ufffdc\nd"
+
+def test_a_metric_says_what_a_guess_would_reach_and_where_its_line_ends(tmp_path, monkeypatch):
+    items = {"dev.jsonl": many_choices(8)}
+    metric = replace(METRICS["Accuracy"], name="Half", scale=200.0, chance=lambda items: 10.0 * len(items))
+    monkeypatch.setitem(METRICS, "Half", metric)
+    folder = write_run(tmp_path / "run", [MadeTask("t", "mul", items, metrics=["Half"])])
+    marks = [attributes["style"] for name, attributes in page_of(folder)[0].elements if name == "u"]
+    assert marks == ["left:40.00%"]  # 80 of 200
+    monkeypatch.setitem(METRICS, "Half", replace(metric, scale=None))
+    assert page_of(folder)[0].count("u") == 0
 
 
 class TestAnalysis:
@@ -280,7 +289,7 @@ class TestAnalysis:
 
     def test_guessing_and_the_most_frequent_place(self):
         items = [choice_item(0, 0, 0, 2), choice_item(1, 0, 1, 4), choice_item(2, 0, 1, 4)]
-        assert analysis.chance(items) == pytest.approx(100 * (1 / 2 + 1 / 4 + 1 / 4) / 3)
+        assert guessed(items) == pytest.approx(100 * (1 / 2 + 1 / 4 + 1 / 4) / 3)
         assert analysis.most_frequent(items) == pytest.approx(200 / 3)
         assert analysis.by_choices(items) == [(2, 1, 1.0), (4, 2, 0.0)]
 
