@@ -22,7 +22,7 @@ from evaluation.output import RESULTS, SAMPLES, SCHEMA, TIMINGS, claim, sample_n
 from evaluation.plan import Found, Limit, Work, prepare
 from evaluation.requests import default_max_tokens
 from evaluation.results import Clock, missing_record, record_of, rounded, scores_of
-from evaluation.store import JOURNAL, Journal, Keys, checkpoint_facts, combined, hash_code, hash_files
+from evaluation.store import JOURNAL, Journal, checkpoint_facts, combined, hash_code, hash_files, keys_of
 from glm.config import ModelConfig
 from glm.linear import quantization_of
 from runtime import parallel
@@ -173,9 +173,9 @@ class Keeper:
         self.samples = sample_names({name: works[name].files if name in works else () for name in head["tasks"]})
         default = {f"model's {name}": value for name, value in usual(ModelConfig).items()}
         claim(self.output, self._facts(default), default, list(self.samples.values()), settings.is_replaceable)
-        keys = Keys({name: head[name]["sha256"] for name in ("checkpoint", "tokenizer", "code")}
-                    | {name: head["settings"][name] for name in ("dtype", "device", "quantization", "model")})
-        self.keys = {name: [keys.of(question) for question in work.hashes] for name, work in works.items()}
+        facts = {name: head[name]["sha256"] for name in ("checkpoint", "tokenizer", "code")} | {
+            name: head["settings"][name] for name in ("dtype", "device", "quantization", "model")}
+        self.keys = {name: keys_of(facts, work.hashes) for name, work in works.items()}
         self.journal = stack.enter_context(Journal(self.output / JOURNAL))
         self._counted = {name: self._lacking(work) for name, work in works.items()}
 

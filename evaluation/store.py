@@ -11,12 +11,14 @@ a key is the one that holds.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from runtime.errors import UserError
@@ -25,6 +27,10 @@ from runtime.files import REPOSITORY, AppendOnlyFile
 JOURNAL = "journal.jsonl"
 GO_ON = "the same command goes on from here"
 _CHECKSUM = b', "crc32": "'
+CODE_PACKAGES = ("runtime", "kernels", "quantization", "glm", "generation", "evaluation", "tasks")
+CODE_SUFFIXES = (".py", ".cpp", ".h", ".cu")
+THREADS = 8  # hashing releases Python's lock; a disk serves no more readers at once
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Journal:
@@ -97,11 +103,6 @@ def _checked(line: bytes) -> dict:
     return json.loads(content + b"}")
 
 
-CODE_PACKAGES = ("runtime", "kernels", "quantization", "glm", "generation", "evaluation", "tasks")
-CODE_SUFFIXES = (".py", ".cpp", ".h", ".cu")
-THREADS = 8  # hashing releases Python's lock; a disk serves no more readers at once
-
-
 def hash_file(path: Path) -> str:
     """Raises UserError for a file that cannot be read."""
     try:
@@ -127,19 +128,47 @@ def combined(named: Iterable[tuple[str, str]]) -> str:
 
 
 def checkpoint_facts(folder: Path) -> dict[str, str]:
-    """path, iteration and sha256 (of all shards) of the checkpoint that `latest` names."""
-    from glm.checkpoint import find_shards
+    """path, iteration and sha256 (of all files) of a checkpoint."""
+    from glm.checkpoint import open_checkpoint
 
-    shards = find_shards(folder)
-    digest = combined(zip((path.name for path in shards), hash_files(shards), strict=True))
-    return {"path": str(folder), "iteration": shards[0].parent.name, "sha256": digest}
+    paths = open_checkpoint(folder).paths
+    digest = combined(zip((path.name for path in paths), hash_files(paths), strict=True))
+    return {"path": str(folder), "iteration": paths[0].parent.name, "sha256": digest}
 
 
 def hash_code(root: Path = REPOSITORY) -> str:
-    """Of every source file below the packages that a result depends on; root: the repository."""
+    """Of every source file below the packages that a result depends on; root: the repository.
+
+    Of Python what is compiled counts: a comment, a docstring or a line's break changes nothing.
+    """
     files = sorted(path for package in CODE_PACKAGES for path in (root / package).rglob("*")
                    if path.suffix in CODE_SUFFIXES and path.is_file())
-    return combined(zip((path.relative_to(root).as_posix() for path in files), hash_files(files), strict=True))
+    return combined((path.relative_to(root).as_posix(), _hash_source(path)) for path in files)
+
+
+def _hash_source(path: Path) -> str:
+    try:
+        return _hash_python(path.read_bytes()) if path.suffix == ".py" else hash_file(path)
+    except (OSError, SyntaxError, ValueError):  # no Python that could be run, a user's unfinished task say
+        return hash_file(path)
+
+
+@cache
+def _hash_python(source: bytes) -> str:
+    return hashlib.sha256(ascii(_tree(ast.parse(source))).encode()).hexdigest()
+
+
+def _tree(value: object) -> object:
+    """A syntax tree as tuples, without docstrings. What is absent is left out: Python's versions differ in what they
+    have a place for."""
+    if isinstance(value, list):
+        return tuple(map(_tree, value))
+    if not isinstance(value, ast.AST):
+        return value
+    parts = dict(ast.iter_fields(value))
+    if isinstance(value, _DOCUMENTED) and ast.get_docstring(value, clean=False) is not None:
+        parts["body"] = value.body[1:]
+    return (type(value).__name__, *((name, _tree(part)) for name, part in parts.items() if part not in (None, [])))
 
 
 def hash_json(value: object) -> str:
@@ -148,17 +177,15 @@ def hash_json(value: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class Keys:
-    """Keys of answers. facts: everything that an answer depends on but the question (weights, dtype, code, ...)."""
-
-    def __init__(self, facts: Mapping[str, object]):
-        self._base = hash_json(dict(facts))
-
-    def of(self, question: str) -> str:
-        """The key of the answer to a question, which is given by its hash (hash_request)."""
-        return hash_json([self._base, question])
-
-
 def hash_request(request) -> str:
     """Of all that makes an evaluation.requests.Request the question that it is."""
     return hash_json(request.content())
+
+
+def keys_of(facts: Mapping[str, object], questions: Iterable[str]) -> list[str]:
+    """The keys of the answers to questions, which are given by their hashes (`hash_request`).
+
+    facts: everything else that an answer depends on: weights, dtype, code, ...
+    """
+    base = hash_json(dict(facts))
+    return [hash_json([base, question]) for question in questions]

@@ -10,13 +10,13 @@ from evaluation.output import differences
 from evaluation.requests import ScoreRequest
 from evaluation.store import (
     Journal,
-    Keys,
     combined,
     hash_code,
     hash_file,
     hash_files,
     hash_json,
     hash_request,
+    keys_of,
 )
 from runtime import files
 from runtime.errors import UserError
@@ -150,11 +150,37 @@ def test_code_is_hashed_with_its_names(tmp_path):
     assert len(set(found)) == 3
 
 
+CODE = """
+class A:
+    def f(self, x=1):
+        return [x, None, "text"]
+"""
+
+
+@pytest.mark.parametrize("other, is_same", [
+    ("# a comment\n" + CODE, True), ('"""A docstring."""' + CODE, True),
+    (CODE.replace("A:", 'A:\n    """What it is."""\n'), True),
+    (CODE.replace("x=1):", 'x=1):\n        """Does it."""'), True),
+    (CODE.replace("[x, None, ", "[\n            x, None,\n            "), True),
+    (CODE.replace("x=1", "x=2"), False), (CODE.replace("x=1", "x=True"), False),
+    (CODE.replace('"text"', 'b"text"'), False), (CODE.replace("None", "0"), False), (CODE.replace("return ", ""), False),
+    (CODE + "if", False),
+    (CODE.replace("return", '"x"\n        """text"""\n        return'), False),
+])
+def test_of_python_the_meaning_is_hashed(tmp_path, other, is_same):
+    (tmp_path / "tasks").mkdir()
+    found = []
+    for source in (CODE, other):
+        (tmp_path / "tasks" / "mine.py").write_text(source)
+        found.append(hash_code(tmp_path))
+    assert (found[0] == found[1]) is is_same
+
+
 def test_a_key_depends_on_all_that_an_answer_depends_on():
     facts = {"checkpoint": "w", "tokenizer": "t", "code": "c", "dtype": "float32", "device": "cpu", "model": {"n": 1}}
     request = ScoreRequest((1, 2), ((3,), (4, 5)), lead=6, first_position=1, advance=0)
     def key(request=request, **changes) -> str:
-        return Keys(facts | changes).of(hash_request(request))
+        return keys_of(facts | changes, [hash_request(request)])[0]
 
     keys = {key(), *(key(**{name: "another"}) for name in facts)}
     for change in ({"context": (1, 7)}, {"continuations": ((3,), (4,))}, {"lead": 7}, {"first_position": 2},
