@@ -163,7 +163,8 @@ class A:
     (CODE.replace("x=1):", 'x=1):\n        """Does it."""'), True),
     (CODE.replace("[x, None, ", "[\n            x, None,\n            "), True),
     (CODE.replace("x=1", "x=2"), False), (CODE.replace("x=1", "x=True"), False),
-    (CODE.replace('"text"', 'b"text"'), False), (CODE.replace("None", "0"), False), (CODE.replace("return ", ""), False),
+    (CODE.replace('"text"', 'b"text"'), False), (CODE.replace("None", "0"), False),
+    (CODE.replace("return ", ""), False),
     (CODE + "if", False),
     (CODE.replace("return", '"x"\n        """text"""\n        return'), False),
 ])
