@@ -5,48 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from evaluation.table import WIDTH, figure, folded, kind_of, plain_box, rendered
+from evaluation.table import WIDTH, empty_table, figure, folded, lines_of, rendered
 from runtime.errors import printable
+from runtime.show import counted
 
 _ALPHA = 0.05
 
 
 def comparison_table(record: dict, width: int | None = None, color: bool = False) -> str:
     """The record of evaluation.compare as a table, ending in a newline."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     heads = ("metric", "n", "A", "B", "B - A", "95% interval", "only A:B", "p", "Holm")
-    lines = _lines(record)
+    lines = [(printable(name), is_task, [printable(metric), *(_cells(values) if values else ())], values)
+             for task, found in record["tasks"].items()
+             for name, is_task, metric, values in lines_of(task, found["groups"])]
     taken = sum(2 + max(map(len, column)) for column in zip(heads, *(cells for _, _, cells, _ in lines if cells[0]),
                                                             strict=True))
-    table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold",
-                  show_edge=False, pad_edge=False)
+    table = empty_table(color)
     table.add_column("task", overflow="fold", min_width=12)
     for name in heads:
         table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
-    for name, is_bold, (metric, *cells), style in lines:
-        name = Text(folded(name, max(12, (width or WIDTH) - taken)), "bold" if is_bold else "")
-        table.add_row(name, metric, *(Text(cell, style) for cell in cells))
+    for name, is_task, (metric, *cells), values in lines:
+        name = Text(folded(name, max(12, (width or WIDTH) - taken)), "bold" if is_task else "")
+        table.add_row(name, metric, *(Text(cell, _style(values)) for cell in cells))
     return rendered(table, _notes(record), width or WIDTH, color)
-
-
-def _lines(record: dict) -> list[tuple[str, bool, tuple[str, ...], str]]:
-    """Of every line of the table: name, whether it is a task's, the other cells, and their style."""
-    found = []
-    for task, values in record["tasks"].items():
-        groups = values["groups"]
-        if len(groups) > 1:
-            found.append((printable(task), True, ("",), ""))
-        for group, metrics in groups.items():
-            name = f"  {group}" if len(groups) > 1 else task if group == "all" else f"{task} ({group})"
-            for metric, each in metrics.items():
-                base, kind = kind_of(metric, metrics)
-                found.append((printable(f"  {kind}" if kind else name), len(groups) == 1 and not kind,
-                              (printable(base), *_cells(each)), _style(each)))
-                name = ""
-    return found
 
 
 def _cells(values: dict) -> list[str]:
@@ -56,7 +39,8 @@ def _cells(values: dict) -> list[str]:
         str(values["n"]), figure(values["a"]), figure(values["b"]), signed(values["difference"]),
         "-" if low is None else f"[{signed(low)}, {signed(high)}]",
         f"{values['only_a']}:{values['only_b']}" if "only_a" in values else "",
-        probability(test["p"]) if test else "", (probability(test["p_holm"]) if test else "") + _star(values)]
+        probability(test["p"]) if test else "", (probability(test["p_holm"]) if test else "") + (
+            "*" if is_changed(values) else " ")]
 
 
 def is_changed(values: dict) -> bool:
@@ -65,10 +49,6 @@ def is_changed(values: dict) -> bool:
         return values["mcnemar"]["p_holm"] < _ALPHA
     low, high = values["interval"]
     return "only_a" not in values and low is not None and (low > 0 or high < 0)
-
-
-def _star(values: dict) -> str:
-    return "*" if is_changed(values) else " "
 
 
 def _style(values: dict) -> str:
@@ -96,7 +76,7 @@ def flip_lines(flipped: Sequence[tuple[str, str, dict, dict, bool]], count: int)
         if seen[task] <= count:
             if seen[task] == 1:
                 total = sum(each[0] == task for each in flipped)
-                lines.append(f"{task}: {total} flip{'s' * (total != 1)}")
+                lines.append(f"{task}: {counted(total, 'flip')}")
             predictions = " -> ".join(_short(item.get("prediction")) for item in (one, other))
             lines.append(f"  {file} {one['index']}: {predictions}{_wanted(one)}, {'gained' if is_right else 'lost'}")
     return list(map(printable, lines))

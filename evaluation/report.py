@@ -14,12 +14,12 @@ from markupsafe import Markup
 from evaluation.metrics import Metric, notes_on
 from evaluation.output import REPORT, TIMINGS
 from evaluation.recorded import RecordedRun
-from evaluation.report_task import TaskReport, counted
+from evaluation.report_task import TaskReport
 from evaluation.table import NO_INTERVAL, figure, kind_of, limited, limits, long_items
 from runtime.errors import UserError
 from runtime.files import replacing
 from runtime.reading import LARGE, read_json
-from runtime.show import duration
+from runtime.show import counted, duration
 
 TEMPLATE = Path(__file__).with_name("report.html")
 _SHORT = 3  # tasks of a page whose sample items are shown unasked

@@ -16,6 +16,7 @@ from evaluation.report_samples import chosen, shown, source_rows
 from evaluation.statistics import blocks_of
 from evaluation.table import figure, kind_of, long_items
 from runtime.errors import UserError
+from runtime.show import counted
 
 KINDS = {"mul": "multiple choice", "gen": "generation", "lm": "language model", "other": "own task"}
 _MOST_METRICS, _MOST_LINES, _MOST_SERIES = 3, 80, 4
@@ -229,10 +230,6 @@ class TaskReport:
         return ("Length of the answers", "; ".join([
             f"median length {np.median(predicted):g}, of the references {np.median(wanted):g}", *filter(None, extra)]),
             plots.answer_lengths(predicted, wanted))
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _without_common(files: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from evaluation.config import TaskConfig
 from evaluation.metrics import notes_on
@@ -22,8 +22,6 @@ _METHODS = {"Wilson": "W", "bootstrap": "B"}
 def closing_table(results: dict, width: int | None = None, color: bool = False) -> str:
     """results.json as a table, ending in a newline. width: columns (default 100; narrower ones do without max and
     median); color: with terminal codes."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     width, lines = width or WIDTH, rows(results)
@@ -32,8 +30,7 @@ def closing_table(results: dict, width: int | None = None, color: bool = False) 
         numbers = {name: title for name, title in numbers.items() if name not in ("max", "median")}
     words = max(len(name.partition(" ")[0]) for name in ("metric", *(row["metric"] for row in lines)))
     metric_width = max(words, min(_widest(lines, "metric"), room(lines, numbers, width) - _widest(lines, "name")))
-    table = Table(box=box.SIMPLE_HEAD if color else plain_box(), padding=(0, 0, 0, 1), header_style="bold",
-                  show_edge=False, pad_edge=False)
+    table = empty_table(color)
     name_width = max(10, room(lines, numbers, width) - metric_width)
     table.add_column("task", overflow="fold", max_width=name_width)
     table.add_column("metric", overflow="fold", max_width=metric_width)
@@ -46,7 +43,7 @@ def closing_table(results: dict, width: int | None = None, color: bool = False) 
         if "average" not in row:
             table.add_row(name, Text(row["metric"], "yellow"))
             continue
-        sign = sign_of(row["method"])
+        sign = next((sign for name, sign in _METHODS.items() if row["method"].startswith(name)), "")
         methods[sign] = row["method"]
         styles = {"n": "" if row["is_whole"] else "yellow", "cut": "yellow", "long": "yellow", "average": "bold"}
         table.add_row(name, row["metric"], *[Text(row[column], styles.get(column, "")) for column in numbers], sign)
@@ -82,17 +79,22 @@ def rows(results: dict) -> list[dict]:
         if values.get("status") == "missing" or not groups:
             found.append({"name": task, "is_task": True, "metric": "missing"})
             continue
-        if len(groups) > 1:
-            found.append({"name": task, "is_task": True, "metric": ""})
-        for group, metrics in groups.items():
-            name = f"  {group}" if len(groups) > 1 else task if group == "all" else f"{task} ({group})"
-            for metric, each in metrics.items():
-                base, kind = kind_of(metric, metrics)
-                indent = "  " if len(groups) == 1 else "    "
-                found.append({"name": f"{indent}{kind}" if kind else name, "is_task": len(groups) == 1 and not kind,
-                              "metric": base} | _cells(each))
-                name = ""
+        found += [{"name": name, "is_task": is_task, "metric": metric} | (_cells(each) if each else {})
+                  for name, is_task, metric, each in lines_of(task, groups)]
     return [row | {name: printable(row[name]) for name in ("name", "metric")} for row in found]
+
+
+def lines_of(task: str, groups: Mapping) -> Iterator[tuple[str, bool, str, Mapping | None]]:
+    """(name, whether it is the task's, metric, its values) of each line of a table; None: a line without figures."""
+    if len(groups) > 1:
+        yield task, True, "", None
+    for group, metrics in groups.items():
+        name = f"  {group}" if len(groups) > 1 else task if group == "all" else f"{task} ({group})"
+        for metric, values in metrics.items():
+            base, kind = kind_of(metric, metrics)
+            indent = "  " if len(groups) == 1 else "    "
+            yield f"{indent}{kind}" if kind else name, len(groups) == 1 and not kind, base, values
+            name = ""
 
 
 def kind_of(metric: str, metrics) -> tuple[str, str | None]:
@@ -151,10 +153,6 @@ def limited(results: dict) -> str | None:
     return f"only {'one ' * (limit == 1)}{taken} of every file, drawn with seed {seed}, {was} taken: {SAMPLED}"
 
 
-def sign_of(method: str) -> str:
-    return next((sign for name, sign in _METHODS.items() if method.startswith(name)), "")
-
-
 def figure(value: float | None) -> str:
     """A figure in at most seven characters: two decimals, fewer of what is large."""
     if value is None or not math.isfinite(value):
@@ -171,11 +169,14 @@ def limits(interval) -> str:
     return f"[{figure(interval[0])}, {figure(interval[1])}]"
 
 
-def plain_box():
-    """A rule below the headings and nothing else, in ASCII."""
+def empty_table(color: bool):
+    """A table with a rule below its headings and no other line; without colour in ASCII."""
     from rich import box
+    from rich.table import Table
 
-    return box.Box("    \n" "    \n" " -- \n" "    \n" "    \n" "    \n" "    \n" "    \n", ascii=True)
+    plain = box.Box("    \n" "    \n" " -- \n" "    \n" "    \n" "    \n" "    \n" "    \n", ascii=True)
+    return Table(box=box.SIMPLE_HEAD if color else plain, padding=(0, 0, 0, 1), header_style="bold", show_edge=False,
+                 pad_edge=False)
 
 
 def rendered(table, lines: list[str], width: int, color: bool) -> str:
