@@ -12,7 +12,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from evaluation.config import DEFAULT_PATTERN, LONGEST, TaskConfig
 from evaluation.task_file import load_task
-from runtime.errors import UserError
+from runtime.errors import Faults, UserError
 from runtime.reading import START, open_file, recognised
 from runtime.show import nearest
 
@@ -78,20 +78,15 @@ def load_tasks(paths: Sequence[str | Path], data_path: str | Path, longest: int 
 
     Raises UserError with the faults of all files, a line each.
     """
-    tasks, faults, file_of_name = [], [], {}
+    tasks, faults = {}, Faults()
     for file in find_task_files(paths):
-        try:
+        with faults.noted():
             task = load_task(file, data_path, longest)
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        if task.name in file_of_name:
-            faults.append(f"{file}: name: {task.name!r} is the name of the task in {file_of_name[task.name]} too")
-        file_of_name.setdefault(task.name, file)
-        tasks.append(task)
-    if faults:
-        raise UserError("\nerror: ".join(faults))
-    return tasks
+            if task.name in tasks:
+                raise UserError(f"{file}: name: {task.name!r} is the name of the task in {tasks[task.name].source} too")
+            tasks[task.name] = task
+    faults.tell()
+    return list(tasks.values())
 
 
 def data_files(config: TaskConfig) -> dict[str, list[Path]]:

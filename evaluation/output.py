@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from evaluation.store import GO_ON, JOURNAL
-from runtime.errors import UserError
+from runtime.errors import Faults, UserError
 from runtime.files import name_key, replacing, safe_name, temporary_name
 from runtime.reading import LARGE, NoSuchFile, read_json
 
@@ -46,7 +46,7 @@ def sample_names(tasks: Mapping[str, Iterable[str]]) -> dict[tuple[str, str], st
 def check_names(output: Path, tasks: Mapping[str, Iterable[str]]) -> None:
     """Raises UserError, with a line for each, where samples of data files cannot be written: a name that is too long,
     or two that are one file to some system, or a file and a folder."""
-    faults, places = [], {}
+    faults, places = Faults(), {}
     for (task, data), name in sample_names(tasks).items():
         file = f"task {task}: {data}"
         longest = temporary_name((output / SAMPLES / name).absolute())
@@ -59,8 +59,7 @@ def check_names(output: Path, tasks: Mapping[str, Iterable[str]]) -> None:
                 faults.append(f"{file} and {before}: their samples would be one file, or a file and a folder of one "
                               f"name, where capitals do not count ({name}); rename one of them")
                 break
-    if faults:
-        raise UserError("\nerror: ".join(faults))
+    faults.tell()
 
 
 def claim(output: Path, facts: Mapping[str, object], usual: Mapping[str, object], samples: Sequence[str],

@@ -20,7 +20,7 @@ from evaluation.names import calling, is_list_of, returned
 from evaluation.requests import GenerateRequest, Request, batches_of, fault_of_request, is_request
 from evaluation.store import hash_file, hash_request
 from evaluation.tasks import Task, task_class
-from runtime.errors import UserError
+from runtime.errors import Faults, UserError
 from runtime.show import counted
 
 
@@ -38,20 +38,16 @@ def look(configs: Sequence[TaskConfig], allow_missing: bool) -> dict[str, Found]
 
     Raises UserError with a line for every task at fault, missing ones included unless allowed.
     """
-    found, faults = {}, []
+    found, faults = {}, Faults()
     for config in configs:
-        reason = missing(config)
-        if reason is not None and not allow_missing:
-            faults.append(f"{reason} (--allow-missing goes on without it)")
-            continue
-        try:
+        with faults.noted():
+            reason = missing(config)
+            if reason is not None and not allow_missing:
+                raise UserError(f"{reason} (--allow-missing goes on without it)")
             paths = [] if reason else [path for paths in data_files(config).values() for path in paths]
             rows = {path: _rows(config, path) for path in paths}
             found[config.name] = Found(rows, reason, (*_odd_choices(config, rows), *_copies(config, rows)))
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\nerror: ".join(faults))
+    faults.tell()
     return found
 
 

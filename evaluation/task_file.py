@@ -6,7 +6,7 @@ key, what is allowed and the nearest right name, before any model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,11 @@ from evaluation.config import (
 )
 from evaluation.names import check_class, find_metric, import_dotted, nearest
 from generation.params import LARGEST_PENALTY, LONGEST_NGRAM, least_above_most
-from runtime.errors import UserError, shown
+from runtime.errors import Faults, UserError, shown
 from runtime.strict_yaml import check_plain, read_mapping
 
 LARGEST = 2**31 - 1
 REQUIRED = ("name", "type", "path")
-# Smallest value of every number; the largest is LARGEST, but for no_repeat_ngram_size.
-SMALLEST = {"max_seq_length": 1, "micro_batch_size": 1, "num_beams": 1, "no_repeat_ngram_size": 0, "min_gen_length": 0,
-            "max_gen_length": 1, "generation_length": 1}
 # keys of lm-evaluation-harness that no task file here has
 OF_HARNESS = ("task", "output_type", "dataset_path", "dataset_name", "doc_to_text", "doc_to_target", "doc_to_choice",
               "metric_list", "test_split", "validation_split", "num_fewshot", "generation_kwargs")
@@ -51,26 +48,24 @@ def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -
     source = Path(path)
     written = read_mapping(source)
     check_origin(written, str(source))
-    wrong = fault_of_type(written, [each.value for each in TaskType], str(source))
-    kind = None if wrong else CONFIGS[TaskType(written["type"])]
-    values, names, faults = {}, [key.replace("-", "_") for key in written], [wrong] if wrong else []
+    faults, values, kind = Faults(), {}, None
+    names = [key.replace("-", "_") for key in written]
+    with faults.noted():
+        kind = _kind(written, str(source))
     for name, (key, value) in zip(names, written.items(), strict=True):
-        try:
+        if name == "type" or (kind is None and name.lower() == "type"):
+            continue
+        with faults.noted():
             _check_key(key, name, kind, source)
             if name in values:
                 raise UserError(f"{source}: {name} stands there twice, in two spellings; keep one of them")
-            values[name] = _checked(name, value, f"{source}: {key}")
-        except UserError as error:
-            faults.append(str(error))
+            values[name] = CHECKS[name](value, f"{source}: {key}")
     faults += [f"{source}: {name} is missing; every task file has {', '.join(REQUIRED)}"
                for name in REQUIRED if name not in names and name != "type"]
     if kind is not None and ("module" in values or "module" not in names):
-        try:
-            values = _with_module(values, kind, source)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\nerror: ".join(faults))
+        with faults.noted():
+            _look_up(values, kind, source)
+    faults.tell()
     folder = source.parent if values["path"].startswith("./") else Path(data_path)
     values["path"] = str(folder / values["path"])
     values["type"] = kind.type
@@ -79,8 +74,7 @@ def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -
     whence = "all that the model takes" if "max_seq_length" not in values and longest < LONGEST else ""
     if whence and isinstance(config, LanguageModelTaskConfig):  # windows overlap by half, as the Pile's do
         config = replace(config, generation_length=min(config.generation_length, max(1, longest // 2)))
-    if faults := list(_faults_together(config, whence)):
-        raise UserError("\nerror: ".join(faults))
+    Faults(_faults_together(config, whence)).tell()
     return config
 
 
@@ -92,20 +86,22 @@ def check_origin(keys: Iterable[str], where: str) -> None:
                         "docs/evaluate-your-own-tasks.md says what one of this toolkit has: name, type, path")
 
 
-def fault_of_type(written: Mapping[str, Any], allowed: list[str], where: str) -> str | None:
-    """What is wrong with a file's `type`, or None."""
+def _kind(written: Mapping[str, Any], where: str) -> type[TaskConfig]:
+    """What a file's `type` says. Raises UserError where it is none."""
+    allowed = [each.value for each in TaskType]
     known = ", ".join(allowed)
     if "type" not in written:
         like = next((key for key in written if key.lower() == "type"), None)
-        return f"{where}: type is missing{f' (it stands there as {like!r})' if like else ''}; allowed: {known}"
+        hint = f" (it stands there as {like!r})" if like else ""
+        raise UserError(f"{where}: type is missing{hint}; allowed: {known}")
     value = written["type"]
     if isinstance(value, str) and value in allowed:
-        return None
+        return CONFIGS[TaskType(value)]
     hint = ""
     if isinstance(value, str):
         long_name = LONG_NAMES.get(value.lower().replace("-", "_"))
         hint = f", did you mean {long_name!r}?" if long_name else nearest(value, allowed)
-    return f"{where}: type: {shown(value)} is none{hint}; allowed: {known}"
+    raise UserError(f"{where}: type: {shown(value)} is none{hint}; allowed: {known}")
 
 
 def _keys(kind: type[TaskConfig]) -> list[str]:
@@ -115,7 +111,7 @@ def _keys(kind: type[TaskConfig]) -> list[str]:
 def _check_key(key: str, name: str, kind: type[TaskConfig] | None, source: Path) -> None:
     """kind: None: any, where the file's type is none."""
     known = list(dict.fromkeys(key for each in (CONFIGS.values() if kind is None else [kind]) for key in _keys(each)))
-    if name in known or (kind is None and name.lower() == "type"):
+    if name in known:
         return
     for task_type, other in CONFIGS.items():
         if name in _keys(other):
@@ -123,42 +119,10 @@ def _check_key(key: str, name: str, kind: type[TaskConfig] | None, source: Path)
     raise UserError(f"{source}: unknown key {shown(key)}{nearest(name, known)} (known: {', '.join(known)})")
 
 
-def _checked(name: str, value: Any, where: str) -> Any:
-    """A value of a file, made sure to be of its key's type and range. where: file and key for messages."""
-    if name == "type":
-        return value
-    if name == "file_pattern":
-        return _checked_patterns(value, where)
-    if name == "metrics":
-        return _checked_metrics(value, where)
-    if name == "options":
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: must be a mapping of `key: value`, is {shown(value)}")
-        check_plain(value, where)
-        return value
-    if name == "module" and value is None:
-        return None
-    if name in SMALLEST:
-        return _checked_number(name, value, where)
-    if name == "length_penalty":
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_PENALTY:
-            raise UserError(f"{where}: must be a number, such as 1.0, is {shown(value)} (from -{LARGEST_PENALTY:g} to "
-                            f"{LARGEST_PENALTY:g} is allowed)")
-        return float(value)
-    if name in ("use_task_mask", "use_multitask_encoding", "unidirectional"):
-        if not isinstance(value, bool):
-            raise UserError(f"{where}: must be true or false, is {shown(value)}")
-        return value
-    text = _checked_text(value, where)
-    if name == "sampling_strategy" and text not in STRATEGIES:
-        raise UserError(f"{where}: {shown(text)} is none{nearest(text, STRATEGIES)}; allowed: {', '.join(STRATEGIES)}")
-    if name == "name" and (text.startswith(".") or any(mark in text for mark in "/\\") or len(text.encode()) > 200):
-        raise UserError(f"{where}: {shown(text)}: the results are kept in a folder of this name, so it must not hold "
-                        "/ or \\, begin with a dot or be longer than 200 bytes")
-    return text
+# Checks: (value, where) -> the value, made sure to be what its key needs. where: file and key, for messages.
 
 
-def _checked_text(value: Any, where: str) -> str:
+def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         hint = "" if value is None or isinstance(value, (list, dict)) else "; quotes make it text"
         raise UserError(f"{where}: must be text, is {shown(value)}{hint}")
@@ -167,48 +131,93 @@ def _checked_text(value: Any, where: str) -> str:
     return value
 
 
-def _checked_number(name: str, value: Any, where: str) -> int:
-    smallest = SMALLEST[name]
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"{where}: must be a whole number, is {shown(value)}")
-    largest = LONGEST_NGRAM if name == "no_repeat_ngram_size" else LARGEST
-    if not smallest <= value <= largest:
-        raise UserError(f"{where}: must be from {smallest} to {largest}, is {shown(value)}")
+def _name(value: Any, where: str) -> str:
+    text = _text(value, where)
+    if text.startswith(".") or any(mark in text for mark in "/\\") or len(text.encode()) > 200:
+        raise UserError(f"{where}: {shown(text)}: the results are kept in a folder of this name, so it must not hold "
+                        "/ or \\, begin with a dot or be longer than 200 bytes")
+    return text
+
+
+def _strategy(value: Any, where: str) -> str:
+    text = _text(value, where)
+    if text not in STRATEGIES:
+        raise UserError(f"{where}: {shown(text)} is none{nearest(text, STRATEGIES)}; allowed: {', '.join(STRATEGIES)}")
+    return text
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: must be true or false, is {shown(value)}")
     return value
 
 
-def _checked_patterns(value: Any, where: str) -> str | dict[str, str]:
+def _whole(smallest: int, largest: int = LARGEST) -> Callable[[Any, str], int]:
+    def check(value: Any, where: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UserError(f"{where}: must be a whole number, is {shown(value)}")
+        if not smallest <= value <= largest:
+            raise UserError(f"{where}: must be from {smallest} to {largest}, is {shown(value)}")
+        return value
+
+    return check
+
+
+def _penalty(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_PENALTY:
+        raise UserError(f"{where}: must be a number, such as 1.0, is {shown(value)} (from -{LARGEST_PENALTY:g} to "
+                        f"{LARGEST_PENALTY:g} is allowed)")
+    return float(value)
+
+
+def _patterns(value: Any, where: str) -> str | dict[str, str]:
     if isinstance(value, list):
         raise UserError(f"{where}: must be one glob, or `group: glob` lines, is a list")
     if not isinstance(value, dict):
-        return _checked_pattern(value, where)
+        return _pattern(value, where)
     if not value:
         raise UserError(f"{where}: names no group; write `group: glob` lines, or one glob")
-    return {_checked_text(group, f"{where}: a group's name"): _checked_pattern(pattern, f"{where}: {group}")
+    return {_text(group, f"{where}: a group's name"): _pattern(pattern, f"{where}: {group}")
             for group, pattern in value.items()}
 
 
-def _checked_pattern(value: Any, where: str) -> str:
-    pattern = _checked_text(value, where)
+def _pattern(value: Any, where: str) -> str:
+    pattern = _text(value, where)
     if pattern.startswith(("/", "\\", "~")) or ".." in pattern.replace("\\", "/").split("/"):
         raise UserError(f"{where}: {shown(pattern)} leaves the task's data folder; globs are below `path`")
     return pattern
 
 
-def _checked_metrics(value: Any, where: str) -> list[str]:
+def _metrics(value: Any, where: str) -> list[str]:
     if value == []:
         raise UserError(f"{where}: must name at least one, such as [Accuracy]; without the key it is the type's own")
     if not isinstance(value, list):
         raise UserError(f"{where}: must be a list such as [Accuracy], is {shown(value)}")
-    names = [_checked_text(name, where) for name in value]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{where}: {name} is listed twice")
+    names = [_text(name, where) for name in value]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{where}: {twice} is listed twice")
     return names
 
 
-def _with_module(values: dict[str, Any], kind: type[TaskConfig], source: Path) -> dict[str, Any]:
-    """The values with the metrics that the module's class measures by itself; module and metrics are looked up."""
+def _options(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must be a mapping of `key: value`, is {shown(value)}")
+    check_plain(value, where)
+    return value
+
+
+CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "name": _name, "path": _text, "metrics": _metrics, "file_pattern": _patterns,
+    "module": lambda value, where: None if value is None else _text(value, where), "options": _options,
+    "use_task_mask": _flag, "use_multitask_encoding": _flag, "unidirectional": _flag,
+    "max_seq_length": _whole(1), "micro_batch_size": _whole(1), "generation_length": _whole(1),
+    "sampling_strategy": _strategy, "num_beams": _whole(1), "length_penalty": _penalty,
+    "no_repeat_ngram_size": _whole(0, LONGEST_NGRAM), "min_gen_length": _whole(0), "max_gen_length": _whole(1),
+}  # fmt: skip
+
+
+def _look_up(values: dict[str, Any], kind: type[TaskConfig], source: Path) -> None:
+    """Makes sure that module and metrics are there; adds those that the module's class measures by itself."""
     task = None
     if values.get("module") is not None:
         task = import_dotted(values["module"], source.parent, f"{source}: module")
@@ -222,15 +231,11 @@ def _with_module(values: dict[str, Any], kind: type[TaskConfig], source: Path) -
         raise UserError(f"{source}: module is missing; a task of type other is what its class makes of it")
     elif values.get("options"):
         raise UserError(f"{source}: options are read by the class that `module` names, and there is no module")
-    faults = []
+    faults = Faults()
     for name in values.get("metrics", ()):
-        try:
+        with faults.noted():
             find_metric(name, source.parent, getattr(task, "extra_metrics", {}), kind.type.value, f"{source}: metrics")
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\nerror: ".join(faults))
-    return values
+    faults.tell()
 
 
 def _faults_together(config: TaskConfig, whence: str) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 LONGEST = 5000  # characters of one fault: what it quotes may be a whole file
@@ -40,6 +42,23 @@ class UserError(ValueError):
     def __init__(self, message: str = ""):
         faults = _UNSHOWN.sub(_as_python_writes, message).split(_BETWEEN)
         super().__init__(_BETWEEN.join(map(_shortened, faults)))
+
+
+class Faults(list):
+    """Faults of which a user hears together, a line each."""
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """A UserError of the block is one of them, and the work goes on behind it."""
+        try:
+            yield
+        except UserError as error:
+            self.append(str(error))
+
+    def tell(self) -> None:
+        """Raises UserError with all of them, if there are any."""
+        if self:
+            raise UserError(_BETWEEN.join(self))
 
 
 def _shortened(fault: str) -> str:
