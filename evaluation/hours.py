@@ -8,8 +8,8 @@ from pathlib import Path
 
 from evaluation.discovery import load_tasks
 from evaluation.plan import Limit, Work, look, prepare
-from evaluation.requests import CPU_PLACES, CPU_TOKENS, GenerateRequest, Request, ScoreRequest, gpu_tokens
-from generation.batching import CACHE_BYTES, CPU_READ_TOKENS
+from evaluation.requests import GenerateRequest, Request, cpu_tokens, gpu_tokens
+from generation.batching import CPU_READ_TOKENS
 from planning import memory, speed
 from planning.devices import Device
 from planning.shapes import Setup
@@ -36,13 +36,11 @@ def hours(paths: Sequence[str], data_path: Path, tokenizer, setup: Setup, device
 
 
 def batch_tokens(setup: Setup, device: Device, requests: Sequence[Request]) -> int:
-    """evaluation.batching.default_max_tokens for a model that is not there."""
+    """evaluation.requests.default_max_tokens for a model that is not there."""
     per_place = 2 * setup.config.num_layers * setup.heads_width * setup.element
     if setup.kind == "cuda":
         return gpu_tokens(setup.config, setup.element, per_place, device.memory, memory.on_device(setup)[0])
-    if all(isinstance(request, ScoreRequest) for request in requests):
-        return CPU_TOKENS
-    return min(CPU_PLACES, CACHE_BYTES // per_place)
+    return cpu_tokens(requests, per_place)
 
 
 def seconds(work: Work, setup: Setup, device: Device, disk: float | None) -> float:

@@ -44,8 +44,8 @@ _CONFIG = {"name": str, "type": str, "path": str, "metrics": [str], "module?": (
            "max_gen_length?": int}
 _TASK = {"status": str, "file": str, "sha256": str, "config": _CONFIG,
          "counts": _COUNTS, "groups": Each(Each(_METRIC)), "files": Each(_FILE), "reason?": str}
-_PARTS = ("checkpoint", "tokenizer", "settings", "versions", "code")
-_SHAPE = {"tasks": Each(_TASK), **{f"{part}?": Each(Any) for part in _PARTS},
+PARTS = ("checkpoint", "tokenizer", "settings", "versions", "code")
+_SHAPE = {"tasks": Each(_TASK), **{f"{part}?": Each(Any) for part in PARTS},
           "settings?": {"dtype?": (str, None), "quantization?": (str, None), "limit?": (int, None),
                         "sample_seed?": (int, None), "model?": {"max_sequence_length?": int}}}
 # what a sample may hold; tasks with a class of their own add to it

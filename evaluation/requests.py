@@ -171,24 +171,23 @@ def batches_of(requests: Sequence[Request], max_tokens: int, max_items: int | No
 def default_max_tokens(model, requests: Sequence[Request]) -> int:
     """A budget for such requests to this model on its device: what keeps it busy and certainly fits."""
     parameter = next(model.parameters())
-    if parameter.device.type == "cuda":
-        return _fitting_gpu(model, parameter)
-    if all(isinstance(request, ScoreRequest) for request in requests):
-        return CPU_TOKENS
-    return min(CPU_PLACES, CACHE_BYTES // bytes_per_place(model))
-
-
-def _fitting_gpu(model, parameter) -> int:
+    if parameter.device.type != "cuda":
+        return cpu_tokens(requests, bytes_per_place(model))
     import torch
 
     total = torch.cuda.get_device_properties(parameter.device).total_memory
-    return gpu_tokens(model.config, parameter.element_size(), bytes_per_place(model), total,
-                      model.weight_bytes())
+    return gpu_tokens(model.config, parameter.element_size(), bytes_per_place(model), total, model.weight_bytes())
+
+
+def cpu_tokens(requests: Sequence[Request], per_place: int) -> int:
+    """per_place: bytes of one token's keys and values."""
+    is_scoring = all(isinstance(request, ScoreRequest) for request in requests)
+    return CPU_TOKENS if is_scoring else min(CPU_PLACES, CACHE_BYTES // per_place)
 
 
 def gpu_tokens(config, element: int, per_place: int, total: float, weights: float) -> int:
-    """Tokens of a batch for a GPU of `total` bytes with these weights. element: bytes of an activation; per_place: of
-    one token's keys and values."""
+    """For a GPU of `total` bytes with so many of weights. element: bytes of an activation; per_place: of one token's
+    keys and values."""
     activations = (8 * config.hidden_size + 6 * config.inner_hidden_size) * element  # of one layer
     fitting = (total - weights) * MEMORY_SHARE / (per_place + activations)
     return int(min(MOST_TOKENS, max(LEAST_TOKENS, fitting // 1024 * 1024)))

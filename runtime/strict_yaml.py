@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError, shown
+from runtime.errors import Faults, UserError, shown
 from runtime.reading import SMALL, read_text
 
 MOST_VALUES, DEEPEST = 10_000, 50  # of what is kept as it is
@@ -72,8 +72,7 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
         pass
     except (ArithmeticError, ValueError) as error:  # an escape that stands for no character
         builder.faults.append(f"{where}: not valid YAML: {type(error).__name__}: {error}")
-    if builder.faults:
-        raise UserError("\nerror: ".join(builder.faults))
+    builder.faults.tell()
     if value is None:
         raise UserError(f"{where}: the file is empty; it must hold `key: value` lines")
     if not isinstance(value, dict):
@@ -89,7 +88,7 @@ class _Builder:
     """Makes values of a parser's events, and gathers the faults on the way."""
 
     def __init__(self, where: str):
-        self.where, self.faults = where, []
+        self.where, self.faults = where, Faults()
         self._named: dict[str, Any] = {}  # what an alias may name
         self._merged = 0
 
