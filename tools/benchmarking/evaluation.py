@@ -17,7 +17,7 @@ import torch
 from evaluation.config import MultiChoiceTaskConfig
 from evaluation.data import read_rows, to_example
 from evaluation.discovery import data_files, missing
-from evaluation.requests import GenerateRequest, Request, ScoreRequest, default_max_tokens, plan
+from evaluation.requests import GenerateRequest, Request, ScoreRequest, batches_of, default_max_tokens
 from evaluation.scorer import Scorer
 from evaluation.task_file import load_task
 from evaluation.tasks import MultiChoiceTask, Task, task_class
@@ -108,7 +108,7 @@ def score(model, name: str, requests: Sequence[ScoreRequest], precision: str, ro
           device) -> Result:
     scorer, shape = Scorer(model), shape_of(model.config)
     batches = [[requests[i] for i in batch]
-               for batch in sample(plan(requests, default_max_tokens(model, requests)), rows)]
+               for batch in sample(batches_of(requests, default_max_tokens(model, requests)), rows)]
     requests = [request for batch in batches for request in batch]
     others = {"choice by choice": choice_by_choice, "item by item": item_by_item}
     ways: dict[str, Callable] = {"": scorer.choice_log_probs} | {
@@ -134,7 +134,7 @@ def score(model, name: str, requests: Sequence[ScoreRequest], precision: str, ro
 def generate(model, name: str, requests: Sequence[GenerateRequest], precision: str, rows: int, batch: int,
              repeats: int, device) -> Result:
     scorer = Scorer(model)
-    batches = [[requests[i] for i in each] for each in sample(plan(requests, 2**62, batch), rows)]
+    batches = [[requests[i] for i in each] for each in sample(batches_of(requests, 2**62, batch), rows)]
     requests = [request for each in batches for request in each]
     ways = {"": scorer.generate, ALONE: lambda batch: [scorer.generate([request])[0] for request in batch]}
     seconds, answers = alternate(ways, batches, repeats, str(device))
