@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.config import TaskConfig, TaskType
-from evaluation.names import calling, returned
+from evaluation.names import called
 from runtime import reading
 from runtime.errors import UserError, shown
 from runtime.reading import json_at, parse_json
@@ -49,9 +49,8 @@ def read_rows(path: str | Path, config: TaskConfig,
         fault = fault_of_row(row, config.type, config.module is not None)
         if fault is None and more_faults is not None:
             where = f"task {config.name}: {path}:{line}"
-            with calling(config, where):
-                fault = more_faults(row)
-            returned(fault, fault is None or isinstance(fault, str), more_faults, "text or None", where)
+            fault = called(config, where, "text or None", lambda found: found is None or isinstance(found, str),
+                           more_faults, row)
         if fault:
             raise UserError(f"{path}:{line}: {fault}")
         rows.append(row)

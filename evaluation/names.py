@@ -180,6 +180,14 @@ def returned(value: Any, is_right: bool, method: Callable, what: str, where: str
                     f"({code.co_filename}:{code.co_firstlineno})")
 
 
+def called(config, where: str, what: str, is_right: Callable[[Any], bool], method: Callable, *arguments: Any) -> Any:
+    """What a method that the class of a task may have as its own returns: `what`, of which is_right is true. Raises
+    UserError as `calling` and `returned` do."""
+    with calling(config, where):
+        value = method(*arguments)
+    return returned(value, is_right(value), method, what, where)
+
+
 def is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(each, kind) for each in value)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from evaluation.config import TaskConfig, TaskType
 from evaluation.data import Example, read_objects
 from evaluation.discovery import data_files, missing
-from evaluation.names import calling, is_list_of, returned
+from evaluation.names import called, calling, is_list_of, returned
 from evaluation.requests import GenerateRequest, Request, batches_of, fault_of_request, is_request
 from evaluation.store import hash_file, hash_request
 from evaluation.tasks import Task, task_class
@@ -52,10 +52,8 @@ def look(configs: Sequence[TaskConfig], allow_missing: bool) -> dict[str, Found]
 
 
 def _rows(config: TaskConfig, path: Path) -> int:
-    task, where = task_class(config), f"task {config.name}: {path}"
-    with calling(config, where):
-        rows = task.check(config, path)
-    return returned(rows, type(rows) is int and rows > 0, task.check, "the number of the file's rows", where)
+    return called(config, f"task {config.name}: {path}", "the number of the file's rows",
+                  lambda rows: type(rows) is int and rows > 0, task_class(config).check, config, path)
 
 
 def _odd_choices(config: TaskConfig, paths: Iterable[Path]) -> Iterator[str]:
@@ -199,18 +197,13 @@ def _read(task: Task, path: Path, rows: int, limit: Limit | None, longest: int) 
 
 
 def _examples(task: Task, path: Path, limit: int | None) -> list[Example]:
-    where = f"task {task.config.name}: {path}"
-    with calling(task.config, where):
-        examples = task.examples(path, limit)
-    return returned(examples, is_list_of(examples, Example), task.examples, "a list of evaluation.data.Example", where)
+    return called(task.config, f"task {task.config.name}: {path}", "a list of evaluation.data.Example",
+                  lambda examples: is_list_of(examples, Example), task.examples, path, limit)
 
 
 def _drawn(task: Task, path: Path, examples: Sequence[Example], limit: Limit) -> list[int]:
-    where = f"task {task.config.name}: {path}"
-    with calling(task.config, where):
-        units = [task.unit(example) for example in examples]
-    returned(units, all(isinstance(unit, (int, str)) for unit in units), task.unit, "a whole number or a text", where)
-    return limit.drawn(units)
+    return limit.drawn([called(task.config, f"task {task.config.name}: {path}", "a whole number or a text",
+                               lambda unit: isinstance(unit, (int, str)), task.unit, example) for example in examples])
 
 
 def _request(task: Task, path: Path, example: Example, longest: int) -> Request:

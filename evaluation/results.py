@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from evaluation.config import TaskConfig, as_record
 from evaluation.metrics import Metric, statistics_of
-from evaluation.names import calling, is_list_of, is_mapping_to, returned
+from evaluation.names import called, calling, is_list_of, is_mapping_to, returned
 from evaluation.output import SCHEMA
 from evaluation.plan import DataFile, Work
 from evaluation.recorded import ITEM, fault
@@ -63,19 +63,17 @@ def scores_of(work: Work, answers: Sequence[dict], digests: Sequence[str]) -> di
 
 def _measured(task: Task, file: DataFile, answers: Sequence[dict]) -> tuple[list[dict], dict[str, Metric]]:
     """The items of a file, and its metrics by name."""
-    with calling(task.config, "items"):
-        items = task.items(file.examples, file.requests, answers)
-    returned(items, is_list_of(items, dict) and len(items) > 0, task.items, "a list of dictionaries", "items")
+    items = called(task.config, "items", "a list of dictionaries",
+                   lambda found: is_list_of(found, dict) and len(found) > 0,
+                   task.items, file.examples, file.requests, answers)
     if task.config.module is not None:
         maker = task.item if type(task).items is Task.items else task.items
         for place, item in enumerate(items):
             wrong = fault(item, ITEM)
             returned(item, wrong is None, maker, f"an item as docs/results.md describes it ({wrong})",
                      f"item {item.get('index', place)}")
-    with calling(task.config, "metrics"):
-        metrics = task.metrics(items)
-    return items, returned(metrics, is_mapping_to(metrics, lambda each: isinstance(each, Metric)), task.metrics,
-                           "a mapping of names to evaluation.metrics.Metric", "metrics")
+    return items, called(task.config, "metrics", "a mapping of names to evaluation.metrics.Metric",
+                         lambda found: is_mapping_to(found, lambda each: isinstance(each, Metric)), task.metrics, items)
 
 
 def record_of(work: Work, sha256: str, files: Mapping[str, FileScores]) -> dict:
@@ -89,10 +87,9 @@ def record_of(work: Work, sha256: str, files: Mapping[str, FileScores]) -> dict:
 
 def _groups(work: Work) -> dict[str, list[str]]:
     """The files that each group reports: as the task's class says, which must leave none out."""
-    with calling(work.config, "groups"):
-        groups = work.task.groups(work.groups)
-    returned(groups, is_mapping_to(groups, lambda paths: is_list_of(paths, str)), work.task.groups,
-             "a mapping of names to lists of files", "groups")
+    groups = called(work.config, "groups", "a mapping of names to lists of files",
+                    lambda found: is_mapping_to(found, lambda paths: is_list_of(paths, str)), work.task.groups,
+                    work.groups)
     left = sorted(set(work.files).difference(*groups.values()))
     return returned(groups, not left, work.task.groups, f"groups that hold every file ({', '.join(left[:3])}: in none)",
                     "groups")

@@ -13,7 +13,7 @@ from pathlib import Path
 from evaluation.config import TaskConfig, TaskType
 from evaluation.data import Example, line_of, read_rows, read_text, to_example
 from evaluation.metrics import Metric
-from evaluation.names import calling, find_metric, import_dotted, returned
+from evaluation.names import called, find_metric, import_dotted, returned
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.params import BeamParams, SamplingParams
 from runtime.errors import UserError
@@ -73,13 +73,9 @@ class Task:
 
     def items(self, examples: Sequence[Example], requests: Sequence[Request], answers: Sequence[dict]) -> list[dict]:
         """The items of one file, in order."""
-        return [self._item(*each) for each in zip(examples, requests, answers, strict=True)]
-
-    def _item(self, example: Example, request: Request, answer: dict) -> dict:
-        with calling(self.config, f"item {example.index}"):
-            item = self.item(example, request, answer)
-        return returned(item, isinstance(item, dict), self.item, "a dictionary, the line of samples/",
-                        f"item {example.index}")
+        return [called(self.config, f"item {example.index}", "a dictionary, the line of samples/",
+                       lambda item: isinstance(item, dict), self.item, example, request, answer)
+                for example, request, answer in zip(examples, requests, answers, strict=True)]
 
     def metrics(self, items: Sequence[dict]) -> dict[str, Metric]:
         """The metrics of one file, by the name they are printed with."""
