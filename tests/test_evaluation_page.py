@@ -3,10 +3,11 @@
 import html
 import json
 import re
+from xml.etree import ElementTree
 
 from evaluation.compare import compare
 from evaluation.compare_table import comparison_table
-from evaluation.plots import answer_lengths
+from evaluation.plots import answer_lengths, spread
 from evaluation.recorded import RecordedRun
 from evaluation.report import TEMPLATE, report, write_report
 from tests.recorded_runs import MadeTask, choice_items, window_item, write_run
@@ -54,3 +55,9 @@ def test_samples_that_an_earlier_version_has_named_are_found(tmp_path):
 def test_a_comparison_says_that_an_item_counts_once_under_several_prompts(tmp_path):
     runs = [write_run(tmp_path / name, TASKS[:1]) for name in ("a", "b")]
     assert "with several prompts an item counts once there and in p" in comparison_table(compare(*runs).record)
+
+
+def test_a_name_with_control_characters_is_text_of_the_page():
+    drawn = spread([("a\x1b]0;\x07\x9b", 1.0, 0.5, 1.5, False)], "unit\x07")
+    assert r"a\x1b]0;\x07\x9b" in drawn and r"unit\x07" in drawn
+    ElementTree.fromstring(drawn.replace("xlink:href", "href"))  # which no control character may be in
