@@ -14,13 +14,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from runtime import hashing
 from runtime.errors import UserError
 from runtime.files import REPOSITORY, AppendOnlyFile
 
@@ -29,7 +28,6 @@ GO_ON = "the same command goes on from here"
 _CHECKSUM = b', "crc32": "'
 CODE_PACKAGES = ("runtime", "kernels", "quantization", "glm", "generation", "evaluation", "tasks")
 CODE_SUFFIXES = (".py", ".cpp", ".h", ".cu")
-THREADS = 8  # hashing releases Python's lock; a disk serves no more readers at once
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -106,19 +104,14 @@ def _checked(line: bytes) -> dict:
 def hash_file(path: Path) -> str:
     """Raises UserError for a file that cannot be read."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 22):
-                digest.update(block)
-            return digest.hexdigest()
+        return hashing.hash_file(path, "sha256").partition(":")[2]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def hash_files(paths: Sequence[Path]) -> list[str]:
     """Of many files at once, in order."""
-    with ThreadPoolExecutor(min(THREADS, max(1, len(paths)), os.cpu_count() or 1)) as pool:
-        return list(pool.map(hash_file, paths))
+    return hashing.in_threads(hash_file, paths)
 
 
 def combined(named: Iterable[tuple[str, str]]) -> str:
