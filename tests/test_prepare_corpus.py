@@ -9,8 +9,7 @@ import pytest
 from runtime.errors import UserError
 from tests.golden_data import TOKENIZER
 from tools import export_checkpoint, prepare_corpus, pretrain, train_vocabulary
-from tools.pretraining.progress import Lines
-from tools.pretraining.run import read_log
+from tools.pretraining.run import Lines, read_log
 from tools.pretraining.texts import divided, documents_of, is_held_out, without_end
 
 VOCABULARY = TOKENIZER / "ice_text.model"

@@ -62,8 +62,7 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from runtime.arguments import CommandParser
-    from tools.pretraining.numbers import count, part
+    from runtime.arguments import CommandParser, count, part
 
     parser = CommandParser(description=__doc__)
     parser.add_argument("--vocabulary", type=Path, required=True, help="ice_text.model, see tools/train_vocabulary.py")
@@ -76,8 +75,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def described(name: str, facts: dict) -> str:
     """One line of what became of a file."""
-    parts = [f"{facts[key]['tokens']:,} tokens of {facts[key]['documents']:,} document"
-             f"{'s' * (facts[key]['documents'] != 1)} {purpose}" for key, purpose in PURPOSES.items()]
+    from runtime.show import counted
+
+    parts = [f"{facts[key]['tokens']:,} tokens of {counted(facts[key]['documents'], 'document')} {purpose}"
+             for key, purpose in PURPOSES.items()]
     return f"{name}: {', '.join(parts)}" + (", the end of the text" if facts["held_out_by"] == "place" else "")
 
 

@@ -17,8 +17,7 @@ HELD_OUT_SEED = 10_000_019
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from runtime.arguments import CommandParser
-    from tools.pretraining.numbers import amount, count, count_or_zero, share
+    from runtime.arguments import CommandParser, amount, count, count_or_zero, share
 
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
@@ -132,7 +131,6 @@ def train(options: argparse.Namespace, asked) -> None:
     from tools.pretraining.data import Mixture, draw_batch, open_corpus, read_index
     from tools.pretraining.objective import ids_of
     from tools.pretraining.optimizer import Schedule, make_optimizers, set_rates
-    from tools.pretraining.progress import Lines
 
     if options.mask_share + options.smask_share > 1:
         raise UserError(f"--mask-share {options.mask_share:g} and --smask-share {options.smask_share:g} are more than "
@@ -173,7 +171,7 @@ def train(options: argparse.Namespace, asked) -> None:
 
     log = options.output / run.LOG
     end = min(options.steps, options.stop_at or options.steps)
-    lines = Lines(step, end, options.rows * options.width)
+    lines = run.Lines(step, end, options.rows * options.width)
     while step < end:
         began = time.perf_counter()
         batch = draw_batch(corpus, options.seed, progress["rows"], options.rows, options.width, mixture, ids)

@@ -63,8 +63,7 @@ def train_vocabulary(lines: Iterator[str], pieces: int, character_coverage: floa
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from runtime.arguments import CommandParser
-    from tools.pretraining.numbers import count, count_or_zero, share
+    from runtime.arguments import CommandParser, count, count_or_zero, share
 
     parser = CommandParser(description=__doc__)
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="text files, .txt or .txt.xz, UTF-8")

@@ -1,9 +1,10 @@
-"""The files of a training run: the resumable state, the log that agrees with it, the plot, the checkpoint to ship."""
+"""What a training run leaves and says: the resumable state, the log that agrees with it, the plot, and its lines."""
 
 import contextlib
 import json
 import pickle
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from evaluation.store import hash_files
@@ -11,6 +12,7 @@ from glm.checkpoint import CONFIG_NAME, torch_file
 from runtime.errors import UserError
 from runtime.files import AppendOnlyFile, replacing, write_torch
 from runtime.reading import parse_json, read_json, read_text
+from runtime.show import SECONDS_BETWEEN_LINES, duration
 
 STATE = "state.pt"
 LOG = "log.jsonl"
@@ -143,3 +145,28 @@ def plot_log(log: Path, picture: Path) -> None:
     with replacing(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
+
+
+class Lines:
+    """What a training says while it runs: a line now and then, by time, since a step takes milliseconds or minutes.
+
+    step: the last one of an earlier run. steps: when the run ends. tokens: of a step.
+    """
+
+    def __init__(self, step: int, steps: int, tokens: int, clock: Callable[[], float] = time.monotonic):
+        self._begin = self._last = step
+        self._steps, self._tokens, self._clock = steps, tokens, clock
+        self._then = clock()
+
+    def after(self, step: int, loss: float, held_out: Mapping[str, float] | None = None) -> str | None:
+        """The line that is due after a step, or None: after the first one, which shows how long the others will take,
+        after every one with losses of held-out text (by name), else when time has passed."""
+        now = self._clock()
+        if not held_out and step > self._begin + 1 and now - self._then < SECONDS_BETWEEN_LINES:
+            return None
+        speed = (step - self._last) / max(now - self._then, 1e-9)
+        self._last, self._then = step, now
+        also = "".join(f", {name} {value:.3f}" for name, value in (held_out or {}).items())
+        return (f"step {step} of {self._steps}: loss {loss:.3f}, {speed * self._tokens:,.0f} tokens/s, "
+                f"{duration((self._steps - step) / speed)} left"
+                + (f"; held out: {also[2:]}" if also else ""))
