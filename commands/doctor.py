@@ -32,6 +32,7 @@ from doctor.run import Report, Settings, own_variables, read_settings
 from runtime.arguments import CommandParser, positive
 from runtime.errors import UserError, printable
 from runtime.files import REPOSITORY
+from runtime.hosts import port_of
 from runtime.program import FORESEEN, ended, terminating
 from runtime.show import counted
 
@@ -97,11 +98,8 @@ def visit(argv: list[str]) -> int:
     degree, processes, world = arguments.ranks
     if not given.alone:
         degree = processes = world = arguments.model_parallel_size or settings.degree
-    port = os.environ.get("MASTER_PORT") or "29500"
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"MASTER_PORT={port}: must be a port, 1 to 65535")
     words = ["--data-path", str(arguments.data_path), *words, *argv]  # for processes that do not read CONFIG
-    job = run.Visit(arguments, words, degree, processes, world, arguments.first, int(port))
+    job = run.Visit(arguments, words, degree, processes, world, arguments.first, port_of("MASTER_PORT", 29500))
     hostfile = arguments.hostfile or (os.environ.get("HOST_FILE_PATH") and Path(os.environ["HOST_FILE_PATH"]))
     if arguments.alone:
         report = run.alone(job)

@@ -5,6 +5,7 @@ Standard library only: hosts are checked before anything heavy is imported.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import socket
@@ -62,6 +63,14 @@ def read_hostfile(path: Path) -> list[Host]:
     if not hosts:
         raise UserError(f"{path} names no host; it has a line for each, such as: worker-1 slots=8")
     return hosts
+
+
+def port_of(name: str, default: int = 0) -> int:
+    """A port from the environment's variable of this name. Raises UserError where it is none."""
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        raise UserError(f"{name}={value}: must be a port, 1 to 65535")
+    return int(value)
 
 
 def is_here_alone(hosts: Sequence[Host]) -> bool:

@@ -142,6 +142,13 @@ def ended(error: BaseException, go_on: str = "") -> int:
     return FAILED
 
 
+def killed_by(number: int) -> str:
+    """What to say of a child process that this signal ended. Raises ValueError where no signal has the number."""
+    name = signal.Signals(number).name
+    hint = " (the system ends processes so when memory runs out)" if name == "SIGKILL" else ""
+    return f"was ended by {name}{hint}"
+
+
 def not_installed(error: ModuleNotFoundError) -> Exception:
     """The error to report for a missing module: how to install a third-party one; a missing one of ours is a bug."""
     package = (error.name or "").partition(".")[0]

@@ -2,9 +2,9 @@
 
 usage: python scripts/launch.py PROCESSES MODULE ARGUMENTS...
 
-As torchrun does, but without its reports, below which the one line that says what is wrong is lost; and none of the
-processes outlives this one, whatever ends it. SIGINT, SIGTERM and SIGHUP end them with their files closed, unless they
-are ignored from the start, as under nohup.
+torchrun can start them, too, but its reports would bury the one line that says what is wrong. Here no process outlives
+this one, however it ends. SIGINT, SIGTERM and SIGHUP end them with their files closed, unless they are ignored from the
+start, as under nohup.
 """
 
 import ctypes
@@ -21,11 +21,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.meeting import STORE_SOCKET
-from runtime.program import listen, run
+from runtime.program import killed_by, listen, run
 from runtime.resources import cores
 
-OWN_SECONDS = 6.0  # for the others to say and end what they have to after one has failed
-END_SECONDS, ASKED_SECONDS = 10.0, 30.0  # to react to SIGTERM: after a failure; when the user asked for it
+OWN_SECONDS = 6.0  # that the others have to end by themselves after one has failed
+END_SECONDS, ASKED_SECONDS = 10.0, 30.0  # to react to SIGTERM: after a failure; when the user ends the run
 PATIENT = {"serving": 3600.0}  # modules that end well when asked to, with an exit code of their own, but take a while
 PR_SET_PDEATHSIG = 1
 
@@ -43,13 +43,13 @@ def main(processes: int, module: str, arguments: list[str]) -> int:
             return _failed(children, min(failed, key=lambda rank: codes[rank]), received)
         time.sleep(0.05)
     asked = received[0]
-    _end(children, signal.SIGTERM, PATIENT.get(module, ASKED_SECONDS), received)
+    _end(children, PATIENT.get(module, ASKED_SECONDS), received)
     code = children[0].returncode
     return code if module in PATIENT and asked == signal.SIGTERM and code in (0, 1) else 128 + asked
 
 
 def _start(rank: int, processes: int, meeting: socket.socket, command: list[str]) -> subprocess.Popen:
-    """A rank; the first one takes over the socket at which all meet, so that no other program can take its port."""
+    """One rank; the first takes over the socket at which all meet, so that no other program can take its port."""
     address, port = meeting.getsockname()
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // processes)), **os.environ, "RANK": str(rank),
                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
@@ -60,41 +60,37 @@ def _start(rank: int, processes: int, meeting: socket.socket, command: list[str]
 
 
 def _failed(children: list[subprocess.Popen], rank: int, received: list[int]) -> int:
-    """Ends what is left after a rank has failed, says why unless a rank has, and gives the exit code."""
+    """Ends the others after a rank has failed, says why unless a rank has said it, and returns the exit code."""
     code = children[rank].returncode
     if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (the system ends processes so when memory runs out)" if name == "SIGKILL" else ""
-        _end(children, signal.SIGTERM, END_SECONDS)
-        print(f"error: the process of rank {rank} was ended by {name}{hint}", file=sys.stderr)
+        _end(children, END_SECONDS)
+        print(f"error: the process of rank {rank} {killed_by(-code)}", file=sys.stderr)
         return 128 - code
     _wait(children, OWN_SECONDS, received)
     is_cut_off = _is_running(children[0])
-    _end(children, signal.SIGTERM, END_SECONDS)
+    _end(children, END_SECONDS)
     if is_cut_off and rank:  # the first rank is the one that says what is wrong
         print(f"error: the process of rank {rank} failed (exit code {code})", file=sys.stderr)
     return code
 
 
-def _end(children: list[subprocess.Popen], number: int, seconds: float, received: Sequence[int] = ()) -> None:
-    """Those that are stopped (SIGSTOP) cannot react and are killed at once, the others when the seconds are over or one
-    more signal is received."""
-    before = len(received)
+def _end(children: list[subprocess.Popen], seconds: float, received: Sequence[int] = ()) -> None:
+    """SIGTERM, then SIGKILL when the seconds are over or one more signal is received; at once for a process that is
+    stopped (SIGSTOP), which cannot react."""
     for child in children:
         if _is_running(child):
-            os.kill(child.pid, number)
-    end = time.monotonic() + seconds
-    while any(map(_is_running, children)) and time.monotonic() < end and len(received) == before:
-        time.sleep(0.02)
+            child.terminate()
+    _wait(children, seconds, received)
     for child in children:
         if child.poll() is None:
             child.kill()
             child.wait()
 
 
-def _wait(children: list[subprocess.Popen], seconds: float, received: list[int]) -> None:
-    end = time.monotonic() + seconds
-    while any(_is_running(child) for child in children) and time.monotonic() < end and not received:
+def _wait(children: list[subprocess.Popen], seconds: float, received: Sequence[int]) -> None:
+    """Until all have ended, the seconds are over or one more signal is received."""
+    before, end = len(received), time.monotonic() + seconds
+    while any(map(_is_running, children)) and time.monotonic() < end and len(received) == before:
         time.sleep(0.02)
 
 

@@ -2,8 +2,8 @@
 
 usage: python scripts/launch_hosts.py HOSTFILE MP_SIZE MODULE ARGUMENTS...
 
-Everything that can be wrong with the hosts is found before the launch, one line each (exit code 2). The launcher's
-reports are left out, so that the one line that says what is wrong with a run is not lost among them.
+Faults of the hosts are found before the launch, one line each (exit code 2). The launcher's reports are left out: they
+would bury the one line that says what is wrong with a run.
 Environment: MASTER_PORT, MASTER_ADDR, SSH_PORT; NODE_RANK=i: start the processes of host i only, on this machine and
 without ssh (the same command is then given on every host, with its own number).
 """
@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 from runtime.errors import UserError, printable
-from runtime.hosts import check_layout, is_here_alone, read_hostfile, unreachable
-from runtime.program import listen, run
+from runtime.hosts import check_layout, is_here_alone, port_of, read_hostfile, ssh_command, unreachable
+from runtime.program import killed_by, listen, run
 from runtime.resources import cores
 
 # What the other hosts must know; DeepSpeed itself passes on what begins with PYTHON.
@@ -33,7 +33,7 @@ NAMES = ("PYTHONPATH", "PYTHONSAFEPATH", "LD_LIBRARY_PATH", "DATA_PATH", "CHECKP
 CHATTER = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(DEBUG|INFO|WARNING|ERROR)\] \[|pdsh@|Killed by signal ")
 HOST_ENDED = re.compile(r"pdsh@\S+ (\S+): .*exited with exit code (\d+)")
 PROCESS_ENDED = re.compile(r".* exits with return code = (-?\d+)$")
-PATIENCE, SHORT_PATIENCE = 30.0, 3.0  # seconds that the other hosts have to end after one has failed, has said why
+PATIENCE, SHORT_PATIENCE = 30.0, 3.0  # seconds for the other hosts to end after one has failed, and has said why
 UNSAFE = re.compile(r"[^\w@%+=:,./-]")
 
 
@@ -41,8 +41,8 @@ def main(hostfile: str, degree: int, module: str, arguments: list[str]) -> int:
     path = Path(hostfile)
     hosts = read_hostfile(path)
     check_layout(hosts, degree, path)
-    master = _port("MASTER_PORT", "29500")
-    ssh = ["-p", _port("SSH_PORT", "")] if os.environ.get("SSH_PORT") else []
+    master = str(port_of("MASTER_PORT", 29500))
+    ssh = ["-p", str(port_of("SSH_PORT"))] if os.environ.get("SSH_PORT") else []
     node = _node_rank(len(hosts))
     is_local = node is not None or is_here_alone(hosts)
     if not is_local:
@@ -75,7 +75,7 @@ def main(hostfile: str, degree: int, module: str, arguments: list[str]) -> int:
 
 
 def environment_file(environment, users: str) -> str:
-    """A file in DeepSpeed's form (.deepspeed_env) of what the other hosts must know; `users` own lines win."""
+    """A file in DeepSpeed's form (.deepspeed_env) of what the other hosts must know; the lines in `users` win."""
     lines = []
     for name in sorted(environment):
         if name in NAMES or name.startswith(PREFIXES):
@@ -87,8 +87,8 @@ def environment_file(environment, users: str) -> str:
 
 
 def for_pdsh(argument: str) -> str:
-    """An argument so written that it arrives as it is: pdsh replaces %h and the like, DeepSpeed puts what has a blank
-    into double quotes (and escapes those), a shell on the other host reads the result."""
+    """An argument written so that it arrives as it is: pdsh replaces %h and the like, DeepSpeed puts an argument with a
+    blank into double quotes (and escapes those in it), a shell on the other host reads the result."""
     argument = argument.replace("%", "%%")
     if " " not in argument:
         return shlex.quote(argument)
@@ -106,13 +106,6 @@ def _users_files() -> str:
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     files = dict.fromkeys((Path.home() / name, Path.cwd() / name))
     return "\n".join(file.read_text(encoding="utf-8-sig", errors="replace") for file in files if file.is_file())
-
-
-def _port(name: str, default: str) -> str:
-    value = os.environ.get(name) or default
-    if not value.isdecimal() or not 0 < int(value) < 65536:
-        raise UserError(f"{name}={value}: must be a port, 1 to 65535")
-    return value
 
 
 def _node_rank(count: int) -> int | None:
@@ -177,7 +170,7 @@ class Run:
             target.flush()
 
     def wait(self) -> int:
-        """Its exit code. Interrupted or over the deadline, everything of it on this machine is ended first."""
+        """Its exit code. After a signal or at the deadline its processes on this machine are ended first."""
         received = []
         listen([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], lambda number, _: received.append(number))
         while self.process.poll() is None and not received:
@@ -218,25 +211,22 @@ class Run:
 
 
 def _fate(code: int) -> str:
-    """What an exit code means, as it arrives through the launcher: 256 less the signal that ended the process."""
+    """What an exit code from the launcher means; of a process that a signal ended it is 256 less that signal."""
     if code == 255:
         return "was lost: the connection over ssh broke"
     with contextlib.suppress(ValueError):
-        name = signal.Signals(256 - code).name
-        hint = " (the system ends processes so when memory runs out)" if name == "SIGKILL" else ""
-        return f"was ended by {name}{hint}"
+        return killed_by(256 - code)
     return f"failed (exit code {code})"
 
 
 def stop(hosts, ssh: list[str], port: str) -> None:
-    """End what is left of this run on all hosts: the launchers with its port, which end their processes."""
+    """End the rest of this run on all hosts: the launchers with its port, which end their processes."""
     pattern = f"[d]eepspeed.launcher.launch .*--master_port={port} "
     # CONT: a process that was stopped hears of it, too
     end = (f"for launcher in $(pgrep -u $(id -u) -f {shlex.quote(pattern)}); do kill -TERM $launcher; "
            "pkill -CONT -P $launcher; done")
-    commands = [["ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *ssh, host.name, end] for host in hosts]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    processes = [subprocess.Popen(command, **quiet) for command in commands]
+    processes = [subprocess.Popen(ssh_command(host, end, ssh), **quiet) for host in hosts]
     for process in processes:
         try:
             process.wait(timeout=15)
