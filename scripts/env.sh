@@ -99,7 +99,7 @@ _env_clean() {
 _env_install() {
     cd "$REPOSITORY" || return
     [[ -n ${NEWEST:-} ]] || export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
-    "${pip[@]}" -r requirements.txt
+    "${pip[@]}" -r requirements.txt -e . # the clone itself: `import glm` from any folder, and the command glm
 }
 
 # Makes .venv with the interpreter $1. Runs in a subshell: its traps and its lock end with it.

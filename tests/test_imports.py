@@ -168,8 +168,8 @@ def test_everything_imported_is_declared():
     """Every third-party package that a file imports has its line in requirements.txt; a few are optional."""
     package_of = {"yaml": "pyyaml", "sklearn": "scikit-learn", "sat": "swissarmytransformer", "google": "protobuf",
                   "prometheus_client": "prometheus-client"}
-    optional = {"apex", "playwright", "llama_cpp", "gguf", "openvino", "optimum", "psutil", "tensorboardX",
-                "tensorboard", "openvino_genai"}
+    optional = {"apex", "setuptools", "playwright", "llama_cpp", "gguf", "openvino", "optimum", "psutil",
+                "tensorboardX", "tensorboard", "openvino_genai"}
     declared = {
         re.match(r"[\w-]+", line).group().lower()
         for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()

@@ -125,7 +125,7 @@ def test_so_has_every_command_of_a_program(words):
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
-@pytest.mark.parametrize("module, named", [("glm", "plan, doctor"), ("quantization", "report")])
+@pytest.mark.parametrize("module, named", [("glm", "generate, .*, quantization"), ("quantization", "report")])
 def test_a_program_that_needs_a_command_names_those_that_it_has(module, named):
     done = subprocess.run([sys.executable, "-m", module], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and re.fullmatch(f"error: no command was named; there (is|are): {named}\n", done.stderr)
