@@ -15,7 +15,7 @@ from kernels import cuda
 from kernels.cuda import linear
 from tests.cuda_emulator import Emulator, shared_folder
 from tools import gpu_check
-from tools.checking_gpu import correctness, model, products, report, section, setting, small_model
+from tools.checking_gpu import correctness, model, products, section, setting
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -133,7 +133,7 @@ def test_a_crash_or_a_hang_is_that_section_s_only(tmp_path, monkeypatch, capsys)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(gpu_check.subprocess, "run", run)
-    monkeypatch.setattr(report, "describe", lambda _: {})
+    monkeypatch.setattr(section, "describe", lambda _: {})
     output = tmp_path / "result.json"
     assert gpu_check.main(["--device", "cpu", "--toy", "--json", str(output)]) == 1
     found = json.loads(output.read_text())["sections"]
@@ -165,18 +165,18 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
     assert done.returncode == 2 and "torch is not installed" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_tables_without_rich(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    report.show("decoding", {"status": "ok", "seconds": 3.0, "error": None,
+def test_a_section_s_rows_are_a_table(capsys):
+    section.show("decoding", {"status": "ok", "seconds": 3.0, "error": None,
                              "rows": [{"linear": "qkv", "m=1 %": 91.234}, {"linear": "in", "m=1 %": 7.1}]})
-    assert capsys.readouterr().out == "\ndecoding: ok, 3 s\nlinear  m=1 %\nqkv  91.2\nin  7.1\n"
+    assert capsys.readouterr().out == (
+        "\ndecoding: ok, 3 s\nlinear  m=1 %\n------  -----\nqkv      91.2\nin        7.1\n\n")
 
 
 def test_without_sat_the_small_model_is_left_out_and_that_is_said(toy, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "glm.loading", None)
-    rows = list(small_model.rows(toy))
+    rows = list(correctness.small_model(toy))
     assert len(rows) == 1 and rows[0]["right"] and rows[0]["case"].startswith("not checked: ")
-    report.show("glm", {"status": "ok", "seconds": 1.0, "error": None, "rows": rows})
+    section.show("glm", {"status": "ok", "seconds": 1.0, "error": None, "rows": rows})
     assert "1 of 1 cases are right\nnot checked: " in capsys.readouterr().out
 
 

@@ -75,23 +75,22 @@ def missing(device: str, is_toy: bool) -> str | None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    from tools.checking_gpu import report
-    from tools.checking_gpu.section import SECTIONS
+    from tools.checking_gpu import section
 
-    unknown = [name for name in arguments.only or () if name not in SECTIONS]
-    reason = f"--only {unknown[0]}: allowed are {', '.join(SECTIONS)}" if unknown else missing(
+    unknown = [name for name in arguments.only or () if name not in section.SECTIONS]
+    reason = f"--only {unknown[0]}: allowed are {', '.join(section.SECTIONS)}" if unknown else missing(
         arguments.device, arguments.toy)
     if reason:
         print(f"error: {reason}", file=sys.stderr)
         return 2
     begin = time.monotonic()
-    facts = report.describe(arguments.device)
+    facts = section.describe(arguments.device)
     found = {"what": "toy shapes: not a measurement" if arguments.toy else "GLM-130B's shapes",
              "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), **facts,
              "sections": {}}
     print(", ".join(f"{key}: {value}" for key, value in facts.items()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name, (_, _, seconds) in SECTIONS.items():
+        for name, (_, _, seconds) in section.SECTIONS.items():
             if arguments.only and name not in arguments.only:
                 continue
             left = arguments.seconds - GRACE - (time.monotonic() - begin)
@@ -101,8 +100,8 @@ def check(arguments: argparse.Namespace) -> int:
                 print(f"{name}: up to {min(seconds, left):.0f} s ...", file=sys.stderr, flush=True)
                 result = run_section(name, arguments.device, arguments.toy, min(seconds, left), Path(folder))
             found["sections"][name] = result
-            report.show(name, result)
-            report.write(arguments.json, found | {"seconds": time.monotonic() - begin})
+            section.show(name, result)
+            section.write_json(arguments.json, found | {"seconds": time.monotonic() - begin})
     failed = [name for name, result in found["sections"].items() if result["status"] != "ok"]
     print(f"\n{'failed: ' + ', '.join(failed) if failed else 'all sections are right'}; {arguments.json}")
     return 1 if failed else 0

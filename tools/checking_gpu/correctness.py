@@ -1,15 +1,38 @@
-"""Are the kernels right on this device? Errors against float32, twins that must agree bit for bit, recorded graphs."""
+"""Do the kernels compile here, are they right, and do glm and generation work with them?
 
+Right: errors against float32, twins that must agree bit for bit, recorded graphs.
+"""
+
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from kernels import reference
-from kernels.cuda import linear
+from kernels.cuda import build, linear, nvrtc
 from kernels.packing import dequantize
-from tools.checking_gpu.setting import Setting, random_packed, scheme_name
-from tools.checking_gpu.timing import recorded
+from tools.checking_gpu.setting import Setting, random_packed, recorded, scheme_name
+
+CHECKPOINT = Path(__file__).resolve().parent.parent.parent / "checkpoints" / "glm-small"
+PROMPT = "Once upon a time, there was a little girl who lived [gMASK]"
+ALLOWED = 0.02  # of the logits, root mean square; float16 alone makes some thousandths
+
+
+def builds(setting: Setting) -> Iterator[dict]:
+    """The times are of the compiler, or of reading what an earlier run has kept."""
+    device = setting.kernels_device
+    if device is None or not hasattr(device, "architecture"):
+        return
+    compiler = nvrtc.find()
+    for bits in (8, 4):
+        for dtype, kind in list(linear.KINDS.items())[:2]:
+            begin = time.perf_counter()
+            code = build.compiled(device.architecture, bits, kind)
+            yield {"kernels": f"INT{bits} {dtype}", "NVRTC": compiler.version, "library": compiler.path,
+                   "target": compiler.target(device.architecture)[0], "bytes": len(code),
+                   "seconds": time.perf_counter() - begin}
 
 
 class Case(NamedTuple):
@@ -96,3 +119,35 @@ def rows(setting: Setting) -> Iterator[dict]:
             yield check_dequantizing(setting, case)
     for case in chosen[:: max(1, len(chosen) // 8)]:
         yield check_graph(setting, case)
+
+
+def small_model(setting: Setting) -> Iterator[dict]:
+    """The embedded model, quantised while loading: logits in float16 beside those in float32, which torch computes from
+    dequantised weights; an answer of both."""
+    try:
+        import glm.loading  # with SwissArmyTransformer, sentencepiece, ...
+        from generation import SamplingParams, fill_blanks
+    except ImportError as error:
+        yield {"case": f"not checked: {error}", "right": True}
+        return
+
+    device = str(setting.device)
+
+    def run(dtype: str, bits: int | None, group_size: int | None) -> tuple[torch.Tensor, str]:
+        model, tokenizer = glm.load(CHECKPOINT, device, dtype, bits=bits, group_size=group_size)
+        tokens = torch.tensor([tokenizer.encode(PROMPT)], device=device)
+        positions = torch.arange(tokens.shape[1], device=device)[None]
+        with torch.inference_mode():
+            logits = model.logits(tokens, positions).cpu()
+        [result] = fill_blanks(model, tokenizer, [PROMPT], SamplingParams(top_k=1, max_gen_length=12))
+        return logits, result.text
+
+    for bits, group_size in ((4, None), (8, None), (4, 32), (None, None)):
+        if not setting.has_time:
+            yield {"case": "not all cases: the time was over", "right": True}
+            return
+        exact, expected = run("float32", bits, group_size)  # which no kernel of ours computes on a GPU
+        logits, text = run("float16", bits, group_size)
+        error = ((logits - exact).square().mean() / exact.square().mean()).sqrt().item()
+        yield {"case": "FP16" if bits is None else scheme_name(bits, group_size), "error of logits": error,
+               "answer": text, "same in float32": text == expected, "right": error <= ALLOWED}

@@ -13,8 +13,7 @@ from glm.families import glm130b
 from glm.spec import linears
 from kernels import reference
 from kernels.reference import LayerWeights, PackedWeight
-from tools.checking_gpu.setting import Setting, bytes_of, random_packed, scheme_name
-from tools.checking_gpu.timing import Bandwidth, recorded, seconds
+from tools.checking_gpu.setting import Bandwidth, Setting, bytes_of, random_packed, recorded, scheme_name, seconds
 
 DTYPE = torch.float16
 SPARE = 5 << 30  # bytes left free: dequantised weights, activations, what libraries take

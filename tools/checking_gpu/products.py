@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from glm.spec import linears
 from kernels.cuda import linear
-from tools.checking_gpu.setting import Setting, bytes_of, random_packed, scheme_name
-from tools.checking_gpu.timing import Bandwidth, seconds_each
+from tools.checking_gpu.setting import Bandwidth, Setting, bytes_of, random_packed, scheme_name, seconds_each
 
 DTYPE = torch.float16
 SCHEMES = [(4, None), (8, None), (4, 128), (4, 32), (8, 128)]

@@ -1,19 +1,23 @@
-"""One section of the check, run in a process of its own: a kernel that reads where it must not makes a process useless
-for everything that follows."""
+"""The sections of the check, and what they found as tables on the screen and a JSON file.
+
+One runs in a process of its own: a kernel that reads where it must not makes a process useless for all that follows.
+"""
 
 import json
+import subprocess
 import time
 import traceback
 from importlib import import_module
 from pathlib import Path
 
 from runtime.files import replacing
+from runtime.show import table
 
 # What is run, in this order, with the seconds that each may take.
 SECTIONS = {
-    "build": ("tools.checking_gpu.build", "rows", 50),
+    "build": ("tools.checking_gpu.correctness", "builds", 50),
     "correctness": ("tools.checking_gpu.correctness", "rows", 70),
-    "glm": ("tools.checking_gpu.small_model", "rows", 50),
+    "glm": ("tools.checking_gpu.correctness", "small_model", 50),
     "decoding": ("tools.checking_gpu.products", "decoding", 75),
     "prefill": ("tools.checking_gpu.products", "prefill", 35),
     "layers": ("tools.checking_gpu.model", "layers", 45),
@@ -46,6 +50,63 @@ def run(name: str, device: str, is_toy: bool, seconds: float, output: Path) -> b
 
 
 def write(output: Path, status: str, rows: list[dict], error: str | None, begin: float) -> None:
-    result = {"status": status, "seconds": time.monotonic() - begin, "error": error, "rows": rows}
-    with replacing(output) as temporary:
-        temporary.write_text(json.dumps(result))
+    write_json(output, {"status": status, "seconds": time.monotonic() - begin, "error": error, "rows": rows})
+
+
+def describe(device: str) -> dict:
+    """The device and the software, as far as they tell."""
+    import torch
+
+    from kernels.cache import BuildError
+    from kernels.cuda import nvrtc
+    from runtime.files import versions
+
+    facts = {"device": device, "versions": versions(), "cuda": torch.version.cuda}
+    try:
+        facts["nvrtc"] = nvrtc.find().version
+    except BuildError as error:
+        facts["nvrtc"] = str(error)
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": properties.name, "compute capability": f"{properties.major}.{properties.minor}",
+                  "processors": properties.multi_processor_count, "memory GB": properties.total_memory / 1e9,
+                  "driver and clocks": query_driver()}
+    return facts
+
+
+def query_driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit",
+               "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+
+
+def show(name: str, result: dict) -> None:
+    """A section's rows as a table; of correct cases only their number."""
+    rows = result["rows"]
+    print(f"\n{name}: {result['status']}, {result['seconds']:.0f} s" +
+          (f": {result['error']}" if result.get("error") else ""), flush=True)
+    if rows and "right" in rows[0]:
+        wrong = [row for row in rows if not row["right"]]
+        print(f"{len(rows) - len(wrong)} of {len(rows)} cases are right")
+        left_out = [row["case"] for row in rows if row["case"].startswith("not ")]
+        print(*left_out, sep="\n", end="\n" if left_out else "")
+        rows = wrong[:20]
+    if not rows:
+        return
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[as_text(row.get(column)) for column in columns] for row in rows]
+    print(table(columns, cells))
+
+
+def as_text(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 10 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    return "" if value is None else str(value)
+
+
+def write_json(path: Path, value: dict) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
