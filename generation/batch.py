@@ -77,6 +77,7 @@ class Batch:
         """Of the cache, that are taken up or will be."""
         return sum(group.width for group in self._groups)
 
+    @torch.inference_mode()
     def add(self, rows: Sequence[Row]) -> list[int]:
         """Read the rows' contexts -> a number for each, by which events name it."""
         if not rows:
@@ -95,14 +96,12 @@ class Batch:
         return numbers
 
     def _join(self, kind: tuple, members: list[_Member]) -> None:
-        if isinstance(kind[0], BeamParams):
-            self._groups.append(_Searched(*kind, members, self.sequences.device))
-            return
-        for group in self._groups:
-            if isinstance(group, _Sampled) and (group.params, group.rules) == kind:
-                group.members += members
-                return
-        self._groups.append(_Sampled(*kind, members, self.sequences.device))
+        is_search = isinstance(kind[0], BeamParams)
+        like = [group for group in self._groups if not is_search and (group.params, group.rules) == kind]
+        if like:
+            like[0].members += members
+        else:
+            self._groups.append((_Searched if is_search else _Sampled)(*kind, members, self.sequences.device))
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -121,6 +120,7 @@ class Batch:
         self._leave(left)
         return sorted(events, key=lambda event: event.number)
 
+    @torch.inference_mode()
     def drop(self, number: int) -> None:
         """A row whose answer nobody waits for any more."""
         self._leave([place for group in self._groups for place in group.drop(number)])

@@ -139,6 +139,20 @@ def test_a_row_that_breaks_leaves_alone():
         assert not found[good].is_broken and found[good].answers[0][0] == [9] * 5
 
 
+def test_contexts_are_read_and_tokens_computed_without_gradients(monkeypatch):
+    """Where there could be gradients, kernels leave their work to slower ones, which round otherwise."""
+    model, seen = FakeModel(vocab_size=24), []
+    read = model.hidden_states
+    monkeypatch.setattr(model, "hidden_states", lambda *args, **named: (
+        seen.append(torch.is_grad_enabled()), read(*args, **named))[1])
+    batch = Batch(model)
+    (number, _) = batch.add([Row([5, 6], SamplingParams(top_k=1), 3, rules(ENDS)) for _ in range(2)])
+    batch.step()
+    batch.drop(number)
+    finish(batch)
+    assert len(seen) > 1 and not any(seen)
+
+
 def test_room_grows_with_those_who_join():
     batch = Batch(FakeModel(vocab_size=24), rows=1, places=4)
     row = Row([5, 6], SamplingParams(top_k=1), 3, rules(ENDS))
