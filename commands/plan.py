@@ -30,9 +30,9 @@ from planning.stored import require_own_model
 from runtime.arguments import CommandParser
 from runtime.errors import UserError, printable
 from runtime.files import REPOSITORY
+from runtime.program import FAILED, ended
 from runtime.resources import local_ranks
 
-FAILED = 2
 DEFAULT_DATA = REPOSITORY / "data"
 USUAL_CONTEXT = 512
 
@@ -75,12 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(f"{name:<12} {device.label}: {device.source}" for name, device in devices.known().items()))
             return 0
         return show(plan(arguments), arguments.json)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except (UserError, KeyboardInterrupt) as error:
+        return ended(error)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -113,19 +109,19 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
     found = looked_at(arguments, config)
     if found is not None:
         require_own_model(found, config)
-    is_named = arguments.device not in (None, "cpu") and not arguments.device.startswith("cuda")
-    if is_named:
+    device = None
+    if arguments.device not in (None, "cpu") and not arguments.device.startswith("cuda"):
         device = devices.named(arguments.device)
         kind, precision = "cuda", arguments.precision or ("bf16" if "bf16" in device.rates else "fp16")
     else:
         kind, gpus = place_of(arguments.device, local_ranks())
         precision = arguments.precision or fastest_precision(kind, gpus, default_precision("cpu"))
-    setup = wanted(arguments, setup_of(arguments, config, found, kind, precision, Use()))
-    if not is_named and (line := machine.note_on(arguments.precision, kind, machine.instructions())):
-        print(f"note: {line}", file=sys.stderr)
-    if found is None and not is_named:
-        setup = replace(setup, file=Format("fp16"))
-    if not is_named:
+    setup = with_sequences(setup_of(arguments, config, found, kind, precision, Use()), arguments)
+    if device is None:
+        if line := machine.note_on(arguments.precision, kind, machine.instructions()):
+            print(f"note: {line}", file=sys.stderr)
+        if found is None:
+            setup = replace(setup, file=Format("fp16"))
         device = here(setup) if kind == "cpu" else gpu_here(gpus)
     disk = None if found is None else machine.disk_rate(found.first)
     hours = {} if not arguments.paths else hours_of(arguments, setup, device, disk)
@@ -137,8 +133,8 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
     return replace(made, ways=tuple(ways))
 
 
-def wanted(arguments: argparse.Namespace, setup: Setup) -> Setup:
-    """The setup with the sequences that are asked for."""
+def with_sequences(setup: Setup, arguments: argparse.Namespace) -> Setup:
+    """The setup with the sequences that the arguments ask for."""
     longest = setup.config.max_sequence_length
     context = arguments.context or max(1, min(USUAL_CONTEXT, longest // 2))
     new_tokens = arguments.new_tokens or max(1, min(context, longest - context))
@@ -160,7 +156,7 @@ def here(setup: Setup) -> devices.Device:
 
 
 def gpu_here(gpus: list[machine.Gpu]) -> devices.Device:
-    """The GPU of the devices' file whose name and memory are those of this machine's."""
+    """This machine's GPU, with the figures of devices.yaml for one of its name and memory."""
     if not gpus:
         raise UserError("--device cuda: no GPU is found here; name one (--devices lists them) or take --device cpu")
     gpu = gpus[0]

@@ -21,6 +21,7 @@ from doctor.finding import Finding, error, requirements, warning
 from doctor.packages import ONLY_FOR_TESTS
 from runtime.files import REPOSITORY
 from runtime.hosts import Host, ssh_command, unreachable
+from runtime.program import child_environment
 
 ANSWER_SECONDS = 150  # for a doctor on another host
 SLOW = 0.1  # GB/s: an Ethernet of 1 Gbit/s gives a little more
@@ -51,7 +52,7 @@ def reach(hosts: Sequence[Host], ssh: Sequence[str], needed: Mapping[str, str],
 
 def ask(host: Host, ssh: Sequence[str], words: Sequence[str], environment: Mapping[str, str],
         run: Callable = subprocess.run) -> tuple[Facts, list[Finding]]:
-    """What the doctor says on a host, and what it saw there; both under the name that the hostfile has for it."""
+    """The doctor's facts and findings on a host, under the hostfile's name for it."""
     values = {"PYTHONSAFEPATH": "1", **environment}
     there = (f"cd {shlex.quote(os.getcwd())} && env {shlex.join(f'{name}={value}' for name, value in values.items())} "
              f"{shlex.join([sys.executable, '-m', 'doctor', '--alone', '--json', *words])}")
@@ -71,7 +72,7 @@ def ask(host: Host, ssh: Sequence[str], words: Sequence[str], environment: Mappi
 
 
 def compare(facts: Mapping[str, Facts], precision_is_said: bool) -> Iterator[Finding]:
-    """What a host has otherwise than the first. facts: of every host that answered, the first of the hostfile first.
+    """Differences of each host from the first. facts: of every host that answered, in the hostfile's order.
     precision_is_said: by a flag, so that no host chooses by itself."""
     if len(facts) < 2:
         return
@@ -105,7 +106,7 @@ def compare(facts: Mapping[str, Facts], precision_is_said: bool) -> Iterator[Fin
 
 def essentials(stages: Mapping[str, Mapping], versions: Mapping[str, str], executable: str, python: str,
                code: str) -> dict:
-    """What hosts must have in common, as `compare` reads it."""
+    """What hosts must have in common, for `compare`."""
     torch, shards = stages.get("torch", {}), stages.get("shards", {})
     names = [gpu["name"] for gpu in torch.get("gpus", ())]
     return {
@@ -130,10 +131,9 @@ class Limits:
 def join(launcher: Sequence[str], rank_seconds: float, environment: Mapping[str, str], places: Sequence[str],
          is_first: bool = True, limits: Limits | None = None) -> tuple[Outcome | None, list[Finding]]:
     """All ranks in one all-reduce, started as an evaluation starts them. places: the host of every rank. is_first: the
-    first rank, which says what came of it, is started here."""
-    path = f"{REPOSITORY}{os.pathsep}{environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-    code, out, said = _hear([*launcher, "doctor", COMMAND, str(rank_seconds)],
-                      {**environment, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}, limits or Limits())
+    first rank, which tells the outcome, is started here."""
+    command = [*launcher, "doctor", COMMAND, str(rank_seconds)]
+    code, out, said = _hear(command, child_environment(environment), limits or Limits())
     outcomes = read_outcomes(out)
     if not is_first and not outcomes and code == 0:
         return None, []  # the first rank says it, where it was started
@@ -168,7 +168,7 @@ def _hear(command: list[str], environment: Mapping[str, str], limits: Limits) ->
 
 
 def _end(process: subprocess.Popen, seconds: float) -> None:
-    """It is asked first, so that it can end what it has started on all hosts."""
+    """SIGTERM first, so that it can end what it has started on all hosts."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -204,7 +204,7 @@ def check_all_reduce(outcomes: Sequence[Outcome], places: Sequence[str], reason:
 
 
 def hint(places: Sequence[str]) -> str:
-    """What mends ranks that do not find one another; on one host the network is not it."""
+    """How to mend ranks that do not find one another; on one host it is not the network."""
     if len(set(places)) == 1:
         return "dmesg | tail (was one killed?); bash scripts/doctor.sh --rank-seconds 120 (do they only start slowly?)"
     return (f"export MASTER_ADDR=(address of {places[0]}) MASTER_PORT=29501 GLOO_SOCKET_IFNAME=eth0 "

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 
 from doctor.devices import Devices, Gpu
 from runtime.errors import UserError
-from runtime.files import REPOSITORY
+from runtime.program import child_environment
 
 COMMAND = "probe"  # python -m doctor probe ...
 SECONDS = 90  # for all stages; a compiler that starts from nothing takes some of them
@@ -47,8 +47,7 @@ def ask(arguments: list[str], seconds: float = SECONDS, command: list[str] | Non
     """The outcomes of the stages by name, tried in a child process; where that ends too early, its last stage has
     {"ended": how}. command: stands for python -m doctor probe in tests."""
     command = command or [sys.executable, "-m", "doctor", COMMAND]
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(
-        os.pathsep), "PYTHONSAFEPATH": "1", "SAT_LOGLEVEL": "ERROR"}
+    environment = child_environment(os.environ) | {"SAT_LOGLEVEL": "ERROR"}
     process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                errors="replace", stdin=subprocess.DEVNULL, env=environment)
     try:

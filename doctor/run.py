@@ -24,6 +24,7 @@ from evaluation.store import hash_code
 from runtime.errors import UserError
 from runtime.files import REPOSITORY
 from runtime.hosts import check_layout, is_here_alone, read_hostfile
+from runtime.program import child_environment
 
 # errors with which the processes cannot be started
 HINDRANCES = {"torch-import", "gpu-count", "gpu-hidden", "torch-without-cuda", "driver", "driver-old", "probe"}
@@ -251,6 +252,5 @@ def _words_for(visit: Visit, slots: int, world: int, is_first: bool) -> list[str
 
 def _passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables that a host heeds, or that decide which libraries it finds; DATA_PATH: that the data was named."""
-    names = ("MASTER_PORT", "GLM_KERNEL_CACHE", "DATA_PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
-    path = f"{REPOSITORY}{os.pathsep}{environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-    return {name: environment[name] for name in names if environment.get(name)} | {"PYTHONPATH": path}
+    names = ("PYTHONPATH", "MASTER_PORT", "GLM_KERNEL_CACHE", "DATA_PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
+    return child_environment({name: environment[name] for name in names if environment.get(name)})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+ISA = "GLM_CPU_ISA"  # environment variable: the instructions to compile for, if not this processor's
 UNPACKED_ROWS = {"cpu": 64, "cuda": 64}  # of x; with more it was faster to unpack a weight for torch's product
 UNPACKED_BYTES = 8 << 20  # of a weight that a CPU unpacks at once: more leaves its caches, less slows the products
 FEW_ROWS = 48  # of x; a product of fewer sums in another order, so that a row's result depends on how many there are

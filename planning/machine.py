@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from kernels import ISA
 from planning.devices import Device
 from runtime import resources
 
@@ -119,7 +120,7 @@ def _described(library, handle) -> Gpu | None:
 def instructions() -> set[str]:
     """Instruction sets of this processor by Linux's names, less those that GLM_CPU_ISA leaves out; none elsewhere."""
     found = set(resources.processor("flags").split())
-    if os.environ.get("GLM_CPU_ISA", "native") != "native":
+    if os.environ.get(ISA, "native") != "native":
         found -= set().union(*PRODUCTS.values())
     return found
 

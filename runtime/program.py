@@ -149,6 +149,12 @@ def killed_by(number: int) -> str:
     return f"was ended by {name}{hint}"
 
 
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """This environment for a Python that imports the modules of this repository, from any working directory."""
+    path = f"{REPOSITORY}{os.pathsep}{environment.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    return {**environment, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
 def not_installed(error: ModuleNotFoundError) -> Exception:
     """The error to report for a missing module: how to install a third-party one; a missing one of ours is a bug."""
     package = (error.name or "").partition(".")[0]

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from kernels import ISA
 from kernels import cache as kernel_cache
 from kernels.cache import BuildError, find_compiler
 from runtime.resources import processor
 
 SOURCES = Path(__file__).parent
-ISA = "GLM_CPU_ISA"  # environment variable: the instructions to compile for, if not this processor's
 INSTRUCTIONS = {
     "native": ("-march=native",),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
