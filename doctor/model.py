@@ -141,18 +141,16 @@ def check_model(found: Stages, arguments: argparse.Namespace, degree: int, free_
                 mend = next((better for phrase, better in WORDS.items() if phrase in fault), mend)
             yield error(code, where, fault, mend.format(load=load))
     shards, headers = found.get("shards", {}).get("shards"), found.get("headers", {})
-    if shards and shards != degree and (why := why_converted(headers, arguments)):
+    if shards and shards != degree and (why := why_converted(arguments)):
         yield from check_degree(found["shards"], load, degree, why, free_disk, where)
     if "bits" in headers:
         yield from check_bits(headers["bits"], arguments, where)
 
 
-def why_converted(headers: Mapping, arguments: argparse.Namespace) -> str | None:
+def why_converted(arguments: argparse.Namespace) -> str | None:
     """What keeps another number of ranks from taking their parts out of the files; None: nothing does."""
-    from glm.checkpoint import QUANTISED, STREAMED
+    from glm.checkpoint import STREAMED
 
-    if headers.get("bits"):
-        return QUANTISED
     return STREAMED if arguments.offload_memory_limit is not None or arguments.bminf else None
 
 

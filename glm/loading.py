@@ -10,12 +10,12 @@ import torch
 
 import kernels
 from glm import spec
-from glm.checkpoint import QUANTISED, STREAMED, find_shards, missing_shard, read_config, shard_name, wrong_degree
+from glm.checkpoint import STREAMED, find_shards, missing_shard, read_config, shard_name, wrong_degree
 from glm.config import ModelConfig
 from glm.linear import pack_linears
 from glm.model import GLM
 from glm.options import ModelOptions
-from glm.resplit import resplit
+from glm.resplit import resplit, uncut
 from glm.shard import Shard, read_shard
 from glm.stream import Offloaded, read_offloaded
 from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
@@ -131,11 +131,14 @@ def _shards(paths: Sequence[Path], config: ModelConfig) -> list[Shard]:
 def _own_part(path: str | os.PathLike, shards: Sequence[Shard], config: ModelConfig, limit: float) -> Shard:
     """This rank's part of all files, which are not one a rank (glm.resplit)."""
     degree, count = parallel.size(), len(shards)
-    if quantization_schemes(shards[0].tensors, spec.expected(config, count)):
-        raise UserError(wrong_degree(path, count, degree, QUANTISED))
     if limit < math.inf:
         raise UserError(wrong_degree(path, count, degree, STREAMED))
-    return resplit(shards, config, degree, parallel.rank())
+    schemes = quantization_schemes(shards[0].tensors, spec.expected(config, count))
+    if name := uncut(schemes, config, degree):
+        raise UserError(f"{path}: {name} has {spec.columns_of(name, config, degree)} columns on each of {degree} "
+                        f"tensor-parallel ranks, which would cut a byte of two 4-bit weights in two; start {count} (the"
+                        f" scripts: MP_SIZE={count}), or another number that gives an even one")
+    return resplit(shards, config, degree, parallel.rank(), schemes)
 
 
 def _check_divisible(config: ModelConfig, degree: int) -> None:

@@ -209,7 +209,8 @@ def cut_of(name: str) -> Cut:
     if name in (WORD_EMBEDDINGS, HEAD):
         return Cut.ROWS
     linear, _, kind = _inner(name).rpartition(".")
-    cut = CUTS.get(linear, Cut.WHOLE) if layer_of(name) is not None else Cut.WHOLE
+    known = layer_of(name) is not None and kind in ("weight", f"weight{SCALE}", "bias")
+    cut = CUTS.get(linear, Cut.WHOLE) if known else Cut.WHOLE
     return Cut.WHOLE if kind == "bias" and cut is Cut.COLUMNS else cut
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glm.checkpoint import convert_command, find_shards, read_config
+from glm.checkpoint import find_shards, read_config
 from glm.config import FIELDS, ModelConfig
 from glm.spec import undivided
 from planning import machine, memory, stored
@@ -269,10 +269,10 @@ def changes(setup: Setup, use: Use, fits: Callable[[Setup], bool], checkpoint: P
         if limit is not None:
             yield f"--offload-memory-limit {limit / 1e9:.1f}", replace(setup, offload_limit=limit)
     for degree in (2 * setup.degree, 4 * setup.degree, 8 * setup.degree) if on_gpus and checkpoint else ():
-        if degree <= MOST_DEGREE and undivided(setup.config, degree) is None:
-            # only unquantised files give every rank its part, whatever their number (glm.resplit)
-            command = f", after {convert_command(checkpoint, f'tp{degree}', degree)}" if setup.source.bits else ""
-            yield f"--model-parallel-size {degree} with {degree} GPUs{command}", replace(setup, degree=degree)
+        wider = replace(setup, degree=degree)
+        if (degree <= MOST_DEGREE and undivided(setup.config, degree) is None
+                and (setup.source.bits != 4 or all(weight.columns % 2 == 0 for weight in linears(wider)))):
+            yield f"--model-parallel-size {degree} with {degree} GPUs", wider
 
 
 def longest(setup: Setup, fits: Callable[[Setup], bool]) -> int | None:

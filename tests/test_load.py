@@ -171,7 +171,7 @@ def test_forgotten_image_tokens(checkpoint):
 
 def test_wrong_number_of_shards_gives_the_command(tmp_path):
     path = write_checkpoint(tmp_path / "two", quantized_parts(8))
-    message = refused(path, tokenizer_path=TOKENIZER, **SHAPE)
+    message = refused(path, offload_memory_limit=0.01, tokenizer_path=TOKENIZER, **SHAPE)
     command = shlex.split(message[message.index("python tools/"):])
     assert command == ["python", "tools/convert_tp.py", "--input-folder", str(path),
                        "--output-folder", f"{path}_tp1", "--target-tp", "1"]

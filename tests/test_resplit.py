@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import glm
@@ -17,13 +17,13 @@ from glm.loading import load_model
 from glm.options import ModelOptions
 from glm.resplit import resplit
 from glm.shard import read_shard
-from glm.weights import convert_shard
+from glm.weights import convert_shard, quantization_schemes
 from runtime import parallel
 from runtime.errors import UserError
-from tests.golden_data import SHAPE, TOKENIZER, quantized_parts, split_state, whole_state, write_checkpoint
+from tests.golden_data import SHAPE, TOKENIZER, split_state, whole_state, write_checkpoint
 from tests.parallel_helper import run_ranks
 from tests.test_weights import peak_bytes
-from tests.tiny_checkpoints import DEGREES, TINY, tiny_checkpoint, tiny_state
+from tests.tiny_checkpoints import DEGREES, TINY, quantized, run, tensors_of, tiny_checkpoint, tiny_state
 
 CONFIG = ModelConfig(**SHAPE)
 CONFIG_TEXT = json.dumps(SHAPE)
@@ -46,6 +46,36 @@ def test_every_part_of_every_split(tmp_path_factory, files, degree):
         for name, tensor in wanted.items():
             assert torch.equal(part.tensors[name], tensor), name
             assert part.tensors[name].shape == spec.expected(TINY, degree)[name].shape
+
+
+@given(files=st.sampled_from(DEGREES), degree=st.sampled_from(DEGREES), bits=st.sampled_from((8, 4)))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_quantised_weights_are_cut_and_joined_as_the_converter_does(tmp_path_factory, files, degree, bits):
+    folder = tmp_path_factory.mktemp("tiny")
+    shards = parts_of(tiny_checkpoint(folder / "in", files, bits))
+    run(folder / "in", folder / "out", degree)
+    schemes = quantization_schemes(shards[0].tensors, spec.expected(TINY, files))
+    for rank, wanted in enumerate(tensors_of(folder / "out")):
+        part = resplit(shards, TINY, degree, rank, schemes)
+        assert set(part.tensors) == set(wanted)
+        for name, tensor in wanted.items():
+            assert torch.equal(part.tensors[name], tensor) and part.tensors[name].dtype is tensor.dtype, name
+
+
+def test_no_byte_of_two_columns_is_cut(tmp_path):
+    odd = TINY.override(num_attention_heads=4, inner_hidden_size=12)
+    folder = write_checkpoint(tmp_path / "one", quantized([tiny_state(config=odd)], 4))
+    (tmp_path / "meeting").mkdir()
+    for message in run_ranks(_refused, 4, tmp_path / "meeting", folder, odd):
+        assert "transformer.layers.0.mlp.dense_4h_to_h.weight has 3 columns on each of 4" in message
+        assert "would cut a byte of two 4-bit weights in two; start 1" in message
+
+
+def _refused(folder, config):
+    parallel.start(4)
+    with pytest.raises(UserError) as caught:
+        load_model(ModelOptions(folder, device=CPU, dtype=torch.float32), config)
+    return str(caught.value)
 
 
 def _loaded(folder, degree, dtype, bits):
@@ -87,18 +117,15 @@ def test_rows_of_a_single_file_stay_in_it(tmp_path):
     assert rows.is_contiguous() and rows._base is not None
 
 
-@pytest.mark.parametrize("what, why", [
-    ("quantised", "it is quantised; start 2"), ("streamed", "layers are read from one file a rank")])
-def test_what_has_to_be_converted_first(tmp_path, what, why):
-    parts = quantized_parts(8) if what == "quantised" else split_state(whole_state(), 2)
-    folder = write_checkpoint(tmp_path / "two", parts)
+def test_streamed_layers_need_a_file_a_rank(tmp_path):
+    folder = write_checkpoint(tmp_path / "two", split_state(whole_state(), 2))
     if not parallel.is_started():
         parallel.start()
     with pytest.raises(UserError) as caught:
-        load_model(ModelOptions(folder, offload_memory_limit=0.01 if what == "streamed" else None, device=CPU,
-                                dtype=torch.float32), CONFIG)
+        load_model(ModelOptions(folder, offload_memory_limit=0.01, device=CPU, dtype=torch.float32), CONFIG)
     message = str(caught.value)
-    assert message.startswith(f"{folder} is split for 2 tensor-parallel ranks, but 1 is running, and {why}")
+    assert message.startswith(f"{folder} is split for 2 tensor-parallel ranks, but 1 is running, and layers are read "
+                              "from one file a rank")
     assert "--target-tp 1" in message and "\n" not in message
 
 

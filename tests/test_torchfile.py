@@ -13,7 +13,7 @@ from glm.checkpoint.archive import records
 from glm.shard import read_shard
 from runtime.hashing import hash_bytes, hash_file
 from runtime.show import Progress
-from tools.converting.torchfile import ALIGNMENT, Block, Entry, HashedFile, planned_bytes, write_torch_file
+from tools.converting.torchfile import ALIGNMENT, Block, HashedFile, Planned, planned_bytes, write_torch_file
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16,
           torch.int32, torch.int64, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.float8_e4m3fn)
@@ -31,7 +31,7 @@ class Memory(io.BytesIO):
 
 def entry(tensor):
     blocks = tensor.split(2) if tensor.dim() else (tensor,)
-    return Entry(tensor.dtype, tuple(tensor.shape), lambda: (Block(block) for block in blocks))
+    return Planned(tensor.dtype, tuple(tensor.shape), lambda: (Block(block) for block in blocks))
 
 
 CONTENT = {"module": {name: entry(tensor) for name, tensor in TENSORS.items()}, "step": 3,
@@ -75,7 +75,7 @@ def test_same_tensors_same_bytes():
 
 
 def test_blocks_that_are_not_the_tensor_are_refused():
-    wrong = Entry(torch.float32, (4,), lambda: (Block(torch.ones(3)),))
+    wrong = Planned(torch.float32, (4,), lambda: (Block(torch.ones(3)),))
     with pytest.raises(RuntimeError, match="a: 12 bytes at .* 16 planned"):
         write_torch_file(Memory(), {"module": {"a": wrong}})
 
@@ -89,7 +89,7 @@ def test_hash_while_writing_is_that_of_the_file(tmp_path, kind):
         return (Block(torch.full((1000,), float(i)), lambda i=i: released.append(i)) for i in range(5))
 
     file = HashedFile(path, kind, counted.append)
-    write_torch_file(file, {"module": {"a": Entry(torch.float32, (5000,), blocks)}})
+    write_torch_file(file, {"module": {"a": Planned(torch.float32, (5000,), blocks)}})
     assert file.close() == hash_file(path, kind) == hash_bytes(path.read_bytes(), kind)
     assert sum(counted) == file.bytes == path.stat().st_size
     assert released == list(range(5))  # each once, when it had been written

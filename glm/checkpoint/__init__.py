@@ -12,7 +12,6 @@ from glm.checkpoint.folder import (
     CONFIG_NAME,
     CONVERTING,
     LATEST,
-    QUANTISED,
     STREAMED,
     convert_command,
     find_shards,
@@ -25,7 +24,7 @@ from glm.checkpoint.folder import (
 from glm.checkpoint.index import Checkpoint, Index, identity_of, open_checkpoint, read_file, tensors_of
 
 __all__ = [
-    "CONFIG_NAME", "CONVERTING", "LATEST", "QUANTISED", "STREAMED", "Checkpoint", "Entry", "FileIndex", "Index",
+    "CONFIG_NAME", "CONVERTING", "LATEST", "STREAMED", "Checkpoint", "Entry", "FileIndex", "Index",
     "Region", "convert_command", "find_shards", "identity_of", "iteration_folder", "missing_shard", "open_checkpoint",
     "read_config", "read_file", "shard_name", "tensors_of", "wrong_degree",
 ]  # fmt: skip

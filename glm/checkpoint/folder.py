@@ -20,7 +20,6 @@ from runtime.show import counted
 LATEST, OF_MEGATRON = "latest", "latest_checkpointed_iteration.txt"  # files that name the iteration's folder
 CONFIG_NAME = "model_config.json"
 OF_HUGGING_FACE = ("config.json", "*.safetensors", "pytorch_model*.bin")
-QUANTISED = "it is quantised"
 STREAMED = "layers are read from one file a rank while the model runs (--offload-memory-limit)"
 CONVERTING = ".converting"  # tools/convert_tp.py works in this folder until the checkpoint is whole
 _SHARD = re.compile(r"mp_rank_(\d+)_model_states\.pt")
@@ -126,7 +125,7 @@ def missing_shard(path: Path) -> str:
 
 
 def wrong_degree(folder: str | os.PathLike, shards: int, degree: int, why: str) -> str:
-    """why: what keeps ranks from taking their parts out of files that are not one a rank, QUANTISED or STREAMED."""
+    """why: what keeps ranks from taking their parts out of files that are not one a rank; STREAMED."""
     return (f"{folder} is split for {counted(shards, 'tensor-parallel rank')}, but {degree} "
             f"{'are' if degree > 1 else 'is'} running, and {why}; start {shards} (the scripts: MP_SIZE={shards}), or "
             "convert it: "

@@ -1,20 +1,20 @@
 """Source and wish -> the tensors of every output file, as entries whose bytes come when they are written."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from glm.spec import SCALE, Cut, axis_of, columns_of, cut_of, is_packed, slices_of, undivided
+from glm.resplit import columns_in_one, joined_scale, joined_scheme
+from glm.spec import SCALE, Cut, columns_of, cut_of, is_packed, slices_of, undivided
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme
 from runtime.errors import UserError
 from runtime.show import counted
 from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
 from tools.converting.source import Source, allowed_degrees
-from tools.converting.torchfile import Block, Entry
+from tools.converting.torchfile import Block, Planned
 
 
 class Wish(NamedTuple):
@@ -27,17 +27,20 @@ class Wish(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """carried: how the quantised weights are quantised once they are cut and joined."""
+    """What is made of a source."""
 
     source: Source
     wish: Wish
-    carried: Mapping[str, Scheme]
+    carried: Mapping[str, Scheme]  # how the quantised weights are quantised once they are cut and joined
+    others: Mapping[str, object]  # what the first file holds beside its tensors
 
 
 def make_plan(source: Source, wish: Wish) -> Plan:
     """Raises UserError, one line, where this source cannot be converted like this."""
     _check_wish(source, wish)
-    return Plan(source, wish, {name: _carried_scheme(source, wish.degree, name) for name in source.schemes})
+    return Plan(source, wish, {
+        name: joined_scheme(name, scheme, _scales(source, name), source.sizes, wish.degree)
+        for name, scheme in source.schemes.items()}, source.shards[0].others)
 
 
 def _check_wish(source: Source, wish: Wish) -> None:
@@ -75,7 +78,7 @@ def _check_wish(source: Source, wish: Wish) -> None:
 def rank_content(plan: Plan, rank: int) -> dict[str, object]:
     """What output file ``rank`` holds, in the order of the source's tensors: entries, and what was beside 'module'."""
     source = plan.source
-    module: dict[str, Entry] = {}
+    module: dict[str, Planned] = {}
     for name in source.shards[0].tensors:
         if name.endswith(SCALE) and name.removesuffix(SCALE) in source.schemes:
             continue  # comes with its weight
@@ -83,7 +86,7 @@ def rank_content(plan: Plan, rank: int) -> dict[str, object]:
             module |= _weight(plan, rank, name)
         else:
             module[name] = _plain(plan, rank, name)
-    return {"module": module} | {key: _kept(value) for key, value in source.shards[0].others.items()}
+    return {"module": module} | {key: _kept(value) for key, value in plan.others.items()}
 
 
 def _target_scheme(plan: Plan, name: str) -> Scheme | None:
@@ -97,7 +100,7 @@ def _target_scheme(plan: Plan, name: str) -> Scheme | None:
     return plan.carried.get(name)
 
 
-def _weight(plan: Plan, rank: int, name: str) -> Iterable[tuple[str, Entry]]:
+def _weight(plan: Plan, rank: int, name: str) -> Iterable[tuple[str, Planned]]:
     """The weight of a linear and, where it is quantised, its scale."""
     source, degree = plan.source, plan.wish.degree
     current, target = source.schemes.get(name), _target_scheme(plan, name)
@@ -109,72 +112,35 @@ def _weight(plan: Plan, rank: int, name: str) -> Iterable[tuple[str, Entry]]:
     rows, columns = _rows(bands), columns_of(name, source.sizes, degree)
     kept: list[Tensor] = []
     scale_of = (lambda: _whole(_scale(plan, rank, name))) if current is not None else None
-    weight = Entry(torch.int8, (rows, columns * target.bits // 8),
+    weight = Planned(torch.int8, (rows, columns * target.bits // 8),
                    lambda: quantized_blocks(bands, target, kept.append, current, scale_of))
     groups = () if target.group_size is None else (columns // target.group_size,)
-    return (name, weight), (name + SCALE, Entry(torch.float16, (rows, *groups), lambda: (Block(kept.pop()),)))
+    return (name, weight), (name + SCALE, Planned(torch.float16, (rows, *groups), lambda: (Block(kept.pop()),)))
 
 
-def _plain(plan: Plan, rank: int, name: str) -> Entry:
+def _plain(plan: Plan, rank: int, name: str) -> Planned:
     """A tensor that is cut and joined and otherwise left as it is."""
     first, bands = plan.source.tensor(0, name), _bands(plan.source, plan.wish.degree, rank, name)
     if not first.dim():
         return _kept(first)
     cut = bands[0][0].columns is not None
     columns = (sum(piece.columns[1] - piece.columns[0] for piece in bands[0]),) if cut else first.shape[1:]
-    return Entry(first.dtype, (_rows(bands), *columns), lambda: read_blocks(bands))
+    return Planned(first.dtype, (_rows(bands), *columns), lambda: read_blocks(bands))
 
 
-def _scale(plan: Plan, rank: int, name: str) -> Entry:
-    """The scale of a weight that stays quantised as it is.
-
-    Where the weight is cut by columns, neighbouring columns of the result may have scales from several inputs: then
-    these stand side by side, one for each group of columns, small enough that every cut lies between two groups.
-    """
+def _scale(plan: Plan, rank: int, name: str) -> Planned:
+    """The scale of a weight that stays quantised as it is."""
     if cut_of(name) is not Cut.COLUMNS:
         return _plain(plan, rank, name + SCALE)
-    source, target = plan.source, plan.carried[name]
-    first, columns = source.tensor(0, name + SCALE), columns_of(name, source.sizes, plan.wish.degree)
-    own = columns_of(name, source.sizes, source.degree)
-    step, old_step = target.group_size or columns, source.schemes[name].group_size or own
-    begins = range(rank * columns, (rank + 1) * columns, step)
-    places = [(begin // own, begin % own // old_step) for begin in begins]
-
-    def blocks() -> tuple[Block]:
-        scales = {input_rank: source.tensor(input_rank, name + SCALE) for input_rank, _ in places}
-        grouped = {input_rank: scale.reshape(scale.shape[0], -1) for input_rank, scale in scales.items()}
-        side_by_side = torch.stack([grouped[input_rank][:, group] for input_rank, group in places], dim=1)
-        return (Block(side_by_side if target.group_size else side_by_side[:, 0].contiguous()),)
-
-    return Entry(first.dtype, (first.shape[0], *((len(places),) if target.group_size else ())), blocks)
+    source, degree, target = plan.source, plan.wish.degree, plan.carried[name]
+    scales = _scales(source, name)
+    groups = (columns_of(name, source.sizes, degree) // target.group_size,) if target.group_size else ()
+    return Planned(scales[0].dtype, (scales[0].shape[0], *groups), lambda: (Block(joined_scale(
+        name, source.schemes[name], target, scales, source.sizes, degree, rank)),))
 
 
-def _carried_scheme(source: Source, degree: int, name: str) -> Scheme:
-    """The scheme of a quantised weight that is cut and joined exactly: the largest equal groups that no cut divides.
-
-    Neighbours with equal scales are one group: a weight that was cut and is joined again has the scale that it had.
-    """
-    scheme, columns = source.schemes[name], columns_of(name, source.sizes, degree)
-    if cut_of(name) is not Cut.COLUMNS or degree == source.degree:
-        return scheme
-    old_size = scheme.group_size or columns_of(name, source.sizes, source.degree)
-    size = math.gcd(old_size, columns)
-    scales = [source.tensor(rank, name + SCALE) for rank in range(source.degree)]
-    scales = [scale.reshape(scale.shape[0], -1) for scale in scales]
-    places = torch.arange(0, axis_of(name, source.sizes), size) // old_size  # the old group of each new one
-    larger = [candidate for candidate in range(2 * size, columns + 1, size) if columns % candidate == 0]
-    for rows in (1, scales[0].shape[0]):  # the first row rules out most
-        if larger:
-            side_by_side = torch.cat([scale[:rows] for scale in scales], dim=1)[:, places]
-            larger = [candidate for candidate in larger if _are_equal(side_by_side, candidate // size)]
-    size = max(larger, default=size)
-    return Scheme(scheme.bits, None if size == columns else size)
-
-
-def _are_equal(scales: Tensor, count: int) -> bool:
-    """Whether every ``count`` neighbours in a row are the same."""
-    groups = scales.view(scales.shape[0], -1, count)
-    return bool((groups == groups[..., :1]).all())
+def _scales(source: Source, name: str) -> list[Tensor]:
+    return [source.tensor(rank, name + SCALE) for rank in range(source.degree)]
 
 
 def _bands(source: Source, degree: int, rank: int, name: str) -> list[Band]:
@@ -184,7 +150,7 @@ def _bands(source: Source, degree: int, rank: int, name: str) -> list[Band]:
         return [[Slice(tensors[0], (0, rows))]]
     parts = slices_of(name, source.sizes, source.degree, degree, rank)
     if cut is Cut.COLUMNS:
-        packed = 2 if name in source.schemes and source.schemes[name].bits == 4 else 1
+        packed = columns_in_one(source.schemes.get(name))
         rows = (0, tensors[0].shape[0])
         return [[Slice(tensors[part], rows, (start // packed, stop // packed)) for part, start, stop in parts]]
     return [[Slice(tensors[part], (start, stop))] for part, start, stop in parts]
@@ -194,7 +160,7 @@ def _rows(bands: list[Band]) -> int:
     return sum(band[0].rows[1] - band[0].rows[0] for band in bands)
 
 
-def _whole(entry: Entry) -> Tensor:
+def _whole(entry: Planned) -> Tensor:
     """A small entry in memory."""
     return torch.cat([block.tensor for block in entry.blocks()]).reshape(entry.shape)
 
@@ -202,7 +168,7 @@ def _whole(entry: Entry) -> Tensor:
 def _kept(value: object):
     """What is neither cut nor joined: tensors as entries, in dictionaries too, everything else as it is."""
     if isinstance(value, Tensor):
-        return Entry(value.dtype, tuple(value.shape), lambda: (Block(value.contiguous()),))
+        return Planned(value.dtype, tuple(value.shape), lambda: (Block(value.contiguous()),))
     if isinstance(value, Mapping):
         return {key: _kept(inner) for key, inner in value.items()}
     return value

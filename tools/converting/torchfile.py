@@ -46,7 +46,7 @@ class Block(NamedTuple):
     release: Callable[[], None] | None = None
 
 
-class Entry(NamedTuple):
+class Planned(NamedTuple):
     """A tensor to be: what it is, and how its bytes come, as blocks that follow one another in memory order."""
 
     dtype: torch.dtype
@@ -157,7 +157,7 @@ class _Pickler(pickle.Pickler):
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, protocol=2)
-        self.entries: list[tuple[Entry, _Storage]] = []
+        self.entries: list[tuple[Planned, _Storage]] = []
 
     def persistent_id(self, value):
         return ("storage", value.kind, value.key, "cpu", value.size) if isinstance(value, _Storage) else None
@@ -176,7 +176,7 @@ class _Pickler(pickle.Pickler):
 class _Named:
     """An entry that the pickler meets: no tuple, because tuples are pickled without asking."""
 
-    def __init__(self, entry: Entry):
+    def __init__(self, entry: Planned):
         self.entry = entry
 
 
@@ -225,7 +225,7 @@ def planned_bytes(content: Mapping[str, object]) -> int:
     return text.tell() + 4096 + sum(entry.bytes + 384 for entry, _ in pickler.entries)
 
 
-def _write_blocks(output: Output, file, entry: Entry) -> None:
+def _write_blocks(output: Output, file, entry: Planned) -> None:
     before = None
     for block in entry.blocks():
         data = as_bytes(block.tensor)
@@ -248,7 +248,7 @@ def _marked(content: Mapping[str, object], names: list[str], prefix: str = "") -
     """A copy in which the pickler sees entries; names: gets the entries' names, in the pickler's order."""
     copy = {}
     for key, value in content.items():
-        if isinstance(value, Entry):
+        if isinstance(value, Planned):
             names.append(prefix + str(key))
             copy[key] = _Named(value)
         else:
