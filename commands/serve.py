@@ -151,9 +151,9 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
         raise UserError(f"keys and values of {most} tokens take {most * place_bytes / 1e9:.2f} GB, and there is "
                         f"{cache / 1e9:.2f} GB for them (--kv-cache-memory)")
     vocabulary = min(tokenizer.num_tokens, model.config.vocab_size)
+    chats = options.chat_format or (model.config.family if model.config.family in FORMATS else None)
     server.served = Served(name, int(time.time()), fingerprint(model, tokenizer, arguments.load), tokenizer,
-                           Names(tokenizer), most, vocabulary, FORMATS.get(options.chat_format),
-                           options.chat_format)
+                           Names(tokenizer), most, vocabulary, model.config.prompt_form, FORMATS.get(chats), chats)
     server.defaults = Defaults(name, options.default_max_tokens, vocabulary)
     tell = parallel.broadcast_object if parallel.size() > 1 else lambda _: None
     server.engine = Engine(model, room, options.max_requests, deliver, lambda asked: score(model, asked), tell)

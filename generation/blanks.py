@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from generation.params import BeamParams, SamplingParams
+from glm.prompt_form import DEFAULT, MASKS, PromptForm
 from runtime.errors import UserError
 
-MASKS = ("[MASK]", "[sMASK]", "[gMASK]")  # the kind to fill is the first of these that a prompt has
 MASK_PATTERN = re.compile(r"\[[sg]?MASK\]")
 
 # A word between brackets, with a number perhaps; not the text of a link, [word](address).
@@ -37,21 +37,16 @@ _UNSPACED = re.compile("[\u2e80-\u312f\u3190-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uf
 _CLOSING, _OPENING = ("Pe", "Pf"), ("Ps", "Pi")  # brackets and quotes, as Unicode divides them
 
 
-def kind_of(text: str) -> str:
-    """The kind of mask that is filled; [gMASK], which is put at the end, where there is none."""
-    return next((mask for mask in MASKS if mask in text), MASKS[-1])
-
-
-def left_over(text: str) -> list[str]:
+def left_over(text: str, form: PromptForm = DEFAULT) -> list[str]:
     """The masks of other kinds than the one that is filled: they stay in the answer as they are."""
-    return [mask for mask in MASK_PATTERN.findall(text) if mask != kind_of(text)]
+    return [mask for mask in MASK_PATTERN.findall(text) if mask != form.kind_of(text)]
 
 
-def note_on_left_over(text: str) -> str | None:
+def note_on_left_over(text: str, form: PromptForm = DEFAULT) -> str | None:
     """What a user is told once of a text with masks of several kinds."""
-    masks = left_over(text)
-    return (f"where a prompt has masks of several kinds, one kind is filled: here {kind_of(text)}; {masks[0]} stays as "
-            "it is") if masks else None
+    masks = left_over(text, form)
+    return (f"where a prompt has masks of several kinds, one kind is filled: here {form.kind_of(text)}; {masks[0]} "
+            "stays as it is") if masks else None
 
 
 def meant_for_a_mask(text: str) -> tuple[str, str] | None:
@@ -84,8 +79,10 @@ class Prompt:
     kind: str  # the mask that is filled; masks of another kind are part of the stretches
     mask: int
     sop: int
-    stretches: tuple[tuple[int, ...], ...]
+    stretches: tuple[tuple[int, ...], ...]  # with the family's own commands around the text
     typed: tuple[str, ...]  # the same stretches as texts
+    advances: bool = False  # positions of the answer count on; else all are the mask's
+    is_causal: bool = False  # there is no mask: the first stretch is read from left to right and goes on
 
     @property
     def num_blanks(self) -> int:
@@ -93,6 +90,8 @@ class Prompt:
 
     def input_ids(self, filled: Sequence[Sequence[int]] = ()) -> list[int]:
         """The sequence with the first blanks filled, the others still masks, and sop."""
+        if self.is_causal:
+            return list(self.stretches[0])
         blanks = [*filled, *[[self.mask]] * (self.num_blanks - len(filled)), [self.sop]]
         return [token for pair in zip(self.stretches, blanks, strict=True) for part in pair for token in part]
 
@@ -125,13 +124,24 @@ class Result:
     error: str | None = None  # one clear line
 
 
-def split(text: str, tokenizer) -> Prompt:
-    """Cut a text at the masks of the kind to fill; every stretch between any masks is tokenised by itself."""
-    kind = kind_of(text)
-    masks = MASK_PATTERN.findall(text)
-    stretches, typed = [[]], [""]
-    for piece, mask in zip(MASK_PATTERN.split(text), [*masks, None], strict=True):
-        stretches[-1] += tokenizer.encode(piece)
+def split(text: str, tokenizer, form: PromptForm = DEFAULT) -> Prompt:
+    """Cut a text at the masks of the kind to fill; every stretch between any masks is tokenised by itself.
+
+    Raises UserError for a mask that the family does not fill.
+    """
+    if refused := form.refused(text):
+        known = "it writes on behind a text" if form.is_causal else f"it fills {', '.join(form.masks)}"
+        raise UserError(f"this model fills no {refused}; {known}")
+    begin = [tokenizer.command(name) for name in form.begin]
+    if form.is_causal:
+        return Prompt(text, "", 0, 0, ((*begin, *tokenizer.encode(text)), ()), (text, ""), True, True)
+    kind, masks = form.kind_of(text), MASK_PATTERN.findall(text)
+    pieces = MASK_PATTERN.split(text)
+    if not masks:
+        pieces, masks = [text, ""], [kind]
+    stretches, typed = [begin], [""]
+    for piece, ids, mask in zip(pieces, tokenizer.encode_stretches(pieces), [*masks, None], strict=True):
+        stretches[-1] += ids
         typed[-1] += piece
         if mask == kind:
             stretches.append([])
@@ -139,13 +149,10 @@ def split(text: str, tokenizer) -> Prompt:
         elif mask is not None:
             stretches[-1].append(tokenizer.command(mask))
             typed[-1] += mask
-    if not masks:
-        stretches.append([])
-        typed.append("")
-    elif not text.endswith(tuple(masks)):
-        stretches[-1].append(tokenizer.command("eos"))
+    if form.end and not (pieces[-1] == "" and masks[-1] in form.no_end_after):
+        stretches[-1].append(tokenizer.command(form.end))
     return Prompt(text, kind, tokenizer.command(kind), tokenizer.command("sop"), tuple(map(tuple, stretches)),
-                  tuple(typed))
+                  tuple(typed), kind in form.advancing)
 
 
 class Wanted(NamedTuple):
@@ -173,7 +180,7 @@ class Filling:
         """Raises UserError where there is no room, which can only be at the first blank: a filled one leaves at least
         the place of its mask."""
         context = self.prompt.input_ids(self.done)
-        shared = None if self.prompt.kind == "[gMASK]" else self.prompt.mask_position(self.done)
+        shared = None if self.prompt.advances else self.prompt.mask_position(self.done)
         return Wanted(context, self._limit(len(context)), shared,
                       (self.seed, len(self.done), *self.prompt.input_ids()))
 

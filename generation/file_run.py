@@ -44,9 +44,10 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
     if results.strange:
         print(printable(f"note: {results.source} has changed: {results.strange} of the earlier answers belong to other "
                         "prompts; they are left out, and what stands there now is answered"), file=sys.stderr)
-    if mixed := [line for line in results.lines if line.error is None and note_on_left_over(line.text)]:
+    form = model.config.prompt_form
+    if mixed := [line for line in results.lines if line.error is None and note_on_left_over(line.text, form)]:
         also = f" (and {len(mixed) - 1} more)" if len(mixed) > 1 else ""
-        print(printable(f"note: {results.source}:{mixed[0].number}{also}: {note_on_left_over(mixed[0].text)}"),
+        print(printable(f"note: {results.source}:{mixed[0].number}{also}: {note_on_left_over(mixed[0].text, form)}"),
               file=sys.stderr)
     settings = {
         "facts": facts, "options": asdict(options.params), "input_source": results.source,

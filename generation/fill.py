@@ -115,8 +115,9 @@ def begin(text: str, model, tokenizer, params: SamplingParams | BeamParams) -> F
     seed = secrets.randbits(53) if params.seed is None else params.seed
     if params.seed is None and parallel.is_started():
         seed = parallel.broadcast_object(seed)
-    filling = Filling(split(text, tokenizer), params, seed, model.config.max_sequence_length,
-                      (tokenizer.command("eop"), tokenizer.command("eos")))
+    form = model.config.prompt_form
+    filling = Filling(split(text, tokenizer, form), params, seed, model.config.max_sequence_length,
+                      tuple(tokenizer.command(name) for name in form.ends))
     filling.wanted()  # raises where there is no room
     return filling
 
@@ -124,7 +125,8 @@ def begin(text: str, model, tokenizer, params: SamplingParams | BeamParams) -> F
 def row_of(filling: Filling) -> Row:
     """What a batch is asked for the next blank."""
     context, limit, shared_position, seed = filling.wanted()
-    return Row(context, filling.params, limit, rules(filling.ends), shared_position, seed=seed)
+    return Row(context, filling.params, limit, rules(filling.ends), shared_position, filling.prompt.is_causal,
+               seed=seed)
 
 
 def fill(model, tokenizer, fillings: Mapping[int, Filling],

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from generation.blanks import Beam, Filled, Prompt, fault, filled, joined, joint, note_on_left_over
 from generation.fill import begin, fill
@@ -44,7 +44,7 @@ class Session:
 
     def __init__(self, model, tokenizer, options: Options, read: Callable[[], str], write: Callable[[str], None],
                  note: Callable[[str], None], colour: bool, streams: bool = True):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.form = model, tokenizer, model.config.prompt_form
         self.first_options = self.options = options
         self.read, self.write, self.note = read, write, note
         self.colour, self.streams = colour, streams
@@ -101,7 +101,7 @@ class Session:
     def answer(self, text: str) -> None:
         if wrong := fault(text):
             raise UserError(f"{wrong} (/help says what a query may hold)" if "empty" in wrong else wrong)
-        if (line := note_on_left_over(text)) and not self.is_told_of_kinds:
+        if (line := note_on_left_over(text, self.form)) and not self.is_told_of_kinds:
             self.is_told_of_kinds = True
             self.note(f"note: {line}")
         params = self.options.params
@@ -109,7 +109,7 @@ class Session:
             params = dataclasses.replace(params, seed=secrets.randbits(53))
         filling = parallel.broadcast_object(begin(text, self.model, self.tokenizer, params))
         prompt = filling.prompt
-        stream = AnswerStream(prompt, self.tokenizer, self.write, self.colour)
+        stream = AnswerStream(prompt, self.tokenizer, self.write, self.colour, filling.ends)
         start = time.monotonic()
         try:
             ((_, result),) = fill(self.model, self.tokenizer, {0: filling}, lambda _, blank, token: stream.add(
@@ -184,7 +184,7 @@ def line_editing(is_terminal: bool):
 
 def marks(prompt: Prompt) -> tuple[str, str]:
     """Terminal codes before and after a filled blank."""
-    return (UNDERLINE, PLAIN) if prompt.kind == "[gMASK]" else (GREEN + UNDERLINE, PLAIN + PLAIN)
+    return (UNDERLINE, PLAIN) if prompt.advances else (GREEN + UNDERLINE, PLAIN + PLAIN)
 
 
 def coloured(prompt: Prompt, beam: Beam, tokenizer) -> str:
@@ -226,10 +226,10 @@ class AnswerStream:
     What has been written in the end is the result's text, with its blanks marked if `colour`.
     """
 
-    def __init__(self, prompt: Prompt, tokenizer, write: Callable[[str], None], colour: bool):
-        self._prompt, self._tokenizer, self._write = prompt, tokenizer, write
+    def __init__(self, prompt: Prompt, tokenizer, write: Callable[[str], None], colour: bool, ends: Collection[int]):
+        """ends: tokens that end a blank."""
+        self._prompt, self._tokenizer, self._write, self._ends = prompt, tokenizer, write, ends
         self._begin, self._end = marks(prompt) if colour else ("", "")
-        self._ends = {tokenizer.command("eop"), tokenizer.command("eos")}
         self._blank, self._text, self._is_begun = -1, None, False
         self._before = ""  # what has been written, without codes
         self.num_tokens = 0

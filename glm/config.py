@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from glm.families import FAMILIES, glm130b
+from glm.prompt_form import PromptForm
 from glm.spec import Table
 from runtime import show
 from runtime.arguments import option
@@ -77,6 +78,11 @@ class ModelConfig:
     @property
     def key_value_heads(self) -> int:
         return self.num_key_value_groups or self.num_attention_heads
+
+    @property
+    def prompt_form(self) -> PromptForm:
+        """What stands around a prompt, and which masks are filled."""
+        return FAMILIES[self.family].prompt_form(self)
 
     @property
     def table(self) -> Table:

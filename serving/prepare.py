@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from generation.batch import Row
-from generation.blanks import MASK_PATTERN, Filling, Result, kind_of, split
+from generation.blanks import MASK_PATTERN, Filling, Result, split
 from generation.conversation import ChatFormat, question, read_messages
 from generation.fill import row_of
 from generation.sampling import Score, rules
+from glm.prompt_form import PromptForm
 from runtime.errors import UserError
 from serving.choices import Answer, Blanks, Entry, entry_of
 from serving.engine import Job, Scored
@@ -29,12 +30,13 @@ class Served:
     names: Names
     most: int  # tokens of a sequence
     vocabulary: int
+    form: PromptForm  # what stands around a prompt
     chat_format: ChatFormat | None
     chat_name: str | None
 
     @property
     def ends(self) -> tuple[int, ...]:
-        return self.tokenizer.command("eop"), self.tokenizer.command("eos")
+        return tuple(self.tokenizer.command(name) for name in self.form.ends)
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,22 @@ def _stretches(text: str, tokenizer) -> list[list[int]]:
 def _blank(prompt: str | tuple[int, ...], asked: Completion, served: Served):
     """The prompt cut at its only blank (generation.blanks.Prompt)."""
     if not isinstance(prompt, str):
-        mask = asked.mask or "[gMASK]"
-        cut = split(mask, served.tokenizer)
-        return replace(cut, stretches=(tuple(prompt), ()))
+        cut = split(asked.mask or "", served.tokenizer, served.form)
+        begin = cut.stretches[0]
+        return replace(cut, stretches=((*begin, *prompt), *cut.stretches[1:]))
     is_given = asked.suffix is None and MASK_PATTERN.search(prompt)
-    mask = asked.mask or ("[gMASK]" if asked.suffix is None else "[MASK]")
+    mask = asked.mask or (served.form.masks[-1] if asked.suffix is None else "[MASK]")
+    if served.form.is_causal and not is_given and asked.suffix is None and asked.mask is None:
+        return split(prompt, served.tokenizer, served.form)
     text = prompt if is_given else f"{prompt}{mask}{asked.suffix or ''}"
-    kind = kind_of(text)
+    kind = served.form.kind_of(text)
     if text.count(kind) != 1:
         raise bad("prompt", f"the prompt has {text.count(kind)} blanks {kind}, and a completion fills one; /v1/fill "
                             "fills them all")
     if (asked.mask or kind) != kind:
         raise bad("mask", f"the prompt's own mask {kind} is filled before {asked.mask}; use /v1/fill, or leave mask "
                           "out")
-    return split(text, served.tokenizer)
+    return split(text, served.tokenizer, served.form)
 
 
 def _answer(prompt: Prompt, asked: Completion, served: Served, number: int) -> Answer:
@@ -167,8 +171,8 @@ def fill_job(asked: Fill, served: Served) -> tuple[Job, list[Result | int], int]
     choices, outcome = [], []
     for text in asked.texts:
         try:
-            filling = Filling(split(text, served.tokenizer), asked.decoding.params(), asked.decoding.seed, served.most,
-                              served.ends)
+            filling = Filling(split(text, served.tokenizer, served.form), asked.decoding.params(), asked.decoding.seed,
+                              served.most, served.ends)
             choice = Blanks(filling, served.tokenizer, asked.streaming.is_on)
         except UserError as error:
             if not asked.is_list:

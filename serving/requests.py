@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from generation.blanks import MASK_PATTERN, MASKS
+from generation.blanks import MASK_PATTERN
 from generation.params import BeamParams, SamplingParams
+from glm.prompt_form import MASKS
 from serving.errors import ApiError, bad
 from serving.fields import LARGEST, Fields
 

@@ -17,13 +17,13 @@ from generation.blanks import (
     fault,
     filled,
     joined,
-    kind_of,
     left_over,
     meant_for_a_mask,
     split,
 )
 from generation.params import Options
 from generation.session import AnswerStream, Session
+from glm.prompt_form import PromptForm
 from glm.tokenizers.opening import open_tokenizer
 from runtime import parallel
 from runtime.errors import UserError
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
     ("[gMASK] [sMASK] [MASK]", "[MASK]", ["[gMASK]", "[sMASK]"]),
 ])
 def test_one_kind_is_filled(text, kind, others):
-    assert (kind_of(text), left_over(text)) == (kind, others)
+    assert (PromptForm().kind_of(text), left_over(text)) == (kind, others)
 
 
 @pytest.mark.parametrize("written, meant", [
@@ -215,7 +215,7 @@ def test_nothing_is_added_to_the_prompt_but_the_blanks_and_a_stream_shows_the_sa
     assert rest == ""
 
     shown = []
-    stream = AnswerStream(prompt, tokenizer, shown.append, colour=False)
+    stream = AnswerStream(prompt, tokenizer, shown.append, False, [tokenizer.command("eop")])
     for number, blank in enumerate(ids):
         for token in [*blank, tokenizer.command("eop")]:
             stream.add(number, token)

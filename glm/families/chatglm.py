@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
+from glm.prompt_form import PromptForm
 from glm.spec import (
     DENSE,
     FINAL_NORM,
@@ -92,6 +93,11 @@ def check(config: ModelConfig) -> None:
                         f"{parts} for rotary positions")
     if config.num_key_value_groups:
         raise UserError("a model of the family chatglm has keys and values for every head")
+
+
+def prompt_form(config: ModelConfig) -> PromptForm:
+    """Of the first revisions: later ones put [gMASK] behind a text with [MASK], too, and so fill nothing inside."""
+    return PromptForm(("[MASK]", "[gMASK]"), advancing=(), ends=("eop",))
 
 
 def rotary_size(config: ModelConfig) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from glm.prompt_form import PromptForm
 from glm.spec import (
     DENSE,
     FINAL_NORM,
@@ -99,6 +100,10 @@ def check(config: ModelConfig) -> None:
                         "for rotary positions")
     if config.position_encoding_2d or config.tie_word_embeddings:
         raise UserError("a model of the family chatglm2 has one position for each token, and a head of its own")
+
+
+def prompt_form(config: ModelConfig) -> PromptForm:
+    return PromptForm(("[gMASK]",), ("[gMASK]", "sop"), ends=("eos",), is_causal=True)
 
 
 def rotary_size(config: ModelConfig) -> int:

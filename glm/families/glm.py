@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
+from glm.prompt_form import PromptForm
 from glm.spec import (
     BLOCK_POSITION_EMBEDDINGS,
     DENSE,
@@ -105,6 +106,14 @@ def fields(values: Mapping[str, object]) -> dict[str, object]:
 def check(config: ModelConfig) -> None:
     if not config.tie_word_embeddings or config.num_key_value_groups:
         raise UserError("a model of the family glm has a tied head, and keys and values for every head")
+
+
+def prompt_form(config: ModelConfig) -> PromptForm:
+    """[CLS] text eos. Hugging Face's port and the Megatron-style original differ behind a mask at the end, and in what
+    ends an answer."""
+    is_port = config.gelu == "exact"
+    return PromptForm(begin=("ENC",), advancing=(), no_end_after=() if is_port else ("[gMASK]",),
+                      ends=("eop",) if is_port else ("eop", "eos"))
 
 
 def rotary_size(config: ModelConfig) -> int:

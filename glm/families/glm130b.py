@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from glm.prompt_form import DEFAULT, PromptForm
 from glm.spec import (
     DENSE,
     FINAL_NORM,
@@ -85,6 +86,10 @@ def check(config: ModelConfig) -> None:
     if config.head_size % parts:
         raise UserError(f"the head size {config.head_size} (hidden_size / num_attention_heads) must be a multiple of "
                         f"{parts} for rotary positions")
+
+
+def prompt_form(config: ModelConfig) -> PromptForm:
+    return DEFAULT
 
 
 def rotary_size(config: ModelConfig) -> int:
