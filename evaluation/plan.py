@@ -167,9 +167,9 @@ def prepare(config: TaskConfig, tokenizer, rows: Mapping[Path, int], limit: Limi
     batch; max_items: most of its items; longest: tokens that the model is made for."""
     with calling(config, f"task {config.name}"):
         task = task_class(config)(config, tokenizer)
-    groups = {group: [relative(config, path) for path in paths] for group, paths in data_files(config).items()}
-    paths = dict.fromkeys(path for paths in data_files(config).values() for path in paths)
-    files = {relative(config, path): _read(task, path, rows[path], limit, longest) for path in paths}
+    groups = {group: [relative(config, path) for path in paths if path in rows]
+              for group, paths in data_files(config).items()}
+    files = {relative(config, path): _read(task, path, number, limit, longest) for path, number in rows.items()}
     requests = [request for file in files.values() for request in file.requests]
     max_tokens = budget(requests)
     hashes = [hash_request(request) for request in requests]

@@ -7,6 +7,7 @@ import pytest
 import commands.evaluate as command
 from evaluation.task_file import load_task
 from runtime.errors import UserError
+from tests.faults import said
 from tests.golden_data import SHAPE
 from tests.tiny_tasks import MODEL, results, samples, write_rows
 
@@ -72,7 +73,7 @@ def test_a_longer_max_seq_length_is_kept_and_told_of(tmp_path, capsys):
     assert [item["overlong"] for item in samples(folder)["mul/rows.jsonl"]] == [True, False]
     assert results(folder)["tasks"]["mul"]["files"]["rows.jsonl"]["overlong_items"] == [0]
     captured = capsys.readouterr()
-    lines = captured.err.splitlines()
+    lines = said(captured.err).splitlines()
     assert len(lines) == 3 and lines[0].startswith(
         f"warning: {folder / 'tasks' / 'gen.yaml'}: max_seq_length 2000 is more than the {LONGEST} tokens")
     head, *rows = captured.out[captured.out.index("task  metric"):].splitlines()
