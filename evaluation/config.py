@@ -22,30 +22,24 @@ class TaskType(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What all types of task share. Its repr is the line of settings in the report, so fields keep their order.
-
-    path: the folder of the task's data files. module: dotted path of a subclass of evaluation.tasks.Task.
-    file_pattern: glob below path, or name of a group -> glob. max_seq_length: tokens, with the choices or the answer.
-    packed_length: tokens of a text with all its choices, which are read as one sequence, where that is not
-    max_seq_length but the model's: each choice goes on from the text, so only the longest one must fit the model.
-    use_task_mask: the blank is a [gMASK], not a [MASK]. micro_batch_size: what the original batched by; batches are
-    formed by their tokens here. source: the YAML file. options: free settings for the class that `module` names.
-    """
+    """What all types of task share. Its repr is a line of a run's output, so fields keep their order."""
 
     name: str
     type: TaskType
-    path: str
-    module: str | None = None
+    path: str  # folder of the data files
+    module: str | None = None  # dotted path of a subclass of evaluation.tasks.Task
     metrics: list[str] = field(default_factory=list)
-    use_task_mask: bool = False
-    use_multitask_encoding: bool = False
+    use_task_mask: bool = False  # the blank is a [gMASK], not a [MASK]
+    use_multitask_encoding: bool = False  # mul: positions count on after the [MASK]
     unidirectional: bool = False
-    max_seq_length: int = LONGEST
-    file_pattern: str | dict[str, str] = DEFAULT_PATTERN
-    micro_batch_size: int = 1
-    source: Path = field(default=Path(), repr=False)
+    max_seq_length: int = LONGEST  # tokens, with the choices or the answer
+    file_pattern: str | dict[str, str] = DEFAULT_PATTERN  # glob below path, or name of a group -> glob
+    micro_batch_size: int = 1  # what the original batched by; batches are formed by their tokens here
+    source: Path = field(default=Path(), repr=False)  # the YAML file
+    # Tokens of a text with all its choices, which are read as one sequence, where that is not max_seq_length but the
+    # model's: each choice goes on from the text, so only the longest one must fit the model.
     packed_length: int | None = field(default=None, repr=False)
-    options: dict[str, Any] = field(default_factory=dict, repr=False)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)  # free settings for the class of `module`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +50,21 @@ class MultiChoiceTaskConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTaskConfig(TaskConfig):
-    """sampling_strategy: BaseStrategy is greedy. min_gen_length, max_gen_length: tokens of the answer."""
-
     type: TaskType = TaskType.GENERATION
     metrics: list[str] = field(default_factory=lambda: ["EM", "F1"])
-    sampling_strategy: str = "BaseStrategy"
+    sampling_strategy: str = "BaseStrategy"  # which is greedy
     num_beams: int = 4
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 3
-    min_gen_length: int = 0
+    min_gen_length: int = 0  # tokens of the answer
     max_gen_length: int = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelTaskConfig(TaskConfig):
-    """generation_length: tokens by which the window moves, and which are scored in every window but the first."""
-
     type: TaskType = TaskType.LANGUAGE_MODEL
     metrics: list[str] = field(default_factory=lambda: ["PPL"])
-    generation_length: int = 256
+    generation_length: int = 256  # tokens by which the window moves, scored in every window but the first
 
 
 @dataclass(frozen=True, kw_only=True)

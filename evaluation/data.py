@@ -23,14 +23,14 @@ _BLANKS = " \t\n\r"
 
 @dataclass(frozen=True)
 class Example:
-    """A row, tokenised. index: among the rows, from 0. label: of the right choice. row: all fields as read."""
+    """A row, tokenised."""
 
-    index: int
+    index: int  # among the rows, from 0
     inputs: list[int]
     choices: list[list[int]]
     targets: list[list[int]]
-    label: int | None
-    row: dict[str, Any]
+    label: int | None  # of the right choice
+    row: dict[str, Any]  # all fields as read
 
 
 def read_rows(path: str | Path, config: TaskConfig,

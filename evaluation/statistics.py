@@ -71,7 +71,7 @@ def interval(metric, arrays: Sequence, weights: Sequence[float] | None = None,
 
 @dataclass(frozen=True)
 class Difference:
-    """B minus A of a metric's average over files, with its paired bootstrap interval (None: one item only)."""
+    """B minus A of a metric's average over files, with its paired bootstrap interval; None: there is one item only."""
 
     value: float
     low: float | None
