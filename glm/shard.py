@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Shard(NamedTuple):
 
     path: Path
     tensors: Mapping[str, torch.Tensor]
-    entries: Mapping[str, Entry] = {}  # where the tensors lie in the file
+    entries: Mapping[str, Entry] = MappingProxyType({})  # where the tensors lie in the file; of a Resplit nowhere
 
     def slices(self, name: str) -> list[torch.Tensor]:
         """What makes up a tensor, in order: itself, but for a part that is put together (Resplit)."""
