@@ -1,5 +1,5 @@
 """Several hosts, reached over ssh, looked at by the doctor there, compared with one another; and all ranks, started for
-one all-reduce (doctor/allreduce.py) whose outcome is heard whatever becomes of them."""
+one all-reduce (doctor/allreduce.py) that has an outcome even where they crash or hang."""
 
 from __future__ import annotations
 

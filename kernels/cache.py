@@ -59,8 +59,8 @@ def own_folder() -> Path:
 
 
 def kept(name: str) -> bytes | None:
-    """The content of a file of the folder; None where there is none. One that is somebody else's or damaged counts as
-    none, and is named on stderr. Raises BuildError as `own_folder`."""
+    """The content of a file of the folder; None where there is none. One that is another user's or damaged
+    counts as none, and is named on stderr. Raises BuildError as `own_folder`."""
     path = own_folder() / name
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:

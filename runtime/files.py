@@ -32,7 +32,7 @@ PACKAGES = ("torch", "SwissArmyTransformer", "sentencepiece", "numpy")
 def replacing(path: Path, by_several: bool = False) -> Iterator[Path]:
     """A temporary name beside ``path`` that takes its place when the block has ended well.
 
-    The file under it is made anew, empty, before the block begins; a link that somebody has put there is removed. The
+    The file under it is made anew, empty, before the block begins; a link that was put there is removed. The
     name is always the same, so that nothing is left of a killed process; by_several: processes may write at once, so
     each has a name of its own. An OSError of the block that names no file (a full disk, say) names this one.
     """

@@ -132,7 +132,7 @@ class Watch:
         while not self._stopping.is_set():
             now = time.monotonic()
             if now >= due:
-                # while this process itself was stopped it could hear nobody: that time does not count
+                # while this process itself was stopped it heard no other: that time does not count
                 passed, before, due = min(now - before, 2 * self.beat), now, now + self.beat
                 for other in self._others.values():
                     other.silent = None if other.silent is None else other.silent + passed
@@ -148,7 +148,7 @@ class Watch:
         for other in self._others.values():
             try:
                 self._socket.sendto(beat, (other.place.address, other.place.port))
-            except OSError:  # nobody listens there any more, or the network is down: the silence tells
+            except OSError:  # the other has ended, or the network is down: its silence will tell
                 continue
 
     def _listen(self) -> None:
@@ -157,7 +157,7 @@ class Watch:
                 data = self._socket.recv(64)
             except BlockingIOError:
                 return
-            except OSError:  # an earlier datagram found nobody
+            except OSError:  # an earlier datagram was not received
                 continue
             if len(data) != _BEAT.size:
                 continue

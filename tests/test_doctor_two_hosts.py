@@ -67,7 +67,7 @@ def test_one_host_out_of_reach_one_with_a_taken_port_and_one_that_differs(tmp_pa
     script = f"{sys.executable} listen.py &\nuntil [[ -e listens ]]; do sleep 0.1; done\n"
     (metadata,) = [file.locate() for file in distribution("rich").files if file.name == "METADATA"]
     script += elsewhere(tmp_path, metadata, lambda text: re.sub(rb"(?m)^Version: .*", b"Version: 4.1", text))
-    script += elsewhere(tmp_path, ROOT / "runtime" / "files.py", lambda text: text + b"# changed\n")
+    script += elsewhere(tmp_path, ROOT / "runtime" / "files.py", lambda text: text + b"CHANGED = True\n")
     script += elsewhere(tmp_path, checkpoint / "49300" / "mp_rank_00_model_states.pt", lambda data: data[:1000])
     done = run(tmp_path, job | {"CHECKPOINT_PATH": str(checkpoint)}, f"{script} {DOCTOR}; code=$?; kill %1; exit $code")
     assert done.returncode == 2, done.stderr
