@@ -10,15 +10,24 @@ import torch
 
 import kernels
 from glm import spec
-from glm.checkpoint import STREAMED, find_shards, missing_shard, read_config, shard_name, wrong_degree
+from glm.checkpoint import (
+    STREAMED,
+    Checkpoint,
+    missing_shard,
+    open_checkpoint,
+    read_config,
+    shard_name,
+    wrong_degree,
+)
 from glm.config import ModelConfig
+from glm.families import FAMILIES
 from glm.linear import pack_linears
 from glm.model import GLM
 from glm.options import ModelOptions
 from glm.resplit import resplit, uncut
-from glm.shard import Shard, read_shard
+from glm.shard import Shard, read_part
 from glm.stream import Offloaded, read_offloaded
-from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
+from glm.tokenizers.interface import Tokenizer
 from glm.weights import bytes_of, check_shard, count_parts, quantization_schemes
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme, check_scheme
@@ -38,14 +47,14 @@ BMINF_SHARE = 0.5  # of what is free goes to the weights with --bminf; caches an
 LARGE_BYTES = 10**9  # from here on loading shows a progress bar
 
 
-def load(options: ModelOptions) -> tuple[GLM, IcetkTokenizer]:
+def load(options: ModelOptions) -> tuple[GLM, Tokenizer]:
     """The model, ready to run and without gradients, and the tokenizer of a checkpoint folder.
 
     Every rank calls it. Raises UserError for every fault of the files or arguments, on all ranks if it happens on one.
     """
     options = replace(options, device=_device(options.device), dtype=_dtype(options.dtype))
     config = read_config(options.path, options.model, **(options.shape or {}))
-    tokenizer = IcetkTokenizer(find_vocabulary(options.path, options.tokenizer_path), config.num_image_tokens)
+    tokenizer = FAMILIES[config.family].open_tokenizer(Path(options.path), options.tokenizer_path, config)
     check_vocabulary(tokenizer, config)
     _start_parallel(options)
     return load_model(options, config), tokenizer
@@ -63,11 +72,12 @@ def load_model(options: ModelOptions, config: ModelConfig) -> GLM:
     limit = _offload_limit(options)
 
     def read() -> tuple[dict[str, Scheme], Offloaded, list[MappedFile]]:
-        paths = find_shards(path)
-        shards = _shards(paths, config)
-        files = [mapped_file(shard.path) for shard in shards]
-        explain_bus_errors(shards[0].path if len(shards) == 1 else shards[0].path.parent)
-        shard = shards[0] if len(paths) == parallel.size() else _own_part(path, shards, config, limit)
+        checkpoint = open_checkpoint(path)
+        shards = _shards(checkpoint, config)
+        opened = sorted({entry.file for shard in shards for entry in shard.entries.values()})
+        files = list(map(mapped_file, opened))
+        explain_bus_errors(opened[0] if len(opened) == 1 else opened[0].parent)
+        shard = shards[0] if checkpoint.parts == parallel.size() else _own_part(path, shards, config, limit)
         schemes = _schemes(shard, expected, options)
         size = bytes_of(shard, expected)
         with Progress(size, shown=size >= LARGE_BYTES and parallel.is_first_process(), unit="B",
@@ -84,7 +94,7 @@ def load_model(options: ModelOptions, config: ModelConfig) -> GLM:
     return model.requires_grad_(False).eval()
 
 
-def check_vocabulary(tokenizer: IcetkTokenizer, config: ModelConfig) -> None:
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raises UserError where the tokenizer's ids and the model's vocabulary cannot belong together."""
     used, size = tokenizer.num_tokens, config.vocab_size
     facts = (f"the vocabulary {tokenizer.vocabulary_file} with num_image_tokens {tokenizer.num_image_tokens} has ids "
@@ -112,19 +122,20 @@ def _start_parallel(options: ModelOptions) -> None:
         return
     world = (torch.distributed.get_world_size() if torch.distributed.is_initialized()
              else int(os.environ.get("WORLD_SIZE", "1")))
-    shards = len(find_shards(options.path))
-    parallel.start(shards if world % shards == 0 else world)
+    parts = open_checkpoint(options.path).parts
+    parallel.start(parts if world % parts == 0 else world)
 
 
-def _shards(paths: Sequence[Path], config: ModelConfig) -> list[Shard]:
-    """The files of which this rank needs something, not read yet: its own, or all where they are not one a rank."""
-    mine = [paths[parallel.rank()]] if len(paths) == parallel.size() else paths
-    shards = [read_shard(path) for path in mine]
-    parts = count_parts(shards[0].tensors, config) or len(paths)
-    if len(paths) < parts:
-        raise UserError(missing_shard(paths[0].with_name(shard_name(len(paths)))) + f" ({parts} belong together)")
+def _shards(checkpoint: Checkpoint, config: ModelConfig) -> list[Shard]:
+    """The parts of which this rank needs something, not read yet: its own, or all where they are not one a rank."""
+    own_name, count = FAMILIES[config.family].own_name, checkpoint.parts
+    mine = [parallel.rank()] if count == parallel.size() else range(count)
+    shards = [read_part(checkpoint, rank, own_name) for rank in mine]
+    parts = count_parts(shards[0].tensors, config) or count
+    if count < parts and checkpoint.weight_map is None:
+        raise UserError(missing_shard(checkpoint.paths[0].with_name(shard_name(count))) + f" ({parts} belong together)")
     for shard in shards:
-        check_shard(shard, spec.expected(config, len(paths)), config)
+        check_shard(shard, spec.expected(config, count), config)
     return shards
 
 

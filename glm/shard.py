@@ -15,7 +15,7 @@ import torch
 from glm.checkpoint import torch_file
 from glm.checkpoint.entry import SIZES, Entry
 from glm.checkpoint.folder import CONFIG_NAME, LATEST, shard_name
-from glm.checkpoint.index import MODULE, read_file, tensors_of
+from glm.checkpoint.index import MODULE, Checkpoint, read_file, tensors_of
 from glm.config import ModelConfig
 from runtime.errors import UserError
 from runtime.files import replacing, write_torch
@@ -96,6 +96,13 @@ def _mapped(path: Path) -> tuple[mmap.mmap, int]:
             raise UserError(f"{path} ({path.stat().st_size} bytes): no memory to map it; a limit on this process's "
                             "memory is too low (ulimit -v, ulimit -d)") from None
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read_part(checkpoint: Checkpoint, rank: int, own_name: Callable[[str], str]) -> Shard:
+    """One rank's part of a checkpoint of any layout, by our names (glm.families), not read yet."""
+    entries = {own_name(name): entry for name, entry in checkpoint.part(rank).items()}
+    path = checkpoint.folder if len(checkpoint.paths) > checkpoint.parts else checkpoint.paths[rank]
+    return Shard(path, MappedTensors(entries), entries)
 
 
 def read_shard(path: Path) -> Shard:

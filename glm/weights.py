@@ -164,7 +164,7 @@ def _check_inverse_frequencies(found: torch.Tensor, name: str, config: ModelConf
 
     The model's own table is never taken from the file; a file with other values was made for another model.
     """
-    needed = inverse_frequencies(config.head_size, "half_inv_freq")
+    needed = inverse_frequencies(2 * found.numel(), "half_inv_freq")
     tolerance = max(torch.finfo(found.dtype).eps, torch.finfo(torch.float16).eps)  # one step of the coarser rounding
     if not torch.allclose(found.float(), needed, rtol=tolerance, atol=1e-7):
         raise UserError(f"{path}: {name} is not 1 / 10000^(2i / {config.head_size}), the rotary frequencies of head "

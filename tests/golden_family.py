@@ -10,12 +10,9 @@ from pathlib import Path
 import numpy
 import torch
 
-from glm import spec
-from glm.checkpoint import open_checkpoint
-from glm.config import ModelConfig
-from glm.families import FAMILIES
-from glm.model import GLM
-from glm.shard import MappedTensors
+from glm.checkpoint import read_config
+from glm.loading import load_model
+from glm.options import ModelOptions
 from runtime import parallel
 from tests.golden_data import GOLDEN
 
@@ -41,35 +38,13 @@ def checkpoint(family, name):
     return KIT / family / "checkpoints" / name
 
 
-def config_of(folder, family, values=None, **fields):
-    """values: other ones for keys of config.json."""
-    given = json.loads((folder / "config.json").read_text(encoding="utf-8")) | (values or {})
-    return ModelConfig.from_values(FAMILIES[family].fields(given) | fields)
-
-
-def weights_of(folder):
-    """Of a checkpoint of Hugging Face's, by the names that they have there."""
-    tensors = MappedTensors(open_checkpoint(folder).index.parts[0])
-    return {name: tensors[name] for name in tensors}
-
-
-def model_of(config, weights):
-    """The model of this rank, of a whole model's weights by the names of the original's files."""
-    weights = {FAMILIES[config.family].own_name(name): tensor.float() for name, tensor in weights.items()}
-    degree, rank = (parallel.size(), parallel.rank()) if parallel.is_started() else (1, 0)
-    model = GLM(config, device="meta")
-    own = {name: own_part(name, weights[name], config, degree, rank) for name in spec.expected(config, degree)}
-    model.load_state_dict(own, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
-
-
-def own_part(name, tensor, config, degree, rank):
-    """A rank's part of a whole tensor."""
-    if spec.cut_of(name) is spec.Cut.WHOLE:
-        return tensor
-    axis = spec.axis_number(name)
-    return torch.cat([tensor.narrow(axis, start, stop - start)
-                      for _, start, stop in spec.slices_of(name, config, 1, degree, rank)], dim=axis)
+def load(folder, **fields):
+    """The model of a checkpoint, of this rank. fields: of its configuration."""
+    options = ModelOptions(path=folder, device=torch.device("cpu"), dtype=torch.float32)
+    config = read_config(folder, **fields)
+    if not parallel.is_started():
+        parallel.start()
+    return load_model(options, config)
 
 
 def causal(context, width):

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 
-from glm.checkpoint import find_shards, iteration_folder, read_config, shard_name, wrong_degree
+from glm.checkpoint import find_shards, iteration_folder, open_checkpoint, read_config, shard_name, wrong_degree
 from glm.config import ModelConfig
 from glm.shard import read_shard, save_checkpoint, save_shard
 from glm.weights import bytes_of
@@ -103,11 +103,15 @@ def test_latest_that_holds_more_than_a_name(folder, content):
     assert refuses(iteration_folder, folder).endswith("and nothing else, such as 10")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "pytorch_model.bin"])
 def test_a_checkpoint_of_hugging_face(tmp_path, name):
     (tmp_path / name).write_text("{}", encoding="utf-8")
     for read in (read_config, find_shards):
         assert f"{tmp_path} is a checkpoint of Hugging Face's" in refuses(read, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    assert "config.json: model_type is 'bert'; served are glm, chatglm" in refuses(read_config, tmp_path)
+    (tmp_path / name).unlink()
+    assert "but has none of model.safetensors, " in refuses(open_checkpoint, tmp_path)
 
 
 def test_a_shard_that_is_a_broken_link(folder, shard):

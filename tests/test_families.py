@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from glm.families import FAMILIES
+from glm.linear import linears
 from kernels.packing import dequantize
 from quantization.functional import quantize
 from runtime import parallel
@@ -16,11 +17,9 @@ from tests.golden_family import (
     chatglm2_inputs,
     chatglm_inputs,
     checkpoint,
-    config_of,
     descriptions,
     glm_inputs,
-    model_of,
-    weights_of,
+    load,
 )
 from tests.parallel_helper import run_ranks
 
@@ -32,33 +31,12 @@ PREFIXED = [name for name in (*CHATGLM, *CHATGLM2) if name.startswith("prefix")]
 
 @functools.cache
 def glm_model(name):
-    folder = checkpoint("glm", f"hf_{name}")
-    return model_of(config_of(folder, "glm"), weights_of(folder))
+    return load(checkpoint("glm", f"hf_{name}"))
 
 
-@functools.cache
-def megatron_weights():
-    """Of the two parts together; the rules by which they were cut are written down once more here."""
-    folder = checkpoint("glm", "megatron_chinese_MP2") / "12000"
-    one, other = (torch.load(folder / f"mp_rank_0{rank}_model_states.pt", weights_only=True)["module"]
-                  for rank in range(2))
-    whole = {}
-    for name, tensor in one.items():
-        if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
-            whole[name] = torch.cat((tensor, other[name]), dim=1)
-        elif "query_key_value" in name:
-            thirds = zip(tensor.chunk(3), other[name].chunk(3), strict=True)
-            whole[name] = torch.cat([part for pair in thirds for part in pair])
-        elif "dense_h_to_4h" in name or name == "word_embeddings.weight":
-            whole[name] = torch.cat((tensor, other[name]))
-        else:
-            whole[name] = tensor
-    return whole
-
-
-def megatron_config():
-    shape = dict(num_layers=3, hidden_size=64, num_attention_heads=4, vocab_size=1024, max_sequence_length=128)
-    return config_of(checkpoint("glm", "hf_gpt2"), "glm", shape, gelu="tanh")
+def megatron_model(**fields):
+    """Of two parts; nothing in its files says how many heads it has."""
+    return load(checkpoint("glm", "megatron_chinese_MP2"), num_attention_heads=4, **fields)
 
 
 def assert_golden(found, arrays, valid=None):
@@ -81,29 +59,23 @@ def test_glm(name):
 
 @pytest.mark.parametrize("name", MEGATRON)
 def test_glm_of_megatron_has_the_gelu_of_its_kind(name):
-    model, arrays = model_of(megatron_config(), megatron_weights()), MEGATRON[name]
-    assert_golden(model.logits(*glm_inputs(arrays)), arrays)
-    other = model_of(megatron_config().override(gelu="exact"), megatron_weights())
+    arrays = MEGATRON[name]
+    assert_golden(megatron_model().logits(*glm_inputs(arrays)), arrays)
     with pytest.raises(AssertionError):
-        assert_golden(other.logits(*glm_inputs(arrays)), arrays)
+        assert_golden(megatron_model(gelu="exact").logits(*glm_inputs(arrays)), arrays)
 
 
 def chatglm_model(name):
     described = descriptions("chatglm")[name]
-    values = {"position_encoding_2d": described.get("position_encoding_2d", True)}
-    if described.get("checkpoint") != UNTIED or name == "untied_file_default_config":
-        values["tie_word_embeddings"] = True
-    folder = checkpoint("chatglm", UNTIED)
-    weights = weights_of(folder)
-    if name in ("int8", "int4"):
+    is_tied = described.get("checkpoint") != UNTIED or name == "untied_file_default_config"
+    model = load(checkpoint("chatglm", UNTIED), tie_word_embeddings=is_tied)
+    is_2d = described.get("position_encoding_2d", True)  # the file's frequencies are those of two channels
+    model.config = model.config.override(position_encoding_2d=is_2d)
+    if name in ("int8", "int4"):  # golden's weights are rounded as products in float16 have it
         bits = int(name.removeprefix("int"))
-        weights = {key: dequantize(*quantize(tensor, bits), bits, torch.float16) if is_linear(key) else tensor
-                   for key, tensor in weights.items()}
-    return model_of(config_of(folder, "chatglm", values), weights)
-
-
-def is_linear(name):
-    return name.endswith(".weight") and ("attention." in name or ".mlp." in name)
+        for _, linear in linears(model):
+            linear.weight.data = dequantize(*quantize(linear.weight.half(), bits), bits, torch.float16).float()
+    return model
 
 
 @pytest.mark.parametrize("name", [name for name in CHATGLM if name not in PREFIXED])
@@ -114,8 +86,7 @@ def test_chatglm(name):
 
 @functools.cache
 def chatglm2_model():
-    folder = checkpoint("chatglm2", "hf_chatglm2")
-    return model_of(config_of(folder, "chatglm2"), weights_of(folder))
+    return load(checkpoint("chatglm2", "hf_chatglm2"))
 
 
 @pytest.mark.parametrize("name", [name for name in CHATGLM2 if name not in PREFIXED])
@@ -129,7 +100,7 @@ def built(family):
     """A model of a family, and arguments of its forward pass: one row, whose context of `context` tokens is read at
     once."""
     if family == "glm":
-        return model_of(megatron_config(), megatron_weights()), glm_inputs(MEGATRON["separator_scalar"]), 9
+        return megatron_model(), glm_inputs(MEGATRON["separator_scalar"]), 9
     if family == "chatglm":
         arrays = CHATGLM["pair"]
         return chatglm_model("untied"), chatglm_inputs(arrays), int((arrays["input_ids"][0] == 1304).argmax())

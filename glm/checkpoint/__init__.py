@@ -1,7 +1,8 @@
 """Checkpoints on disk: their folders, and where in their files each tensor lies. No torch here: glm.shard reads them.
 
-    folder       SAT's layout: which file belongs to which rank, the model's shapes, the line that converts
+    folder       SAT's layout: which file belongs to which rank, the line that converts
     index        any layout and format: open_checkpoint(folder).index, name -> Entry(file, offset, dtype, shape, ...)
+    model_config the family and the shapes of the model, from what the folder says
     entry        what an index is made of
     torch_file   the format of torch.save: a zip archive (archive), or pickles and storages; looked at first (pickles)
     safetensors  the format of Hugging Face's newer files
@@ -17,11 +18,11 @@ from glm.checkpoint.folder import (
     find_shards,
     iteration_folder,
     missing_shard,
-    read_config,
     shard_name,
     wrong_degree,
 )
 from glm.checkpoint.index import Checkpoint, Index, identity_of, open_checkpoint, read_file, tensors_of
+from glm.checkpoint.model_config import read_config
 
 __all__ = [
     "CONFIG_NAME", "CONVERTING", "LATEST", "STREAMED", "Checkpoint", "Entry", "FileIndex", "Index",

@@ -12,7 +12,6 @@ import re
 import shlex
 from pathlib import Path
 
-from glm.config import PRESETS, ModelConfig, read_config_file
 from runtime.errors import UserError
 from runtime.reading import SMALL, NoSuchFile, read_text
 from runtime.show import counted
@@ -30,34 +29,26 @@ def shard_name(rank: int) -> str:
 
 
 def checkpoint_folder(folder: str | os.PathLike) -> Path:
-    """The folder, which must be there and not be one of another program's."""
     folder = Path(folder)
     if not os.path.isdir(folder):
-        raise UserError(f"no checkpoint folder {folder}; it is the folder that holds the file {LATEST!r}")
-    foreign = () if os.path.lexists(folder / LATEST) else [name for name in OF_HUGGING_FACE if any(folder.glob(name))]
-    if foreign:
-        raise UserError(f"{folder} is a checkpoint of Hugging Face's (it holds {foreign[0]}), which is not read yet; "
-                        f"one of SAT's holds a file {LATEST!r} beside the folder of its shards")
+        raise UserError(f"no checkpoint folder {folder}; it is the folder that holds the file {LATEST!r} or, of "
+                        "Hugging Face's, config.json")
     return folder
 
 
-def read_config(path: str | os.PathLike, model: str | None = None, **overrides) -> ModelConfig:
-    """Shapes from the checkpoint's model_config.json, then a preset's, then ``overrides`` (None: not said)."""
-    file = checkpoint_folder(path) / CONFIG_NAME
-    try:
-        values, source = read_config_file(file), str(file)
-    except NoSuchFile:
-        values, source = {}, str(path)
-    if model is not None:
-        ModelConfig.from_name(model)  # refuses an unknown name
-        values = values | PRESETS[model]
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return ModelConfig.from_values(values | given, source)
+def foreign_file(folder: Path) -> str | None:
+    """What shows a folder to be one of Hugging Face's; None: nothing, or it is one of files for each rank."""
+    if any(os.path.lexists(folder / name) for name in (LATEST, OF_MEGATRON, shard_name(0))):
+        return None
+    return next((name for name in OF_HUGGING_FACE if any(folder.glob(name))), None)
 
 
 def iteration_folder(folder: str | os.PathLike) -> Path:
     """The folder that ``latest`` points to."""
     folder = checkpoint_folder(folder)
+    if foreign := foreign_file(folder):
+        raise UserError(f"{folder} is a checkpoint of Hugging Face's (it holds {foreign}); here one of SAT's is "
+                        f"needed, which holds a file {LATEST!r} beside the folder of its shards")
     latest = folder / LATEST
     try:
         iteration = read_text(latest, SMALL).strip()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from glm.checkpoint import safetensors, torch_file
 from glm.checkpoint.entry import Entry, FileIndex
-from glm.checkpoint.folder import CONFIG_NAME, missing_shard, rank_files
+from glm.checkpoint.folder import CONFIG_NAME, checkpoint_folder, foreign_file, missing_shard, rank_files
 from glm.checkpoint.pickles import Refused
 from glm.spec import WORD_EMBEDDINGS
 from runtime.errors import UserError
@@ -62,6 +62,22 @@ class Checkpoint:
         return Index((_joined(self.folder, files, self.weight_map),), files)
 
     @property
+    def parts(self) -> int:
+        """Of how many tensor-parallel ranks its files are."""
+        return len(self.paths) if self.weight_map is None else 1
+
+    @property
+    def iteration(self) -> str:
+        """The name of the folder of the files; Hugging Face's have none."""
+        return self.paths[0].parent.name if self.weight_map is None else ""
+
+    def part(self, rank: int) -> Mapping[str, Entry]:
+        """What a rank holds, of whose files alone the headers are read."""
+        if self.weight_map is not None:
+            return self.index.parts[0]
+        return tensors_of(read_file(self.paths[rank]), MODULE)
+
+    @property
     def kind(self) -> str:
         """"huggingface"; of those that have a file a rank, "sat" or "megatron" by the name of the word embeddings."""
         if self.weight_map is not None:
@@ -74,11 +90,12 @@ def open_checkpoint(folder: str | os.PathLike) -> Checkpoint:
 
     Raises UserError where there is none, or a file is missing.
     """
-    folder = Path(folder)
-    if not os.path.isdir(folder):
-        raise UserError(f"no checkpoint folder {folder}")
+    folder = checkpoint_folder(folder)
     config = next((folder / name for name in (CONFIG_NAME, HUGGING_FACE_CONFIG) if (folder / name).is_file()), None)
     name = next((name for name in OF_HUGGING_FACE if (folder / name).is_file()), None)
+    if name is None and (found := foreign_file(folder)):
+        raise UserError(f"{folder} is a checkpoint of Hugging Face's (it holds {found}), but has none of "
+                        f"{', '.join(OF_HUGGING_FACE)}; copy it again")
     if name is None:
         return Checkpoint(folder, tuple(rank_files(folder)), config)
     if not name.endswith(".json"):

@@ -1,8 +1,11 @@
-"""The families of models, a file each; a checkpoint's own configuration says which one it is of (ModelConfig.family).
+"""The families of models, a file each; what a checkpoint says of itself decides of which one it is.
 
 A family's file holds all that is peculiar to it. No torch at import: plans and conversions read it, too.
 
-    PRESETS                            name -> fields of ModelConfig
+    NAME, PRESETS                      ModelConfig.family; name -> fields of ModelConfig
+    MODEL_TYPE, is_mine(values), fields(values)  of a published config.json: whose it is, the fields of ModelConfig
+    own_name(name)                     our name for a tensor of a published file
+    open_tokenizer(folder, path, config)         path: where the vocabulary was said to be, or None
     tensors(config)                    the table of its tensors (glm.spec.Table)
     check(config)                      raises UserError where the configuration is none of this family's
     rotary_size(config)                how many coordinates of a head turn with one position; 0: positions are learned
@@ -13,6 +16,19 @@ A family's file holds all that is peculiar to it. No torch at import: plans and 
     layer_weights(layer)               optional: what the compiled decoding step reads (kernels.stack)
 """
 
+from collections.abc import Mapping
+
 from glm.families import chatglm, chatglm2, glm, glm130b
+from runtime.errors import UserError, shown
 
 FAMILIES = {family.NAME: family for family in (glm130b, glm, chatglm, chatglm2)}
+PUBLISHED = (glm, chatglm2, chatglm)  # those with a config.json; of two that a file may be of, the first
+
+
+def published_fields(values: Mapping[str, object]) -> dict[str, object]:
+    """The fields of ModelConfig in a published config.json. Raises UserError for a model that is not served."""
+    family = next((family for family in PUBLISHED if family.is_mine(values)), None)
+    if family is None:
+        known = ", ".join(dict.fromkeys(family.MODEL_TYPE for family in PUBLISHED))
+        raise UserError(f"model_type is {shown(values.get('model_type'))}; served are {known}")
+    return family.fields(values)

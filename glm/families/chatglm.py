@@ -35,12 +35,15 @@ from glm.spec import (
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from glm.config import ModelConfig
     from glm.sat import Step
+    from glm.tokenizers.interface import Tokenizer
 
-NAME = "chatglm"
+NAME = MODEL_TYPE = "chatglm"
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 IMAGE_TOKENS = 20000  # of the first revisions, whose vocabulary is that much larger
 COMMON = dict(position_encoding_2d=True, rotary_table="half_inv_freq", gelu="tanh", family=NAME)
@@ -52,20 +55,24 @@ PRESETS: dict[str, dict] = {
 
 
 @cache
-def _table(is_tied: bool) -> Table:
+def _table(is_tied: bool, is_2d: bool) -> Table:
     head = Tensor(HEAD, ("vocabulary", "hidden"), Cut.ROWS, extra=is_tied)
     layer = (*norm(NORMS[0]), *linear(QKV, "qkv", "hidden"), *linear(DENSE, "hidden", "hidden"), *norm(NORMS[1]),
              *linear(MLP_IN, "inner", "hidden"), *linear(MLP_OUT, "hidden", "inner"),
-             Tensor(INVERSE_FREQUENCIES, ("half head",), extra=True))
+             Tensor(INVERSE_FREQUENCIES, ("quarter head" if is_2d else "half head",), extra=True))
     return Table((Tensor(WORD_EMBEDDINGS, ("vocabulary", "hidden"), Cut.ROWS),), layer, (*norm(FINAL_NORM), head))
 
 
 def tensors(config: ModelConfig) -> Table:
-    return _table(config.tie_word_embeddings)
+    return _table(config.tie_word_embeddings, config.position_encoding_2d)
 
 
 def own_name(name: str) -> str:
     return name
+
+
+def is_mine(values: Mapping[str, object]) -> bool:
+    return values.get("model_type") == MODEL_TYPE
 
 
 def fields(values: Mapping[str, object]) -> dict[str, object]:
@@ -84,6 +91,12 @@ def fields(values: Mapping[str, object]) -> dict[str, object]:
         "tie_word_embeddings": values.get("tie_word_embeddings", True),
         "num_image_tokens": IMAGE_TOKENS if vocab_size == 150528 else 0,
     }
+
+
+def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Tokenizer:
+    from glm.tokenizers.opening import open_tokenizer
+
+    return open_tokenizer(path or folder)
 
 
 def check(config: ModelConfig) -> None:

@@ -32,12 +32,15 @@ from glm.spec import (
 from runtime.errors import UserError, shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from glm.config import ModelConfig
     from glm.sat import Step
+    from glm.tokenizers.interface import Tokenizer
 
-NAME = "chatglm2"
+NAME, MODEL_TYPE = "chatglm2", "chatglm"
 COMMON = dict(num_image_tokens=0, tie_word_embeddings=False, family=NAME)
 PRESETS: dict[str, dict] = {
     "chatglm2-6b": COMMON | dict(
@@ -76,6 +79,11 @@ def own_name(name: str) -> str:
     return name
 
 
+def is_mine(values: Mapping[str, object]) -> bool:
+    return values.get("model_type") == MODEL_TYPE and ("padded_vocab_size" in values
+                                                       or "multi_query_attention" in values)
+
+
 def fields(values: Mapping[str, object]) -> dict[str, object]:
     """Of a ModelConfig, out of config.json; what is not there has the default of the original's class."""
     for key, served in SERVED.items():
@@ -92,6 +100,12 @@ def fields(values: Mapping[str, object]) -> dict[str, object]:
         "layernorm_epsilon": values.get("layernorm_epsilon", 1e-5),
         "num_key_value_groups": values.get("multi_query_group_num", 1) if values.get("multi_query_attention") else 0,
     }
+
+
+def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Tokenizer:
+    from glm.tokenizers.opening import open_tokenizer
+
+    return open_tokenizer(path or folder)
 
 
 def check(config: ModelConfig) -> None:

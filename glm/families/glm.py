@@ -35,12 +35,15 @@ from glm.spec import (
 from runtime.errors import UserError, shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from glm.config import ModelConfig
     from glm.sat import Step
+    from glm.tokenizers.interface import Tokenizer
 
-NAME = "glm"
+NAME = MODEL_TYPE = "glm"
 BERT, ROBERTA, GPT2, CHINESE = 30592, 50304, 50304, 50048  # sizes of the published vocabularies, padded
 
 
@@ -88,6 +91,10 @@ def own_name(name: str) -> str:
     return f"transformer.{name}" if name.startswith("word_embeddings.") else name
 
 
+def is_mine(values: Mapping[str, object]) -> bool:
+    return values.get("model_type") == MODEL_TYPE
+
+
 def fields(values: Mapping[str, object]) -> dict[str, object]:
     """Of a ModelConfig, out of config.json of Hugging Face's port; what is not there has the default of its class."""
     for key, served in (("relative_encoding", False), ("spell_length", None)):
@@ -101,6 +108,16 @@ def fields(values: Mapping[str, object]) -> dict[str, object]:
         "vocab_size": values.get("vocab_size", 30592), "max_sequence_length": values.get("max_sequence_length", 512),
         "position_encoding_2d": values.get("block_position_encoding", True), "num_image_tokens": 0, "family": NAME,
     }
+
+
+def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Tokenizer:
+    """Of the port, or of Megatron's files, which have another GELU and other commands; of the Chinese ones the 10B
+    model was trained without the option fix-command-token."""
+    from glm.tokenizers.opening import open_megatron_tokenizer, open_tokenizer
+
+    if config.gelu == "exact":
+        return open_tokenizer(path or folder)
+    return open_megatron_tokenizer(path or folder, fix_command_token=config.num_layers < 48)
 
 
 def check(config: ModelConfig) -> None:

@@ -32,10 +32,13 @@ from glm.spec import (
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from glm.config import ModelConfig
     from glm.sat import Step
+    from glm.tokenizers.interface import Tokenizer
     from kernels.reference import LayerWeights
 
 NAME = "glm-130b"
@@ -79,6 +82,16 @@ _TABLE = Table(
 
 def tensors(config: ModelConfig) -> Table:
     return _TABLE
+
+
+def own_name(name: str) -> str:
+    return name
+
+
+def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Tokenizer:
+    from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
+
+    return IcetkTokenizer(find_vocabulary(folder, path), config.num_image_tokens)
 
 
 def check(config: ModelConfig) -> None:
