@@ -171,12 +171,13 @@ def gpu_here(gpus: list[machine.Gpu]) -> devices.Device:
 
 def hours_of(arguments: argparse.Namespace, setup: Setup, device: devices.Device, disk: float | None) -> dict:
     from evaluation.hours import hours
+    from glm.families import FAMILIES
     from glm.loading import check_vocabulary
-    from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
 
     if arguments.load is None:
         raise UserError("hours of tasks need a checkpoint's vocabulary; name one with --load")
-    tokenizer = IcetkTokenizer(find_vocabulary(arguments.load, arguments.tokenizer_path), setup.config.num_image_tokens)
+    family = FAMILIES[setup.config.family]
+    tokenizer = family.open_tokenizer(arguments.load, arguments.tokenizer_path, setup.config)
     check_vocabulary(tokenizer, setup.config)
     return hours(arguments.paths, arguments.data_path, tokenizer, setup, device, disk, arguments.limit,
                  arguments.max_batch_tokens, arguments.micro_batch_size, arguments.allow_missing)

@@ -16,6 +16,7 @@ from pathlib import Path
 from doctor.finding import Finding, error, warning
 from doctor.machine import GB
 from doctor.probe import Stages
+from glm.families import FAMILIES, glm130b
 from planning.check import Use, config_of, short_of
 from planning.machine import default_precision
 from runtime.errors import UserError
@@ -85,11 +86,12 @@ def stages(arguments: argparse.Namespace,
     known: dict = {}
 
     def shards() -> dict:
-        from glm.checkpoint import find_shards
+        from glm import checkpoint
 
-        known["shards"] = paths = find_shards(arguments.load)
-        sizes = {path.name: path.stat().st_size for path in paths}
-        return {"folder": str(arguments.load.resolve()), "iteration": paths[0].parent.name, "shards": len(paths),
+        found = checkpoint.open_checkpoint(arguments.load)
+        known["shards"] = found.paths
+        sizes = {path.name: path.stat().st_size for path in found.paths}
+        return {"folder": str(arguments.load.resolve()), "iteration": found.iteration, "shards": found.parts,
                 "bytes": sum(sizes.values()), "sizes": hashlib.sha256(repr(sorted(sizes.items())).encode()).hexdigest()}
 
     def shape() -> dict:
@@ -102,6 +104,8 @@ def stages(arguments: argparse.Namespace,
         if "shards" not in known or "config" not in known:
             return {}
         config = known["config"]
+        if config.family != glm130b.NAME:  # what cannot be converted is compared when it is loaded
+            return {}
         given = {name: getattr(config, name) for name in ("num_layers", "hidden_size", "num_attention_heads",
                                                           "inner_hidden_size", "vocab_size")}
         source = open_checkpoint(arguments.load, given)
@@ -114,9 +118,11 @@ def stages(arguments: argparse.Namespace,
 
         if not arguments.load.is_dir() and arguments.tokenizer_path is None:
             return {}
-        file = find_vocabulary(arguments.load, arguments.tokenizer_path)
-        images = known["config"].num_image_tokens if "config" in known else 0
-        known["tokenizer"] = IcetkTokenizer(file, images)
+        if config := known.get("config"):
+            tokenizer = FAMILIES[config.family].open_tokenizer(arguments.load, arguments.tokenizer_path, config)
+        else:
+            tokenizer = IcetkTokenizer(find_vocabulary(arguments.load, arguments.tokenizer_path), 0)
+        known["tokenizer"], file = tokenizer, tokenizer.vocabulary_file
         return {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
     def ids() -> dict:

@@ -12,7 +12,7 @@ from generation.blanks import Result, note_on_left_over
 from generation.fill import fill_blanks
 from generation.params import BeamParams, Options, SamplingParams
 from generation.records import PromptLine, Results
-from glm.checkpoint import find_shards, identity_of, read_file
+from glm.checkpoint import open_checkpoint
 from glm.config import ModelConfig
 from glm.linear import quantization_of
 from runtime import parallel
@@ -100,9 +100,9 @@ def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
 
     What is at its default is left out.
     """
-    shards = find_shards(checkpoint)
-    values = {"checkpoint_iteration": shards[0].parent.name,
-              "checkpoint_checksums": _hash("".join(identity_of(read_file(shard)) for shard in shards).encode()),
+    found = open_checkpoint(checkpoint)
+    values = {"checkpoint_iteration": found.iteration,
+              "checkpoint_checksums": _hash(found.index.identity.encode()),
               "vocabulary_sha256": _hash(b"".join(file.read_bytes() for file in tokenizer.vocabulary_files)),
               "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
               "quantization": quantization_of(model)}

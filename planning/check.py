@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glm.checkpoint import find_shards, read_config
+from glm.checkpoint import open_checkpoint, read_config
 from glm.config import FIELDS, ModelConfig
 from glm.spec import undivided
 from planning import machine, memory, stored
@@ -147,7 +147,7 @@ def require_fit(arguments: argparse.Namespace, purpose: str, use: Use, cpu_preci
     """
     if getattr(arguments, "no_plan", False) or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    find_shards(arguments.load)  # whose faults are said before those of the shape
+    open_checkpoint(arguments.load)  # whose faults are said before those of the shape
     lacking, ways = short_of(arguments, use, cpu_precision, resources.local_ranks(), has_flags)
     if lacking is not None:
         raise UserError(message(purpose, lacking, ways))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from kernels import FEW_ROWS, HEAD_BYTES, UNPACKED_BYTES, UNPACKED_ROWS
-from planning.shapes import Setup, embedding, layer_bytes, linears, weights
+from planning.shapes import Setup, layer_bytes, linears, outside, weights
 
 PROCESS = 244e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
 RUNNING = 20e6  # more of torch's libraries, and its heap, once the model has run
@@ -74,9 +74,9 @@ def on_device(setup: Setup) -> tuple[float, float, float]:
 
 
 def least_offloaded(setup: Setup) -> float:
-    """The least that a run with streamed layers keeps on the device (glm/stream.py): embedding, final norm, two slots
-    of a layer each, and on a CPU a layer as the file holds it where it must be converted."""
-    rest = setup.run.bytes(embedding(setup)) + 2 * setup.config.hidden_size * setup.element
+    """The least that a run with streamed layers keeps on the device (glm/stream.py): embeddings, final norm, head, two
+    slots of a layer each, and on a CPU a layer as the file holds it where it must be converted."""
+    rest = sum(map(setup.run.bytes, outside(setup)))
     is_ready = setup.kind == "cuda" or setup.source == setup.run
     raw = 0 if is_ready else layer_bytes(setup.source, setup)
     return rest + 2 * layer_bytes(setup.run, setup) + raw
@@ -97,7 +97,7 @@ def cache_bytes(setup: Setup) -> float:
     """Keys and values of all rows, beams among them; generation alone has a cache."""
     if not setup.new_tokens:
         return 0.0
-    return 2.0 * setup.config.num_layers * setup.heads_width * setup.element * setup.rows * setup.places
+    return 2.0 * setup.config.num_layers * setup.cache_width * setup.element * setup.rows * setup.places
 
 
 def activations(setup: Setup) -> float:

@@ -90,6 +90,11 @@ class Setup:
         return self.config.hidden_size // self.degree
 
     @property
+    def cache_width(self) -> int:
+        """Width of the keys of this rank's heads together; several heads, and ranks, may share one."""
+        return max(1, self.config.key_value_heads // self.degree) * self.config.head_size
+
+    @property
     def inner(self) -> int:
         return self.config.inner_hidden_size // self.degree
 
@@ -123,7 +128,14 @@ def weights(setup: Setup) -> list[Weight]:
 
 
 def embedding(setup: Setup) -> Weight:
-    return _weight(spec.outside_parts(setup.config, setup.degree)[spec.WORD_EMBEDDINGS])
+    """What hidden states are multiplied with for logits; in most models the word embeddings."""
+    name = spec.WORD_EMBEDDINGS if setup.config.tie_word_embeddings else spec.HEAD
+    return _weight(spec.outside_parts(setup.config, setup.degree)[name])
+
+
+def outside(setup: Setup) -> list[Weight]:
+    """One rank's tensors that belong to no layer."""
+    return [_weight(part) for part in spec.outside_parts(setup.config, setup.degree).values()]
 
 
 def linears(setup: Setup) -> list[Weight]:

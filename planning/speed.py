@@ -114,7 +114,7 @@ def head_seconds(setup: Setup, device: Device) -> float:
 
 def cache_read(setup: Setup) -> float:
     """Bytes of keys and values behind the context, for all rows of one rank."""
-    return 2.0 * setup.config.num_layers * setup.heads_width * setup.element * setup.rows * setup.context
+    return 2.0 * setup.config.num_layers * setup.cache_width * setup.element * setup.rows * setup.context
 
 
 def exchanges(setup: Setup, tokens: int, device: Device) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from glm.checkpoint import FileIndex, find_shards, read_file, tensors_of
-from glm.checkpoint.index import MODULE
+from glm.checkpoint import Entry, open_checkpoint
 from glm.config import ModelConfig
+from glm.families import FAMILIES
 from glm.spec import SCALE, columns_of, is_packed
 from kernels import CACHE_LINE
 from planning.shapes import Format, Setup, weights
@@ -31,15 +32,17 @@ class Stored(NamedTuple):
 
 def look(folder: str | os.PathLike, config: ModelConfig) -> Stored:
     """Raises UserError where there is no checkpoint. A file that tells nothing counts as float16, as GLM-130B's are."""
-    paths = find_shards(folder)
-    size = max(path.stat().st_size for path in paths)
+    checkpoint = open_checkpoint(folder)
+    sizes, parts, first = [path.stat().st_size for path in checkpoint.paths], checkpoint.parts, checkpoint.paths[0]
+    size = max(sizes) if parts == len(sizes) else sum(sizes)
     try:
-        index = read_file(paths[0])
-        found = _format_of(index, config, len(paths))
+        own_name = FAMILIES[config.family].own_name
+        entries = {own_name(name): entry for name, entry in checkpoint.part(0).items()}
+        found = _format_of(entries, config, parts)
     except (UserError, ArithmeticError, LookupError):  # what is wrong is said when the file is loaded
-        return Stored(Format("fp16"), len(paths), size, False, paths[0])
-    is_mapped = all(region.start % CACHE_LINE == 0 for region in index.regions)
-    return Stored(found, len(paths), size, is_mapped, paths[0])
+        return Stored(Format("fp16"), parts, size, False, first)
+    is_mapped = all(entry.offset % CACHE_LINE == 0 for entry in entries.values())
+    return Stored(found, parts, size, is_mapped, first)
 
 
 def require_own_model(found: Stored, config: ModelConfig) -> None:
@@ -58,9 +61,8 @@ def part_bytes(config: ModelConfig, held: Format, parts: int) -> int:
     return sum(map(held.bytes, weights(Setup(config, held, degree=parts))))
 
 
-def _format_of(index: FileIndex, config: ModelConfig, parts: int) -> Format:
-    """How a file holds the weights, by the tensors that it has."""
-    entries = tensors_of(index, MODULE)
+def _format_of(entries: Mapping[str, Entry], config: ModelConfig, parts: int) -> Format:
+    """How a part holds the weights, by the tensors that it has."""
     sizes = Counter()
     for entry in entries.values():
         sizes[PRECISIONS.get(entry.dtype)] += entry.bytes
