@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, groupby
 
-import numpy
 import torch
 
 from generation import beam, sampling
@@ -39,12 +38,12 @@ class Row:
 
     @property
     def width(self) -> int:
-        """Rows of the cache that it comes to take up."""
+        """How many rows of the cache it comes to take up."""
         return self.params.num_beams
 
     @property
     def places(self) -> int:
-        """Of each row in the cache."""
+        """How many it takes up of each of these rows."""
         return len(self.context) - 1 + self.limit
 
     @property
@@ -55,13 +54,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Event:
-    """What a step meant for one row. token: what was chosen, None under beam search. answers: best first, once the row
-    is complete, with which it has left. is_broken: its logits are no numbers, and it has left with what it had."""
+    """What a step meant for one row."""
 
     number: int
-    token: int | None = None
-    answers: list[Answer] | None = None
-    is_broken: bool = False
+    token: int | None = None  # what was chosen; None under beam search
+    answers: list[Answer] | None = None  # best first, once the row is complete, with which it has left
+    is_broken: bool = False  # its logits are no numbers, and it has left with what it had
     score: sampling.Score | None = None  # where the row asks for alternatives
 
 
@@ -74,7 +72,7 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """Of the cache, that are taken up or will be."""
+        """How many of the cache are taken up or will be."""
         return sum(group.width for group in self._groups)
 
     @torch.inference_mode()
@@ -111,9 +109,7 @@ class Batch:
         logits = self.sequences.logits()
         events, left = [], []
         for group in self._groups:
-            places = group.places
-            is_all = places == list(range(len(logits)))
-            index = slice(len(logits)) if is_all else torch.tensor(places, device=logits.device)
+            index = _index(group.places, logits.device)
             found, gone = group.step(logits[index], self.sequences, index)
             events += found
             left += gone
@@ -122,7 +118,7 @@ class Batch:
 
     @torch.inference_mode()
     def drop(self, number: int) -> None:
-        """A row whose answer nobody waits for any more."""
+        """A row whose answer nobody waits for any more leaves; its places in the cache are free."""
         self._leave([place for group in self._groups for place in group.drop(number)])
 
     def _leave(self, places: list[int]) -> None:
@@ -133,13 +129,20 @@ class Batch:
                 group.move(moved)
 
 
+def _index(places: list[int], device: torch.device) -> slice | torch.Tensor:
+    """Of these rows; a slice, which copies nothing, where they lie side by side."""
+    side_by_side = range(places[0], places[0] + len(places))
+    return slice(side_by_side.start, side_by_side.stop) if places == list(side_by_side) else torch.tensor(
+        places, device=device)
+
+
 @dataclass
 class _Member:
     number: int
     row: Row
     place: int  # in Sequences
     ids: list[int] = field(default_factory=list)
-    keys: numpy.ndarray | None = None  # of every step
+    keys: list[list[int]] | None = None  # of every step
 
 
 class _Sampled:
@@ -160,6 +163,7 @@ class _Sampled:
     def move(self, moved: dict[int, int]) -> None:
         for member in self.members:
             member.place = moved.get(member.place, member.place)
+        self.members.sort(key=lambda member: member.place)
 
     def drop(self, number: int) -> list[int]:
         gone = [member.place for member in self.members if member.number == number]
@@ -181,20 +185,18 @@ class _Sampled:
         wanted = [self.members[place].row.alternatives for place in asking]
         scores = dict(zip(asking, sampling.scores(plain, tokens[asking], wanted), strict=True)) if asking else {}
         events, going, left = [], [], []
-        for place, (member, token, total) in enumerate(zip(self.members, found, found[len(self.members):],
-                                                           strict=False)):
-            score = scores.get(place)
-            if not math.isfinite(total):
+        for place, member in enumerate(self.members):
+            token, is_broken = int(found[place]), not math.isfinite(found[len(self.members) + place])
+            if is_broken:
                 events.append(Event(member.number, None, [(member.ids, None)], is_broken=True))
                 left.append(member.place)
                 continue
-            member.ids.append(int(token))
-            if int(token) in self.rules.end_tokens or len(member.ids) == member.row.limit:
-                events.append(Event(member.number, int(token), [(member.ids, None)], score=score))
-                left.append(member.place)
-            else:
-                events.append(Event(member.number, int(token), score=score))
-                going.append(member)
+            member.ids.append(token)
+            is_complete = token in self.rules.end_tokens or len(member.ids) == member.row.limit
+            events.append(Event(member.number, token, [(member.ids, None)] if is_complete else None,
+                                score=scores.get(place)))
+            left += [member.place] if is_complete else []
+            going += [] if is_complete else [member]
         self.members = going
         return events, left
 
@@ -217,8 +219,8 @@ class _Sampled:
             return None
         for member in self.members:
             if member.keys is None:
-                member.keys = sampling.keys_of(member.row.seed, member.row.limit).numpy()
-        return torch.from_numpy(numpy.stack([member.keys[len(member.ids)] for member in self.members])).to(device)
+                member.keys = sampling.keys_of(member.row.seed, member.row.limit).tolist()
+        return torch.tensor([member.keys[len(member.ids)] for member in self.members], device=device)
 
 
 class _Searched:
@@ -241,6 +243,8 @@ class _Searched:
 
     def move(self, moved: dict[int, int]) -> None:
         self.places = [moved.get(place, place) for place in self.places]
+        width = len(self.places) // len(self.members)
+        self._keep(sorted(range(len(self.members)), key=lambda number: self.places[number * width]))
 
     def drop(self, number: int) -> list[int]:
         return self._keep([place for place, member in enumerate(self.members) if member.number != number])
@@ -275,8 +279,8 @@ class _Searched:
         return events, left
 
     def _keep(self, going: list[int]) -> list[int]:
-        """Only these of the members; the others' places in sequences."""
-        if len(going) == len(self.members):
+        """Only these of the members, in this order; the others' places in sequences."""
+        if going == list(range(len(self.members))):
             return []
         width = len(self.places) // len(self.members)
         groups = [self.places[begin:begin + width] for begin in range(0, len(self.places), width)]
@@ -290,11 +294,11 @@ class _Searched:
 
     def _follow_parents(self, sequences: Sequences) -> None:
         """Give every beam's row the cache of the beam that it goes on from, and its next token."""
-        state, k = self.state, self.params.num_beams
-        rows = torch.tensor(self.places, device=sequences.device)
-        common = state.common - state.tail  # generated tokens in which beams agree with those that they go on from
-        if 0 <= common < state.steps - 1:
-            begins = [len(member.row.context) + common for member in self.members for _ in range(k)]
-            sources = rows.view(-1, k).gather(1, state.parents).flatten()
-            sequences.reorder(rows, sources, begins, state.steps - 1 - common)
-        sequences.go_on(rows, state.tokens.flatten())
+        state, k, moves = self.state, self.params.num_beams, []
+        for number, member in enumerate(self.members):
+            places = self.places[number * k:(number + 1) * k]
+            for place, parent, common in zip(places, state.parents[number], state.common[number], strict=True):
+                if places[parent] != place:
+                    moves.append((place, places[parent], len(member.row.context) + common - state.tail))
+        sequences.reorder(moves)
+        sequences.go_on(_index(self.places, sequences.device), state.tokens.flatten())

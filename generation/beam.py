@@ -33,24 +33,20 @@ class BeamState:
     """The beams of p prompts after `steps` steps. Before the first step a prompt has one beam, afterwards k.
 
     scores (p, k) float32: summed log-probabilities. history (p, k, tail + steps) int64: the tokens of each beam behind
-    the last `tail` tokens of its context. tokens (p, k), parents (p, k) int64: what the last step chose, and which
-    beam of the same prompt it goes on from; common: each beam and the one it goes on from agree in so many first tokens
-    of the history before the step. lengths: what each context counts as in the length penalty.
-    finished: per prompt, best first, k at most. done: prompts that nothing can improve any more. broken: the
-    candidates' scores of the last step were no numbers, for the model's logits were none.
+    the last `tail` tokens of its context. tokens (p, k) int64: what the last step chose.
     """
 
     scores: torch.Tensor
     history: torch.Tensor
     tokens: torch.Tensor
-    parents: torch.Tensor
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...]  # what each context counts as in the length penalty
     tail: int
-    common: int = 0
     steps: int = 0
-    finished: tuple[tuple[Finished, ...], ...] = ()
-    done: tuple[bool, ...] = ()
-    broken: tuple[bool, ...] = ()
+    parents: tuple[tuple[int, ...], ...] = ()  # per prompt and beam: the beam of the prompt that it went on from
+    common: tuple[tuple[int, ...], ...] = ()  # first tokens of the history before in which these two agree
+    finished: tuple[tuple[Finished, ...], ...] = ()  # per prompt, best first, k at most
+    done: tuple[bool, ...] = ()  # prompts that nothing can improve any more
+    broken: tuple[bool, ...] = ()  # the last candidates' scores were no numbers, for the model's logits were none
 
 
 def start(contexts: Sequence[Sequence[int]], lengths: Sequence[int], params: BeamParams,
@@ -62,7 +58,7 @@ def start(contexts: Sequence[Sequence[int]], lengths: Sequence[int], params: Bea
     return BeamState(
         scores=torch.zeros(len(contexts), 1, device=device),
         history=torch.tensor(tails, dtype=torch.int64, device=device).view(len(contexts), 1, tail),
-        tokens=tokens, parents=torch.zeros_like(tokens), lengths=tuple(lengths), tail=tail,
+        tokens=tokens, lengths=tuple(lengths), tail=tail,
         finished=((),) * len(contexts), done=(False,) * len(contexts), broken=(False,) * len(contexts))
 
 
@@ -90,19 +86,22 @@ def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_to
     parents, chosen, kept = (x.gather(-1, order) for x in (beams, tokens, scores))
     history = state.history.gather(1, parents[:, :, None].expand(-1, -1, state.history.shape[-1]))
     # everything that the host must know, in one transfer
-    found = torch.stack((scores.double(), beams.double(), tokens.double()), -1).flatten()
-    *numbers, common = torch.cat((found, _common(history, state.history).double())).tolist()
-    finished, done = _finish(state, numbers, params, frozenset(end_tokens))
-    size = 3 * width
-    broken = tuple(not all(map(math.isfinite, numbers[start:start + size:3])) for start in range(0, len(numbers), size))
-    return replace(state, scores=kept, tokens=chosen, parents=parents, common=int(common), finished=finished, done=done,
-                   broken=broken, history=torch.cat((history, chosen[:, :, None]), dim=-1), steps=state.steps + 1)
+    found = torch.cat((scores.double(), beams.double(), tokens.double(), parents.double(),
+                       _common(history, state.history).double()), -1).tolist()
+    candidates = [list(zip(row[:width], row[width:2 * width], row[2 * width:3 * width], strict=True)) for row in found]
+    finished, done = _finish(state, candidates, params, frozenset(end_tokens))
+    return replace(
+        state, scores=kept, tokens=chosen, finished=finished, done=done, steps=state.steps + 1,
+        parents=tuple(tuple(map(int, row[3 * width:3 * width + k])) for row in found),
+        common=tuple(tuple(map(int, row[3 * width + k:])) for row in found),
+        broken=tuple(not all(map(math.isfinite, row[:width])) for row in found),
+        history=torch.cat((history, chosen[:, :, None]), dim=-1))
 
 
 def _common(history: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """(1,): in how many first tokens all beams of `history` (p, k, t) agree with those in their places `before`."""
-    differs = (history != before).flatten(0, 1).any(0)
-    return torch.cat((differs, differs.new_ones(1))).int().argmax(dim=0, keepdim=True)
+    """(p, k): in how many first tokens each beam of `history` (p, k, t) agrees with the one in its place `before`."""
+    differs = history != before
+    return torch.nn.functional.pad(differs, (0, 1), value=True).byte().argmax(dim=-1)
 
 
 def _candidates(logits: torch.Tensor, beam_scores: torch.Tensor, width: int, noise: torch.Tensor | None):
@@ -135,16 +134,14 @@ def forbid_repeats_(logits: torch.Tensor, history: torch.Tensor, size: int) -> t
     return logits.scatter_reduce_(-1, ngrams[..., -1], value, "amin")
 
 
-def _finish(state: BeamState, numbers: list[float], params: BeamParams, ends: frozenset[int]):
+def _finish(state: BeamState, candidates: list[list[tuple]], params: BeamParams, ends: frozenset[int]):
     """Walk each prompt's candidates (score, beam, token) for ended beams: the new `finished` and `done`."""
     finished, done = list(state.finished), list(state.done)
-    size = len(numbers) // len(done)
-    for prompt in range(len(done)):
-        rows = numbers[prompt * size:(prompt + 1) * size]
+    for prompt, each in enumerate(candidates):
         if done[prompt]:
             continue
         length, going_on, best = state.lengths[prompt] + state.steps, 0, None
-        for score, beam, token in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        for score, beam, token in each:
             if token in ends:
                 entry = Finished(_penalised(score, length + 1, params), state.history[prompt, int(beam)], int(token))
                 finished[prompt] = _insert(finished[prompt], entry, params.num_beams)
@@ -186,6 +183,7 @@ def results(state: BeamState, prompt: int, params: BeamParams) -> list[tuple[lis
 def select(state: BeamState, prompts: list[int]) -> BeamState:
     """The state of these prompts only."""
     rows = torch.tensor(prompts, device=state.scores.device)
-    tensors = {name: getattr(state, name).index_select(0, rows) for name in ("scores", "history", "tokens", "parents")}
+    tensors = {name: getattr(state, name).index_select(0, rows) for name in ("scores", "history", "tokens")}
+    names = ("lengths", "finished", "done", "broken", "parents", "common")
     return replace(state, **tensors, **{name: tuple(getattr(state, name)[prompt] for prompt in prompts)
-                                        for name in ("lengths", "finished", "done", "broken")})
+                                        for name in names if getattr(state, name)})

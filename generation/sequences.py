@@ -16,7 +16,7 @@ from generation.batching import CPU_READ_TOKENS
 from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad
 from kernels.reference import Lengths
 
-_LENGTH, _POSITION, _ADVANCE, _STEPS, _TOKEN = range(5)
+_POSITION, _PLACE, _LENGTH, _TOKEN = range(4)  # what a row's next token needs
 
 
 class Sequences:
@@ -26,7 +26,7 @@ class Sequences:
         self.device = next(model.parameters()).device
         self.cache, self.count = None, 0
         self.lengths: list[int] = []  # of the rows in use: filled places, as the host knows them
-        self._state = torch.zeros(5, 0, dtype=torch.int64, device=self.device)  # of every row of the cache
+        self._state = torch.zeros(2, 4, 0, dtype=torch.int64, device=self.device)  # of every row, and how it counts on
         self.reserve(rows, places)
 
     def reserve(self, rows: int, places: int) -> None:
@@ -38,8 +38,8 @@ class Sequences:
             rows = old.batch if rows <= old.batch else max(rows, 2 * old.batch)
             places = old.capacity if places <= old.capacity else max(places, old.capacity * 3 // 2)
         self.cache = self.model.new_cache(rows, places, is_clear=False) if rows and places else None
-        self._state = torch.zeros(5, rows, dtype=torch.int64, device=self.device)
-        self._state[:, :self.count] = state[:, :self.count]
+        self._state = torch.zeros(2, 4, rows, dtype=torch.int64, device=self.device)
+        self._state[..., :self.count] = state[..., :self.count]
         if old is not None and self.count:
             longest = max(self.lengths)
             self.cache.take_over(old, self.count, longest)
@@ -54,9 +54,12 @@ class Sequences:
         first, self.count = self.count, self.count + len(contexts)
         lengths = [len(ids) - 1 for ids in contexts]
         self.lengths += lengths
-        facts = [(length, length if shared is None else shared, shared is None, 0, ids[-1])
-                 for ids, length, shared in zip(contexts, lengths, shared_positions, strict=True)]
-        self._state[:, first:self.count] = torch.tensor(facts, device=self.device).T
+        facts = []
+        for ids, length, shared in zip(contexts, lengths, shared_positions, strict=True):
+            position, advance = (length, 1) if shared is None else (shared, 0)
+            now, then = (in_blank(position, advance, step) for step in (0, 1))
+            facts.append(((*now, length, ids[-1]), (then[0] - now[0], then[1] - now[1], 1, 0)))
+        self._state[..., first:self.count] = torch.tensor(facts, device=self.device).permute(1, 2, 0)
         self.cache.clear(slice(first, self.count))
         most = len(contexts)
         if self.device.type == "cpu":
@@ -83,41 +86,48 @@ class Sequences:
 
     def logits(self) -> torch.Tensor:
         """Every row's next token goes in -> float32 logits (b, v) of what follows."""
-        state = self._state[:, :self.count]
-        positions = position_ids(self.model.config, *in_blank(state[_POSITION, :, None], state[_ADVANCE, :, None],
-                                                              state[_STEPS, :, None]))
-        state[_STEPS] += 1
+        state, pace = self._state[..., :self.count]
+        positions = position_ids(self.model.config, state[_POSITION, :, None], state[_PLACE, :, None])
         longest = max(self.lengths)
         if self.count == self.cache.batch and min(self.lengths) == longest:  # nothing to be masked: faster on a GPU
             self.cache.length = longest
-            state[_LENGTH] += 1
         else:
-            self.cache.length = Lengths(state[_LENGTH], longest)  # counts on by itself
-        hidden = self.model.hidden_states(state[_TOKEN][:, None], positions, None, self.cache)
+            self.cache.length = Lengths(state[_LENGTH].clone(), longest)
+        hidden = self.model.hidden_states(state[_TOKEN, :, None], positions, None, self.cache)
+        state += pace
         self.lengths = [length + 1 for length in self.lengths]
         return self.model.head(hidden[:, -1])
 
     def go_on(self, rows: torch.Tensor | slice, tokens: torch.Tensor) -> None:
         """The next tokens of some rows."""
-        self._state[_TOKEN, rows] = tokens
+        self._state[0, _TOKEN, rows] = tokens
 
     def copies(self, rows: Sequence[int], times: int) -> list[int]:
-        """Each row and `times` - 1 new ones that are copies of it, one after another."""
-        first, sources = self.count, [row for row in rows for _ in range(times - 1)]
-        self.count += len(sources)
-        if sources:
-            self.lengths += [self.lengths[row] for row in sources]
-            here = torch.tensor(sources, device=self.device)
-            self._state[:, first:self.count] = self._state[:, here]
-            self.cache.copy_rows(here, slice(first, self.count))
-        each = iter(range(first, self.count))
-        return [place for row in rows for place in (row, *(next(each) for _ in range(times - 1)))]
+        """`times` rows like each of these -> all their numbers, one row's after another's. They lie side by side if
+        these rows are the last ones; else each of these stays where it is."""
+        if times == 1:
+            return list(rows)
+        first, count = self.count - len(rows), self.count
+        self.count += len(rows) * (times - 1)
+        if list(rows) == list(range(first, count)):
+            groups = [range(first + place, first + place + times) for place in range(0, len(rows) * times, times)]
+        else:
+            groups = [(row, *range(count + place, count + place + times - 1))
+                      for row, place in zip(rows, range(0, len(rows) * times, times - 1), strict=False)]
+        places, sources = [place for group in groups for place in group], [row for row in rows for _ in range(times)]
+        for row, group in reversed(list(zip(rows, groups, strict=True))):  # a row is copied before it is written to
+            new = group[row == group[0]:]
+            self.cache.copy_row(row, slice(new[0], new[-1] + 1))
+        self._state[..., places] = self._state[..., sources]
+        of_row = dict(zip(places, [self.lengths[row] for row in sources], strict=True))
+        self.lengths = [of_row[place] if place in of_row else self.lengths[place] for place in range(self.count)]
+        return places
 
-    def reorder(self, rows: torch.Tensor, sources: torch.Tensor, begins: Sequence[int], width: int) -> None:
-        """Each row takes `width` places from its source, from begins[row] on: in all others they agree, for they go on
-        from one context."""
-        first = torch.tensor(begins, device=self.device)[:, None]
-        self.cache.exchange(rows, sources, first + torch.arange(width, device=self.device))
+    def reorder(self, moves: Sequence[tuple[int, int, int]]) -> None:
+        """For each (row, source, start): the row becomes a copy of the source, with which it agrees before `start`."""
+        moves = [(row, source, start, self.lengths[row]) for row, source, start in moves if start < self.lengths[row]]
+        if moves:
+            self.cache.exchange(moves)
 
     def leave(self, rows: Sequence[int]) -> dict[int, int]:
         """Rows that are not needed any more -> the new numbers of those that took their places."""
@@ -128,7 +138,7 @@ class Sequences:
             for source, target in zip(moving, holes, strict=True):
                 self.lengths[target] = self.lengths[source]
             here, there = (torch.tensor(rows, device=self.device) for rows in (moving, holes))
-            self._state[:, there] = self._state[:, here]
+            self._state[..., there] = self._state[..., here]
             self.cache.move_rows(here, there, max(self.lengths[row] for row in holes))
         self.count, self.lengths = count, self.lengths[:count]
         return dict(zip(moving, holes, strict=True))

@@ -38,7 +38,7 @@ def test_first_step_goes_on_with_the_best_tokens_of_the_only_beam():
     params = BeamParams(num_beams=2)
     state = beam.beam_step(begin(params), logits_of({0: 0.5, 1: 0.3}), params, ENDS)
     assert state.tokens.tolist() == [[0, 1]]
-    assert state.parents.tolist() == [[0, 0]]
+    assert state.parents == ((0, 0),)
     assert scores(state) == pytest.approx([0.5, 0.3])
     assert state.history.tolist() == [[[0], [1]]]
     assert (state.finished, state.done, state.steps) == (((),), (False,), 1)  # nothing ended
@@ -49,7 +49,7 @@ def test_later_steps_rank_over_all_beams():
     state = beam.beam_step(begin(params), logits_of({0: 0.5, 1: 0.3}), params, ENDS)
     state = beam.beam_step(state, logits_of({0: 0.4, 4: 0.3}, {5: 0.9}), params, ENDS)
     assert state.tokens.tolist() == [[5, 0]]  # 0.3 * 0.9 > 0.5 * 0.4 > 0.5 * 0.3
-    assert state.parents.tolist() == [[1, 0]]
+    assert state.parents == ((1, 0),)
     assert state.history.tolist() == [[[1, 5], [0, 0]]]
 
 
@@ -175,10 +175,10 @@ def test_beams_say_from_where_on_they_differ_from_their_parents():
     """So that only the places behind it are copied in the cache."""
     params = BeamParams(num_beams=2)
     state = beam.beam_step(begin(params), logits_of({0: 0.5, 1: 0.3}), params, ENDS)
-    assert state.common == 0  # nothing had been generated
+    assert state.common == ((0, 0),)  # nothing had been generated
     state = beam.beam_step(state, logits_of({0: 0.8}, {1: 0.9}), params, ENDS)
-    assert (state.parents.tolist(), state.common) == ([[0, 1]], 1)  # all stay in their places
+    assert (state.parents, state.common) == (((0, 1),), ((1, 1),))  # all stay in their places
     state = beam.beam_step(state, logits_of({5: 0.5, 6: 0.4}, {}), params, ENDS)
-    assert (state.parents.tolist(), state.common) == ([[0, 0]], 0)  # 0 0 and 1 1 differ from the start
+    assert (state.parents, state.common) == (((0, 0),), ((2, 0),))  # 0 0 and 1 1 differ from the start
     state = beam.beam_step(state, logits_of({7: 0.5, 8: 0.4}, {}), params, ENDS)
-    assert (state.parents.tolist(), state.common) == ([[0, 0]], 2)  # 0 0 5 and 0 0 6 differ behind 0 0
+    assert (state.parents, state.common) == (((0, 0),), ((3, 2),))  # 0 0 5 and 0 0 6 differ behind 0 0

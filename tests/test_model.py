@@ -75,15 +75,14 @@ def test_reordered_cache_continues_as_its_parents(model):
     cache = model.new_cache(batch=2, capacity=8)
     model.hidden_states(tokens, positions(model, tokens), cache=cache)
     before = [buffer.clone() for buffer in cache.keys + cache.values]
-    rows, others = torch.tensor([0, 1]), torch.tensor([1, 0])
-    cache.exchange(rows, others, torch.arange(2, 6).expand(2, 4))
+    cache.exchange([(0, 1, 2, 6), (1, 0, 2, 6)])
     for mine, other in zip(cache.keys + cache.values, before, strict=True):
         assert torch.equal(mine[:, :, 2:6], other[[1, 0], :, 2:6]) and torch.equal(mine[:, :, :2], other[:, :, :2])
     larger = model.new_cache(batch=3, capacity=9)
     larger.take_over(cache, 2, 6)
     for mine, other in zip(larger.keys + larger.values, cache.keys + cache.values, strict=True):
         assert torch.equal(mine[:2, :, :6], other[:, :, :6])
-    larger.copy_rows(torch.tensor([1]), slice(2, 3))
+    larger.copy_row(1, slice(2, 3))
     larger.move_rows(torch.tensor([2]), torch.tensor([0]), 6)
     for mine, other in zip(larger.keys + larger.values, cache.keys + cache.values, strict=True):
         assert all(torch.equal(mine[row, :, :6], other[1, :, :6]) for row in range(3))
