@@ -131,9 +131,8 @@ class Batch:
 
 def _index(places: list[int], device: torch.device) -> slice | torch.Tensor:
     """Of these rows; a slice, which copies nothing, where they lie side by side."""
-    side_by_side = range(places[0], places[0] + len(places))
-    return slice(side_by_side.start, side_by_side.stop) if places == list(side_by_side) else torch.tensor(
-        places, device=device)
+    first, end = places[0], places[0] + len(places)
+    return slice(first, end) if places == list(range(first, end)) else torch.tensor(places, device=device)
 
 
 @dataclass
@@ -184,7 +183,7 @@ class _Sampled:
         found = torch.cat((tokens.double(), sums)).tolist()  # one transfer
         wanted = [self.members[place].row.alternatives for place in asking]
         scores = dict(zip(asking, sampling.scores(plain, tokens[asking], wanted), strict=True)) if asking else {}
-        events, going, left = [], [], []
+        events, left = [], []
         for place, member in enumerate(self.members):
             token, is_broken = int(found[place]), not math.isfinite(found[len(self.members) + place])
             if is_broken:
@@ -196,8 +195,7 @@ class _Sampled:
             events.append(Event(member.number, token, [(member.ids, None)] if is_complete else None,
                                 score=scores.get(place)))
             left += [member.place] if is_complete else []
-            going += [] if is_complete else [member]
-        self.members = going
+        self.members = [member for member in self.members if member.place not in left]
         return events, left
 
     def _forbid(self, logits: torch.Tensor) -> None:
