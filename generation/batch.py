@@ -172,8 +172,9 @@ class _Sampled:
     def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
         """logits (b, v) of this group's rows, at `index` in sequences -> events, and the places of those that left."""
         sums = logits.sum(-1)  # one that is no number makes its sum none
-        asking = [place for place, member in enumerate(self.members) if member.row.alternatives is not None]
-        plain = logits[asking] if asking else None  # a copy: what is forbidden has its probability, too
+        asking = {place: member.row.alternatives for place, member in enumerate(self.members)
+                  if member.row.alternatives is not None}
+        plain = logits[[*asking]] if asking else None  # a copy: what is forbidden has its probability, too
         if self.params.repetition_penalty != 1:
             seen = [{*member.row.context, *member.ids} for member in self.members]
             sampling.penalise_(logits, seen, self.params.repetition_penalty)
@@ -181,8 +182,8 @@ class _Sampled:
         tokens = sampling.sample(logits, self.params, self._keys(logits.device))
         sequences.go_on(index, tokens)
         found = torch.cat((tokens.double(), sums)).tolist()  # one transfer
-        wanted = [self.members[place].row.alternatives for place in asking]
-        scores = dict(zip(asking, sampling.scores(plain, tokens[asking], wanted), strict=True)) if asking else {}
+        scores = sampling.scores(plain, tokens[[*asking]], [*asking.values()]) if asking else []
+        scores = dict(zip(asking, scores, strict=True))
         events, left = [], []
         for place, member in enumerate(self.members):
             token, is_broken = int(found[place]), not math.isfinite(found[len(self.members) + place])
@@ -254,18 +255,16 @@ class _Searched:
             self.ruling.forbid_ends_(logits)
         logits = logits.view(len(self.members), -1, logits.shape[-1])
         self.ruling.forbid_starts_(logits, state.history[..., state.tail:])
-        noise = None
-        if self.keys is not None:
-            noise = sampling.exponentials(torch.arange(logits[0].numel(), device=logits.device),
-                                          self.keys[:, state.steps])
+        noise = None if self.keys is None else sampling.exponentials(
+            torch.arange(logits[0].numel(), device=logits.device), self.keys[:, state.steps])
         self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise)
         if state.steps == 1:
             self.places = sequences.copies(self.places, params.num_beams)
         events, going = [], []
         for place, member in enumerate(self.members):
             if state.broken[place]:
-                ids = state.history[place, 0, state.tail:-1].tolist()
-                events.append(Event(member.number, None, [(ids, None)], is_broken=True))
+                answer = state.history[place, 0, state.tail:-1].tolist(), None
+                events.append(Event(member.number, None, [answer], is_broken=True))
             elif state.done[place] or state.steps == member.row.limit:
                 events.append(Event(member.number, None, beam.results(state, place, params)))
             else:
