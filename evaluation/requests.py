@@ -70,7 +70,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Ids that follow a context; see generation.fill.generate for the meaning of the fields."""
+    """Ids that follow a context; see generation.batch.generate for the meaning of the fields."""
 
     context: Ids  # ends with the token that the first generated one follows
     params: SamplingParams | BeamParams

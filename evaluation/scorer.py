@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
-from generation.fill import generate
+from generation.batch import generate
 from glm.diagnose import diagnose
 from glm.inputs import position_ids, prefix_causal_blocked, right_pad, row_positions
 from kernels import FEW_ROWS, HEAD_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["BeamParams", "Result", "SamplingParams", "fill_blanks", "generate"]
 
 _HOME = {"BeamParams": "params", "SamplingParams": "params", "fill_blanks": "fill", "Result": "blanks",
-         "generate": "fill"}
+         "generate": "batch"}
 
 
 def __getattr__(name: str):

@@ -3,71 +3,30 @@
     batch = Batch(model);  numbers = batch.add(rows);  events = batch.step();  batch.drop(number)
 
 A row brings its own options, and gets the ids that it would get alone. Ids in, ids and scores out.
+One thread drives a batch.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from itertools import count, groupby
 
 import torch
 
-from generation import beam, sampling
+from generation.groups import Answer, Event, Member, Row, Sampled, Searched, index_of
 from generation.params import BeamParams, SamplingParams
-from generation.sampling import Rules, Ruling
+from generation.sampling import rules
 from generation.sequences import Sequences
-
-Answer = tuple[list[int], float | None]  # generated ids with their end token, score (None when sampled)
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is to be generated behind a context."""
-
-    context: Sequence[int]  # its last id is the token that the first generated one follows
-    params: SamplingParams | BeamParams  # its limits of length, but for the least one, are the caller's business
-    limit: int  # most tokens to generate, end token included, >= 1
-    rules: Rules
-    shared_position: int | None = None  # of the last context token and all generated ones; None: they count up
-    unidirectional: bool = False  # context tokens see only what is left of them
-    counted_length: int | None = None  # what the context counts as in beam search's length penalty; None: its length
-    seed: Sequence[int] = ()  # the only source of chance; needed unless decoding is deterministic
-    alternatives: int | None = None  # each sampled token's event brings its log-probability, and so many alternatives
-
-    @property
-    def width(self) -> int:
-        """How many rows of the cache it comes to take up."""
-        return self.params.num_beams
-
-    @property
-    def places(self) -> int:
-        """How many it takes up of each of these rows."""
-        return len(self.context) - 1 + self.limit
-
-    @property
-    def kind(self) -> tuple[SamplingParams | BeamParams, Rules]:
-        """Equal for rows that can be sampled or searched together."""
-        return replace(self.params, seed=None, out_seq_length=None, max_gen_length=None), self.rules
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a step meant for one row."""
-
-    number: int
-    token: int | None = None  # what was chosen; None under beam search
-    answers: list[Answer] | None = None  # best first, once the row is complete, with which it has left
-    is_broken: bool = False  # its logits are no numbers, and it has left with what it had
-    score: sampling.Score | None = None  # where the row asks for alternatives
+from runtime.errors import NonFinite
 
 
 class Batch:
+    """Rows that are decoded together."""
+
     def __init__(self, model, rows: int = 0, places: int = 0):
         """rows, places: room in the cache to begin with; more is made when rows join."""
         self.sequences = Sequences(model, rows, places)
-        self._groups: list[_Sampled | _Searched] = []
+        self._groups: list[Sampled | Searched] = []
         self._numbers = count()
 
     @property
@@ -86,20 +45,20 @@ class Batch:
             part = list(part)
             places = self.sequences.read([row.context for _, row in part], [row.shared_position for _, row in part],
                                          unidirectional)
-            kinds: dict[tuple, list[_Member]] = {}
+            kinds: dict[tuple, list[Member]] = {}
             for (number, row), place in zip(part, places, strict=True):
-                kinds.setdefault(row.kind, []).append(_Member(number, row, place))
+                kinds.setdefault(row.kind, []).append(Member(number, row, place))
             for kind, members in kinds.items():
                 self._join(kind, members)
         return numbers
 
-    def _join(self, kind: tuple, members: list[_Member]) -> None:
+    def _join(self, kind: tuple, members: list[Member]) -> None:
         is_search = isinstance(kind[0], BeamParams)
         like = [group for group in self._groups if not is_search and (group.params, group.rules) == kind]
         if like:
             like[0].members += members
         else:
-            self._groups.append((_Searched if is_search else _Sampled)(*kind, members, self.sequences.device))
+            self._groups.append((Searched if is_search else Sampled)(*kind, members, self.sequences.device))
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -109,7 +68,7 @@ class Batch:
         logits = self.sequences.logits()
         events, left = [], []
         for group in self._groups:
-            index = _index(group.places, logits.device)
+            index = index_of(group.places, logits.device)
             found, gone = group.step(logits[index], self.sequences, index)
             events += found
             left += gone
@@ -129,173 +88,42 @@ class Batch:
                 group.move(moved)
 
 
-def _index(places: list[int], device: torch.device) -> slice | torch.Tensor:
-    """Of these rows; a slice, which copies nothing, where they lie side by side."""
-    first, end = places[0], places[0] + len(places)
-    return slice(first, end) if places == list(range(first, end)) else torch.tensor(places, device=device)
+def generate(
+    model,
+    contexts: Sequence[Sequence[int]],
+    params: SamplingParams | BeamParams,
+    *,
+    end_tokens: Sequence[int],
+    limits: Sequence[int],
+    shared_positions: Sequence[int | None] | None = None,
+    unidirectional: bool = False,
+    counted_lengths: Sequence[int] | None = None,
+    invalid_ids: Sequence[int] = (),
+    forbidden_starts: Sequence[Sequence[int]] = (),
+    seeds: Sequence[Sequence[int]] | None = None,
+    on_step: Callable[[list[tuple[int, int | None]]], None] | None = None,
+) -> list[list[Answer]]:
+    """Generate behind every context until an end token or the row's limit: per row its answers, best first.
 
-
-@dataclass
-class _Member:
-    number: int
-    row: Row
-    place: int  # in Sequences
-    ids: list[int] = field(default_factory=list)
-    keys: list[list[int]] | None = None  # of every step
-
-
-class _Sampled:
-    """Rows that are sampled with the same options, each at a step of its own."""
-
-    def __init__(self, params: SamplingParams, rules: Rules, members: list[_Member], device: torch.device):
-        self.params, self.rules, self.members = params, rules, members
-        self.ruling = Ruling(rules, device)
-
-    @property
-    def places(self) -> list[int]:
-        return [member.place for member in self.members]
-
-    @property
-    def width(self) -> int:
-        return len(self.members)
-
-    def move(self, moved: dict[int, int]) -> None:
-        for member in self.members:
-            member.place = moved.get(member.place, member.place)
-        self.members.sort(key=lambda member: member.place)
-
-    def drop(self, number: int) -> list[int]:
-        gone = [member.place for member in self.members if member.number == number]
-        self.members = [member for member in self.members if member.number != number]
-        return gone
-
-    def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
-        """logits (b, v) of this group's rows, at `index` in sequences -> events, and the places of those that left."""
-        sums = logits.sum(-1)  # one that is no number makes its sum none
-        asking = {place: member.row.alternatives for place, member in enumerate(self.members)
-                  if member.row.alternatives is not None}
-        plain = logits[[*asking]] if asking else None  # a copy: what is forbidden has its probability, too
-        if self.params.repetition_penalty != 1:
-            seen = [{*member.row.context, *member.ids} for member in self.members]
-            sampling.penalise_(logits, seen, self.params.repetition_penalty)
-        self._forbid(logits)
-        tokens = sampling.sample(logits, self.params, self._keys(logits.device))
-        sequences.go_on(index, tokens)
-        found = torch.cat((tokens.double(), sums)).tolist()  # one transfer
-        scores = sampling.scores(plain, tokens[[*asking]], [*asking.values()]) if asking else []
-        scores = dict(zip(asking, scores, strict=True))
-        events, left = [], []
-        for place, member in enumerate(self.members):
-            token, is_broken = int(found[place]), not math.isfinite(found[len(self.members) + place])
-            if is_broken:
-                events.append(Event(member.number, None, [(member.ids, None)], is_broken=True))
-                left.append(member.place)
-                continue
-            member.ids.append(token)
-            is_complete = token in self.rules.end_tokens or len(member.ids) == member.row.limit
-            events.append(Event(member.number, token, [(member.ids, None)] if is_complete else None,
-                                score=scores.get(place)))
-            left += [member.place] if is_complete else []
-        self.members = [member for member in self.members if member.place not in left]
-        return events, left
-
-    def _forbid(self, logits: torch.Tensor) -> None:
-        self.ruling.forbid_invalid_(logits)
-        steps = [len(member.ids) for member in self.members]
-        for step in {step for step in steps if step < max(self.params.min_gen_length, self.ruling.longest_start)}:
-            places = [place for place, own in enumerate(steps) if own == step]
-            part = logits if len(places) == len(steps) else logits[places]
-            if step < self.params.min_gen_length:
-                self.ruling.forbid_ends_(part)
-            if step < self.ruling.longest_start:
-                ids = [self.members[place].ids for place in places]
-                self.ruling.forbid_starts_(part, torch.tensor(ids, device=logits.device).view(len(ids), step))
-            if part is not logits:
-                logits[places] = part
-
-    def _keys(self, device: torch.device) -> torch.Tensor | None:
-        if self.params.top_k == 1:
-            return None
-        for member in self.members:
-            if member.keys is None:
-                member.keys = sampling.keys_of(member.row.seed, member.row.limit).tolist()
-        return torch.tensor([member.keys[len(member.ids)] for member in self.members], device=device)
-
-
-class _Searched:
-    """Rows that joined together and are searched with the same beams, step by step."""
-
-    def __init__(self, params: BeamParams, rules: Rules, members: list[_Member], device: torch.device):
-        self.params, self.rules, self.members = params, rules, members
-        self.ruling = Ruling(rules, device)
-        contexts = [member.row.context for member in members]
-        counted = [len(member.row.context) if member.row.counted_length is None else member.row.counted_length
-                   for member in members]
-        self.state = beam.start(contexts, counted, params, device)
-        self.places = [member.place for member in members]  # one for each row before the first step, then one a beam
-        self.keys = torch.stack([sampling.keys_of(member.row.seed, max(each.row.limit for each in members))
-                                 for member in members]).to(device) if params.stochastic else None
-
-    @property
-    def width(self) -> int:
-        return len(self.members) * self.params.num_beams
-
-    def move(self, moved: dict[int, int]) -> None:
-        self.places = [moved.get(place, place) for place in self.places]
-        width = len(self.places) // len(self.members)
-        self._keep(sorted(range(len(self.members)), key=lambda number: self.places[number * width]))
-
-    def drop(self, number: int) -> list[int]:
-        return self._keep([place for place, member in enumerate(self.members) if member.number != number])
-
-    def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
-        params, state = self.params, self.state
-        self.ruling.forbid_invalid_(logits)
-        if state.steps < params.min_gen_length:
-            self.ruling.forbid_ends_(logits)
-        logits = logits.view(len(self.members), -1, logits.shape[-1])
-        self.ruling.forbid_starts_(logits, state.history[..., state.tail:])
-        noise = None if self.keys is None else sampling.exponentials(
-            torch.arange(logits[0].numel(), device=logits.device), self.keys[:, state.steps])
-        self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise)
-        if state.steps == 1:
-            self.places = sequences.copies(self.places, params.num_beams)
-        events, going = [], []
-        for place, member in enumerate(self.members):
-            if state.broken[place]:
-                answer = state.history[place, 0, state.tail:-1].tolist(), None
-                events.append(Event(member.number, None, [answer], is_broken=True))
-            elif state.done[place] or state.steps == member.row.limit:
-                events.append(Event(member.number, None, beam.results(state, place, params)))
-            else:
-                events.append(Event(member.number))
-                going.append(place)
-        left = self._keep(going)
-        if going:
-            self._follow_parents(sequences)
-        return events, left
-
-    def _keep(self, going: list[int]) -> list[int]:
-        """Only these of the members, in this order; the others' places in sequences."""
-        if going == list(range(len(self.members))):
-            return []
-        width = len(self.places) // len(self.members)
-        groups = [self.places[begin:begin + width] for begin in range(0, len(self.places), width)]
-        left = [place for number, group in enumerate(groups) if number not in going for place in group]
-        self.places = [place for number in going for place in groups[number]]
-        self.members = [self.members[number] for number in going]
-        self.keys = None if self.keys is None else self.keys[going]
-        if going:
-            self.state = beam.select(self.state, going)
-        return left
-
-    def _follow_parents(self, sequences: Sequences) -> None:
-        """Give every beam's row the cache of the beam that it goes on from, and its next token."""
-        state, k, moves = self.state, self.params.num_beams, []
-        for number, member in enumerate(self.members):
-            places = self.places[number * k:(number + 1) * k]
-            for place, parent, common in zip(places, state.parents[number], state.common[number], strict=True):
-                if places[parent] != place:
-                    moves.append((place, places[parent], len(member.row.context) + common - state.tail))
-        sequences.reorder(moves)
-        sequences.go_on(_index(self.places, sequences.device), state.tokens.flatten())
+    The arguments are fields of generation.groups.Row and generation.sampling.Rules, one for each row or one for all.
+    on_step: called after every step with (row, token) for the rows still going; token is None under beam search.
+    Raises NonFinite where logits are NaN or infinite.
+    """
+    nothing = [None] * len(contexts)
+    common = rules(end_tokens, invalid_ids, forbidden_starts)
+    rows = [Row(context, params, limit, common, shared, unidirectional, counted, seed or ())
+            for context, limit, shared, counted, seed in zip(
+                contexts, limits, shared_positions or nothing, counted_lengths or nothing, seeds or nothing,
+                strict=True)]
+    batch = Batch(model, sum(row.width for row in rows), max(row.places for row in rows))
+    place = {number: index for index, number in enumerate(batch.add(rows))}
+    answers: list[list[Answer]] = [[] for _ in rows]
+    while events := batch.step():
+        if broken := [event for event in events if event.is_broken]:
+            raise NonFinite([place[event.number] for event in broken], [event.answers[0][0] for event in broken])
+        for event in events:
+            if event.answers is not None:
+                answers[place[event.number]] = event.answers
+        if on_step is not None:
+            on_step([(place[event.number], event.token) for event in events])
+    return answers

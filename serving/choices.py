@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from generation.batch import Event, Row
 from generation.blanks import Filling, Result, filled, joint
 from generation.fill import row_of
+from generation.groups import Event, Row
 from generation.session import Detokenizer
 from serving.texts import Names, Text
 

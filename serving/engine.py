@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from generation.batch import Batch, Row
+from generation.batch import Batch
+from generation.groups import Row
 from runtime.mapped import check_unchanged
 from serving.choices import News
 

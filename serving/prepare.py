@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from generation.batch import Row
 from generation.blanks import MASK_PATTERN, Filling, Result, split
 from generation.conversation import ChatFormat, question, read_messages
 from generation.fill import row_of
+from generation.groups import Row
 from generation.sampling import Score, rules
 from glm.prompt_form import PromptForm
 from runtime.errors import UserError

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generation import BeamParams, SamplingParams
-from generation.batch import Batch, Row
+from generation.batch import Batch
+from generation.groups import Row
 from generation.sampling import rules
 from glm.config import ModelConfig
 from glm.model import GLM

@@ -7,7 +7,7 @@ import generation
 from evaluation.requests import GenerateRequest, ScoreRequest
 from evaluation.scorer import Scorer, generation_input
 from generation import BeamParams, SamplingParams
-from generation.fill import generate
+from generation.batch import generate
 from glm.config import ModelConfig
 from glm.diagnose import check_weights, diagnose
 from glm.linear import pack_linears

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generation import BeamParams, SamplingParams
-from generation.fill import generate
+from generation.batch import generate
 from glm.config import ModelConfig
 from glm.model import GLM
 from tests.fake_model import FakeModel

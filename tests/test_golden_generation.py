@@ -6,8 +6,8 @@ import pytest
 
 import glm
 from generation import BeamParams, SamplingParams, fill_blanks
+from generation.batch import generate
 from generation.blanks import split
-from generation.fill import generate
 from tests.golden_data import GOLDEN, SHAPE, TOKENIZER, TP1
 
 

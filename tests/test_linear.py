@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from generation import SamplingParams
-from generation.fill import generate
+from generation.batch import generate
 from glm.linear import Linear, linears, pack_linears, quantization_of
 from glm.model import GLM
 from glm.spec import Cut

@@ -8,7 +8,7 @@ import torch
 
 import glm
 import glm.stream
-from generation.fill import generate
+from generation.batch import generate
 from generation.params import BeamParams, SamplingParams
 from glm.checkpoint import find_shards
 from glm.config import ModelConfig

@@ -55,7 +55,7 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
 
     import torch
 
-    from generation.fill import generate
+    from generation.batch import generate
     from generation.params import SamplingParams
     from glm.loading import DTYPES, load_model
     from glm.options import ModelOptions

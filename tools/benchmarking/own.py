@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from generation.fill import generate
+from generation.batch import generate
 from generation.params import BeamParams, SamplingParams
 from glm import inputs, spec
 from glm.config import ModelConfig

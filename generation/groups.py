@@ -1,0 +1,232 @@
+"""Rows to be decoded, in groups that are treated alike: a step of a group chooses each row's next token.
+
+A group is sampled, or searched with beams. What a step meant for a row is an event.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from generation import beam, sampling
+from generation.params import BeamParams, SamplingParams
+from generation.sampling import Rules, Ruling
+from generation.sequences import Sequences
+
+Answer = tuple[list[int], float | None]  # generated ids with their end token, score (None when sampled)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is to be generated behind a context."""
+
+    context: Sequence[int]  # its last id is the token that the first generated one follows
+    params: SamplingParams | BeamParams  # its limits of length, but for the least one, are the caller's business
+    limit: int  # most tokens to generate, end token included, >= 1
+    rules: Rules
+    shared_position: int | None = None  # of the last context token and all generated ones; None: they count up
+    unidirectional: bool = False  # context tokens see only what is left of them
+    counted_length: int | None = None  # what the context counts as in beam search's length penalty; None: its length
+    seed: Sequence[int] = ()  # the only source of chance; needed unless decoding is deterministic
+    alternatives: int | None = None  # each sampled token's event brings its log-probability, and so many alternatives
+
+    @property
+    def width(self) -> int:
+        """How many rows of the cache it comes to take up."""
+        return self.params.num_beams
+
+    @property
+    def places(self) -> int:
+        """How many it takes up of each of these rows."""
+        return len(self.context) - 1 + self.limit
+
+    @property
+    def kind(self) -> tuple[SamplingParams | BeamParams, Rules]:
+        """Equal for rows that can be sampled or searched together."""
+        return replace(self.params, seed=None, out_seq_length=None, max_gen_length=None), self.rules
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step meant for one row."""
+
+    number: int
+    token: int | None = None  # what was chosen; None under beam search
+    answers: list[Answer] | None = None  # best first, once the row is complete, with which it has left
+    is_broken: bool = False  # its logits are no numbers, and it has left with what it had
+    score: sampling.Score | None = None  # where the row asks for alternatives
+
+
+@dataclass
+class Member:
+    number: int
+    row: Row
+    place: int  # in Sequences
+    ids: list[int] = field(default_factory=list)
+    keys: list[list[int]] | None = None  # of every step
+
+
+class Sampled:
+    """Rows that are sampled with the same options, each at a step of its own."""
+
+    def __init__(self, params: SamplingParams, rules: Rules, members: list[Member], device: torch.device):
+        self.params, self.rules, self.members = params, rules, members
+        self.ruling = Ruling(rules, device)
+
+    @property
+    def places(self) -> list[int]:
+        return [member.place for member in self.members]
+
+    @property
+    def width(self) -> int:
+        return len(self.members)
+
+    def move(self, moved: dict[int, int]) -> None:
+        for member in self.members:
+            member.place = moved.get(member.place, member.place)
+        self.members.sort(key=lambda member: member.place)
+
+    def drop(self, number: int) -> list[int]:
+        gone = [member.place for member in self.members if member.number == number]
+        self.members = [member for member in self.members if member.number != number]
+        return gone
+
+    def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
+        """logits (b, v) of this group's rows, at `index` in sequences -> events, and the places of those that left."""
+        sums = logits.sum(-1)  # one that is no number makes its sum none
+        asking = {place: member.row.alternatives for place, member in enumerate(self.members)
+                  if member.row.alternatives is not None}
+        plain = logits[[*asking]] if asking else None  # a copy: what is forbidden has its probability, too
+        if self.params.repetition_penalty != 1:
+            seen = [{*member.row.context, *member.ids} for member in self.members]
+            sampling.penalise_(logits, seen, self.params.repetition_penalty)
+        self._forbid(logits)
+        tokens = sampling.sample(logits, self.params, self._keys(logits.device))
+        sequences.go_on(index, tokens)
+        found = torch.cat((tokens.double(), sums)).tolist()  # one transfer
+        scores = sampling.scores(plain, tokens[[*asking]], [*asking.values()]) if asking else []
+        scores = dict(zip(asking, scores, strict=True))
+        events, left = [], []
+        for place, member in enumerate(self.members):
+            token, is_broken = int(found[place]), not math.isfinite(found[len(self.members) + place])
+            if is_broken:
+                events.append(Event(member.number, None, [(member.ids, None)], is_broken=True))
+                left.append(member.place)
+                continue
+            member.ids.append(token)
+            is_complete = token in self.rules.end_tokens or len(member.ids) == member.row.limit
+            events.append(Event(member.number, token, [(member.ids, None)] if is_complete else None,
+                                score=scores.get(place)))
+            left += [member.place] if is_complete else []
+        self.members = [member for member in self.members if member.place not in left]
+        return events, left
+
+    def _forbid(self, logits: torch.Tensor) -> None:
+        self.ruling.forbid_invalid_(logits)
+        steps = [len(member.ids) for member in self.members]
+        for step in {step for step in steps if step < max(self.params.min_gen_length, self.ruling.longest_start)}:
+            places = [place for place, own in enumerate(steps) if own == step]
+            part = logits if len(places) == len(steps) else logits[places]
+            if step < self.params.min_gen_length:
+                self.ruling.forbid_ends_(part)
+            if step < self.ruling.longest_start:
+                ids = [self.members[place].ids for place in places]
+                self.ruling.forbid_starts_(part, torch.tensor(ids, device=logits.device).view(len(ids), step))
+            if part is not logits:
+                logits[places] = part
+
+    def _keys(self, device: torch.device) -> torch.Tensor | None:
+        if self.params.top_k == 1:
+            return None
+        for member in self.members:
+            if member.keys is None:
+                member.keys = sampling.keys_of(member.row.seed, member.row.limit).tolist()
+        return torch.tensor([member.keys[len(member.ids)] for member in self.members], device=device)
+
+
+class Searched:
+    """Rows that joined together and are searched with the same beams, step by step."""
+
+    def __init__(self, params: BeamParams, rules: Rules, members: list[Member], device: torch.device):
+        self.params, self.rules, self.members = params, rules, members
+        self.ruling = Ruling(rules, device)
+        contexts = [member.row.context for member in members]
+        counted = [len(member.row.context) if member.row.counted_length is None else member.row.counted_length
+                   for member in members]
+        self.state = beam.start(contexts, counted, params, device)
+        self.places = [member.place for member in members]  # one for each row before the first step, then one a beam
+        self.keys = torch.stack([sampling.keys_of(member.row.seed, max(each.row.limit for each in members))
+                                 for member in members]).to(device) if params.stochastic else None
+
+    @property
+    def width(self) -> int:
+        return len(self.members) * self.params.num_beams
+
+    def move(self, moved: dict[int, int]) -> None:
+        self.places = [moved.get(place, place) for place in self.places]
+        width = len(self.places) // len(self.members)
+        self._keep(sorted(range(len(self.members)), key=lambda number: self.places[number * width]))
+
+    def drop(self, number: int) -> list[int]:
+        return self._keep([place for place, member in enumerate(self.members) if member.number != number])
+
+    def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
+        params, state = self.params, self.state
+        self.ruling.forbid_invalid_(logits)
+        if state.steps < params.min_gen_length:
+            self.ruling.forbid_ends_(logits)
+        logits = logits.view(len(self.members), -1, logits.shape[-1])
+        self.ruling.forbid_starts_(logits, state.history[..., state.tail:])
+        noise = None if self.keys is None else sampling.exponentials(
+            torch.arange(logits[0].numel(), device=logits.device), self.keys[:, state.steps])
+        self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise)
+        if state.steps == 1:
+            self.places = sequences.copies(self.places, params.num_beams)
+        events, going = [], []
+        for place, member in enumerate(self.members):
+            if state.broken[place]:
+                answer = state.history[place, 0, state.tail:-1].tolist(), None
+                events.append(Event(member.number, None, [answer], is_broken=True))
+            elif state.done[place] or state.steps == member.row.limit:
+                events.append(Event(member.number, None, beam.results(state, place, params)))
+            else:
+                events.append(Event(member.number))
+                going.append(place)
+        left = self._keep(going)
+        if going:
+            self._follow_parents(sequences)
+        return events, left
+
+    def _keep(self, going: list[int]) -> list[int]:
+        """Only these of the members, in this order; the others' places in sequences."""
+        if going == list(range(len(self.members))):
+            return []
+        width = len(self.places) // len(self.members)
+        groups = [self.places[begin:begin + width] for begin in range(0, len(self.places), width)]
+        left = [place for number, group in enumerate(groups) if number not in going for place in group]
+        self.places = [place for number in going for place in groups[number]]
+        self.members = [self.members[number] for number in going]
+        self.keys = None if self.keys is None else self.keys[going]
+        if going:
+            self.state = beam.select(self.state, going)
+        return left
+
+    def _follow_parents(self, sequences: Sequences) -> None:
+        """Give every beam's row the cache of the beam that it goes on from, and its next token."""
+        state, k, moves = self.state, self.params.num_beams, []
+        for number, member in enumerate(self.members):
+            places = self.places[number * k:(number + 1) * k]
+            for place, parent, common in zip(places, state.parents[number], state.common[number], strict=True):
+                if places[parent] != place:
+                    moves.append((place, places[parent], len(member.row.context) + common - state.tail))
+        sequences.reorder(moves)
+        sequences.go_on(index_of(self.places, sequences.device), state.tokens.flatten())
+
+
+def index_of(places: list[int], device: torch.device) -> slice | torch.Tensor:
+    """Of these rows; a slice, which copies nothing, where they lie side by side."""
+    first, end = places[0], places[0] + len(places)
+    return slice(first, end) if places == list(range(first, end)) else torch.tensor(places, device=device)
