@@ -115,7 +115,8 @@ def _options(kind: Any) -> list[dataclasses.Field]:
 
 def _add_flag(group, name: str, field: dataclasses.Field, default: Any) -> None:
     about = field.metadata
-    kind = next(kind for kind in (bool, int, float, Path, str) if field.type.startswith(kind.__name__))
+    spelt = getattr(field.type, "__name__", str(field.type))  # a type, or its annotation: "int | None"
+    kind = next(kind for kind in (bool, int, float, Path, str) if spelt.startswith(kind.__name__))
     what = about["what"] + (f" (default: {about['none']})" if default is None and "none" in about else "")
     what = what or argparse.SUPPRESS
     if about.get("is_switches"):
