@@ -165,7 +165,7 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
     def note(text: str) -> None:
         if sys.stdout.isatty():
             write(f"{DIM}{text}{PLAIN}\n" if colour else f"{text}\n")
-        else:  # whoever reads our output wants the answers
+        else:  # a program that reads standard output wants the answers alone
             print(text, file=sys.stderr, flush=True)
 
     def read() -> str:

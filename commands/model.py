@@ -35,7 +35,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def announce_loading(arguments: argparse.Namespace) -> None:
-    """Says on a terminal what is being waited for, and everywhere if it will be slow for no need."""
+    """Say on a terminal what is loading, and everywhere if the precision makes this processor needlessly slow."""
     device = arguments.device or (default_device() if arguments.precision else "cpu")
     if is_first_rank() and (line := machine.note_on(arguments.precision, device, machine.instructions())):
         print(f"note: {line}", file=sys.stderr, flush=True)

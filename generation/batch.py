@@ -62,7 +62,7 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One token for every row: an event for each, in the order of their numbers; none: nobody is left."""
+        """One token for every row -> an event for each, in the order of their numbers; none when no row is left."""
         if not self._groups:
             return []
         logits = self.sequences.logits()
@@ -77,7 +77,7 @@ class Batch:
 
     @torch.inference_mode()
     def drop(self, number: int) -> None:
-        """A row whose answer nobody waits for any more leaves; its places in the cache are free."""
+        """Take out a row before it is complete; its places in the cache are free at once."""
         self._leave([place for group in self._groups for place in group.drop(number)])
 
     def _leave(self, places: list[int]) -> None:

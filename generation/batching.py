@@ -39,7 +39,7 @@ def bounds(place_bytes: int, num_beams: int) -> tuple[int, int]:
 
 def bytes_per_place(model) -> int:
     """What one token of one row takes up in this rank's cache."""
-    from runtime import parallel  # here: bounds() is asked for before torch is there
+    from runtime import parallel  # here, because bounds() is needed before torch is imported
 
     ranks = parallel.size() if parallel.is_started() else 1
     return 2 * model.config.num_layers * model.config.hidden_size // ranks * next(model.parameters()).element_size()

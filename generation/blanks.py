@@ -5,9 +5,9 @@ stretches between the blanks to fill. From then on blanks are known by their pla
 that the model generates is not taken for another blank. Blanks are filled from left to right, each with the ones before
 filled and the ones behind still open.
 
-The model reads and writes pieces of words, normalised, each stretch by itself. A person gets back his own letters,
-blanks and line ends: what fills a blank is decoded, and joined to what stands before it by the blank that its first
-piece begins with, where one belongs. Nothing is put behind it.
+The model reads and writes pieces of words, normalised, each stretch by itself. The answer keeps the prompt's letters,
+spaces and line ends: the ids of a blank are decoded, and joined to the text before them by the space that their first
+piece begins with, where one belongs. Nothing is put behind them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Answer = tuple[list[int], float | None]  # generated ids with their end token, s
 
 @dataclass(frozen=True)
 class Row:
-    """What is to be generated behind a context."""
+    """A context, and how to go on behind it."""
 
     context: Sequence[int]  # its last id is the token that the first generated one follows
     params: SamplingParams | BeamParams  # its limits of length, but for the least one, are the caller's business
@@ -62,9 +62,11 @@ class Event:
 
 @dataclass
 class Member:
-    number: int
+    """A row in a group."""
+
+    number: int  # the batch's
     row: Row
-    place: int  # in Sequences
+    place: int  # its row in Sequences
     ids: list[int] = field(default_factory=list)
     keys: list[list[int]] | None = None  # of every step
 

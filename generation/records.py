@@ -85,13 +85,15 @@ def record(line: PromptLine, result) -> dict:
 
 
 class Results:
-    """The output folder of one run, which no other run may use meanwhile; a context manager. `done` are the lines that
-    an earlier run has answered, `strange` counts the answers there that belong to other prompts."""
+    """The output folder of one run, locked against others; a context manager.
+
+    done: the answers of an earlier run, by line. strange: how many answers there belong to other prompts.
+    """
 
     def __init__(self, folder: str | Path, lines: Sequence[PromptLine], resume: bool = False, overwrite: bool = False,
                  source: str = ""):
-        """Makes the folder. source: where the lines come from, for messages. Raises UserError where the folder cannot
-        be written, another run is writing there, or it holds results that nobody asked about."""
+        """Make the folder. source: where the lines come from, for messages. Raises UserError where the folder cannot
+        be written, another run is writing there, or it holds results and neither resume nor overwrite is set."""
         self.folder, self.lines, self.resume, self.source = Path(folder), list(lines), resume, source
         self.path = self.folder / RESULTS
         self.names = file_names(lines)
@@ -211,7 +213,7 @@ def _identity(value) -> tuple[int, tuple]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file as a whole: whoever is interrupted leaves the old one."""
+    """Replace a file as a whole: an interrupted run leaves the old one."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
 

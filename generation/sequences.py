@@ -2,7 +2,8 @@
 
 A row's context is read at once, but for its last token (sop, for a blank); from then on every row is given one token a
 step. Each row fills its own places of the cache and sees no others, so a row's result is what it would be alone. Rows
-in use lie at the front of the cache, so that a step meets them as one block: who leaves is replaced by the last.
+in use lie at the front of the cache, so that a step meets them as one block: the last row takes the place of one that
+leaves.
 Shapes: b rows in use, v vocabulary.
 """
 
@@ -30,7 +31,7 @@ class Sequences:
         self.reserve(rows, places)
 
     def reserve(self, rows: int, places: int) -> None:
-        """Make room for so many rows, of so many places each. What is there is kept; a larger cache is a copy."""
+        """Make room for so many rows of so many places each. A larger cache takes over the old one's content."""
         old, state = self.cache, self._state
         if old is not None and rows <= old.batch and places <= old.capacity:
             return
@@ -103,8 +104,10 @@ class Sequences:
         self._state[0, _TOKEN, rows] = tokens
 
     def copies(self, rows: Sequence[int], times: int) -> list[int]:
-        """`times` rows like each of these -> all their numbers, one row's after another's. They lie side by side if
-        these rows are the last ones; else each of these stays where it is."""
+        """Make each of these rows `times` equal ones -> the numbers of all of them, row by row.
+
+        They lie side by side if these rows are the last ones; otherwise each row stays, and its copies come last.
+        """
         if times == 1:
             return list(rows)
         first, count = self.count - len(rows), self.count
@@ -130,7 +133,7 @@ class Sequences:
             self.cache.exchange(moves)
 
     def leave(self, rows: Sequence[int]) -> dict[int, int]:
-        """Rows that are not needed any more -> the new numbers of those that took their places."""
+        """Take out these rows -> old and new numbers of the rows that took their places."""
         gone, count = set(rows), self.count - len(rows)
         moving = [row for row in range(count, self.count) if row not in gone]
         holes = [row for row in sorted(gone) if row < count]

@@ -160,8 +160,11 @@ def _text(value: object) -> str:
 
 @contextlib.contextmanager
 def line_editing(is_terminal: bool):
-    """Editing and a history, where the input is a terminal; nothing elsewhere. The history outlives the session only in
-    a file that the user names (GLM_HISTORY), which is then his alone to read: queries may be nobody else's business."""
+    """Editing and a history, where the input is a terminal; nothing elsewhere.
+
+    The history outlives the session only in a file that the user names (GLM_HISTORY), and only the user may read it:
+    queries may be private.
+    """
     try:
         import readline
     except ImportError:  # a Python without it (Windows)
