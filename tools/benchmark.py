@@ -25,13 +25,20 @@ def make_parser() -> argparse.ArgumentParser:
     from runtime.arguments import CommandParser
 
     parser = CommandParser(prog="benchmark.py", description=__doc__)
+
+    def shared(add, dtype):
+        add("--device", default="cpu", help="cpu, cuda or cuda:N")
+        add("--dtype", nargs="+", default=[dtype], choices=("bf16", "fp16", "fp32"), help="one or more")
+        add("--threads", type=int, help="of the processor (default: torch's choice)")
+        add("--json", type=Path, metavar="FILE", help="also write the results to this file")
+        add("--no-plan", action="store_true", help="load a checkpoint even if it cannot fit in memory")
+
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     model = commands.add_parser("model", help="prefill and decoding of a model; the word may be left out")
     add = model.add_argument
     add("--model", help="preset of glm/config.py (default: shape-335m, or what the checkpoint says)")
     add("--load", type=Path, metavar="CHECKPOINT", help="measure this checkpoint instead of random weights")
-    add("--device", default="cpu", help="cpu, cuda or cuda:N")
-    add("--dtype", nargs="+", default=["bf16"], choices=("bf16", "fp16", "fp32"), help="one or more")
+    shared(add, "bf16")
     add("--bits", nargs="*", type=int, default=[], choices=(8, 4), help="also with packed INT8, INT4 weights")
     add("--group-size", type=int, metavar="N", help="columns of packed weights that share a scale (default: a row)")
     add("--prefill", nargs="*", type=int, default=[128, 512, 1024, 2048], metavar="TOKENS", help="prompt lengths")
@@ -39,11 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--widths", nargs="*", type=int, default=[1, 4], metavar="N", help="1: greedy, others: beams")
     add("--steps", type=int, default=24, help="decoding steps timed for each result")
     add("--repeats", type=int, default=3, help="prefills timed for each result")
-    add("--threads", type=int, help="of the processor (default: torch's choice)")
     add("--buffer-mb", type=int, default=1024, help="read to measure the bandwidth; far more than any cache")
     add("--against", nargs="+", default=[], choices=PEERS, metavar="ENGINE", help=f"also: {', '.join(PEERS)}")
-    add("--json", type=Path, metavar="FILE", help="also write the results to this file")
-    add("--no-plan", action="store_true", help="load a checkpoint even if it cannot fit in memory")
     parser.epilog = "Of model, or without a COMMAND:\n\n" + model.format_help().partition("\n\n")[2]
     kernels = commands.add_parser("kernels", help="products with packed weights, beside torch's and the memory")
     add = kernels.add_argument
@@ -59,20 +63,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--load", type=Path, metavar="CHECKPOINT", default=EMBEDDED, help="default: the embedded model")
     add("--data-path", type=Path, required=True, metavar="DIR",
         help="what scripts/prepare_data.sh has written: CoLA, C3, LAMBADA and CMRC2018")
-    add("--device", default="cpu", help="cpu, cuda or cuda:N")
-    add("--dtype", nargs="+", default=["fp32"], choices=("bf16", "fp16", "fp32"), help="one or more")
+    shared(add, "fp32")
     add("--rows", type=int, default=300, help="of every task that is scored")
     add("--generated-rows", type=int, default=48, help="of every task that generates")
     add("--batch", type=int, default=16, help="items at a time in generation")
     add("--repeats", type=int, default=3, help="passes over all of them")
-    add("--threads", type=int, help="of the processor (default: torch's choice)")
-    add("--json", type=Path, metavar="FILE", help="also write the results to this file")
-    add("--no-plan", action="store_true", help="load the checkpoint even if it cannot fit in memory")
     return parser
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """`model` is what is measured unless another command is named."""
+    """The command is `model` unless another one is named."""
     parser = make_parser()
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv = ["model", *argv]
@@ -130,7 +130,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
             keep(peers.measure(engine, arguments, shape, bandwidth))
         except peers.Missing as reason:
             skipped[engine] = str(reason)
-        except Exception as error:  # of the engine's own making: the others' results are not to be lost for it
+        except Exception as error:  # one engine's failure must not cost the others' results
             skipped[engine] = f"it failed: {type(error).__name__}: {error}"
         if engine in skipped:
             results.say(f"{engine}: {skipped[engine]}")
@@ -182,7 +182,7 @@ def command() -> str:
 
 
 def require_fit(arguments: argparse.Namespace) -> None:
-    """Raises UserError where a checkpoint that is to be loaded cannot fit here; before torch is imported."""
+    """Raises UserError if the checkpoint does not fit into this machine's memory; without importing torch."""
     if getattr(arguments, "load", None) is None or arguments.no_plan:
         return
     from planning.check import require_model

@@ -1,12 +1,12 @@
-"""How far a plan is off: peak memory, time to load, to read a context and of a decoded token, planned and measured.
+"""Compares plans with measurements: peak memory, and the time of loading, of a context and of a decoded token.
 
     python tools/check_plan.py                                       # five shapes, four precisions
     python tools/check_plan.py --models shape-335m --precisions bf16,8 --context 256
 
-For every shape a random bfloat16 checkpoint is written below --folder, and removed afterwards. Every measurement is a
-process of its own, which loads it, generates, and then takes the machine's rates in turn with its own times, since
-on a shared machine they change by the second: of each the best counts. The memory and products are timed for
-about as long as a step and a context take: the best of short ones would be of a moment that no long one has.
+Every shape gets a random bfloat16 checkpoint below --folder, removed afterwards. Every measurement is a process of its
+own. It loads the checkpoint, generates, and then takes the machine's rates in turn with its own times, because on a
+shared machine they change by the second; the best of each counts. Reading memory and multiplying are timed for about
+as long as a step and a context take: a shorter time could catch a fast moment that no step or context lasts for.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def setup_of(name: str, precision: str, context: int, new_tokens: int):
 
 
 def measure(folder: Path, name: str, precision: str, context: int, new_tokens: int, rounds: int) -> dict:
-    """In a process of its own: what a run takes, and the machine's rates while it ran."""
+    """Memory and times of a run, and the machine's rates meanwhile. Needs a process of its own."""
     from statistics import fmean
 
     import torch
@@ -96,7 +96,7 @@ def measure(folder: Path, name: str, precision: str, context: int, new_tokens: i
 
 
 def highest() -> int:
-    """Bytes that this process has had in memory at most. getrusage would count what its parent had before it."""
+    """Bytes that this process had in memory at most. getrusage would include its parent's before the fork."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
@@ -117,7 +117,7 @@ def planned(name: str, precision: str, context: int, new_tokens: int, found: dic
 
 
 def compare(folder: Path, name: str, precision: str, arguments: argparse.Namespace) -> dict:
-    """What a process of its own measures, and what is planned with the rates that it found."""
+    """The measurement, in a process of its own, and the plan made with the rates that it found."""
     numbers = arguments.context, arguments.new_tokens, arguments.rounds
     command = [sys.executable, str(Path(__file__).resolve()), "--child", str(folder), "--models", name, "--precisions",
                precision, "--context", str(numbers[0]), "--new-tokens", str(numbers[1]), "--rounds", str(numbers[2])]

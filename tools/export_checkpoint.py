@@ -41,7 +41,7 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
 
 
 def _iteration_before(output: Path) -> Path | None:
-    """The folder that an earlier export has made, if there is one; what a link leads to is somebody else's."""
+    """The folder of an earlier export, or None; a link is none, since its files may belong to others."""
     from glm.checkpoint import LATEST, iteration_folder
     from runtime.errors import UserError
 

@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run_section(name: str, device: str, is_toy: bool, seconds: float, folder: Path) -> dict:
-    """What the section wrote; or why it wrote nothing whole."""
+    """The section's result; a failed one says why."""
     output = folder / f"{name}.json"
     command = [sys.executable, __file__, "--section", name, "--device", device, "--seconds", str(seconds), "--json",
                str(output), *(["--toy"] if is_toy else [])]
@@ -59,7 +59,7 @@ def run_section(name: str, device: str, is_toy: bool, seconds: float, folder: Pa
 
 
 def missing(device: str, is_toy: bool) -> str | None:
-    """What this machine lacks, in one line."""
+    """One line about what this machine lacks; None: nothing."""
     try:
         import torch
     except ImportError as error:

@@ -106,7 +106,7 @@ def held_out_losses(model, corpora: dict, options, ids, autocast) -> dict[str, f
 
 
 def report_held_out(losses: dict[str, float], index: dict[str, dict]) -> str:
-    """Perplexity per token, and what that is per character of the language's held-out text, whatever the vocabulary."""
+    """Perplexity per token, and bits per character of the held-out text, which do not depend on the vocabulary."""
     lines = []
     for name, loss in losses.items():
         files = [facts["held_out"] for facts in index.values() if facts["language"] == name.split()[0]]

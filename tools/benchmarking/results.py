@@ -106,12 +106,12 @@ def prefill(engine: str, precision: str, shape: Shape, tokens: int, work: Callab
 
 
 def load_average() -> float:
-    """How many programs wanted a core at a time, during the last minute."""
+    """Programs that wanted a core at a time, on average over the last minute."""
     return os.getloadavg()[0]
 
 
 def describe(device: str, load_before: float) -> dict:
-    """The machine, as far as it tells, after a measurement. load_before: its load average before that."""
+    """Facts about the machine, after a measurement. load_before: its load average before that."""
     facts = {
         "processor": processor("model name") or platform.machine(),
         "cores": os.cpu_count(),

@@ -116,7 +116,7 @@ def layers(setting: Setting) -> Iterator[dict]:
 
 
 def fitting_layers(setting: Setting) -> int:
-    """How many INT4 layers have room beside embedding and cache: all, or as many as there is memory for."""
+    """The number of INT4 layers that fit into memory beside embedding and cache."""
     if setting.device.type != "cuda":
         return setting.config.num_layers
     config = setting.config

@@ -42,7 +42,7 @@ def run(name: str, device: str, is_toy: bool, seconds: float, output: Path) -> b
             error = f"{len(wrong)} of {len(rows)} are wrong, first: {wrong[0]}"
         if failure := getattr(where.operations, "failure", None):
             error = f"the kernels were not used: {failure}"
-    except Exception as problem:  # whatever it is: the other sections are to run
+    except Exception as problem:  # the other sections run all the same
         error = f"{type(problem).__name__}: {problem}"
         traceback.print_exc()
     write(output, "failed" if error else "ok", rows, error, begin)
@@ -54,7 +54,7 @@ def write(output: Path, status: str, rows: list[dict], error: str | None, begin:
 
 
 def describe(device: str) -> dict:
-    """The device and the software, as far as they tell."""
+    """Facts about the device and the software."""
     import torch
 
     from kernels.cache import BuildError

@@ -35,7 +35,7 @@ class Setting:
 
     @property
     def kernels_device(self):
-        """What launches single kernels (kernels.cuda.driver.Device), None where nothing does."""
+        """A kernels.cuda.driver.Device, which launches single kernels; None where there is none."""
         find = getattr(self.operations, "find", None)
         return find(self.device) if find else None
 
@@ -71,8 +71,10 @@ def bytes_of(weight: PackedWeight) -> int:
 
 
 def recorded(setting: Setting, calls: list[Callable[[], object]]) -> Callable[[], list]:
-    """All calls, one after the other, as one CUDA graph; on other devices a function that calls them. Returns what
-    they return."""
+    """All calls, one after the other, as one CUDA graph; on other devices a function that calls them.
+
+    The function returns the calls' results.
+    """
     if setting.device.type != "cuda":
         return lambda: [call() for call in calls]
     side = torch.cuda.Stream(setting.device)

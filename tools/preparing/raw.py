@@ -77,7 +77,7 @@ def one_line(text: str) -> str:
 
 
 def index_of(value: object, allowed: list, path: Path, place: int, field: str) -> int:
-    """Where a label stands among the allowed ones. `place` counts the rows from 1."""
+    """The index of a label among the allowed ones; UserError if it is none. place: of the row, from 1."""
     if value not in allowed:
         names = ", ".join(map(str, allowed))
         raise UserError(f"{path}: row {place}: {field}: {value!r} is not one of {names}")

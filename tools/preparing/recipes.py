@@ -50,14 +50,14 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Prompt:
-    """How one row is put into words. `inputs`, `targets`, `example` are templates; see above."""
+    """Templates that put one row into words."""
 
     inputs: str | None = None
     choices: str | tuple[str, ...] | None = None
-    label: str | None = None
+    label: str | None = None  # the field with the index of the right choice
     targets: str | tuple[str, ...] | None = None
-    example: str | None = None
-    keep: tuple[str, ...] = ()
+    example: str | None = None  # of a row of `examples`
+    keep: tuple[str, ...] = ()  # fields that are written as they are
 
     def templates(self) -> list[str]:
         """Everything in which fields are filled in."""
@@ -72,15 +72,15 @@ class Recipe:
     """One task's data file."""
 
     file: Path
-    output: str
+    output: str  # folder below DATA_PATH
     title: str
     source: str
     licence: str
     note: str = ""
-    where: str = ""
-    reader: str | None = None
+    where: str = ""  # how to get the raw files
+    reader: str | None = None  # "module.function"
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
-    text: Mapping[str, str] = field(default_factory=dict)
+    text: Mapping[str, str] = field(default_factory=dict)  # split by file name, of a language modelling task
 
     def read(self, raw: Path) -> dict:
         """The reader's rows (or texts) of every split."""

@@ -14,13 +14,13 @@ from tools.preparing.recipes import Prompt, Recipe, fields_of
 
 @dataclass
 class Account:
-    """Rows (lines for a text) of one split: read, left out by reason, and written to each file."""
+    """Counts of one split."""
 
     split: str
     read: int
-    unit: str = "rows"
-    left_out: Counter = field(default_factory=Counter)
-    written: dict[str, int] = field(default_factory=dict)
+    unit: str = "rows"  # "lines" for a text
+    left_out: Counter = field(default_factory=Counter)  # by reason
+    written: dict[str, int] = field(default_factory=dict)  # by file
 
     def line(self) -> str:
         files = len(self.written)

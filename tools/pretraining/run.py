@@ -1,4 +1,4 @@
-"""What a training run leaves and says: the resumable state, the log that agrees with it, the plot, and its lines."""
+"""The files of a training run (resumable state, a log that agrees with it, plot), and the lines that it prints."""
 
 import contextlib
 import json
@@ -148,7 +148,7 @@ def plot_log(log: Path, picture: Path) -> None:
 
 
 class Lines:
-    """What a training says while it runs: a line now and then, by time, since a step takes milliseconds or minutes.
+    """The lines of a training, printed by time, since a step takes milliseconds or minutes.
 
     step: the last one of an earlier run. steps: when the run ends. tokens: of a step.
     """

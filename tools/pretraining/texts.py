@@ -23,7 +23,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def documents_of(lines: list[str]) -> list[str]:
-    """What stands between lines without a visible character."""
+    """Runs of lines; one without a visible character ends a document."""
     documents, document = [], []
     for line in [*lines, ""]:
         if line.strip():

@@ -40,7 +40,7 @@ Choices = dict[str, list[tuple[int, int | None]]]  # by task: (predicted, right)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says."""
+    """Settings of a report."""
 
     checkpoint: Path
     texts: Sequence[Path]

@@ -15,7 +15,7 @@ from runtime.show import table
 from tools.quantizing.schemes import PLAIN
 
 JSON, PLOT = "report.json", "report.png"
-PLAIN_WIDTH = 140  # where there is no terminal, nothing is to be cut off
+PLAIN_WIDTH = 140  # where there is no terminal
 WIDE = 110
 MOST_LAYERS = 12  # of a deeper model the table has means over the layers only
 STYLE = {
@@ -27,7 +27,7 @@ COLOURS = ("#0072b2", "#d55e00", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#6
 
 
 def write(report: dict, folder: Path) -> list[str]:
-    """Writes both files; returns the tables as lines for standard output, and what there is to know about them."""
+    """Writes both files; returns the tables and notes for standard output."""
     try:
         with replacing(folder / JSON) as temporary:
             temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
