@@ -7,14 +7,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from glm.config import ModelConfig
 from tools import benchmark as program
-from tools.benchmarking import results
+from tools.benchmarking import peers, results
 from tools.benchmarking.own import shape_of
-from tools.benchmarking.rates import Timing, repeat
+from tools.benchmarking.rates import Bandwidth, Timing, repeat
 from tools.benchmarking.results import decode_result, prefill_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +110,37 @@ def test_packed_weights_are_measured_beside_plain_ones(tmp_path):
     layers, vocabulary = 5 * 384 * (4 * 384 + 3 * 1024), 16384 * 384
     expected = [(per_weight * layers + 2 * vocabulary) for per_weight in (2, 1 + 2 / 64, 0.5 + 2 / 64) for _ in "12"]
     assert [size for *_, size in found] == pytest.approx(expected)
+
+
+class Counted:
+    """An engine that only notes what it is asked for."""
+
+    precision, shape, dtype, bytes_per_weight = "fp32", TINY, torch.float32, 4
+
+    def __init__(self):
+        self.asked = []
+
+    def read(self, tokens):
+        self.asked.append(tuple(tokens.shape))
+
+    def step(self):
+        self.asked.append("step")
+
+
+def test_engines_are_measured_by_one_loop(monkeypatch):
+    engine = Counted()
+    monkeypatch.setattr(peers, "engines", lambda shape, arguments: [engine])
+    monkeypatch.setitem(peers.ENGINES, "transformers", ([], "", peers.__name__))
+    arguments = SimpleNamespace(device="cpu", prefill=[8], contexts=[4], steps=3, repeats=2)
+    read, decoded = peers.measure("transformers", arguments, TINY, Bandwidth("cpu", 1 << 16))
+    assert (read.kind, read.tokens, read.timing.repeats) == ("prefill", 8, 2)
+    assert (decoded.kind, decoded.tokens, decoded.width, decoded.timing.repeats) == ("decode", 4, 1, 3)
+    assert read.weight_bytes == decoded.weight_bytes == 4 * TINY.parameters
+    assert engine.asked == [(1, 8)] * 3 + [(1, 4)] + ["step"] * 5  # one prefill and two steps do not count
+    arguments.device = "cuda"
+    monkeypatch.setitem(peers.ENGINES, "openvino", ([], "", peers.__name__))
+    with pytest.raises(peers.Missing, match="measured on CPUs only"):
+        next(peers.measure("openvino", arguments, TINY, None))
 
 
 def test_a_table_of_products():

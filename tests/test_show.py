@@ -1,9 +1,9 @@
-"""Times, numbers and names as people say them."""
+"""What programs show people: times, numbers, names and tables; progress is in test_evaluation_progress.py."""
 
 import pytest
 
 from planning.table import numerous
-from runtime.show import counted, duration, nearest
+from runtime.show import counted, duration, nearest, table
 
 
 @pytest.mark.parametrize(("seconds", "said"), [
@@ -28,3 +28,14 @@ def test_the_nearest_name_is_near_and_keeps_its_capitals():
     assert nearest("ocnil", ["CMNLI", "OCNLI"]) == "OCNLI"
     assert nearest("squad", ["CMNLI", "OCNLI"]) is None
     assert nearest("ocnil", ["OCNLI"], least=0.9) is None
+
+
+def test_columns_of_a_table_are_as_wide_as_their_widest_cell():
+    lines = table(("linear", "ms"), [("qkv", "12.5"), ("attention", "")], title="Products").splitlines()
+    assert lines == ["Products",
+                     "linear       ms",
+                     "---------  ----",
+                     "qkv        12.5",
+                     "attention"]
+    assert table(("a", "b"), [("xx", "yy")], left=2).splitlines()[0] == "a   b"
+    assert table(("a", "b"), []).splitlines() == ["a  b", "-  -"]
