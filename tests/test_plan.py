@@ -23,7 +23,8 @@ from planning.check import Use
 from planning.shapes import Format, Setup
 from runtime import resources
 from runtime.errors import UserError
-from tests.tiny_checkpoints import TINY, tiny_checkpoint
+from tests.golden_data import split_state, write_checkpoint
+from tests.tiny_checkpoints import TINY, quantized, tiny_checkpoint, tiny_state
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGE = ModelConfig.from_name("glm-130b")
@@ -42,10 +43,10 @@ def test_what_a_checkpoint_holds_is_found_out_without_torch(tmp_path, bits, dtyp
     assert (found.format, found.parts, found.is_mapped) == (Format(precision, bits), 2, True)
 
 
-def test_groups_are_told_by_the_size_of_the_files():
-    config = ModelConfig.from_name("shape-110m")
-    sizes = {group: stored.part_bytes(config, Format("fp16", 4, group), 1) for group in (None, 128, 64, 32)}
-    assert sorted(sizes.values()) == list(sizes.values()) and len(set(sizes.values())) == 4
+@pytest.mark.parametrize("bits, group", [(8, None), (8, 12), (4, None), (4, 12)])
+def test_bits_and_groups_are_told_by_the_tensors(tmp_path, bits, group):
+    write_checkpoint(tmp_path, quantized(split_state(tiny_state(), 2), bits, group))
+    assert stored.look(tmp_path, TINY).format == Format("fp16", bits, group)
 
 
 def test_a_damaged_file_is_left_to_the_loader(tmp_path):
