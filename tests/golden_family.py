@@ -87,3 +87,8 @@ def chatglm2_inputs(arrays):
     b, s = tokens.shape
     real = torch.from_numpy(arrays.get("attention_mask", numpy.ones((b, s), dtype=numpy.int64))) == 1
     return tokens, (real.cumsum(-1) - 1).clamp(min=0), causal([0], s) | ~real[:, None]
+
+
+def rows(family, name="generation"):
+    text = (KIT / family / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
