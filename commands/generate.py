@@ -46,6 +46,7 @@ def parser() -> CommandParser:
     again = files.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="skip the prompts that results.jsonl has answers to")
     again.add_argument("--overwrite", action="store_true", help="replace an earlier results.jsonl")
+    files.add_argument("--chat", action="store_true", help="a conversation with a chat model, in a session")
     files.add_argument("--print-all-beams", action="store_true",
                        help="show all beams of beam search with their scores, not the best alone (session)")
     files.add_argument("--no-stream", action="store_true", help="show an answer when it is complete (session)")
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         options = options_of(arguments)
         if arguments.batch_size is not None and arguments.batch_size < 1:
             raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
+        if arguments.chat and arguments.input_source != INTERACTIVE:
+            raise UserError("--chat is a session; leave out --input-source")
         if arguments.input_source == INTERACTIVE:
             return session(arguments, options)
         return file_run(arguments, options)
@@ -149,12 +152,18 @@ def output_folder(arguments: argparse.Namespace) -> Path:
 
 def session(arguments: argparse.Namespace, options: Options) -> int:
     model, tokenizer = loaded(arguments, [""], LONG_TIMEOUT)
+    from generation.chat_session import CHAT_QUERY, ChatSession, follow_chat
+    from generation.chatting import format_of
     from generation.session import QUERY, Session, follow, line_editing
     from runtime import parallel
 
+    kind, query, followed = (ChatSession, CHAT_QUERY, follow_chat) if arguments.chat else (Session, QUERY, follow)
+    if arguments.chat:
+        own = Options(sampling=format_of(model).sampling)
+        options = own.changed(**{name: value for name, value in options.values().items() if name in arguments.given})
     tell_without_effect(arguments, options, model, OF_FILES, "for a file of prompts only")
     if not is_first_rank():
-        follow(model, tokenizer)
+        followed(model, tokenizer)
         return 0
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     colour = sys.stdout.isatty() and not arguments.no_color and not os.environ.get("NO_COLOR")
@@ -171,9 +180,9 @@ def session(arguments: argparse.Namespace, options: Options) -> int:
     def read() -> str:
         if is_unheard():
             raise EOFError
-        return input(QUERY if is_terminal else "")
+        return input(query if is_terminal else "")
 
     with line_editing(is_terminal):
-        Session(model, tokenizer, options, read, write, note, colour, not arguments.no_stream).run()
+        kind(model, tokenizer, options, read, write, note, colour, not arguments.no_stream).run()
     parallel.broadcast_object(None)
     return 0

@@ -12,6 +12,7 @@ PROGRAM = "python -m glm"
 # Name: the function that is given the words behind it, words that go first, and what it does. Imported when named.
 COMMANDS = {
     "generate": ("commands.generate:main", (), "fill blanks and write text, in a session or for a file of prompts"),
+    "chat": ("commands.generate:main", ("--chat",), "a conversation with a chat model"),
     "evaluate": ("commands.evaluate:main", (), "score a model on tasks"),
     "compare": ("commands.evaluate:main", ("compare",), "what differs between two evaluations, and whether by chance"),
     "serve": ("commands.serve:main", (), "an OpenAI-compatible server, with a page"),

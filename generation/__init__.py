@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["BeamParams", "Result", "SamplingParams", "fill_blanks", "generate"]
+__all__ = ["BeamParams", "Result", "SamplingParams", "chat", "fill_blanks", "generate"]
 
 _HOME = {"BeamParams": "params", "SamplingParams": "params", "fill_blanks": "fill", "Result": "blanks",
-         "generate": "batch"}
+         "generate": "batch", "chat": "chatting"}
 
 
 def __getattr__(name: str):

@@ -127,8 +127,9 @@ class Result:
 def split(text: str, tokenizer, form: PromptForm = DEFAULT) -> Prompt:
     """Cut a text at the masks of the kind to fill; every stretch between any masks is tokenised by itself.
 
-    Raises UserError for a mask that the family does not fill.
+    Raises UserError for a mask that the family does not fill, or that its vocabulary lacks.
     """
+    form = replace(form, masks=tuple(mask for mask in form.masks if mask in tokenizer.commands))
     if refused := form.refused(text):
         known = "it writes on behind a text" if form.is_causal else f"it fills {', '.join(form.masks)}"
         raise UserError(f"this model fills no {refused}; {known}")

@@ -26,6 +26,7 @@ class ChatFormat:
     first: int  # number of the first round
     alone: str  # the round to be answered where there is no history
     gap: str  # between a system text and the first round
+    sampling: SamplingParams  # what the model was published with
     is_causal: bool  # the prompt stands behind [gMASK] sop and is read from left to right; else in front of them
     replaced: tuple[tuple[str, str], ...] = ()  # texts of an answer, and what stands for them
     punctuation: tuple[tuple[str, str], ...] = ()  # beside a Chinese character, the first becomes the second
@@ -63,10 +64,11 @@ _TRAINED = (("[[训练时间]]", "2023年"),)
 FORMATS = {
     "chatglm": ChatFormat(
         "[Round {number}]\n问：{query}\n答：{answer}\n", "[Round {number}]\n问：{query}\n答：",
-        0, "{query}", "\n", False, _TRAINED, tuple(zip(",!:;?", "，！：；？", strict=True))),
+        0, "{query}", "\n", SamplingParams(0.95, top_p=0.7), False, _TRAINED,
+        tuple(zip(",!:;?", "，！：；？", strict=True))),
     "chatglm2": ChatFormat(
         "[Round {number}]\n\n问：{query}\n\n答：{answer}\n\n", "[Round {number}]\n\n问：{query}\n\n答：", 1,
-        "[Round {number}]\n\n问：{query}\n\n答：", "\n\n", True, _TRAINED),
+        "[Round {number}]\n\n问：{query}\n\n答：", "\n\n", SamplingParams(0.8, top_p=0.8), True, _TRAINED),
 }
 
 

@@ -42,6 +42,8 @@ class Session:
     streams: whether sampled tokens are shown as they come; beam search shows its answer when it is complete.
     """
 
+    help = HELP
+
     def __init__(self, model, tokenizer, options: Options, read: Callable[[], str], write: Callable[[str], None],
                  note: Callable[[str], None], colour: bool, streams: bool = True):
         self.model, self.tokenizer, self.form = model, tokenizer, model.config.prompt_form
@@ -81,7 +83,7 @@ class Session:
     def command(self, line: str) -> None:
         name, *words = re.split(r"[\s=]+", line, maxsplit=2)
         if name == "/help":
-            self.write(HELP + "\n")
+            self.write(self.help + "\n")
         elif name == "/show":
             self.write(shown(self.options))
         elif name == "/reset":

@@ -1,0 +1,104 @@
+"""A chat model's reply to a list of messages.
+
+    reply = chat(model, tokenizer, [{"role": "user", "content": "你好"}], on_text=print)
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from generation.batch import Batch, Row
+from generation.conversation import FORMATS, ChatFormat, Question, question, read_messages
+from generation.params import BeamParams, SamplingParams
+from generation.sampling import rules
+from runtime import parallel
+from runtime.errors import NonFinite, UserError
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A chat model's answer."""
+
+    text: str
+    input_ids: list[int] = field(repr=False)  # the prompt as the model saw it
+    output_ids: list[int] = field(repr=False)  # what it generated, end token included
+    finish_reason: str  # "stop": it ended by itself; "length": it was cut off
+    rounds_left_out: int = 0  # oldest rounds of the history that did not fit
+
+
+def chat(model, tokenizer, messages: Sequence[Mapping[str, str]], params: SamplingParams | BeamParams | None = None,
+         *, on_text: Callable[[str], None] | None = None) -> Reply:
+    """The reply to messages of `role` (system, user, assistant) and `content`, the last one the user's.
+
+    params: by default those that the model was published with; out_seq_length counts prompt and answer. Oldest rounds
+    that do not fit are left out. on_text: is given the text as it comes, in pieces that joined are the reply's text;
+    not under beam search. Raises UserError for messages in another order, and for a model that is none for chats.
+    """
+    form = format_of(model)
+    params = form.sampling if params is None else params
+    if params.seed is None:
+        params = replace(params, seed=parallel.broadcast_object(secrets.randbits(53)))
+    asked = question(read_messages(messages), form, lambda text: context_of(text, form, tokenizer),
+                     model.config.max_sequence_length, params)
+    row = row_of(asked, form, model, tokenizer, params)
+    ids = _answered(model, row, lambda ids: _tell(ids, row, form, tokenizer, on_text) if on_text is not None else None)
+    text = form.reply(decoded(ids, row.rules.end_tokens, tokenizer))
+    if on_text is not None:
+        on_text(text[len(_shown(ids[:-1], row, form, tokenizer)):])
+    return Reply(text, list(asked.context), ids, "stop" if ids[-1] in row.rules.end_tokens else "length",
+                 asked.rounds_left_out)
+
+
+def format_of(model) -> ChatFormat:
+    family = model.config.family
+    if family not in FORMATS:
+        raise UserError(f"a model of the family {family} has no chat format; it fills blanks and writes on "
+                        "(fill_blanks, scripts/generate.sh). Families for chats: " + ", ".join(FORMATS))
+    return FORMATS[family]
+
+
+def context_of(text: str, form: ChatFormat, tokenizer) -> list[int]:
+    """A prompt's ids with the commands that the answer stands behind."""
+    commands = [tokenizer.command("[gMASK]"), tokenizer.command("sop")]
+    ids = tokenizer.encode(text)
+    return [*commands, *ids] if form.is_causal else [*ids, *commands]
+
+
+def row_of(asked: Question, form: ChatFormat, model, tokenizer, params: SamplingParams | BeamParams) -> Row:
+    """What a batch is asked for the reply."""
+    known = model.config.prompt_form
+    ends = rules([tokenizer.command(name) for name in known.ends])
+    shared = None if form.is_causal or "[gMASK]" in known.advancing else len(asked.context) - 2
+    return Row(asked.context, params, asked.limit, ends, shared, form.is_causal, seed=(params.seed, 0, *asked.context))
+
+
+def decoded(ids: Sequence[int], ends: Sequence[int], tokenizer) -> str:
+    return tokenizer.detokenize([token for token in ids if token not in ends])
+
+
+def _answered(model, row: Row, tell: Callable[[list[int]], None]) -> list[int]:
+    batch, ids = Batch(model, row.width, row.places), []
+    batch.add([row])
+    while events := batch.step():
+        (event,) = events
+        if event.is_broken:
+            raise NonFinite([0], [event.answers[0][0]])
+        if event.answers is not None:
+            return list(event.answers[0][0])
+        if event.token is not None:
+            ids.append(event.token)
+            tell(ids)
+    raise AssertionError("a batch that is not empty has events")
+
+
+def _shown(ids: Sequence[int], row: Row, form: ChatFormat, tokenizer) -> str:
+    """What is certain of the reply once these ids are there."""
+    return form.settled(decoded(ids, row.rules.end_tokens, tokenizer)) if ids else ""
+
+
+def _tell(ids: list[int], row: Row, form: ChatFormat, tokenizer, on_text: Callable[[str], None]) -> None:
+    before, now = (_shown(part, row, form, tokenizer) for part in (ids[:-1], ids))
+    if len(now) > len(before):
+        on_text(now[len(before):])
