@@ -134,6 +134,7 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
     """Loads the model and starts its thread. Raises UserError."""
     model, tokenizer = load_model(arguments, LONG_TIMEOUT)
     from generation.batching import bytes_per_place
+    from generation.params import SamplingParams
     from runtime import parallel
     from runtime.resources import free_memory, local_ranks
     from serving.engine import Engine, Room
@@ -153,8 +154,10 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
     vocabulary = min(tokenizer.num_tokens, model.config.vocab_size)
     chats = options.chat_format or (model.config.family if model.config.family in FORMATS else None)
     server.served = Served(name, int(time.time()), fingerprint(model, tokenizer, arguments.load), tokenizer,
-                           Names(tokenizer), most, vocabulary, model.config.prompt_form, FORMATS.get(chats), chats)
-    server.defaults = Defaults(name, options.default_max_tokens, vocabulary)
+                           Names(tokenizer), most, vocabulary, model.config.prompt_form, FORMATS.get(chats), chats,
+                           model.config.family in FORMATS)
+    own = FORMATS[model.config.family].sampling if model.config.family in FORMATS else SamplingParams()
+    server.defaults = Defaults(name, options.default_max_tokens, vocabulary, own.temperature, own.top_p or 1.0)
     tell = parallel.broadcast_object if parallel.size() > 1 else lambda _: None
     server.engine = Engine(model, room, options.max_requests, deliver, lambda asked: score(model, asked), tell)
     server.engine.start()

@@ -13,6 +13,7 @@ from generation.batch import Batch, Row
 from generation.conversation import FORMATS, ChatFormat, Question, question, read_messages
 from generation.params import BeamParams, SamplingParams
 from generation.sampling import rules
+from glm.prompt_form import PromptForm
 from runtime import parallel
 from runtime.errors import NonFinite, UserError
 
@@ -42,7 +43,7 @@ def chat(model, tokenizer, messages: Sequence[Mapping[str, str]], params: Sampli
         params = replace(params, seed=parallel.broadcast_object(secrets.randbits(53)))
     asked = question(read_messages(messages), form, lambda text: context_of(text, form, tokenizer),
                      model.config.max_sequence_length, params)
-    row = row_of(asked, form, model, tokenizer, params)
+    row = row_of(asked, form, model.config.prompt_form, tokenizer, params)
     ids = _answered(model, row, lambda ids: _tell(ids, row, form, tokenizer, on_text) if on_text is not None else None)
     text = form.reply(decoded(ids, row.rules.end_tokens, tokenizer))
     if on_text is not None:
@@ -66,9 +67,9 @@ def context_of(text: str, form: ChatFormat, tokenizer) -> list[int]:
     return [*commands, *ids] if form.is_causal else [*ids, *commands]
 
 
-def row_of(asked: Question, form: ChatFormat, model, tokenizer, params: SamplingParams | BeamParams) -> Row:
-    """What a batch is asked for the reply."""
-    known = model.config.prompt_form
+def row_of(asked: Question, form: ChatFormat, known: PromptForm, tokenizer,
+           params: SamplingParams | BeamParams) -> Row:
+    """What a batch is asked for the reply. known: the form of the model's other prompts."""
     ends = rules([tokenizer.command(name) for name in known.ends])
     shared = None if form.is_causal or "[gMASK]" in known.advancing else len(asked.context) - 2
     return Row(asked.context, params, asked.limit, ends, shared, form.is_causal, seed=(params.seed, 0, *asked.context))

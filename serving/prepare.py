@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from generation.blanks import MASK_PATTERN, Filling, Result, split
-from generation.conversation import ChatFormat, question, read_messages
+from generation.chatting import context_of
+from generation.chatting import row_of as chat_row
+from generation.conversation import ChatFormat, Question, question, read_messages
 from generation.fill import row_of
 from generation.groups import Row
 from generation.sampling import Score, rules
@@ -33,6 +35,7 @@ class Served:
     form: PromptForm  # what stands around a prompt
     chat_format: ChatFormat | None
     chat_name: str | None
+    is_for_chats: bool = False  # the model was trained for them, and its tokenizer spells their answers
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -192,27 +195,21 @@ def chat_job(asked: Chat, served: Served) -> tuple[Job, int]:
                        "model_not_chat", "model")
     form, params = served.chat_format, asked.decoding.params()
     try:
-        asks = question(read_messages(asked.messages), form, lambda text: chat_context(text, form, served.tokenizer),
+        asks = question(read_messages(asked.messages), form, lambda text: context_of(text, form, served.tokenizer),
                         served.most, params)
     except UserError as error:
         code = "context_length_exceeded" if "too long" in str(error) else "invalid_value"
         raise bad("messages", str(error), code) from None
-    return Job([_reply(asks.context, asks.limit, asked, served, number) for number in range(asked.choices)]), len(
-        asks.context)
+    return Job([_reply(asks, asked, served, number) for number in range(asked.choices)]), len(asks.context)
 
 
-def chat_context(text: str, form: ChatFormat, tokenizer) -> list[int]:
-    ids = tokenizer.encode(text)
-    commands = [tokenizer.command("[gMASK]"), tokenizer.command("sop")]
-    return [*commands, *ids] if form.is_causal else [*ids, *commands]
-
-
-def _reply(context: Sequence[int], limit: int, asked: Chat, served: Served, number: int) -> Answer:
-    form = served.chat_format
-    row = Row(context, asked.decoding.params(), min(limit, asked.decoding.max_tokens), rules(served.ends), None,
-              form.is_causal, seed=(asked.decoding.seed + number, 0, *context), alternatives=asked.alternatives)
+def _reply(asks: Question, asked: Chat, served: Served, number: int) -> Answer:
+    form, decoding = served.chat_format, asked.decoding
+    params = replace(decoding.params(), seed=decoding.seed + number)
+    row = replace(chat_row(asks, form, served.form, served.tokenizer, params), alternatives=asked.alternatives)
+    spell = served.tokenizer.detokenize if served.is_for_chats else None
     text = Text(served.names, served.ends, "", asked.stops,
-                lambda raw, is_all: form.reply(raw) if is_all else form.settled(raw))
+                lambda raw, is_all: form.reply(raw) if is_all else form.settled(raw), spell)
     return Answer(row, text, served.names, asked.streaming.is_on, bool(asked.stops))
 
 

@@ -60,14 +60,16 @@ class Text:
 
     before: the text that it follows, at whose end a blank makes the answer's own superfluous. stops: texts that end it.
     shape: what is shown of a text, and whether that is all of it; what it has shown of a part it shows of the whole.
+    spell: the text of all ids, where they are not to be spelt one after another.
     """
 
     def __init__(self, names: Names, ends: Collection[int], before: str, stops: Sequence[str] = (),
-                 shape: Callable[[str, bool], str] = lambda text, _: text):
-        self._names, self._ends, self._stops, self._shape = names, ends, stops, shape
+                 shape: Callable[[str, bool], str] = lambda text, _: text,
+                 spell: Callable[[Sequence[int]], str] | None = None):
+        self._names, self._ends, self._stops, self._shape, self._spell = names, ends, stops, shape, spell
         self._has_blank = not before or before[-1] == " "
         self._longest = max(map(len, stops), default=1)
-        self._pending: list[int] = []  # bytes of a character that is not complete
+        self._pending: list[int] = []  # bytes of a character that is not complete; with spell all ids
         self._taken, self._is_finished = 0, False
         self.text = ""
         self.is_stopped = False
@@ -77,6 +79,10 @@ class Text:
         place = len(self.text)
         if token not in self._ends and not self.is_stopped:
             self._pending.append(token)
+            if self._spell is not None:
+                self.text = self._spell(self._pending)
+                self._cut_at_stop(0)
+                return place
             found = self._names.behind(self._pending)
             if not found.endswith(INCOMPLETE) or len(self._pending) == LONGEST_CHARACTER:
                 self._append(found)
@@ -84,7 +90,7 @@ class Text:
 
     def finish(self) -> None:
         """No token follows."""
-        if self._pending and not self.is_stopped:
+        if self._pending and not self.is_stopped and self._spell is None:
             self._append(self._names.behind(self._pending))
         self._is_finished = True
 
@@ -106,6 +112,9 @@ class Text:
             found, self._has_blank = found[1:], False
         begin = max(0, len(self.text) - self._longest + 1)
         self.text += found
+        self._cut_at_stop(begin)
+
+    def _cut_at_stop(self, begin: int) -> None:
         places = [place for stop in self._stops if (place := self.text.find(stop, begin)) >= 0]
         if places:
             self.text, self.is_stopped = self.text[:min(places)], True
