@@ -12,6 +12,7 @@ from glm.linear import linears
 from kernels.packing import dequantize
 from quantization.functional import quantize
 from runtime import parallel
+from runtime.errors import UserError
 from tests.golden_family import (
     cases,
     chatglm2_inputs,
@@ -134,6 +135,12 @@ def test_only_the_places_wanted(family):
     found = model.hidden_states(*arguments, places=places)
     whole = model.hidden_states(*arguments).flatten(0, 1)[places]
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+
+
+def test_learned_positions_come_to_an_end():
+    model, (tokens, positions, blocked), _ = built("glm")
+    with pytest.raises(UserError, match=r"a text needs the position 129, but the model learned 129 \(max_sequence_le"):
+        model.logits(tokens, positions + 129 - positions.max(), blocked)
 
 
 def _logits(family, degree):
