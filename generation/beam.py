@@ -10,12 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from generation.params import BeamParams
 from generation.sampling import FORBIDDEN, forbid_
 from runtime.errors import UserError
+
+
+class Ranking(NamedTuple):
+    """How the original of a family ranks beams that have ended: by score / ((offset + length) / scale) ** penalty."""
+
+    offset: int
+    scale: int
+    counts_end: bool  # the end token belongs to the length
+    ends_among_best: bool  # only candidates among the k best can end
+
+
+RANKINGS = {"glm": Ranking(5, 6, True, False), "transformers": Ranking(0, 1, False, True)}
 
 
 @dataclass(frozen=True)
@@ -136,27 +149,30 @@ def forbid_repeats_(logits: torch.Tensor, history: torch.Tensor, size: int) -> t
 
 def _finish(state: BeamState, candidates: list[list[tuple]], params: BeamParams, ends: frozenset[int]):
     """Walk each prompt's candidates (score, beam, token) for ended beams: the new `finished` and `done`."""
-    finished, done = list(state.finished), list(state.done)
+    finished, done, rule = list(state.finished), list(state.done), RANKINGS[params.ranking or "glm"]
     for prompt, each in enumerate(candidates):
         if done[prompt]:
             continue
-        length, going_on, best = state.lengths[prompt] + state.steps, 0, None
-        for score, beam, token in each:
+        length, going_on, best = state.lengths[prompt] + state.steps, 0, each[0][0] if rule.ends_among_best else None
+        for rank, (score, beam, token) in enumerate(each):
             if token in ends:
-                entry = Finished(_penalised(score, length + 1, params), state.history[prompt, int(beam)], int(token))
-                finished[prompt] = _insert(finished[prompt], entry, params.num_beams)
+                if rank < params.num_beams or not rule.ends_among_best:
+                    entry = Finished(_penalised(score, length + rule.counts_end, params),
+                                     state.history[prompt, int(beam)], int(token))
+                    finished[prompt] = _insert(finished[prompt], entry, params.num_beams)
             elif going_on == params.num_beams:
                 break
             else:
                 going_on += 1
                 best = score if best is None else best
-        done[prompt] = (len(finished[prompt]) == params.num_beams
-                        and finished[prompt][-1].score >= _penalised(best, length + 1, params))
+        done[prompt] = len(finished[prompt]) == params.num_beams and (
+            params.early_stopping or finished[prompt][-1].score >= _penalised(best, length + 1, params))
     return tuple(finished), tuple(done)
 
 
 def _penalised(score: float, length: int, params: BeamParams) -> float:
-    return score / ((5 + length) / 6) ** params.length_penalty
+    rule = RANKINGS[params.ranking or "glm"]
+    return score / ((rule.offset + length) / rule.scale) ** params.length_penalty
 
 
 def _insert(finished: tuple[Finished, ...], entry: Finished, most: int) -> tuple[Finished, ...]:

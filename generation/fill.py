@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from generation.batch import Batch
 from generation.batching import batches
@@ -75,6 +76,8 @@ def begin(text: str, model, tokenizer, params: SamplingParams | BeamParams) -> F
     if params.seed is None and parallel.is_started():
         seed = parallel.broadcast_object(seed)
     form = model.config.prompt_form
+    if isinstance(params, BeamParams) and params.ranking is None:
+        params = replace(params, ranking=form.beam_ranking)
     filling = Filling(split(text, tokenizer, form), params, seed, model.config.max_sequence_length,
                       tuple(tokenizer.command(name) for name in form.ends))
     filling.wanted()  # raises where there is no room

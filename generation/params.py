@@ -15,6 +15,7 @@ from runtime.errors import UserError
 from runtime.show import nearest
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
+RANKINGS = ("glm", "transformers")
 LARGEST_PENALTY = 20.0  # ((5 + length) / 6) ** penalty stays a number for every length
 LONGEST_NGRAM = 65536  # beam search puts as many tokens that stand for nothing before a context
 
@@ -77,8 +78,10 @@ class SamplingParams:
 class BeamParams:
     """Options of beam search (the original's BeamSearchStrategy).
 
-    Finished beams are ranked by score / ((5 + length) / 6) ** length_penalty. Only a stochastic search draws, from the
-    softmax of the candidates' scores, and looks at `seed`. Raises UserError for values that are not allowed.
+    Beams that have ended are ranked by their score, divided by ((5 + length) / 6) ** length_penalty (`glm`, the
+    original's) or by length ** length_penalty without the end token (`transformers`, with which other families were
+    published). Only a stochastic search draws, from the softmax of the candidates' scores, and looks at `seed`. Raises
+    UserError for values that are not allowed.
     """
 
     num_beams: int = option(4, "BeamSearchStrategy: number of beams")
@@ -87,6 +90,9 @@ class BeamParams:
     min_gen_length: int = _min_gen_length()
     out_seq_length: int | None = _out_seq_length()
     max_gen_length: int | None = _max_gen_length()
+    early_stopping: bool = option(False, "BeamSearchStrategy: end once as many beams have ended as there are")
+    ranking: str | None = option(None, "BeamSearchStrategy: rule by which ended beams are ranked",
+                                 none="that of the model's family", choices=RANKINGS, flag="beam_ranking")
     stochastic: bool = option(False, "BeamSearchStrategy: draw candidates instead of taking the best",
                               flag="stochastic_beams")
     seed: int | None = _seed()
@@ -100,8 +106,11 @@ class BeamParams:
         _whole("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
         if self.no_repeat_ngram_size > LONGEST_NGRAM:
             raise UserError(f"no_repeat_ngram_size {self.no_repeat_ngram_size}: must be at most {LONGEST_NGRAM}")
-        if not isinstance(self.stochastic, bool):
-            raise UserError(f"stochastic {self.stochastic!r}: must be true or false")
+        for name in ("stochastic", "early_stopping"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} {getattr(self, name)!r}: must be true or false")
+        if self.ranking not in (None, *RANKINGS):
+            raise UserError(f"ranking {self.ranking!r}: must be {' or '.join(RANKINGS)}")
         _check_common(self)
 
 

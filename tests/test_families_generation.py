@@ -115,3 +115,25 @@ def test_masks_that_a_family_lacks(load):
         "this model fills no [MASK]; it writes on behind a text")
     assert error("a [sMASK] b", "chatglm", "hf_chatglm_untied", "chatglm") == (
         "this model fills no [sMASK]; it fills [MASK], [gMASK]")
+
+
+@pytest.mark.parametrize("family", ["glm", "chatglm", "chatglm2"])
+def test_beams(load, family):
+    """Their originals search as transformers does: another rule of ranking, and of what may end."""
+    name, kind, fields = {"glm": ("hf_gpt2", "gpt2", {}), "chatglm2": ("hf_chatglm2", "chatglm2", {}),
+                          "chatglm": ("hf_chatglm_untied", "chatglm", {"tie_word_embeddings": True})}[family]
+    model, tokenizer = load(family, name, kind, **fields)
+    met = 0
+    for case in rows(family, "beams"):
+        settings, length = case["settings"], len(case["input_ids"][0])
+        params = BeamParams(settings["num_beams"], settings.get("length_penalty", 1.0),
+                            early_stopping=settings.get("early_stopping", False),
+                            max_gen_length=settings["max_length"] - length)
+        result, = fill_blanks(model, tokenizer, case["texts"], params)
+        if result.input_ids != case["input_ids"][0]:
+            continue  # the original's tokenizer has cut off the text's beginning
+        for beam, output in zip(result.beams, case["output_ids"], strict=False):
+            answer = beam.ids[length:]
+            assert answer == output[length:length + len(answer)], (case["texts"], settings)
+            met += 1
+    assert met >= 4

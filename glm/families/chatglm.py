@@ -110,7 +110,7 @@ def check(config: ModelConfig) -> None:
 
 def prompt_form(config: ModelConfig) -> PromptForm:
     """Of the first revisions: later ones put [gMASK] behind a text with [MASK], too, and so fill nothing inside."""
-    return PromptForm(("[MASK]", "[gMASK]"), advancing=(), ends=("eop",))
+    return PromptForm(("[MASK]", "[gMASK]"), advancing=(), ends=("eop",), beam_ranking="transformers")
 
 
 def rotary_size(config: ModelConfig) -> int:

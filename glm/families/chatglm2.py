@@ -117,7 +117,8 @@ def check(config: ModelConfig) -> None:
 
 
 def prompt_form(config: ModelConfig) -> PromptForm:
-    return PromptForm(("[gMASK]",), ("[gMASK]", "sop"), ends=("eos",), is_causal=True)
+    return PromptForm(("[gMASK]",), ("[gMASK]", "sop"), ends=("eos",), beam_ranking="transformers",
+                      is_causal=True)
 
 
 def rotary_size(config: ModelConfig) -> int:

@@ -130,7 +130,8 @@ def prompt_form(config: ModelConfig) -> PromptForm:
     ends an answer."""
     is_port = config.gelu == "exact"
     return PromptForm(begin=("ENC",), advancing=(), no_end_after=() if is_port else ("[gMASK]",),
-                      ends=("eop",) if is_port else ("eop", "eos"))
+                      ends=("eop",) if is_port else ("eop", "eos"),
+                      beam_ranking="transformers" if is_port else "glm")
 
 
 def rotary_size(config: ModelConfig) -> int:
