@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy
 import torch
 
-from glm.checkpoint import read_config
+from glm.checkpoint import open_checkpoint, read_config
 from glm.loading import load_model
 from glm.options import ModelOptions
+from glm.shard import MappedTensors
 from runtime import parallel
 from tests.golden_data import GOLDEN
 
@@ -38,9 +39,9 @@ def checkpoint(family, name):
     return KIT / family / "checkpoints" / name
 
 
-def load(folder, **fields):
+def load(folder, bits=None, **fields):
     """The model of a checkpoint, of this rank. fields: of its configuration."""
-    options = ModelOptions(path=folder, device=torch.device("cpu"), dtype=torch.float32)
+    options = ModelOptions(path=folder, device=torch.device("cpu"), dtype=torch.float32, bits=bits)
     config = read_config(folder, **fields)
     if not parallel.is_started():
         parallel.start()
@@ -87,6 +88,12 @@ def chatglm2_inputs(arrays):
     b, s = tokens.shape
     real = torch.from_numpy(arrays.get("attention_mask", numpy.ones((b, s), dtype=numpy.int64))) == 1
     return tokens, (real.cumsum(-1) - 1).clamp(min=0), causal([0], s) | ~real[:, None]
+
+
+def weights_of(folder):
+    """Of a checkpoint of Hugging Face's, by the names that they have there."""
+    tensors = MappedTensors(open_checkpoint(folder).index.parts[0])
+    return {name: tensors[name] for name in tensors}
 
 
 def rows(family, name="generation"):

@@ -21,6 +21,7 @@ from tests.golden_family import (
     descriptions,
     glm_inputs,
     load,
+    weights_of,
 )
 from tests.parallel_helper import run_ranks
 
@@ -97,6 +98,30 @@ def test_chatglm2(name):
     assert_golden(chatglm2_model().logits(*chatglm2_inputs(arrays)), arrays, valid)
 
 
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family, found in (
+    ("chatglm", CHATGLM), ("chatglm2", CHATGLM2)) for name in found if name in PREFIXED])
+def test_a_trained_prefix_is_keys_and_values_that_all_tokens_see(family, name):
+    """P-tuning v2: they stand before the text's own, are not turned, and shift no position."""
+    model, arrays = (chatglm_model("prompt"), CHATGLM[name]) if family == "chatglm" else (chatglm2_model(),
+                                                                                         CHATGLM2[name])
+    tokens, positions, blocked = (chatglm_inputs if family == "chatglm" else chatglm2_inputs)(arrays)
+    folder = checkpoint(family, "ptuning_projection" if "projection" in name else "ptuning_plain")
+    weights = {key.removeprefix("transformer.prefix_encoder."): tensor for key, tensor in weights_of(folder).items()}
+    prefix = weights["embedding.weight"]
+    if "trans.0.weight" in weights:
+        hidden = torch.nn.functional.linear(prefix, weights["trans.0.weight"], weights["trans.0.bias"]).tanh()
+        prefix = torch.nn.functional.linear(hidden, weights["trans.2.weight"], weights["trans.2.bias"])
+    n, b, config = len(prefix), len(tokens), model.config
+    cache = model.new_cache(b, n + tokens.shape[1])
+    for own, trained in zip([part for pair in zip(cache.keys, cache.values, strict=True) for part in pair],
+                            prefix.view(n, 2 * config.num_layers, -1, config.head_size).unbind(1), strict=True):
+        own[:, :, :n] = trained.transpose(0, 1)
+    cache.length = n
+    blocked = torch.cat((torch.zeros(b, tokens.shape[1], n, dtype=torch.bool), blocked), dim=-1)
+    with torch.no_grad():
+        assert_golden(model.head(model.hidden_states(tokens, positions, blocked, cache)), arrays)
+
+
 def built(family):
     """A model of a family, and arguments of its forward pass: one row, whose context of `context` tokens is read at
     once."""
@@ -135,6 +160,20 @@ def test_only_the_places_wanted(family):
     found = model.hidden_states(*arguments, places=places)
     whole = model.hidden_states(*arguments).flatten(0, 1)[places]
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES_HERE)
+@torch.no_grad()
+def test_quantised_while_loading(family):
+    names = {"glm": ("glm", "hf_gpt2"), "chatglm": ("chatglm", UNTIED), "chatglm2": ("chatglm2", "hf_chatglm2")}
+    found, plain = (load(checkpoint(*names[family]), bits) for bits in (4, None))
+    tokens = torch.arange(5, 25)[None]
+    positions = torch.arange(20)[None]
+    if plain.config.position_encoding_2d:
+        positions = torch.stack((positions, torch.zeros_like(positions)), dim=1)
+    for _, linear in linears(plain):
+        linear.weight.data = dequantize(*quantize(linear.weight.half(), 4), 4, torch.float32)
+    torch.testing.assert_close(found.logits(tokens, positions), plain.logits(tokens, positions), atol=1e-4, rtol=1e-4)
 
 
 def test_learned_positions_come_to_an_end():

@@ -107,6 +107,19 @@ def test_an_answer_does_not_depend_on_the_batch(load, family, name, kind, texts)
         assert not any(result.error for result in together)
 
 
+@pytest.mark.parametrize(("family", "name", "kind", "text", "limit"), [
+    ("chatglm", "hf_chatglm_untied", "chatglm", "你好", 0.0013),
+    ("chatglm2", "hf_chatglm2", "chatglm2", "你们去北京", 0.00094)])
+def test_streamed_layers(load, family, name, kind, text, limit):
+    """Two layers of three are in memory at a time."""
+    answers = []
+    for more in ({}, {"offload_memory_limit": limit}):
+        model, tokenizer = load(family, name, kind, **more)
+        assert (model.stream is not None) == bool(more)
+        answers.append(fill_blanks(model, tokenizer, [text], SamplingParams(top_k=1, max_gen_length=8)))
+    assert answers[0] == answers[1]
+
+
 def test_masks_that_a_family_lacks(load):
     def error(text, *arguments):
         return fill_blanks(*load(*arguments), [text], SamplingParams(top_k=1))[0].error
