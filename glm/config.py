@@ -62,7 +62,12 @@ class ModelConfig:
         if self.family not in FAMILIES:
             raise UserError(f"family is {shown(self.family)}{nearest(self.family, FAMILIES)}; allowed: "
                             f"{', '.join(FAMILIES)}")
-        FAMILIES[self.family].check(self)
+        family = FAMILIES[self.family]
+        parts = family.rotary_parts(self)
+        if parts and self.head_size % parts:
+            raise UserError(f"the head size {self.head_size} (hidden_size / num_attention_heads) must be a multiple of "
+                            f"{parts} for rotary positions")
+        family.check(self)
         if self.num_attention_heads % self.key_value_heads:
             raise UserError(f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_groups "
                             f"{self.num_key_value_groups}")

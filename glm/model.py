@@ -144,8 +144,9 @@ class GLM(SATModel):
 
     def _angles(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine (b, s, d) float32 that queries and keys are turned by: not at all with learned positions."""
-        size = self.family.rotary_size(self.config)
-        if size:
+        parts = self.family.rotary_parts(self.config)
+        if parts:
+            size = 2 * self.config.head_size // parts
             frequencies = inputs.inverse_frequencies(size, self.config.rotary_table, str(position_ids.device))
             return inputs.cosine_sine(position_ids, frequencies)
         nothing = torch.zeros(position_ids.shape[0], position_ids.shape[-1], self.config.head_size,

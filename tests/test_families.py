@@ -1,12 +1,15 @@
 """The logits of GLM, ChatGLM-6B and ChatGLM2-6B against those of the originals, whole, in parts and from a cache."""
 
 import functools
+import json
 from functools import partial
 
 import numpy
 import pytest
 import torch
 
+from glm import spec
+from glm.checkpoint import read_config
 from glm.families import FAMILIES
 from glm.linear import linears
 from kernels.packing import dequantize
@@ -160,6 +163,33 @@ def test_only_the_places_wanted(family):
     found = model.hidden_states(*arguments, places=places)
     whole = model.hidden_states(*arguments).flatten(0, 1)[places]
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("folder", [checkpoint("glm", "hf_gpt2"), checkpoint("chatglm", UNTIED),
+                                    checkpoint("chatglm2", "hf_chatglm2")], ids=lambda folder: folder.name)
+def test_a_config_json_is_read_or_refused_in_one_line(folder, tmp_path):
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for key in values:
+        for bad in ("x", -1, 10**30, 0.5, None, [], {"a": 1}, True):
+            (tmp_path / "config.json").write_text(json.dumps(values | {key: bad}), encoding="utf-8")
+            try:
+                config = read_config(tmp_path)
+            except UserError as error:
+                assert str(tmp_path / "config.json") in str(error) and "\n" not in str(error)
+            else:
+                assert spec.expected(config)
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("kv_channels", 16, "kv_channels is 16, not hidden_size / num_attention_heads"),
+    ("rmsnorm", False, "rmsnorm is false; such models are not served, only true"),
+    ("multi_query_group_num", 3, "num_attention_heads 8 is not a multiple of num_key_value_groups 3"),
+])
+def test_models_that_are_not_served(tmp_path, key, value, message):
+    values = json.loads((checkpoint("chatglm2", "hf_chatglm2") / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(values | {key: value}), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES_HERE)

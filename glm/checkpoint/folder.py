@@ -1,4 +1,4 @@
-"""Checkpoints in SAT's layout on disk: which file belongs to which rank, and the model's shapes.
+"""Checkpoints in SAT's layout on disk: which file belongs to which rank.
 
     FOLDER/latest                                  the name of the iteration's folder
     FOLDER/<iteration>/mp_rank_XX_model_states.pt  {"module": state_dict} of tensor-parallel rank XX

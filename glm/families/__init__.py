@@ -8,7 +8,8 @@ A family's file holds all that is peculiar to it. No torch at import: plans and 
     open_tokenizer(folder, path, config)         path: where the vocabulary was said to be, or None
     tensors(config)                    the table of its tensors (glm.spec.Table)
     check(config)                      raises UserError where the configuration is none of this family's
-    rotary_size(config)                how many coordinates of a head turn with one position; 0: positions are learned
+    rotary_parts(config)               into what a head is divided for rotation: 2 halves, a pair of which turns, or 4
+                                       quarters, of which the last two turn by themselves or not; 0: learned positions
     prompt_form(config)                what stands around a prompt (glm.prompt_form)
     embed(transformer, words, position_ids)      the embedded words (b, s, h) -> what goes into the first layer
     block(layer, number, hidden, step)           one layer, over its linears, the kernels and glm.sat.Step

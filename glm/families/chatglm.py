@@ -100,10 +100,6 @@ def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Toke
 
 
 def check(config: ModelConfig) -> None:
-    parts = 4 if config.position_encoding_2d else 2
-    if config.head_size % parts:
-        raise UserError(f"the head size {config.head_size} (hidden_size / num_attention_heads) must be a multiple of "
-                        f"{parts} for rotary positions")
     if config.num_key_value_groups:
         raise UserError("a model of the family chatglm has keys and values for every head")
 
@@ -113,8 +109,8 @@ def prompt_form(config: ModelConfig) -> PromptForm:
     return PromptForm(("[MASK]", "[gMASK]"), advancing=(), ends=("eop",), beam_ranking="transformers")
 
 
-def rotary_size(config: ModelConfig) -> int:
-    return config.head_size // (2 if config.position_encoding_2d else 1)
+def rotary_parts(config: ModelConfig) -> int:
+    return 4 if config.position_encoding_2d else 2
 
 
 def embed(transformer: torch.nn.Module, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:

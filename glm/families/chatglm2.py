@@ -90,9 +90,10 @@ def fields(values: Mapping[str, object]) -> dict[str, object]:
         if values.get(key, served) != served:
             raise UserError(f"{key} is {shown(values[key])}; such models are not served, only {shown(served)}")
     heads, hidden_size = values.get("num_attention_heads", 32), values.get("hidden_size", 4096)
-    if values.get("kv_channels", 128) * heads != hidden_size:
-        raise UserError(f"kv_channels {shown(values.get('kv_channels', 128))} is not hidden_size / num_attention_heads;"
-                        " such models are not served")
+    size = values.get("kv_channels", 128)
+    if type(size) is not int or (type(heads) is int and size * heads != hidden_size):
+        raise UserError(f"kv_channels is {shown(size)}, not hidden_size / num_attention_heads; such models are not "
+                        "served")
     return COMMON | {
         "num_layers": values.get("num_layers", 28), "hidden_size": hidden_size, "num_attention_heads": heads,
         "inner_hidden_size": values.get("ffn_hidden_size", 13696),
@@ -109,9 +110,6 @@ def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Toke
 
 
 def check(config: ModelConfig) -> None:
-    if config.head_size % 4:
-        raise UserError(f"the head size {config.head_size} (hidden_size / num_attention_heads) must be a multiple of 4 "
-                        "for rotary positions")
     if config.position_encoding_2d or config.tie_word_embeddings:
         raise UserError("a model of the family chatglm2 has one position for each token, and a head of its own")
 
@@ -121,8 +119,8 @@ def prompt_form(config: ModelConfig) -> PromptForm:
                       is_causal=True)
 
 
-def rotary_size(config: ModelConfig) -> int:
-    return config.head_size // 2
+def rotary_parts(config: ModelConfig) -> int:
+    return 4
 
 
 def embed(transformer: torch.nn.Module, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:

@@ -134,7 +134,7 @@ def prompt_form(config: ModelConfig) -> PromptForm:
                       beam_ranking="transformers" if is_port else "glm")
 
 
-def rotary_size(config: ModelConfig) -> int:
+def rotary_parts(config: ModelConfig) -> int:
     return 0
 
 

@@ -95,18 +95,16 @@ def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Toke
 
 
 def check(config: ModelConfig) -> None:
-    parts = 4 if config.position_encoding_2d else 2
-    if config.head_size % parts:
-        raise UserError(f"the head size {config.head_size} (hidden_size / num_attention_heads) must be a multiple of "
-                        f"{parts} for rotary positions")
+    if not config.tie_word_embeddings or config.num_key_value_groups:
+        raise UserError(f"a model of the family {NAME} has a tied head, and keys and values for every head")
 
 
 def prompt_form(config: ModelConfig) -> PromptForm:
     return DEFAULT
 
 
-def rotary_size(config: ModelConfig) -> int:
-    return config.head_size // (2 if config.position_encoding_2d else 1)
+def rotary_parts(config: ModelConfig) -> int:
+    return 4 if config.position_encoding_2d else 2
 
 
 def residual_scale(num_layers: int) -> float:
