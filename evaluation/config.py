@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from glm.prompt_form import DEFAULT, PromptForm
+
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
 DEFAULT_PATTERN = "**/*.json*"  # as the original spells it; of what it matches, names in .json and .jsonl are taken
 LONGEST = 2048  # max_seq_length where neither the task file nor the model says less
@@ -40,6 +42,7 @@ class TaskConfig:
     # model's: each choice goes on from the text, so only the longest one must fit the model.
     packed_length: int | None = field(default=None, repr=False)
     options: dict[str, Any] = field(default_factory=dict, repr=False)  # free settings for the class of `module`
+    form: PromptForm = field(default=DEFAULT, repr=False)  # what the model's family puts around a text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class OtherTaskConfig(TaskConfig):
     type: TaskType = TaskType.OTHER
 
 
-FOUND_OUT = ("source", "packed_length")  # fields that are no keys of a task file
+FOUND_OUT = ("source", "packed_length", "form")  # fields that are no keys of a task file
 CONFIGS = {
     TaskType.MULTICHOICE: MultiChoiceTaskConfig,
     TaskType.GENERATION: GenerationTaskConfig,

@@ -229,9 +229,11 @@ def _fields(row: dict[str, Any]) -> str:
     return f"{shown(', '.join(row))}{hint}" if row else "no fields"
 
 
-def to_example(row: dict[str, Any], index: int, tokenizer) -> Example:
+def to_example(row: dict[str, Any], index: int, tokenizer,
+               encode: Callable[[str], list[int]] | None = None) -> Example:
     """The ids of a checked row. Ids win over text; a choice or target of no token at all is one [eop].
 
+    encode: the row's text -> its ids, where that is not the tokenizer's own.
     Raises UserError, naming the field, for an id that the tokenizer does not have.
     """
     def ids_of(ids: list[int], field: str) -> list[int]:
@@ -248,6 +250,6 @@ def to_example(row: dict[str, Any], index: int, tokenizer) -> Example:
     if "inputs" in row:
         inputs = ids_of(row["inputs"], "inputs")
     else:
-        inputs = tokenizer.encode(row.get("inputs_pretokenized", ""))
+        inputs = (encode or tokenizer.encode)(row.get("inputs_pretokenized", ""))
     choices = [ids or [tokenizer.command("eop")] for ids in lists_of("choices")]
     return Example(index, inputs, choices, lists_of("targets"), row.get("label") if choices else None, row)

@@ -30,8 +30,8 @@ def hours(paths: Sequence[str], data_path: Path, tokenizer, setup: Setup, device
         return max_tokens or batch_tokens(setup, device, requests)
 
     head = None if limit is None else Limit(limit)
-    works = [prepare(config, tokenizer, found[config.name].rows, head, budget, max_items, longest) for config in configs
-             if found[config.name].reason is None]
+    works = [prepare(config, tokenizer, found[config.name].rows, head, budget, max_items, setup.config)
+             for config in configs if found[config.name].reason is None]
     return {work.config.name: seconds(work, setup, device, disk) / 3600 for work in works}
 
 

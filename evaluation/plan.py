@@ -20,6 +20,7 @@ from evaluation.names import called, calling, is_list_of, returned
 from evaluation.requests import GenerateRequest, Request, batches_of, fault_of_request, is_request
 from evaluation.store import hash_file, hash_request
 from evaluation.tasks import Task, task_class
+from glm.config import ModelConfig
 from runtime.errors import Faults, UserError
 from runtime.show import counted
 
@@ -162,9 +163,10 @@ def _tokens(request: Request) -> int:
 
 
 def prepare(config: TaskConfig, tokenizer, rows: Mapping[Path, int], limit: Limit | None,
-            budget: Callable[[Sequence[Request]], int], max_items: int | None, longest: int) -> Work:
+            budget: Callable[[Sequence[Request]], int], max_items: int | None, model: ModelConfig) -> Work:
     """rows: of every file, as `look` found; limit: which are taken (None: all); budget(requests): most tokens of a
-    batch; max_items: most of its items; longest: tokens that the model is made for."""
+    batch; max_items: most of its items."""
+    config, longest = replace(config, form=model.prompt_form), model.max_sequence_length
     with calling(config, f"task {config.name}"):
         task = task_class(config)(config, tokenizer)
     groups = {group: [relative(config, path) for path in paths if path in rows]

@@ -34,9 +34,10 @@ class ScoreRequest:
     context: Ids  # ids that all see each other, or what is left of them only if `causal`
     continuations: tuple[Ids, ...]  # the ids to be scored, at least one for each
     lead: int
-    first_position: int  # of the lead
+    first_position: int  # of the lead; of the first token of the blank where the context holds some of it
     advance: int  # 0: the tokens behind the lead have its position, 1: they count up from it
     causal: bool = False
+    opened: int = 0  # the context's last tokens that belong to the continuations' blank, and are read as theirs
     truncated: bool = field(default=False, compare=False)  # the text lost its beginning, to fit what the task allows
     overlong: bool = field(default=False, compare=False)  # longer than the model is made for, since the task allows it
     input_length: int = field(default=0, compare=False)  # tokens of the text
@@ -65,7 +66,8 @@ class ScoreRequest:
 
     def content(self) -> list:
         """All that the answer depends on, for the key of a cached answer."""
-        return ["score", self.context, self.continuations, self.lead, self.first_position, self.advance, self.causal]
+        return ["score", self.context, self.continuations, self.lead, self.first_position, self.advance, self.causal,
+                self.opened]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class GenerateRequest:
     end_tokens: Ids
     shared_position: int | None = None  # of the last context token and of all generated ones; None: they count up
     unidirectional: bool = False
+    opened: int = 0
     invalid_ids: Ids = ()
     forbidden_starts: tuple[Ids, ...] = ()
     truncated: bool = field(default=False, compare=False)  # the text lost its beginning, to fit what the task allows
@@ -105,7 +108,7 @@ class GenerateRequest:
 
     def content(self) -> list:
         return ["generate", type(self.params).__name__, asdict(self.params), self.context, self.limit, self.end_tokens,
-                self.shared_position, self.unidirectional, self.invalid_ids, self.forbidden_starts]
+                self.shared_position, self.unidirectional, self.opened, self.invalid_ids, self.forbidden_starts]
 
 
 Request = ScoreRequest | GenerateRequest

@@ -62,7 +62,7 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
         return settings.max_batch_tokens or default_max_tokens(model, requests)
 
     works = agree(lambda: {config.name: prepare(config, tokenizer, found[config.name].rows, settings.limit, budget,
-                                                settings.micro_batch_size, model.config.max_sequence_length)
+                                                settings.micro_batch_size, model.config)
                            for config in configs if found[config.name].reason is None})
     is_first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
     sources = agree(lambda: _sources(tokenizer, settings.checkpoint) if is_first_of_host else None)

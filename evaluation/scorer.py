@@ -54,8 +54,8 @@ class Scorer:
     @torch.inference_mode()
     def choice_log_probs(self, requests: Sequence[ScoreRequest]) -> list[list[float]]:
         """Per request, the log-probability of each of its continuations: the sum over its tokens."""
-        tokens, positions, segments, causal = self._inputs(requests)
-        blocked = segments_blocked(segments, causal)
+        tokens, positions, segments, prefix = self._inputs(requests)
+        blocked = segments_blocked(segments, prefix)
         places, owners, targets = _scored(requests, tokens.shape[1])
         if self.is_exact:
             places += places[-1:] * (FEW_ROWS - len(places))
@@ -76,7 +76,7 @@ class Scorer:
                 self.model, [request.context for request in requests], first.params, end_tokens=first.end_tokens,
                 limits=[request.limit for request in requests],
                 shared_positions=[request.shared_position for request in requests],
-                unidirectional=first.unidirectional,
+                unidirectional=first.unidirectional, opened=[request.opened for request in requests],
                 counted_lengths=[request.counted_length for request in requests],
                 invalid_ids=first.invalid_ids, forbidden_starts=first.forbidden_starts)
         except NonFinite as error:
@@ -87,19 +87,20 @@ class Scorer:
                  "scores": [score for _, score in beams]} for beams in answers]
 
     def _inputs(self, requests: Sequence[ScoreRequest]) -> tuple[torch.Tensor, ...]:
-        """tokens (b, s), positions (b, s) or (b, 2, s), segments (b, s) as in segments_blocked, causal (b,)."""
+        """tokens (b, s), positions (b, s) or (b, 2, s), segments (b, s) and prefix (b,) as in segments_blocked."""
         tokens, positions, places, segments = [], [], [], []
         for request in requests:
-            row, c = list(request.context), len(request.context)
+            row, c, opened = list(request.context), len(request.context), request.opened
             segment = [0] * c
+            longest = max(map(len, request.segments))
+            position, place = row_positions(c - opened, [(request.first_position, request.advance, opened + longest)])
             for number, ids in enumerate(request.segments, 1):
                 row += ids
                 segment += [number] * len(ids)
-            place, in_blank = row_positions(c, [(request.first_position, request.advance, len(ids))
-                                                for ids in request.segments])
+            ends = [c + len(ids) for ids in request.segments]
             tokens.append(row)
-            positions.append(place)
-            places.append(in_blank)
+            positions.append(position[:c] + [each for end in ends for each in position[c:end]])
+            places.append(place[:c] + [each for end in ends for each in place[c:end]])
             segments.append(segment)
         width = max(map(len, tokens))
         if self.is_exact:
@@ -108,7 +109,8 @@ class Scorer:
             right_pad([*rows, [fill] * width], fill)[0][:-1].to(self.device)
             for rows, fill in ((tokens, 0), (positions, 0), (places, 0), (segments, PADDING)))
         positions = position_ids(self.model.config, position, place)
-        return padded, positions, segment, torch.tensor([request.causal for request in requests], device=self.device)
+        prefix = [0 if request.causal else len(request.context) - request.opened for request in requests]
+        return padded, positions, segment, torch.tensor(prefix, device=self.device)
 
     def _token_log_probs(self, hidden: torch.Tensor, owners: list[int], targets: list[int]) -> torch.Tensor:
         """hidden (n, h) -> float32 log-probabilities, one of every target: of targets[i] at hidden[owners[i]].
@@ -130,11 +132,12 @@ class Scorer:
         return torch.cat(found)
 
 
-def segments_blocked(segments: torch.Tensor, causal: torch.Tensor) -> torch.Tensor:
+def segments_blocked(segments: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
     """The mask of packed continuations, bool (b, s, s), True = must not attend.
 
     segments: (b, s), 0 for the context, 1, 2, ... for the continuations behind it, PADDING behind the end.
-    causal: (b,), whether the context's tokens see only what is left of them. [0 0 1 1 2 -1], not causal:
+    prefix: (b,), how many of the context's tokens all see; the others are seen from their right alone.
+    [0 0 1 1 2 -1], prefix 2:
         . . x x x x
         . . x x x x
         . . . x x x
@@ -145,9 +148,10 @@ def segments_blocked(segments: torch.Tensor, causal: torch.Tensor) -> torch.Tens
     s = segments.shape[1]
     places = torch.arange(s, device=segments.device)
     future = places[None, :] > places[:, None]
+    behind_prefix = places[None, None, :] >= prefix[:, None, None]
     of_context = (segments == 0)[:, None, :]
     same = segments[:, None, :] == segments[:, :, None]
-    in_context = of_context & ~(causal[:, None, None] & future)
+    in_context = of_context & ~(behind_prefix & future)
     in_segment = same & ~of_context & ~future & (segments != PADDING)[:, None, :]
     return ~(in_context | in_segment)
 
@@ -175,8 +179,9 @@ def generation_input(model, request: GenerateRequest, generated: list[int]) -> t
     c, s = len(request.context), len(request.context) + len(generated)
     tokens = torch.tensor([ids], device=device)
     is_shared = request.shared_position is not None
-    blank = (request.shared_position, 0, s - c + 1) if is_shared else (c - 1, 1, s - c + 1)
-    places = torch.tensor([row_positions(c - 1, [blank])], device=device)  # (1, 2, s)
-    prefix = torch.tensor([0 if request.unidirectional else c - 1], device=device)
+    begin = c - 1 - request.opened  # of the blank
+    blank = (request.shared_position, 0, s - begin) if is_shared else (begin, 1, s - begin)
+    places = torch.tensor([row_positions(begin, [blank])], device=device)  # (1, 2, s)
+    prefix = torch.tensor([0 if request.unidirectional else begin], device=device)
     blocked = prefix_causal_blocked(prefix, torch.tensor([s], device=device), s)
     return tokens, position_ids(model.config, *places.unbind(1)), blocked

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from evaluation.config import TaskConfig, TaskType
+from evaluation.contexts import Context, Contexts
 from evaluation.data import Example, line_of, read_rows, read_text, to_example
 from evaluation.metrics import Metric
 from evaluation.names import called, find_metric, import_dotted, returned
@@ -27,9 +29,23 @@ class Task:
 
     def __init__(self, config: TaskConfig, tokenizer):
         self.config, self.tokenizer = config, tokenizer
-        self.mask = tokenizer.command("[gMASK]" if config.use_task_mask else "[MASK]")
-        self.sop = tokenizer.command("sop")
-        self.end_tokens = (tokenizer.command("eop"), tokenizer.command("eos"))
+
+    @cached_property
+    def contexts(self) -> Contexts:
+        """How a text is put to the model."""
+        return Contexts(self.config, self.tokenizer)
+
+    @property
+    def mask(self) -> int:
+        return self.contexts.mask
+
+    @property
+    def sop(self) -> int:
+        return self.contexts.sop
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return self.contexts.ends
 
     @classmethod
     def without_model(cls, config: TaskConfig) -> Task:
@@ -56,7 +72,7 @@ class Task:
 
     def _example(self, path: Path, row: dict, index: int) -> Example:
         try:
-            return to_example(row, index, self.tokenizer)
+            return to_example(row, index, self.tokenizer, self.contexts.encode)
         except UserError as error:
             raise UserError(f"{path}:{line_of(path, index)}: {error}") from None
 
@@ -98,29 +114,11 @@ class MultiChoiceTask(Task):
     def request(self, example: Example) -> ScoreRequest:
         config, choices = self.config, tuple(map(tuple, example.choices))
         lengths = [1] if all(len(choice) == 1 for choice in choices) else [*map(len, choices)]
-        text, is_cut = fit_context(example.inputs, sum(lengths) + 2, config.packed_length or config.max_seq_length)
-        text, truncated = fit_context(text, max(lengths) + 2, config.max_seq_length)
-        truncated |= is_cut
-        facts = {"truncated": truncated, "input_length": len(text)}
-        if config.unidirectional:
-            return self._unidirectional(text, choices, facts)
-        is_inside = self.mask in text
-        context = tuple(text) if is_inside else (*text, self.mask)
-        place = context.index(self.mask)
-        if config.use_task_mask:
-            first, advance = len(context), 1
-        elif config.use_multitask_encoding and not is_inside:
-            first, advance = place, 1
-        else:
-            first, advance = place, 0
-        return ScoreRequest(context, choices, self.sop, first, advance, **facts)
-
-    def _unidirectional(self, text: list[int], choices: tuple, facts: dict) -> ScoreRequest:
-        """The text follows [gMASK] sop, and each choice follows its last token, as in generation."""
-        if self.mask in text:
-            raise UserError("a unidirectional task cannot fill a [gMASK] inside the text")
-        sequence = (self.mask, self.sop, *text)
-        return ScoreRequest(sequence[:-1], choices, sequence[-1], len(sequence) - 1, 1, causal=True, **facts)
+        around = self.contexts.around + 2  # mask and sop
+        text, is_cut = fit_context(example.inputs, sum(lengths) + around, config.packed_length or config.max_seq_length)
+        text, truncated = fit_context(text, max(lengths) + around, config.max_seq_length)
+        return score_request(self.contexts.of_text(text), choices, truncated=truncated or is_cut,
+                             input_length=len(text))
 
     def item(self, example: Example, request: ScoreRequest, answer: dict) -> dict:
         log_probs = answer["log_probs"]
@@ -135,18 +133,13 @@ class GenerationTask(Task):
 
     def request(self, example: Example) -> GenerateRequest:
         config = self.config
-        text, truncated = fit_context(example.inputs, config.max_gen_length + 2, config.max_seq_length)
-        if self.mask in text:
-            if config.unidirectional:
-                raise UserError("a unidirectional task cannot fill a mask inside the text")
-            context, place = (*text, self.sop), text.index(self.mask)
-        elif config.unidirectional:
-            context, place = (self.mask, self.sop, *text), len(text)
-        else:
-            context, place = (*text, self.mask, self.sop), len(text)
+        room = config.max_gen_length + self.contexts.around + 2
+        text, truncated = fit_context(example.inputs, room, config.max_seq_length)
+        context = self.contexts.of_text(text)
+        counts_on = context.advance or context.causal
         return GenerateRequest(
-            context, self.params(), config.max_gen_length, self.end_tokens, None if config.use_task_mask else place,
-            config.unidirectional, self.invalid_ids(), self.forbidden_starts(),
+            context.ids, self.params(), config.max_gen_length, self.end_tokens, None if counts_on else context.first,
+            context.causal, context.opened, self.invalid_ids(), self.forbidden_starts(),
             truncated=truncated, input_length=len(text))
 
     def params(self) -> SamplingParams | BeamParams:
@@ -209,7 +202,7 @@ class LanguageModelTask(Task):
 
     def windows(self, ids: Sequence[int]) -> list[tuple[list[int], list[int]]]:
         """(prompt, scored part) of windows that move over a text's ids by generation_length."""
-        width, step = self.config.max_seq_length - 1, self.config.generation_length
+        width, step = self.config.max_seq_length - 1 - self.contexts.begun, self.config.generation_length
         windows = []
         for index in range(math.ceil(max(len(ids) - width, 0) / step) + 1):
             window = ids[index * step:index * step + width]
@@ -219,9 +212,8 @@ class LanguageModelTask(Task):
 
     def request(self, example: Example) -> ScoreRequest:
         (scored,) = example.targets
-        context = (*example.inputs, self.mask)
-        return ScoreRequest(context, (tuple(scored),), self.sop, len(context), 1, self.config.unidirectional,
-                            input_length=len(example.inputs) + len(scored))
+        return score_request(self.contexts.of_beginning(example.inputs), (tuple(scored),),
+                             input_length=len(example.inputs) + len(scored))
 
     def item(self, example: Example, request: ScoreRequest, answer: dict) -> dict:
         return self._facts(example, request) | {
@@ -243,6 +235,12 @@ def task_class(config: TaskConfig) -> type[Task]:
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"{config.source}: module {config.module!r} must name a subclass of evaluation.tasks.Task")
     return found
+
+
+def score_request(context: Context, continuations: tuple[tuple[int, ...], ...], **facts) -> ScoreRequest:
+    """Log-probabilities of these behind a context."""
+    return ScoreRequest(context.ids[:-1], continuations, context.ids[-1], context.first, context.advance,
+                        context.causal, context.opened, **facts)
 
 
 def fit_context(ids: Sequence[int], reserve: int, limit: int) -> tuple[list[int], bool]:

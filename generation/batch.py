@@ -43,8 +43,8 @@ class Batch:
         self.sequences.reserve(self.rows + sum(row.width for row in rows), max(row.places for row in rows))
         for unidirectional, part in groupby(zip(numbers, rows, strict=True), lambda pair: pair[1].unidirectional):
             part = list(part)
-            places = self.sequences.read([row.context for _, row in part], [row.shared_position for _, row in part],
-                                         unidirectional)
+            places = self.sequences.read(*zip(*((row.context, row.shared_position, row.opened) for _, row in part),
+                                              strict=True), unidirectional)
             kinds: dict[tuple, list[Member]] = {}
             for (number, row), place in zip(part, places, strict=True):
                 kinds.setdefault(row.kind, []).append(Member(number, row, place))
@@ -97,6 +97,7 @@ def generate(
     limits: Sequence[int],
     shared_positions: Sequence[int | None] | None = None,
     unidirectional: bool = False,
+    opened: Sequence[int] | None = None,
     counted_lengths: Sequence[int] | None = None,
     invalid_ids: Sequence[int] = (),
     forbidden_starts: Sequence[Sequence[int]] = (),
@@ -111,10 +112,10 @@ def generate(
     """
     nothing = [None] * len(contexts)
     common = rules(end_tokens, invalid_ids, forbidden_starts)
-    rows = [Row(context, params, limit, common, shared, unidirectional, counted, seed or ())
-            for context, limit, shared, counted, seed in zip(
-                contexts, limits, shared_positions or nothing, counted_lengths or nothing, seeds or nothing,
-                strict=True)]
+    rows = [Row(context, params, limit, common, shared, unidirectional, begun or 0, counted, seed or ())
+            for context, limit, shared, begun, counted, seed in zip(
+                contexts, limits, shared_positions or nothing, opened or nothing, counted_lengths or nothing,
+                seeds or nothing, strict=True)]
     batch = Batch(model, sum(row.width for row in rows), max(row.places for row in rows))
     place = {number: index for index, number in enumerate(batch.add(rows))}
     answers: list[list[Answer]] = [[] for _ in rows]

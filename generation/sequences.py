@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from generation.batching import CPU_READ_TOKENS
-from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad
+from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad, row_positions
 from kernels.reference import Lengths
 
 _POSITION, _PLACE, _LENGTH, _TOKEN = range(4)  # what a row's next token needs
@@ -46,19 +46,21 @@ class Sequences:
             self.cache.take_over(old, self.count, longest)
             self.cache.clear(slice(0, self.count), longest)
 
-    def read(self, contexts: Sequence[Sequence[int]], shared_positions: Sequence[int | None],
+    def read(self, contexts: Sequence[Sequence[int]], shared_positions: Sequence[int | None], opened: Sequence[int],
              unidirectional: bool) -> list[int]:
         """Rows for these contexts, whose keys and values are put into the cache; hidden states are of no use.
 
-        shared_positions: of the last context token and of all that follows; None: positions count up.
+        shared_positions: of the blank's tokens, which are the last context token and all that follows; None: positions
+        count up. opened: tokens in front of the last one that are the blank's, too.
         """
         first, self.count = self.count, self.count + len(contexts)
         lengths = [len(ids) - 1 for ids in contexts]
         self.lengths += lengths
-        facts = []
-        for ids, length, shared in zip(contexts, lengths, shared_positions, strict=True):
-            position, advance = (length, 1) if shared is None else (shared, 0)
-            now, then = (in_blank(position, advance, step) for step in (0, 1))
+        facts, read = [], []
+        for ids, length, shared, begun in zip(contexts, lengths, shared_positions, opened, strict=True):
+            position, advance = (length - begun, 1) if shared is None else (shared, 0)
+            now, then = (in_blank(position, advance, step) for step in (begun, begun + 1))
+            read.append((list(ids[:-1]), length - begun, row_positions(length - begun, [(position, advance, begun)])))
             facts.append(((*now, length, ids[-1]), (then[0] - now[0], then[1] - now[1], 1, 0)))
         self._state[..., first:self.count] = torch.tensor(facts, device=self.device).permute(1, 2, 0)
         self.cache.clear(slice(first, self.count))
@@ -66,20 +68,22 @@ class Sequences:
         if self.device.type == "cpu":
             most = max(1, CPU_READ_TOKENS // max(1, *lengths))
         for begin in range(0, len(contexts), most):
-            part = [list(ids[:-1]) for ids in contexts[begin:begin + most]]
-            self._read(slice(first + begin, first + begin + len(part)), part, unidirectional)
+            part = read[begin:begin + most]
+            self._read(slice(first + begin, first + begin + len(part)), *zip(*part, strict=True), unidirectional)
         return list(range(first, self.count))
 
-    def _read(self, rows: slice, contexts: list[list[int]], unidirectional: bool) -> None:
+    def _read(self, rows: slice, contexts: Sequence[list[int]], prefixes: Sequence[int],
+              positions: Sequence[tuple[list[int], list[int]]], unidirectional: bool) -> None:
         tokens, lengths = (part.to(self.device) for part in right_pad(contexts))
         width = tokens.shape[1]
         if width == 0:
             return
-        places = torch.arange(width, device=self.device).expand(tokens.shape)
-        positions = position_ids(self.model.config, places, torch.zeros_like(places))
+        positions = position_ids(self.model.config, *(right_pad(channel)[0].to(self.device)
+                                                      for channel in zip(*positions, strict=True)))
         blocked = None
-        if unidirectional:
-            blocked = prefix_causal_blocked(torch.zeros_like(lengths), lengths, width)
+        if unidirectional or list(map(len, contexts)) != list(prefixes):
+            prefix = torch.tensor(prefixes, device=self.device)
+            blocked = prefix_causal_blocked(prefix * (not unidirectional), lengths, width)
         elif min(map(len, contexts)) < width:
             blocked = padding_blocked(lengths, width).expand(-1, width, -1)
         self.model.hidden_states(tokens, positions, blocked, self.cache.part(rows),

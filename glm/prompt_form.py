@@ -22,6 +22,9 @@ class PromptForm:
     ends: tuple[str, ...] = ("eop", "eos")  # any of these ends an answer
     beam_ranking: str = "glm"  # generation.params.RANKINGS
     is_causal: bool = False  # nothing is filled: the text stands behind `begin`, is read from left to right and goes on
+    # In evaluation:
+    marks_tasks: bool = False  # `begin` and `end` stand around a row's text, too, and masks in it are masks
+    task_masks: tuple[str, str] = ("[MASK]", "[gMASK]")  # put behind a row's text, without and with use_task_mask
 
     def refused(self, text: str) -> str | None:
         """The first mask in a text that is of a kind the family does not fill."""

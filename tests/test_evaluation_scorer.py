@@ -33,14 +33,15 @@ def slow_log_probs(model, request):
     for ids in request.continuations:
         tokens = [*request.context, request.lead, *ids[:-1]]
         c, s = len(request.context), len(tokens)
-        positions = [*range(c), *(request.first_position + i * request.advance for i in range(s - c))]
+        b = c - request.opened  # the blank's beginning
+        positions = [*range(b), *(request.first_position + i * request.advance for i in range(s - b))]
         blocked = torch.ones(1, s, s, dtype=torch.bool)
         for i in range(s):
             for j in range(s):
-                blocked[0, i, j] = j > i and (request.causal or i >= c or j >= c)
+                blocked[0, i, j] = j > i and (request.causal or i >= b or j >= b)
         position_ids = torch.tensor([positions])
         if model.config.position_encoding_2d:
-            position_ids = torch.tensor([[positions, [0] * c + list(range(1, s - c + 1))]])
+            position_ids = torch.tensor([[positions, [0] * b + list(range(1, s - b + 1))]])
         logits = model.logits(torch.tensor([tokens]), position_ids, blocked)[0].double().log_softmax(-1)
         found.append(sum(logits[c + i, token].item() for i, token in enumerate(ids)))
     return found
@@ -48,10 +49,11 @@ def slow_log_probs(model, request):
 
 ids = st.lists(st.integers(0, 63), min_size=1, max_size=6).map(tuple)
 score_requests = st.builds(
-    lambda context, continuations, count, causal: ScoreRequest(
-        context, continuations, LEAD, len(context) if count else len(context) - 1, int(count), causal),
+    lambda context, continuations, count, causal, opened: ScoreRequest(
+        context, continuations, LEAD, len(context) if count else len(context) - 1, int(count), causal,
+        min(opened, len(context) - 1)),
     st.lists(st.integers(0, 63), min_size=1, max_size=20).map(tuple),
-    st.lists(ids, min_size=1, max_size=4).map(tuple), st.booleans(), st.booleans())
+    st.lists(ids, min_size=1, max_size=4).map(tuple), st.booleans(), st.booleans(), st.just(0) | st.integers(0, 9))
 
 
 @pytest.mark.parametrize("two_channels", [False, True])
@@ -76,10 +78,10 @@ def test_the_mask_of_packed_continuations():
     expected = [[0, 0, x, x, x, x], [0, 0, x, x, x, x], [0, 0, 0, x, x, x], [0, 0, 0, 0, x, x], [0, 0, x, x, 0, x],
                 [0, 0, x, x, x, x]]
     segments = torch.tensor([[0, 0, 1, 1, 2, PADDING]])
-    blocked = segments_blocked(segments, torch.tensor([False]))
+    blocked = segments_blocked(segments, torch.tensor([2]))
     assert blocked[0].tolist() == [[bool(value) for value in row] for row in expected]
     expected[0][1] = x  # a causal context
-    assert segments_blocked(segments, torch.tensor([True]))[0].tolist() == [
+    assert segments_blocked(segments, torch.tensor([0]))[0].tolist() == [
         [bool(value) for value in row] for row in expected]
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -25,12 +26,13 @@ class Letters:
     """A tokenizer of letters."""
 
     num_tokens = 300
+    commands = MappingProxyType({"[MASK]": 290, "[gMASK]": 291, "sop": 292, "eop": 293, "eos": 294})
 
     def encode(self, text):
         return [ord(letter) for letter in text]
 
     def command(self, name):
-        return {"[MASK]": 290, "[gMASK]": 291, "sop": 292, "eop": 293, "eos": 294}[name]
+        return self.commands[name]
 
 
 @pytest.fixture

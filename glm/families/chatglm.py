@@ -106,7 +106,8 @@ def check(config: ModelConfig) -> None:
 
 def prompt_form(config: ModelConfig) -> PromptForm:
     """Of the first revisions: later ones put [gMASK] behind a text with [MASK], too, and so fill nothing inside."""
-    return PromptForm(("[MASK]", "[gMASK]"), advancing=(), ends=("eop",), beam_ranking="transformers")
+    return PromptForm(("[MASK]", "[gMASK]"), advancing=(), ends=("eop",), beam_ranking="transformers",
+                      marks_tasks=True, task_masks=("[gMASK]", "[gMASK]"))
 
 
 def rotary_parts(config: ModelConfig) -> int:

@@ -116,7 +116,7 @@ def check(config: ModelConfig) -> None:
 
 def prompt_form(config: ModelConfig) -> PromptForm:
     return PromptForm(("[gMASK]",), ("[gMASK]", "sop"), ends=("eos",), beam_ranking="transformers",
-                      is_causal=True)
+                      is_causal=True, marks_tasks=True)
 
 
 def rotary_parts(config: ModelConfig) -> int:

@@ -131,7 +131,7 @@ def prompt_form(config: ModelConfig) -> PromptForm:
     is_port = config.gelu == "exact"
     return PromptForm(begin=("ENC",), advancing=(), no_end_after=() if is_port else ("[gMASK]",),
                       ends=("eop",) if is_port else ("eop", "eos"),
-                      beam_ranking="transformers" if is_port else "glm")
+                      beam_ranking="transformers" if is_port else "glm", marks_tasks=True)
 
 
 def rotary_parts(config: ModelConfig) -> int:

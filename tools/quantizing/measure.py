@@ -74,7 +74,7 @@ def measure(settings: Settings) -> dict:
     texts = {str(path): windows(path, tokenizer, size, settings.tokens) for path in settings.texts}
     head = None if settings.limit is None else Limit(settings.limit)
     works = [prepare(config, tokenizer, found[config.name].rows, head,
-                     lambda asked: default_max_tokens(model, asked), None, longest) for config in configs]
+                     lambda asked: default_max_tokens(model, asked), None, model.config) for config in configs]
     kinds = {linear: {name: weight for name, weight in weights.items() if place_of(name)[1] == linear}
              for linear in LINEARS}
     alone = {name_of(scheme) for scheme in (Scheme(4), list(schemes.values())[-1])}  # the coarsest and the finest INT4

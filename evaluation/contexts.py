@@ -1,0 +1,105 @@
+"""From a row's text to the sequence that its answer follows: what a family puts around it, and where its blank is.
+
+Left of | is the context, whose tokens see each other, right of it the blank, read from left to right; a causal context
+is read so, too. The last token before ... is the one that the answer's first token follows.
+
+               mask                        gMASK                         unidirectional
+    GLM-130B   text [MASK] | sop ...       text [gMASK] | sop ...        [gMASK] sop text ...  (causal)
+    GLM        CLS text [MASK] eos | sop   CLS text [gMASK] eos | sop    CLS [gMASK] | sop text ...
+    ChatGLM    text [gMASK] | sop ...      the same                      [gMASK] | sop text ...
+    ChatGLM2   [gMASK] sop text ...  (causal), in all cases
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evaluation.config import TaskConfig, TaskType
+from generation.blanks import MASK_PATTERN
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Context:
+    """A sequence that an answer follows."""
+
+    ids: tuple[int, ...]  # the answer's first token follows the last one
+    first: int  # position of the blank's first token
+    advance: int  # 0: the blank's tokens have its position, 1: they count up from it
+    opened: int = 0  # tokens of the blank that stand before the last of `ids`: it began with them
+    causal: bool = False  # every token sees only what is left of it
+
+
+class Contexts:
+    """How the texts of a task's rows are put to a model of a family."""
+
+    def __init__(self, config: TaskConfig, tokenizer):
+        self._config, self._form, self._tokenizer = config, config.form, tokenizer
+        wanted = self._form.task_masks[config.use_task_mask]
+        known = [mask for mask in (wanted, *self._form.masks[::-1]) if mask in tokenizer.commands]
+        self.mask_name = known[0] if known else wanted
+        self.mask, self.sop = tokenizer.command(self.mask_name), tokenizer.command("sop")
+        names = (self.mask_name, *(self._form.masks if self._form.marks_tasks else ()))
+        self._masks = {tokenizer.command(name): name for name in names if name in tokenizer.commands}
+        self._begin = tuple(map(tokenizer.command, self._form.begin)) if self._form.marks_tasks else ()
+        self._end = self._form.end if self._form.marks_tasks and not self._form.is_causal else None
+        self.ends = tuple(map(tokenizer.command, self._form.ends))
+
+    @property
+    def around(self) -> int:
+        """How many tokens may stand around a text beside its mask and sop."""
+        return 0 if self._form.is_causal else len(self._begin) + (self._end is not None)
+
+    @property
+    def begun(self) -> int:
+        """How many of them stand in front of a text that goes on in its blank."""
+        return len(self._begin) if not self._form.is_causal else 0
+
+    def encode(self, text: str) -> list[int]:
+        """A text's own ids; its masks are masks where the family's tasks have them."""
+        masks = MASK_PATTERN.findall(text) if self._form.marks_tasks and not self._form.is_causal else []
+        if not masks:
+            return self._tokenizer.encode(text)
+        stretches = self._tokenizer.encode_stretches(MASK_PATTERN.split(text))
+        return [token for ids, mask in zip(stretches, [*masks, None], strict=True)
+                for token in (*ids, *(() if mask is None else (self._tokenizer.command(mask),)))]
+
+    def of_text(self, text: Sequence[int]) -> Context:
+        """Of a whole text: its first mask is filled; where there is none, one is put behind it."""
+        if self._form.is_causal:
+            return self._from_left_to_right(text)
+        place = next((place for place, token in enumerate(text) if token in self._masks), None)
+        if self._config.unidirectional:
+            if place is not None:
+                raise UserError(f"a unidirectional task cannot fill a {self._masks[text[place]]} inside the text")
+            return self._from_left_to_right(text)
+        ids = (*self._begin, *text) if place is not None else (*self._begin, *text, self.mask)
+        at = len(self._begin) + (len(text) if place is None else place)
+        if self._end and self._masks.get(ids[-1]) not in self._form.no_end_after:
+            ids = (*ids, self._tokenizer.command(self._end))
+        if self._masks[ids[at]] in self._form.advancing:
+            return Context((*ids, self.sop), len(ids), 1)
+        return Context((*ids, self.sop), at, int(self._counts_on and place is None))
+
+    @property
+    def _counts_on(self) -> bool:
+        """Whether the task asks for positions that count on behind a [MASK], which only GLM-130B was trained to see."""
+        is_asked = self._config.use_multitask_encoding and self._config.type is TaskType.MULTICHOICE
+        return is_asked and bool(self._form.advancing)
+
+    def of_beginning(self, prompt: Sequence[int]) -> Context:
+        """Of the beginning of a text that goes on in the blank: its mask and sop stand behind it, nothing else."""
+        if self._form.is_causal:
+            return self._from_left_to_right(prompt)
+        ids = (*self._begin, *prompt, self.mask)
+        if self._form.advancing:
+            return Context((*ids, self.sop), len(ids), 1, causal=self._config.unidirectional)
+        return Context((*ids, self.sop), len(ids) - 1, 0)
+
+    def _from_left_to_right(self, text: Sequence[int]) -> Context:
+        if self._form.is_causal or self._form.advancing:
+            ids = (*(self._begin if self._form.is_causal else (self.mask, self.sop)), *text)
+            return Context(ids, len(ids) - 1, 1, causal=True)
+        prefix = (*self._begin, self.mask)
+        return Context((*prefix, self.sop, *text), len(prefix) - 1, 0, opened=len(text))
