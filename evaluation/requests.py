@@ -15,6 +15,7 @@ from typing import Any
 
 from generation.batching import CACHE_BYTES, bytes_per_place
 from generation.params import BeamParams, SamplingParams
+from glm.prompt_form import DEFAULT
 
 Ids = tuple[int, ...]
 CPU_TOKENS = 4096  # to score: more keeps no processor busier, and the activations leave its caches
@@ -89,8 +90,9 @@ class GenerateRequest:
 
     @property
     def counted_length(self) -> int:
-        """What the context counts as in the length penalty: the original pads it to a multiple of 32."""
-        return -(-len(self.context) // 32) * 32
+        """What the context counts as in the length penalty: GLM-130B's original pads it to a multiple of 32."""
+        is_padded = getattr(self.params, "ranking", None) in (None, DEFAULT.beam_ranking)
+        return -(-len(self.context) // 32) * 32 if is_padded else len(self.context)
 
     @property
     def length(self) -> int:

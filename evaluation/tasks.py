@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -137,8 +138,11 @@ class GenerationTask(Task):
         text, truncated = fit_context(example.inputs, room, config.max_seq_length)
         context = self.contexts.of_text(text)
         counts_on = context.advance or context.causal
+        params = self.params()
+        if isinstance(params, BeamParams) and params.ranking is None:
+            params = replace(params, ranking=config.form.beam_ranking)
         return GenerateRequest(
-            context.ids, self.params(), config.max_gen_length, self.end_tokens, None if counts_on else context.first,
+            context.ids, params, config.max_gen_length, self.end_tokens, None if counts_on else context.first,
             context.causal, context.opened, self.invalid_ids(), self.forbidden_starts(),
             truncated=truncated, input_length=len(text))
 

@@ -10,7 +10,7 @@ from evaluation.data import Example, to_example
 from evaluation.requests import ScoreRequest
 from evaluation.scorer import Scorer
 from evaluation.tasks import GenerationTask, LanguageModelTask, MultiChoiceTask
-from generation import SamplingParams, fill_blanks
+from generation import BeamParams, SamplingParams, fill_blanks
 from tests.golden_data import family_folder
 from tests.golden_family import checkpoint, rows
 
@@ -175,3 +175,14 @@ def test_a_unidirectional_answer_is_the_likeliest_continuation(load, family):
     likeliest = max(range(len(scores)), key=scores.__getitem__)
     (answer,) = Scorer(model).generate([request])
     assert answer["beams"] == [[likeliest] if likeliest not in request.end_tokens else []]
+
+
+@pytest.mark.parametrize(("family", "text"), [("glm", "A [MASK] story"), ("chatglm", "你好[gMASK]")])
+def test_beams_are_those_of_fill_blanks(load, family, text):
+    model, tokenizer = load(family)
+    params = BeamParams(num_beams=3, no_repeat_ngram_size=0, max_gen_length=5)
+    (result,) = fill_blanks(model, tokenizer, [text], params)
+    task = task_of(load, family, "gen", use_task_mask=True, max_gen_length=5, num_beams=3, no_repeat_ngram_size=0,
+                   sampling_strategy="BeamSearchStrategy")
+    (answer,) = Scorer(model).generate([request_of(task, text)])
+    assert answer["beams"] == [list(beam.blank_ids[0]) for beam in result.beams]
