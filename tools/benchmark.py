@@ -6,6 +6,7 @@
     python tools/benchmark.py --model glm-1.3b --bits 8 4 --group-size 32
     python tools/benchmark.py kernels --size 4096 4096
     python tools/benchmark.py evaluation --data-path data --rows 300
+    python tools/benchmark.py serving --clients 1 4 16
 
 Decoding is bound by reading the weights once per step, so its ceiling is the read bandwidth; a prompt is bound by
 arithmetic, so its ceiling is what torch reaches on bare matrix products of the same shapes. Both are measured here,
@@ -68,6 +69,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--generated-rows", type=int, default=48, help="of every task that generates")
     add("--batch", type=int, default=16, help="items at a time in generation")
     add("--repeats", type=int, default=3, help="passes over all of them")
+    serving = commands.add_parser("serving", help="the server under clients, beside the same texts without it")
+    add = serving.add_argument
+    add("--load", type=Path, metavar="CHECKPOINT", default=EMBEDDED, help="default: the embedded model")
+    add("--dtype", nargs="+", default=["fp32"], choices=("bf16", "fp16", "fp32"), help="one or more")
+    add("--clients", nargs="+", type=int, default=[1, 4, 16], metavar="N", help="at once")
+    add("--requests", type=int, default=4, help="of every client, one after the other")
+    add("--threads", type=int, help="of the processor (default: torch's choice)")
+    add("--no-plan", action="store_true", help="load a checkpoint even if it cannot fit in memory")
     return parser
 
 
@@ -177,6 +186,18 @@ def measure_kernels(arguments: argparse.Namespace) -> None:
     results.show([table], results.describe("cpu", before), {"weights": "{} x {}".format(*arguments.size)})
 
 
+def measure_serving(arguments: argparse.Namespace) -> None:
+    from runtime.show import table
+    from tools.benchmarking import results, serving
+
+    before = results.load_average()
+    tables = []
+    for precision in arguments.dtype:
+        heads, rows = serving.table(serving.measure(arguments.load, precision, arguments.clients, arguments.requests))
+        tables.append(table([precision, *heads[1:]], rows))
+    results.show(tables, results.describe("cpu", before), {"model": str(arguments.load), "tokens": serving.TOKENS})
+
+
 def command() -> str:
     return "python tools/benchmark.py " + shlex.join(sys.argv[1:])
 
@@ -188,7 +209,8 @@ def require_fit(arguments: argparse.Namespace) -> None:
     from planning.check import require_model
 
     for precision in arguments.dtype:
-        require_model(arguments.load, getattr(arguments, "model", None), arguments.device, precision, "this benchmark")
+        require_model(arguments.load, getattr(arguments, "model", None), getattr(arguments, "device", "cpu"), precision,
+                      "this benchmark")
 
 
 def main() -> int:
@@ -201,7 +223,8 @@ def main() -> int:
             import torch
 
             torch.set_num_threads(arguments.threads)
-        measures = {"model": measure_model, "kernels": measure_kernels, "evaluation": measure_evaluation}
+        measures = {"model": measure_model, "kernels": measure_kernels, "evaluation": measure_evaluation,
+                    "serving": measure_serving}
         measures[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
