@@ -135,13 +135,13 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
     model, tokenizer = load_model(arguments, LONG_TIMEOUT)
     from generation.batching import bytes_per_place
     from generation.params import SamplingParams
+    from generation.texts import Names
     from runtime import parallel
     from runtime.resources import free_memory, local_ranks
     from serving.engine import Engine, Room
     from serving.prepare import Served
     from serving.requests import Defaults
     from serving.scoring import score
-    from serving.texts import Names
 
     place_bytes, most = bytes_per_place(model), model.config.max_sequence_length
     free = CACHE_SHARE * free_memory(str(next(model.parameters()).device)) / local_ranks()

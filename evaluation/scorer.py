@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,13 @@ PADDING = -1
 # In float32 a score must not feel the batch that it was computed in. Products of few rows sum in another order than
 # those of many, and attention sums in vectors of 16: so there are never few rows, and widths are multiples of 16.
 VECTOR = 16
+
+
+class Choice(NamedTuple):
+    """What the model makes of one continuation."""
+
+    log_prob: float  # nats, the sum over its tokens
+    is_greedy: bool  # at no place a token is likelier than its own
 
 
 class Scorer:
@@ -51,19 +59,25 @@ class Scorer:
         """Summed cross entropy (nats) of every request's only continuation."""
         return [-row[0] for row in self.choice_log_probs(requests)]
 
-    @torch.inference_mode()
     def choice_log_probs(self, requests: Sequence[ScoreRequest]) -> list[list[float]]:
         """Per request, the log-probability of each of its continuations: the sum over its tokens."""
+        return [[choice.log_prob for choice in row] for row in self.choices(requests)]
+
+    @torch.inference_mode()
+    def choices(self, requests: Sequence[ScoreRequest]) -> list[list[Choice]]:
+        """Per request, what the model makes of each of its continuations."""
         tokens, positions, segments, prefix = self._inputs(requests)
         blocked = segments_blocked(segments, prefix)
         places, owners, targets = _scored(requests, tokens.shape[1])
         if self.is_exact:
             places += places[-1:] * (FEW_ROWS - len(places))
         hidden = self.model.hidden_states(tokens, positions, blocked, places=torch.tensor(places, device=self.device))
-        values = self._token_log_probs(hidden, owners, targets).double().cpu()
-        sums = iter(part.sum().item() for part in values.split([len(c) for r in requests for c in r.continuations]))
-        found = [[next(sums) for _ in request.continuations] for request in requests]
-        if hit := [row for row, log_probs in enumerate(found) if not all(map(math.isfinite, log_probs))]:
+        log_probs, is_best = self._token_scores(hidden, owners, targets)
+        sizes = [len(ids) for request in requests for ids in request.continuations]
+        choices = iter(Choice(one.sum().item(), bool(best.all())) for one, best in zip(
+            log_probs.double().cpu().split(sizes), is_best.cpu().split(sizes), strict=True))
+        found = [[next(choices) for _ in request.continuations] for request in requests]
+        if hit := [row for row, each in enumerate(found) if not all(math.isfinite(choice.log_prob) for choice in each)]:
             one = slice(hit[0], hit[0] + 1)
             raise NonFinite(hit, why=diagnose(self.model, tokens[one], positions[one], blocked[one]))
         return found
@@ -112,24 +126,30 @@ class Scorer:
         prefix = [0 if request.causal else len(request.context) - request.opened for request in requests]
         return padded, positions, segment, torch.tensor(prefix, device=self.device)
 
-    def _token_log_probs(self, hidden: torch.Tensor, owners: list[int], targets: list[int]) -> torch.Tensor:
-        """hidden (n, h) -> float32 log-probabilities, one of every target: of targets[i] at hidden[owners[i]].
+    def _token_scores(self, hidden: torch.Tensor, owners: list[int],
+                      targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden (n, h) -> for every target, of targets[i] at hidden[owners[i]]: its log-probability, float32, and
+        whether no token's is higher, bool.
 
         owners never decrease, so that a slice of hidden is one of targets.
         """
         owner, target = torch.tensor(owners, device=self.device), torch.tensor(targets, device=self.device)
         most, n = max(FEW_ROWS, HEAD_BYTES // (4 * self.model.config.vocab_size)), len(hidden)
         step = -(-n // -(-n // most))  # all parts alike: the last one is not of few rows
-        found, begin = [], 0
+        found, is_best, begin = [], [], 0
         for start in range(0, n, step):
             logits = self.model.head(hidden[start:start + step])
             end = begin
             while end < len(owners) and owners[end] < start + step:
                 end += 1
             row = owner[begin:end] - start
-            found.append(logits[row, target[begin:end]] - torch.logsumexp(logits, dim=-1)[row])
+            highest = logits.amax(dim=-1)
+            sums = (logits - highest[:, None]).exp_().sum(dim=-1).log_() + highest  # as torch.logsumexp, bit by bit
+            chosen = logits[row, target[begin:end]]
+            found.append(chosen - sums[row])
+            is_best.append(chosen == highest[row])
             begin = end
-        return torch.cat(found)
+        return torch.cat(found), torch.cat(is_best)
 
 
 def segments_blocked(segments: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:

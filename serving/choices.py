@@ -13,7 +13,7 @@ from generation.blanks import Filling, Result, filled, joint
 from generation.fill import row_of
 from generation.groups import Event, Row
 from generation.session import Detokenizer
-from serving.texts import Names, Text
+from generation.texts import Names, Text
 
 
 @dataclass(frozen=True)

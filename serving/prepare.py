@@ -12,13 +12,13 @@ from generation.conversation import ChatFormat, Question, question, read_message
 from generation.fill import row_of
 from generation.groups import Row
 from generation.sampling import Score, rules
+from generation.texts import Names, Text
 from glm.prompt_form import PromptForm
 from runtime.errors import UserError
 from serving.choices import Answer, Blanks, Entry, entry_of
 from serving.engine import Job, Scored
 from serving.errors import ApiError, bad
 from serving.requests import Chat, Completion, Fill
-from serving.texts import Names, Text
 
 
 @dataclass(frozen=True)

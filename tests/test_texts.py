@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from generation.texts import INCOMPLETE, Names, Text
 from glm.tokenizers.opening import open_tokenizer
-from serving.texts import INCOMPLETE, Names, Text
 from tests.serving_helper import SMALL
 
 TOKENIZER = open_tokenizer(SMALL / "ice_text.model", 0)
