@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": ("commands.generate:main", (), "fill blanks and write text, in a session or for a file of prompts"),
     "chat": ("commands.generate:main", ("--chat",), "a conversation with a chat model"),
     "evaluate": ("commands.evaluate:main", (), "score a model on tasks"),
+    "lm-eval": ("commands.lm_eval:main", (), "lm-evaluation-harness with this toolkit's models, where it is installed"),
     "compare": ("commands.evaluate:main", ("compare",), "what differs between two evaluations, and whether by chance"),
     "serve": ("commands.serve:main", (), "an OpenAI-compatible server, with a page"),
     "plan": ("commands.plan:main", (), "memory and time of a run, before it is started"),

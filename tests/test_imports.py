@@ -169,7 +169,7 @@ def test_everything_imported_is_declared():
     package_of = {"yaml": "pyyaml", "sklearn": "scikit-learn", "sat": "swissarmytransformer", "google": "protobuf",
                   "prometheus_client": "prometheus-client"}
     optional = {"apex", "setuptools", "playwright", "llama_cpp", "gguf", "openvino", "optimum", "psutil",
-                "tensorboardX", "tensorboard", "openvino_genai"}
+                "tensorboardX", "tensorboard", "openvino_genai", "lm_eval"}
     declared = {
         re.match(r"[\w-]+", line).group().lower()
         for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
