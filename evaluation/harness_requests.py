@@ -105,22 +105,23 @@ def packed(frame: Frame, pairs: Sequence[tuple[Ids, Ids]],
     """Requests that score all (context, continuation), and of each pair the request and the place in it.
 
     Equal contexts share a request, as long as its continuations have at most so many tokens together."""
-    groups: list[tuple[Ids, dict[Ids, int]]] = []
+    groups: list[tuple[Ids, list[Ids]]] = []
+    tokens: list[int] = []  # of each group's continuations
     open_group: dict[Ids, int] = {}
-    tokens: list[int] = []
-    owners = []
-    for context, continuation in pairs:
+    owner: dict[tuple[Ids, Ids], tuple[int, int]] = {}
+    for pair in pairs:
+        if pair in owner:
+            continue
+        context, continuation = pair
         number = open_group.get(context)
-        if number is None or (continuation not in groups[number][1] and tokens[number] + len(continuation) > most):
+        if number is None or tokens[number] + len(continuation) > most:
             number = open_group[context] = len(groups)
-            groups.append((context, {}))
+            groups.append((context, []))
             tokens.append(0)
-        members = groups[number][1]
-        if continuation not in members:
-            members[continuation] = len(members)
-            tokens[number] += len(continuation)
-        owners.append((number, members[continuation]))
-    return [frame.score(context, members) for context, members in groups], owners
+        owner[pair] = number, len(groups[number][1])
+        groups[number][1].append(continuation)
+        tokens[number] += len(continuation)
+    return [frame.score(context, members) for context, members in groups], [owner[pair] for pair in pairs]
 
 
 @dataclass(frozen=True)
