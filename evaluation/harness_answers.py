@@ -144,11 +144,11 @@ class Answers:
                     yield from ((number, choices[place]) for number, place in asking[index])
                 progress.advance(sum(len(asking[index]) for index in batch))
 
-    def _row(self, context: Ids, decoding: Decoding, seed: int) -> Row:
-        sequence, frame = self.frame.sequence(context), self.frame
-        shared = None if frame.advances else frame.mask_place(context)
-        return Row(sequence, decoding.params, decoding.limit, self._ends, shared, frame.is_causal,
-                   seed=(seed, 0, *sequence))
+    def _row(self, ids: Ids, decoding: Decoding, seed: int) -> Row:
+        context = self.frame.context(ids)
+        shared = None if context.advance or context.causal else context.first
+        return Row(context.ids, decoding.params, decoding.limit, self._ends, shared, context.causal, context.opened,
+                   seed=(seed, 0, *context.ids))
 
     def _decode(self, rows: Sequence[Row], texts: Sequence[Text]) -> None:
         """Each row's tokens become its text."""

@@ -6,11 +6,13 @@ The harness asks in texts. Where a continuation begins is decided by its own rul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.contexts import Context
 from evaluation.requests import Ids, ScoreRequest
+from evaluation.tasks import score_request
 from generation.blanks import split
 from generation.params import SamplingParams
 from glm.prompt_form import PromptForm
@@ -51,7 +53,7 @@ def windows(ids: Sequence[int], first: int, step: int) -> list[tuple[Ids, Ids]]:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a family puts around a context's ids."""
+    """What a family puts around a context's ids (evaluation.contexts says how each family is read)."""
 
     before: Ids
     behind: Ids  # from the mask to sop; empty where the context is read from left to right and goes on
@@ -62,21 +64,14 @@ class Frame:
         """Tokens that are added."""
         return len(self.before) + len(self.behind)
 
-    @property
-    def is_causal(self) -> bool:
-        return not self.behind
-
-    def sequence(self, context: Ids) -> Ids:
-        """What an answer stands behind."""
-        return (*self.before, *context, *self.behind)
-
-    def mask_place(self, context: Ids) -> int:
-        return len(self.before) + len(context)
-
-    def score(self, context: Ids, continuations: Iterable[Ids]) -> ScoreRequest:
-        *ids, lead = self.sequence(context)
-        first = len(ids) if self.advances else self.mask_place(context)
-        return ScoreRequest(tuple(ids), tuple(continuations), lead, first, int(self.advances), self.is_causal)
+    def context(self, ids: Ids) -> Context:
+        sequence = (*self.before, *ids, *self.behind)
+        if self.behind:
+            first = len(sequence) - 1 if self.advances else len(self.before) + len(ids)
+            return Context(sequence, first, int(self.advances))
+        if self.advances:
+            return Context(sequence, len(sequence) - 1, 1, causal=True)
+        return Context(sequence, len(self.before) - 2, 0, opened=len(ids))  # `before` ends with the mask and sop
 
     def room(self, most: int, answer: int) -> int:
         """Tokens of a context where the model reads `most` at most, the last of the answer not being read.
@@ -93,8 +88,8 @@ def frame_of(form: PromptForm, tokenizer, mask: str = "[gMASK]", unidirectional:
     if form.is_causal and mask != MASKS[0]:
         raise UserError(f"this model fills no {mask}: it reads from left to right, behind {MASKS[0]}")
     if unidirectional or form.is_causal:
-        begin = form.begin if form.is_causal else (MASKS[0], "sop")
-        return Frame(tuple(tokenizer.command(name) for name in begin), (), True)
+        begin = form.begin if form.is_causal else (*form.begin, MASKS[0], "sop")
+        return Frame(tuple(map(tokenizer.command, begin)), (), form.is_causal or MASKS[0] in form.advancing)
     prompt = split(mask, tokenizer, form)
     before, behind = prompt.stretches
     return Frame(before, (prompt.mask, *behind, prompt.sop), prompt.advances)
@@ -121,7 +116,8 @@ def packed(frame: Frame, pairs: Sequence[tuple[Ids, Ids]],
         owner[pair] = number, len(groups[number][1])
         groups[number][1].append(continuation)
         tokens[number] += len(continuation)
-    return [frame.score(context, members) for context, members in groups], [owner[pair] for pair in pairs]
+    requests = [score_request(frame.context(context), tuple(members)) for context, members in groups]
+    return requests, [owner[pair] for pair in pairs]
 
 
 @dataclass(frozen=True)

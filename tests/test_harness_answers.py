@@ -103,6 +103,13 @@ def test_other_families_see_a_context_in_their_own_form(of_family, family, name,
                              [*[0] * len(seen), *range(1, s + 1)], scored)
     (found,) = answers_of(loaded).log_likelihoods([(context, continuation)])
     assert_like(found, expected)
+    if family != "chatglm2":  # from left to right: all of the text is in the blank
+        seen = [*around[0], gmask]
+        s, tokens = len(before) + len(scored), [*seen, sop, *before, *scored[:-1]]
+        expected = by_logits(model, tokens, len(seen), [*range(len(seen)), *[len(seen) - 1] * s],
+                             [*[0] * len(seen), *range(1, s + 1)], scored)
+    (found,) = answers_of(loaded, unidirectional=True).log_likelihoods([(context, continuation)])
+    assert_like(found, expected)
 
 
 def test_batches_and_order_change_nothing(small):

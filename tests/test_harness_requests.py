@@ -13,6 +13,12 @@ BIDIRECTIONAL = Frame((), (90, 91), True)  # [gMASK] sop behind a context
 CAUSAL = Frame((90, 91), (), True)
 
 
+def score(frame, context, continuations):
+    """The one request for these continuations."""
+    (request,), _ = packed(frame, [(context, ids) for ids in continuations], 1000)
+    return request
+
+
 def letters(text):
     """A tokenizer with an id for each letter, but for "ab", which is one piece."""
     return [ord(letter) for letter in text.replace("ab", "\u00e6")]
@@ -60,29 +66,32 @@ def test_windows_score_every_token_once_and_never_exceed_the_model(most, length)
     assert [token for _, scored in found for token in scored] == list(text)
     for number, (context, scored) in enumerate(found):
         assert len(context) == (0 if number == 0 else most - 1 - step) and scored
-        assert BIDIRECTIONAL.score(context, [scored]).length <= most
+        assert score(BIDIRECTIONAL, context, [scored]).length <= most
 
 
 def test_a_context_that_sees_itself_whole():
-    request = BIDIRECTIONAL.score((1, 2, 3), [(4, 5), (6,)])
+    request = score(BIDIRECTIONAL, (1, 2, 3), [(4, 5), (6,)])
     assert (request.context, request.lead, request.causal) == ((1, 2, 3, 90), 91, False)
     assert (request.first_position, request.advance) == (4, 1)  # behind the mask, counting on
-    at_the_mask = Frame((), (92, 91), False).score((1, 2, 3), [(4, 5)])
+    at_the_mask = score(Frame((), (92, 91), False), (1, 2, 3), [(4, 5)])
     assert (at_the_mask.first_position, at_the_mask.advance) == (3, 0)
 
 
 def test_a_context_that_is_read_from_left_to_right():
-    request = CAUSAL.score((1, 2, 3), [(4, 5)])
+    request = score(CAUSAL, (1, 2, 3), [(4, 5)])
     assert (request.context, request.lead, request.causal) == ((90, 91, 1, 2), 3, True)
     assert (request.first_position, request.advance) == (4, 1)
-    empty = CAUSAL.score((), [(4, 5)])
+    empty = score(CAUSAL, (), [(4, 5)])
     assert (empty.context, empty.lead, empty.first_position) == ((90,), 91, 1)
+    in_its_blank = score(Frame((95, 90, 91), (), False), (1, 2, 3), [(4, 5)])  # GLM: [CLS] [gMASK] sop context
+    assert (in_its_blank.context, in_its_blank.lead, in_its_blank.opened) == ((95, 90, 91, 1, 2), 3, 3)
+    assert (in_its_blank.first_position, in_its_blank.advance, in_its_blank.causal) == (1, 0, False)
 
 
 @pytest.mark.parametrize("frame", [BIDIRECTIONAL, CAUSAL])
 def test_room_is_what_may_be_fed(frame):
     room = frame.room(20, 5)
-    assert frame.score((1,) * room, [(2,) * 5]).length == 20
+    assert score(frame, (1,) * room, [(2,) * 5]).length == 20
 
 
 class Commands:
@@ -101,6 +110,7 @@ class Commands:
     (DEFAULT, {"mask": "[MASK]"}, Frame((), (92, 91), False)),
     (DEFAULT, {"unidirectional": True}, Frame((90, 91), (), True)),
     (PromptForm(begin=("ENC",), advancing=(), no_end_after=()), {}, Frame((95,), (90, 93, 91), False)),  # GLM
+    (PromptForm(begin=("ENC",), advancing=()), {"unidirectional": True}, Frame((95, 90, 91), (), False)),
     (PromptForm(("[MASK]", "[gMASK]"), advancing=()), {}, Frame((), (90, 91), False)),  # ChatGLM-6B
     (PromptForm(("[gMASK]",), ("[gMASK]", "sop"), is_causal=True), {}, Frame((90, 91), (), True)),  # ChatGLM2-6B
 ])
