@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from glm.checkpoint import CONVERTING, LATEST
+from glm.checkpoint import CONVERTING, HUGGING_FACE_WEIGHTS, LATEST, OF_MEGATRON
 from glm.config import ModelConfig
 from quantization import GROUP_SIZES
 from runtime.arguments import CommandParser
@@ -44,7 +44,8 @@ NUMBERS = {field.name: {"int": int, "float": float}[field.type] for field in fie
 
 def make_parser() -> CommandParser:
     parser = CommandParser(description=ABOUT_CONVERTING)
-    parser.add_argument("--input-folder", type=Path, metavar="IN", help="checkpoint, the folder with the file 'latest'")
+    parser.add_argument("--input-folder", type=Path, metavar="IN",
+                        help="checkpoint: the folder with the file 'latest', or one of Hugging Face's or Megatron's")
     parser.add_argument("--output-folder", type=Path, metavar="OUT", help="new folder for the result")
     parser.add_argument("--target-tp", type=int, metavar="N", help="tensor-parallel degree of the result")
     parser.add_argument("--quantization-bit-width", type=int, choices=(8, 4), help="quantise the linear layers")
@@ -52,15 +53,21 @@ def make_parser() -> CommandParser:
                         help="so many columns share a scale (default: a whole row)")
     parser.add_argument("--requantize", action="store_true",
                         help="quantise quantised weights again: one scale a row, or what the two flags above say")
+    parser.add_argument("--format", choices=("sat", "megatron"), default="sat",
+                        help="layout of the result: the toolkit's own, or, for a GLM, Megatron's (default: sat)")
     parser.add_argument("--hash", choices=HASHES, default=DEFAULT_HASH,
                         help="kind of the hashes in manifest.json (sha256: slower, withstands intent)")
     parser.add_argument("--verify", type=Path, metavar="DIR", help="compare a checkpoint with its manifest, and end")
+    add_shape(parser)
+    return parser
+
+
+def add_shape(parser: CommandParser) -> None:
     shape = parser.add_argument_group("model", "needed only where the files and model_config.json do not say it")
     shape.add_argument("--model", metavar="NAME", help="shapes by name, for example glm-130b")
     for name, kind in NUMBERS.items():
         shape.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X",
                            help="overrides the shape so named")
-    return parser
 
 
 def carried_out(options) -> int:
@@ -69,7 +76,8 @@ def carried_out(options) -> int:
     from tools.converting.convert import convert
     from tools.converting.plan import Wish
 
-    wish = Wish(options.target_tp, options.quantization_bit_width, options.quantization_group_size, options.requantize)
+    wish = Wish(options.target_tp, options.quantization_bit_width, options.quantization_group_size,
+                options.requantize, options.format)
     begin = time.monotonic()
     outcome = convert(options.input_folder, options.output_folder, wish,
                       {name: getattr(options, name) for name in NUMBERS}, options.model, options.hash)
@@ -122,7 +130,7 @@ def run_verify(paths: Sequence[Path], against: Path | None = None, write: bool =
             raise UserError(f"{path}: no such file or folder")
     folder = paths[0] if paths[0].is_dir() else paths[0].parent
     parts = find_parts(paths)
-    is_checkpoint = len(paths) == 1 and paths[0].is_dir() and ((paths[0] / LATEST).exists() or not parts)
+    is_checkpoint = len(paths) == 1 and paths[0].is_dir() and (_names_shards(folder) or not parts)
     if not (_looks_like_checkpoint(folder) if is_checkpoint else parts):
         raise UserError(f"{paths[0]}: neither a checkpoint folder (with the file 'latest') nor parts of an archive "
                         "(NAME.part_00 ...)")
@@ -145,10 +153,14 @@ def run_verify(paths: Sequence[Path], against: Path | None = None, write: bool =
     return 0
 
 
+def _names_shards(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (LATEST, OF_MEGATRON, *HUGGING_FACE_WEIGHTS))
+
+
 def _looks_like_checkpoint(folder: Path) -> bool:
     """Or did before something of it was lost."""
-    return (any((folder / name).exists() for name in (LATEST, MANIFEST, CONVERTING))
-            or any(folder.glob("*/mp_rank_*")))
+    return (_names_shards(folder) or any((folder / name).exists() for name in (MANIFEST, CONVERTING))
+            or any(any(folder.glob(pattern)) for pattern in ("*/mp_rank_*", "mp_rank_*")))
 
 
 def _check_checkpoint(folder: Path, against: Path | None):

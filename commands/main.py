@@ -20,6 +20,8 @@ COMMANDS = {
     "plan": ("commands.plan:main", (), "memory and time of a run, before it is started"),
     "doctor": ("commands.doctor:main", (), "what is wrong with this installation, and how to mend it"),
     "convert": ("commands.convert:main", (), "another tensor-parallel degree, or quantised weights, for a checkpoint"),
+    "export-hf": ("commands.huggingface:export_main", (), "a checkpoint as a folder in Hugging Face's layout"),
+    "import-hf": ("commands.huggingface:import_main", (), "a folder of Hugging Face's in the toolkit's own layout"),
     "verify": ("commands.convert:verify", (), "is a checkpoint whole and unchanged?"),
     "quantization": ("commands.quantization:main", (), "what INT8 and INT4 change in a model, measured"),
 }

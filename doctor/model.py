@@ -16,7 +16,7 @@ from pathlib import Path
 from doctor.finding import Finding, error, warning
 from doctor.machine import GB
 from doctor.probe import Stages
-from glm.families import FAMILIES, glm130b
+from glm.families import FAMILIES
 from planning.check import Use, config_of, short_of
 from planning.machine import default_precision
 from runtime.errors import UserError
@@ -103,12 +103,7 @@ def stages(arguments: argparse.Namespace,
     def headers() -> dict:
         if "shards" not in known or "config" not in known:
             return {}
-        config = known["config"]
-        if config.family != glm130b.NAME:  # what cannot be converted is compared when it is loaded
-            return {}
-        given = {name: getattr(config, name) for name in ("num_layers", "hidden_size", "num_attention_heads",
-                                                          "inner_hidden_size", "vocab_size")}
-        source = open_checkpoint(arguments.load, given)
+        source = open_checkpoint(arguments.load, dataclasses.asdict(known["config"]))
         if source.differing:
             raise UserError(f"{arguments.load}: {source.differing[0]} is not the same in all shards, but should be")
         return {"bits": source.bits or 0, "tensors": len(source.shards[0].tensors)}

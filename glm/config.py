@@ -129,10 +129,14 @@ class ModelConfig:
         """A copy with the given fields replaced; None means "not said"."""
         return self.from_values(dataclasses.asdict(self) | {k: v for k, v in fields.items() if v is not None})
 
-    def save(self, path: str | Path) -> None:
+    def to_json(self) -> str:
+        """The text of a `model_config.json`."""
         values = {name: value for name, value in dataclasses.asdict(self).items()
                   if name not in LATER or value != getattr(type(self), name)}
-        Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        return json.dumps(values, indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
 
 # Fields that older files do not have: they are written only where they say something.

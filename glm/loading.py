@@ -13,10 +13,8 @@ from glm import spec
 from glm.checkpoint import (
     STREAMED,
     Checkpoint,
-    missing_shard,
     open_checkpoint,
     read_config,
-    shard_name,
     wrong_degree,
 )
 from glm.config import ModelConfig
@@ -25,10 +23,10 @@ from glm.linear import pack_linears
 from glm.model import GLM
 from glm.options import ModelOptions
 from glm.resplit import resplit, uncut
-from glm.shard import Shard, read_part
+from glm.shard import Shard
 from glm.stream import Offloaded, read_offloaded
 from glm.tokenizers.interface import Tokenizer
-from glm.weights import bytes_of, check_shard, count_parts, quantization_schemes
+from glm.weights import bytes_of, quantization_schemes, read_checked
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme, check_scheme
 from runtime import parallel
@@ -128,15 +126,8 @@ def _start_parallel(options: ModelOptions) -> None:
 
 def _shards(checkpoint: Checkpoint, config: ModelConfig) -> list[Shard]:
     """The parts of which this rank needs something, not read yet: its own, or all where they are not one a rank."""
-    own_name, count = FAMILIES[config.family].own_name, checkpoint.parts
-    mine = [parallel.rank()] if count == parallel.size() else range(count)
-    shards = [read_part(checkpoint, rank, own_name) for rank in mine]
-    parts = count_parts(shards[0].tensors, config) or count
-    if count < parts and checkpoint.weight_map is None:
-        raise UserError(missing_shard(checkpoint.paths[0].with_name(shard_name(count))) + f" ({parts} belong together)")
-    for shard in shards:
-        check_shard(shard, spec.expected(config, count), config)
-    return shards
+    count = checkpoint.parts
+    return read_checked(checkpoint, config, [parallel.rank()] if count == parallel.size() else range(count))
 
 
 def _own_part(path: str | os.PathLike, shards: Sequence[Shard], config: ModelConfig, limit: float) -> Shard:

@@ -155,13 +155,13 @@ def expected(config: ModelConfig, degree: int = 1) -> dict[str, Part]:
     return _parts(table.before, config, degree) | layers | _parts(table.behind, config, degree)
 
 
-def extras(config: ModelConfig) -> Iterator[dict[str, Part]]:
-    """What files may hold beside it, kind by kind; a kind that is there is there for all layers."""
+def extras(config: ModelConfig, degree: int = 1) -> Iterator[dict[str, Part]]:
+    """What one rank's file may hold beside it, kind by kind; a kind that is there is there for all layers."""
     table = config.table
     for tensor in table.layer:
         if tensor.extra:
-            yield {in_layer(number, tensor.name): part(tensor, config) for number in range(config.num_layers)}
-    yield from ({tensor.name: part(tensor, config)} for tensor in table.before + table.behind if tensor.extra)
+            yield {in_layer(number, tensor.name): part(tensor, config, degree) for number in range(config.num_layers)}
+    yield from ({tensor.name: part(tensor, config, degree)} for tensor in table.before + table.behind if tensor.extra)
 
 
 def undivided(config: ModelConfig, degree: int) -> str | None:

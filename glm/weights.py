@@ -5,9 +5,12 @@ from pathlib import Path
 
 import torch
 
+from glm import spec
+from glm.checkpoint import Checkpoint, missing_shard, shard_name
 from glm.config import ModelConfig
+from glm.families import FAMILIES
 from glm.inputs import inverse_frequencies
-from glm.shard import Shard
+from glm.shard import Shard, read_part
 from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, axis_number, extras
 from kernels import CACHE_LINE
 from quantization.functional import Scheme, quantize
@@ -45,6 +48,21 @@ def quantization_schemes(tensors: Mapping[str, torch.Tensor], expected: Mapping[
     groups = {name: tensors[name + SCALE].shape[1:] for name, part in expected.items() if part.packs}
     return {name: Scheme(bits, expected[name].shape[1] // shape[0] if shape else None)
             for name, shape in groups.items()}
+
+
+def read_checked(checkpoint: Checkpoint, config: ModelConfig, ranks: Iterable[int]) -> list[Shard]:
+    """These ranks' parts of a checkpoint of any layout, by our names, compared with the model and not read yet.
+
+    Raises UserError for files that are missing or damaged, or of another model.
+    """
+    own_name, count = FAMILIES[config.family].own_name, checkpoint.parts
+    shards = [read_part(checkpoint, rank, own_name) for rank in ranks]
+    parts = count_parts(shards[0].tensors, config) or count
+    if count < parts and checkpoint.weight_map is None:
+        raise UserError(missing_shard(checkpoint.paths[0].with_name(shard_name(count))) + f" ({parts} belong together)")
+    for shard in shards:
+        check_shard(shard, spec.expected(config, count), config)
+    return shards
 
 
 def check_shard(shard: Shard, expected: Mapping[str, Part], config: ModelConfig) -> None:
@@ -140,7 +158,8 @@ def _rules(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Part], co
             rows, columns = expected[name].shape
             rules[name] = ((rows, columns * bits // 8), (torch.int8,))
             rules[name + SCALE] = ((rows,), FLOATS)
-    for names in extras(config):  # all layers of a kind, or none
+    degree = config.vocab_size // expected[WORD_EMBEDDINGS].shape[0]
+    for names in extras(config, degree):  # all layers of a kind, or none
         if any(name in tensors for name in names):
             rules |= {name: (part.shape, FLOATS) for name, part in names.items()}
     return rules

@@ -13,6 +13,7 @@ from glm.checkpoint.folder import (
     CONFIG_NAME,
     CONVERTING,
     LATEST,
+    OF_MEGATRON,
     STREAMED,
     convert_command,
     find_shards,
@@ -21,11 +22,22 @@ from glm.checkpoint.folder import (
     shard_name,
     wrong_degree,
 )
-from glm.checkpoint.index import Checkpoint, Index, identity_of, open_checkpoint, read_file, tensors_of
-from glm.checkpoint.model_config import read_config
+from glm.checkpoint.index import (
+    HUGGING_FACE_CONFIG,
+    HUGGING_FACE_WEIGHTS,
+    MODULE,
+    Checkpoint,
+    Index,
+    identity_of,
+    open_checkpoint,
+    read_file,
+    tensors_of,
+)
+from glm.checkpoint.model_config import config_to_publish, read_config, read_values
 
 __all__ = [
-    "CONFIG_NAME", "CONVERTING", "LATEST", "STREAMED", "Checkpoint", "Entry", "FileIndex", "Index",
-    "Region", "convert_command", "find_shards", "identity_of", "iteration_folder", "missing_shard", "open_checkpoint",
-    "read_config", "read_file", "shard_name", "tensors_of", "wrong_degree",
+    "CONFIG_NAME", "CONVERTING", "HUGGING_FACE_CONFIG", "HUGGING_FACE_WEIGHTS", "LATEST", "MODULE", "OF_MEGATRON",
+    "STREAMED", "Checkpoint", "Entry", "FileIndex", "Index", "Region", "config_to_publish", "convert_command",
+    "find_shards", "identity_of", "iteration_folder", "missing_shard", "open_checkpoint", "read_config", "read_file",
+    "read_values", "shard_name", "tensors_of", "wrong_degree",
 ]  # fmt: skip

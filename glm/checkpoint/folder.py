@@ -20,7 +20,7 @@ LATEST, OF_MEGATRON = "latest", "latest_checkpointed_iteration.txt"  # files tha
 CONFIG_NAME = "model_config.json"
 OF_HUGGING_FACE = ("config.json", "*.safetensors", "pytorch_model*.bin")
 STREAMED = "layers are read from one file a rank while the model runs (--offload-memory-limit)"
-CONVERTING = ".converting"  # tools/convert_tp.py works in this folder until the checkpoint is whole
+CONVERTING = ".converting"  # a conversion works in this folder until the checkpoint is whole
 _SHARD = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
 
@@ -54,8 +54,7 @@ def iteration_folder(folder: str | os.PathLike) -> Path:
         iteration = read_text(latest, SMALL).strip()
     except NoSuchFile:
         if (folder / CONVERTING).is_dir():
-            raise UserError(f"{folder} is an unfinished conversion: give the same command of tools/convert_tp.py once "
-                            "more, it goes on where it ended") from None
+            raise UserError(unfinished(folder)) from None
         found = sorted(path.parent.name for path in folder.glob(f"*/{shard_name(0)}"))
         if found:
             raise UserError(f"no readable file {latest}: it must hold the name of the iteration's folder, for example "
@@ -113,6 +112,10 @@ def _shards_in(iteration: Path) -> list[Path]:
 def missing_shard(path: Path) -> str:
     link = f" (it is a link to {os.readlink(path)}, which is not there)" if os.path.islink(path) else ""
     return f"missing shard {path}{link}: copy it again from where the checkpoint came from"
+
+
+def unfinished(folder: Path) -> str:
+    return f"{folder} is an unfinished conversion: give the same command once more, it goes on where it ended"
 
 
 def wrong_degree(folder: str | os.PathLike, shards: int, degree: int, why: str) -> str:

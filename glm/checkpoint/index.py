@@ -19,7 +19,15 @@ from typing import NamedTuple
 
 from glm.checkpoint import safetensors, torch_file
 from glm.checkpoint.entry import Entry, FileIndex
-from glm.checkpoint.folder import CONFIG_NAME, checkpoint_folder, foreign_file, missing_shard, rank_files
+from glm.checkpoint.folder import (
+    CONFIG_NAME,
+    CONVERTING,
+    checkpoint_folder,
+    foreign_file,
+    missing_shard,
+    rank_files,
+    unfinished,
+)
 from glm.checkpoint.pickles import Refused
 from glm.spec import WORD_EMBEDDINGS
 from runtime.errors import UserError
@@ -27,8 +35,8 @@ from runtime.reading import LARGE, START, NoSuchFile, open_file, read_json, reco
 
 FORMATS = (torch_file, safetensors)
 MODULE = "module"  # under which files of tensor-parallel ranks hold their tensors
-OF_HUGGING_FACE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                   "pytorch_model.bin.index.json")  # the first that is there is taken
+HUGGING_FACE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                        "pytorch_model.bin.index.json")  # the first that is there is taken
 HUGGING_FACE_CONFIG = "config.json"
 SAMPLE = 4096  # bytes of each tensor by which files without checksums are told apart
 
@@ -92,10 +100,12 @@ def open_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     """
     folder = checkpoint_folder(folder)
     config = next((folder / name for name in (CONFIG_NAME, HUGGING_FACE_CONFIG) if (folder / name).is_file()), None)
-    name = next((name for name in OF_HUGGING_FACE if (folder / name).is_file()), None)
+    name = next((name for name in HUGGING_FACE_WEIGHTS if (folder / name).is_file()), None)
     if name is None and (found := foreign_file(folder)):
+        if (folder / CONVERTING).is_dir():
+            raise UserError(unfinished(folder))
         raise UserError(f"{folder} is a checkpoint of Hugging Face's (it holds {found}), but has none of "
-                        f"{', '.join(OF_HUGGING_FACE)}; copy it again")
+                        f"{', '.join(HUGGING_FACE_WEIGHTS)}; copy it again")
     if name is None:
         return Checkpoint(folder, tuple(rank_files(folder)), config)
     if not name.endswith(".json"):

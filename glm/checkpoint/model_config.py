@@ -14,27 +14,49 @@ from glm import spec
 from glm.checkpoint.entry import Entry
 from glm.checkpoint.folder import CONFIG_NAME, checkpoint_folder, foreign_file
 from glm.checkpoint.index import HUGGING_FACE_CONFIG, open_checkpoint
-from glm.config import PRESETS, ModelConfig, read_config_file
-from glm.families import glm, published_fields
-from runtime.errors import UserError
+from glm.config import FIELDS, PRESETS, ModelConfig, read_config_file
+from glm.families import FAMILIES, glm, published_family, published_fields
+from runtime.errors import UserError, shown
 
 
 def read_config(path: str | os.PathLike, model: str | None = None, **overrides) -> ModelConfig:
     """What the folder says, then a preset's shapes, then ``overrides`` (None: not said); later ones win, but for what
     the tensors of a file themselves say. Raises UserError where something is missing or wrong."""
+    values, source = read_values(path, model, **overrides)
+    return ModelConfig.from_values(values, source)
+
+
+def read_values(path: str | os.PathLike, model: str | None = None, **overrides) -> tuple[dict[str, object], str]:
+    """The same as values that are not checked and need not be complete, and what to call their source in messages."""
     folder = checkpoint_folder(path)
     file = folder / CONFIG_NAME
     preset = {} if model is None else _preset(model)
     given = {name: value for name, value in overrides.items() if value is not None}
     if os.path.lexists(file):
-        return ModelConfig.from_values(read_config_file(file) | preset | given, str(file))
+        return read_config_file(file) | preset | given, str(file)
     file = folder / HUGGING_FACE_CONFIG
     if os.path.lexists(file):
-        return ModelConfig.from_values(_published(file) | preset | given, str(file))
+        return _published(file) | preset | given, str(file)
     if model is None and (found := foreign_file(folder)):
         raise UserError(f"{folder} is a checkpoint of Hugging Face's (it holds {found}), but has no "
                         f"{HUGGING_FACE_CONFIG}, which says which model it is of; copy that, too")
-    return ModelConfig.from_values(preset | _of_megatron(folder, preset) | given, str(folder))
+    return preset | _of_megatron(folder, preset) | given, str(folder)
+
+
+def config_to_publish(config: ModelConfig, before: Mapping[str, object]) -> dict[str, object]:
+    """The values of a config.json that read_config reads as `config`. before: of one that the model had, of which
+    everything else is kept, if it is of the same family.
+
+    Raises UserError for a field of which the family's config.json can say nothing else than what it takes for granted.
+    """
+    family = FAMILIES[config.family]
+    values = (dict(before) if published_family(before) is family else {}) | family.published(config)
+    found = ModelConfig.from_values(family.fields(values))
+    for field in FIELDS:
+        if (wanted := getattr(config, field)) != getattr(found, field):
+            raise UserError(f"{field} is {shown(wanted)}, but a config.json of the family {config.family} can only say "
+                            f"{shown(getattr(found, field))}; keep this model in the toolkit's own layout")
+    return values
 
 
 def _preset(name: str) -> dict[str, object]:

@@ -4,7 +4,9 @@ A family's file holds all that is peculiar to it. No torch at import: plans and 
 
     NAME, PRESETS                      ModelConfig.family; name -> fields of ModelConfig
     MODEL_TYPE, is_mine(values), fields(values)  of a published config.json: whose it is, the fields of ModelConfig
+    published(config)                  of a config.json: the keys that say these fields
     own_name(name)                     our name for a tensor of a published file
+    published_name(name, values)       the name there for a tensor of ours; values: of its config.json
     open_tokenizer(folder, path, config)         path: where the vocabulary was said to be, or None
     tensors(config)                    the table of its tensors (glm.spec.Table)
     check(config)                      raises UserError where the configuration is none of this family's
@@ -18,17 +20,23 @@ A family's file holds all that is peculiar to it. No torch at import: plans and 
 """
 
 from collections.abc import Mapping
+from types import ModuleType
 
 from glm.families import chatglm, chatglm2, glm, glm130b
 from runtime.errors import UserError, shown
 
 FAMILIES = {family.NAME: family for family in (glm130b, glm, chatglm, chatglm2)}
-PUBLISHED = (glm, chatglm2, chatglm)  # those with a config.json; of two that a file may be of, the first
+PUBLISHED = (glm, chatglm2, chatglm, glm130b)  # of two that a config.json may be of, the first
+
+
+def published_family(values: Mapping[str, object]) -> ModuleType | None:
+    """The family that a published config.json is of."""
+    return next((family for family in PUBLISHED if family.is_mine(values)), None)
 
 
 def published_fields(values: Mapping[str, object]) -> dict[str, object]:
     """The fields of ModelConfig in a published config.json. Raises UserError for a model that is not served."""
-    family = next((family for family in PUBLISHED if family.is_mine(values)), None)
+    family = published_family(values)
     if family is None:
         known = ", ".join(dict.fromkeys(family.MODEL_TYPE for family in PUBLISHED))
         raise UserError(f"model_type is {shown(values.get('model_type'))}; served are {known}")

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 NAME = MODEL_TYPE = "chatglm"
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 IMAGE_TOKENS = 20000  # of the first revisions, whose vocabulary is that much larger
+CURRENT_VOCABULARY = 130528  # of the later ones, whose ids are no defaults of the original's class
+COMMANDS = {"bos_token_id": 130004, "eos_token_id": 130005, "mask_token_id": 130000, "gmask_token_id": 130001,
+            "pad_token_id": 3}
 COMMON = dict(position_encoding_2d=True, rotary_table="half_inv_freq", gelu="tanh", family=NAME)
 PRESETS: dict[str, dict] = {
     "chatglm-6b": COMMON | dict(
@@ -71,6 +74,10 @@ def own_name(name: str) -> str:
     return name
 
 
+def published_name(name: str, values: Mapping[str, object]) -> str:
+    return name
+
+
 def is_mine(values: Mapping[str, object]) -> bool:
     return values.get("model_type") == MODEL_TYPE
 
@@ -91,6 +98,14 @@ def fields(values: Mapping[str, object]) -> dict[str, object]:
         "tie_word_embeddings": values.get("tie_word_embeddings", True),
         "num_image_tokens": IMAGE_TOKENS if vocab_size == 150528 else 0,
     }
+
+
+def published(config: ModelConfig) -> dict[str, object]:
+    same = ("num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size",
+            "max_sequence_length", "layernorm_epsilon", "position_encoding_2d")
+    head = {} if config.tie_word_embeddings else {"tie_word_embeddings": False}
+    return ({"model_type": MODEL_TYPE} | {name: getattr(config, name) for name in same} | head
+            | (COMMANDS if config.vocab_size == CURRENT_VOCABULARY else {}))
 
 
 def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Tokenizer:

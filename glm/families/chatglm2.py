@@ -49,6 +49,10 @@ PRESETS: dict[str, dict] = {
 }
 SERVED = {"rmsnorm": True, "add_bias_linear": False, "add_qkv_bias": True, "post_layer_norm": True,
           "apply_residual_connection_post_layernorm": False, "original_rope": True, "tie_word_embeddings": False}
+_NAMES = (("transformer.embedding.word_embeddings.", "transformer.word_embeddings."),
+          ("transformer.encoder.layers.", "transformer.layers."),
+          ("transformer.encoder.final_layernorm.", "transformer.final_layernorm."),
+          (".self_attention.", ".attention."), ("transformer.output_layer.", "lm_head."))  # published, ours
 _TABLE = Table(
     before=(Tensor(WORD_EMBEDDINGS, ("vocabulary", "hidden"), Cut.ROWS),),
     layer=(
@@ -73,9 +77,14 @@ def tensors(config: ModelConfig) -> Table:
 
 def own_name(name: str) -> str:
     """Ours for a tensor of a published file."""
-    for theirs, ours in (("transformer.embedding.", "transformer."), ("transformer.encoder.", "transformer."),
-                         (".self_attention.", ".attention."), ("transformer.output_layer.", "lm_head.")):
+    for theirs, ours in _NAMES:
         name = name.replace(theirs, ours)
+    return name
+
+
+def published_name(name: str, values: Mapping[str, object]) -> str:
+    for theirs, ours in _NAMES:
+        name = name.replace(ours, theirs)
     return name
 
 
@@ -101,6 +110,17 @@ def fields(values: Mapping[str, object]) -> dict[str, object]:
         "layernorm_epsilon": values.get("layernorm_epsilon", 1e-5),
         "num_key_value_groups": values.get("multi_query_group_num", 1) if values.get("multi_query_attention") else 0,
     }
+
+
+def published(config: ModelConfig) -> dict[str, object]:
+    groups = config.num_key_value_groups
+    return SERVED | {
+        "model_type": MODEL_TYPE, "num_layers": config.num_layers, "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads, "kv_channels": config.head_size,
+        "ffn_hidden_size": config.inner_hidden_size, "padded_vocab_size": config.vocab_size,
+        "seq_length": config.max_sequence_length, "layernorm_epsilon": config.layernorm_epsilon,
+        "multi_query_attention": bool(groups),
+    } | ({"multi_query_group_num": groups} if groups else {})
 
 
 def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Tokenizer:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from glm.tokenizers.interface import Tokenizer
 
 NAME = MODEL_TYPE = "glm"
+BARE_CLASS = "GLMModel"  # of the port: without a head, and without a prefix before its tensors' names
 BERT, ROBERTA, GPT2, CHINESE = 30592, 50304, 50304, 50048  # sizes of the published vocabularies, padded
 
 
@@ -91,6 +92,13 @@ def own_name(name: str) -> str:
     return f"transformer.{name}" if name.startswith("word_embeddings.") else name
 
 
+def published_name(name: str, values: Mapping[str, object]) -> str:
+    """Hugging Face's for a tensor of ours, which is Megatron's too. The port's classes with a head put a prefix before
+    it; config.json names the class that wrote it."""
+    name = name.removeprefix("transformer.") if name == WORD_EMBEDDINGS else name
+    return name if values.get("architectures", [BARE_CLASS]) == [BARE_CLASS] else f"glm.{name}"
+
+
 def is_mine(values: Mapping[str, object]) -> bool:
     return values.get("model_type") == MODEL_TYPE
 
@@ -107,7 +115,17 @@ def fields(values: Mapping[str, object]) -> dict[str, object]:
         "inner_hidden_size": 4 * hidden_size if isinstance(hidden_size, int) else hidden_size,
         "vocab_size": values.get("vocab_size", 30592), "max_sequence_length": values.get("max_sequence_length", 512),
         "position_encoding_2d": values.get("block_position_encoding", True), "num_image_tokens": 0, "family": NAME,
+        "gelu": values.get("gelu", "exact"),  # a key of ours: of models that were trained in Megatron's style
     }
+
+
+def published(config: ModelConfig) -> dict[str, object]:
+    return {
+        "model_type": MODEL_TYPE, "num_layers": config.num_layers, "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads, "vocab_size": config.vocab_size,
+        "max_sequence_length": config.max_sequence_length, "block_position_encoding": config.position_encoding_2d,
+        "output_predict": True,
+    } | ({} if config.gelu == "exact" else {"gelu": config.gelu})
 
 
 def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Tokenizer:

@@ -9,7 +9,9 @@ halves of GeGLU.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from glm.prompt_form import DEFAULT, PromptForm
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from glm.tokenizers.interface import Tokenizer
     from kernels.reference import LayerWeights
 
-NAME = "glm-130b"
+NAME = MODEL_TYPE = "glm-130b"
+OF_HUGGING_FACE = ("architectures", "model_type", "quantization_bit", "quantization_group_size", "torch_dtype",
+                   "transformers_version")  # keys of a config.json that are no fields of a ModelConfig
 
 
 def _shape(num_layers: int, hidden_size: int, num_attention_heads: int, inner_hidden_size: int, vocab_size: int,
@@ -86,6 +90,23 @@ def tensors(config: ModelConfig) -> Table:
 
 def own_name(name: str) -> str:
     return name
+
+
+def published_name(name: str, values: Mapping[str, object]) -> str:
+    return name
+
+
+def is_mine(values: Mapping[str, object]) -> bool:
+    return values.get("model_type") == MODEL_TYPE
+
+
+def fields(values: Mapping[str, object]) -> dict[str, object]:
+    """Of a ModelConfig, out of a config.json, which is the toolkit's own: GLM-130B was never published with one."""
+    return {name: value for name, value in values.items() if name not in OF_HUGGING_FACE}
+
+
+def published(config: ModelConfig) -> dict[str, object]:
+    return {"model_type": MODEL_TYPE} | dataclasses.asdict(config)
 
 
 def open_tokenizer(folder: Path, path: Path | None, config: ModelConfig) -> Tokenizer:

@@ -8,7 +8,7 @@ from pathlib import Path
 from glm.tokenizers import byte_level, icetk, wordpiece
 from glm.tokenizers.chatglm import CHATGLM2_NAME, ChatGLM2Tokenizer, ChatGLMTokenizer
 from glm.tokenizers.glm import GLMTokenizer
-from glm.tokenizers.huggingface import CHINESE_NAME, KINDS, SETTINGS_NAME, open_huggingface
+from glm.tokenizers.huggingface import ADDED_NAME, CHINESE_NAME, KINDS, SETTINGS_NAME, open_huggingface
 from glm.tokenizers.icetk import IcetkTokenizer
 from glm.tokenizers.interface import Tokenizer
 from glm.tokenizers.megatron import open_megatron
@@ -21,6 +21,7 @@ _CHATGLM_CLASS = "ChatGLMTokenizer"  # both generations name it
 _BY_FILE = {CHINESE_NAME: "GLMChineseTokenizer", wordpiece.VOCABULARY_NAME: "GLMBertTokenizer",
             byte_level.VOCABULARY_NAME: "GLMGPT2Tokenizer", icetk.VOCABULARY_NAME: ICETK,
             CHATGLM2_NAME: CHATGLM2}
+FILES = (*_BY_FILE, byte_level.MERGES_NAME, SETTINGS_NAME, ADDED_NAME)  # of which some make up a tokenizer
 
 
 def open_tokenizer(path: str | os.PathLike, num_image_tokens: int = 20000) -> Tokenizer:

@@ -13,10 +13,10 @@ what it has finished, so that the same command goes on where a killed one ended:
 
     OUT/.converting/journal.json        the conversion (settings, identity of the input) and the finished shards
     OUT/.converting/lock                held while a process works on OUT
-    OUT/.converting/<iteration>/...     shards, under their names once they are whole
+    OUT/.converting/<iteration>/...     shards, under their names once they are whole (Hugging Face's: shards/...)
 
 At the end the iteration's folder is moved to OUT, `latest` is written, and OUT/.converting is removed. Until then OUT
-has no `latest`, so nothing loads.
+has no `latest`, so nothing loads. Of Hugging Face's layout the shards are moved, and their index is written last.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from glm.checkpoint import CONVERTING, LATEST, Region
+from glm.checkpoint import CONVERTING, Region
 from runtime.errors import UserError
 from runtime.files import Lock, replacing
 from runtime.reading import LARGE, NoSuchFile, read_json, read_text
 
 NAME = "manifest.json"
 FORMAT = "glm-checkpoint-manifest 1"
-_JOURNAL, _LOCK = "journal.json", "lock"
+_JOURNAL, _LOCK, _SHARDS = "journal.json", "lock", "shards"
 _IGNORED = {CONVERTING, "lost+found"}  # the second is in every new disk
 
 
@@ -126,22 +126,21 @@ def _dump(content: Mapping) -> str:
 
 
 class Journal:
-    """Of one output folder; made by ``opened``."""
+    """Of one output folder; made by ``opened``. folder: of the shards in the output; "": they lie in it itself."""
 
-    def __init__(self, output: Path, conversion: Mapping[str, object], iteration: str, finished: dict[str, FileFacts]):
+    def __init__(self, output: Path, conversion: Mapping[str, object], folder: str, finished: dict[str, FileFacts]):
         self.output, self.conversion, self.finished = output, conversion, finished
-        self._iteration = iteration
         self._folder = output / CONVERTING
+        self._final, self._unfinished = output / folder, self._folder / (folder or _SHARDS)
 
     @property
     def shards(self) -> Path:
-        """Where the iteration's files are: in the output once they have been moved, else among what is unfinished."""
-        final = self.output / self._iteration
-        return final if final.is_dir() else self._folder / self._iteration
+        """Where shards are written: in the output's folder once that has been moved to its place."""
+        return self._unfinished if self._final == self.output or not self._final.is_dir() else self._final
 
     def is_finished(self, name: str) -> bool:
-        path = self.shards / name
-        return name in self.finished and path.is_file() and path.stat().st_size == self.finished[name].bytes
+        path = next((path for path in (self._final / name, self.shards / name) if path.is_file()), None)
+        return name in self.finished and path is not None and path.stat().st_size == self.finished[name].bytes
 
     def finish(self, name: str, facts: FileFacts) -> None:
         self.finished[name] = facts
@@ -154,14 +153,18 @@ class Journal:
         with replacing(self._folder / _JOURNAL) as temporary:
             _write_durably(temporary, json.dumps(value))
 
-    def publish(self) -> None:
-        """Everything is there: move the shards to their place, then say so."""
-        final = self.output / self._iteration
-        if not final.is_dir():
-            os.rename(self._folder / self._iteration, final)
-            sync_folder(self.output)
-        with replacing(self.output / LATEST) as temporary:
-            _write_durably(temporary, self._iteration)
+    def publish(self, last: Mapping[str, str]) -> None:
+        """Everything is there: move the shards to their place, then say so. last: files that do, and their texts."""
+        if self._final == self.output:
+            for name in self.finished:
+                if (self._unfinished / name).is_file():
+                    os.rename(self._unfinished / name, self.output / name)
+        elif not self._final.is_dir():
+            os.rename(self._unfinished, self._final)
+        sync_folder(self.output)
+        for name, text in last.items():
+            with replacing(self.output / name) as temporary:
+                _write_durably(temporary, text)
         sync_folder(self.output)
 
     def remove(self) -> None:
@@ -170,7 +173,7 @@ class Journal:
 
 def is_whole(output: Path, conversion: Mapping[str, object]) -> bool:
     """Whether the output holds exactly this conversion, whole."""
-    if not (output / LATEST).is_file() or not (output / NAME).is_file():
+    if not (output / NAME).is_file():
         return False
     try:
         manifest = read_manifest(output / NAME)
@@ -182,18 +185,18 @@ def is_whole(output: Path, conversion: Mapping[str, object]) -> bool:
 
 
 @contextlib.contextmanager
-def opened(output: Path, conversion: Mapping[str, object], iteration: str) -> Iterator[Journal]:
+def opened(output: Path, conversion: Mapping[str, object], folder: str,
+           flag: str = "--output-folder") -> Iterator[Journal]:
     """The journal of this conversion in the output folder, new or continued; no other process works on it meanwhile.
 
+    folder: of the shards, as a Journal has it. flag: what the user named the output folder with.
     Raises UserError where the output folder holds something else.
     """
-    _finished(output, conversion)  # before anything is made in a folder that holds something else
-    folder = output / CONVERTING
-    with Lock(output, "--output-folder", f"{CONVERTING}/{_LOCK}"):
-        finished = _finished(output, conversion)  # nobody else changes it now
-        for rest in (folder / iteration).glob(".*.tmp"):  # of a killed process; its bytes count as free
+    _finished(output, conversion, flag)  # before anything is made in a folder that holds something else
+    with Lock(output, flag, f"{CONVERTING}/{_LOCK}"):
+        journal = Journal(output, conversion, folder, _finished(output, conversion, flag))  # nobody else changes it now
+        for rest in journal.shards.glob(".*.tmp"):  # of a killed process; its bytes count as free
             rest.unlink()
-        journal = Journal(output, conversion, iteration, finished)
         journal.write()
         try:
             yield journal
@@ -205,20 +208,20 @@ def opened(output: Path, conversion: Mapping[str, object], iteration: str) -> It
             raise
 
 
-def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileFacts]:
+def _finished(output: Path, conversion: Mapping[str, object], flag: str) -> dict[str, FileFacts]:
     if output.exists() and not output.is_dir():
-        raise UserError(f"--output-folder {output} is a file; name a folder that does not exist yet")
+        raise UserError(f"{flag} {output} is a file; name a folder that does not exist yet")
     if output.is_symlink() and not output.exists():
-        raise UserError(f"--output-folder {output} is a link to {os.readlink(output)}, which does not exist; make that "
+        raise UserError(f"{flag} {output} is a link to {os.readlink(output)}, which does not exist; make that "
                         "folder or name another")
     if (output / CONVERTING).is_symlink():
-        raise UserError(f"--output-folder {output}: {CONVERTING} is a link, through which nothing is written; "
+        raise UserError(f"{flag} {output}: {CONVERTING} is a link, through which nothing is written; "
                         "remove it")
     journal = output / CONVERTING / _JOURNAL
     if not journal.is_file():
         found = sorted(path.name for path in output.iterdir() if path.name not in _IGNORED) if output.is_dir() else []
         if found:
-            raise UserError(f"--output-folder {output} holds {', '.join(found[:3])}{' ...' * (len(found) > 3)} "
+            raise UserError(f"{flag} {output} holds {', '.join(found[:3])}{' ...' * (len(found) > 3)} "
                             "already; name a folder that does not exist yet, or is empty")
         return {}
     try:
@@ -230,7 +233,7 @@ def _finished(output: Path, conversion: Mapping[str, object]) -> dict[str, FileF
     differing = [key for key in {**conversion, **before} if (before.get(key) or None) != (conversion.get(key) or None)]
     if differing:
         key = differing[0]
-        raise UserError(f"--output-folder {output} holds an unfinished conversion with another {key} "
+        raise UserError(f"{flag} {output} holds an unfinished conversion with another {key} "
                         f"({_shown(before.get(key))}, now {_shown(conversion.get(key))}); repeat that command, name "
                         "another folder or delete this one")
     return facts

@@ -24,6 +24,7 @@ class Wish(NamedTuple):
     bits: int | None = None
     group_size: int | None = None
     requantize: bool = False
+    format: str = "sat"  # the layout of the folder (tools.converting.layouts)
 
 
 class Plan(NamedTuple):
@@ -40,7 +41,7 @@ def make_plan(source: Source, wish: Wish) -> Plan:
     _check_wish(source, wish)
     return Plan(source, wish, {
         name: joined_scheme(name, scheme, _scales(source, name), source.sizes, wish.degree)
-        for name, scheme in source.schemes.items()}, source.shards[0].others)
+        for name, scheme in source.schemes.items()}, source.others)
 
 
 def _check_wish(source: Source, wish: Wish) -> None:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from glm.checkpoint import find_shards, missing_shard, shard_name
+from glm.checkpoint import Checkpoint, missing_shard, open_checkpoint, shard_name
+from glm.config import ModelConfig
 from glm.families import glm130b
-from glm.shard import Shard, read_shard
+from glm.shard import Shard, read_part
 from glm.spec import (
     DIVIDED,
     INVERSE_FREQUENCIES,
@@ -29,15 +30,18 @@ from glm.spec import (
     in_layer,
     is_packed,
     layer_of,
+    undivided,
 )
+from glm.weights import read_checked
 from quantization.functional import Scheme
 from runtime.errors import UserError
 
+FIRST_ITERATION = "0"  # where no folder has the name of one, as in Hugging Face's layout
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size")
 
 
 class Sizes(NamedTuple):
-    """Of the whole model, as glm.config names them."""
+    """Of a whole model of GLM-130B's family, as glm.config names them."""
 
     num_layers: int
     hidden_size: int
@@ -51,16 +55,22 @@ class Sizes(NamedTuple):
 
 
 class Source(NamedTuple):
-    """schemes: of the quantised weights. extras: tensors that no GLM has. differing: whole tensors that are not the
-    same on all ranks (the first rank's counts)."""
+    """A checkpoint of any layout and family, by our names for its tensors."""
 
-    folder: Path
-    iteration: str
+    checkpoint: Checkpoint
     shards: Sequence[Shard]
-    sizes: Sizes
-    schemes: Mapping[str, Scheme]
-    extras: Sequence[str]
-    differing: Sequence[str]
+    sizes: Sizes | ModelConfig
+    schemes: Mapping[str, Scheme]  # of the quantised weights
+    extras: Sequence[str]  # tensors that no GLM has
+    differing: Sequence[str]  # whole tensors that are not the same on all ranks; the first rank's counts
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    @property
+    def iteration(self) -> str:
+        return self.checkpoint.iteration or FIRST_ITERATION
 
     @property
     def degree(self) -> int:
@@ -73,23 +83,38 @@ class Source(NamedTuple):
     def bits(self) -> int | None:
         return next(iter(self.schemes.values())).bits if self.schemes else None
 
+    @property
+    def others(self) -> Mapping[str, object]:
+        """What the first file holds beside its tensors."""
+        return self.shards[0].others if self.checkpoint.weight_map is None else {}
 
-def open_source(folder: str | os.PathLike, given: Mapping[str, int], heads_needed: bool = True) -> Source:
-    """given: sizes from model_config.json, a preset or flags, by glm.config's names; those not given are found out.
+
+def open_source(folder: str | os.PathLike, given: Mapping[str, object], heads_needed: bool = True) -> Source:
+    """given: fields of ModelConfig that the folder, a preset or flags say (glm.checkpoint.read_values). Of GLM-130B's
+    family those not given are found out; other families need all.
     heads_needed: False where the checkpoint is only looked at; their number is then one a shard if nothing says it.
 
     Raises UserError, one line, for whatever is wrong with the files or does not fit ``given``.
     """
-    folder = Path(folder)
-    shards = [read_shard(path) for path in find_shards(folder)]
+    checkpoint = open_checkpoint(folder)
+    default_heads = None if heads_needed else checkpoint.parts
+    is_found_out = given.get("family", glm130b.NAME) == glm130b.NAME
+    if is_found_out:
+        shards = [read_part(checkpoint, rank, glm130b.own_name) for rank in range(checkpoint.parts)]
+    else:
+        heads = {} if default_heads is None else {"num_attention_heads": default_heads}
+        sizes = ModelConfig.from_values(heads | given, str(checkpoint.config_path or folder))
+        shards = read_checked(checkpoint, sizes, range(checkpoint.parts))
     _check_names(shards)
     _check_shapes(shards)
-    sizes = _sizes(shards, given, None if heads_needed else len(shards))
+    if is_found_out:
+        sizes = _sizes(shards, given, default_heads)
     schemes = {name: _scheme(shards, name, sizes) for name in shards[0].tensors
                if is_packed(name) and name + SCALE in shards[0].tensors}
-    _check_split(shards, sizes, schemes)
+    if is_found_out:
+        _check_split(shards, sizes, schemes)
     extras = [name for name in shards[0].tensors if describe(name, sizes) is None]
-    return Source(folder, shards[0].path.parent.name, shards, sizes, schemes, extras, _differing(shards))
+    return Source(checkpoint, shards, sizes, schemes, extras, _differing(shards))
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -220,10 +245,10 @@ def _differing(shards: Sequence[Shard]) -> list[str]:
             and not all(same_bytes(tensor, shard.tensors[name]) for shard in shards[1:])]
 
 
-def allowed_degrees(sizes: Sizes) -> list[int]:
-    """Every tensor-parallel degree that divides heads, inner size and vocabulary."""
+def allowed_degrees(sizes: Sizes | ModelConfig) -> list[int]:
+    """Every tensor-parallel degree that divides what ranks share."""
     common = math.gcd(*(getattr(sizes, name) for name in DIVIDED))
-    return [degree for degree in range(1, common + 1) if common % degree == 0]
+    return [degree for degree in range(1, common + 1) if undivided(sizes, degree) is None]
 
 
 def _described(tensor: torch.Tensor) -> str:

@@ -207,7 +207,7 @@ def write_torch_file(output: Output, content: Mapping[str, object]) -> Written:
             record = _record(stream, f"data/{storage.key}", entry.bytes)
             with archive.open(record, "w") as file:
                 start, stream.in_tensor = stream.position, True
-                _write_blocks(output, file, entry)
+                write_blocks(output, file, entry)
                 stream.in_tensor = False
                 if stream.position - start != entry.bytes or start % ALIGNMENT:
                     raise RuntimeError(f"{name}: {stream.position - start} bytes at {start}, {entry.bytes} planned")
@@ -225,7 +225,8 @@ def planned_bytes(content: Mapping[str, object]) -> int:
     return text.tell() + 4096 + sum(entry.bytes + 384 for entry, _ in pickler.entries)
 
 
-def _write_blocks(output: Output, file, entry: Planned) -> None:
+def write_blocks(output: Output, file, entry: Planned) -> None:
+    """A tensor's bytes, to the disk and at the same time through `file`, which passes them to output.write."""
     before = None
     for block in entry.blocks():
         data = as_bytes(block.tensor)

@@ -8,22 +8,37 @@ from typing import NamedTuple
 
 import torch
 
-from glm.checkpoint import CONFIG_NAME, LATEST, Region, find_shards, read_file, tensors_of
-from glm.checkpoint.index import MODULE
-from glm.config import ModelConfig, read_config_file
-from glm.shard import read_shard
+from glm.checkpoint import (
+    CONFIG_NAME,
+    HUGGING_FACE_CONFIG,
+    HUGGING_FACE_WEIGHTS,
+    LATEST,
+    MODULE,
+    OF_MEGATRON,
+    Checkpoint,
+    FileIndex,
+    Region,
+    open_checkpoint,
+    read_file,
+    read_values,
+    tensors_of,
+)
+from glm.config import ModelConfig
+from glm.shard import MappedTensors
 from glm.spec import WORD_EMBEDDINGS
-from glm.tokenizers.icetk import VOCABULARY_NAME
+from glm.tokenizers.opening import FILES as TOKENIZER_FILES
 from runtime.errors import UserError
 from runtime.hashing import BUFFER_BYTES, DEFAULT_HASH, HASHES, blocks_of, hash_file, in_threads, new_hash
 from runtime.show import Progress
 from tools.converting.blocks import one_torch_thread
 from tools.converting.manifest import NAME as MANIFEST
 from tools.converting.manifest import FileFacts, Manifest
-from tools.converting.source import SIZES, open_source, same_bytes
+from tools.converting.source import open_source, same_bytes
 
 SHOWN = 5  # so many tensors of a file are named
-BESIDE = (LATEST, CONFIG_NAME, VOCABULARY_NAME)  # files beside the iteration's folder that loading looks at
+# Files beside the iteration's folder, or beside Hugging Face's shards, that loading looks at.
+BESIDE = (LATEST, CONFIG_NAME, *TOKENIZER_FILES, HUGGING_FACE_CONFIG, OF_MEGATRON,
+          *(name for name in HUGGING_FACE_WEIGHTS if name.endswith(".json")))
 
 
 class Report(NamedTuple):
@@ -51,12 +66,15 @@ def alone(folder: Path) -> Report:
     """What can be known without a manifest: all shards are there, fit one another, are as their own checksums say, and
     hold finite numbers only."""
     try:
-        paths = find_shards(folder)
+        checkpoint = open_checkpoint(folder)
     except UserError as error:
         return Report([str(error)], 0, 0)
+    paths = checkpoint.paths
+    if missing := [path for path in paths if not path.is_file()]:
+        return Report([f"{path.relative_to(folder).as_posix()} is missing" for path in missing], 0, 0)
     total = sum(path.stat().st_size for path in paths)
     with Progress(2 * total, unit="B", title="Verifying") as progress, one_torch_thread():
-        found = in_threads(lambda path: _shard_problems(path, folder, progress.advance), paths)
+        found = in_threads(lambda path: _shard_problems(path, checkpoint, progress.advance), paths)
     problems = [line for lines in found for line in lines]
     if not problems:
         problems = _fit_problems(folder)
@@ -65,18 +83,18 @@ def alone(folder: Path) -> Report:
 
 def make_manifest(folder: Path, kind: str) -> Manifest:
     """Of a checkpoint as it is now. Raises UserError where a shard cannot be read."""
-    paths = find_shards(folder)
-    paths += [folder / name for name in BESIDE if (folder / name).is_file()]
+    checkpoint = open_checkpoint(folder)
+    paths = [*checkpoint.paths, *(folder / name for name in BESIDE if (folder / name).is_file())]
     with Progress(sum(path.stat().st_size for path in paths), unit="B", title="Hashing") as progress:
-        facts = in_threads(lambda path: _facts(path, kind, progress.advance), paths)
+        facts = in_threads(lambda path: _facts(path, checkpoint, kind, progress.advance), paths)
     return Manifest({path.relative_to(folder).as_posix(): fact for path, fact in zip(paths, facts, strict=True)})
 
 
-def _facts(path: Path, kind: str, advance: Callable[[int], None]) -> FileFacts:
+def _facts(path: Path, checkpoint: Checkpoint, kind: str, advance: Callable[[int], None]) -> FileFacts:
     if path.name in BESIDE:
         return FileFacts(path.stat().st_size, hash_file(path, kind, advance))
     index = read_file(path)
-    tensors_of(index, MODULE)  # refuses what is no checkpoint
+    _entries(index, checkpoint)  # refuses what is no checkpoint
     digest, found, structure = checksums(path, index.regions, kind, advance)
     regions = [region._replace(crc32=checksum) for region, checksum in zip(index.regions, found, strict=True)]
     return FileFacts(path.stat().st_size, digest, regions, structure)
@@ -158,16 +176,21 @@ def _tensors(facts: FileFacts) -> str:
     return f", with {len(facts.regions)} tensors" if facts.regions else ""
 
 
+def _entries(index: FileIndex, checkpoint: Checkpoint):
+    """The tensors of one of a checkpoint's files."""
+    return tensors_of(index, MODULE if checkpoint.weight_map is None else None)
+
+
 def _added(folder: Path, known: Mapping[str, FileFacts]) -> list[str]:
     folders = {name.rpartition("/")[0] for name in known if "/" in name}
     names = [path.relative_to(folder).as_posix() for inner in sorted(folders) if (folder / inner).is_dir()
              for path in sorted((folder / inner).iterdir())]
-    names += [name for name in BESIDE if (folder / name).is_file()]
+    names += [name for name in dict.fromkeys((*BESIDE, *HUGGING_FACE_WEIGHTS)) if (folder / name).is_file()]
     return [name for name in names if name not in known and name != MANIFEST]
 
 
-def _shard_problems(path: Path, folder: Path, advance: Callable[[int], None]) -> list[str]:
-    name = path.relative_to(folder).as_posix()
+def _shard_problems(path: Path, checkpoint: Checkpoint, advance: Callable[[int], None]) -> list[str]:
+    name = path.relative_to(checkpoint.folder).as_posix()
     try:
         index = read_file(path)
         parts = [*index.regions, *(part._replace(name=f"structure ({part.name})") for part in index.structure)]
@@ -175,11 +198,13 @@ def _shard_problems(path: Path, folder: Path, advance: Callable[[int], None]) ->
                    if part.crc32 and crc32_of(path, part.start, part.bytes, advance) != part.crc32]
         if damaged:
             return [f"{name} is changed: {_listed(damaged)}"]
-        shard = read_shard(path)
-        wrong = [tensor for tensor, values in shard.tensors.items() if not _is_finite(values, advance)]
+        tensors = MappedTensors(_entries(index, checkpoint))
+        wrong = [tensor for tensor, values in tensors.items() if not _is_finite(values, advance)]
     except UserError as error:
         return [str(error)]
-    return [f"{name} holds NaN or infinity: {_listed(wrong)}"] if wrong else []
+    problems = [f"{name} holds NaN or infinity: {_listed(wrong)}"] if wrong else []
+    unknown = [tensor for tensor in tensors if checkpoint.weight_map and checkpoint.weight_map.get(tensor) != path.name]
+    return problems + ([f"{name} holds {_listed(unknown)}, which the index does not place there"] if unknown else [])
 
 
 def _is_finite(tensor: torch.Tensor, advance: Callable[[int], None]) -> bool:
@@ -193,12 +218,11 @@ def _is_finite(tensor: torch.Tensor, advance: Callable[[int], None]) -> bool:
 
 
 def _fit_problems(folder: Path) -> list[str]:
-    file = folder / CONFIG_NAME
     try:
-        given = read_config_file(file) if file.is_file() else {}
-        if given:
-            ModelConfig.from_values(given, str(file))
-        source = open_source(folder, {name: given[name] for name in SIZES if name in given}, heads_needed=False)
+        given, where = read_values(folder)
+        if given and (folder / CONFIG_NAME).is_file():
+            ModelConfig.from_values(given, where)
+        source = open_source(folder, given, heads_needed=False)
     except UserError as error:
         return [str(error)]
     problems = [f"{name} is not the same in all shards, but should be" for name in source.differing]
