@@ -25,7 +25,7 @@ from commands import compare
 from commands.model import add_model_arguments, announce_loading, load_model, require_fit, start_processes
 from evaluation.store import GO_ON
 from runtime.arguments import CommandParser
-from runtime.errors import UserError, printable
+from runtime.errors import Faults, UserError, printable
 from runtime.files import REPOSITORY, Lock, safe_name
 from runtime.program import FORESEEN, ended, is_first_rank, terminating
 from runtime.show import counted
@@ -58,9 +58,14 @@ def parser() -> EvaluationParser:
                                           "$DATA_PATH, else data/ of the repository)")
     what.add_argument("--allow-missing", action="store_true",
                       help="tasks without data are listed as missing, the others are scored")
-    what.add_argument("--limit", type=int, metavar="N", help="only the first N rows of every file")
+    what.add_argument("--limit", type=share_or_rows, metavar="N",
+                      help="only the first N rows of every file, or, below 1, that share of them (0.1)")
     what.add_argument("--sample-seed", type=int, metavar="S",
                       help="--limit draws its rows instead: with one seed always the same ones, under all prompts")
+    what.add_argument("--num-fewshot", type=int, metavar="N",
+                      help="examples in front of every question, whatever task files say (0: none)")
+    what.add_argument("--chat-format", action="store_true",
+                      help="chat models: put every text to the model as a question, in the format it was trained on")
     what.add_argument("--check", action="store_true", help="look at task files and data, load no model")
     how = found.add_argument_group("results and batches")
     how.add_argument("--output", type=Path, metavar="DIR",
@@ -79,13 +84,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments.paths += arguments.task
     if not arguments.paths:
         raise UserError("no task was named; give task files, folders or globs, for example: tasks/quickstart")
-    for flag in ("limit", "max_batch_tokens", "micro_batch_size"):
+    for flag, least in (("max_batch_tokens", 1), ("micro_batch_size", 1), ("num_fewshot", 0)):
         value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
+        if value is not None and value < least:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least {least}")
+    if arguments.limit is not None and arguments.limit <= 0:
+        raise UserError(f"--limit {arguments.limit}: must be at least 1 row, or a share between 0 and 1")
     if arguments.sample_seed is not None and arguments.limit is None:
         raise UserError("--sample-seed draws the rows that --limit takes; say how many with --limit")
     return arguments
+
+
+def share_or_rows(text: str) -> int | float:
+    """A whole number, or what lies between 0 and 1."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not 0 < value < 1:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a number of rows, or a share below 1") from None
+        return value
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
@@ -148,6 +166,8 @@ def looked_at(arguments: argparse.Namespace, output: Path):
 
     longest = model_length(arguments)
     configs = load_tasks(arguments.paths, arguments.data_path, longest)
+    if arguments.num_fewshot is not None:
+        configs = with_examples(configs, arguments.num_fewshot)
     warn(note for config in configs for note in oddities(config, longest))
     found = look(configs, arguments.allow_missing)
     check_names(output, {config.name: [relative(config, path) for path in found[config.name].rows]
@@ -156,6 +176,21 @@ def looked_at(arguments: argparse.Namespace, output: Path):
         raise UserError("none of the tasks has data: " + "; ".join(each.reason for each in found.values()))
     warn(f"warning: {note}" for note in dict.fromkeys(note for each in found.values() for note in each.notes))
     return configs, found
+
+
+def with_examples(configs, number: int) -> list:
+    """The tasks with so many examples in front of every question; UserError for those that take none."""
+    from dataclasses import replace
+
+    from evaluation.config import ExampledTaskConfig
+
+    faults = Faults()
+    if number:
+        faults += [f"{config.source}: a {config.type.value} task takes no examples; leave it out, or --num-fewshot"
+                   for config in configs if not isinstance(config, ExampledTaskConfig)]
+    faults.tell()
+    return [replace(config, num_fewshot=number) if isinstance(config, ExampledTaskConfig) else config
+            for config in configs]
 
 
 def oddities(config, longest: int):
@@ -229,9 +264,10 @@ def scored(arguments: argparse.Namespace, output: Path, model, tokenizer, config
     limit = None if arguments.limit is None else Limit(arguments.limit, arguments.sample_seed)
     settings = Settings(
         arguments.load, arguments.data_path, output, limit, arguments.max_batch_tokens, arguments.micro_batch_size,
-        arguments.allow_missing, is_replaceable=arguments.overwrite or arguments.output is None,
+        arguments.allow_missing, arguments.num_fewshot, arguments.chat_format,
+        is_replaceable=arguments.overwrite or arguments.output is None,
         command=arguments.command)
-    return run(model, tokenizer, Scorer(model), configs, found, settings, say)
+    return run(model, tokenizer, Scorer(model, tokenizer), configs, found, settings, say)
 
 
 def finish(output: Path, results: dict, say) -> None:

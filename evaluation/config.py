@@ -11,6 +11,7 @@ from typing import Any
 from glm.prompt_form import DEFAULT, PromptForm
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
+ORDERS = ("drawn", "first")  # how the rows of examples are chosen
 DEFAULT_PATTERN = "**/*.json*"  # as the original spells it; of what it matches, names in .json and .jsonl are taken
 LONGEST = 2048  # max_seq_length where neither the task file nor the model says less
 
@@ -43,16 +44,29 @@ class TaskConfig:
     packed_length: int | None = field(default=None, repr=False)
     options: dict[str, Any] = field(default_factory=dict, repr=False)  # free settings for the class of `module`
     form: PromptForm = field(default=DEFAULT, repr=False)  # what the model's family puts around a text
+    chat_format: str | None = field(default=None, repr=False)  # name of a conversation.FORMATS: texts are questions
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiChoiceTaskConfig(TaskConfig):
+class ExampledTaskConfig(TaskConfig):
+    """A task whose questions may follow examples."""
+
+    num_fewshot: int = field(default=0, repr=False)  # examples in front of each question
+    fewshot_file: str | None = field(default=None, repr=False)  # their rows; None: the data file's own but for the one
+    fewshot_separator: str = field(default="\n\n", repr=False)  # behind each example
+    fewshot_answer_separator: str = field(default=" ", repr=False)  # between an example's text and its answer
+    fewshot_seed: int = field(default=0, repr=False)  # of the draw
+    fewshot_order: str = field(default=ORDERS[0], repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiChoiceTaskConfig(ExampledTaskConfig):
     type: TaskType = TaskType.MULTICHOICE
     metrics: list[str] = field(default_factory=lambda: ["Accuracy"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationTaskConfig(TaskConfig):
+class GenerationTaskConfig(ExampledTaskConfig):
     type: TaskType = TaskType.GENERATION
     metrics: list[str] = field(default_factory=lambda: ["EM", "F1"])
     sampling_strategy: str = "BaseStrategy"  # which is greedy
@@ -61,6 +75,7 @@ class GenerationTaskConfig(TaskConfig):
     no_repeat_ngram_size: int = 3
     min_gen_length: int = 0  # tokens of the answer
     max_gen_length: int = 128
+    stop: list[str] = field(default_factory=list, repr=False)  # texts of which the first to come ends an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +92,7 @@ class OtherTaskConfig(TaskConfig):
     type: TaskType = TaskType.OTHER
 
 
-FOUND_OUT = ("source", "packed_length", "form")  # fields that are no keys of a task file
+FOUND_OUT = ("source", "packed_length", "form", "chat_format")  # fields that are no keys of a task file
 CONFIGS = {
     TaskType.MULTICHOICE: MultiChoiceTaskConfig,
     TaskType.GENERATION: GenerationTaskConfig,
@@ -89,8 +104,10 @@ CONFIGS = {
 def as_record(config: TaskConfig) -> dict:
     """A task's settings as results.json has them."""
     values = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in FOUND_OUT}
-    if not values["options"]:
-        del values["options"]
+    unsaid = [name for name in ("options", "stop") if not values.get(name)]
+    if not values.get("num_fewshot"):
+        unsaid += [name for name in values if "fewshot" in name]
+    values = {name: value for name, value in values.items() if name not in unsaid}
     return values | {"type": config.type.value}
 
 

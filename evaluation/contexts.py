@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from evaluation.config import TaskConfig, TaskType
 from generation.blanks import MASK_PATTERN
+from generation.conversation import FORMATS
 from runtime.errors import UserError
 
 
@@ -57,7 +58,10 @@ class Contexts:
         return len(self._begin) if not self._form.is_causal else 0
 
     def encode(self, text: str) -> list[int]:
-        """A text's own ids; its masks are masks where the family's tasks have them."""
+        """A text's own ids; its masks are masks where the family's tasks have them. For a chat the text is a question.
+        """
+        if self._config.chat_format is not None:
+            return self._tokenizer.encode(FORMATS[self._config.chat_format].prompt((), text))
         masks = MASK_PATTERN.findall(text) if self._form.marks_tasks and not self._form.is_causal else []
         if not masks:
             return self._tokenizer.encode(text)

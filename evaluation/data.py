@@ -31,6 +31,7 @@ class Example:
     targets: list[list[int]]
     label: int | None  # of the right choice
     row: dict[str, Any]  # all fields as read
+    num_examples: int | None = None  # how many stand in front of the text; None: it is no task with examples
 
 
 def read_rows(path: str | Path, config: TaskConfig,

@@ -114,6 +114,19 @@ def is_right(item) -> tuple[float, float]:
     return float(right), 1.0
 
 
+def likeliest_per(lengths: str) -> Callable[[Mapping[str, Any]], tuple[float, float]]:
+    """Whether the label's choice has the highest log-probability divided by its length. lengths: a field of items."""
+    def is_right_by_length(item) -> tuple[float, float]:
+        if item["label"] is None:
+            raise ValueError("the row has no label")
+        if lengths not in item:
+            raise ValueError("the row has its choices as ids, and not as texts")
+        scores = [value / max(1, length) for value, length in zip(item["log_probs"], item[lengths], strict=True)]
+        return float(scores.index(max(scores)) == item["label"]), 1.0
+
+    return is_right_by_length
+
+
 def exact_match(item) -> tuple[float, float]:
     return max(float(normalized(item["prediction"]) == normalized(target)) for target in item["targets"]), 1.0
 
@@ -198,6 +211,12 @@ METRICS = {
         Metric("F1_mul", is_right, percentage, "wilson", types=("mul", "other"), chance=guessed),
         Metric("Precision", is_right, percentage, "wilson", types=("mul", "other"), chance=guessed),
         Metric("Recall", is_right, percentage, "wilson", types=("mul", "other"), chance=guessed),
+        Metric("Accuracy_per_token", likeliest_per("choice_lengths"), percentage, "wilson", types=("mul",),
+               chance=guessed),
+        Metric("Accuracy_per_character", likeliest_per("choice_characters"), percentage, "wilson", types=("mul",),
+               chance=guessed),
+        Metric("Accuracy_per_byte", likeliest_per("choice_bytes"), percentage, "wilson", types=("mul",),
+               chance=guessed),
         Metric("EM", exact_match, percentage, "wilson", types=("gen", "other")),
         Metric("F1", word_f1, percentage, types=("gen", "other")),
         Metric("EM_normalized", normalized_match, percentage, "wilson", types=("gen", "other")),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 from evaluation.config import TaskConfig, TaskType
@@ -95,8 +97,12 @@ def _copies(config: TaskConfig, paths: Iterable[Path]) -> Iterator[str]:
 class Limit:
     """Which rows of a file --limit takes: the first ones, or a sample that is the same whenever it is drawn."""
 
-    rows: int  # at least so many of every file, and no more than keep together what belongs together
+    rows: int | float  # at least so many of every file, or below 1 a share of it; what belongs together stays together
     seed: int | None = None  # of the sample; None: the first rows
+
+    def of(self, rows: int) -> int:
+        """How many of a file's rows: of a share one at least."""
+        return self.rows if self.rows >= 1 else max(1, math.ceil(Fraction(str(self.rows)) * rows))
 
     def drawn(self, units: Sequence[Hashable]) -> list[int]:
         """The places that are drawn, in order. units: of every place, what it is drawn together with.
@@ -108,9 +114,9 @@ class Limit:
         for place, unit in enumerate(units):
             members.setdefault(unit, []).append(place)
         numbered = enumerate(members.values())
-        found: list[int] = []
+        found, wanted = [], self.of(len(units))
         for _, places in sorted(numbered, key=lambda each: hashlib.sha256(f"{self.seed} {each[0]}".encode()).digest()):
-            if len(found) >= self.rows:
+            if len(found) >= wanted:
                 break
             found += places
         return sorted(found)
@@ -185,12 +191,12 @@ def relative(config: TaskConfig, path: Path) -> str:
 def _read(task: Task, path: Path, rows: int, limit: Limit | None, longest: int) -> DataFile:
     is_head = limit is not None and limit.seed is None
     if is_head and task.config.type is not TaskType.LANGUAGE_MODEL:  # a text's windows are not known before
-        examples, expected = _examples(task, path, limit.rows), rows
+        examples, expected = _examples(task, path, limit.of(rows)), rows
     else:
         examples = _examples(task, path, None)
         expected = len(examples)
         if is_head:
-            examples = examples[:limit.rows]
+            examples = examples[:limit.of(expected)]
         elif limit is not None:
             examples = [examples[place] for place in _drawn(task, path, examples, limit)]
     if not examples:
@@ -199,8 +205,12 @@ def _read(task: Task, path: Path, rows: int, limit: Limit | None, longest: int) 
 
 
 def _examples(task: Task, path: Path, limit: int | None) -> list[Example]:
-    return called(task.config, f"task {task.config.name}: {path}", "a list of evaluation.data.Example",
-                  lambda examples: is_list_of(examples, Example), task.examples, path, limit)
+    found = called(task.config, f"task {task.config.name}: {path}", "a list of evaluation.data.Example",
+                   lambda examples: is_list_of(examples, Example), task.examples, path, limit)
+    if getattr(task.config, "num_fewshot", 0) and any(example.num_examples is None for example in found):
+        raise UserError(f"{task.config.source}: num_fewshot: {task.config.module} reads its rows in its own way, and "
+                        "puts no examples in front")
+    return found
 
 
 def _drawn(task: Task, path: Path, examples: Sequence[Example], limit: Limit) -> list[int]:

@@ -35,22 +35,24 @@ class Each(NamedTuple):
     shape: object
 
 
-_FIGURE, _COUNTS = (float, None), {"expected": int, "scored": int, "truncated": int, "overlong?": int}
+_FIGURE, _COUNTS = (float, None), {"expected": int, "scored": int, "truncated": int, "overlong?": int,
+                             "fewer_examples?": int}
 _METRIC = {"max": _FIGURE, "median": _FIGURE, "average": _FIGURE, "interval": [_FIGURE], "interval_method": str,
            "n": _COUNTS}
 _FILE = {"group": str, "sha256": str, "n": int, **_COUNTS, "truncated_items": [int], "overlong_items?": [int],
          "metrics": Each(_FIGURE), "intervals": Each([_FIGURE])}
 _CONFIG = {"name": str, "type": str, "path": str, "metrics": [str], "module?": (str, None), "max_seq_length?": int,
-           "max_gen_length?": int}
+           "max_gen_length?": int, "num_fewshot?": int}
 _TASK = {"status": str, "file": str, "sha256": str, "config": _CONFIG,
          "counts": _COUNTS, "groups": Each(Each(_METRIC)), "files": Each(_FILE), "reason?": str}
 PARTS = ("checkpoint", "tokenizer", "settings", "versions", "code")
 _SHAPE = {"tasks": Each(_TASK), **{f"{part}?": Each(Any) for part in PARTS},
-          "settings?": {"dtype?": (str, None), "quantization?": (str, None), "limit?": (int, None),
+          "settings?": {"dtype?": (str, None), "quantization?": (str, None), "limit?": (int, float, None),
                         "sample_seed?": (int, None), "model?": {"max_sequence_length?": int}}}
 # what a sample may hold; tasks with a class of their own add to it
 ITEM = {"index": int, "input_length?": int, "truncated?": bool, "overlong?": bool, "prediction?": (int, str, None),
          "label?": (int, str, None), "targets?": [str], "log_probs?": [float], "choice_lengths?": [int],
+         "choice_characters?": [int], "choice_bytes?": [int], "num_examples?": int,
          "ids?": [int], "beams?": [[int]], "loss?": float, "tokens?": float, "words?": float, "bytes?": float}
 _KIND = ("prediction", "log_probs", "targets", "loss", "tokens")
 

@@ -84,6 +84,7 @@ class GenerateRequest:
     opened: int = 0
     invalid_ids: Ids = ()
     forbidden_starts: tuple[Ids, ...] = ()
+    stops: tuple[str, ...] = ()  # texts of which the first to come ends the answer; beams go on, and are cut later
     truncated: bool = field(default=False, compare=False)  # the text lost its beginning, to fit what the task allows
     overlong: bool = field(default=False, compare=False)  # longer than the model is made for, since the task allows it
     input_length: int = field(default=0, compare=False)  # tokens of the text
@@ -106,11 +107,13 @@ class GenerateRequest:
 
     @property
     def family(self) -> tuple:
-        return ("generate", self.params, self.end_tokens, self.unidirectional, self.invalid_ids, self.forbidden_starts)
+        return ("generate", self.params, self.end_tokens, self.unidirectional, self.invalid_ids, self.forbidden_starts,
+                self.stops)
 
     def content(self) -> list:
         return ["generate", type(self.params).__name__, asdict(self.params), self.context, self.limit, self.end_tokens,
-                self.shared_position, self.unidirectional, self.opened, self.invalid_ids, self.forbidden_starts]
+                self.shared_position, self.unidirectional, self.opened, self.invalid_ids,
+                self.forbidden_starts, self.stops]
 
 
 Request = ScoreRequest | GenerateRequest

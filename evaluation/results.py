@@ -40,6 +40,7 @@ class FileScores:
     items: Sequence[dict]  # lines of samples/
     metrics: Mapping[str, Metric]  # by the name they are printed with
     overlong: Sequence[int] = ()  # indices of those that are longer than what the model is made for
+    fewer_examples: int | None = None  # how many had fewer examples than the task asks for; None: it asks for none
 
 
 def scores_of(work: Work, answers: Sequence[dict], digests: Sequence[str]) -> dict[str, FileScores]:
@@ -56,7 +57,9 @@ def scores_of(work: Work, answers: Sequence[dict], digests: Sequence[str]) -> di
             raise UserError(f"task {work.config.name}: {file.path}: {error}") from None
         truncated, overlong = ([example.index for example, request in zip(file.examples, file.requests, strict=True)
                                 if getattr(request, fact)] for fact in ("truncated", "overlong"))
-        found[path] = FileScores(digest, file.expected, len(file.examples), truncated, items, metrics, overlong)
+        wanted = getattr(work.config, "num_fewshot", 0)
+        fewer = sum(example.num_examples < wanted for example in file.examples) if wanted else None
+        found[path] = FileScores(digest, file.expected, len(file.examples), truncated, items, metrics, overlong, fewer)
         begin = end
     return found
 
@@ -126,7 +129,13 @@ def _counts(files) -> dict[str, int]:
     files = list(files)
     return {"expected": sum(scores.expected for scores in files), "scored": sum(scores.scored for scores in files),
             "truncated": sum(len(scores.truncated) for scores in files),
-            "overlong": sum(len(scores.overlong) for scores in files)}
+            "overlong": sum(len(scores.overlong) for scores in files)} | _fewer(files)
+
+
+def _fewer(files: Sequence[FileScores]) -> dict[str, int]:
+    """How many items had fewer examples, of tasks that have examples."""
+    found = [scores.fewer_examples for scores in files if scores.fewer_examples is not None]
+    return {"fewer_examples": sum(found)} if found else {}
 
 
 def _file_record(scores: FileScores, arrays: Mapping, group: str) -> dict:
@@ -134,7 +143,7 @@ def _file_record(scores: FileScores, arrays: Mapping, group: str) -> dict:
     return {
         "group": group, "sha256": scores.sha256, "n": scores.scored, "expected": scores.expected,
         "scored": scores.scored, "truncated": len(scores.truncated), "truncated_items": list(scores.truncated),
-        "overlong": len(scores.overlong), "overlong_items": list(scores.overlong),
+        "overlong": len(scores.overlong), "overlong_items": list(scores.overlong), **_fewer([scores]),
         "metrics": {name: float(metric.figure(arrays[name].sum(axis=0))) for name, metric in scores.metrics.items()},
         "intervals": {name: [low, high] for name, (low, high, _) in intervals.items()}}
 

@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from evaluation.plan import Found, Limit, Work, prepare
 from evaluation.requests import default_max_tokens
 from evaluation.results import Clock, missing_record, record_of, rounded, scores_of
 from evaluation.store import JOURNAL, Journal, checkpoint_facts, combined, hash_code, hash_files, keys_of
+from generation.chatting import format_of
 from glm.config import ModelConfig
 from glm.linear import quantization_of
 from runtime import parallel
@@ -45,6 +46,8 @@ class Settings:
     max_batch_tokens: int | None = None
     micro_batch_size: int | None = None
     allow_missing: bool = False
+    num_fewshot: int | None = None  # in place of what the task files say
+    chat_format: bool = False  # texts are put to a chat model as questions
     is_replaceable: bool = False  # whether the output folder may hold another run's results, which are then replaced
     command: str | None = None  # as it was typed
 
@@ -54,9 +57,13 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
     """Score all tasks and write everything that a run leaves behind.
 
     found: of evaluation.plan.look. say: prints a line to standard output; called on the first process only.
+    Raises UserError where a model that is none for chats is to be asked as one.
     Returns what results.json holds, on the first process; None on the others.
     """
     clock = Clock()
+    if settings.chat_format:
+        format_of(model)
+        configs = [replace(config, chat_format=model.config.family) for config in configs]
 
     def budget(requests):
         return settings.max_batch_tokens or default_max_tokens(model, requests)
@@ -156,7 +163,8 @@ def describe(model, configs: Sequence[TaskConfig], settings: Settings, sources: 
             "data_path": str(settings.data_path), "limit": settings.limit and settings.limit.rows,
             "sample_seed": settings.limit and settings.limit.seed,
             "max_batch_tokens": settings.max_batch_tokens, "micro_batch_size": settings.micro_batch_size,
-            "allow_missing": settings.allow_missing},
+            "allow_missing": settings.allow_missing, "num_fewshot": settings.num_fewshot,
+            "chat_format": model.config.family if settings.chat_format else None},
         "versions": versions(), **sources,
         "tasks": {config.name: digest for config, digest in
                   zip(configs, hash_files([config.source for config in configs]), strict=True)}}

@@ -7,13 +7,14 @@ Shapes: b rows, s sequence, h hidden, v vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.batch import generate
+from generation.texts import cut
 from glm.diagnose import diagnose
 from glm.inputs import position_ids, prefix_causal_blocked, right_pad, row_positions
 from kernels import FEW_ROWS, HEAD_BYTES
@@ -41,8 +42,9 @@ class Scorer:
     Raises NonFinite, with the layer and rank, where the model gives NaN or infinity.
     """
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, tokenizer=None):
+        """tokenizer: needed for requests with stop texts alone."""
+        self.model, self.tokenizer = model, tokenizer
         parameter = next(model.parameters())
         self.device, self.is_exact = parameter.device, parameter.dtype == torch.float32
 
@@ -92,13 +94,22 @@ class Scorer:
                 shared_positions=[request.shared_position for request in requests],
                 unidirectional=first.unidirectional, opened=[request.opened for request in requests],
                 counted_lengths=[request.counted_length for request in requests],
-                invalid_ids=first.invalid_ids, forbidden_starts=first.forbidden_starts)
+                invalid_ids=first.invalid_ids, forbidden_starts=first.forbidden_starts,
+                is_over=self._has_stopped(first.stops) if first.stops else None)
         except NonFinite as error:
             place = generation_input(self.model, requests[error.rows[0]], error.generated[0])
             raise NonFinite(error.rows, error.generated, diagnose(self.model, *place)) from None
         ends = set(first.end_tokens)
         return [{"beams": [ids[:-1] if ids and ids[-1] in ends else ids for ids, _ in beams],
                  "scores": [score for _, score in beams]} for beams in answers]
+
+    def _has_stopped(self, stops: Sequence[str]) -> Callable[[Sequence[int]], bool]:
+        """An answer's ids -> whether a stop text has come."""
+        def has_stopped(ids: Sequence[int]) -> bool:
+            text = self.tokenizer.decode(ids)
+            return cut(text, stops) != text
+
+        return has_stopped
 
     def _inputs(self, requests: Sequence[ScoreRequest]) -> tuple[torch.Tensor, ...]:
         """tokens (b, s), positions (b, s) or (b, 2, s), segments (b, s) and prefix (b,) as in segments_blocked."""

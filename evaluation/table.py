@@ -128,9 +128,14 @@ def notes(results: dict, methods: dict[str, str]) -> list[str]:
     missing = [name for name, task in results["tasks"].items() if task.get("status") == "missing"]
     if missing:
         lines.append(f"missing, without any figure: {', '.join(missing)}")
+    lines += [f"{task}: {values['counts']['fewer_examples']} items have fewer than {values['config']['num_fewshot']} "
+              "examples, for want of room" for task, values in results["tasks"].items()
+              if values.get("counts", {}).get("fewer_examples")]
     settings = results.get("settings", {})
     if precision := [settings[name] for name in ("dtype", "quantization") if settings.get(name)]:
         lines.append(f"computed in {' with weights in '.join(precision)}")
+    if settings.get("chat_format"):
+        lines.append(f"texts are questions of a chat, in the format of {settings['chat_format']}")
     return lines + ([part] if part else [])
 
 
@@ -147,7 +152,10 @@ def limited(results: dict) -> str | None:
     limit, seed = settings.get("limit"), settings.get("sample_seed")
     if limit is None or all(row.get("is_whole", True) for row in rows(results)):
         return None
-    taken, was = ("row", "was") if limit == 1 else (f"{limit} rows", "were")
+    if limit < 1:
+        taken, was = f"{limit * 100:g}% of the rows", "were"
+    else:
+        taken, was = ("row", "was") if limit == 1 else (f"{limit} rows", "were")
     if seed is None:
         return f"only the first {taken} of every file {was} taken: {PARTIAL}"
     return f"only {'one ' * (limit == 1)}{taken} of every file, drawn with seed {seed}, {was} taken: {SAMPLED}"

@@ -15,6 +15,7 @@ from evaluation.config import (
     CONFIGS,
     FOUND_OUT,
     LONGEST,
+    ORDERS,
     STRATEGIES,
     GenerationTaskConfig,
     LanguageModelTaskConfig,
@@ -32,7 +33,7 @@ LARGEST = 2**31 - 1
 REQUIRED = ("name", "type", "path")
 # keys of lm-evaluation-harness that no task file here has
 OF_HARNESS = ("task", "output_type", "dataset_path", "dataset_name", "doc_to_text", "doc_to_target", "doc_to_choice",
-              "metric_list", "test_split", "validation_split", "num_fewshot", "generation_kwargs")
+              "metric_list", "test_split", "validation_split", "generation_kwargs")
 LONG_NAMES = {"multiple_choice": "mul", "multichoice": "mul", "generation": "gen", "generate_until": "gen",
               "language_model": "lm", "language_modeling": "lm", "perplexity": "lm"}
 
@@ -66,8 +67,10 @@ def load_task(path: str | Path, data_path: str | Path, longest: int = LONGEST) -
         with faults.noted():
             _look_up(values, kind, source)
     faults.tell()
-    folder = source.parent if values["path"].startswith("./") else Path(data_path)
-    values["path"] = str(folder / values["path"])
+    for name in ("path", "fewshot_file"):
+        if values.get(name) is not None:
+            folder = source.parent if values[name].startswith("./") else Path(data_path)
+            values[name] = str(folder / values[name])
     values["type"] = kind.type
     config = kind(**{"max_seq_length": min(LONGEST, longest)} | values, source=source,
                   packed_length=None if "max_seq_length" in values else LONGEST)
@@ -139,11 +142,26 @@ def _name(value: Any, where: str) -> str:
     return text
 
 
-def _strategy(value: Any, where: str) -> str:
-    text = _text(value, where)
-    if text not in STRATEGIES:
-        raise UserError(f"{where}: {shown(text)} is none{nearest(text, STRATEGIES)}; allowed: {', '.join(STRATEGIES)}")
-    return text
+def _one_of(*known: str) -> Callable[[Any, str], str]:
+    def check(value: Any, where: str) -> str:
+        text = _text(value, where)
+        if text not in known:
+            raise UserError(f"{where}: {shown(text)} is none{nearest(text, known)}; allowed: {', '.join(known)}")
+        return text
+
+    return check
+
+
+def _separator(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f'{where}: must be text, such as "\\n\\n", is {shown(value)}')
+    return value
+
+
+def _stops(value: Any, where: str) -> list[str]:
+    if not (isinstance(value, list) and value and all(isinstance(text, str) and text for text in value)):
+        raise UserError(f'{where}: must be a list of texts, such as ["\\n"], is {shown(value)}')
+    return value
 
 
 def _flag(value: Any, where: str) -> bool:
@@ -211,7 +229,11 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "module": lambda value, where: None if value is None else _text(value, where), "options": _options,
     "use_task_mask": _flag, "use_multitask_encoding": _flag, "unidirectional": _flag,
     "max_seq_length": _whole(1), "micro_batch_size": _whole(1), "generation_length": _whole(1),
-    "sampling_strategy": _strategy, "num_beams": _whole(1), "length_penalty": _penalty,
+    "sampling_strategy": _one_of(*STRATEGIES), "stop": _stops,
+    "num_fewshot": _whole(0), "fewshot_file": lambda value, where: None if value is None else _text(value, where),
+    "fewshot_separator": _separator, "fewshot_answer_separator": _separator,
+    "fewshot_seed": _whole(0), "fewshot_order": _one_of(*ORDERS),
+    "num_beams": _whole(1), "length_penalty": _penalty,
     "no_repeat_ngram_size": _whole(0, LONGEST_NGRAM), "min_gen_length": _whole(0), "max_gen_length": _whole(1),
 }  # fmt: skip
 

@@ -12,13 +12,16 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from evaluation import fewshot
 from evaluation.config import TaskConfig, TaskType
 from evaluation.contexts import Context, Contexts
 from evaluation.data import Example, line_of, read_rows, read_text, to_example
 from evaluation.metrics import Metric
 from evaluation.names import called, find_metric, import_dotted, returned
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
+from generation.conversation import FORMATS
 from generation.params import BeamParams, SamplingParams
+from generation.texts import cut
 from runtime.errors import UserError
 
 
@@ -59,6 +62,8 @@ class Task:
     @classmethod
     def check(cls, config: TaskConfig, path: Path) -> int:
         """How many rows a data file has, all checked before there is a model; UserError for one at fault, or none."""
+        if getattr(config, "num_fewshot", 0):
+            fewshot.pool(config, path)
         return len(read_rows(path, config, cls.fault))
 
     @classmethod
@@ -69,13 +74,27 @@ class Task:
     def examples(self, path: Path, limit: int | None = None) -> list[Example]:
         """The first `limit` rows of a data file, tokenised."""
         rows = read_rows(path, self.config)[:limit]
-        return [self._example(path, row, index) for index, row in enumerate(rows)]
+        pool = fewshot.pool(self.config, path) if getattr(self.config, "num_fewshot", 0) else None
+        return [self._example(path, row, index, pool) for index, row in enumerate(rows)]
 
-    def _example(self, path: Path, row: dict, index: int) -> Example:
+    def _example(self, path: Path, row: dict, index: int, pool: fewshot.Pool | None) -> Example:
         try:
-            return to_example(row, index, self.tokenizer, self.contexts.encode)
+            example = to_example(row, index, self.tokenizer, self.contexts.encode)
         except UserError as error:
             raise UserError(f"{path}:{line_of(path, index)}: {error}") from None
+        return example if pool is None else self._behind_examples(example, pool)
+
+    def _behind_examples(self, example: Example, pool: fewshot.Pool) -> Example:
+        """The same with as many examples in front as there is room for, those nearest to it."""
+        text = example.row["inputs_pretokenized"]
+        examples, room = pool.examples(example.index, text), self.room(example)
+        while examples and len(ids := self.contexts.encode("".join([*examples, text]))) > room:
+            examples.pop(0)
+        return replace(example, inputs=ids if examples else example.inputs, num_examples=len(examples))
+
+    def room(self, example: Example) -> int:
+        """How many tokens of text there is room for."""
+        raise NotImplementedError
 
     def unit(self, example: Example) -> int | str:
         """What is drawn as a whole where --limit draws a sample: the row, or what several rows have in common."""
@@ -105,28 +124,33 @@ class Task:
         return {group: list(paths) for group, paths in files.items()}
 
     def _facts(self, example: Example, request: Request) -> dict:
-        return {"index": example.index, "input_length": request.input_length, "truncated": request.truncated,
-                "overlong": request.overlong}
+        facts = {"index": example.index, "input_length": request.input_length, "truncated": request.truncated,
+                 "overlong": request.overlong}
+        return facts if example.num_examples is None else facts | {"num_examples": example.num_examples}
 
 
 class MultiChoiceTask(Task):
     """Which choice is the most likely one to fill the blank."""
 
     def request(self, example: Example) -> ScoreRequest:
-        config, choices = self.config, tuple(map(tuple, example.choices))
-        lengths = [1] if all(len(choice) == 1 for choice in choices) else [*map(len, choices)]
-        around = self.contexts.around + 2  # mask and sop
-        text, is_cut = fit_context(example.inputs, sum(lengths) + around, config.packed_length or config.max_seq_length)
-        text, truncated = fit_context(text, max(lengths) + around, config.max_seq_length)
-        return score_request(self.contexts.of_text(text), choices, truncated=truncated or is_cut,
+        text, truncated = fit_context(example.inputs, self.room(example), self.config.max_seq_length)
+        return score_request(self.contexts.of_text(text), tuple(map(tuple, example.choices)), truncated=truncated,
                              input_length=len(text))
+
+    def room(self, example: Example) -> int:
+        """Beside the longest choice, and beside all choices in what is read as one sequence."""
+        config = self.config
+        lengths = [1] if all(len(choice) == 1 for choice in example.choices) else [*map(len, example.choices)]
+        around = self.contexts.around + 2  # mask and sop
+        return min((config.packed_length or config.max_seq_length) - sum(lengths), config.max_seq_length - max(lengths)
+                   ) - around
 
     def item(self, example: Example, request: ScoreRequest, answer: dict) -> dict:
         log_probs = answer["log_probs"]
         best = max(range(len(log_probs)), key=log_probs.__getitem__)  # the first of equals, as argmax
         return self._facts(example, request) | {
             "prediction": best, "label": example.label, "log_probs": log_probs,
-            "choice_lengths": [len(choice) for choice in example.choices]}
+            "choice_lengths": [len(choice) for choice in example.choices]} | _text_lengths(example.row)
 
 
 class GenerationTask(Task):
@@ -134,8 +158,7 @@ class GenerationTask(Task):
 
     def request(self, example: Example) -> GenerateRequest:
         config = self.config
-        room = config.max_gen_length + self.contexts.around + 2
-        text, truncated = fit_context(example.inputs, room, config.max_seq_length)
+        text, truncated = fit_context(example.inputs, self.room(example), config.max_seq_length)
         context = self.contexts.of_text(text)
         counts_on = context.advance or context.causal
         params = self.params()
@@ -144,7 +167,11 @@ class GenerationTask(Task):
         return GenerateRequest(
             context.ids, params, config.max_gen_length, self.end_tokens, None if counts_on else context.first,
             context.causal, context.opened, self.invalid_ids(), self.forbidden_starts(),
-            truncated=truncated, input_length=len(text))
+            tuple(config.stop), truncated=truncated, input_length=len(text))
+
+    def room(self, example: Example) -> int:
+        """Beside an answer of full length."""
+        return self.config.max_seq_length - self.config.max_gen_length - self.contexts.around - 2
 
     def params(self) -> SamplingParams | BeamParams:
         """Greedy, or the beam search of the task file."""
@@ -166,12 +193,18 @@ class GenerationTask(Task):
         """The answer that counts, of all beams, best first."""
         return list(beams[0])
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """An answer's text, up to the first of the task's stop texts."""
+        if self.config.chat_format is None:
+            return cut(self.tokenizer.decode(ids), self.config.stop)
+        return FORMATS[self.config.chat_format].reply(cut(self.tokenizer.detokenize(ids), self.config.stop))
+
     def item(self, example: Example, request: GenerateRequest, answer: dict) -> dict:
         ids = self.predicted_ids(answer["beams"])
         returned(ids, isinstance(ids, list) and set(map(type, ids)) <= {int}, self.predicted_ids, "a list of token ids",
                  f"item {example.index}")
         return self._facts(example, request) | {
-            "prediction": self.tokenizer.decode(ids), "ids": ids,
+            "prediction": self.text_of(ids), "ids": ids,
             "targets": [self.tokenizer.decode(target) for target in example.targets], "beams": answer["beams"]}
 
 
@@ -241,18 +274,24 @@ def task_class(config: TaskConfig) -> type[Task]:
     return found
 
 
+def _text_lengths(row: Mapping) -> dict[str, list[int]]:
+    """Of the choices as texts, where the row has them."""
+    texts = row.get("choices_pretokenized")
+    return {} if texts is None else {"choice_characters": [len(text) for text in texts],
+                                     "choice_bytes": [len(text.encode()) for text in texts]}
+
+
 def score_request(context: Context, continuations: tuple[tuple[int, ...], ...], **facts) -> ScoreRequest:
     """Log-probabilities of these behind a context."""
     return ScoreRequest(context.ids[:-1], continuations, context.ids[-1], context.first, context.advance,
                         context.causal, context.opened, **facts)
 
 
-def fit_context(ids: Sequence[int], reserve: int, limit: int) -> tuple[list[int], bool]:
-    """The last tokens of a text that leave room for `reserve` more within `limit`, and whether any were cut off."""
-    room = limit - reserve
+def fit_context(ids: Sequence[int], room: int, limit: int) -> tuple[list[int], bool]:
+    """The last `room` tokens of a text, and whether any were cut off. limit: max_seq_length, for the message."""
     if len(ids) <= room:
         return list(ids), False
     if room < 1:
-        raise UserError(f"max_seq_length {limit} leaves no room for the text beside {reserve} tokens of choices or "
-                        "answer; raise max_seq_length")
+        raise UserError(f"max_seq_length {limit} leaves no room for the text beside {limit - room} tokens of choices "
+                        "or answer; raise max_seq_length")
     return list(ids[len(ids) - room:]), True

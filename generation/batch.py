@@ -103,11 +103,13 @@ def generate(
     forbidden_starts: Sequence[Sequence[int]] = (),
     seeds: Sequence[Sequence[int]] | None = None,
     on_step: Callable[[list[tuple[int, int | None]]], None] | None = None,
+    is_over: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[Answer]]:
     """Generate behind every context until an end token or the row's limit: per row its answers, best first.
 
     The arguments are fields of generation.groups.Row and generation.sampling.Rules, one for each row or one for all.
     on_step: called after every step with (row, token) for the rows still going; token is None under beam search.
+    is_over: whether an answer ends with these ids; not asked under beam search.
     Raises NonFinite where logits are NaN or infinite.
     """
     nothing = [None] * len(contexts)
@@ -119,12 +121,19 @@ def generate(
     batch = Batch(model, sum(row.width for row in rows), max(row.places for row in rows))
     place = {number: index for index, number in enumerate(batch.add(rows))}
     answers: list[list[Answer]] = [[] for _ in rows]
+    so_far: list[list[int]] = [[] for _ in rows]  # kept for is_over alone
     while events := batch.step():
         if broken := [event for event in events if event.is_broken]:
             raise NonFinite([place[event.number] for event in broken], [event.answers[0][0] for event in broken])
         for event in events:
             if event.answers is not None:
                 answers[place[event.number]] = event.answers
+            elif is_over is not None and event.token is not None:
+                row = place[event.number]
+                so_far[row].append(event.token)
+                if is_over(so_far[row]):
+                    answers[row] = [(so_far[row], None)]
+                    batch.drop(event.number)
         if on_step is not None:
             on_step([(place[event.number], event.token) for event in events])
     return answers

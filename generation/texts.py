@@ -8,6 +8,12 @@ INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no whole char
 LONGEST_CHARACTER = 4  # bytes of UTF-8
 
 
+def cut(text: str, stops: Sequence[str], begin: int = 0) -> str:
+    """A text up to the first stop text that begins at or behind the place `begin`; all of it where there is none."""
+    places = [place for stop in stops if (place := text.find(stop, begin)) >= 0]
+    return text[:min(places)] if places else text
+
+
 class Names:
     """How tokens are shown, each by itself and in a text."""
 
@@ -115,9 +121,8 @@ class Text:
         self._cut_at_stop(begin)
 
     def _cut_at_stop(self, begin: int) -> None:
-        places = [place for stop in self._stops if (place := self.text.find(stop, begin)) >= 0]
-        if places:
-            self.text, self.is_stopped = self.text[:min(places)], True
+        whole, self.text = self.text, cut(self.text, self._stops, begin)
+        self.is_stopped = len(self.text) < len(whole)
 
     def _begun_stop(self) -> int:
         """Characters at the end that may be the beginning of a stop text."""

@@ -145,7 +145,8 @@ def fields(value: object, path: str = "") -> set[str]:
 
 
 TYPES = {"int": int, "str": str, "bool": bool, "float": float, "object": dict, "[int]": list, "[low, high]": list,
-         "int or null": (int, type(None)), "str or null": (str, type(None))}
+         "int or null": (int, type(None)), "str or null": (str, type(None)),
+         "number or null": (int, float, type(None))}
 
 
 def values_of(value: object, path: list[str]) -> list[object]:

@@ -207,7 +207,8 @@ def test_a_module_that_fails(fault, tmp_path):
     (MUL + "metrics: []", "metrics: must name at least one, such as [Accuracy]"),
     (MUL + "metrics: [Acuracy]", "metrics: unknown metric 'Acuracy', did you mean 'Accuracy'? (known: Accuracy"),
     (MUL + "metrics: [Accuracy, Accuracy]", "metrics: Accuracy is listed twice"),
-    (MUL + "metrics: [EM]", "EM is no metric of mul tasks (those are Accuracy, F1_mul, Precision, Recall)"),
+    (MUL + "metrics: [EM]", "EM is no metric of mul tasks (those are Accuracy, F1_mul, Precision, Recall, "
+     "Accuracy_per_token, Accuracy_per_character, Accuracy_per_byte)"),
     (GEN + "metrics: [PPL]", "PPL is no metric of gen tasks (those are Accuracy, EM, "),
     (MUL + "options: {a: 1}", "options are read by the class that `module` names, and there is no module"),
     (MUL + "options: 3", "options: must be a mapping"),
