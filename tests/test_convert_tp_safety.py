@@ -239,7 +239,7 @@ def test_disk_that_is_full_in_the_middle(tmp_path, source, capsys, monkeypatch, 
 # Memory
 
 
-def convert_and_watch(source, output, degree, bits):
+def convert_and_watch(source, output, degree, bits, form):
     """The largest growth of anonymous and of all resident memory (bytes) while converting."""
     import threading
 
@@ -250,7 +250,7 @@ def convert_and_watch(source, output, degree, bits):
             found = dict(re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", file.read()))
         return int(found["RssAnon"]) * 1024, sum(map(int, found.values())) * 1024
 
-    conversion.convert(source, output.with_name("warm"), Wish(degree, bits), {}, None)  # what is imported on the way
+    conversion.convert(source, output.with_name("warm"), Wish(degree, bits, format=form), {}, None)  # what is imported on the way
     before, peak, end = resident(), [0, 0], threading.Event()
 
     def watch():
@@ -260,15 +260,15 @@ def convert_and_watch(source, output, degree, bits):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    conversion.convert(source, output, Wish(degree, bits), {}, None)
+    conversion.convert(source, output, Wish(degree, bits, format=form), {}, None)
     end.set()
     watcher.join()
     return peak
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("degree", "bits"), [(2, None), (1, 8)])
-def test_memory_stays_far_below_one_shard(tmp_path, degree, bits):
+@pytest.mark.parametrize(("degree", "bits", "form"), [(2, None, "sat"), (1, 8, "sat"), (1, None, "huggingface")])
+def test_memory_stays_far_below_one_shard(tmp_path, degree, bits, form):
     """280 MB: blocks of 2 MB are all that is in memory, never a whole tensor, whichever way it is cut."""
     from glm.config import ModelConfig
     from glm.shard import save_checkpoint
@@ -280,7 +280,7 @@ def test_memory_stays_far_below_one_shard(tmp_path, degree, bits):
     size = find_shards(tmp_path / "in")[0].stat().st_size
     assert size > 250e6
     del state
-    arguments = (tmp_path / "in", tmp_path / "out", degree, bits)
+    arguments = (tmp_path / "in", tmp_path / "out", degree, bits, form)
     ((anonymous, everything),) = run_ranks(convert_and_watch, 1, tmp_path, *arguments)
     assert anonymous < 48e6 and everything < 64e6, (anonymous, everything)
 
