@@ -250,7 +250,8 @@ def convert_and_watch(source, output, degree, bits, form):
             found = dict(re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", file.read()))
         return int(found["RssAnon"]) * 1024, sum(map(int, found.values())) * 1024
 
-    conversion.convert(source, output.with_name("warm"), Wish(degree, bits, format=form), {}, None)  # what is imported on the way
+    wish = Wish(degree, bits, format=form)
+    conversion.convert(source, output.with_name("warm"), wish, {}, None)  # what is imported on the way
     before, peak, end = resident(), [0, 0], threading.Event()
 
     def watch():
@@ -260,7 +261,7 @@ def convert_and_watch(source, output, degree, bits, form):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    conversion.convert(source, output, Wish(degree, bits, format=form), {}, None)
+    conversion.convert(source, output, wish, {}, None)
     end.set()
     watcher.join()
     return peak

@@ -15,7 +15,6 @@ from pathlib import Path
 
 SHARD_BYTES = 2 << 30
 FAMILIES = ("glm", "chatglm")
-FIELDS = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_sequence_length")
 VOCABULARY_FILES = ("*.model", "tokenizer_config.json", "added_tokens.json", "vocab.*", "merges.txt")
 
 
@@ -28,11 +27,6 @@ def make_parser():
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="vocabulary files to copy")
     parser.add_argument("output", type=Path, metavar="OUT", help="new folder")
     return parser
-
-
-def published_name(name: str, family: str) -> str:
-    """Our name of a tensor as the published files have it."""
-    return name.removeprefix("transformer.") if family == "glm" and name.startswith("transformer.word_") else name
 
 
 def tensors(config, bits: int | None) -> Iterator[tuple]:
@@ -62,6 +56,7 @@ def tensors(config, bits: int | None) -> Iterator[tuple]:
 
 def write(output: Path, config, bits: int | None) -> int:
     """Files and their index; how many bytes."""
+    from glm import families
     from runtime.files import write_torch
 
     shard, size, total = {}, 0, 0
@@ -76,7 +71,7 @@ def write(output: Path, config, bits: int | None) -> int:
         if size and size + tensor.nbytes > SHARD_BYTES:
             put_away()
             size = 0
-        shard[published_name(name, config.family)] = tensor
+        shard[families.FAMILIES[config.family].published_name(name, {})] = tensor
         size, total = size + tensor.nbytes, total + tensor.nbytes
     put_away()
     place = {}
@@ -89,17 +84,9 @@ def write(output: Path, config, bits: int | None) -> int:
     return total
 
 
-def settings(config, bits: int | None) -> dict:
-    """config.json."""
-    values = {"model_type": config.family} | {name: getattr(config, name) for name in FIELDS}
-    if config.family == "glm":
-        return values | {"output_predict": True}
-    return values | {"inner_hidden_size": config.inner_hidden_size, "layernorm_epsilon": config.layernorm_epsilon,
-                     "quantization_bit": bits or 0}
-
-
 def main(argv: list[str] | None = None) -> int:
     arguments: argparse.Namespace = make_parser().parse_args(argv)
+    from glm.checkpoint import config_to_publish
     from glm.config import ModelConfig
     from runtime.errors import UserError, printable
     from runtime.program import FORESEEN, ended
@@ -114,8 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         for pattern in VOCABULARY_FILES if arguments.tokenizer else ():
             for file in arguments.tokenizer.glob(pattern):
                 shutil.copy(file, arguments.output)
-        (arguments.output / "config.json").write_text(json.dumps(settings(config, arguments.bits), indent=2) + "\n",
-                                                      encoding="utf-8")
+        settings = config_to_publish(config, {}) | ({"quantization_bit": arguments.bits} if arguments.bits else {})
+        (arguments.output / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         print(printable(f"{arguments.output}: {total / 1e9:.2f} GB"))
         return 0
     except FORESEEN as error:
