@@ -15,9 +15,9 @@ from glm.cache import KVCache
 from glm.config import ModelConfig
 from glm.families import FAMILIES
 from glm.linear import linears
-from glm.sat import Observer, SATModel, Step
+from glm.sat import Observer, SATModel, Step, layer_weights, norm_weights
 from glm.stream import Stream
-from kernels.reference import LayerWeights
+from kernels.layer import LayerWeights
 from runtime import parallel
 
 
@@ -73,7 +73,8 @@ class GLM(SATModel):
         step = Step(self.config, operations, position_ids, cosine, sine, blocked, cache, embedding_gradient_scale,
                     places, self.stream, observe)
         if stack := self._stack(step, tokens):
-            embedded = torch.nn.functional.embedding(tokens, self.transformer.word_embeddings.weight)
+            words = torch.nn.functional.embedding(tokens, self.transformer.word_embeddings.weight)
+            embedded = self.family.embed(self.transformer, words, position_ids)
             hidden = stack.step(embedded, cosine, sine, cache.length, blocked)
             hidden = hidden if places is None else hidden.flatten(0, 1)[places]
         else:
@@ -113,20 +114,19 @@ class GLM(SATModel):
         """
         cache = step.cache
         if (cache is None or tokens.shape[1] != 1 or self.is_parallel or step.operations is kernels.reference
-                or step.observe is not None or not hasattr(self.family, "layer_weights")):
+                or step.observe is not None):
             return None
         if cache.stack is None and any(linear.adapters for _, linear in linears(self)):
             cache.stack = False
         if cache.stack is None:
-            norm, config = self.transformer.final_layernorm, self.config
-            layers = [self.family.layer_weights(layer) for layer in self.transformer.layers]
-            cache.stack = kernels.stack(layers, (norm.weight, norm.bias), cache.keys, cache.values,
-                                        self.family.residual_scale(config.num_layers), config.layernorm_epsilon,
-                                        config.position_encoding_2d, self.stream and self._at_hand) or False
+            layers = [layer_weights(layer) for layer in self.transformer.layers]
+            norm, form = norm_weights(self.transformer.final_layernorm), self.family.layer_form(self.config)
+            cache.stack = kernels.stack(layers, norm, cache.keys, cache.values, form,
+                                        self.stream and self._at_hand) or False
         return cache.stack or None
 
     def _at_hand(self, layer: int) -> LayerWeights | None:
-        return self.family.layer_weights(self.transformer.layers[layer]) if self.stream.at_hand(layer) else None
+        return layer_weights(self.transformer.layers[layer]) if self.stream.at_hand(layer) else None
 
     def named_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """named_parameters, with the weights of streamed layers while it is their turn."""

@@ -21,6 +21,7 @@ from glm.config import ModelConfig
 from glm.families import FAMILIES
 from glm.linear import Linear
 from glm.stream import Stream
+from kernels.layer import LayerWeights
 from runtime import parallel
 from runtime.parallel import lean_sat
 
@@ -62,10 +63,9 @@ class Step:
     def attend_groups(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """All of q, of k, of v (b, s, (n + 2g)*d) -> (b, s, n*d), at the places that are wanted; q and k are turned."""
         keys, values, start = self.cached(layer)
-        size, half = self.config.head_size, self.cosine.shape[-1] // 2
         groups = max(1, self.config.key_value_heads // parallel.size())
-        context = self.operations.attend_groups(qkv, groups, size, self.cosine[..., :half], self.sine[..., :half],
-                                                keys, values, start, self.blocked)
+        context = self.operations.attend_groups(qkv, groups, self.config.head_size, self.cosine, self.sine, keys,
+                                                values, start, self.blocked)
         return self.wanted(layer, context)
 
     def cached(self, layer: int) -> tuple:
@@ -133,6 +133,20 @@ class Block(BaseMixin):
         if step.observe is not None:
             step.observe(number, hidden)
         return hidden
+
+
+def layer_weights(layer: torch.nn.Module) -> LayerWeights:
+    """In the kernels' order; they know no adapters."""
+    attention, mlp, parts = layer.attention, layer.mlp, []
+    for norm, *products in ((layer.input_layernorm, attention.query_key_value, attention.dense),
+                            (layer.post_attention_layernorm, mlp.dense_h_to_4h, mlp.dense_4h_to_h)):
+        parts += *norm_weights(norm), *(part for linear in products for part in (linear.operand, linear.bias))
+    return LayerWeights(*parts)
+
+
+def norm_weights(norm: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias; an RMS norm has none."""
+    return norm.weight, getattr(norm, "bias", None)
 
 
 _NO_MASK = torch.empty(1, 1)  # SAT insists on a mask; ours travels in Step

@@ -66,13 +66,14 @@ def _for_cuda():
 BACKENDS = {"cpu": compiled, "cuda": _for_cuda}
 
 
-def stack(layers, final_norm, keys, values, alpha, epsilon, positions_2d=False, before=None):
-    """One call for all layers of a decoding step (reference.stack; cpu.stack.Stack.step), or None where the compiled
-    backend cannot take these tensors. layers: list of reference.LayerWeights; keys, values: the cache, layer by layer;
-    before: see cpu.stack.Stack.
+def stack(layers, final_norm, keys, values, form, before=None):
+    """One call for all layers of a decoding step (layer.stack; cpu.stack.Stack.step), or None where the compiled
+    backend cannot take these tensors. layers: list of layer.LayerWeights; keys, values: the cache, layer by layer;
+    form: layer.LayerForm; before: see cpu.stack.Stack.
     """
     from kernels.cpu.stack import Stack, fits
 
-    if keys[0].device.type != "cpu" or not compiled() or not fits(layers, final_norm, keys, values):
+    if keys[0].device.type != "cpu" or not compiled() or not fits(
+            layers, final_norm, keys, values, form):
         return None
-    return Stack(compiled(), layers, final_norm, keys, values, alpha, epsilon, positions_2d, before)
+    return Stack(compiled(), layers, final_norm, keys, values, form, before)

@@ -4,7 +4,6 @@ Differentiable (training runs through them), and fast where matrix products domi
 Nothing here knows of ranks, checkpoints or configurations. Shapes: b batch, s sequence, h hidden, n heads, d head size.
 """
 
-import sys
 from typing import NamedTuple
 
 import torch
@@ -27,23 +26,6 @@ class PackedWeight(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         return self.weight.shape[0], self.weight.shape[1] * 8 // self.bits
-
-
-class LayerWeights(NamedTuple):
-    """The tensors of one layer, in the order in which the compiled stack reads them; matrices may be packed."""
-
-    norm1_weight: Tensor  # (h)
-    norm1_bias: Tensor
-    qkv_weight: Tensor | PackedWeight  # (n*3*d, h)
-    qkv_bias: Tensor
-    dense_weight: Tensor | PackedWeight  # (h, n*d)
-    dense_bias: Tensor
-    norm2_weight: Tensor  # (h)
-    norm2_bias: Tensor
-    in_weight: Tensor | PackedWeight  # (2*inner, h)
-    in_bias: Tensor
-    out_weight: Tensor | PackedWeight  # (h, inner)
-    out_bias: Tensor
 
 
 class Lengths(NamedTuple):
@@ -203,7 +185,7 @@ def attend_groups(
     `size`.
 
     qkv holds all of q, all of k, all of v; keys and values are (b, g, capacity, d), each for n/g neighbouring heads.
-    Of q and k the first r coordinates are turned in adjacent pairs; cosine and sine are (b, s, r/2).
+    Of q and k the first r coordinates are turned in adjacent pairs, by the first half of cosine and sine (b, s, r).
     """
     b, s, _ = qkv.shape
     qkv = qkv.view(b, s, -1, size)
@@ -213,9 +195,10 @@ def attend_groups(
 
 
 def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary embedding of the first r of x's (..., d) coordinates, of which 2i and 2i + 1 are a pair; cosine and sine
-    (..., r/2) broadcast against the pairs."""
-    r = 2 * cosine.shape[-1]
+    """Rotary embedding of the first r of x's (..., d) coordinates, of which 2i and 2i + 1 are a pair; the first halves
+    of cosine and sine (..., r) broadcast against the pairs."""
+    r = cosine.shape[-1]
+    cosine, sine = cosine[..., : r // 2], sine[..., : r // 2]
     even, odd = x[..., :r].unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cosine - odd * sine, odd * cosine + even * sine), dim=-1).flatten(-2)
     return torch.cat((turned, x[..., r:]), dim=-1)
@@ -250,34 +233,3 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, v
         return output.reshape(b, 1, -1)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, enable_gqa=groups < n)
     return output.transpose(1, 2).reshape(b, s, -1)
-
-
-def stack(
-    layers: list[LayerWeights],
-    final_norm: tuple[Tensor, Tensor],
-    keys: list[Tensor],
-    values: list[Tensor],
-    alpha: float,
-    epsilon: float,
-    hidden: Tensor,
-    cosine: Tensor,
-    sine: Tensor,
-    start: int | Lengths,
-    blocked: Tensor | None = None,
-    positions_2d: bool = False,
-    operations=None,
-) -> Tensor:
-    """All layers and the final layer norm: what the compiled backend's one call per decoding step computes.
-
-    operations: the backend whose operations are used; by default this module's.
-    """
-    ops = operations or sys.modules[__name__]
-    for w, key, value in zip(layers, keys, values, strict=True):
-        a = ops.layer_norm(hidden, w.norm1_weight, w.norm1_bias, epsilon)
-        qkv = ops.linear(a, w.qkv_weight, w.qkv_bias)
-        context = ops.attend(qkv, cosine, sine, key, value, start, blocked, positions_2d)
-        update = ops.linear(context, w.dense_weight, w.dense_bias)
-        m = ops.residual_layer_norm(a, update, alpha, w.norm2_weight, w.norm2_bias, epsilon)
-        update = ops.linear(ops.geglu(ops.linear(m, w.in_weight, w.in_bias)), w.out_weight, w.out_bias)
-        hidden = ops.scaled_add(m, update, alpha)
-    return ops.layer_norm(hidden, *final_norm, epsilon)

@@ -5,11 +5,18 @@ import os
 import pytest
 import torch
 
-from kernels import cpu
+from kernels import cpu, reference
 from kernels.cpu import build
+from kernels.layer import Activation, LayerForm, LayerWeights, Rotary
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # The instruction sets that one x86 processor can pretend to have; elsewhere only the compiler's default is tested.
+FORMS = {
+    "glm-130b": LayerForm(Activation.GEGLU, Rotary.HALVES, 2.6, 1e-5, is_pre_norm=False, is_by_heads=True),
+    "glm": LayerForm(Activation.GELU, Rotary.NONE, 1.0, 1e-5, is_pre_norm=True, is_by_heads=False),
+    "chatglm": LayerForm(Activation.GELU_TANH, Rotary.HALVES_2D, 7.5, 1e-5, is_pre_norm=False, is_by_heads=True),
+    "chatglm2": LayerForm(Activation.SWIGLU, Rotary.PAIRS, 1.0, 1e-5, is_pre_norm=True, is_by_heads=False),
+}  # by the family that has it; only chatglm2's layers have RMS norms, shared keys, and no bias but qkv's
 VARIANTS = {"native": None} | {name: ("-O1", *build.INSTRUCTIONS[name]) for name in ("avx2", "generic")}
 
 
@@ -39,3 +46,38 @@ def poison(monkeypatch):
 
 def doubled(*tensors):
     return [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in tensors]
+
+
+def random_packed(n, k, bits, group_size, scale_dtype=torch.float16, seed=1):
+    """Every value of the integers, the lowest included, and scales that differ from group to group."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randint(-128, 128, (n, k * bits // 8), dtype=torch.int8, generator=generator)
+    shape = (n,) if group_size is None else (n, k // group_size)
+    scale = (torch.rand(shape, generator=generator) + 0.1) / 2**bits
+    return reference.PackedWeight(weight, scale.to(scale_dtype), bits, group_size)
+
+
+def random_layers(dtype, count, n, d, inner, family="glm-130b", groups=None, formats=(None,) * 4):
+    """The layers of a model, and its final norm. groups: heads of keys and values; formats: what each of the four
+    matrices of every layer is: None, or (bits, group size)."""
+    h, width = n * d, (n + 2 * (groups or n)) * d
+    halves = 2 * inner if FORMS[family].activation.is_gated else inner
+    shapes = {"norm1_weight": (h,), "norm1_bias": (h,), "qkv_weight": (width, h), "qkv_bias": (width,),
+              "dense_weight": (h, h), "dense_bias": (h,), "norm2_weight": (h,), "norm2_bias": (h,),
+              "in_weight": (halves, h), "in_bias": (halves,), "out_weight": (h, inner), "out_bias": (h,)}
+    biases = {"qkv_bias"} if family == "chatglm2" else {name for name in shapes if name.endswith("bias")}
+    layers = []
+    for layer in range(count):
+        parts, kinds = {}, iter(formats)
+        for index, (name, shape) in enumerate(shapes.items()):
+            seed, scale = 20 * layer + index, shape[-1] ** -0.5
+            kind = next(kinds) if len(shape) == 2 else None
+            if kind:
+                packed = random_packed(*shape, *kind, seed=seed)
+                parts[name] = packed._replace(scale=packed.scale * scale)
+            elif name.endswith("weight") or name in biases:
+                parts[name] = random(*shape, dtype=dtype, seed=seed, scale=scale)
+            else:
+                parts[name] = None
+        layers.append(LayerWeights(**parts))
+    return layers, (random(h, dtype=dtype), random(h, dtype=dtype, seed=1) if "norm1_bias" in biases else None)

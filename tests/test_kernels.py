@@ -97,6 +97,7 @@ def test_heads_that_share_keys_and_values(ops, s):
     b, n, groups, d, start, turning = 3, 6, 2, 8, 5, 4
     q, k, v = (random(b, s, heads, d, dtype=torch.float32, seed=seed) for seed, heads in enumerate((n, groups, groups)))
     angle = random(b, s, turning // 2, dtype=torch.float32, seed=3)
+    cosine, sine = (torch.cat((x, x), dim=-1) for x in (angle.cos(), angle.sin()))
     keys, values = (random(b, groups, start + s, d, dtype=torch.float32, seed=seed) for seed in (4, 5))
     blocked = torch.rand(b, s, start + s, generator=torch.Generator().manual_seed(6)) < 0.4
     blocked[1, 0] = True  # a row that may see nothing: an even average
@@ -114,7 +115,7 @@ def test_heads_that_share_keys_and_values(ops, s):
     expected = torch.einsum("bnst,btnd->bsnd", weights, all_values).flatten(2)
     qkv = torch.cat((q, k, v), dim=2).flatten(2)
     for backend in (reference, ops):
-        found = backend.attend_groups(qkv, groups, d, angle.cos(), angle.sin(), keys.clone(), values.clone(), start,
+        found = backend.attend_groups(qkv, groups, d, cosine, sine, keys.clone(), values.clone(), start,
                                       blocked)
         torch.testing.assert_close(found, expected)
 

@@ -10,6 +10,9 @@ import torch
 
 from kernels import UNPACKED_ROWS, cpu, packing, reference
 from kernels.cpu import build, stack
+from kernels.layer import LayerWeights
+from kernels.layer import stack as walk
+from tests.kernel_cases import FORMS, random_layers, random_packed
 from tests.rounding import assert_as_good
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -38,15 +41,6 @@ def ops(request):
 
 def random(*shape, dtype=torch.float32, seed=0, scale=1.0):
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
-
-
-def random_packed(n, k, bits, group_size, scale_dtype=torch.float16, seed=1):
-    """Every value of the integers, the lowest included, and scales that differ from group to group."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randint(-128, 128, (n, k * bits // 8), dtype=torch.int8, generator=generator)
-    shape = (n,) if group_size is None else (n, k // group_size)
-    scale = (torch.rand(shape, generator=generator) + 0.1) / 2**bits
-    return reference.PackedWeight(weight, scale.to(scale_dtype), bits, group_size)
 
 
 def check(ops, x, packed, bias=None):
@@ -88,30 +82,28 @@ def test_tails_and_odd_groups(ops, bits, dtype, n, k, group_size, poisoned):
         check(ops, random(rows, k, dtype=dtype), packed)
 
 
-def random_layers(dtype, count, h, inner, formats):
-    """formats: what each of the four matrices of every layer is: None, or (bits, group size)."""
-    shapes = {"norm1_weight": (h,), "norm1_bias": (h,), "qkv_weight": (3 * h, h), "qkv_bias": (3 * h,),
-              "dense_weight": (h, h), "dense_bias": (h,), "norm2_weight": (h,), "norm2_bias": (h,),
-              "in_weight": (2 * inner, h), "in_bias": (2 * inner,), "out_weight": (h, inner), "out_bias": (h,)}
-    layers = []
-    for layer in range(count):
-        parts, kinds = {}, iter(formats)
-        for index, (name, shape) in enumerate(shapes.items()):
-            seed = 20 * layer + index
-            kind = next(kinds) if len(shape) == 2 else None
-            parts[name] = random(*shape, dtype=dtype, seed=seed, scale=shape[-1] ** -0.5)
-            if kind:
-                packed = random_packed(*shape, *kind, seed=seed)
-                parts[name] = packed._replace(scale=packed.scale * shape[-1] ** -0.5)
-        layers.append(reference.LayerWeights(**parts))
-    return layers
-
-
 def unpacked(layer):
     """The same layer with float64 matrices."""
-    return reference.LayerWeights(*(
+    return LayerWeights(*(
         packing.dequantize(part.weight, part.scale, part.bits, torch.float32).double()
-        if isinstance(part, reference.PackedWeight) else part.double() for part in layer))
+        if isinstance(part, reference.PackedWeight) else None if part is None else part.double() for part in layer))
+
+
+def check_stack(ops, dtype, b, formats, family, groups):
+    n, d, inner, start = 2, 64, 352, 5
+    h = n * d
+    layers, final = random_layers(dtype, 2, n, d, inner, family, groups, formats)
+    hidden, angle = random(b, 1, h, dtype=dtype, seed=5), random(b, 1, d)
+    keys, values = ([random(b, groups, start + 1, d, dtype=dtype, seed=i + j) for j in range(2)] for i in (30, 40))
+    doubled = [[t.double() for t in cached] for cached in (keys, values)]
+    copies = [[t.clone() for t in cached] for cached in (keys, values)]
+    form = FORMS[family]
+    exact = walk([unpacked(layer) for layer in layers], tuple(t if t is None else t.double() for t in final), *doubled,
+                 form, hidden.double(), angle.cos().double(), angle.sin().double(), start)
+    same = walk(layers, final, *copies, form, hidden, angle.cos(), angle.sin(), start)
+    assert stack.fits(layers, final, keys, values, form)
+    ours = stack.Stack(ops, layers, final, keys, values, form).step(hidden, angle.cos(), angle.sin(), start)
+    assert_as_good(ours, same, exact, len(layers) * (3 * h + inner + d + start + 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -119,30 +111,24 @@ def unpacked(layer):
 @pytest.mark.parametrize("formats", [
     [(8, None)] * 4, [(4, None)] * 4, [(4, 32)] * 4, [(8, 64), None, (4, 128), (4, 22)]], ids=str)
 def test_a_stack_of_packed_layers_in_one_call(ops, dtype, b, formats):
-    n, d, inner, start = 2, 64, 352, 5
-    h = n * d
-    layers, final = random_layers(dtype, 2, h, inner, formats), (random(h, dtype=dtype), random(h, dtype=dtype, seed=1))
-    hidden, angle = random(b, 1, h, dtype=dtype, seed=5), random(b, 1, d)
-    keys, values = ([random(b, n, start + 1, d, dtype=dtype, seed=i + j) for j in range(2)] for i in (30, 40))
-    doubled = [[t.double() for t in cached] for cached in (keys, values)]
-    copies = [[t.clone() for t in cached] for cached in (keys, values)]
-    common = (2.6, 1e-5)
-    exact = reference.stack([unpacked(layer) for layer in layers], tuple(t.double() for t in final), *doubled, *common,
-                            hidden.double(), angle.cos().double(), angle.sin().double(), start)
-    same = reference.stack(layers, final, *copies, *common, hidden, angle.cos(), angle.sin(), start)
-    assert stack.fits(layers, final, keys, values)
-    ours = stack.Stack(ops, layers, final, keys, values, *common).step(hidden, angle.cos(), angle.sin(), start)
-    assert_as_good(ours, same, exact, len(layers) * (3 * h + inner + d + start + 1))
+    check_stack(ops, dtype, b, formats, "glm-130b", groups=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family, groups", [("glm", 2), ("chatglm", 2), ("chatglm2", 1)])
+def test_packed_layers_of_other_families(ops, dtype, family, groups):
+    check_stack(ops, dtype, 2, [(8, None), (4, 32), (4, None), (8, 32)], family, groups)
 
 
 def test_a_stack_with_scales_that_do_not_fit_is_left_to_the_single_operations():
-    layers, final = random_layers(torch.float32, 1, 32, 48, [(8, None)] * 4), (torch.ones(32), torch.zeros(32))
+    form = FORMS["glm-130b"]
+    layers, final = random_layers(torch.float32, 1, 2, 16, 48, formats=[(8, None)] * 4)
     keys, values = ([torch.zeros(1, 2, 4, 16)] for _ in range(2))
-    assert stack.fits(layers, final, keys, values)
+    assert stack.fits(layers, final, keys, values, form)
     good = layers[0].in_weight
     for wrong in (good._replace(scale=good.scale[:-1]), good._replace(group_size=16), good._replace(bits=4),
                   good._replace(scale=good.scale.double()), good._replace(weight=good.weight.t().contiguous().t())):
-        assert not stack.fits([layers[0]._replace(in_weight=wrong)], final, keys, values)
+        assert not stack.fits([layers[0]._replace(in_weight=wrong)], final, keys, values, form)
 
 
 def test_what_does_not_belong_together_is_refused(ops):

@@ -5,8 +5,10 @@ import torch
 
 from kernels import reference
 from kernels.cpu import stack
+from kernels.layer import Activation, LayerForm, LayerWeights, Rotary
+from kernels.layer import stack as walk
 from tests import kernel_cases
-from tests.kernel_cases import DTYPES, doubled, poison, random
+from tests.kernel_cases import DTYPES, FORMS, doubled, poison, random, random_layers
 from tests.rounding import assert_as_good
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -119,14 +121,32 @@ def test_attend_works_on_a_view_of_a_larger_cache(ops):
     assert torch.equal(ops.attend(qkv, cosine, sine, *wide, 6), plain)
 
 
-def random_layers(dtype, count, h, inner, seed=0):
-    attention = [(h,), (h,), (3 * h, h), (3 * h,), (h, h), (h,)]
-    shapes = attention + [(h,), (h,), (2 * inner, h), (2 * inner,), (h, inner), (h,)]
-    return [
-        reference.LayerWeights(*(random(*shape, dtype=dtype, seed=seed + 20 * i + j, scale=shape[-1] ** -0.5)
-                                 for j, shape in enumerate(shapes)))
-        for i in range(count)
-    ]
+def stack_case(dtype, count, family, b, n, groups, d, inner, start):
+    """Layers and final norm, the caches, their form; hidden states and angles of a step."""
+    layers, final = random_layers(dtype, count, n, d, inner, family, groups)
+    form = FORMS[family]
+    _, cosine, sine, keys, values = attention_case(dtype, b, groups, d, start)
+    if form.rotary is Rotary.PAIRS:
+        cosine, sine = cosine[..., : d // 2], sine[..., : d // 2]
+    hidden = random(b, 1, n * d, dtype=dtype, seed=5)
+    return layers, final, [keys.clone() for _ in layers], [values.clone() for _ in layers], form, hidden, cosine, sine
+
+
+def check_stack(ops, dtype, family, b, n, groups, d, inner, start, blocked):
+    layers, final, keys, values, form, *inputs = stack_case(dtype, 3, family, b, n, groups, d, inner, start)
+    exact_layers = [LayerWeights(*doubled(*layer)) for layer in layers]
+    exact_keys, exact_values = doubled(*keys), doubled(*values)
+    same_keys, same_values = [k.clone() for k in keys], [v.clone() for v in values]
+    exact = walk(exact_layers, doubled(*final), exact_keys, exact_values, form, *doubled(*inputs), start, blocked)
+    same = walk(layers, final, same_keys, same_values, form, *inputs, start, blocked)
+    assert stack.fits(layers, final, keys, values, form)
+    made = stack.Stack(ops, layers, final, keys, values, form)
+    terms = len(layers) * (3 * n * d + inner + d + start + 1)
+    assert_as_good(made.step(*inputs, start, blocked), same, exact, terms)
+    for ours, same, exact in zip(keys + values, same_keys + same_values, exact_keys + exact_values, strict=True):
+        assert_as_good(ours[:, :, : start + 1], same[:, :, : start + 1], exact[:, :, : start + 1], terms)
+    with pytest.raises(ValueError, match="made for"):
+        made.step(*inputs, start + 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -134,65 +154,64 @@ def random_layers(dtype, count, h, inner, seed=0):
 @pytest.mark.parametrize("with_blocked", [False, True])
 def test_the_whole_stack_in_one_call(ops, dtype, b, n, d, inner, start, with_blocked, monkeypatch):
     poison(monkeypatch)
-    h = n * d
-    layers, final = random_layers(dtype, 3, h, inner), (random(h, dtype=dtype), random(h, dtype=dtype))
-    hidden = random(b, 1, h, dtype=dtype, seed=5)
-    _, cosine, sine, keys, values = attention_case(dtype, b, n, d, start)
-    keys, values = [keys.clone() for _ in layers], [values.clone() for _ in layers]
     blocked = None
     if with_blocked:
         blocked = torch.rand(b, 1, start + 1, generator=torch.Generator().manual_seed(9)) < 0.4
-    exact_layers = [reference.LayerWeights(*doubled(*layer)) for layer in layers]
-    exact_keys, exact_values = doubled(*keys), doubled(*values)
-    same_keys, same_values = [k.clone() for k in keys], [v.clone() for v in values]
-    common = (2.6, 1e-5)
-    exact = reference.stack(exact_layers, doubled(*final), exact_keys, exact_values, *common,
-                            *doubled(hidden, cosine, sine), start, blocked)
-    same = reference.stack(layers, final, same_keys, same_values, *common, hidden, cosine, sine, start, blocked)
-    assert stack.fits(layers, final, keys, values)
-    made = stack.Stack(ops, layers, final, keys, values, *common)
-    terms = len(layers) * (3 * h + inner + d + start + 1)
-    assert_as_good(made.step(hidden, cosine, sine, start, blocked), same, exact, terms)
-    for ours, same, exact in zip(keys + values, same_keys + same_values, exact_keys + exact_values, strict=True):
-        assert_as_good(ours[:, :, : start + 1], same[:, :, : start + 1], exact[:, :, : start + 1], terms)
-    with pytest.raises(ValueError, match="made for"):
-        made.step(hidden, cosine, sine, start + 3)
+    check_stack(ops, dtype, "glm-130b", b, n, n, d, inner, start, blocked)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_stack_takes_rows_of_unlike_lengths_and_fewer_than_the_cache_has(ops, dtype):
-    b, n, d, inner, starts = 4, 3, 32, 90, [9, 0, 4]
-    h = n * d
-    layers, final = random_layers(dtype, 3, h, inner), (random(h, dtype=dtype), random(h, dtype=dtype))
-    _, cosine, sine, keys, values = attention_case(dtype, b, n, d, 11)
-    hidden = random(3, 1, h, dtype=dtype, seed=5)
-    cosine, sine = cosine[:3], sine[:3]
-    caches = [[cached.clone() for _ in layers] for cached in (keys, values)]
-    found = stack.Stack(ops, layers, final, *caches, 2.6, 1e-5).step(
-        hidden, cosine, sine, reference.Lengths(torch.tensor(starts), max(starts)))
+@pytest.mark.parametrize("family, groups", [("glm", 4), ("chatglm", 4), ("chatglm2", 2), ("chatglm2", 4)])
+@pytest.mark.parametrize("b, d, inner, start", [(1, 64, 300, 9), (3, 20, 50, 6)])
+def test_the_stack_of_other_families(ops, dtype, family, groups, b, d, inner, start, monkeypatch):
+    poison(monkeypatch)
+    blocked = torch.zeros(b, 1, start + 1, dtype=torch.bool)
+    blocked[-1, 0, 2:5] = True
+    check_stack(ops, dtype, family, b, 4, groups, d, inner, start, None if b == 1 else blocked)
+
+
+@pytest.mark.parametrize("activation", Activation)
+def test_a_form_is_its_parts(ops, activation):
+    """Whatever the family: here 2D positions, learned ones, and each activation, pre-norm and by heads."""
+    for rotary in (Rotary.NONE, Rotary.HALVES_2D):
+        family = "glm-130b" if activation.is_gated else "glm"
+        layers, final, keys, values, _, *inputs = stack_case(torch.float32, 2, family, 2, 2, 2, 16, 40, 3)
+        form = LayerForm(activation, rotary, 1.5, 1e-3, is_pre_norm=True, is_by_heads=True)
+        copies = [[cached.clone() for cached in part] for part in (keys, values)]
+        expected = walk(layers, final, *copies, form, *inputs, 3)
+        found = stack.Stack(ops, layers, final, keys, values, form).step(*inputs, 3)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family, groups", [("glm-130b", 4), ("glm", 4), ("chatglm2", 2)])
+def test_the_stack_takes_rows_of_unlike_lengths_and_fewer_than_the_cache_has(ops, dtype, family, groups):
+    starts = [9, 0, 4]
+    layers, final, keys, values, form, *inputs = stack_case(dtype, 3, family, 4, 4, groups, 32, 90, 11)
+    caches, before = [[[t.clone() for t in part] for part in (keys, values)] for _ in range(2)]
+    inputs = [tensor[:3] for tensor in inputs]
+    lengths = reference.Lengths(torch.tensor(starts), max(starts))
+    found = stack.Stack(ops, layers, final, *caches, form).step(*inputs, lengths)
     for row, start in enumerate(starts):
         part = slice(row, row + 1)
-        alone = [[cached[part].clone() for _ in layers] for cached in (keys, values)]
-        made = stack.Stack(ops, layers, final, *alone, 2.6, 1e-5)
+        alone = [[t[part].clone() for t in cached] for cached in before]
+        made = stack.Stack(ops, layers, final, *alone, form)
         # products of three rows are not made by the tiles of one
-        torch.testing.assert_close(found[part], made.step(hidden[part], cosine[part], sine[part], start),
+        torch.testing.assert_close(found[part], made.step(*(tensor[part] for tensor in inputs), start),
                                    rtol=0.0, atol=64 * torch.finfo(dtype).eps)
-    for ours in caches[0]:  # a row that is not in use
-        torch.testing.assert_close(ours[3], keys[3], rtol=0, atol=0, equal_nan=True)
+    for ours, other in zip(caches[0], keys, strict=True):  # a row that is not in use
+        torch.testing.assert_close(ours[3], other[3], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_stack_whose_weights_come_as_they_are_needed(ops, threads, monkeypatch):
     """Two layers share one place in memory; the table is given meta tensors until then."""
     monkeypatch.setattr(stack.torch, "get_num_threads", lambda: threads)
-    b, n, d, inner = 2, 4, 32, 500
-    h = n * d
-    layers, final = random_layers(torch.bfloat16, 3, h, inner), (random(h, dtype=torch.bfloat16),) * 2
-    _, cosine, sine, keys, values = attention_case(torch.bfloat16, b, n, d, 4)
-    hidden = random(b, 1, h, dtype=torch.bfloat16, seed=5)
-    cache = [[tensor.clone() for _ in layers] for tensor in (keys, values)]
-    expected = stack.Stack(ops, layers, final, *cache, 2.6, 1e-5).step(hidden, cosine, sine, 4)
-    room, asked = reference.LayerWeights(*(torch.empty_like(part) for part in layers[0])), []
+    layers, final, *cache, form, hidden, cosine, sine = stack_case(
+        torch.bfloat16, 3, "glm-130b", 2, 4, 4, 32, 500, 4)
+    copies = [[tensor.clone() for tensor in part] for part in cache]
+    expected = stack.Stack(ops, layers, final, *copies, form).step(hidden, cosine, sine, 4)
+    room, asked = LayerWeights(*(torch.empty_like(part) for part in layers[0])), []
 
     def before(number):
         asked.append(number)
@@ -202,25 +221,23 @@ def test_a_stack_whose_weights_come_as_they_are_needed(ops, threads, monkeypatch
             part.copy_(source)
         return room
 
-    unknown = [reference.LayerWeights(*(part.to("meta") for part in layer)) for layer in layers]
+    unknown = [LayerWeights(*(part.to("meta") for part in layer)) for layer in layers]
     unknown[1] = layers[1]
-    assert stack.fits(unknown, final, *cache)
-    made = stack.Stack(ops, unknown, final, *cache, 2.6, 1e-5, before=before)
+    assert stack.fits(unknown, final, *cache, form)
+    made = stack.Stack(ops, unknown, final, *cache, form, before)
     assert torch.equal(made.step(hidden, cosine, sine, 4), expected) and asked == [0, 1, 2]
 
 
 def test_an_error_before_a_layer_ends_the_step(ops):
-    layers, final = random_layers(torch.float32, 3, 64, 50), (random(64, dtype=torch.float32),) * 2
-    hidden = random(1, 1, 64, dtype=torch.float32)
-    _, cosine, sine, keys, values = attention_case(torch.float32, 1, 2, 32, 4)
-    cache, asked = [[tensor.clone() for _ in layers] for tensor in (keys, values)], []
+    layers, final, *cache, form, hidden, cosine, sine = stack_case(torch.float32, 3, "glm-130b", 1, 2, 2, 32, 50, 4)
+    asked = []
 
     def before(number):
         asked.append(number)
         if asked == [0, 1]:
             raise KeyboardInterrupt
 
-    made = stack.Stack(ops, layers, final, *cache, 2.6, 1e-5, before=before)
+    made = stack.Stack(ops, layers, final, *cache, form, before)
     with pytest.raises(KeyboardInterrupt):
         made.step(hidden, cosine, sine, 4)
     assert asked == [0, 1]
@@ -229,11 +246,12 @@ def test_an_error_before_a_layer_ends_the_step(ops):
 
 
 def test_a_stack_of_unlike_layers_is_left_to_the_single_operations():
-    layers, final = random_layers(torch.float32, 2, 32, 48), (torch.ones(32), torch.zeros(32))
-    keys, values = ([torch.zeros(1, 2, 4, 16) for _ in layers] for _ in range(2))
-    assert stack.fits(layers, final, keys, values)
-    assert not stack.fits(layers, (final[0].double(), final[1]), keys, values)
-    assert not stack.fits([layers[0], layers[1]._replace(in_weight=layers[1].in_weight[:, :16])], final, keys, values)
+    layers, final, keys, values, form, *_ = stack_case(torch.float32, 2, "glm-130b", 1, 2, 2, 16, 48, 4)
+    assert stack.fits(layers, final, keys, values, form)
+    assert not stack.fits(layers, (final[0].double(), final[1]), keys, values, form)
+    narrow = layers[1]._replace(in_weight=layers[1].in_weight[:, :16])
+    assert not stack.fits([layers[0], narrow], final, keys, values, form)
     fewer_heads = [layer._replace(qkv_weight=layer.qkv_weight[:48], qkv_bias=layer.qkv_bias[:48]) for layer in layers]
-    assert not stack.fits(fewer_heads, final, keys, values)
-    assert not stack.fits(layers, final, keys, [values[0], values[1].transpose(0, 1)])
+    assert not stack.fits(fewer_heads, final, keys, values, form)
+    assert not stack.fits(layers, final, keys, [values[0], values[1].transpose(0, 1)], form)
+    assert not stack.fits(layers, final, keys, values, FORMS["chatglm"])  # no gate

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from glm import spec
 from glm.config import PRESETS, ModelConfig
-from glm.families import glm130b
 from glm.model import GLM
+from glm.sat import layer_weights
 from glm.spec import Cut, Piece, cut_of, is_packed, layer_of, pieces, place_of
-from kernels.reference import LayerWeights
+from kernels.layer import LayerWeights
 from runtime import parallel
 from tests.parallel_helper import run_ranks
 from tests.test_imports import FLOORS
@@ -53,7 +53,7 @@ def test_the_table_is_what_each_rank_holds(degree, tmp_path):
 def test_a_layer_has_the_kernels_order():
     config = ModelConfig.from_name("glm-small")
     layer = GLM(config, device="meta").transformer.layers[0]
-    shapes = [tuple(part.shape) for part in glm130b.layer_weights(layer)]
+    shapes = [tuple(part.shape) for part in layer_weights(layer)]
     assert [part.shape for part in spec.layer_parts(config).values()] == shapes
     assert len(spec.layer_parts(config)) == len(LayerWeights._fields)
 

@@ -15,8 +15,8 @@ A family's file holds all that is peculiar to it. No torch at import: plans and 
     prompt_form(config)                what stands around a prompt (glm.prompt_form)
     embed(transformer, words, position_ids)      the embedded words (b, s, h) -> what goes into the first layer
     block(layer, number, hidden, step)           one layer, over its linears, the kernels and glm.sat.Step
+    layer_form(config)                 the same layer for the compiled decoding step (kernels.layer.LayerForm)
     initialise(model)                  optional: random weights to train from
-    layer_weights(layer)               optional: what the compiled decoding step reads (kernels.stack)
 """
 
 from collections.abc import Mapping

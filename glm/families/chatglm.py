@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from glm.config import ModelConfig
     from glm.sat import Step
     from glm.tokenizers.interface import Tokenizer
+    from kernels.layer import LayerForm
 
 NAME = MODEL_TYPE = "chatglm"
 RESIDUAL_SCALE = math.sqrt(2 * 28)
@@ -142,3 +143,11 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
     m = ops.residual_layer_norm(step.wanted(number, a), update, RESIDUAL_SCALE, norm2.weight, norm2.bias, epsilon)
     inner = ops.gelu(mlp.dense_h_to_4h(m, ops), config.gelu == "exact")
     return ops.scaled_add(m, mlp.dense_4h_to_h(inner, ops), RESIDUAL_SCALE)
+
+
+def layer_form(config: ModelConfig) -> LayerForm:
+    from kernels.layer import Activation, LayerForm, Rotary
+
+    return LayerForm(Activation.GELU if config.gelu == "exact" else Activation.GELU_TANH,
+                     Rotary.HALVES_2D if config.position_encoding_2d else Rotary.HALVES, RESIDUAL_SCALE,
+                     config.layernorm_epsilon, is_pre_norm=False, is_by_heads=True)

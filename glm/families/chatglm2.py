@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from glm.config import ModelConfig
     from glm.sat import Step
     from glm.tokenizers.interface import Tokenizer
+    from kernels.layer import LayerForm
 
 NAME, MODEL_TYPE = "chatglm2", "chatglm"
 COMMON = dict(num_image_tokens=0, tie_word_embeddings=False, family=NAME)
@@ -155,3 +156,10 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
     x = ops.scaled_add(step.wanted(number, hidden), context, 1.0)
     inner = ops.swiglu(mlp.dense_h_to_4h(ops.rms_norm(x, layer.post_attention_layernorm.weight, epsilon), ops))
     return ops.scaled_add(x, mlp.dense_4h_to_h(inner, ops), 1.0)
+
+
+def layer_form(config: ModelConfig) -> LayerForm:
+    from kernels.layer import Activation, LayerForm, Rotary
+
+    return LayerForm(Activation.SWIGLU, Rotary.PAIRS, 1.0, config.layernorm_epsilon, is_pre_norm=True,
+                     is_by_heads=False)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from glm.config import ModelConfig
     from glm.sat import Step
     from glm.tokenizers.interface import Tokenizer
+    from kernels.layer import LayerForm
 
 NAME = MODEL_TYPE = "glm"
 BARE_CLASS = "GLMModel"  # of the port: without a head, and without a prefix before its tensors' names
@@ -169,16 +170,20 @@ def embed(transformer: torch.nn.Module, words: torch.Tensor, position_ids: torch
 
 
 def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+    from kernels.layer import by_heads
+
     ops, config, mlp = step.operations, step.config, layer.mlp
     norm1, norm2, epsilon = layer.input_layernorm, layer.post_attention_layernorm, config.layernorm_epsilon
 
     qkv = layer.attention.query_key_value(ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon), ops)
-    context = step.attend(number, _by_heads(qkv, config.head_size))
+    context = step.attend(number, by_heads(qkv, config.head_size))
     x = ops.scaled_add(step.wanted(number, hidden), layer.attention.dense(context, ops), 1.0)
     inner = mlp.dense_h_to_4h(ops.layer_norm(x, norm2.weight, norm2.bias, epsilon), ops)
     return ops.scaled_add(x, mlp.dense_4h_to_h(ops.gelu(inner, config.gelu == "exact"), ops), 1.0)
 
 
-def _by_heads(qkv: torch.Tensor, size: int) -> torch.Tensor:
-    """All of q, all of k, all of v (..., 3*n*d) -> [q | k | v] head by head."""
-    return qkv.unflatten(-1, (3, -1, size)).transpose(-3, -2).flatten(-3)
+def layer_form(config: ModelConfig) -> LayerForm:
+    from kernels.layer import Activation, LayerForm, Rotary
+
+    return LayerForm(Activation.GELU if config.gelu == "exact" else Activation.GELU_TANH, Rotary.NONE, 1.0,
+                     config.layernorm_epsilon, is_pre_norm=True, is_by_heads=False)

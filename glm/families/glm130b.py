@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from glm.config import ModelConfig
     from glm.sat import Step
     from glm.tokenizers.interface import Tokenizer
-    from kernels.reference import LayerWeights
+    from kernels.layer import LayerForm
 
 NAME = MODEL_TYPE = "glm-130b"
 OF_HUGGING_FACE = ("architectures", "model_type", "quantization_bit", "quantization_group_size", "torch_dtype",
@@ -149,15 +149,11 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
     return ops.scaled_add(m, mlp.dense_4h_to_h(ops.geglu(mlp.dense_h_to_4h(m, ops)), ops), alpha)
 
 
-def layer_weights(layer: torch.nn.Module) -> LayerWeights:
-    """In the kernels' order; they know no adapters."""
-    from kernels.reference import LayerWeights
+def layer_form(config: ModelConfig) -> LayerForm:
+    from kernels.layer import Activation, LayerForm, Rotary
 
-    attention, mlp, parts = layer.attention, layer.mlp, []
-    for norm_, *products in ((layer.input_layernorm, attention.query_key_value, attention.dense),
-                             (layer.post_attention_layernorm, mlp.dense_h_to_4h, mlp.dense_4h_to_h)):
-        parts += norm_.weight, norm_.bias, *(part for linear in products for part in (linear.operand, linear.bias))
-    return LayerWeights(*parts)
+    return LayerForm(Activation.GEGLU, Rotary.HALVES_2D if config.position_encoding_2d else Rotary.HALVES,
+                     residual_scale(config.num_layers), config.layernorm_epsilon, is_pre_norm=False, is_by_heads=True)
 
 
 def initialise(model: torch.nn.Module) -> None:

@@ -6,6 +6,7 @@ hands anything else to the reference.
 """
 
 import ctypes
+import math
 import threading
 from ctypes import c_float, c_int, c_size_t, c_void_p
 from functools import cache
@@ -14,7 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from kernels import UNPACKED_BYTES, UNPACKED_ROWS, reference
-from kernels.cpu import build
+from kernels.cpu import attention, build
+from kernels.cpu.attention import address
+from kernels.layer import Activation, Rotary
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SIGNATURES = {
@@ -26,11 +29,9 @@ SIGNATURES = {
     "glm_head": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_int],
     "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t, c_int],
     "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_int],
-    "glm_geglu": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
-    "glm_attend": [c_int, *[c_void_p] * 5, *[c_size_t] * 6, c_void_p, c_int, *[c_void_p] * 2, c_int],
-    "glm_prefill": [*[c_void_p] * 5, *[c_size_t] * 7, c_void_p, c_int, c_void_p, c_int],
+    "glm_activate": [c_int, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
     "glm_threads": [c_int],
-}
+} | attention.SIGNATURES
 WORKSPACE_BYTES = 33 << 20  # more than keep_freed_memory leaves to the heap; only what is used becomes memory
 MAXIMUM_ROWS = 32  # beyond, a product is bound by arithmetic, and torch's library is the better one
 
@@ -39,10 +40,6 @@ class Operators:
     """kernels.reference's functions over one compiled library."""
 
     TYPES = TYPES
-    attend_groups = staticmethod(reference.attend_groups)  # these are not compiled
-    gelu = staticmethod(reference.gelu)
-    swiglu = staticmethod(reference.swiglu)
-    rms_norm = staticmethod(reference.rms_norm)
 
     def __init__(self, library: ctypes.CDLL):
         for name, arguments in SIGNATURES.items():
@@ -60,9 +57,7 @@ class Operators:
         self._head = library.glm_head
         self._norm = library.glm_norm
         self._scaled_add = library.glm_scaled_add
-        self._geglu = library.glm_geglu
-        self._attend = library.glm_attend
-        self._prefill = library.glm_prefill
+        self._activate = library.glm_activate
         self.has_prefill = self.has_bf16_products = self.path.endswith("+bf16")
 
     def weight_only_linear(self, x, weight, scale, bias=None, bits=8, group_size=None):
@@ -130,20 +125,26 @@ class Operators:
     def layer_norm(self, x, weight, bias, epsilon):
         return self._normalise(None, x, 0.0, weight, bias, epsilon)
 
+    def rms_norm(self, x, weight, epsilon):
+        return self._normalise(None, x, 0.0, weight, None, epsilon)
+
     def residual_layer_norm(self, residual, update, alpha, weight, bias, epsilon):
         if residual.dtype is not update.dtype or residual.shape != update.shape or not residual.is_contiguous():
             return reference.residual_layer_norm(residual, update, alpha, weight, bias, epsilon)
         return self._normalise(residual, update, alpha, weight, bias, epsilon)
 
     def _normalise(self, residual, x, alpha, weight, bias, epsilon):
+        """Without a bias, the RMS norm."""
         kind, h = x.dtype, x.shape[-1]
-        if weight.dtype is not kind or bias.dtype is not kind or not x.is_contiguous() or weight.numel() != h:
+        if (weight.dtype is not kind or (bias is not None and bias.dtype is not kind) or not x.is_contiguous()
+                or weight.numel() != h):
+            if bias is None:
+                return reference.rms_norm(x, weight, epsilon)
             x = x if residual is None else reference.scaled_add(residual, x, alpha)
             return reference.layer_norm(x, weight, bias, epsilon)
         out = torch.empty_like(x)
-        self._norm(TYPES[kind], None if residual is None else residual.data_ptr(), x.data_ptr(), alpha,
-                   weight.data_ptr(), bias.data_ptr(), epsilon, out.data_ptr(), x.numel() // h, h,
-                   torch.get_num_threads())
+        self._norm(TYPES[kind], address(residual), x.data_ptr(), alpha, weight.data_ptr(), address(bias), epsilon,
+                   out.data_ptr(), x.numel() // h, h, torch.get_num_threads())
         return out
 
     def scaled_add(self, residual, update, alpha):
@@ -156,42 +157,39 @@ class Operators:
         return out
 
     def geglu(self, x):
-        if not x.is_contiguous():
-            return reference.geglu(x)
+        return self._activated(Activation.GEGLU, x) if x.is_contiguous() else reference.geglu(x)
+
+    def swiglu(self, x):
+        return self._activated(Activation.SWIGLU, x) if x.is_contiguous() else reference.swiglu(x)
+
+    def gelu(self, x, is_exact):
+        activation = Activation.GELU if is_exact else Activation.GELU_TANH
+        return self._activated(activation, x) if x.is_contiguous() else reference.gelu(x, is_exact)
+
+    def _activated(self, activation, x):
         *rows, width = x.shape
-        inner = width // 2
+        inner = width // 2 if activation.is_gated else width
         out = x.new_empty((*rows, inner))
-        self._geglu(TYPES[x.dtype], x.data_ptr(), x.numel() // width, inner, out.data_ptr(), torch.get_num_threads())
+        self._activate(TYPES[x.dtype], activation, x.data_ptr(), math.prod(rows), inner, out.data_ptr(),
+                       torch.get_num_threads())
         return out
 
     def attend(self, qkv, cosine, sine, keys=None, values=None, start=0, blocked=None, positions_2d=False):
-        b, s, width = qkv.shape
-        d = cosine.shape[-1]
-        kind, heads = qkv.dtype, width // (3 * d)
-        one_call = s == 1 or (self.has_prefill and kind is torch.bfloat16 and d % 16 == 0)
-        new_keys, new_values = keys, values
-        if keys is None and one_call:
-            new_keys, new_values = qkv.new_empty((2, b, heads, s, d))
-        start, lengths = (start.longest, start) if isinstance(start, reference.Lengths) else (start, None)
-        one_call = one_call and (lengths is None or s == 1)
-        if not one_call or not _addressable(qkv, new_keys, new_values, start + s, d, blocked):
-            return reference.attend(qkv, cosine, sine, keys, values, start if lengths is None else lengths, blocked,
-                                    positions_2d)
-        cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
-        if blocked is not None:
-            blocked = blocked.contiguous()
-        out = qkv.new_empty((b, s, heads * d))
-        tensors = (qkv.data_ptr(), cosine.data_ptr(), sine.data_ptr(), new_keys.data_ptr(), new_values.data_ptr())
-        cache_strides = new_keys.stride()[:2]
-        mask = None if blocked is None else blocked.data_ptr()
-        threads = torch.get_num_threads()
-        if s == 1:
-            self._attend(TYPES[kind], *tensors, b, heads, d, start + 1, *cache_strides, mask, positions_2d,
-                         None if lengths is None else lengths.each.data_ptr(), out.data_ptr(), threads)
-        else:
-            self._prefill(*tensors, b, s, heads, d, start + s, *cache_strides, mask, positions_2d, out.data_ptr(),
-                          threads)
-        return out
+        size = cosine.shape[-1]
+        heads, rotary = qkv.shape[-1] // (3 * size), Rotary.HALVES_2D if positions_2d else Rotary.HALVES
+        found = attention.attend(self, qkv, heads, heads, size, rotary, True, cosine, sine, keys, values, start,
+                                 blocked)
+        if found is None:
+            return reference.attend(qkv, cosine, sine, keys, values, start, blocked, positions_2d)
+        return found
+
+    def attend_groups(self, qkv, groups, size, cosine, sine, keys=None, values=None, start=0, blocked=None):
+        heads = qkv.shape[-1] // size - 2 * groups
+        found = attention.attend(self, qkv, heads, groups, size, Rotary.PAIRS, False, cosine, sine, keys, values, start,
+                                 blocked)
+        if found is None:
+            return reference.attend_groups(qkv, groups, size, cosine, sine, keys, values, start, blocked)
+        return found
 
     def read(self, data) -> None:
         """Reads a contiguous tensor once with all threads: the machine's read bandwidth, for benchmarks."""
@@ -210,13 +208,6 @@ def _workspace(name: str, rows: int, columns: int, dtype: torch.dtype) -> torch.
         buffer = torch.empty(max(size, WORKSPACE_BYTES), dtype=torch.uint8)
         setattr(_kept, name, buffer)
     return buffer[:size].view(dtype).view(rows, columns)
-
-
-def _addressable(qkv, keys, values, total, d, blocked) -> bool:
-    """Whether the cache's first `total` places are laid out as the C code walks them, and blocked covers them."""
-    return (qkv.is_contiguous() and keys.dtype is qkv.dtype and keys.stride()[2:] == (d, 1)
-            and values.stride() == keys.stride() and total <= keys.shape[2]
-            and (blocked is None or blocked.shape[-1] == total))
 
 
 def keep_freed_memory() -> None:

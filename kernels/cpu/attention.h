@@ -2,12 +2,23 @@
 #pragma once
 #include "pointwise.h"
 
-struct AttentionShape {
-    size_t batch, heads, size, total;        // total: cached places and the new one, of the longest row
+enum Rotary : size_t { NONE, HALVES, HALVES_2D, PAIRS };  // as kernels.layer.Rotary
+
+struct AttentionShape {  // all parts of 8 bytes; the order of attention.py's Shape
+    size_t batch, heads, groups, size;       // groups: heads of keys and values, each for neighbouring heads
+    size_t total;                            // cached places and the new ones, of the longest row
     size_t batch_stride, head_stride;        // of keys and values, in elements; places are `size` apart
+    Rotary rotary;
+    size_t turned;                           // columns of cosine and sine; coordinates that turn, where in pairs
+    size_t by_heads;                         // qkv is [q | k | v] head by head; 0: all of q, all of k, all of v
     const uint8_t* blocked;                  // (batch, total), 1 = must not attend; null: everything is seen
-    bool positions_2d;                       // each half of a head is rotated as a head of its own
     const int64_t* lengths;                  // (batch), cached places of each row; null: those of all are alike
+
+    size_t width() const { return (heads + 2 * groups) * size; }  // of a row of qkv; and where its parts begin:
+    size_t query(size_t head) const { return (by_heads ? 3 * head : head) * size; }
+    size_t key(size_t group) const { return (by_heads ? 3 * group + 1 : heads + group) * size; }
+    size_t value(size_t group) const { return (by_heads ? 3 * group + 2 : heads + groups + group) * size; }
+    size_t group_of(size_t head) const { return head / (heads / groups); }
 };
 
 template <class T>
@@ -24,12 +35,33 @@ static inline void rotate_head(const T* x, const float* cosine, const float* sin
         out[j + half] = b * cosine[j + half] + a * sine[j + half];
     }
 }
+// Neighbours turn together, by the first half of cosine and sine; what is behind `turned` stays.
 template <class T>
-static inline void rotate(const T* x, const float* cosine, const float* sine, const AttentionShape& s, float* out) {
-    if (!s.positions_2d) return rotate_head(x, cosine, sine, s.size, out);
-    size_t half = s.size / 2;
-    rotate_head(x, cosine, sine, half, out);
-    rotate_head(x + half, cosine + half, sine + half, half, out + half);
+static inline void rotate_pairs(const T* x, const float* cosine, const float* sine, const AttentionShape& s, float* out) {
+    for (size_t j = 0; j < s.turned / 2; j++) {
+        float a = to_float(x[2 * j]), b = to_float(x[2 * j + 1]);
+        out[2 * j] = a * cosine[j] - b * sine[j];
+        out[2 * j + 1] = b * cosine[j] + a * sine[j];
+    }
+    for (size_t j = s.turned; j < s.size; j++) out[j] = to_float(x[j]);
+}
+// A head of queries or keys at token `place` of all (batch * new tokens).
+template <class T>
+static inline void rotate(const T* x, const float* cosine, const float* sine, size_t place, const AttentionShape& s,
+                          float* out) {
+    const size_t half = s.size / 2;
+    cosine += place * s.turned, sine += place * s.turned;
+    switch (s.rotary) {
+        case NONE:
+            for (size_t j = 0; j < s.size; j++) out[j] = to_float(x[j]);
+            break;
+        case HALVES: rotate_head(x, cosine, sine, s.size, out); break;
+        case HALVES_2D:
+            rotate_head(x, cosine, sine, half, out);
+            rotate_head(x + half, cosine + half, sine + half, half, out + half);
+            break;
+        case PAIRS: rotate_pairs(x, cosine, sine, s, out);
+    }
 }
 
 template <class T> static inline float dot(const float* q, const T* key, size_t size) {
@@ -109,28 +141,47 @@ template <class T> static void gather(const float* weights, const T* values, siz
     }
 }
 
-// This thread's heads. qkv (batch, heads, 3, size), cosine and sine (batch, size), out (batch, heads, size).
+// The key and value of a group at new token `place` of all, turned, to place `to` of the cache; `turned` is scratch.
 template <class T>
+static inline void store_key(const T* qkv, const float* cosine, const float* sine, T* keys, T* values,
+                             const AttentionShape& s, size_t place, size_t row, size_t group, size_t to, float* turned) {
+    const size_t target = row * s.batch_stride + group * s.head_stride + to * s.size;
+    qkv += place * s.width();
+    rotate(qkv + s.key(group), cosine, sine, place, s, turned);
+    size_t j = 0;
+    for (; j + W <= s.size; j += W) store(keys + target + j, load(turned + j));
+    for (; j < s.size; j++) store_float(keys + target + j, turned[j]);
+    std::memcpy(values + target, qkv + s.value(group), s.size * sizeof(T));
+}
+
+// This thread's heads. qkv (batch, width), cosine and sine (batch, turned), out (batch, heads, size). Keys and values
+// that several heads share are stored before any is read: `wait` is the team's barrier.
+template <class T, class Wait>
 static void attend_part(const T* qkv, const float* cosine, const float* sine, T* keys, T* values, const AttentionShape& s,
-                        T* out, int thread, int threads) {
+                        T* out, int thread, int threads, Wait wait) {
     static thread_local std::vector<float> scratch;
     if (scratch.size() < s.total + 2 * s.size + W) scratch.resize(s.total + 2 * s.size + W);
     float *q = scratch.data(), *k = q + s.size, *scores = k + s.size;
     float scale = 1.0f / std::sqrt(float(s.size));
+    const bool are_shared = s.groups < s.heads;
+    auto total_of = [&](size_t row) { return s.lengths ? size_t(s.lengths[row]) + 1 : s.total; };
+    auto keep = [&](size_t row, size_t group) {
+        store_key(qkv, cosine, sine, keys, values, s, row, row, group, total_of(row) - 1, k);
+    };
+    if (are_shared) {
+        Range tasks = share(s.batch * s.groups, 1, thread, threads);
+        for (size_t task = tasks.first; task < tasks.last; task++) keep(task / s.groups, task % s.groups);
+        wait();
+    }
     Range tasks = share(s.batch * s.heads, 1, thread, threads);
     for (size_t task = tasks.first; task < tasks.last; task++) {
-        size_t row = task / s.heads, head = task % s.heads;
-        const T* source = qkv + task * 3 * s.size;
-        T* key = keys + row * s.batch_stride + head * s.head_stride;
-        T* value = values + row * s.batch_stride + head * s.head_stride;
-        rotate(source, cosine + row * s.size, sine + row * s.size, s, q);
-        rotate(source + s.size, cosine + row * s.size, sine + row * s.size, s, k);
-        const size_t total = s.lengths ? size_t(s.lengths[row]) + 1 : s.total;
-        T* place = key + (total - 1) * s.size;
-        for (size_t j = 0; j < s.size; j++) q[j] *= scale, store_float(place + j, k[j]);
-        std::memcpy(value + (total - 1) * s.size, source + 2 * s.size, s.size * sizeof(T));
-        score(q, key, s.size, total, scores);
+        const size_t row = task / s.heads, head = task % s.heads, group = s.group_of(head), total = total_of(row);
+        const size_t cached = row * s.batch_stride + group * s.head_stride;
+        if (!are_shared) keep(row, group);
+        rotate(qkv + row * s.width() + s.query(head), cosine, sine, row, s, q);
+        for (size_t j = 0; j < s.size; j++) q[j] *= scale;
+        score(q, keys + cached, s.size, total, scores);
         softmax(scores, total, s.blocked ? s.blocked + row * s.total : nullptr);
-        gather(scores, value, s.size, total, out + task * s.size);
+        gather(scores, values + cached, s.size, total, out + task * s.size);
     }
 }

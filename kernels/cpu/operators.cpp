@@ -97,8 +97,8 @@ EXPORT void glm_head(int type, const void* x, size_t m, size_t k, const void* w,
 EXPORT void glm_norm(int type, const void* residual, const void* update, float alpha, const void* weight,
                      const void* bias, float epsilon, void* out, size_t m, size_t h, int threads) {
     threads = team_for(m * h * 8, threads);
-    TEAM(threads, BY_TYPE(type, norm_rows((const T*)residual, (const T*)update, alpha, (const T*)weight,
-                                          (const T*)bias, epsilon, (T*)out, h, share(m, 1, thread, team))))
+    TEAM(threads, BY_TYPE(type, norm_rows((const T*)residual, (const T*)update, alpha, (const T*)weight, (const T*)bias,
+                                          epsilon, (T*)nullptr, (T*)out, h, share(m, 1, thread, team))))
 }
 
 EXPORT void glm_scaled_add(int type, const void* residual, const void* update, float alpha, void* out, size_t count,
@@ -107,31 +107,26 @@ EXPORT void glm_scaled_add(int type, const void* residual, const void* update, f
     TEAM(threads, BY_TYPE(type, add_part((const T*)residual, (const T*)update, alpha, (T*)out, count, thread, team)))
 }
 
-EXPORT void glm_geglu(int type, const void* x, size_t m, size_t inner, void* out, int threads) {
+EXPORT void glm_activate(int type, size_t activation, const void* x, size_t m, size_t inner, void* out, int threads) {
     threads = team_for(m * inner * 16, threads);
-    TEAM(threads, BY_TYPE(type, geglu_columns((const T*)x, m, inner, (T*)out, share(inner, W, thread, team))))
+    TEAM(threads, BY_TYPE(type, activate_columns(Activation(activation), (const T*)x, m, inner, (T*)out,
+                                                 share(inner, W, thread, team))))
 }
 
-EXPORT void glm_attend(int type, const void* qkv, const void* cosine, const void* sine, void* keys, void* values,
-                       size_t batch, size_t heads, size_t size, size_t total, size_t batch_stride, size_t head_stride,
-                       const void* blocked, int positions_2d, const void* lengths, void* out, int threads) {
-    AttentionShape shape = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
-                            positions_2d != 0, (const int64_t*)lengths};
-    threads = team_for(batch * heads * size * total * 2 * width(type), threads);
-    TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, (const float*)cosine, (const float*)sine, (T*)keys, (T*)values,
-                                            shape, (T*)out, thread, team)))
+EXPORT void glm_attend(int type, const AttentionShape* shape, const void* qkv, const float* cosine, const float* sine,
+                       void* keys, void* values, void* out, int threads) {
+    threads = team_for(shape->batch * shape->heads * shape->size * shape->total * 2 * width(type), threads);
+    TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, cosine, sine, (T*)keys, (T*)values, *shape, (T*)out, thread,
+                                            team, [=] { wait_for_all(team); })))
 }
 
 #ifdef GLM_BF16_DOTS
 // Many new tokens per sequence, bf16 only, size a multiple of 16.
-EXPORT void glm_prefill(const void* qkv, const void* cosine, const void* sine, void* keys, void* values, size_t batch,
-                       size_t length, size_t heads, size_t size, size_t total, size_t batch_stride, size_t head_stride,
-                       const void* blocked, int positions_2d, void* out, int threads) {
-    AttentionShape shape = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
-                            positions_2d != 0, nullptr};
-    threads = team_for(batch * heads * size * total * length, threads);
-    TEAM(threads, prefill::attend_part((const bf16*)qkv, (const float*)cosine, (const float*)sine, (bf16*)keys,
-                                       (bf16*)values, shape, length, (bf16*)out, thread, team);)
+EXPORT void glm_prefill(const AttentionShape* shape, size_t length, const bf16* qkv, const float* cosine,
+                        const float* sine, bf16* keys, bf16* values, bf16* out, int threads) {
+    threads = team_for(shape->batch * shape->heads * shape->size * shape->total * length, threads);
+    TEAM(threads, prefill::attend_part(qkv, cosine, sine, keys, values, *shape, length, out, thread, team,
+                                       [=] { wait_for_all(team); });)
 }
 #else
 EXPORT void glm_prefill() {}
@@ -146,17 +141,12 @@ static void stack(const LayerWeights* layers, const StackShape& shape, const Att
                              (const T*)final_bias, (T*)out, shared, before, thread, team, [=] { wait_for_all(team); });)
 }
 
-EXPORT void glm_stack(int type, const void* layers, size_t num_layers, size_t hidden_size, size_t inner, size_t heads,
-                      size_t size, size_t batch_stride, size_t head_stride, int positions_2d, float alpha,
-                      float epsilon, const void* final_weight, const void* final_bias, const void* hidden,
-                      size_t batch, size_t total, const void* lengths, const void* cosine, const void* sine, const void* blocked,
-                      void* out, BeforeLayer before, int threads) {
-    AttentionShape attention = {batch, heads, size, total, batch_stride, head_stride, (const uint8_t*)blocked,
-                                positions_2d != 0, (const int64_t*)lengths};
-    StackShape shape = {num_layers, hidden_size, inner, alpha, epsilon};
-    threads = team_for(hidden_size * inner * 3 * width(type), threads);
-    BY_TYPE(type, stack<T>((const LayerWeights*)layers, shape, attention, hidden, (const float*)cosine,
-                           (const float*)sine, final_weight, final_bias, out, before, threads))
+EXPORT void glm_stack(int type, const StackShape* shape, const LayerWeights* layers, const void* final_weight,
+                      const void* final_bias, const AttentionShape* attention, const void* hidden, const float* cosine,
+                      const float* sine, void* out, BeforeLayer before, int threads) {
+    threads = team_for(shape->hidden * (shape->halves() + shape->inner) * width(type), threads);
+    BY_TYPE(type, stack<T>(layers, *shape, *attention, hidden, cosine, sine, final_weight, final_bias, out, before,
+                           threads))
 }
 
 // Reads `bytes` (a multiple of 512) once with all threads: the ceiling for everything above.

@@ -1,4 +1,4 @@
-// The light operations between the products: layer norm, residual addition, gated GELU. Statistics in FP32.
+// The light operations between the products: norms, residual addition, activations. Statistics in FP32.
 #pragma once
 #include "linear.h"
 
@@ -12,29 +12,33 @@ static inline vec mixed_part(const T* residual, const T* update, float alpha, si
     return residual ? fma(load_part(residual + j, count), fill(alpha), u) : u;
 }
 
-// Rows of layer_norm(alpha * residual + update), h wide; two passes over a row that stays in the nearest cache.
+// Rows of the norm of alpha * residual + update, h wide; two passes over a row that stays in the nearest cache. Without
+// a bias it is the RMS norm. sums: where alpha * residual + update goes, or null; it may be `residual`, as may `out`.
 template <class T>
 static void norm_rows(const T* residual, const T* update, float alpha, const T* weight, const T* bias, float epsilon,
-                      T* out, size_t h, Range rows) {
+                      T* sums, T* out, size_t h, Range rows) {
     static thread_local std::vector<float> row_floats;
     if (row_floats.size() < h + W) row_floats.resize(h + W);
     float* row = row_floats.data();
     for (size_t i = rows.first; i < rows.last; i++) {
         const T* u = update + i * h;
         const T* r = residual ? residual + i * h : nullptr;
+        T* s = sums ? sums + i * h : nullptr;
         size_t j = 0, whole = h / W * W;
         vec total = fill(0.0f);
         for (; j < whole; j += W) {
             vec a = mixed(r, u, alpha, j);
+            if (s) store(s + j, a);
             store(row + j, a);
             total = add(total, a);
         }
         if (j < h) {
             vec a = mixed_part(r, u, alpha, j, h - j);
+            if (s) store_part(s + j, a, h - j);
             store(row + j, a);
             total = add(total, a);
         }
-        float mean = sum(total) / h;
+        float mean = bias ? sum(total) / h : 0.0f;
         vec centre = fill(mean), squares = fill(0.0f);
         for (j = 0; j < whole; j += W) {
             vec a = sub(load(row + j), centre);
@@ -49,10 +53,10 @@ static void norm_rows(const T* residual, const T* update, float alpha, const T* 
         vec scale = fill(1.0f / std::sqrt(variance / h + epsilon));
         T* o = out + i * h;
         for (j = 0; j < whole; j += W)
-            store(o + j, fma(mul(load(row + j), scale), load(weight + j), load(bias + j)));
+            store(o + j, fma(mul(load(row + j), scale), load(weight + j), bias ? load(bias + j) : fill(0.0f)));
         if (j < h)
-            store_part(o + j, fma(mul(load(row + j), scale), load_part(weight + j, h - j), load_part(bias + j, h - j)),
-                       h - j);
+            store_part(o + j, fma(mul(load(row + j), scale), load_part(weight + j, h - j),
+                                  bias ? load_part(bias + j, h - j) : fill(0.0f)), h - j);
     }
 }
 
@@ -66,16 +70,51 @@ static void add_part(const T* residual, const T* update, float alpha, T* out, si
         store_part(out + j, mixed_part(residual, update, alpha, j, range.last - j), range.last - j);
 }
 
-// A range of columns of x (m, 2i) = (value, gate) -> value * gelu(gate) (m, i), for all rows.
-template <class T> static void geglu_columns(const T* x, size_t m, size_t inner, T* out, Range range) {
+enum Activation : size_t { GEGLU, GELU, GELU_TANH, SWIGLU };  // as kernels.layer.Activation
+static inline bool is_gated(Activation activation) { return activation == GEGLU || activation == SWIGLU; }
+
+static inline vec sigmoid(vec x) {
+    return divide(fill(1.0f), add(fill(1.0f), exponential(sub(fill(0.0f), x))));
+}
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), for (1 + tanh(y)) / 2 is sigmoid(2 y)
+static inline vec gelu_tanh(vec x) {
+    return mul(x, sigmoid(mul(mul(x, fill(1.59576912f)), fma(mul(x, x), fill(0.044715f), fill(1.0f)))));
+}
+
+// A range of columns of out (m, i): function(first, second) of the halves of x (m, 2i).
+template <class T, class Function>
+static void gated_columns(const T* x, size_t m, size_t inner, T* out, Range range, Function function) {
     for (size_t row = 0; row < m; row++) {
-        const T *value = x + row * 2 * inner, *gate = value + inner;
+        const T *first = x + row * 2 * inner, *second = first + inner;
         T* o = out + row * inner;
         size_t j = range.first;
-        for (; j + W <= range.last; j += W) store(o + j, mul(load(value + j), gelu(load(gate + j))));
+        for (; j + W <= range.last; j += W) store(o + j, function(load(first + j), load(second + j)));
         if (j < range.last) {
             size_t count = range.last - j;
-            store_part(o + j, mul(load_part(value + j, count), gelu(load_part(gate + j, count))), count);
+            store_part(o + j, function(load_part(first + j, count), load_part(second + j, count)), count);
         }
+    }
+}
+// A range of columns of out (m, i): function(x), x (m, i).
+template <class T, class Function>
+static void single_columns(const T* x, size_t m, size_t inner, T* out, Range range, Function function) {
+    for (size_t row = 0; row < m; row++, x += inner, out += inner) {
+        size_t j = range.first;
+        for (; j + W <= range.last; j += W) store(out + j, function(load(x + j)));
+        if (j < range.last) store_part(out + j, function(load_part(x + j, range.last - j)), range.last - j);
+    }
+}
+
+// A range of columns of out (m, i), for all rows; x is (m, 2i) where it is gated, else (m, i).
+template <class T>
+static void activate_columns(Activation activation, const T* x, size_t m, size_t inner, T* out, Range range) {
+    switch (activation) {
+        case GEGLU:
+            return gated_columns(x, m, inner, out, range, [](vec value, vec gate) { return mul(value, gelu(gate)); });
+        case SWIGLU:
+            return gated_columns(x, m, inner, out, range,
+                                 [](vec gate, vec value) { return mul(mul(gate, sigmoid(gate)), value); });
+        case GELU: return single_columns(x, m, inner, out, range, [](vec x) { return gelu(x); });
+        case GELU_TANH: return single_columns(x, m, inner, out, range, [](vec x) { return gelu_tanh(x); });
     }
 }

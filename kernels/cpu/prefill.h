@@ -114,29 +114,40 @@ static inline void query_block(const bf16* queries, const bf16* keys, const bf16
 }
 
 // This thread's heads: s.total - length places are cached, `length` tokens are new. size is a multiple of 16.
-// qkv (batch, length, heads, 3, size), cosine and sine (batch, length, size), out (batch, length, heads, size).
+// qkv (batch, length, width), cosine and sine (batch, length, turned), out (batch, length, heads, size).
+template <class Wait>
 static void attend_part(const bf16* qkv, const float* cosine, const float* sine, bf16* keys, bf16* values,
-                        const AttentionShape& s, size_t length, bf16* out, int thread, int threads) {
+                        const AttentionShape& s, size_t length, bf16* out, int thread, int threads, Wait wait) {
     const size_t width = whole_tiles(s.total), start = s.total - length, size = s.size;
     std::vector<bf16> packed(2 * width * size), queries(length * size), weights(QUERIES * width);
     std::vector<float> scores(QUERIES * width), turned(size);
     bf16 *packed_keys = packed.data(), *packed_values = packed_keys + width * size;
+    const bool are_shared = s.groups < s.heads;
+    auto keep = [&](size_t row, size_t group) {
+        for (size_t i = 0; i < length; i++)
+            store_key(qkv, cosine, sine, keys, values, s, row * length + i, row, group, start + i, turned.data());
+    };
+    if (are_shared) {
+        Range tasks = share(s.batch * s.groups, 1, thread, threads);
+        for (size_t task = tasks.first; task < tasks.last; task++) keep(task / s.groups, task % s.groups);
+        wait();
+    }
+    size_t packed_of = size_t(-1);  // whose keys and values are in order: neighbouring heads share them
     Range tasks = share(s.batch * s.heads, 1, thread, threads);
     for (size_t task = tasks.first; task < tasks.last; task++) {
-        size_t row = task / s.heads, head = task % s.heads;
-        bf16* key = keys + row * s.batch_stride + head * s.head_stride;
-        bf16* value = values + row * s.batch_stride + head * s.head_stride;
+        const size_t row = task / s.heads, head = task % s.heads, group = s.group_of(head);
+        const size_t cached = row * s.batch_stride + group * s.head_stride;
+        if (!are_shared) keep(row, group);
         for (size_t i = 0; i < length; i++) {
-            const bf16* source = qkv + ((row * length + i) * s.heads + head) * 3 * size;
-            const float *c = cosine + (row * length + i) * size, *n = sine + (row * length + i) * size;
-            rotate(source, c, n, s, turned.data());
+            const size_t place = row * length + i;
+            rotate(qkv + place * s.width() + s.query(head), cosine, sine, place, s, turned.data());
             for (size_t j = 0; j < size; j += W) store(queries.data() + i * size + j, load(turned.data() + j));
-            rotate(source + size, c, n, s, turned.data());
-            for (size_t j = 0; j < size; j += W) store(key + (start + i) * size + j, load(turned.data() + j));
-            std::memcpy(value + (start + i) * size, source + 2 * size, size * sizeof(bf16));
         }
-        pack_keys(key, s.total, size, packed_keys);
-        pack_values(value, s.total, size, packed_values);
+        if (packed_of != row * s.groups + group) {
+            packed_of = row * s.groups + group;
+            pack_keys(keys + cached, s.total, size, packed_keys);
+            pack_values(values + cached, s.total, size, packed_values);
+        }
         const size_t stride = s.heads * size;
         for (size_t i = 0; i < length; i += QUERIES) {
             const bf16* q = queries.data() + i * size;

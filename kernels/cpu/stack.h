@@ -1,6 +1,7 @@
 // All layers of one decoding step in one parallel region: what remains between the products is a few barriers.
-//     a = LN1(alpha * m' + mlp');  m = LN2(alpha * a + dense(attend(qkv(a))));  mlp = W2 geglu(W1 m)
-// Layer norms are computed by every thread for itself: a copy of a few rows costs less than waiting for them.
+//     a = norm1(x);  y = alpha * r + dense(attend(qkv(a)));  m = norm2(y);  x' = alpha * r' + W2 activation(W1 m)
+// where r and r' are x and y (pre-norm), or a and m. Norms are computed by every thread for itself: a copy of a few rows
+// costs less than waiting for them.
 #pragma once
 #include <initializer_list>
 #include "attention.h"
@@ -11,7 +12,7 @@ struct Matrix {  // plain weights of x's type where bits is 0, otherwise as Pack
     size_t group, bits, scale_type;
 };
 
-struct LayerWeights {  // the order of kernels.reference.LayerWeights, then the layer's cache; all parts of 8 bytes
+struct LayerWeights {  // the order of kernels.layer.LayerWeights, then the layer's cache; all parts of 8 bytes
     const void *norm1_weight, *norm1_bias;
     Matrix qkv;
     const void* qkv_bias;
@@ -24,28 +25,30 @@ struct LayerWeights {  // the order of kernels.reference.LayerWeights, then the 
     void *keys, *values;
 };
 
-struct StackShape {
-    size_t layers, hidden, inner;
-    float alpha, epsilon;
+struct StackShape {  // all parts of 8 bytes; the order of stack.py's Shape
+    size_t layers, hidden, inner, is_pre_norm;
+    Activation activation;
+    double alpha, epsilon;
+    size_t halves() const { return is_gated(activation) ? 2 * inner : inner; }
 };
 
 // Where weights are brought as they are needed: called before each layer by one thread while the others wait. From then
 // on the table has this layer's addresses, and no other layer is looked at. Anything but 0: stop.
 typedef int (*BeforeLayer)(size_t layer);
 
-// What the threads share: qkv (b, 3 * n * d), context (b, n * d), update (b, h), halves (b, 2i), gated (b, i).
+// What the threads share: qkv (b, width), context (b, n * d), update (b, h), halves (b, 2i or i), activated (b, i).
 template <class T> struct StackScratch {
     std::vector<T> buffer;
-    T *qkv, *context, *update, *halves, *gated;
+    T *qkv, *context, *update, *halves, *activated;
     bool is_stopped = false;
     StackScratch(const StackShape& s, const AttentionShape& a) {
         size_t local = a.heads * a.size;
-        buffer.resize(a.batch * (4 * local + s.hidden + 3 * s.inner));
+        buffer.resize(a.batch * (a.width() + local + s.hidden + s.halves() + s.inner));
         qkv = buffer.data();
-        context = qkv + a.batch * 3 * local;
+        context = qkv + a.batch * a.width();
         update = context + a.batch * local;
         halves = update + a.batch * s.hidden;
-        gated = halves + a.batch * 2 * s.inner;
+        activated = halves + a.batch * s.halves();
     }
 };
 
@@ -66,7 +69,7 @@ static void product(const Matrix& w, const T* x, size_t m, size_t k, const void*
     for (Range part : parts) forms.rows(packed, room, m, {type, bias, out, n}, part);
 }
 
-// hidden (b, h) -> out (b, h) after the final layer norm. Run by every thread of the team; `wait` is its barrier.
+// hidden (b, h) -> out (b, h) after the final norm. Run by every thread of the team; `wait` is its barrier.
 template <class T, class Wait>
 static void stack_part(const LayerWeights* layers, const StackShape& s, const AttentionShape& shape, const T* hidden,
                        const float* cosine, const float* sine, const T* final_weight, const T* final_bias, T* out,
@@ -74,8 +77,12 @@ static void stack_part(const LayerWeights* layers, const StackShape& s, const At
     static thread_local std::vector<T> own;  // not the scratch of the stages, which they resize
     const size_t m = shape.batch, h = s.hidden, local = shape.heads * shape.size;
     own.resize(2 * m * h);
-    T *a = own.data(), *b = a + m * h;
+    T *a = own.data(), *sums = s.is_pre_norm ? a + m * h : nullptr, *residual = sums ? sums : a;
     const Range all = {0, m};
+    auto normalise = [&](bool is_first, const void* weight, const void* bias, T* to) {
+        norm_rows(is_first ? (const T*)nullptr : residual, is_first ? hidden : shared.update, s.alpha, (const T*)weight,
+                  (const T*)bias, s.epsilon, sums, to, h, all);
+    };
     for (size_t i = 0; i < s.layers; i++) {
         if (before) {
             if (thread == 0) shared.is_stopped = before(i) != 0;
@@ -83,27 +90,23 @@ static void stack_part(const LayerWeights* layers, const StackShape& s, const At
             if (shared.is_stopped) return;
         }
         const LayerWeights& w = layers[i];
-        if (i == 0)
-            norm_rows((const T*)nullptr, hidden, 0.0f, (const T*)w.norm1_weight, (const T*)w.norm1_bias, s.epsilon, a,
-                      h, all);
-        else
-            norm_rows(b, shared.update, s.alpha, (const T*)w.norm1_weight, (const T*)w.norm1_bias, s.epsilon, a, h,
-                      all);
-        product(w.qkv, a, m, h, w.qkv_bias, shared.qkv, 3 * local, {share(3 * local, 4, thread, threads)});
+        normalise(i == 0, w.norm1_weight, w.norm1_bias, a);
+        const size_t width = shape.width();
+        product(w.qkv, a, m, h, w.qkv_bias, shared.qkv, width, {share(width, 4, thread, threads)});
         wait();
-        attend_part(shared.qkv, cosine, sine, (T*)w.keys, (T*)w.values, shape, shared.context, thread, threads);
+        attend_part(shared.qkv, cosine, sine, (T*)w.keys, (T*)w.values, shape, shared.context, thread, threads, wait);
         wait();
         product(w.dense, shared.context, m, local, w.dense_bias, shared.update, h, {share(h, 4, thread, threads)});
         wait();
-        norm_rows(a, shared.update, s.alpha, (const T*)w.norm2_weight, (const T*)w.norm2_bias, s.epsilon, b, h, all);
+        normalise(false, w.norm2_weight, w.norm2_bias, a);
         // the same columns of both halves, so that nobody has to be waited for
-        const Range value = share(s.inner, 4, thread, threads), gate = {s.inner + value.first, s.inner + value.last};
-        product(w.in, b, m, h, w.in_bias, shared.halves, 2 * s.inner, {value, gate});
-        geglu_columns(shared.halves, m, s.inner, shared.gated, value);
+        const Range first = share(s.inner, 4, thread, threads), second = {s.inner + first.first, s.inner + first.last};
+        if (is_gated(s.activation)) product(w.in, a, m, h, w.in_bias, shared.halves, 2 * s.inner, {first, second});
+        else product(w.in, a, m, h, w.in_bias, shared.halves, s.inner, {first});
+        activate_columns(s.activation, shared.halves, m, s.inner, shared.activated, first);
         wait();  // also: everybody has read `update` before it is written again
-        product(w.out, shared.gated, m, s.inner, w.out_bias, shared.update, h, {share(h, 4, thread, threads)});
+        product(w.out, shared.activated, m, s.inner, w.out_bias, shared.update, h, {share(h, 4, thread, threads)});
         wait();
     }
-    if (thread == 0)
-        norm_rows(b, shared.update, s.alpha, final_weight, final_bias, s.epsilon, out, h, all);
+    if (thread == 0) normalise(s.layers == 0, final_weight, final_bias, out);
 }

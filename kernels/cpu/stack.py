@@ -6,39 +6,47 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kernels.cpu import attention
+from kernels.cpu.attention import address
+from kernels.layer import LayerForm, LayerWeights
 from kernels.packing import BITS
-from kernels.reference import FLOATS, LayerWeights, Lengths, PackedWeight
+from kernels.reference import FLOATS, Lengths, PackedWeight
 
 SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
 BEFORE_LAYER = ctypes.CFUNCTYPE(ctypes.c_int, SIZE)
-SIGNATURE = [ctypes.c_int, POINTER, *[SIZE] * 7, ctypes.c_int, ctypes.c_float, ctypes.c_float, *[POINTER] * 3,
-             SIZE, SIZE, *[POINTER] * 5, BEFORE_LAYER, ctypes.c_int]
+SIGNATURE = [ctypes.c_int, *[POINTER] * 9, BEFORE_LAYER, ctypes.c_int]
 MATRICES = ("qkv_weight", "dense_weight", "in_weight", "out_weight")
 
 
+class Shape(ctypes.Structure):
+    """stack.h's StackShape."""
+
+    _fields_ = [("layers", SIZE), ("hidden", SIZE), ("inner", SIZE), ("is_pre_norm", SIZE), ("activation", SIZE),
+                ("alpha", ctypes.c_double), ("epsilon", ctypes.c_double)]
+
+
 class Stack:
-    """kernels.reference.stack for one model and one cache, whose addresses are collected once.
+    """kernels.layer.stack for one model and one cache, whose addresses are collected once.
 
     Valid as long as neither the weights nor the cache's buffers are replaced; both are kept alive.
     before: called before each layer with its number; what it returns are that layer's weights from then on, and no
     other's are looked at (None: those that it has). An error in it ends the step.
     """
 
-    def __init__(self, operators, layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor], keys: list[Tensor],
-                 values: list[Tensor], alpha: float, epsilon: float, positions_2d: bool = False,
+    def __init__(self, operators, layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor | None],
+                 keys: list[Tensor], values: list[Tensor], form: LayerForm,
                  before: Callable[[int], LayerWeights | None] | None = None):
         self.operators, self.before, self.failure = operators, before, None
         self.kept = (layers, final_norm, keys, values)
-        batch, heads, self.capacity, size = keys[0].shape
-        hidden, inner = layers[0].dense_weight.shape[0], layers[0].out_weight.shape[1]
-        batch_stride, head_stride = keys[0].stride()[:2]
-        self.batch, self.hidden, self.dtype = batch, hidden, keys[0].dtype
+        self.batch, _, self.capacity, size = keys[0].shape
+        (self.hidden, width), inner = layers[0].dense_weight.shape, layers[0].out_weight.shape[1]
+        self.form, self.heads, self.keys, self.dtype = form, width // size, keys[0], keys[0].dtype
         numbers = [number for layer, *cache in zip(layers, keys, values, strict=True)
                    for number in (*self._numbers(layer), *(tensor.data_ptr() for tensor in cache))]
         self.table = (SIZE * len(numbers))(*numbers)
-        self.fixed = (operators.TYPES[self.dtype], ctypes.addressof(self.table), len(layers), hidden, inner, heads,
-                      size, batch_stride, head_stride, positions_2d, alpha, epsilon, final_norm[0].data_ptr(),
-                      final_norm[1].data_ptr())
+        self.shape = Shape(len(layers), self.hidden, inner, form.is_pre_norm, form.activation, form.alpha, form.epsilon)
+        self.fixed = (operators.TYPES[self.dtype], ctypes.addressof(self.shape), ctypes.addressof(self.table),
+                      *(address(part) for part in final_norm))
         self._stack = operators.library.glm_stack
         self._stack.argtypes, self._stack.restype = SIGNATURE, None
 
@@ -58,10 +66,10 @@ class Stack:
             return 1
         return 0
 
-    def _described(self, name: str, tensor: Tensor | PackedWeight) -> tuple[int, ...]:
+    def _described(self, name: str, tensor: Tensor | PackedWeight | None) -> tuple[int, ...]:
         """One part of stack.h's LayerWeights: an address, or the five numbers of a matrix."""
         if name not in MATRICES:
-            return (tensor.data_ptr(),)
+            return (address(tensor),)
         if isinstance(tensor, Tensor):
             return tensor.data_ptr(), 0, 0, 0, 0
         weight, scale, bits, group_size = tensor
@@ -70,9 +78,9 @@ class Stack:
 
     def step(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int | Lengths,
              blocked: Tensor | None = None) -> Tensor:
-        """hidden (b, 1, h), cosine and sine (b, 1, d) float32, blocked None or bool (b, 1, start + 1)
-        -> (b, 1, h) after the final layer norm; keys and values are written at place `start`, of each row its own
-        under Lengths. Of the cache's rows, the first b are used."""
+        """hidden (b, 1, h), cosine and sine (b, 1, r) float32, blocked None or bool (b, 1, start + 1)
+        -> (b, 1, h) after the final norm; keys and values are written at place `start`, of each row its own under
+        Lengths. Of the cache's rows, the first b are used."""
         start, lengths = (start.longest, start.each) if isinstance(start, Lengths) else (start, None)
         batch = hidden.shape[0]
         if (batch > self.batch or hidden.shape[1:] != (1, self.hidden) or hidden.dtype is not self.dtype
@@ -86,24 +94,25 @@ class Stack:
             blocked = blocked.contiguous()
         out = torch.empty_like(hidden)
         callback = BEFORE_LAYER() if self.before is None else BEFORE_LAYER(self._renew)  # not kept: it holds self
-        self._stack(*self.fixed, hidden.data_ptr(), batch, start + 1,
-                    None if lengths is None else lengths.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
-                    None if blocked is None else blocked.data_ptr(), out.data_ptr(), callback,
-                    torch.get_num_threads())
+        shape = attention.Shape.of(batch, self.heads, self.keys, start + 1, self.form.rotary, cosine,
+                                   self.form.is_by_heads, blocked, lengths)
+        self._stack(*self.fixed, ctypes.addressof(shape), hidden.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
+                    out.data_ptr(), callback, torch.get_num_threads())
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
         return out
 
 
-def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor], keys: list[Tensor],
-         values: list[Tensor]) -> bool:
+def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor | None], keys: list[Tensor],
+         values: list[Tensor], form: LayerForm) -> bool:
     """Whether the compiled code can take these: one element type, dense, whole heads, all layers shaped alike."""
-    first, (_, heads, _, size) = layers[0], keys[0].shape
-    hidden, inner = first.dense_weight.shape[0], first.out_weight.shape[1]
-    local = heads * size
-    expected = [(hidden,), (hidden,), (3 * local, hidden), (3 * local,), (hidden, local), (hidden,),
-                (hidden,), (hidden,), (2 * inner, hidden), (2 * inner,), (hidden, inner), (hidden,)]
+    first, (_, groups, _, size) = layers[0], keys[0].shape
+    (hidden, local), inner = first.dense_weight.shape, first.out_weight.shape[1]
+    heads, halves = local // size, 2 * inner if form.activation.is_gated else inner
+    width = (heads + 2 * groups) * size
+    expected = [(hidden,), (hidden,), (width, hidden), (width,), (hidden, local), (hidden,),
+                (hidden,), (hidden,), (halves, hidden), (halves,), (hidden, inner), (hidden,)]
     parts = [part for layer in layers for part in layer] + [*final_norm]
     tensors = [part for part in parts if isinstance(part, Tensor)]
     caches = [*keys, *values]
@@ -111,9 +120,11 @@ def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor], keys: li
     return (all(t.dtype is dtype and t.is_contiguous() for t in tensors)
             and all(_is_whole(part) for part in parts if isinstance(part, PackedWeight))
             and all(c.dtype is dtype and c.shape == keys[0].shape and c.stride() == place for c in caches)
-            and place[2:] == (keys[0].shape[3], 1)
-            and all([tuple(part.shape) for part in layer] == expected for layer in layers)
-            and all(t.shape == (hidden,) for t in final_norm))
+            and place[2:] == (size, 1) and local == heads * size and heads % groups == 0
+            and (heads == groups or not form.is_by_heads)
+            and all([shape if part is None else tuple(part.shape) for part, shape in zip(layer, expected, strict=True)]
+                    == expected for layer in layers)
+            and all(t is None or t.shape == (hidden,) for t in final_norm))
 
 
 def _is_whole(packed: PackedWeight) -> bool:

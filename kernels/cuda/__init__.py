@@ -51,9 +51,6 @@ class Operators:
                       file=sys.stderr)
         return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
 
-    def stack(self, *arguments, **keywords) -> Tensor:
-        return reference.stack(*arguments, **keywords, operations=self)
-
 
 @cache
 def operators() -> Operators:

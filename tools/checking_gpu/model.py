@@ -1,6 +1,6 @@
 """Speed of GLM-130B-shaped layers, and of the whole INT4 model on one GPU, with random weights made on the device.
 
-The layers are walked by kernels.reference.stack with the backend's operations, in the order of glm/model.py, so that
+The layers are walked by kernels.layer.stack with the backend's operations, in the order of glm/model.py, so that
 SwissArmyTransformer is not needed.
 """
 
@@ -11,8 +11,8 @@ import torch
 from glm import inputs
 from glm.families import glm130b
 from glm.spec import linears
-from kernels import reference
-from kernels.reference import LayerWeights, PackedWeight
+from kernels.layer import LayerWeights, stack
+from kernels.reference import PackedWeight
 from tools.checking_gpu.setting import Bandwidth, Setting, bytes_of, random_packed, recorded, scheme_name, seconds
 
 DTYPE = torch.float16
@@ -70,8 +70,8 @@ class Model:
             hidden = (tokens[..., None] + torch.arange(config.hidden_size, device=tokens.device)).sin().to(DTYPE)
         else:
             hidden = torch.nn.functional.embedding(tokens, self.embedding)
-        hidden = reference.stack(self.layers, self.final_norm, keys, values, glm130b.residual_scale(config.num_layers),
-                                 config.layernorm_epsilon, hidden, cosine, sine, start, operations=ops)[:, -1]
+        hidden = stack(self.layers, self.final_norm, keys, values, glm130b.layer_form(config), hidden, cosine, sine,
+                       start, operations=ops)[:, -1]
         return hidden if self.embedding is None else ops.head(hidden, self.embedding).amax(-1)
 
 

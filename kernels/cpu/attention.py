@@ -1,0 +1,66 @@
+"""The compiled attention: what its C++ reads beside tensors, and which of attend's calls it takes."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int, c_size_t, c_void_p
+
+import torch
+from torch import Tensor
+
+from kernels.layer import Rotary
+from kernels.reference import Lengths
+
+SIGNATURES = {
+    "glm_attend": [c_int, *[c_void_p] * 7, c_int],
+    "glm_prefill": [c_void_p, c_size_t, *[c_void_p] * 6, c_int],
+}
+
+
+class Shape(ctypes.Structure):
+    """attention.h's AttentionShape, which explains the fields."""
+
+    _fields_ = [("batch", c_size_t), ("heads", c_size_t), ("groups", c_size_t), ("size", c_size_t),
+                ("total", c_size_t), ("batch_stride", c_size_t), ("head_stride", c_size_t), ("rotary", c_size_t),
+                ("turned", c_size_t), ("by_heads", c_size_t), ("blocked", c_void_p), ("lengths", c_void_p)]
+
+    @classmethod
+    def of(cls, batch: int, heads: int, keys: Tensor, total: int, rotary: Rotary, cosine: Tensor, by_heads: bool,
+           blocked: Tensor | None, lengths: Tensor | None) -> Shape:
+        """keys (b or more, g, total or more, d); cosine (b, s, r); blocked bool (b, s, total) and lengths (b,) int64,
+        both contiguous: they must outlive the structure."""
+        _, groups, _, size = keys.shape
+        return cls(batch, heads, groups, size, total, *keys.stride()[:2], rotary, cosine.shape[-1], by_heads,
+                   address(blocked), address(lengths))
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def attend(operators, qkv: Tensor, heads: int, groups: int, size: int, rotary: Rotary, by_heads: bool, cosine: Tensor,
+           sine: Tensor, keys: Tensor | None, values: Tensor | None, start: int | Lengths,
+           blocked: Tensor | None) -> Tensor | None:
+    """reference.attend or attend_groups; cosine and sine (b, s, r). None where it is the reference's to compute: many
+    new tokens not in bf16, or with rows of unlike lengths, and caches laid out in another way."""
+    b, s, _ = qkv.shape
+    start, lengths = (start.longest, start.each) if isinstance(start, Lengths) else (start, None)
+    if s > 1 and not (operators.has_prefill and qkv.dtype is torch.bfloat16 and size % 16 == 0 and lengths is None):
+        return None
+    if keys is None:
+        keys, values = qkv.new_empty((2, b, groups, s, size))
+    total = start + s
+    if not (qkv.is_contiguous() and keys.dtype is qkv.dtype and keys.stride()[2:] == (size, 1)
+            and values.stride() == keys.stride() and total <= keys.shape[2]
+            and (blocked is None or blocked.shape[-1] == total)):
+        return None
+    cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
+    blocked = None if blocked is None else blocked.contiguous()
+    out = qkv.new_empty((b, s, heads * size))
+    shape = ctypes.byref(Shape.of(b, heads, keys, total, rotary, cosine, by_heads, blocked, lengths))
+    tensors = [tensor.data_ptr() for tensor in (qkv, cosine, sine, keys, values, out)]
+    if s == 1:
+        operators.library.glm_attend(operators.TYPES[qkv.dtype], shape, *tensors, torch.get_num_threads())
+    else:
+        operators.library.glm_prefill(shape, s, *tensors, torch.get_num_threads())
+    return out
