@@ -120,6 +120,33 @@ def test_heads_that_share_keys_and_values(ops, s):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("b, n, groups, d, start, s", [(2, 6, 2, 16, 9, 70), (1, 4, 1, 32, 0, 5), (3, 4, 2, 20, 7, 1)])
+def test_attend_groups(ops, dtype, b, n, groups, d, start, s, monkeypatch):
+    poison(monkeypatch)
+    qkv, angle = random(b, s, (n + 2 * groups) * d, dtype=dtype), random(b, s, d // 2, dtype=torch.float32, seed=1)
+    blocked = torch.ones(s, start + s, dtype=torch.bool).triu(start + 1).repeat(b, 1, 1)
+    keys, values = (random(b, groups, start + s + 2, d, dtype=dtype, seed=seed) for seed in (2, 3))
+    results = []
+    for backend, change in ((ops, list), (reference, list), (reference, lambda found: doubled(*found))):
+        arguments = change([angle.cos(), angle.sin(), keys.clone(), values.clone()])
+        context = backend.attend_groups(*change([qkv]), groups, d, *arguments, start, blocked)
+        results.append((context, *arguments[2:]))
+    for ours, same, exact in zip(*results, strict=True):
+        assert_as_good(ours, same, exact, d + start + s)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [2, 14, 66])
+def test_activations_and_rms_norm_without_a_stack(ops, dtype, width, monkeypatch):
+    poison(monkeypatch)
+    x, weight = random(3, 1, width, dtype=dtype, scale=3.0), random(width, dtype=dtype, seed=1)
+    check(ops, "gelu", x, True, terms=1)
+    check(ops, "gelu", x, False, terms=1)
+    check(ops, "swiglu", x, terms=1)
+    check(ops, "rms_norm", x, weight, 1e-5, terms=width)
+
+
 def test_functions_of_single_values(ops):
     x, weight = random(3, 8, dtype=torch.float32, scale=3.0), random(8, dtype=torch.float32, seed=1)
     for backend in (reference, ops):
