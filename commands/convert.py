@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from glm.checkpoint import CONVERTING, HUGGING_FACE_WEIGHTS, LATEST, OF_MEGATRON
+from glm.checkpoint import CONVERTING, HUGGING_FACE_CONFIG, HUGGING_FACE_WEIGHTS, LATEST, OF_MEGATRON
 from glm.config import ModelConfig
 from quantization import GROUP_SIZES
 from runtime.arguments import CommandParser
@@ -17,11 +17,12 @@ from runtime.show import counted
 from tools.converting import manifest as manifests
 
 ABOUT_CONVERTING = """\
-Convert a checkpoint to another tensor-parallel degree, and quantise its linear layers if asked to.
+Convert a checkpoint of any layout to another tensor-parallel degree, and quantise its linear layers if asked to.
 
     python tools/convert_tp.py --input-folder glm-130b --output-folder glm-130b_tp4 --target-tp 4
     python tools/convert_tp.py --input-folder glm-130b --output-folder glm-130b_int4 --target-tp 4 \\
         --quantization-bit-width 4
+    python tools/convert_tp.py --input-folder chatglm2-6b --output-folder chatglm2_tp4 --target-tp 4
     python tools/convert_tp.py --verify glm-130b_tp4
 
 A conversion that was interrupted is finished by the same command. docs/checkpoints.md says what is written.
@@ -159,7 +160,8 @@ def _names_shards(folder: Path) -> bool:
 
 def _looks_like_checkpoint(folder: Path) -> bool:
     """Or did before something of it was lost."""
-    return (_names_shards(folder) or any((folder / name).exists() for name in (MANIFEST, CONVERTING))
+    others = (MANIFEST, CONVERTING, HUGGING_FACE_CONFIG)
+    return (_names_shards(folder) or any((folder / name).exists() for name in others)
             or any(any(folder.glob(pattern)) for pattern in ("*/mp_rank_*", "mp_rank_*")))
 
 

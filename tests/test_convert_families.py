@@ -207,6 +207,9 @@ def test_published_folders_that_are_not_whole(tmp_path, capsys):
     shards = sorted(folder.glob("*.bin"))
     shards[1].unlink()
     assert verified(folder, capsys) == (1, ["pytorch_model-00002-of-00002.bin is missing"])
+    (folder / "pytorch_model.bin.index.json").unlink()
+    code, (line,) = verified(folder, capsys)
+    assert code == 1 and "is a checkpoint of Hugging Face's (it holds config.json), but has none of" in line
     folder = fresh()
     data = shards[0].read_bytes()
     shards[0].write_bytes(data[:-1000])
