@@ -190,11 +190,11 @@ def attend_groups(
     b, s, _ = qkv.shape
     qkv = qkv.view(b, s, -1, size)
     turned, value = qkv[:, :, :-groups], qkv[:, :, -groups:]
-    turned = rotate_pairs(turned, cosine[:, :, None].to(qkv.dtype), sine[:, :, None].to(qkv.dtype))
+    turned = _rotate_pairs(turned, cosine[:, :, None].to(qkv.dtype), sine[:, :, None].to(qkv.dtype))
     return _attention(turned[:, :, :-groups], turned[:, :, -groups:], value, keys, values, start, blocked)
 
 
-def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def _rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary embedding of the first r of x's (..., d) coordinates, of which 2i and 2i + 1 are a pair; the first halves
     of cosine and sine (..., r) broadcast against the pairs."""
     r = cosine.shape[-1]
