@@ -114,7 +114,7 @@ class GLM(SATModel):
         """
         cache = step.cache
         if (cache is None or tokens.shape[1] != 1 or self.is_parallel or step.operations is kernels.reference
-                or step.observe is not None):
+                or step.observe is not None or not hasattr(self.family, "layer_form")):
             return None
         if cache.stack is None and any(linear.adapters for _, linear in linears(self)):
             cache.stack = False
