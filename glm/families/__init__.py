@@ -15,7 +15,7 @@ A family's file holds all that is peculiar to it. No torch at import: plans and 
     prompt_form(config)                what stands around a prompt (glm.prompt_form)
     embed(transformer, words, position_ids)      the embedded words (b, s, h) -> what goes into the first layer
     block(layer, number, hidden, step)           one layer, over its linears, the kernels and glm.sat.Step
-    layer_form(config)                 optional: the same layer for the compiled decoding step (kernels.layer.LayerForm),
+    layer_form(config)                 optional: that layer for the compiled decoding step (kernels.layer),
                                        without which the layers are walked
     initialise(model)                  optional: random weights to train from
 """
