@@ -49,8 +49,10 @@ class Contexts:
 
     @property
     def around(self) -> int:
-        """How many tokens may stand around a text beside its mask and sop."""
-        return 0 if self._form.is_causal else len(self._begin) + (self._end is not None)
+        """How many tokens may stand around a text beside its mask and sop, and a place that GLM-130B's tasks keep free.
+        """
+        has_end = self._end is not None and not self._config.unidirectional
+        return 0 if self._form.is_causal else max(0, len(self._begin) + has_end - 1)
 
     @property
     def begun(self) -> int:
@@ -73,18 +75,26 @@ class Contexts:
         """Of a whole text: its first mask is filled; where there is none, one is put behind it."""
         if self._form.is_causal:
             return self._from_left_to_right(text)
-        place = next((place for place, token in enumerate(text) if token in self._masks), None)
-        if self._config.unidirectional:
-            if place is not None:
-                raise UserError(f"a unidirectional task cannot fill a {self._masks[text[place]]} inside the text")
-            return self._from_left_to_right(text)
-        ids = (*self._begin, *text) if place is not None else (*self._begin, *text, self.mask)
-        at = len(self._begin) + (len(text) if place is None else place)
-        if self._end and self._masks.get(ids[-1]) not in self._form.no_end_after:
+        if not self._config.unidirectional:
+            return self.with_mask(text)
+        if inside := self._first_mask(text):
+            raise UserError(f"a unidirectional task cannot fill a {self._masks[text[inside[0]]]} inside the text")
+        return self._from_left_to_right(text)
+
+    def with_mask(self, text: Sequence[int], is_closed: bool = False) -> Context:
+        """The same, its tokens seeing each other. is_closed: the family's end stands behind any mask."""
+        inside = self._first_mask(text)
+        ids = (*self._begin, *text, *(() if inside else (self.mask,)))
+        place = len(self._begin) + (inside[0] if inside else len(text))
+        if self._end and (is_closed or self._masks.get(ids[-1]) not in self._form.no_end_after):
             ids = (*ids, self._tokenizer.command(self._end))
-        if self._masks[ids[at]] in self._form.advancing:
+        if self._masks[ids[place]] in self._form.advancing:
             return Context((*ids, self.sop), len(ids), 1)
-        return Context((*ids, self.sop), at, int(self._counts_on and place is None))
+        return Context((*ids, self.sop), place, int(self._counts_on and not inside))
+
+    def _first_mask(self, text: Sequence[int]) -> list[int]:
+        """Its place, in a list of at most one."""
+        return [place for place, token in enumerate(text) if token in self._masks][:1]
 
     @property
     def _counts_on(self) -> bool:

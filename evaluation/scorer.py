@@ -37,7 +37,7 @@ class Choice(NamedTuple):
 class Scorer:
     """Answers requests with a model. An answer is a value that JSON can hold:
 
-    ScoreRequest -> {"log_probs": [one per continuation]}
+    ScoreRequest -> {"log_probs": [one per continuation], "is_greedy": [one per continuation]}
     GenerateRequest -> {"beams": [ids without end token, best first], "scores": [float or None]}
     Raises NonFinite, with the layer and rank, where the model gives NaN or infinity.
     """
@@ -52,7 +52,8 @@ class Scorer:
         """Answers of one batch, in order; all requests must be of one family."""
         try:
             if isinstance(requests[0], ScoreRequest):
-                return [{"log_probs": row} for row in self.choice_log_probs(requests)]
+                return [{"log_probs": [each.log_prob for each in row], "is_greedy": [each.is_greedy for each in row]}
+                        for row in self.choices(requests)]
             return self.generate(requests)
         finally:  # what was computed with other weights than were loaded is no answer
             check_unchanged(self.model)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from evaluation import fewshot
-from evaluation.config import TaskConfig, TaskType
+from evaluation.config import LONGEST, TaskConfig, TaskType
 from evaluation.contexts import Context, Contexts
 from evaluation.data import Example, line_of, read_rows, read_text, to_example
 from evaluation.metrics import Metric
@@ -142,8 +142,8 @@ class MultiChoiceTask(Task):
         config = self.config
         lengths = [1] if all(len(choice) == 1 for choice in example.choices) else [*map(len, example.choices)]
         around = self.contexts.around + 2  # mask and sop
-        return min((config.packed_length or config.max_seq_length) - sum(lengths), config.max_seq_length - max(lengths)
-                   ) - around
+        packed = LONGEST if config.form.marks_tasks else config.packed_length or config.max_seq_length
+        return min(packed - sum(lengths), config.max_seq_length - max(lengths)) - around
 
     def item(self, example: Example, request: ScoreRequest, answer: dict) -> dict:
         log_probs = answer["log_probs"]
