@@ -110,7 +110,7 @@ def test_items_are_judged_per_length(folder):
         input_length, truncated, overlong = 3, False, False
 
     task = module.PerLength(load_task("my_tasks/per_length.yaml", "data"), Tokens())
-    example = type("Example", (), {"index": 0, "label": 1, "choices": [[5], [6, 7]],
+    example = type("Example", (), {"index": 0, "label": 1, "choices": [[5], [6, 7]], "num_examples": None,
                                    "row": {"choices_pretokenized": ["no", "certainly"]}})
     item = task.item(example, Asked, {"log_probs": [-2.0, -3.0]})
     assert (item["prediction"], item["scores"]) == (1, [-1.0, -3.0 / 9])
