@@ -97,13 +97,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def share_or_rows(text: str) -> int | float:
     """A whole number, or what lies between 0 and 1."""
-    try:
+    with contextlib.suppress(ValueError):
         return int(text)
-    except ValueError:
-        value = float(text)
-        if not 0 < value < 1:
-            raise argparse.ArgumentTypeError(f"{text!r}: must be a number of rows, or a share below 1") from None
-        return value
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: must be a number of rows, or a share between 0 and 1")
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:

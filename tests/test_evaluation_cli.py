@@ -39,7 +39,7 @@ def failing(capsys, *argv: str) -> str:
 
 @pytest.mark.parametrize("argv, message", [
     ([], "no task was named; give task files, folders or globs, for example: tasks/quickstart"),
-    (["--limit", "0", "x.yaml"], "--limit 0: must be at least 1"),
+    (["--limit", "0", "x.yaml"], "--limit 0: must be at least 1 row, or a share between 0 and 1"),
     (["--max-batch-tokens", "-3", "x.yaml"], "--max-batch-tokens -3: must be at least 1"),
     (["--micro_batch_size=0", "x.yaml"], "--micro-batch-size 0: must be at least 1"),
     (["no/such.yaml"], "no/such.yaml: there is no such file or folder; name task files, folders of them, or globs"),
@@ -50,7 +50,8 @@ def test_mistakes_in_the_arguments(capsys, argv, message):
 
 @pytest.mark.parametrize("argv, message", [
     (["--limt", "5", "tasks"], "error: unknown argument '--limt'; did you mean --limit?\n"),
-    (["--limit", "five", "tasks"], "error: argument --limit: invalid int value: 'five'\n"),
+    (["--limit", "five", "tasks"], 
+     "error: argument --limit: 'five': must be a number of rows, or a share between 0 and 1\n"),
 ])
 def test_unknown_flags(capsys, argv, message):
     with pytest.raises(SystemExit) as end:
