@@ -50,7 +50,7 @@ def test_mistakes_in_the_arguments(capsys, argv, message):
 
 @pytest.mark.parametrize("argv, message", [
     (["--limt", "5", "tasks"], "error: unknown argument '--limt'; did you mean --limit?\n"),
-    (["--limit", "five", "tasks"], 
+    (["--limit", "five", "tasks"],
      "error: argument --limit: 'five': must be a number of rows, or a share between 0 and 1\n"),
 ])
 def test_unknown_flags(capsys, argv, message):
