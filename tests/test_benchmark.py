@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from glm.config import ModelConfig
+from runtime.errors import UserError
 from tools import benchmark as program
 from tools.benchmarking import peers, results
-from tools.benchmarking.own import shape_of
+from tools.benchmarking.own import check_places, shape_of
 from tools.benchmarking.rates import Bandwidth, Timing, repeat
 from tools.benchmarking.results import decode_result, prefill_result
 
@@ -204,3 +205,10 @@ def test_help_needs_no_torch():
         "    assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def test_positions_that_are_learned_end():
+    check_places(ModelConfig.from_name("shape-335m"), [2048], [512], 24)
+    for words in (([2048], [1]), ([128], [500])):
+        with pytest.raises(UserError, match=r"the model has learned 512 positions; give at most (512|488)"):
+            check_places(ModelConfig.from_name("glm-large"), *words, 24)

@@ -103,6 +103,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
     own.check_lengths(arguments.prefill, arguments.contexts, arguments.widths)
     name = arguments.model or "shape-335m"
     config = read_config(arguments.load, arguments.model) if arguments.load else ModelConfig.from_name(name)
+    own.check_places(config, arguments.prefill, arguments.contexts, arguments.steps)
     shape = own.shape_of(config)
     if arguments.bits:
         own.check_groups(arguments.group_size, shape)

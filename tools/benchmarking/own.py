@@ -9,6 +9,7 @@ from generation.batch import generate
 from generation.params import BeamParams, SamplingParams
 from glm import inputs, spec
 from glm.config import ModelConfig
+from glm.families import FAMILIES
 from glm.linear import linears, pack_linears
 from glm.model import GLM
 from quantization.functional import Scheme
@@ -149,6 +150,14 @@ def check_lengths(prefill: list[int], contexts: list[int], widths: list[int]) ->
     for name, values in (("--prefill", prefill), ("--contexts", contexts), ("--widths", widths)):
         if any(value < 1 for value in values):
             raise UserError(f"{name}: {min(values)} is not a whole number of at least 1")
+
+
+def check_places(config: ModelConfig, prefill: list[int], contexts: list[int], steps: int) -> None:
+    """Raises UserError where positions that are learned end before a measurement does."""
+    most, is_learned = config.max_sequence_length, FAMILIES[config.family].rotary_size(config) == 0
+    for name, values, more in (("--prefill", prefill, 0), ("--contexts", contexts, steps)):
+        if is_learned and values and max(values) + more > most:
+            raise UserError(f"{name} {max(values)}: the model has learned {most} positions; give at most {most - more}")
 
 
 def check_groups(size: int | None, shape: Shape) -> None:
