@@ -217,9 +217,9 @@ def test_a_rank_that_never_comes_is_named_at_the_time_out_of_a_collective(tmp_pa
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
-def test_a_limit_that_is_no_number_of_seconds(value):
-    process = command("-m", "evaluation", "--model-parallel-size", "2", "tasks/quickstart",
-                      GLM_RANK_TIMEOUT=value, RANK="0", WORLD_SIZE="2")
+def test_a_limit_that_is_no_number_of_seconds(value, tmp_path):
+    process = command("-m", "evaluation", "--model-parallel-size", "2", "--output", tmp_path / "out",
+                      "tasks/quickstart", GLM_RANK_TIMEOUT=value, RANK="0", WORLD_SIZE="2")
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 2
     assert errors == f"error: GLM_RANK_TIMEOUT={value}: must be a number of seconds, 0 to wait for ever\n"

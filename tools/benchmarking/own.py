@@ -154,7 +154,7 @@ def check_lengths(prefill: list[int], contexts: list[int], widths: list[int]) ->
 
 def check_places(config: ModelConfig, prefill: list[int], contexts: list[int], steps: int) -> None:
     """Raises UserError where positions that are learned end before a measurement does."""
-    most, is_learned = config.max_sequence_length, FAMILIES[config.family].rotary_size(config) == 0
+    most, is_learned = config.max_sequence_length, FAMILIES[config.family].rotary_parts(config) == 0
     for name, values, more in (("--prefill", prefill, 0), ("--contexts", contexts, steps)):
         if is_learned and values and max(values) + more > most:
             raise UserError(f"{name} {max(values)}: the model has learned {most} positions; give at most {most - more}")
