@@ -13,6 +13,7 @@ from generation.batch import Batch, Row
 from generation.conversation import FORMATS, ChatFormat, Question, question, read_messages
 from generation.params import BeamParams, SamplingParams
 from generation.sampling import rules
+from generation.texts import Names, Text
 from glm.prompt_form import PromptForm
 from runtime import parallel
 from runtime.errors import NonFinite, UserError
@@ -44,10 +45,17 @@ def chat(model, tokenizer, messages: Sequence[Mapping[str, str]], params: Sampli
     asked = question(read_messages(messages), form, lambda text: context_of(text, form, tokenizer),
                      model.config.max_sequence_length, params)
     row = row_of(asked, form, model.config.prompt_form, tokenizer, params)
-    ids = _answered(model, row, lambda ids: _tell(ids, row, form, tokenizer, on_text) if on_text is not None else None)
+    said = Text(Names(tokenizer), row.rules.end_tokens, "", (), form.shown, tokenizer.detokenize)
+
+    def tell(token: int) -> None:
+        said.add(token)
+        if new := said.new():
+            on_text(new)
+
+    ids = _answered(model, row, tell if on_text is not None else lambda _: None)
     text = form.reply(decoded(ids, row.rules.end_tokens, tokenizer))
     if on_text is not None:
-        on_text(text[len(_shown(ids[:-1], row, form, tokenizer)):])
+        on_text(text[said.shown:])
     return Reply(text, list(asked.context), ids, "stop" if ids[-1] in row.rules.end_tokens else "length",
                  asked.rounds_left_out)
 
@@ -79,8 +87,9 @@ def decoded(ids: Sequence[int], ends: Sequence[int], tokenizer) -> str:
     return tokenizer.detokenize([token for token in ids if token not in ends])
 
 
-def _answered(model, row: Row, tell: Callable[[list[int]], None]) -> list[int]:
-    batch, ids = Batch(model, row.width, row.places), []
+def _answered(model, row: Row, tell: Callable[[int], None]) -> list[int]:
+    """The generated ids. tell: is given each token but the last; under beam search none."""
+    batch = Batch(model, row.width, row.places)
     batch.add([row])
     while events := batch.step():
         (event,) = events
@@ -89,17 +98,5 @@ def _answered(model, row: Row, tell: Callable[[list[int]], None]) -> list[int]:
         if event.answers is not None:
             return list(event.answers[0][0])
         if event.token is not None:
-            ids.append(event.token)
-            tell(ids)
+            tell(event.token)
     raise AssertionError("a batch that is not empty has events")
-
-
-def _shown(ids: Sequence[int], row: Row, form: ChatFormat, tokenizer) -> str:
-    """What is certain of the reply once these ids are there."""
-    return form.settled(decoded(ids, row.rules.end_tokens, tokenizer)) if ids else ""
-
-
-def _tell(ids: list[int], row: Row, form: ChatFormat, tokenizer, on_text: Callable[[str], None]) -> None:
-    before, now = (_shown(part, row, form, tokenizer) for part in (ids[:-1], ids))
-    if len(now) > len(before):
-        on_text(now[len(before):])

@@ -48,6 +48,10 @@ class ChatFormat:
             text = re.sub(f"{re.escape(old)}({_HAN})", lambda match, new=new: new + match.group(1), text)
         return text
 
+    def shown(self, text: str, is_all: bool) -> str:
+        """What is certain of the reply: all of it, once the text is complete (generation.texts.Text's `shape`)."""
+        return self.reply(text) if is_all else self.settled(text)
+
     def settled(self, text: str) -> str:
         """The part of an unfinished text's reply that no later token changes."""
         changing = "".join(re.escape(old) for old, _ in self.punctuation)

@@ -208,8 +208,7 @@ def _reply(asks: Question, asked: Chat, served: Served, number: int) -> Answer:
     params = replace(decoding.params(), seed=decoding.seed + number)
     row = replace(chat_row(asks, form, served.form, served.tokenizer, params), alternatives=asked.alternatives)
     spell = served.tokenizer.detokenize if served.is_for_chats else None
-    text = Text(served.names, served.ends, "", asked.stops,
-                lambda raw, is_all: form.reply(raw) if is_all else form.settled(raw), spell)
+    text = Text(served.names, served.ends, "", asked.stops, form.shown, spell)
     return Answer(row, text, served.names, asked.streaming.is_on, bool(asked.stops))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from generation import SamplingParams, chat, fill_blanks
+from generation import BeamParams, SamplingParams, chat, fill_blanks
 from runtime.errors import UserError
 from tests.golden_data import family_folder
 from tests.golden_family import checkpoint, load, rows
@@ -42,6 +42,13 @@ def test_chats(models, family):
         assert reply.text == "".join(said) == row["response"]
         assert reply.finish_reason == ("length" if len(reply.output_ids) + len(reply.input_ids)
                                        == row["settings"]["max_length"] else "stop")
+
+
+def test_a_reply_of_beams_is_told_whole(models):
+    said = []
+    reply = chat(*models("chatglm2"), [{"role": "user", "content": "hello"}],
+                 BeamParams(2, max_gen_length=6, min_gen_length=3), on_text=said.append)
+    assert said == [reply.text] and reply.text
 
 
 def test_masks_that_a_family_lacks(models):
