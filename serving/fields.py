@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from runtime.errors import UserError
 from runtime.reading import parse_json
+from runtime.show import nearest
 from serving.errors import ApiError, bad
 
 DEEPEST = 32  # levels of nesting; a request needs four
@@ -22,6 +22,7 @@ NEUTRAL = {
     "audio": (None,), "parallel_tool_calls": (True, False, None), "reasoning_effort": (None,), "prediction": (None,),
     "web_search_options": (None,),
 }  # fmt: skip
+OTHER_NAMES = {"max_new_tokens": "max_tokens", "max_length": "max_tokens"}  # of other programs
 _LIKENESS = 0.75  # of two names, from 0 to 1 (difflib)
 
 
@@ -47,8 +48,10 @@ def _check_values(value: Any, name: str | None, level: int) -> None:
     if isinstance(value, str):
         if "\0" in value:
             raise bad(name, f"{name or 'the body'} holds a NUL character")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise bad(name, f"{name or 'the body'} holds half of a surrogate pair, which is no character")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise bad(name, f"{name or 'the body'} holds half of a surrogate pair, which is no character") from None
     elif isinstance(value, bool):
         return
     elif isinstance(value, (int, float)):
@@ -127,9 +130,8 @@ class Fields:
                     raise bad(name, f"{name} is not supported; leave it out: {shown(value)} would change the answer",
                               "unsupported_parameter")
                 continue
-            near = difflib.get_close_matches(name, self._known, 1, _LIKENESS)
-            if near or (near := [known for known in ("max_tokens",) if name in ("max_new_tokens", "max_length")]):
-                raise bad(name, f"unknown field {name[:60]!r}; did you mean {near[0]}?", "unknown_parameter")
+            if near := OTHER_NAMES.get(name) or nearest(name, self._known, _LIKENESS):
+                raise bad(name, f"unknown field {name[:60]!r}; did you mean {near}?", "unknown_parameter")
             ignored.append(name)
         return ignored
 
