@@ -8,8 +8,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 TREE = ("runtime", "kernels", "quantization", "glm", "planning", "generation", "evaluation", "tasks", "doctor",
-        "serving", "tools", "commands", "scripts", "configs", "checkpoints", "requirements.txt", "LICENSE",
-        "MODEL_LICENSE")
+        "serving", "tuning", "tools", "commands", "scripts", "configs", "checkpoints",
+        "requirements.txt", "LICENSE", "MODEL_LICENSE")
 PACKAGE = "glm_toolkit"
 
 

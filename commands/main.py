@@ -17,6 +17,7 @@ COMMANDS = {
     "lm-eval": ("commands.lm_eval:main", (), "lm-evaluation-harness with this toolkit's models, where it is installed"),
     "compare": ("commands.evaluate:main", ("compare",), "what differs between two evaluations, and whether by chance"),
     "serve": ("commands.serve:main", (), "an OpenAI-compatible server, with a page"),
+    "tune": ("commands.tuning:main", (), "tune or pretrain a model, and see what it is given (python -m tuning)"),
     "plan": ("commands.plan:main", (), "memory and time of a run, before it is started"),
     "doctor": ("commands.doctor:main", (), "what is wrong with this installation, and how to mend it"),
     "convert": ("commands.convert:main", (), "another tensor-parallel degree, or quantised weights, for a checkpoint"),

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # each imports only what is left of it
 FLOORS = ["runtime", "kernels", "quantization", "glm", "planning", "generation", "evaluation", "tasks", "doctor",
-          "serving", "tools", "commands"]
+          "serving", "tuning", "tools", "commands"]
 ON_TOP = ["scripts", "tests"]
 PROGRAMS = ("tools", "commands")  # parse arguments and print
 ENTRY_LINES = 8  # of a file that starts a command, and may import it from above

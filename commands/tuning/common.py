@@ -1,0 +1,62 @@
+"""What the commands of tuning share: flags of settings, the tokenizer, and results that are written whole or not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.arguments import chosen, flags
+from runtime.errors import UserError
+from runtime.files import replacing
+from tuning.options import GROUPS, Settings
+
+if TYPE_CHECKING:
+    from glm.tokenizers.interface import Tokenizer
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The flags of Settings, and those that every command takes."""
+    for name, options in GROUPS.items():
+        flags(parser.add_argument_group(name), options)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="for the result (default: standard output)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="float32", help="of the model's weights: float32, bfloat16, float16")
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    return Settings(**{name: chosen(options, arguments) for name, options in GROUPS.items()})
+
+
+def open_tokenizer(settings: Settings, load: Path | None = None) -> Tokenizer:
+    """The original's tokenizer by its name, or what the folder of the checkpoint holds."""
+    from tuning.tokenizers import open_tokenizer as open_original
+
+    return open_original(settings.tokenizer, load, has_blocks_masked=settings.objective.block_mask_prob > 0)
+
+
+def write_lines(lines: Iterable[Mapping[str, Any]], output: Path | None) -> None:
+    _write("".join(_json(line) + "\n" for line in lines), output)
+
+
+def write_object(value: Mapping[str, Any], output: Path | None) -> None:
+    _write(_json(value) + "\n", output)
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise UserError("a result holds NaN or infinity, which JSON cannot say: the model's weights or the loss are "
+                        "not finite") from None
+
+
+def _write(text: str, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.write(text)
+        return
+    with replacing(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,124 @@
+"""What may be asked of `python -m tuning`: a dataclass for each idea, whose fields are the flags.
+
+Names and defaults are those of the GLM repository, unless its default was a trap. Knows no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.arguments import count, count_or_zero, option, share
+
+TOKENIZERS = ("GPT2BPETokenizer", "BertWordPieceTokenizer", "ChineseSPTokenizer")
+SPLITS = ("train", "dev", "test")
+LOSSES = ("cross_entropy", "hinge", "generative", "mix", "adapet")
+POOLED = ("cls", "start", "pad")
+ENCODERS = ("lstm", "mlp", "none")
+STYLES = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Of a checkpoint in the GLM repository's layout, which brings no tokenizer of its own."""
+
+    tokenizer_type: str | None = option(None, "whose files these are", choices=TOKENIZERS,
+                                        none="what the folder holds")
+    tokenizer_path: Path | None = option(None, "folder of the vocabulary", none="that of --load")
+    fix_command_token: bool = option(False, "ChineseSPTokenizer: the command ids of glm-large-chinese")
+    task_mask: bool = option(False, "the tokenizer has [gMASK] and [sMASK], and tasks use them")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    task: str | None = option(None, "the task's name, as rte, copa, gigaword, blank, pretrain, chat")
+    data_dir: Path | None = option(None, "folder with the task's files")
+    split: str = option("dev", "which of the files; dev is the validation split", choices=SPLITS)
+    seq_length: int = option(512, "tokens of a sequence", read=count)
+    src_seq_length: int = option(464, "seq2seq: tokens of a source", read=count)
+    tgt_seq_length: int = option(48, "seq2seq: tokens of a target", read=count)
+    for_train: bool = option(False, "ReCoRD: candidates as in training, whatever the split")
+    seed: int = option(1234, "of all draws: order of rows, blanks, dropout, first weights", read=count_or_zero)
+
+
+@dataclass(frozen=True)
+class ClozeOptions:
+    """How a row of a classification or multiple-choice task becomes a question of the model."""
+
+    cloze_eval: bool = option(False, "by a cloze question; without it by a classification head")
+    pattern_id: int = option(0, "which of the task's patterns", read=count_or_zero)
+    multi_token: bool = option(False, "score the verbalizers' tokens and their end, not one token at sop")
+    segment_length: int = option(0, "cut answers into pieces of so many tokens; 0: no pieces", read=count_or_zero)
+    no_block_position: bool = option(False, "all tokens of an answer have the block position 1")
+    wsc_negative: bool = option(False, "WSC with candidates")
+    loss_func: str = option("cross_entropy", "of the scores of the choices", choices=LOSSES)
+    length_penalty: float = option(0.0, "exponent of the length that a choice's score, or a beam's, is divided by")
+    pool_token: str = option("cls", "whose hidden state the classification head reads", choices=POOLED)
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Continuous prompts (P-tuning): tokens whose embeddings are learned."""
+
+    continuous_prompt: bool = option(False, "the pattern's places for prompt tokens are used")
+    num_prompt_tokens: int = option(0, "tokens that are spread over the places of the pattern", read=count_or_zero)
+    prefix_prompt: int = option(0, "tokens at the very beginning", read=count_or_zero)
+    prompt_func: str = option("lstm", "what makes their embeddings", choices=ENCODERS)
+    freeze_transformer: bool = option(False, "the model itself does not learn")
+    tune_prefix_layers: int | None = option(None, "but its first so many layers do", none="none", read=count)
+
+
+@dataclass(frozen=True)
+class Seq2seqOptions:
+    mask_pad_token: bool = option(False, "customization: the padding of a source is not seen")
+    blank_maskratio: float = option(0.1, "blank: share of the words that are drawn", read=share)
+    label_smoothing: float = option(0.0, "share of the target that is spread over the vocabulary", read=share)
+    num_beams: int = option(1, "beams of the search", read=count)
+    no_repeat_ngram_size: int = option(0, "no n tokens come twice; 0: any may", read=count_or_zero)
+    min_tgt_length: int = option(0, "an answer has at least so many tokens", read=count_or_zero)
+    select_topk: bool = option(False, "take the likeliest candidates; without it they are drawn")
+    no_decode: bool = option(False, "losses only, nothing is generated")
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """Of pretraining: which blanks a batch gets."""
+
+    bert_prob: float = option(0.5, "share of batches with short blanks", read=share)
+    gap_sentence_prob: float = option(0.0, "share of batches whose blanks are sentences", read=share)
+    gpt_infill_prob: float = option(0.5, "share of one long blank that lies anywhere, not at the end", read=share)
+    gpt_min_ratio: float = option(0.5, "least share of a text that the long blank takes", read=share)
+    single_span_prob: float = option(0.0, "share of batches with a single short blank", read=share)
+    short_seq_prob: float = option(0.0, "share of batches that are cut into short texts", read=share)
+    avg_block_length: int = option(3, "mean length of a short blank", read=count)
+    bert_mask_ratio: float = option(0.15, "share of the tokens in short blanks", read=share)
+    gap_sentence_ratio: float = option(0.15, "share of the tokens in blanks that are sentences", read=share)
+    block_mask_prob: float = option(0.0, "share of an answer's tokens that are read as dBLOCK", read=share)
+    context_mask_ratio: float = option(0.0, "share of the context near the blanks that is read as dBLOCK", read=share)
+    random_position: bool = option(False, "a random offset is added to all positions")
+    no_shuffle_block: bool = option(False, "blanks are answered in their order")
+
+
+@dataclass(frozen=True)
+class DocumentOptions:
+    """Of pretraining: documents in JSON lines of prompt and text, packed into samples."""
+
+    train_data: tuple[str, ...] | None = option(None, "file of documents", metavar="FILE")
+    sample_one_document: bool = option(False, "a sample holds one document, however short")
+    non_sentence_start: float = option(0.0, "share of samples that begin anywhere, not with a sentence", read=share)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides what the samples of a task are."""
+
+    tokenizer: TokenizerOptions = TokenizerOptions()
+    data: DataOptions = DataOptions()
+    cloze: ClozeOptions = ClozeOptions()
+    prompt: PromptOptions = PromptOptions()
+    seq2seq: Seq2seqOptions = Seq2seqOptions()
+    objective: ObjectiveOptions = ObjectiveOptions()
+
+
+GROUPS = {"tokenizer": TokenizerOptions, "data": DataOptions, "cloze": ClozeOptions, "prompt": PromptOptions,
+          "seq2seq": Seq2seqOptions, "objective": ObjectiveOptions}
