@@ -76,7 +76,9 @@ def test_names_of_commands():
 
     for target, _, what in COMMANDS.values():
         module, _, function = target.partition(":")
-        assert f"def {function}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8") and what
+        path = ROOT / module.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        assert f"def {function}(" in file.read_text(encoding="utf-8") and what
 
 
 def test_dependencies_are_those_of_the_requirements():
