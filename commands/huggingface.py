@@ -12,7 +12,7 @@ from runtime.show import counted
 ABOUT_EXPORTING = """\
 Write a checkpoint of any layout as a folder of Hugging Face's: config.json, safetensors, tokenizer files, README.md.
 
-    python -m glm export-hf glm-10b-chinese_tp4 glm-10b-chinese-hf
+    python -m glm export-hf glm-10b-chinese_tp4 glm-10b-chinese-hf --tokenizer-path glm-10b-chinese
 
 Parts of tensor-parallel ranks are joined; weights keep their precision, quantised ones their bits. GLM, ChatGLM-6B and
 ChatGLM2-6B get the names and keys of the published folders. Nothing is uploaded. An export that was interrupted is
@@ -32,10 +32,13 @@ def export_main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(description=ABOUT_EXPORTING)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint")
     parser.add_argument("output", type=Path, metavar="OUT", help="new folder for the result")
+    parser.add_argument("--tokenizer-path", type=Path, metavar="PATH",
+                        help="folder with the tokenizer's files, or the vocabulary in it (default: CHECKPOINT)")
     add_shape(parser)
     options = parser.parse_args(arguments)
     shapes = {name: getattr(options, name) for name in NUMBERS}
-    return _converted("huggingface", "CHECKPOINT", options.checkpoint, options.output, shapes, options.model)
+    return _converted("huggingface", "CHECKPOINT", options.checkpoint, options.output, shapes, options.model,
+                      options.tokenizer_path)
 
 
 def import_main(arguments: list[str] | None = None) -> int:
@@ -46,7 +49,8 @@ def import_main(arguments: list[str] | None = None) -> int:
     return _converted("sat", "FOLDER", options.folder, options.output, {}, None)
 
 
-def _converted(form: str, flag: str, folder: Path, output: Path, shapes: dict, model: str | None) -> int:
+def _converted(form: str, flag: str, folder: Path, output: Path, shapes: dict, model: str | None,
+               tokenizer: Path | None = None) -> int:
     from tools.converting.convert import convert
     from tools.converting.plan import Wish
 
@@ -55,7 +59,8 @@ def _converted(form: str, flag: str, folder: Path, output: Path, shapes: dict, m
         if form == "sat":
             _check_is_of_hugging_face(folder)
         with terminating():
-            outcome = convert(folder, output, Wish(1, format=form), shapes, model, flags=(flag, "OUT"))
+            outcome = convert(folder, output, Wish(1, format=form, tokenizer=tokenizer), shapes, model,
+                              flags=(flag, "OUT"))
     except FORESEEN as error:
         return ended(error, "the same command goes on")
     shards = counted(outcome.written + outcome.kept, "shard")

@@ -20,10 +20,12 @@ class ModelOptions:
     """Paths may be strings, device and dtype torch's own."""
 
     path: Path = option(
-        None, "checkpoint folder, the one with the file 'latest' (default: $CHECKPOINT_PATH, else the embedded model)",
-        flag="load", metavar="DIR")
-    tokenizer_path: Path | None = option(  # a vocabulary file or its folder
-        None, "vocabulary file ice_text.model (default: beside the checkpoint, else ~/.icetk_models)", metavar="FILE")
+        None, "checkpoint folder: the toolkit's and SAT's, with a file 'latest'; Megatron's; Hugging Face's, with "
+              "config.json (default: $CHECKPOINT_PATH, else the embedded model)", flag="load", metavar="DIR")
+    tokenizer_path: Path | None = option(
+        None, "folder of the tokenizer's files, or a vocabulary file: ice_text.model, tokenizer.model, "
+              "cog-pretrain.model, vocab.json or vocab.txt (default: beside the checkpoint; for GLM-130B else "
+              "~/.icetk_models)", metavar="PATH")
     model: str | None = option(  # a preset, whose shapes win over the checkpoint's model_config.json
         None, f"shapes by name: {', '.join(PRESETS)} (default: the checkpoint's model_config.json)", metavar="NAME")
     shape: Mapping[str, Any] = option(None, "", overrides=ModelConfig)  # fields of ModelConfig, which win over both

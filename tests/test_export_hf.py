@@ -11,10 +11,12 @@ from commands.convert import verify
 from commands.main import main as glm
 from glm.checkpoint import open_checkpoint, read_config
 from glm.checkpoint.safetensors import read as read_safetensors
+from glm.tokenizers.opening import FILES as TOKENIZER_FILES
+from glm.tokenizers.opening import open_tokenizer
 from runtime.errors import UserError
 from tests.faults import said
 from tests.golden_data import split_state, write_checkpoint
-from tests.golden_family import checkpoint
+from tests.golden_family import KIT, checkpoint
 from tests.test_convert_families import HEADS, MEGATRON, PUBLISHED, logits, most, name_of, own_tensors, parts_of
 from tests.tiny_checkpoints import TINY, assert_same, run, tiny_checkpoint, tiny_state
 from tools.converting import convert as conversion
@@ -22,6 +24,9 @@ from tools.converting.convert import convert
 from tools.converting.plan import Wish
 from tools.converting.safetensors_file import planned_bytes, write_safetensors
 from tools.converting.torchfile import Block, HashedFile, Planned
+
+
+TOKENIZERS = KIT / "tokenizers"
 
 
 def exported(source, output, shard_bytes=5 * 10**9, **shapes):
@@ -138,6 +143,25 @@ def test_what_lies_beside_the_weights(tmp_path):
     assert "family glm" in readme and "| layers | 2 |" in readme and "names the original's Python files" in readme
 
 
+def test_a_tokenizer_of_another_folder(tmp_path):
+    """It alone counts: no file of the checkpoint's tokenizer comes along. Another one is another export."""
+    source = shutil.copytree(checkpoint("chatglm2", "hf_chatglm2"), tmp_path / "in")
+    for name in ("tokenizer_config.json", "added_tokens.json"):
+        (source / name).write_text('{"tokenizer_class": "GLMBertTokenizer"}')
+    folder, output = TOKENIZERS / "chatglm2", tmp_path / "out"
+    command = ["export-hf", str(source), str(output), "--tokenizer-path"]
+    assert glm([*command, str(folder)]) == 0
+    names = {path.name for path in output.iterdir()} & set(TOKENIZER_FILES)
+    assert names == {path.name for path in folder.iterdir()} & set(TOKENIZER_FILES)
+    assert all((output / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    assert open_tokenizer(output).encode("a house") == open_tokenizer(folder).encode("a house")
+    assert verify([str(output)]) == 0
+    assert glm([*command, str(folder / "tokenizer.model")]) == 0  # the same files: finished before
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "tokenizer_config.json").write_text("{}")
+    assert glm([*command, str(other)]) == 2
+
+
 def test_an_interrupted_export_looks_unfinished_and_goes_on(tmp_path, monkeypatch):
     source, output, write = checkpoint("chatglm2", "hf_chatglm2"), tmp_path / "out", conversion._write_shard
 
@@ -224,6 +248,10 @@ def test_mistakes_in_the_folders(tmp_path, capsys):
         capsys, "import-hf", checkpoint("glm", "megatron_chinese_MP2"), tmp_path / "out")
     assert "num_attention_heads not given" in refused(
         capsys, "export-hf", checkpoint("glm", "megatron_chinese_MP2"), tmp_path / "out")
+    for named, message in (("nowhere", "--tokenizer-path nowhere: no such folder"),
+                           (TOKENIZERS / "chatglm2", "tokenizer.model with num_image_tokens 0 has ids up to"),
+                           (tmp_path / "full", "no vocabulary in")):
+        assert message in refused(capsys, "export-hf", source, tmp_path / "out", "--tokenizer-path", named)
     assert not (tmp_path / "out").exists()
 
 

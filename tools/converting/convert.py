@@ -5,12 +5,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from glm.checkpoint import CONFIG_NAME, CONVERTING, read_values
 from glm.config import REQUIRED_FIELDS, ModelConfig, read_config_file
+from glm.families import FAMILIES
+from glm.loading import check_vocabulary
+from glm.tokenizers.opening import FILES as TOKENIZER_FILES
 from runtime.errors import UserError, printable
 from runtime.files import replacing
 from runtime.hashing import DEFAULT_HASH, hash_bytes, hash_file
@@ -54,6 +57,8 @@ def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, o
         config = _config_to_write(input_folder, given, where)
     else:
         config = ModelConfig.from_values(given, where)
+    if wish.tokenizer is not None:
+        _check_tokenizer(wish.tokenizer, source, config)
     plan = make_plan(source, wish)
     layout, conversion = layout_of(plan, config, shard_bytes), _conversion(source, wish)
     inside = f"{layout.folder}/" if layout.folder else ""
@@ -66,7 +71,7 @@ def convert(input_folder: Path, output: Path, wish: Wish, shapes: Mapping[str, o
         with opened(output, conversion, layout.folder, flags[1]) as journal:
             outcome = _write_shards(source, layout, journal, hash_kind, label)
             files = {inside + name: journal.finished[name] for name in layout.contents}
-            files |= _carry(source.folder, output, layout, hash_kind)
+            files |= _carry(source.folder, _folder(wish.tokenizer) or source.folder, output, layout, hash_kind)
             files |= {name: FileFacts(len(text.encode()), hash_bytes(text.encode(), hash_kind))
                       for name, text in layout.last.items()}
             write_manifest(output / MANIFEST, Manifest(files, conversion))
@@ -103,19 +108,36 @@ def _write_shard(path: Path, layout: Layout, content: Content, hash_kind: str, p
         file.abandon()
 
 
-def _carry(folder: Path, output: Path, layout: Layout, hash_kind: str) -> dict[str, FileFacts]:
-    """The configuration and the tokenizer come along, so that the result loads."""
+def _carry(folder: Path, tokenizer: Path, output: Path, layout: Layout, hash_kind: str) -> dict[str, FileFacts]:
+    """The configuration and the tokenizer, which may lie in a folder of its own, come along, so that the result loads.
+    """
     files = {}
     for name in dict.fromkeys((*layout.small, *layout.carried)):
-        if name not in layout.small and not (folder / name).is_file():
+        path = (tokenizer if name in TOKENIZER_FILES else folder) / name
+        if name not in layout.small and not path.is_file():
             continue
         with replacing(output / name) as temporary:
             if name in layout.small:
                 temporary.write_text(layout.small[name], encoding="utf-8")
             else:
-                shutil.copyfile(folder / name, temporary)
+                shutil.copyfile(path, temporary)
         files[name] = FileFacts((output / name).stat().st_size, hash_file(output / name, hash_kind))
     return files
+
+
+def _check_tokenizer(path: Path, source: Source, config: ModelConfig) -> None:
+    """Raises UserError where it is none, or another model's."""
+    if not path.exists():
+        raise UserError(f"--tokenizer-path {path}: no such folder; name the one that holds the tokenizer's files")
+    tokenizer = FAMILIES[config.family].open_tokenizer(source.folder, path, config)
+    if tokenizer.vocabulary_file.name not in TOKENIZER_FILES:
+        raise UserError(f"--tokenizer-path {path}: an exported vocabulary has one of the names "
+                        f"{', '.join(TOKENIZER_FILES)}; rename the file")
+    check_vocabulary(tokenizer, config)
+
+
+def _folder(tokenizer: Path | None) -> Path | None:
+    return tokenizer.parent if tokenizer is not None and tokenizer.is_file() else tokenizer
 
 
 def _given(folder: Path, shapes: Mapping[str, object], model: str | None) -> tuple[dict[str, object], str]:
@@ -144,12 +166,19 @@ def _conversion(source: Source, wish: Wish) -> dict[str, object]:
              "quantization_group_size": wish.group_size, "requantize": wish.requantize,
              "iteration": source.iteration, "input": files} | (
                  {} if wish.format == SAT else {"format": wish.format})
+    if wish.tokenizer is not None:
+        paths = [_folder(wish.tokenizer) / name for name in TOKENIZER_FILES]
+        value["tokenizer"] = _facts(path for path in paths if path.is_file())
     return json.loads(json.dumps(value))
 
 
 def _files(source: Source) -> list[list]:
     """The input's files: they are not the same ones any more when somebody has written to them."""
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in source.checkpoint.paths]
+    return _facts(source.checkpoint.paths)
+
+
+def _facts(paths: Iterable[Path]) -> list[list]:
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 def _check_input(source: Source, conversion: Mapping[str, object]) -> None:

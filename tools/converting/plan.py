@@ -1,6 +1,7 @@
 """Source and wish -> the tensors of every output file, as entries whose bytes come when they are written."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class Wish(NamedTuple):
     group_size: int | None = None
     requantize: bool = False
     format: str = "sat"  # the layout of the folder (tools.converting.layouts)
+    tokenizer: Path | None = None  # folder, or vocabulary file in it, of the tokenizer; None: the checkpoint's
 
 
 class Plan(NamedTuple):
