@@ -154,8 +154,8 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
     vocabulary = min(tokenizer.num_tokens, model.config.vocab_size)
     chats = options.chat_format or (model.config.family if model.config.family in FORMATS else None)
     server.served = Served(name, int(time.time()), fingerprint(model, tokenizer, arguments.load), tokenizer,
-                           Names(tokenizer), most, vocabulary, model.config.prompt_form, FORMATS.get(chats), chats,
-                           model.config.family in FORMATS)
+                           Names(tokenizer), most, vocabulary, model.config.prompt_form.within(tokenizer.commands),
+                           FORMATS.get(chats), chats, model.config.family in FORMATS)
     own = FORMATS[model.config.family].sampling if model.config.family in FORMATS else SamplingParams()
     server.defaults = Defaults(name, options.default_max_tokens, vocabulary, own.temperature, own.top_p or 1.0)
     tell = parallel.broadcast_object if parallel.size() > 1 else lambda _: None

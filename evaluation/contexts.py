@@ -13,23 +13,12 @@ is read so, too. The last token before ... is the one that the answer's first to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from evaluation.config import TaskConfig, TaskType
 from generation.blanks import MASK_PATTERN
 from generation.conversation import FORMATS
+from glm.prompt_form import Context, left_to_right
 from runtime.errors import UserError
-
-
-@dataclass(frozen=True)
-class Context:
-    """A sequence that an answer follows."""
-
-    ids: tuple[int, ...]  # the answer's first token follows the last one
-    first: int  # position of the blank's first token
-    advance: int  # 0: the blank's tokens have its position, 1: they count up from it
-    opened: int = 0  # tokens of the blank that stand before the last of `ids`: it began with them
-    causal: bool = False  # every token sees only what is left of it
 
 
 class Contexts:
@@ -112,8 +101,5 @@ class Contexts:
         return Context((*ids, self.sop), len(ids) - 1, 0)
 
     def _from_left_to_right(self, text: Sequence[int]) -> Context:
-        if self._form.is_causal or self._form.advancing:
-            ids = (*(self._begin if self._form.is_causal else (self.mask, self.sop)), *text)
-            return Context(ids, len(ids) - 1, 1, causal=True)
-        prefix = (*self._begin, self.mask)
-        return Context((*prefix, self.sop, *text), len(prefix) - 1, 0, opened=len(text))
+        before = map(self._tokenizer.command, self._form.in_front(self.mask_name))
+        return left_to_right(tuple(before), text, self._form.counts_on)

@@ -146,9 +146,8 @@ class Answers:
 
     def _row(self, ids: Ids, decoding: Decoding, seed: int) -> Row:
         context = self.frame.context(ids)
-        shared = None if context.advance or context.causal else context.first
-        return Row(context.ids, decoding.params, decoding.limit, self._ends, shared, context.causal, context.opened,
-                   seed=(seed, 0, *context.ids))
+        return Row(context.ids, decoding.params, decoding.limit, self._ends, context.shared_position, context.causal,
+                   context.opened, seed=(seed, 0, *context.ids))
 
     def _decode(self, rows: Sequence[Row], texts: Sequence[Text]) -> None:
         """Each row's tokens become its text."""

@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.contexts import Context
 from evaluation.requests import Ids, ScoreRequest
 from evaluation.tasks import score_request
 from generation.blanks import split
 from generation.params import SamplingParams
-from glm.prompt_form import PromptForm
+from glm.prompt_form import Context, PromptForm, left_to_right
 from runtime.errors import UserError, shown
 from runtime.show import nearest
 
@@ -65,13 +64,11 @@ class Frame:
         return len(self.before) + len(self.behind)
 
     def context(self, ids: Ids) -> Context:
+        if not self.behind:
+            return left_to_right(self.before, ids, self.advances)
         sequence = (*self.before, *ids, *self.behind)
-        if self.behind:
-            first = len(sequence) - 1 if self.advances else len(self.before) + len(ids)
-            return Context(sequence, first, int(self.advances))
-        if self.advances:
-            return Context(sequence, len(sequence) - 1, 1, causal=True)
-        return Context(sequence, len(self.before) - 2, 0, opened=len(ids))  # `before` ends with the mask and sop
+        return Context(sequence, len(sequence) - 1 if self.advances else len(self.before) + len(ids),
+                       int(self.advances))
 
     def room(self, most: int, answer: int) -> int:
         """Tokens of a context where the model reads `most` at most, the last of the answer not being read.
@@ -88,8 +85,7 @@ def frame_of(form: PromptForm, tokenizer, mask: str = "[gMASK]", unidirectional:
     if form.is_causal and mask != MASKS[0]:
         raise UserError(f"this model fills no {mask}: it reads from left to right, behind {MASKS[0]}")
     if unidirectional or form.is_causal:
-        begin = form.begin if form.is_causal else (*form.begin, MASKS[0], "sop")
-        return Frame(tuple(map(tokenizer.command, begin)), (), form.is_causal or MASKS[0] in form.advancing)
+        return Frame(tuple(map(tokenizer.command, form.in_front(MASKS[0]))), (), form.counts_on)
     prompt = split(mask, tokenizer, form)
     before, behind = prompt.stretches
     return Frame(before, (prompt.mask, *behind, prompt.sop), prompt.advances)

@@ -16,7 +16,7 @@ from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.batch import generate
 from generation.texts import cut
 from glm.diagnose import diagnose
-from glm.inputs import position_ids, prefix_causal_blocked, right_pad, row_positions
+from glm.inputs import position_ids, right_pad, row_positions, whole_row
 from kernels import FEW_ROWS, HEAD_BYTES
 from runtime.errors import NonFinite
 from runtime.mapped import check_unchanged
@@ -206,14 +206,6 @@ def _scored(requests: Sequence[ScoreRequest], width: int) -> tuple[list[int], li
 
 def generation_input(model, request: GenerateRequest, generated: list[int]) -> tuple[torch.Tensor, ...]:
     """tokens, position_ids, blocked of a request's context and what has been generated behind it, read at once."""
-    device = next(model.parameters()).device
-    ids = [*request.context, *generated]
-    c, s = len(request.context), len(request.context) + len(generated)
-    tokens = torch.tensor([ids], device=device)
-    is_shared = request.shared_position is not None
-    begin = c - 1 - request.opened  # of the blank
-    blank = (request.shared_position, 0, s - begin) if is_shared else (begin, 1, s - begin)
-    places = torch.tensor([row_positions(begin, [blank])], device=device)  # (1, 2, s)
-    prefix = torch.tensor([0 if request.unidirectional else begin], device=device)
-    blocked = prefix_causal_blocked(prefix, torch.tensor([s], device=device), s)
-    return tokens, position_ids(model.config, *places.unbind(1)), blocked
+    begin = len(request.context) - 1 - request.opened  # of the blank
+    return whole_row(model.config, [*request.context, *generated], begin, request.shared_position,
+                     request.unidirectional, next(model.parameters()).device)

@@ -129,7 +129,7 @@ def split(text: str, tokenizer, form: PromptForm = DEFAULT) -> Prompt:
 
     Raises UserError for a mask that the family does not fill, or that its vocabulary lacks.
     """
-    form = replace(form, masks=tuple(mask for mask in form.masks if mask in tokenizer.commands))
+    form = form.within(tokenizer.commands)
     if refused := form.refused(text):
         known = "it writes on behind a text" if form.is_causal else f"it fills {', '.join(form.masks)}"
         raise UserError(f"this model fills no {refused}; {known}")

@@ -11,7 +11,7 @@ moving a table would, and no position is ever out of range.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -78,6 +78,21 @@ def row_positions(context: int, blanks: Iterable[tuple[int, int, int]]) -> tuple
 def position_ids(config: ModelConfig, positions: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Positions and places (b, s) as the model takes them: (b, 2, s) where it has both channels, else (b, s)."""
     return torch.stack((positions, places), dim=1) if config.position_encoding_2d else positions
+
+
+def whole_row(config: ModelConfig, ids: Sequence[int], context: int, shared_position: int | None, is_causal: bool,
+              device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A row that is read at once: tokens (1, s), positions as the model takes them, blocked (1, s, s).
+
+    context: how many of the ids stand before the blank. shared_position: of the blank's tokens; None: they count on.
+    is_causal: tokens of the context, too, see only what is left of them.
+    """
+    s = len(ids)
+    first, advance = (context, 1) if shared_position is None else (shared_position, 0)
+    places = torch.tensor([row_positions(context, [(first, advance, s - context)])], device=device)  # (1, 2, s)
+    prefix = torch.tensor([0 if is_causal else context], device=device)
+    blocked = prefix_causal_blocked(prefix, torch.tensor([s], device=device), s)
+    return torch.tensor([list(ids)], device=device), position_ids(config, *places.unbind(1)), blocked
 
 
 @functools.cache

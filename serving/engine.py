@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from generation.batch import Batch
 from generation.groups import Row
+from glm.prompt_form import Context
 from runtime.mapped import check_unchanged
 from serving.choices import News
 
@@ -39,9 +40,9 @@ class Job:
 
 
 class Scored(NamedTuple):
-    """Ids that are read from left to right, for the log-probability of each."""
+    """A text that is read from left to right, for the log-probability of each of its ids."""
 
-    ids: list[int]
+    context: Context
     alternatives: int
 
 
@@ -78,8 +79,8 @@ class Room(NamedTuple):
 
 
 class Engine(threading.Thread):
-    """hear: takes the news of a round, [(job, number of the choice, news)], and must not block. score: ids -> a value
-    that is handed over as their news. tell: sends a Round to the other ranks, None at the end."""
+    """hear: takes the news of a round, [(job, number of the choice, news)], and must not block. score: its value is
+    handed over as news. tell: sends a Round to the other ranks, None at the end."""
 
     def __init__(self, model, room: Room, most_units: int, hear: Callable[[list], None],
                  score: Callable[[Scored], object], tell: Callable[[Round | None], None] = lambda _: None):
@@ -195,8 +196,8 @@ class Engine(threading.Thread):
                 self._dropped.append(event.number)
         self._hand_over(news)
 
-    def _scores(self, scored: list[list[int]]) -> list:
-        return [self._score(ids) for ids in scored]
+    def _scores(self, scored: list[Scored]) -> list:
+        return [self._score(each) for each in scored]
 
     def _forget_cancelled(self) -> None:
         gone = [unit for unit in self._waiting if unit.job.is_cancelled]
@@ -212,7 +213,7 @@ class Engine(threading.Thread):
         joining, scoring, tokens = [], [], 0
         while self._waiting:
             unit = self._waiting[0]
-            length = len(unit.scored.ids if unit.row is None else unit.row.context)
+            length = len(unit.scored.context.ids if unit.row is None else unit.row.context)
             rows, places = _extent([*(each.row for each in (*self._running.values(), *joining)), unit.row])
             if ((joining or scoring) and tokens + length > MOST_READ_TOKENS) or not self.room.holds(rows, places):
                 break
@@ -251,8 +252,8 @@ def follow(model, hear: Callable[[], Round | None], score: Callable[[Scored], ob
     while (round := hear()) is not None:
         if round.is_new:
             batch = Batch(model)
-        for ids in round.scored:
-            score(ids)
+        for each in round.scored:
+            score(each)
         turn(batch, round)
         batch.step()
 

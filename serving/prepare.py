@@ -13,7 +13,7 @@ from generation.fill import row_of
 from generation.groups import Row
 from generation.sampling import Score, rules
 from generation.texts import Names, Text
-from glm.prompt_form import PromptForm
+from glm.prompt_form import Context, PromptForm, left_to_right
 from runtime.errors import UserError
 from serving.choices import Answer, Blanks, Entry, entry_of
 from serving.engine import Job, Scored
@@ -32,7 +32,7 @@ class Served:
     names: Names
     most: int  # tokens of a sequence
     vocabulary: int
-    form: PromptForm  # what stands around a prompt
+    form: PromptForm  # what stands around a prompt, with the masks that the vocabulary has
     chat_format: ChatFormat | None
     chat_name: str | None
     is_for_chats: bool = False  # the model was trained for them, and its tokenizer spells their answers
@@ -131,18 +131,18 @@ def _fitting(filling: Filling) -> Row:
         raise bad("prompt", str(error), "context_length_exceeded") from None
 
 
-def causal_context(ids: Sequence[int], tokenizer) -> list[int]:
-    """[gMASK] sop ids; ids that bring their sop are not given a second one."""
-    sop = tokenizer.command("sop")
-    return [tokenizer.command("[gMASK]"), *([] if ids and ids[0] == sop else [sop]), *ids]
+def causal_context(ids: Sequence[int], served: Served) -> Context:
+    """The ids behind what the family puts in front, which ends with sop; ids that bring theirs get no second one."""
+    before = tuple(map(served.tokenizer.command, served.form.in_front()))
+    return left_to_right(before, ids[1:] if ids[:1] == before[-1:] else ids, served.form.counts_on)
 
 
-def _readable(prompt: Prompt, served: Served) -> list[int]:
+def _readable(prompt: Prompt, served: Served) -> Context:
     """The prompt as it is read from left to right. Raises ApiError for one that is longer than the model takes."""
-    context = causal_context(prompt.ids, served.tokenizer)
-    if len(context) > served.most:
-        raise bad("prompt", f"the prompt has {len(prompt.ids)} tokens, {len(context)} with those that are added; the "
-                            f"model takes {served.most}", "context_length_exceeded")
+    context = causal_context(prompt.ids, served)
+    if len(context.ids) > served.most:
+        raise bad("prompt", f"the prompt has {len(prompt.ids)} tokens, {len(context.ids)} with those that are added; "
+                            f"the model takes {served.most}", "context_length_exceeded")
     return context
 
 
@@ -158,12 +158,14 @@ def prompt_entries(prompt: Prompt, scores: Sequence[Score], served: Served) -> l
 
 
 def _causal(prompt: Prompt, asked: Completion, served: Served, seed: int) -> Row:
-    context = causal_context(prompt.ids, served.tokenizer)
-    if len(context) >= served.most:
+    context = causal_context(prompt.ids, served)
+    length = len(context.ids)
+    if length >= served.most:
         raise bad("prompt", f"the prompt has {len(prompt.ids)} tokens; with those that are added the model takes "
                             f"{served.most}, one of the answer included", "context_length_exceeded")
-    limit = min(served.most - len(context), asked.decoding.max_tokens)
-    return Row(context, asked.decoding.params(), limit, rules(served.ends), None, True, seed=(seed, 0, *context))
+    limit = min(served.most - length, asked.decoding.max_tokens)
+    return Row(context.ids, asked.decoding.params(), limit, rules(served.ends), context.shared_position, context.causal,
+               context.opened, seed=(seed, 0, *context.ids))
 
 
 def fill_job(asked: Fill, served: Served) -> tuple[Job, list[Result | int], int]:

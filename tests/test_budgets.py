@@ -34,7 +34,6 @@ def test_files_are_worth_opening():
         "commands/lm_eval.py",  # hands on to the harness
         "commands/main.py",  # the table of commands
         "generation/batching.py",  # shared by files and evaluation
-        "glm/prompt_form.py",  # no torch, read by families and generation
         "glm/tokenizers/glm.py", "glm/tokenizers/megatron.py",  # a vocabulary each
         "kernels/cuda/build.py", "kernels/packing.py",
         "serving/errors.py", "serving/page.py", "serving/routes.py", "serving/scoring.py", "serving/streams.py",

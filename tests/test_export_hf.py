@@ -25,7 +25,6 @@ from tools.converting.plan import Wish
 from tools.converting.safetensors_file import planned_bytes, write_safetensors
 from tools.converting.torchfile import Block, HashedFile, Planned
 
-
 TOKENIZERS = KIT / "tokenizers"
 
 
