@@ -54,7 +54,7 @@ def test_log_probabilities_of_a_prompt(family):
 
 def test_what_is_generated_is_scored_as_it_is_read(family):
     """Token by token behind the prompt, and all at once as a prompt of ids."""
-    server, model, tokenizer, before = family
+    server, model, tokenizer, _ = family
     found = scored(server, TEXT, max_tokens=6, min_tokens=6)
     choice, = server.post("/v1/completions", prompt=TEXT, unidirectional=True, temperature=0, max_tokens=6,
                           min_tokens=6, logprobs=0)["choices"]
