@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from functools import partial
 
 import numpy
@@ -68,6 +69,30 @@ def test_glm_of_megatron_has_the_gelu_of_its_kind(name):
     assert_golden(megatron_model().logits(*glm_inputs(arrays)), arrays)
     with pytest.raises(AssertionError):
         assert_golden(megatron_model(gelu="exact").logits(*glm_inputs(arrays)), arrays)
+
+
+def test_an_architecture_json_says_the_shape_of_megatron_s_files(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("glm", "megatron_chinese_MP2"), folder)
+    config = read_config(folder, num_attention_heads=4)
+    values = {"num_layers": config.num_layers, "hidden_size": config.hidden_size, "num_attention_heads": 4,
+              "max_position_embeddings": config.max_sequence_length, "vocab_size": config.vocab_size,
+              "layernorm_epsilon": 1e-5, "block_position_encoding": True, "mlp_hidden_size": config.inner_hidden_size,
+              "activation": "gelu_tanh", "layernorm_order": "pre"}
+
+    def read(**changed):
+        (folder / "architecture.json").write_text(json.dumps(values | changed), encoding="utf-8")
+        return read_config(folder)
+
+    assert read() == config and read(num_attention_heads=8).num_attention_heads == 8
+    for wrong, message in (({"heads": 4}, "unknown key 'heads'"), ({"activation": "relu"}, "allowed: gelu_tanh, gelu"),
+                           ({"layernorm_order": "post"}, "layernorm_order is 'post'"),
+                           ({"hidden_size": "big"}, "must be of type int")):
+        with pytest.raises(UserError, match=f"architecture.json: .*{message}"):
+            read(**wrong)
+    (folder / "architecture.json").write_text('{"num_layers": 3}', encoding="utf-8")
+    with pytest.raises(UserError, match="hidden_size, num_attention_heads, max_position_embeddings, vocab_size not"):
+        read_config(folder)
 
 
 def chatglm_model(name):

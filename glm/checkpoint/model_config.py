@@ -1,13 +1,13 @@
 """The configuration of the model in a checkpoint of any layout: which family, which shapes.
 
-A folder says it in our model_config.json or in Hugging Face's config.json; GLM's files in Megatron's style have
-neither, and their tensors say nearly all of it. No flag chooses the family.
+A folder says it in our model_config.json or in Hugging Face's config.json. Beside GLM's files in Megatron's style lies
+an architecture.json at most, and their tensors say nearly all of it. No flag chooses the family.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from glm import spec
@@ -17,6 +17,8 @@ from glm.checkpoint.index import HUGGING_FACE_CONFIG, open_checkpoint
 from glm.config import FIELDS, PRESETS, ModelConfig, read_config_file
 from glm.families import FAMILIES, glm, published_family, published_fields
 from runtime.errors import UserError, shown
+
+ARCHITECTURE = "architecture.json"  # beside the file that names the iteration
 
 
 def read_config(path: str | os.PathLike, model: str | None = None, **overrides) -> ModelConfig:
@@ -36,7 +38,10 @@ def read_values(path: str | os.PathLike, model: str | None = None, **overrides) 
         return read_config_file(file) | preset | given, str(file)
     file = folder / HUGGING_FACE_CONFIG
     if os.path.lexists(file):
-        return _published(file) | preset | given, str(file)
+        return _named_in(file, published_fields) | preset | given, str(file)
+    file = folder / ARCHITECTURE
+    if os.path.lexists(file):
+        return _named_in(file, glm.architecture_fields) | preset | given, str(file)
     if model is None and (found := foreign_file(folder)):
         raise UserError(f"{folder} is a checkpoint of Hugging Face's (it holds {found}), but has no "
                         f"{HUGGING_FACE_CONFIG}, which says which model it is of; copy that, too")
@@ -64,9 +69,10 @@ def _preset(name: str) -> dict[str, object]:
     return PRESETS[name]
 
 
-def _published(file: Path) -> dict[str, object]:
+def _named_in(file: Path, fields: Callable[[Mapping[str, object]], dict[str, object]]) -> dict[str, object]:
+    """What `fields` makes of the file's values; its errors name the file."""
     try:
-        return published_fields(read_config_file(file))
+        return fields(read_config_file(file))
     except UserError as error:
         raise error if str(file) in str(error) else UserError(f"{file}: {error}") from None
 

@@ -48,6 +48,13 @@ NAME = MODEL_TYPE = "glm"
 BARE_CLASS = "GLMModel"  # of the port: without a head, and without a prefix before its tensors' names
 BERT, ROBERTA, GPT2, CHINESE = 30592, 50304, 50304, 50048  # sizes of the published vocabularies, padded
 
+# of an architecture.json: key -> field of ModelConfig; the only values that are served; the GELUs, the usual one first
+ARCHITECTURE = {"num_layers": "num_layers", "hidden_size": "hidden_size", "num_attention_heads": "num_attention_heads",
+                "mlp_hidden_size": "inner_hidden_size", "max_position_embeddings": "max_sequence_length",
+                "vocab_size": "vocab_size"}
+CONVENTIONS = {"layernorm_order": ("pre",)}
+ACTIVATIONS = {"gelu_tanh": "tanh", "gelu": "exact"}
+
 
 def _shape(num_layers: int, hidden_size: int, num_attention_heads: int, max_sequence_length: int,
            vocab_size: int) -> dict:
@@ -117,6 +124,27 @@ def fields(values: Mapping[str, object]) -> dict[str, object]:
         "vocab_size": values.get("vocab_size", 30592), "max_sequence_length": values.get("max_sequence_length", 512),
         "position_encoding_2d": values.get("block_position_encoding", True), "num_image_tokens": 0, "family": NAME,
         "gelu": values.get("gelu", "exact"),  # a key of ours: of models that were trained in Megatron's style
+    }
+
+
+def architecture_fields(values: Mapping[str, object]) -> dict[str, object]:
+    """Of a ModelConfig, out of an architecture.json beside files in Megatron's style. Raises UserError for a key that
+    is missing or unknown, and for a model that is not served."""
+    known = (*ARCHITECTURE, *CONVENTIONS, "activation", "block_position_encoding", "layernorm_epsilon")
+    if unknown := next((key for key in values if key not in known), None):
+        raise UserError(f"unknown key {shown(unknown)}; allowed: {', '.join(known)}")
+    if missing := [key for key in ARCHITECTURE if key not in values and key != "mlp_hidden_size"]:
+        raise UserError(f"{', '.join(missing)} not given")
+    for key, allowed in (*CONVENTIONS.items(), ("activation", tuple(ACTIVATIONS))):
+        if values.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{key} is {shown(values[key])}; allowed: {', '.join(allowed)}")
+    hidden_size = values["hidden_size"]
+    inner = {"mlp_hidden_size": 4 * hidden_size if isinstance(hidden_size, int) else hidden_size}
+    found = {field: (inner | dict(values))[key] for key, field in ARCHITECTURE.items()}
+    return found | {
+        "layernorm_epsilon": values.get("layernorm_epsilon", 1e-5),
+        "position_encoding_2d": values.get("block_position_encoding", True), "num_image_tokens": 0, "family": NAME,
+        "gelu": ACTIVATIONS[values.get("activation", "gelu_tanh")],
     }
 
 
