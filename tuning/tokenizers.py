@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm.tokenizers import byte_level
 from glm.tokenizers.megatron import open_megatron
+from glm.tokenizers.opening import is_roberta
 from runtime.errors import UserError
 from tuning.options import TokenizerOptions
 
@@ -17,16 +19,21 @@ CLASSES = {"GPT2BPETokenizer": "GLMGPT2Tokenizer", "BertWordPieceTokenizer": "GL
            "ChineseSPTokenizer": "GLMChineseTokenizer"}
 
 
-def open_tokenizer(options: TokenizerOptions, load: Path | None = None, has_blocks_masked: bool = False) -> Tokenizer:
+def open_tokenizer(options: TokenizerOptions, load: Path | None = None, has_block_mask: bool = False) -> Tokenizer:
     """UserError where nothing says whose vocabulary it is, or its files are missing.
 
-    has_blocks_masked: dBLOCK is a command, too, behind all others.
+    has_block_mask: dBLOCK is a command, too, behind all others.
     """
     path = options.tokenizer_path or load
     if path is None:
         raise UserError("no tokenizer: name --tokenizer-type and --tokenizer-path, or --load a folder that holds one")
+    path = Path(path).expanduser()
+    folder = path.parent if path.is_file() else path
     if options.tokenizer_type is None:
         from glm.tokenizers.opening import open_tokenizer as open_folder
 
-        return open_folder(path)
-    return open_megatron(path, CLASSES[options.tokenizer_type], options.fix_command_token)
+        return open_folder(folder)
+    kind = CLASSES[options.tokenizer_type]
+    if kind == "GLMGPT2Tokenizer" and (folder / byte_level.VOCABULARY_NAME).is_file() and is_roberta(folder):
+        kind = "GLMRobertaTokenizer"
+    return open_megatron(folder, kind, options.fix_command_token, options.task_mask, has_block_mask)

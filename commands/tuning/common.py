@@ -35,7 +35,7 @@ def open_tokenizer(settings: Settings, load: Path | None = None) -> Tokenizer:
     """The original's tokenizer by its name, or what the folder of the checkpoint holds."""
     from tuning.tokenizers import open_tokenizer as open_original
 
-    return open_original(settings.tokenizer, load, has_blocks_masked=settings.objective.block_mask_prob > 0)
+    return open_original(settings.tokenizer, load, has_block_mask=settings.objective.block_mask_prob > 0)
 
 
 def write_lines(lines: Iterable[Mapping[str, Any]], output: Path | None) -> None:

@@ -22,7 +22,7 @@ from runtime.errors import UserError, shown
 
 SETTINGS_NAME, ADDED_NAME = "tokenizer_config.json", "added_tokens.json"
 MOST_ADDED = 1000  # ids behind the vocabulary: there are ten
-CHINESE_NAME = "cog-pretrain.model"
+CHINESE_NAME, CHINESE_ALSO = "cog-pretrain.model", "sp.model"
 SOP, EOP, END = "<|startofpiece|>", "<|endofpiece|>", "<|endoftext|>"
 NEVER, BEFORE, BOTH = (False, False), (True, False), (True, True)  # on which sides a command takes white space
 
@@ -94,6 +94,8 @@ def open_vocabulary(folder: str | os.PathLike, kind: Kind, commands: Collection[
     """The text vocabulary of a kind. commands: strings that no text may become; the others are Wordpiece's."""
     if kind.vocabulary == CHINESE_NAME:
         path = Path(folder) / CHINESE_NAME
+        if not path.exists() and (also := Path(folder) / CHINESE_ALSO).exists():
+            path = also
         return SentencePieces(path, f"GLM's Chinese vocabulary {CHINESE_NAME}")
     if kind.vocabulary == wordpiece.VOCABULARY_NAME:
         return Wordpiece(folder, is_lower_case, by_character)

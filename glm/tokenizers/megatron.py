@@ -17,16 +17,13 @@ from glm.tokenizers.vocabulary_files import damaged
 MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 # name, string in a text, id: a number counts from the end of the vocabulary, a string is a piece of it. Of several
 # commands with one id the last names it.
-_BEFORE_MASKS = (("pad", END, 0), ("eos", END, 0), ("sep", "[SEP]", 1), ("ENC", "[CLS]", 2), ("[MASK]", "[MASK]", 3),
-                 ("unk", "[UNK]", 4), ("sop", SOP, 6), ("eop", EOP, 7))
-CHINESE = (*_BEFORE_MASKS, ("[sMASK]", "[sMASK]", 8), ("[gMASK]", "[gMASK]", 9))
-CHINESE_UNFIXED = (*_BEFORE_MASKS, ("[gMASK]", "[gMASK]", 7), ("[sMASK]", "[sMASK]", 8))  # gMASK is eop, too
 _COMMANDS = {
-    "GLMChineseTokenizer": CHINESE,
+    "GLMChineseTokenizer": (
+        ("pad", END, 0), ("eos", END, 0), ("sep", "[SEP]", 1), ("ENC", "[CLS]", 2), ("[MASK]", "[MASK]", 3),
+        ("unk", "[UNK]", 4), ("sop", SOP, 6), ("eop", EOP, 7)),
     "GLMGPT2Tokenizer": (
         ("pad", END, END), ("eos", END, END), ("sop", SOP, 0), ("eop", EOP, 1), ("ENC", "[CLS]", 2),
-        ("[MASK]", "[MASK]", 3), ("sep", "[SEP]", 4), ("unk", "[UNK]", 5), ("[gMASK]", "[gMASK]", 6),
-        ("[sMASK]", "[sMASK]", 7)),
+        ("[MASK]", "[MASK]", 3), ("sep", "[SEP]", 4), ("unk", "[UNK]", 5)),
     "GLMBertTokenizer": (
         ("pad", "[PAD]", "[PAD]"), ("ENC", "[CLS]", "[CLS]"), ("[MASK]", "[MASK]", "[MASK]"),
         ("unk", "[UNK]", "[UNK]"), ("sep", "[SEP]", "[SEP]"), ("eos", "[PAD]", "[PAD]"), ("sop", SOP, 0),
@@ -36,20 +33,25 @@ _COMMANDS = {
         ("[MASK]", "[MASK]", "<mask>"), ("unk", "[UNK]", "<unk>"), ("sop", SOP, 0), ("eop", EOP, 1)),
 }
 
+_TASK_MASKS = {"GLMChineseTokenizer": {"[sMASK]": 8, "[gMASK]": 9}, "GLMGPT2Tokenizer": {"[gMASK]": 6, "[sMASK]": 7},
+               "GLMBertTokenizer": {"[gMASK]": 2, "[sMASK]": 3}, "GLMRobertaTokenizer": {"[gMASK]": 2, "[sMASK]": 3}}
+_UNFIXED = {"[gMASK]": 7, "[sMASK]": 8}  # of the Chinese kind: gMASK is eop, too
+BLOCK_MASK = "[dBLOCK]"
 
-def open_megatron(folder: str | os.PathLike, tokenizer_class: str, fix_command_token: bool = True) -> GLMTokenizer:
+
+def open_megatron(folder: str | os.PathLike, tokenizer_class: str, fix_command_token: bool = True,
+                  task_mask: bool | None = None, has_block_mask: bool = False) -> GLMTokenizer:
     """The tokenizer of a checkpoint in Megatron's style.
 
     folder: holds the vocabulary. tokenizer_class: of huggingface.KINDS. fix_command_token: of the Chinese kind, the
-    option that the model was trained with: glm-large-chinese with, glm-10b-chinese without. UserError for files that
-    are missing or damaged.
+    option that the model was trained with: glm-large-chinese with, glm-10b-chinese without. task_mask: whether there
+    are [gMASK] and [sMASK] (None: as in the published models of the kind). has_block_mask: whether dBLOCK, behind all
+    others, is a command. UserError for files that are missing or damaged.
     """
-    is_bert, is_chinese = tokenizer_class == "GLMBertTokenizer", tokenizer_class == "GLMChineseTokenizer"
-    table = _COMMANDS[tokenizer_class] if fix_command_token or not is_chinese else CHINESE_UNFIXED
-    pieces = {piece for _, _, piece in table if isinstance(piece, str)}
-    vocabulary = open_vocabulary(folder, KINDS[tokenizer_class], pieces, by_character=False)
+    is_bert = tokenizer_class == "GLMBertTokenizer"
+    vocabulary = open_vocabulary(folder, KINDS[tokenizer_class], _pieces(tokenizer_class), by_character=False)
     commands, strings = {}, {}
-    for name, string, place in table:
+    for name, string, place in _table(tokenizer_class, fix_command_token, task_mask, has_block_mask):
         token = vocabulary.id_of(place) if isinstance(place, str) else vocabulary.size + place
         if token is None:
             raise damaged(vocabulary.files[0], f"the vocabulary of a {tokenizer_class}", f"it has no {place}")
@@ -57,3 +59,23 @@ def open_megatron(folder: str | os.PathLike, tokenizer_class: str, fix_command_t
         if name != "unk":  # stands for text
             commands[name] = token
     return GLMTokenizer(vocabulary, commands, strings, Rules(" " if is_bert else "", False, True), vocabulary.files)
+
+
+def _pieces(tokenizer_class: str) -> set[str]:
+    return {piece for _, _, piece in _COMMANDS[tokenizer_class] if isinstance(piece, str)}
+
+
+def _table(tokenizer_class: str, fix_command_token: bool, task_mask: bool | None,
+           has_block_mask: bool) -> list[tuple[str, str, str | int]]:
+    """Name, string and place of all commands."""
+    table = list(_COMMANDS[tokenizer_class])
+    is_chinese = tokenizer_class == "GLMChineseTokenizer"
+    if task_mask is None:
+        task_mask = tokenizer_class in ("GLMChineseTokenizer", "GLMGPT2Tokenizer")
+    if task_mask:
+        masks = _UNFIXED if is_chinese and not fix_command_token else _TASK_MASKS[tokenizer_class]
+        table += [(name, name, place) for name, place in masks.items()]
+    if has_block_mask:
+        behind = max(place for _, _, place in table if isinstance(place, int)) + 1
+        table.append(("dBLOCK", BLOCK_MASK, behind))
+    return table

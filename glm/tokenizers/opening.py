@@ -70,7 +70,7 @@ def kind_of(folder: Path) -> str:
     found = next((kind for name, kind in _BY_FILE.items() if (folder / name).exists()), None)
     if found is None:
         raise UserError(f"no vocabulary in {folder}: there should be one of {', '.join(_BY_FILE)}; {GET_IT}")
-    if found == "GLMGPT2Tokenizer" and _is_roberta(folder):
+    if found == "GLMGPT2Tokenizer" and is_roberta(folder):
         return "GLMRobertaTokenizer"
     return found
 
@@ -80,7 +80,7 @@ def _folder(path: str | os.PathLike) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _is_roberta(folder: Path) -> bool:
+def is_roberta(folder: Path) -> bool:
     """Of the two byte-level vocabularies only RoBERTa's holds its commands."""
     return {"<s>", "</s>", "<pad>"} <= read_ids(folder / byte_level.VOCABULARY_NAME, byte_level.WHAT).keys()
 

@@ -1,0 +1,90 @@
+"""ChatGLM's rows: a question with the turns before it, its answer, and where the model has them.
+
+    ids      question [gMASK] bos answer eos pad ...
+    labels   -100 ... -100    bos answer eos -100 ...      what each place holds; the loss looks one place ahead
+
+A turn is spelled as ptuning spells it: `[Round i]`, counted from 0, the question behind 问：, the answer behind 答：.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError, shown
+from runtime.reading import parse_json, read_text
+
+TASKS = ("chat",)
+NO_LABEL = -100
+MOST_ID = 2**31
+
+
+def prompt_of(query: str, history: Sequence[Sequence[str]] | None) -> str:
+    """history: (question, answer) of the turns before; None: the question stands by itself."""
+    if history is None:
+        return query
+    turns = "".join(f"[Round {number}]\n问：{question}\n答：{answer}\n"
+                    for number, (question, answer) in enumerate(history))
+    return f"{turns}[Round {len(history)}]\n问：{query}\n答："
+
+
+def chat_rows(rows: Iterable[Mapping[str, Any]], encode: Callable[[str], Sequence[int]], special: Mapping[str, int],
+              max_source_length: int, max_target_length: int, history: bool = False,
+              source_prefix: str = "") -> list[dict[str, list[int]]]:
+    """Rows to train on, max_source_length + max_target_length ids each; those without prompt or response are left out.
+
+    encode: a text's ids, without commands. special: ids of gmask, bos, eos and pad. history: whether that column is
+    used; a row whose history is empty is the first round, then.
+    """
+    found = []
+    for row in _whole(rows):
+        prompt = source_prefix + prompt_of(row["prompt"], (row.get("history") or []) if history else None)
+        source = list(encode(prompt))[:max_source_length - 1] + [special["gmask"]]
+        target = [special["bos"], *list(encode(row["response"]))[:max_target_length - 2], special["eos"]]
+        padding = max_source_length + max_target_length - len(source) - len(target)
+        found.append({"input_ids": source + target + [special["pad"]] * padding,
+                      "labels": [NO_LABEL] * len(source) + target + [NO_LABEL] * padding})
+    return found
+
+
+def chat_prompts(rows: Iterable[Mapping[str, Any]], history: bool = False, source_prefix: str = "") -> list[str]:
+    """Prompts of an evaluation. A row whose history is empty is no round here, unlike in training."""
+    return [source_prefix + prompt_of(row["prompt"], (row.get("history") or None) if history else None)
+            for row in _whole(rows)]
+
+
+def _whole(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get("prompt") and row.get("response")]
+
+
+def read_tokenized(path: str | Path) -> list[dict[str, list[int]]]:
+    """Rows of `input_ids` and `labels`, as chat_rows makes them, from JSON lines. UserError naming line and fault."""
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        row = parse_json(line, str(path), number)
+        for name, least in (("input_ids", 0), ("labels", NO_LABEL)):
+            values = row.get(name) if isinstance(row, dict) else None
+            if not isinstance(values, list) or not values or not all(
+                    type(value) is int and least <= value < MOST_ID for value in values):
+                raise UserError(f"{path}: line {number}: {name} is {shown(values)}; it should be a list of ids"
+                                + (f", {NO_LABEL} for none" if least else ""))
+        if len(row["input_ids"]) != len(row["labels"]):
+            raise UserError(f"{path}: line {number}: {len(row['input_ids'])} input_ids, but {len(row['labels'])} "
+                            "labels")
+        rows.append({name: row[name] for name in ("input_ids", "labels")})
+    if not rows:
+        raise UserError(f"{path}: holds no rows; a row is a JSON object of input_ids and labels on a line of its own")
+    return rows
+
+
+def positions(ids: Sequence[int], bos: int, masks: Sequence[int]) -> list[list[int]]:
+    """Places and blocks of a row as ChatGLM-6B counts them: from bos on every place is that of the mask, and the blocks
+    count. masks: gMASK, MASK; the first that occurs counts. ValueError where bos or a mask is missing."""
+    begin = list(ids).index(bos)
+    mask = next((mask for mask in masks if mask in ids), masks[0])
+    place = list(ids).index(mask)
+    places = [min(number, number if number < begin else place) for number in range(len(ids))]
+    return [places, [max(number - begin + 1, 0) for number in range(len(ids))]]
