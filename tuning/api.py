@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from os import PathLike
 
 from tuning.data.chat import chat_prompts, chat_rows
+from tuning.data.texts import clean_text, fix_text
 from tuning.schedules import learning_rates, row_order
 
-__all__ = ["chat_prompts", "chat_rows", "decode", "encode", "learning_rates", "row_order"]
+__all__ = ["chat_prompts", "chat_rows", "clean_text", "decode", "encode", "fix_text", "learning_rates", "row_order"]
 
 
 def encode(text: str, tokenizer_type: str, tokenizer_path: str | PathLike, task_mask: bool = True,

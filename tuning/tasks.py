@@ -18,7 +18,7 @@ from types import ModuleType
 from runtime.errors import UserError
 from runtime.show import nearest
 
-MODULES: tuple[str, ...] = ()  # of tuning/data
+MODULES: tuple[str, ...] = ("seq2seq",)  # of tuning/data
 
 
 def module_of(task: str | None) -> ModuleType:

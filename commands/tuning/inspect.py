@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from commands.tuning.common import add_settings, open_tokenizer, settings_of, write_lines
 from runtime.arguments import CommandParser
@@ -24,13 +23,12 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     settings = settings_of(arguments)
 
-    from tuning.data.sample import Unbuildable, shown
+    from tuning.data.sample import Unbuildable, shown, shown_example
     from tuning.tasks import module_of
 
     module = module_of(settings.data.task)
     if arguments.examples:
-        lines = [{name: value for name, value in asdict(example).items() if name not in ("meta", "num_choices", "idx")}
-                 for example in module.examples(settings)]
+        lines = [shown_example(example) for example in module.examples(settings)]
     else:
         samples = module.samples(settings, open_tokenizer(settings, arguments.load))
         lines = [shown(sample) for sample in samples]

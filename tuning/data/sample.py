@@ -74,6 +74,12 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+def shown_example(example: Example) -> dict[str, Any]:
+    """What was read of a row, as a line of `python -m tuning inspect --examples`."""
+    about = {"guid": example.guid, "text_a": example.text_a, "text_b": example.text_b}
+    return about | ({"ref": example.meta["ref"]} if "ref" in example.meta else {"label": example.label})
+
+
 def shown(sample: Sample | Unbuildable) -> dict[str, Any]:
     """The sample as a line of `python -m tuning inspect`."""
     if isinstance(sample, Unbuildable):
