@@ -123,8 +123,8 @@ def _windows(example: Example, settings: Settings, tokenizer: Tokenizer) -> Iter
                 tokenizer.command(mask_of(settings)), *_ids(tokenizer, ".")]
     room, context = most - len(question), _ids(tokenizer, example.text_a)
     if room < 1:
-        raise ValueError(f"the question has {len(question)} tokens and leaves no room for an article in --src-seq-length "
-                         f"{most}")
+        raise ValueError(f"the question has {len(question)} tokens, which leaves no room for an article in the {most} "
+                         "of --src-seq-length")
     answers = [_ids(tokenizer, text) for text in (f" {example.meta['answer']}", example.meta["answer"])]
     stride = max(most // 2, 1)
     for start in range(0, max(len(context) - room, 0) + stride, stride):

@@ -1,0 +1,123 @@
+"""Seq2seq tasks of tuning: what is read, what a model is given, what it writes and how that is scored."""
+
+import json
+
+import pytest
+
+from tests import golden_finetune as golden
+from tests.golden_finetune import KIT, lines
+from tuning.api import clean_text, fix_text
+
+FOLDER = "expected/seq2seq"
+CASES = json.loads((KIT / FOLDER / "cases.json").read_text(encoding="utf-8"))
+BY_CASE = [pytest.param(case, id=f"{case['case']}-{case['task']}") for case in CASES
+           if golden.has_tokenizer(case["tokenizer"])]
+
+
+def flags(case):
+    """Of the kit's case: task, files, tokenizer and lengths."""
+    kind, folder, _ = golden.TOKENIZERS[case["tokenizer"]]
+    more = ["--fix-command-token"] if case["tokenizer"] == "sp" else []
+    return ["--task", case["task"], "--data-dir", str(KIT / "data/seq2seq" / case["folder"]), "--tokenizer-type", kind,
+            "--tokenizer-path", str(KIT / folder), "--src-seq-length", case["src_seq_length"], "--tgt-seq-length",
+            case["tgt_seq_length"], *case["flags"], *more]
+
+
+def of(case, name):
+    return [row for row in lines(f"{FOLDER}/{name}.jsonl") if row["case"] == case["case"]]
+
+
+@pytest.mark.parametrize("case", BY_CASE)
+def test_examples_are_what_the_original_reads(case, capsys):
+    expected = of(case, "examples")
+    for split in sorted({row["split"] for row in expected}):
+        found = golden.run("inspect", *flags(case), "--split", split, "--examples", capsys=capsys)
+        wanted = [row for row in expected if row["split"] == split]
+        assert found == [{"guid": row["guid"], "text_a": row["text_a"], "text_b": row["text_b"],
+                          "ref": row["meta"]["ref"]} for row in wanted]
+
+
+@pytest.mark.parametrize("case", BY_CASE)
+def test_samples_are_the_original_s(case, capsys):
+    expected = of(case, "samples")
+    for split in sorted({row["split"] for row in expected}):
+        found = {sample["guid"]: sample
+                 for sample in golden.run("inspect", *flags(case), "--split", split, capsys=capsys)}
+        for row in [row for row in expected if row["split"] == split]:
+            sample = found[row["guid"]]
+            assert sample["input_ids"] == row["text"]
+            assert sample["position_ids"] == [row["position"], row["block"]]
+            if "visible" in row:
+                assert sample["visible"] == ["".join(map(str, queries)) for queries in row["visible"]]
+            else:
+                assert sample["sep"] == row["sep"]
+            assert sample.get("target") == row.get("target")
+            assert sample.get("loss_mask") == row.get("loss_mask")
+
+
+@pytest.mark.parametrize("row", lines(f"{FOLDER}/text_rules.jsonl"))
+def test_rules_for_texts(row):
+    if "text" in row:
+        for rules in ("cnn_dm", "gigaword", "blank", "squad"):
+            assert fix_text(row["text"], rules) == row[rules]
+    else:
+        for rules in ("gigaword", "cnn_dm_source", "cnn_dm_target", "blank", "standard"):
+            assert clean_text(row["source"], rules) == row.get(rules, row.get(f"{rules}_source"))
+
+
+BPE = ["--tokenizer-type", "GPT2BPETokenizer", "--tokenizer-path", str(KIT / "tokenizer_bpe"), "--task-mask"]
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A folder in SQuAD's form: an article of 40 words, whose second question has no answer."""
+    context = " ".join(["We walked on."] * 12 + ["The lamp was lit by Ana Petrova."])
+    asked = [{"question": "Who lit the lamp?", "answers": [{"text": "Ana Petrova", "answer_start": 0}]},
+             {"question": "Who put it out?", "answers": []}]
+    content = {"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("task, split", [("squad", "train"), ("squad_v1", "train"), ("squad_v1", "test")])
+def test_an_article_is_read_in_windows_and_most_do_not_hold_the_answer(questions, task, split, capsys):
+    found = golden.run("inspect", "--task", task, "--data-dir", questions, "--split", split, "--src-seq-length", 32,
+                       "--tgt-seq-length", 8, *BPE, capsys=capsys)
+    assert [sample["guid"] for sample in found] == [f"{split}-{place}" for place in range(len(found))]
+    windows = [sample["text"] for sample in found]
+    assert all(text.startswith("[CLS] Who") and "[sMASK]." in text for text in windows)
+    if split == "test":
+        assert len(windows) > 4
+        return
+    answered = ["Ana" in text.partition("<|startofpiece|>")[2] for text in windows]
+    assert sum(answered) == 1
+    assert (len(windows) == 1) if task == "squad_v1" else all(
+        "N/A" in text for text, is_answered in zip(windows, answered, strict=True) if not is_answered)
+
+
+@pytest.mark.parametrize("files, message", [
+    ({}, "val.source: No such file"),
+    ({"val.source": "a\nb\n", "val.target": "c\n"}, "val.source has 2 lines, val.target 1"),
+    ({"val.source": "", "val.target": ""}, "val.source: is empty"),
+    ({"val.source": b"\xff\xfa\x00", "val.target": "c\n"}, "val.source"),
+])
+def test_files_that_are_no_pairs_are_one_line(files, message, tmp_path, capsys):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert message in golden.refused("inspect", "--task", "gigaword", "--data-dir", tmp_path, *BPE, capsys=capsys)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"data": [{"paragraphs": [{"context": "a", "qas": [{}]}]}]}',
+                                     '{"data": [{"paragraphs": [{"context": 1, "qas": [{"question": "q"}]}]}]}'])
+def test_questions_of_another_form_are_one_line(content, tmp_path, capsys):
+    (tmp_path / "dev.json").write_text(content)
+    assert "dev.json" in golden.refused("inspect", "--task", "cmrc", "--data-dir", tmp_path, *BPE, capsys=capsys)
+
+
+def test_rows_that_cannot_be_built_are_lines_and_counted(tmp_path, capsys):
+    (tmp_path / "test.source").write_text("a [MASK] b\nno blank\n")
+    (tmp_path / "test.target").write_text("x\ny\n")
+    (first, second) = golden.run("inspect", "--task", "extraction", "--data-dir", tmp_path, "--split", "test", *BPE,
+                                 capsys=capsys)
+    assert "input_ids" in first and "no blank" in second["error"] and second["guid"] == "test-1"
