@@ -1,5 +1,7 @@
 """Settings of the whole test run. Fixtures live in the test files that use them; here are those of several files."""
 
+import signal
+
 import hypothesis
 import pytest
 import torch
@@ -15,6 +17,8 @@ hypothesis.settings.register_profile(
 
 def pytest_configure(config):
     hypothesis.settings.load_profile("tests")
+    # A shell starts background jobs with Ctrl-C ignored; programs that are tested would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Tiny models: more threads cost more than they bring, and other programs want the machine too.
     torch.set_num_threads(min(2, torch.get_num_threads()))
     if not hasattr(config, "workerinput"):
