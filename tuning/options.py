@@ -103,7 +103,7 @@ class ObjectiveOptions:
 class DocumentOptions:
     """Of pretraining: documents in JSON lines of prompt and text, packed into samples."""
 
-    train_data: tuple[str, ...] | None = option(None, "file of documents", metavar="FILE")
+    train_data: Path | None = option(None, "file of documents", metavar="FILE")
     sample_one_document: bool = option(False, "a sample holds one document, however short")
     non_sentence_start: float = option(0.0, "share of samples that begin anywhere, not with a sentence", read=share)
 
@@ -118,7 +118,8 @@ class Settings:
     prompt: PromptOptions = PromptOptions()
     seq2seq: Seq2seqOptions = Seq2seqOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
+    documents: DocumentOptions = DocumentOptions()
 
 
 GROUPS = {"tokenizer": TokenizerOptions, "data": DataOptions, "cloze": ClozeOptions, "prompt": PromptOptions,
-          "seq2seq": Seq2seqOptions, "objective": ObjectiveOptions}
+          "seq2seq": Seq2seqOptions, "objective": ObjectiveOptions, "documents": DocumentOptions}

@@ -36,11 +36,15 @@ class ByteLevel:
         pieces = {token: piece for piece, token in self._ids.items()}
         if sorted(pieces) != list(range(self.size)):
             raise damaged(path, WHAT, f"its {self.size} pieces do not have the ids 0 ... {self.size - 1}")
-        self._bytes = [_bytes_of(pieces[token]) for token in range(self.size)]
+        self._pieces = [pieces[token] for token in range(self.size)]
+        self._bytes = list(map(_bytes_of, self._pieces))
         self._encoder = self._made(self._merges(commands))
 
     def id_of(self, piece: str) -> int | None:
         return self._ids.get(piece)
+
+    def piece(self, token: int) -> str:
+        return self._pieces[token]
 
     def encode(self, text: str) -> list[int]:
         return self._encoder.encode(text, add_special_tokens=False).ids

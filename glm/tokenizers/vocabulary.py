@@ -19,6 +19,9 @@ class Vocabulary(Protocol):
     def id_of(self, piece: str) -> int | None:
         """Id of a piece as the file spells it."""
 
+    def piece(self, token: int) -> str:
+        """The piece of an id as the file spells it."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
 

@@ -48,6 +48,9 @@ class Wordpiece:
     def id_of(self, piece: str) -> int | None:
         return self._ids.get(piece)
 
+    def piece(self, token: int) -> str:
+        return self._pieces[token]
+
     def encode(self, text: str) -> list[int]:
         return [token for word in self._words(text) for token in self._word(word)]
 

@@ -1,0 +1,204 @@
+"""Batches of pretraining: which kind of blanks one has, as a function of its number.
+
+    bert      short blanks of random length     [MASK]
+    sentence  whole sentences                    [sMASK]
+    gpt       one long blank, mostly the end     [gMASK]
+
+All rows of a batch have blanks of one kind. Du et al. 2022; draws as in the GLM repository.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import UserError, shown
+from runtime.reading import parse_json, read_text
+from tuning.data.spans import (
+    Commands,
+    Layout,
+    blanked,
+    block_lengths,
+    chosen_sentences,
+    commands_of,
+    continued,
+    placed,
+)
+from tuning.data.documents import Documents, Packed, packed, read_documents
+from tuning.data.sample import Kind, Row, Sample
+from tuning.options import ObjectiveOptions, Settings
+
+if TYPE_CHECKING:
+    from glm.tokenizers.interface import Tokenizer
+
+TASKS = ("pretrain",)
+SHORTEST_PIECE = 32  # tokens of a sample that is cut into short ones
+
+
+@dataclass(frozen=True)
+class Order:
+    """One batch: a line of --batches."""
+
+    count: int  # its number; what its blanks are drawn with
+    indices: tuple[int, ...]  # of samples
+    random_seed: int | None = None  # what draws dBLOCK is seeded with; None: the count
+
+
+@dataclass(frozen=True)
+class Batch:
+    mode: str  # bert, sentence or gpt
+    rows: tuple[Row, ...]  # of unequal lengths
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Documents and what is done with them."""
+
+    documents: Documents
+    commands: Commands
+    objective: ObjectiveOptions
+    layout: Layout
+    one_document: bool
+    non_sentence_start: float
+
+    def sample(self, index: int) -> Packed:
+        return packed(self.documents, index, self.layout.length, self.one_document, self.non_sentence_start)
+
+    def batch(self, order: Order) -> Batch:
+        """UserError where none can be made."""
+        blocks = random.Random(order.count if order.random_seed is None else order.random_seed)
+        samples = [self.sample(index) for index in order.indices]
+        return blanks(samples, random.Random(order.count), blocks, self.objective, self.layout, self.commands)
+
+    def samples(self, order: Order) -> list[Sample]:
+        """The rows of a batch as samples."""
+        batch = self.batch(order)
+        return [Sample(f"{order.count}-{number}", Kind.LANGUAGE, (row,), meta={"mode": batch.mode})
+                for number, row in enumerate(batch.rows)]
+
+
+def open_pretraining(settings: Settings, tokenizer: Tokenizer) -> Pretraining:
+    documents, objective, cloze = settings.documents, settings.objective, settings.cloze
+    text = read_documents(documents.train_data, tokenizer)
+    layout = Layout(settings.data.seq_length, not objective.no_shuffle_block, not cloze.no_block_position,
+                    objective.random_position, objective.block_mask_prob, objective.context_mask_ratio)
+    commands = commands_of(tokenizer, text.ends, settings.tokenizer.task_mask)
+    return Pretraining(text, commands, objective, layout, documents.sample_one_document, documents.non_sentence_start)
+
+
+def blanks(samples: Sequence[Packed], draw: random.Random, blocks: random.Random, objective: ObjectiveOptions,
+           layout: Layout, commands: Commands) -> Batch:
+    """A batch. draw: the batch's generator; blocks: that of dBLOCK. UserError where none can be made."""
+    if draw.random() < objective.short_seq_prob:
+        samples = short_pieces(samples, draw, layout.length, commands)
+    is_single = draw.random() < objective.single_span_prob
+    kind = 0.0 if is_single else draw.random()
+    if is_single or kind < objective.bert_prob:
+        mode, rows = "bert", _bert(samples, is_single, draw, blocks, objective, layout, commands)
+    elif kind < objective.bert_prob + objective.gap_sentence_prob:
+        mode = "sentence"
+        rows = [blanked(sample.ids, chosen_sentences(sample.ids, objective.gap_sentence_ratio, commands, draw),
+                        commands.sentence_mask, layout, commands, draw, blocks, is_short=False) for sample in samples]
+    else:
+        mode, rows = "gpt", _gpt(samples, draw, blocks, objective, layout, commands)
+    if not any(any(row.loss_mask) for row in rows):
+        raise UserError("no sample of the batch has a blank")
+    return Batch(mode, tuple(rows))
+
+
+def _bert(samples: Sequence[Packed], is_single: bool, draw: random.Random, blocks: random.Random,
+          objective: ObjectiveOptions, layout: Layout, commands: Commands) -> list[Row]:
+    """A sample whose blanks do not all find a place is left out."""
+    rows = []
+    for sample in samples:
+        lengths = block_lengths(len(sample.ids), objective.bert_mask_ratio, objective.avg_block_length, draw, is_single)
+        spans = placed(sample.ids, lengths, objective.bert_mask_ratio, commands, draw)
+        if spans is not None:
+            rows.append(blanked(sample.ids, spans, commands.mask, layout, commands, draw, blocks))
+    return rows
+
+
+def _gpt(samples: Sequence[Packed], draw: random.Random, blocks: random.Random, objective: ObjectiveOptions,
+         layout: Layout, commands: Commands) -> list[Row]:
+    sizes = [len(sample.ids) for sample in samples]
+    least, most = int(objective.gpt_min_ratio * min(sizes)), max(sizes) - 2
+    if least > most:
+        raise UserError(f"a long blank of at least {least} tokens does not fit into samples of at most {max(sizes)}")
+    longest = draw.randint(least, most)
+    rows = []
+    for sample in samples:
+        answer = min(longest, len(sample.ids) - 2)
+        if answer < 1:
+            raise UserError(f"a sample of {len(sample.ids)} tokens has no room for a long blank")
+        has_several = commands.eos in sample.ids[:-1]
+        if has_several or draw.random() < objective.gpt_infill_prob:
+            rows.append(continued(sample.ids, sample.loss_mask, answer, layout, commands))
+        else:
+            spans = placed(sample.ids, [answer], objective.bert_mask_ratio, commands, draw)
+            if spans is None:
+                raise UserError(f"a long blank of {answer} tokens does not fit into a document")
+            rows.append(blanked(sample.ids, spans, commands.text_mask, layout, commands, draw, blocks, is_short=False))
+    return rows
+
+
+def short_pieces(samples: Sequence[Packed], draw: random.Random, length: int, commands: Commands) -> list[Packed]:
+    """The samples cut into short ones of one length for the batch, which begin and end with sentences if they can."""
+    if length - 1 <= SHORTEST_PIECE:
+        raise UserError(f"samples of {length} tokens are too short to be cut; --short-seq-prob wants --seq-length "
+                        f"{SHORTEST_PIECE + 2} or more")
+    size = draw.randrange(SHORTEST_PIECE, length - 1)
+    pieces = []
+    for sample in samples:
+        ids, mask = sample.ids[1:], sample.loss_mask[1:]
+        for _ in range((length - 1) // size):
+            begin, end = 0, len(ids)
+            if size < len(ids):
+                begin, end = _piece(ids, draw.randrange(len(ids) - size), size, commands)
+            pieces.append(Packed((commands.enc, *ids[begin:end]), (0, *mask[begin:end])))
+    return pieces
+
+
+def _piece(ids: Sequence[int], begin: int, size: int, commands: Commands) -> tuple[int, int]:
+    def is_behind_end(place: int) -> bool:
+        return bool(commands.ends[ids[place - 1]]) or ids[place - 1] == commands.eos
+
+    while begin > 0 and (ids[begin] == commands.eos or not is_behind_end(begin)):
+        begin -= 1
+    end = begin + size
+    while end > begin and not is_behind_end(end):
+        end -= 1
+    return begin, begin + size if end - begin < size // 2 else end
+
+
+def read_orders(path: Path) -> list[Order]:
+    """Lines of `count`, `indices` and, where dBLOCK is drawn, `random_seed`. UserError naming the line of a fault."""
+    orders = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        row = parse_json(line, str(path), number)
+        indices = row.get("indices") if isinstance(row, dict) else None
+        numbers = [row.get("count"), row.get("random_seed", 0), *indices] if isinstance(indices, list) else [None]
+        if not indices or not all(type(each) is int and each >= 0 for each in numbers):
+            raise UserError(f"{path}: line {number}: {shown(row)}; a batch is an object of count, a number of 0 or "
+                            "more, and indices, a list of such")
+        orders.append(Order(row["count"], tuple(indices), row.get("random_seed")))
+    return orders
+
+
+def shown_batch(order: Order, batch: Batch) -> dict[str, Any]:
+    """Rows of equal length, padded with 0, as `python -m tuning inspect` shows them."""
+    width = max(len(row.input_ids) for row in batch.rows)
+
+    def padded(numbers: Sequence[int]) -> list[int]:
+        return [*numbers, *[0] * (width - len(numbers))]
+
+    return {"count": order.count, "mode": batch.mode,
+            "input_ids": [padded(row.input_ids) for row in batch.rows],
+            "position_ids": [[padded(row.places), padded(row.blocks)] for row in batch.rows],
+            "target": [padded(row.target) for row in batch.rows],
+            "loss_mask": [padded(row.loss_mask) for row in batch.rows],
+            "sep": [row.sep for row in batch.rows]}
