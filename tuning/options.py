@@ -109,6 +109,17 @@ class DocumentOptions:
 
 
 @dataclass(frozen=True)
+class StreamOptions:
+    """Of texts that are scored as they stand, and of rows that have ids already."""
+
+    valid_data: Path | None = option(None, "lambda, wikitext, language_model: the file", metavar="FILE")
+    test_data: Path | None = option(None, "multichoice: the file", metavar="FILE")
+    overlapping_eval: int = option(32, "tokens by which a window moves on", read=count)
+    unidirectional: bool = option(False, "all but the first token stand in the blank")
+    tokenized: Path | None = option(None, "chat: JSON lines of input_ids and labels", metavar="FILE")
+
+
+@dataclass(frozen=True)
 class Settings:
     """All that decides what the samples of a task are."""
 
@@ -119,7 +130,9 @@ class Settings:
     seq2seq: Seq2seqOptions = Seq2seqOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
     documents: DocumentOptions = DocumentOptions()
+    streams: StreamOptions = StreamOptions()
 
 
 GROUPS = {"tokenizer": TokenizerOptions, "data": DataOptions, "cloze": ClozeOptions, "prompt": PromptOptions,
-          "seq2seq": Seq2seqOptions, "objective": ObjectiveOptions, "documents": DocumentOptions}
+          "seq2seq": Seq2seqOptions, "objective": ObjectiveOptions, "documents": DocumentOptions,
+          "streams": StreamOptions}

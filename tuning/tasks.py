@@ -7,23 +7,32 @@ Such a module has
     samples(settings, tokenizer) -> list[Sample | Unbuildable]        in the data set's order
     metrics(settings, samples, predictions) -> dict[str, float]       predictions: indices, or texts of seq2seq
 
-and imports no torch.
+and imports no torch. Two are made of something else than a data set's rows: `chat` of rows of ids, for a checkpoint,
+and `pretrain` of documents (tuning/data/pretrain.py).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
 from runtime.show import nearest
+from tuning.options import Settings
+from tuning.tokenizers import open_for
 
-MODULES: tuple[str, ...] = ("seq2seq",)  # of tuning/data
+if TYPE_CHECKING:
+    from tuning.data.sample import Sample, Unbuildable
+
+MODULES: tuple[str, ...] = ("seq2seq", "language")  # of tuning/data
+CHAT, PRETRAIN = "chat", "pretrain"
 
 
 def module_of(task: str | None) -> ModuleType:
     """UserError, with the nearest name, for a task that there is not."""
-    known: list[str] = []
+    known = [CHAT, PRETRAIN]
     for name in MODULES:
         module = import_module(f"tuning.data.{name}")
         if task in module.TASKS:
@@ -31,6 +40,17 @@ def module_of(task: str | None) -> ModuleType:
         known += module.TASKS
     if task is None:
         raise UserError(f"no task was named; --task takes {', '.join(sorted(known))}")
+    if task in (CHAT, PRETRAIN):
+        raise UserError(f"--task {task}: this is not done with {task}")
     close = nearest(task, known)
     raise UserError(f"--task {task}: there is no such task; "
                     + (f"did you mean {close}?" if close else f"there are {', '.join(sorted(known))}"))
+
+
+def samples_of(settings: Settings, load: Path | None = None) -> list[Sample | Unbuildable]:
+    """The samples of any task but `pretrain`, in the data set's order. load: the checkpoint, where there is one."""
+    if settings.data.task == CHAT:
+        from tuning.data import chat
+
+        return chat.samples_of(settings.streams.tokenized, load)
+    return module_of(settings.data.task).samples(settings, open_for(settings, load))

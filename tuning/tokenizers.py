@@ -9,7 +9,7 @@ from glm.tokenizers import byte_level
 from glm.tokenizers.megatron import open_megatron
 from glm.tokenizers.opening import is_roberta
 from runtime.errors import UserError
-from tuning.options import TokenizerOptions
+from tuning.options import Settings, TokenizerOptions
 
 if TYPE_CHECKING:
     from glm.tokenizers.interface import Tokenizer
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 # --tokenizer-type -> the class of Hugging Face's port with the same vocabulary
 CLASSES = {"GPT2BPETokenizer": "GLMGPT2Tokenizer", "BertWordPieceTokenizer": "GLMBertTokenizer",
            "ChineseSPTokenizer": "GLMChineseTokenizer"}
+
+
+def open_for(settings: Settings, load: Path | None = None) -> Tokenizer:
+    """The original's tokenizer by its name, or what the folder of the checkpoint holds."""
+    objective = settings.objective
+    return open_tokenizer(settings.tokenizer, load, objective.block_mask_prob > 0 or objective.context_mask_ratio > 0)
 
 
 def open_tokenizer(options: TokenizerOptions, load: Path | None = None, has_block_mask: bool = False) -> Tokenizer:

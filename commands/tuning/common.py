@@ -1,4 +1,4 @@
-"""What the commands of tuning share: flags of settings, the tokenizer, and results that are written whole or not."""
+"""What the commands of tuning share: flags of settings, and results that are written whole or not."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runtime.arguments import chosen, flags
 from runtime.errors import UserError
 from runtime.files import replacing
 from tuning.options import GROUPS, Settings
-
-if TYPE_CHECKING:
-    from glm.tokenizers.interface import Tokenizer
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +26,6 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     return Settings(**{name: chosen(options, arguments) for name, options in GROUPS.items()})
-
-
-def open_tokenizer(settings: Settings, load: Path | None = None) -> Tokenizer:
-    """The original's tokenizer by its name, or what the folder of the checkpoint holds."""
-    from tuning.tokenizers import open_tokenizer as open_original
-
-    return open_original(settings.tokenizer, load, has_block_mask=settings.objective.block_mask_prob > 0)
 
 
 def write_lines(lines: Iterable[Mapping[str, Any]], output: Path | None) -> None:

@@ -2,37 +2,88 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from commands.tuning.common import add_settings, open_tokenizer, settings_of, write_lines
+from commands.tuning.common import add_settings, settings_of, write_lines
 from runtime.arguments import CommandParser
+from runtime.errors import UserError
+from tuning.options import Settings
 
 ABOUT = """\
 What a model will be given, a JSON line a sample, in the data set's order.
 
     python -m tuning inspect --task rte --data-dir RTE --split dev --cloze-eval --pattern-id 0 --tokenizer-type ...
+    python -m tuning inspect --task pretrain --train-data FILE --indices 0,1,5 --tokenizer-type ...
 """
 
 
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(description=ABOUT, prog="python -m tuning inspect")
     add_settings(parser)
-    parser.add_argument("--load", metavar="DIR", help="a checkpoint, where the tokenizer is its own")
-    parser.add_argument("--examples", action="store_true", help="what was read from the files instead")
+    add = parser.add_argument
+    add("--load", type=Path, metavar="DIR", help="a checkpoint, where the tokenizer is its own, for chat, and for the "
+                                                 "losses of --batches")
+    add("--examples", action="store_true", help="what was read from the files instead")
+    add("--indices", type=_numbers, metavar="N,N", help="pretrain: these packed samples")
+    add("--batches", type=Path, metavar="FILE", help="pretrain: batches, JSON lines of count and indices")
     arguments = parser.parse_args(argv)
     settings = settings_of(arguments)
 
-    from tuning.data.sample import Unbuildable, shown, shown_example
-    from tuning.tasks import module_of
+    from tuning.tasks import PRETRAIN, module_of
 
-    module = module_of(settings.data.task)
-    if arguments.examples:
-        lines = [shown_example(example) for example in module.examples(settings)]
+    if settings.data.task == PRETRAIN:
+        lines = list(_pretraining(settings, arguments))
+    elif arguments.examples:
+        from tuning.data.sample import shown_example
+
+        lines = [shown_example(example) for example in module_of(settings.data.task).examples(settings)]
     else:
-        samples = module.samples(settings, open_tokenizer(settings, arguments.load))
-        lines = [shown(sample) for sample in samples]
-        if missing := sum(isinstance(sample, Unbuildable) for sample in samples):
-            print(f"{missing} of {len(samples)} rows cannot be built: see their errors", file=sys.stderr)
+        lines = _samples(settings, arguments.load)
+    if missing := sum("error" in line for line in lines):
+        print(f"{missing} of {len(lines)} rows cannot be built: see their errors", file=sys.stderr)
     write_lines(lines, arguments.output)
     return 0
+
+
+def _samples(settings: Settings, load: Path | None) -> list[dict[str, Any]]:
+    from tuning.data import chat, language
+    from tuning.data.sample import shown
+    from tuning.tasks import CHAT, samples_of
+
+    samples = samples_of(settings, load)
+    show = chat.shown_row if settings.data.task == CHAT else language.shown_window
+    if settings.data.task not in (CHAT, *language.TEXTS):
+        return [shown(sample) for sample in samples]
+    return [show(number, sample) for number, sample in enumerate(samples)]
+
+
+def _pretraining(settings: Settings, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from tuning.data.pretrain import open_pretraining, read_orders, shown_batch
+    from tuning.tokenizers import open_for
+
+    if (arguments.indices is None) == (arguments.batches is None):
+        raise UserError("--task pretrain shows packed samples, --indices N,N, or batches, --batches FILE: name one")
+    orders = read_orders(arguments.batches) if arguments.batches else ()
+    source = open_pretraining(settings, open_for(settings, arguments.load))
+    for index in arguments.indices or ():
+        sample = source.sample(index)
+        yield {"index": index, "input_ids": list(sample.ids), "loss_mask": list(sample.loss_mask)}
+    for order in orders:
+        try:
+            yield shown_batch(order, source.batch(order))
+        except UserError as error:
+            yield {"count": order.count, "error": str(error)}
+
+
+def _numbers(word: str) -> list[int]:
+    try:
+        numbers = [int(each) for each in word.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
+        raise argparse.ArgumentTypeError(f"{word} is no list of numbers of 0 or more, as 0,1,5")
+    return numbers

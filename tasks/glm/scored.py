@@ -36,6 +36,17 @@ def as_written(text: str) -> str:
     return text
 
 
+def windows(ids: Sequence[int], width: int, step: int) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """(what is read, what is scored) of windows of a text that move on by a step; of the first all but a token is
+    scored."""
+    found = []
+    for index in range(math.ceil(max(len(ids) - width, 0) / step) + 1):
+        window = ids[index * step:index * step + width]
+        begin = 1 if index == 0 else width - step
+        found.append((window[:begin], window[begin:]))
+    return found
+
+
 def opened(task: Task, text: Sequence[int], end: bool) -> Context:
     """A text of which all but the first token stand in the blank. end: whether the family's end is behind the mask."""
     whole = task.contexts.with_mask(text[:1], is_closed=True) if end else task.contexts.of_beginning(text[:1])
@@ -104,13 +115,7 @@ class Text(LanguageModelTask):
     def windows(self, ids: Sequence[int]) -> list[tuple[list[int], list[int]]]:
         """(what is read, what is scored) of windows that move on by generation_length."""
         is_model_s = self.config.packed_length is not None  # max_seq_length is all that the model takes
-        width, step = self.config.max_seq_length - 1 - is_model_s, self.config.generation_length
-        found = []
-        for index in range(math.ceil(max(len(ids) - width, 0) / step) + 1):
-            window = list(ids[index * step:index * step + width])
-            begin = 1 if index == 0 else width - step
-            found.append((window[:begin], window[begin:]))
-        return found
+        return windows(list(ids), self.config.max_seq_length - 1 - is_model_s, self.config.generation_length)
 
     def request(self, example: Example) -> ScoreRequest:
         check_family(self)

@@ -9,11 +9,15 @@ A turn is spelled as ptuning spells it: `[Round i]`, counted from 0, the questio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glm.checkpoint.folder import checkpoint_folder
+from glm.families.chatglm import COMMANDS
 from runtime.errors import UserError, shown
-from runtime.reading import parse_json, read_text
+from runtime.reading import parse_json, read_json, read_text
+from tuning.data.sample import Kind, Row, Sample, Unbuildable
 
 TASKS = ("chat",)
 NO_LABEL = -100
@@ -69,10 +73,10 @@ def read_tokenized(path: str | Path) -> list[dict[str, list[int]]]:
             values = row.get(name) if isinstance(row, dict) else None
             if not isinstance(values, list) or not values or not all(
                     type(value) is int and least <= value < MOST_ID for value in values):
-                raise UserError(f"{path}: line {number}: {name} is {shown(values)}; it should be a list of ids"
+                raise UserError(f"{path}:{number}: {name} is {shown(values)}; it should be a list of ids"
                                 + (f", {NO_LABEL} for none" if least else ""))
         if len(row["input_ids"]) != len(row["labels"]):
-            raise UserError(f"{path}: line {number}: {len(row['input_ids'])} input_ids, but {len(row['labels'])} "
+            raise UserError(f"{path}:{number}: {len(row['input_ids'])} input_ids, but {len(row['labels'])} "
                             "labels")
         rows.append({name: row[name] for name in ("input_ids", "labels")})
     if not rows:
@@ -80,11 +84,58 @@ def read_tokenized(path: str | Path) -> list[dict[str, list[int]]]:
     return rows
 
 
-def positions(ids: Sequence[int], bos: int, masks: Sequence[int]) -> list[list[int]]:
-    """Places and blocks of a row as ChatGLM-6B counts them: from bos on every place is that of the mask, and the blocks
-    count. masks: gMASK, MASK; the first that occurs counts. ValueError where bos or a mask is missing."""
-    begin = list(ids).index(bos)
-    mask = next((mask for mask in masks if mask in ids), masks[0])
-    place = list(ids).index(mask)
-    places = [min(number, number if number < begin else place) for number in range(len(ids))]
-    return [places, [max(number - begin + 1, 0) for number in range(len(ids))]]
+@dataclass(frozen=True)
+class Special:
+    """The ids of a ChatGLM-6B that say where an answer begins."""
+
+    bos: int
+    gmask: int
+    mask: int
+
+
+def read_special(folder: str | Path) -> Special:
+    """What config.json of the checkpoint says. UserError where it says nothing."""
+    file = checkpoint_folder(folder) / "config.json"
+    values = read_json(file)
+    ids = {name: values.get(name, COMMANDS[name]) if isinstance(values, dict) else None
+           for name in ("bos_token_id", "gmask_token_id", "mask_token_id")}
+    for name, token in ids.items():
+        if type(token) is not int or token < 0:
+            raise UserError(f"{file}: {name} is {shown(token)}; --task chat is for the folder of a ChatGLM-6B, whose "
+                            "config.json says it")
+    return Special(*ids.values())
+
+
+def sample_of(row: Mapping[str, Sequence[int]], number: int, special: Special) -> Sample | Unbuildable:
+    """Its target at a place is the label of the next one. From bos on all places are that of the mask, and the blocks
+    count; all tokens see what is before bos."""
+    ids, labels = list(row["input_ids"]), list(row["labels"])
+    mask = special.gmask if special.gmask in ids else special.mask
+    if special.bos not in ids or mask not in ids:
+        return Unbuildable(str(number), f"the row has no {'mask' if special.bos in ids else 'bos'}, id "
+                                        f"{special.gmask if special.bos in ids else special.bos}")
+    begin, place = ids.index(special.bos), ids.index(mask)
+    following = [*labels[1:], NO_LABEL]
+    return Sample(str(number), Kind.LANGUAGE, (Row(
+        tuple(ids), tuple(place if at >= begin else at for at in range(len(ids))),
+        tuple(max(at - begin + 1, 0) for at in range(len(ids))), begin,
+        tuple(max(label, 0) for label in following), tuple(int(label != NO_LABEL) for label in following)),),
+        meta={"labels": tuple(labels)})
+
+
+def samples_of(path: Path | None, folder: str | Path | None) -> list[Sample | Unbuildable]:
+    """Of the rows of --tokenized, for the checkpoint --load."""
+    for flag, given in (("--tokenized FILE", path), ("--load DIR", folder)):
+        if given is None:
+            raise UserError(f"--task chat needs {flag}")
+    special = read_special(folder)
+    return [sample_of(row, number, special) for number, row in enumerate(read_tokenized(path))]
+
+
+def shown_row(number: int, sample: Sample | Unbuildable) -> dict[str, Any]:
+    """A line of `python -m tuning inspect`."""
+    if isinstance(sample, Unbuildable):
+        return {"index": number, "error": sample.error}
+    row = sample.rows[0]
+    return {"input_ids": list(row.input_ids), "labels": list(sample.meta["labels"]),
+            "position_ids": [list(row.places), list(row.blocks)]}

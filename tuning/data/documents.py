@@ -62,7 +62,7 @@ def read_documents(path: Path | None, tokenizer: Tokenizer) -> Documents:
         row = parse_json(line, str(path), number)
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not isinstance(
                 row.get("prompt", ""), str):
-            raise UserError(f"{path}: line {number}: {shown(row)}; it should be an object whose text, and prompt if "
+            raise UserError(f"{path}:{number}: {shown(row)}; it should be an object whose text, and prompt if "
                             "there is one, are strings")
         prompt = tokenizer.encode(row.get("prompt", ""), special_tokens=True)
         ids.append(np.array(prompt + tokenizer.encode(row["text"], special_tokens=True), dtype=np.int32))
@@ -123,7 +123,7 @@ def _start(documents: Documents, ids: Sequence[int], length: int, anywhere: floa
         return start
     step = -1 if draw.random_sample() < 0.5 else 1
     for _ in range(length // 2):
-        if not (0 < start if step < 0 else start < len(ids)) or documents.ends[ids[start - 1]]:
+        if not (start > 0 if step < 0 else start < len(ids)) or documents.ends[ids[start - 1]]:
             break
         start += step
     return start

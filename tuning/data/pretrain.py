@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError, shown
 from runtime.reading import parse_json, read_text
+from tuning.data.documents import Documents, Packed, packed, read_documents
+from tuning.data.sample import Kind, Row, Sample
 from tuning.data.spans import (
     Commands,
     Layout,
@@ -27,8 +29,6 @@ from tuning.data.spans import (
     continued,
     placed,
 )
-from tuning.data.documents import Documents, Packed, packed, read_documents
-from tuning.data.sample import Kind, Row, Sample
 from tuning.options import ObjectiveOptions, Settings
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def read_orders(path: Path) -> list[Order]:
         indices = row.get("indices") if isinstance(row, dict) else None
         numbers = [row.get("count"), row.get("random_seed", 0), *indices] if isinstance(indices, list) else [None]
         if not indices or not all(type(each) is int and each >= 0 for each in numbers):
-            raise UserError(f"{path}: line {number}: {shown(row)}; a batch is an object of count, a number of 0 or "
+            raise UserError(f"{path}:{number}: {shown(row)}; a batch is an object of count, a number of 0 or "
                             "more, and indices, a list of such")
         orders.append(Order(row["count"], tuple(indices), row.get("random_seed")))
     return orders

@@ -14,11 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import exp, factorial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.errors import UserError
 from tuning.data.sample import Row
+
+if TYPE_CHECKING:
+    from glm.tokenizers.interface import Tokenizer
 
 LONGEST_BLOCK = 39  # tokens of a short blank
 CONTEXT_RANGE = 3  # tokens on each side of a mask that may be read as dBLOCK
@@ -41,7 +45,7 @@ class Commands:
     ends: np.ndarray  # (v,) bool
 
 
-def commands_of(tokenizer, ends: np.ndarray, task_mask: bool) -> Commands:
+def commands_of(tokenizer: Tokenizer, ends: np.ndarray, task_mask: bool) -> Commands:
     masks = ("[MASK]", "[sMASK]", "[gMASK]") if task_mask else ("[MASK]",) * 3
     ids = map(tokenizer.command, ("ENC", "eos", "sop", "eop", *masks))
     return Commands(*ids, block=tokenizer.commands.get("dBLOCK"), ends=ends)
