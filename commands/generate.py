@@ -20,7 +20,8 @@ from pathlib import Path
 from commands.model import add_model_arguments, announce_loading, load_model, require_fit
 from generation.batching import bounds
 from generation.params import STRATEGIES, BeamParams, Options, SamplingParams, without_effect
-from generation.records import RESULTS, Results, read_prompts
+from generation.prompt_file import PromptLine, read_prompts
+from generation.records import RESULTS, Results
 from planning.check import Use
 from runtime.arguments import CommandParser, chosen, flags
 from runtime.errors import UserError, printable, unsteering
@@ -38,7 +39,7 @@ def parser() -> CommandParser:
     add_model_arguments(found)
     files = found.add_argument_group("prompts and answers")
     files.add_argument("--input-source", default=INTERACTIVE, metavar="FILE",
-                       help="a file of prompts, one a line, or 'interactive' (default)")
+                       help="a file of prompts, one a line, or JSON lines (.jsonl), or 'interactive' (default)")
     files.add_argument("--output-path", type=Path, metavar="DIR",
                        help="where a file's answers go (default: samples): results.jsonl, a text file per prompt")
     files.add_argument("--with-id", action="store_true", help="a line is an id, a tab and the prompt")
@@ -60,11 +61,13 @@ def add_strategy_arguments(found: CommandParser) -> None:
     group.add_argument("--sampling-strategy", dest="strategy", default=STRATEGIES[0], choices=STRATEGIES,
                        help=f"default: {STRATEGIES[0]}")
     flags(group, Options.sampling, Options.beams)
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                       help="an answer ends before this text; repeatable")
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
     return Options(chosen(SamplingParams, arguments), chosen(BeamParams, arguments), arguments.strategy,
-                   arguments.print_all_beams)
+                   arguments.print_all_beams, tuple(arguments.stop))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,9 +96,9 @@ def _go_on(arguments: argparse.Namespace) -> str:
     return f"--resume goes on from here: {answers.parent}" if is_begun else ""
 
 
-def loaded(arguments: argparse.Namespace, texts: Sequence[str], timeout_seconds: float = 1800):
+def loaded(arguments: argparse.Namespace, lines: Sequence[PromptLine], timeout_seconds: float = 1800):
     """The model and the tokenizer, for these prompts."""
-    require_fit(arguments, "this run", use_of(arguments, texts))
+    require_fit(arguments, "this run", use_of(arguments, lines))
     announce_loading(arguments)
     model, tokenizer = load_model(arguments, timeout_seconds)
     from runtime import parallel
@@ -107,23 +110,27 @@ def loaded(arguments: argparse.Namespace, texts: Sequence[str], timeout_seconds:
     return model, tokenizer
 
 
-def use_of(arguments: argparse.Namespace, texts: Sequence[str]) -> Use:
-    sizes = tuple(len(text.encode("utf-8", "replace")) for text in texts)
-    return Use(sizes, options_of(arguments).params.num_beams, arguments.batch_size, arguments.out_seq_length,
-               arguments.max_gen_length, bounds)
+def use_of(arguments: argparse.Namespace, lines: Sequence[PromptLine]) -> Use:
+    def longest(name: str) -> int | None:
+        values = [getattr(line.options.params, name) for line in lines] or [getattr(arguments, name)]
+        return None if None in values else max(values)
+
+    sizes = tuple(len(line.text.encode("utf-8", "replace")) for line in lines)
+    return Use(sizes, options_of(arguments).params.num_beams, arguments.batch_size, longest("out_seq_length"),
+               longest("max_gen_length"), bounds)
 
 
 def file_run(arguments: argparse.Namespace, options: Options) -> int:
     results = None
     with contextlib.ExitStack() as stack:
         if is_first_rank():
-            lines = read_prompts(arguments.input_source, arguments.with_id)
+            lines = read_prompts(arguments.input_source, arguments.with_id, options)
             results = stack.enter_context(Results(output_folder(arguments), lines, arguments.resume,
                                                   arguments.overwrite, arguments.input_source))
         stack.enter_context(terminating())
-        texts = [] if results is None else [line.text for line in results.lines
-                                            if line.error is None and line.index not in results.done]
-        model, tokenizer = loaded(arguments, texts)
+        todo = [] if results is None else [line for line in results.lines
+                                           if line.error is None and line.index not in results.done]
+        model, tokenizer = loaded(arguments, todo)
         from generation.file_run import run_file
         from runtime import parallel
 
@@ -151,7 +158,7 @@ def output_folder(arguments: argparse.Namespace) -> Path:
 
 
 def session(arguments: argparse.Namespace, options: Options) -> int:
-    model, tokenizer = loaded(arguments, [""], LONG_TIMEOUT)
+    model, tokenizer = loaded(arguments, [PromptLine(0, 1, "", options=options)], LONG_TIMEOUT)
     from generation.chat_session import CHAT_QUERY, ChatSession, follow_chat
     from generation.chatting import format_of
     from generation.session import QUERY, Session, follow, line_editing

@@ -20,7 +20,6 @@ from evaluation.scorer import Choice, Scorer
 from generation.batch import Batch
 from generation.batching import batches
 from generation.groups import Row
-from generation.params import SamplingParams
 from generation.sampling import rules
 from generation.texts import Names, Text
 from runtime.errors import NonFinite, UserError
@@ -101,8 +100,7 @@ class Answers:
             texts.append(Text(self._names, self._ends.end_tokens, context, decoding.stops))
         self._warn_of(cut)
         with Progress(len(rows), shown=is_first_rank(), unit="answers") as progress:
-            for batch in batches(range(len(rows)), [row.places for row in rows], self.model, SamplingParams(),
-                                 self.batch_size):
+            for batch in batches(range(len(rows)), [row.places for row in rows], self.model, 1, self.batch_size):
                 self._decode([rows[place] for place in batch], [texts[place] for place in batch])
                 for place in batch:
                     on_answer(place, texts[place].text)

@@ -14,13 +14,14 @@ CACHE_BYTES = 2 * 1024**3  # of keys and values, on every tensor-parallel rank
 T = TypeVar("T")
 
 
-def batches(items: Sequence[T], sizes: Sequence[int], model, params, batch_size: int | None) -> Iterator[list[T]]:
+def batches(items: Sequence[T], sizes: Sequence[int], model, num_beams: int,
+            batch_size: int | None) -> Iterator[list[T]]:
     """Divide items into batches of like size, small ones first.
 
     sizes: places that each takes up (context and answer). batch_size fixes the number of items; None: by the bounds
     above, which are the same on all ranks. An item over all bounds is a batch of its own.
     """
-    rows, places = bounds(bytes_per_place(model), params.num_beams) if batch_size is None else (batch_size, math.inf)
+    rows, places = bounds(bytes_per_place(model), num_beams) if batch_size is None else (batch_size, math.inf)
     batch, widest = [], 0
     for place in sorted(range(len(items)), key=lambda place: sizes[place]):
         widest = max(widest, sizes[place])

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from generation.params import BeamParams, SamplingParams
+from generation.texts import cut
 from glm.prompt_form import DEFAULT, MASKS, PromptForm
 from runtime.errors import UserError
 
@@ -38,7 +39,10 @@ _CLOSING, _OPENING = ("Pe", "Pf"), ("Ps", "Pi")  # brackets and quotes, as Unico
 
 
 def left_over(text: str, form: PromptForm = DEFAULT) -> list[str]:
-    """The masks of other kinds than the one that is filled: they stay in the answer as they are."""
+    """The masks of other kinds than the one that is filled: they stay in the answer as they are. None of a text that
+    the family refuses."""
+    if form.refused(text):
+        return []
     return [mask for mask in MASK_PATTERN.findall(text) if mask != form.kind_of(text)]
 
 
@@ -108,7 +112,8 @@ class Beam:
     blanks: list[str]  # what stands in them, see `filled`
     ids: list[int]  # the last blank's whole sequence with context, sop and end token
     score: float | None  # see generation.beam; None when sampled
-    blank_ids: list[list[int]] = field(repr=False, default_factory=list)
+    blank_ids: list[list[int]] = field(repr=False, default_factory=list)  # without what stop texts cut off
+    filled: list[Filled] = field(repr=False, default_factory=list)  # the blanks, as `joined` puts them into the text
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,9 @@ class Filling:
     seed: int
     most: int  # places that the model has (max_sequence_length)
     ends: tuple[int, ...]  # tokens that end a blank
-    done: tuple[tuple[int, ...], ...] = ()  # blanks that are filled
+    stops: tuple[str, ...] = ()  # texts of which the first to come ends a blank; of beams it cuts off the rest
+    done: tuple[tuple[int, ...], ...] = ()  # blanks that are filled, as later ones see them
+    filled: tuple[Filled, ...] = ()  # the same as texts
     was_cut_off: bool = False
 
     def wanted(self) -> Wanted:
@@ -188,9 +195,18 @@ class Filling:
     def take(self, answers: Sequence[tuple[Sequence[int], float | None]], tokenizer) -> Filling | Result:
         """What was generated for the blank that was wanted, best first, with scores."""
         best = answers[0][0]
-        after = replace(self, done=(*self.done, self._without_end(best)),
-                        was_cut_off=self.was_cut_off or best[-1] not in self.ends)
+        is_cut_off = best[-1] not in self.ends and not self.is_stopped(best, tokenizer)
+        ids, blank = self._blank(best, tokenizer)
+        after = replace(self, done=(*self.done, ids), filled=(*self.filled, blank),
+                        was_cut_off=self.was_cut_off or is_cut_off)
         return after if len(after.done) < self.prompt.num_blanks else after._result(answers, tokenizer)
+
+    def is_stopped(self, ids: Sequence[int], tokenizer) -> bool:
+        """Whether a stop text stands in what was generated for a blank."""
+        if not self.stops:
+            return False
+        text = filled(self._without_end(ids), tokenizer).text
+        return cut(text, self.stops) != text
 
     def failed(self, error: str) -> Result:
         return Result(self.prompt.text, finish_reason="error", error=error)
@@ -211,12 +227,22 @@ class Filling:
         before, beams = self.done[:-1], []
         context = self.prompt.input_ids(before)
         for ids, score in answers:
-            blank_ids = [list(blank) for blank in (*before, self._without_end(ids))]
-            blanks = [filled(blank, tokenizer) for blank in blank_ids]
-            beams.append(Beam(joined(self.prompt.typed, blanks), [blank.text for blank in blanks],
-                              [*context, *ids], score, blank_ids))
+            last_ids, last = self._blank(ids, tokenizer)
+            blanks = [*self.filled[:-1], last]
+            beams.append(Beam(joined(self.prompt.typed, blanks), [blank.text for blank in blanks], [*context, *ids],
+                              score, [*map(list, before), list(last_ids)], blanks))
         return Result(self.prompt.text, beams[0].text, beams[0].blanks, self.prompt.input_ids(),
                       "length" if self.was_cut_off else "stop", beams)
+
+    def _blank(self, ids: Sequence[int], tokenizer) -> tuple[tuple[int, ...], Filled]:
+        """A blank's ids without the end token and without those that reach beyond the first stop text; its text up to
+        there."""
+        ids = self._without_end(ids)
+        blank = filled(ids, tokenizer)
+        if (text := cut(blank.text, self.stops)) != blank.text:
+            while ids and len(filled(ids, tokenizer).text) > len(text):
+                ids = ids[:-1]
+        return ids, replace(blank, text=text)
 
     def _without_end(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(ids[:-1] if ids and ids[-1] in self.ends else ids)

@@ -97,7 +97,8 @@ class ChatSession(Session):
         if params.seed is None:
             params = dataclasses.replace(params, seed=secrets.randbits(53))
         asked = [*self.all_messages(), {"role": "user", "content": text}]
-        parallel.broadcast_object((asked, params))
+        stops = self.options.stop
+        parallel.broadcast_object((asked, params, stops))
         said: list[str] = []
         begin = time.monotonic()
 
@@ -107,7 +108,7 @@ class ChatSession(Session):
                 self.write(piece)
 
         try:
-            reply = chat(self.model, self.tokenizer, asked, params, on_text=tell)
+            reply = chat(self.model, self.tokenizer, asked, params, stops=stops, on_text=tell)
         except KeyboardInterrupt:
             if said:  # what was said was said
                 self.remember(text, "".join(said))
@@ -130,4 +131,5 @@ class ChatSession(Session):
 def follow_chat(model, tokenizer) -> None:
     """What the other tensor-parallel ranks do meanwhile: the same, silently."""
     while (asked := parallel.broadcast_object(None)) is not None:
-        chat(model, tokenizer, *asked)
+        messages, params, stops = asked
+        chat(model, tokenizer, messages, params, stops=stops)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from generation.batch import Batch, Row
 from generation.conversation import FORMATS, ChatFormat, Question, question, read_messages
-from generation.params import BeamParams, SamplingParams
+from generation.params import BeamParams, SamplingParams, checked_stops
 from generation.sampling import rules
-from generation.texts import Names, Text
+from generation.texts import Names, Text, cut
 from glm.prompt_form import PromptForm
 from runtime import parallel
 from runtime.errors import NonFinite, UserError
@@ -31,12 +31,13 @@ class Reply:
 
 
 def chat(model, tokenizer, messages: Sequence[Mapping[str, str]], params: SamplingParams | BeamParams | None = None,
-         *, on_text: Callable[[str], None] | None = None) -> Reply:
+         *, stops: Sequence[str] = (), on_text: Callable[[str], None] | None = None) -> Reply:
     """The reply to messages of `role` (system, user, assistant) and `content`, the last one the user's.
 
     params: by default those that the model was published with; out_seq_length counts prompt and answer. Oldest rounds
-    that do not fit are left out. on_text: is given the text as it comes, in pieces that joined are the reply's text;
-    not under beam search. Raises UserError for messages in another order, and for a model that is none for chats.
+    that do not fit are left out. stops: texts; the reply ends before the first that comes. on_text: is given the text
+    as it comes, in pieces that joined are the reply's text; not under beam search. Raises UserError for messages in
+    another order, and for a model that is none for chats.
     """
     form = format_of(model)
     params = form.sampling if params is None else params
@@ -45,18 +46,22 @@ def chat(model, tokenizer, messages: Sequence[Mapping[str, str]], params: Sampli
     asked = question(read_messages(messages), form, lambda text: context_of(text, form, tokenizer),
                      model.config.max_sequence_length, params)
     row = row_of(asked, form, model.config.prompt_form, tokenizer, params)
-    said = Text(Names(tokenizer), row.rules.end_tokens, "", (), form.shown, tokenizer.detokenize)
+    ends, stops = row.rules.end_tokens, checked_stops(stops)
+    said = Text(Names(tokenizer), ends, "", stops, form.shown, tokenizer.detokenize)
 
-    def tell(token: int) -> None:
+    def is_over(token: int) -> bool:
         said.add(token)
-        if new := said.new():
+        if on_text is not None and (new := said.new()):
             on_text(new)
+        return said.is_stopped
 
-    ids = _answered(model, row, tell if on_text is not None else lambda _: None)
-    text = form.reply(decoded(ids, row.rules.end_tokens, tokenizer))
+    ids = _answered(model, row, is_over if on_text is not None or stops else lambda _: False)
+    whole = decoded(ids, ends, tokenizer)
+    kept = cut(whole, stops)
+    text = form.reply(kept)
     if on_text is not None:
         on_text(text[said.shown:])
-    return Reply(text, list(asked.context), ids, "stop" if ids[-1] in row.rules.end_tokens else "length",
+    return Reply(text, list(asked.context), ids, "stop" if ids[-1] in ends or kept != whole else "length",
                  asked.rounds_left_out)
 
 
@@ -87,9 +92,9 @@ def decoded(ids: Sequence[int], ends: Sequence[int], tokenizer) -> str:
     return tokenizer.detokenize([token for token in ids if token not in ends])
 
 
-def _answered(model, row: Row, tell: Callable[[int], None]) -> list[int]:
-    """The generated ids. tell: is given each token but the last; under beam search none."""
-    batch = Batch(model, row.width, row.places)
+def _answered(model, row: Row, is_over: Callable[[int], bool]) -> list[int]:
+    """The generated ids. is_over: is given each token but the last; under beam search none."""
+    batch, ids = Batch(model, row.width, row.places), []
     batch.add([row])
     while events := batch.step():
         (event,) = events
@@ -98,5 +103,7 @@ def _answered(model, row: Row, tell: Callable[[int], None]) -> list[int]:
         if event.answers is not None:
             return list(event.answers[0][0])
         if event.token is not None:
-            tell(event.token)
+            ids.append(event.token)
+            if is_over(event.token):
+                return ids
     raise AssertionError("a batch that is not empty has events")

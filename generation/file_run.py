@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from generation.blanks import Result, note_on_left_over
-from generation.fill import fill_blanks
+from generation.fill import Asked, fill_all
 from generation.params import BeamParams, Options, SamplingParams
-from generation.records import PromptLine, Results
+from generation.prompt_file import PromptLine
+from generation.records import Results
 from glm.checkpoint import open_checkpoint
 from glm.config import ModelConfig
 from glm.linear import quantization_of
@@ -38,19 +39,20 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
     todo = parallel.broadcast_object(_todo(results) if results is not None else None)
     counts = {"prompts": 0, "answered": 0, "failed": 0, "resumed": 0}
     if results is None:
-        _answer(model, tokenizer, todo, options, batch_size)
+        _answer(model, tokenizer, todo, batch_size)
         return counts
     counts |= {"prompts": len(results.lines), "resumed": len(results.done)}
     if results.strange:
         print(printable(f"note: {results.source} has changed: {results.strange} of the earlier answers belong to other "
                         "prompts; they are left out, and what stands there now is answered"), file=sys.stderr)
-    form = model.config.prompt_form
+    form = model.config.prompt_form.within(tokenizer.commands)
     if mixed := [line for line in results.lines if line.error is None and note_on_left_over(line.text, form)]:
         also = f" (and {len(mixed) - 1} more)" if len(mixed) > 1 else ""
         print(printable(f"note: {results.source}:{mixed[0].number}{also}: {note_on_left_over(mixed[0].text, form)}"),
               file=sys.stderr)
     settings = {
-        "facts": facts, "options": asdict(options.params), "input_source": results.source,
+        "facts": facts, "options": asdict(options.params) | ({"stop": options.stop} if options.stop else {}),
+        "input_source": results.source,
         "checkpoint": str(checkpoint), "batch_size": batch_size,
         "device": str(next(model.parameters()).device), "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -71,7 +73,7 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
             progress.advance()
 
         try:
-            _answer(model, tokenizer, todo, options, batch_size, keep, lambda *_: progress.tick("tokens"))
+            _answer(model, tokenizer, todo, batch_size, keep, lambda *_: progress.tick("tokens"))
         except KeyboardInterrupt:  # what is answered is in order, and can be resumed
             results.sort()
             raise
@@ -80,19 +82,19 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
     return counts
 
 
-def _todo(results: Results) -> list[tuple[int, str]]:
-    return [(line.index, line.text) for line in results.lines if line.error is None and line.index not in results.done]
+def _todo(results: Results) -> list[tuple[int, Asked]]:
+    return [(line.index, Asked(line.text, line.options.params, line.options.stop)) for line in results.lines
+            if line.error is None and line.index not in results.done]
 
 
-def _answer(model, tokenizer, todo, options: Options, batch_size, keep=None, on_step=None) -> None:
+def _answer(model, tokenizer, todo, batch_size, keep=None, on_step=None) -> None:
     """keep(place, result): of the first rank, which writes the answers. An error on one rank is heard by all, and no
     answer is kept that a rank may have computed with other weights than it has loaded."""
     def on_result(place: int, result: Result) -> None:
         agree(lambda: check_unchanged(model))
         agree(lambda: keep(place, result) if keep is not None else None)
 
-    fill_blanks(model, tokenizer, [text for _, text in todo], options.params, batch_size=batch_size,
-                on_result=on_result, on_step=on_step)
+    fill_all(model, tokenizer, [asked for _, asked in todo], batch_size, on_result, on_step)
 
 
 def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
@@ -107,7 +109,8 @@ def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
               "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
               "quantization": quantization_of(model)}
     shapes = {_OF_MODEL + name: value for name, value in unusual(model.config).items()}
-    return {"form": FORM, "strategy": options.strategy} | unusual(options.params) | shapes | values
+    stop = {"stop": list(options.stop)} if options.stop else {}
+    return {"form": FORM, "strategy": options.strategy} | unusual(options.params) | stop | shapes | values
 
 
 def usual_facts(params: SamplingParams | BeamParams) -> dict:

@@ -6,12 +6,14 @@ can refuse a wrong value before anything heavy is imported.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 from runtime.arguments import flag_name, option
-from runtime.errors import UserError
+from runtime.errors import UserError, shown
 from runtime.show import nearest
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
@@ -156,8 +158,10 @@ class Options:
     beams: BeamParams = BeamParams(no_repeat_ngram_size=3)
     strategy: str = STRATEGIES[0]
     print_all_beams: bool = False  # not the best alone
+    stop: tuple[str, ...] = ()  # texts, of which the first to come ends an answer
 
     def __post_init__(self):
+        object.__setattr__(self, "stop", checked_stops(self.stop))
         if self.strategy not in STRATEGIES:
             raise UserError(f"strategy {self.strategy!r}: must be {' or '.join(STRATEGIES)}")
 
@@ -168,7 +172,7 @@ class Options:
 
     def values(self) -> dict[str, object]:
         """Every option by its name."""
-        own = {"strategy": self.strategy, "print_all_beams": self.print_all_beams}
+        own = {name: getattr(self, name) for name in _OWN}
         return values_of(self.sampling) | values_of(self.beams) | own
 
     def changed(self, **values: object) -> Options:
@@ -178,19 +182,30 @@ class Options:
             params = getattr(self, name)
             mine = {field.name: values[flag_name(field)] for field in fields(params) if flag_name(field) in values}
             parts[name] = replace(params, **mine)
-        own = {name: value for name, value in values.items() if name in ("strategy", "print_all_beams")}
+        own = {name: value for name, value in values.items() if name in _OWN}
         return replace(self, **parts, **own)
 
     def with_text(self, name: str, text: str) -> Options:
         """A copy with the option `name` (hyphens or underscores) read from `text`."""
         kinds = {flag_name(field): field.type for each in (SamplingParams, BeamParams) for field in fields(each)}
-        kinds |= {"strategy": "str", "print_all_beams": "bool"}
+        kinds |= _OWN
         known = name.strip("-").replace("-", "_")
         if known not in kinds:
             close = nearest(known, kinds)
             hint = f"did you mean {close}?" if close else f"there are: {', '.join(kinds)}"
             raise UserError(f"unknown option {name!r}; {hint}")
         return self.changed(**{known: _read(known, text.strip(), kinds[known])})
+
+
+_OWN = {"strategy": "str", "print_all_beams": "bool", "stop": "texts"}  # fields of Options that no strategy has
+
+
+def checked_stops(stops: object) -> tuple[str, ...]:
+    """Of a text or a list of texts. Raises UserError for anything else, and for an empty text."""
+    texts = (stops,) if isinstance(stops, str) else stops
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
+        raise UserError(f"stop {shown(stops)}: must be a text or a list of texts, none of them empty")
+    return tuple(texts)
 
 
 def values_of(params: SamplingParams | BeamParams) -> dict[str, object]:
@@ -201,6 +216,12 @@ def values_of(params: SamplingParams | BeamParams) -> dict[str, object]:
 def _read(name: str, text: str, kind: str) -> object:
     if kind == "str":
         return text
+    if kind == "texts":
+        if text.lower() in ("none", "off", ""):
+            return ()
+        with contextlib.suppress(UserError, json.JSONDecodeError):
+            return checked_stops(json.loads(text))
+        return (text,)
     if kind == "bool":
         if text.lower() in ("true", "on", "yes", "1"):
             return True

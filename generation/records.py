@@ -1,7 +1,7 @@
-"""What a run over a file reads and writes: prompts, a line each; results.jsonl, a text file per prompt, settings.json.
+"""What a run over a file writes: results.jsonl, a text file per prompt, settings.json.
 
-A faulty prompt is noted at its line and stops no other. results.jsonl grows line by line as answers come, so a killed
-run loses nothing that it has answered; at the end its lines are put into the order of the prompts.
+results.jsonl grows line by line as answers come, so a killed run loses nothing that it has answered; at the end its
+lines are put into the order of the prompts.
 """
 
 from __future__ import annotations
@@ -12,72 +12,20 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from generation.blanks import fault
+from generation.prompt_file import PromptLine
 from runtime.errors import UserError
 from runtime.files import AppendOnlyFile, Lock, name_key, replacing, safe_name
-from runtime.reading import BOM, parse_json, read_bytes, read_json, recognised
+from runtime.reading import parse_json, read_bytes, read_json
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 
 
-@dataclass(frozen=True)
-class PromptLine:
-    """One line of a file of prompts. index counts from 0, number is the line's, from 1; error: why it is no prompt."""
-
-    index: int
-    number: int
-    text: str
-    id: str | None = None
-    error: str | None = None
-
-
-def read_prompts(path: str | Path, with_id: bool = False) -> list[PromptLine]:
-    """All lines of a UTF-8 file, the faulty ones too. with_id: a line is an id, a tab and the prompt.
-
-    Raises UserError where the file itself cannot be read or holds nothing.
-    """
-    where = f"--input-source {path}"
-    try:
-        data = read_bytes(path, where=where)
-    except UserError as error:
-        raise UserError(f"{error}; name a file of prompts, one a line, or 'interactive'") from None
-    if kind := recognised(data, is_prose=True):
-        raise UserError(f"{where}: is {kind}")
-    rows = data.removeprefix(BOM).split(b"\n")
-    rows = rows[:-1] if rows[-1] == b"" else rows
-    if not rows:
-        raise UserError(f"--input-source {path}: the file is empty; it must hold one prompt a line")
-    lines, number_of_id = [], {}
-    for index, row in enumerate(rows):
-        line = _line(index, row.removesuffix(b"\r"), with_id)
-        first = number_of_id.setdefault(line.id, line.number) if line.id is not None else line.number
-        if line.error is None and first != line.number:
-            line = PromptLine(index, line.number, line.text, line.id, f"the id {line.id!r} stands in line {first} too")
-        lines.append(line)
-    return lines
-
-
-def _line(index: int, row: bytes, with_id: bool) -> PromptLine:
-    number, name = index + 1, None
-    try:
-        text = row.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return PromptLine(index, number, row.decode("utf-8", "replace"), None,
-                          f"not valid UTF-8 at byte {error.start + 1} of the line")
-    if with_id and text.strip():
-        name, tab, rest = text.partition("\t")
-        if not tab or not name.strip():
-            return PromptLine(index, number, text, None, "no id: with --with-id a line is an id, a tab and the prompt")
-        text = rest
-    return PromptLine(index, number, text, name, fault(text))
-
-
 def record(line: PromptLine, result) -> dict:
-    """A line of results.jsonl: what infill.Result says, and which prompt it belongs to."""
-    values = {"index": line.index} | ({} if line.id is None else {"id": line.id}) | {
+    """A line of results.jsonl: what generation.blanks.Result says, and which prompt it belongs to."""
+    own = ({} if line.id is None else {"id": line.id}) | ({"fields": line.fields} if line.fields else {})
+    values = {"index": line.index} | own | {
         "prompt": line.text, "text": result.text, "blanks": result.blanks,
         "beams": [{"text": beam.text, "blanks": beam.blanks, "score": beam.score} for beam in result.beams],
         "finish_reason": result.finish_reason}
@@ -175,7 +123,7 @@ class Results:
                     raise UserError(f"{self.path}:{number}: not a line of results; the run cannot be resumed") from None
                 continue
             line = self.lines[index] if 0 <= index < len(self.lines) else None
-            is_same = line is not None and (line.id, line.text) == key
+            is_same = line is not None and (line.id, line.text, line.fields) == key
             self.strange += not is_same
             if is_same and "error" not in value:
                 kept[index] = value
@@ -209,7 +157,7 @@ def _identity(value) -> tuple[int, tuple]:
     """Which prompt a line of results.jsonl answers. Raises one of several errors for what `record` does not write."""
     if type(value["index"]) is not int or not isinstance(value["text"], str) or not isinstance(value["beams"], list):
         raise TypeError
-    return value["index"], (value.get("id"), value["prompt"])
+    return value["index"], (value.get("id"), value["prompt"], value.get("fields", {}))
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from generation.blanks import Beam, Filled, Prompt, fault, filled, joined, joint, note_on_left_over
 from generation.fill import begin, fill
 from generation.params import Options, SamplingParams, values_of, without_effect
+from generation.texts import INCOMPLETE, begun_stop, cut
 from runtime import parallel
 from runtime.errors import UserError
 from runtime.show import counted
@@ -25,13 +27,12 @@ HELP = """\
 A query is a text with [MASK] (a short span), [sMASK] (a sentence) or [gMASK]
 (free text at the end); without any, the text is continued. Commands:
   /show                  the options and their values
-  /set NAME VALUE        change one, such as /set top_p 0.9, /set seed none or
-                         /set strategy BeamSearchStrategy
+  /set NAME VALUE        change one, such as /set top_p 0.9, /set seed none,
+                         /set strategy BeamSearchStrategy, /set stop ["\\n", "."]
   /reset                 the options as they were at the start
   /help                  this text
   stop, /quit, Ctrl-D    end; Ctrl-C stops an answer"""
 UNDERLINE, GREEN, PLAIN = "\x1b[4m", "\x1b[0;32m", "\x1b[0m"
-_INCOMPLETE = "\ufffd"  # what the tokenizer shows for bytes that are no whole character (yet)
 
 
 class Session:
@@ -46,7 +47,7 @@ class Session:
 
     def __init__(self, model, tokenizer, options: Options, read: Callable[[], str], write: Callable[[str], None],
                  note: Callable[[str], None], colour: bool, streams: bool = True):
-        self.model, self.tokenizer, self.form = model, tokenizer, model.config.prompt_form
+        self.model, self.tokenizer, self.form = model, tokenizer, model.config.prompt_form.within(tokenizer.commands)
         self.first_options = self.options = options
         self.read, self.write, self.note = read, write, note
         self.colour, self.streams = colour, streams
@@ -109,9 +110,9 @@ class Session:
         params = self.options.params
         if params.seed is None:
             params = dataclasses.replace(params, seed=secrets.randbits(53))
-        filling = parallel.broadcast_object(begin(text, self.model, self.tokenizer, params))
+        filling = parallel.broadcast_object(begin(text, self.model, self.tokenizer, params, self.options.stop))
         prompt = filling.prompt
-        stream = AnswerStream(prompt, self.tokenizer, self.write, self.colour, filling.ends)
+        stream = AnswerStream(prompt, self.tokenizer, self.write, self.colour, filling.ends, filling.stops)
         start = time.monotonic()
         try:
             ((_, result),) = fill(self.model, self.tokenizer, {0: filling}, lambda _, blank, token: stream.add(
@@ -127,7 +128,7 @@ class Session:
             self.write("\n")
         else:
             beams = result.beams if self.options.print_all_beams else result.beams[:1]
-            self.write(lines_of([(coloured(prompt, beam, self.tokenizer) if self.colour else beam.text, beam.score)
+            self.write(lines_of([(coloured(prompt, beam) if self.colour else beam.text, beam.score)
                                  for beam in beams]))
         tokens = counted(stream.num_tokens, "token")
         self.note(f"{tokens}, {seconds:.2f} s, {stream.num_tokens / seconds:.1f} tokens/s"
@@ -149,14 +150,16 @@ def lines_of(beams: list[tuple[str, float | None]]) -> str:
 
 def shown(options: Options) -> str:
     """The options, a line each; those that the present strategy does not use in brackets."""
-    used = {*values_of(options.params), "strategy", "print_all_beams"}
+    used = {*values_of(options.params), "strategy", "print_all_beams", "stop"}
     rows = [(name, _text(value)) for name, value in options.values().items()]
     return "".join(f"  {name} = {value}\n" if name in used else f"  ({name} = {value})\n" for name, value in rows)
 
 
 def _text(value: object) -> str:
-    if value is None:
+    if value is None or value == ():
         return "none"
+    if isinstance(value, tuple):
+        return json.dumps(value, ensure_ascii=False)
     return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
@@ -192,17 +195,17 @@ def marks(prompt: Prompt) -> tuple[str, str]:
     return (UNDERLINE, PLAIN) if prompt.advances else (GREEN + UNDERLINE, PLAIN + PLAIN)
 
 
-def coloured(prompt: Prompt, beam: Beam, tokenizer) -> str:
+def coloured(prompt: Prompt, beam: Beam) -> str:
     """A beam's text with its blanks marked."""
-    return joined(prompt.typed, [filled(ids, tokenizer) for ids in beam.blank_ids], *marks(prompt))
+    return joined(prompt.typed, beam.filled, *marks(prompt))
 
 
 class Detokenizer:
     """Turns the tokens of a blank into text piece by piece; a character of several byte tokens appears when it is
-    whole."""
+    whole, and what may become a stop text when it has not."""
 
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer, stops: Sequence[str] = ()):
+        self._tokenizer, self._stops = tokenizer, stops
         self._ids: list[int] = []
         self._shown = ""
         self.is_new_word = False
@@ -210,15 +213,18 @@ class Detokenizer:
     def add(self, token: int) -> str:
         """The text that `token` completes."""
         self._ids.append(token)
-        return self._new(_INCOMPLETE)
+        return self._new(is_all=False)
 
     def finish(self) -> str:
         """What was held back and is not going to be completed."""
-        return self._new("")
+        return self._new(is_all=True)
 
-    def _new(self, held_back: str) -> str:
+    def _new(self, is_all: bool) -> str:
         found = filled(self._ids, self._tokenizer)
-        self.is_new_word, text = found.is_new_word, found.text.rstrip(held_back) if held_back else found.text
+        self.is_new_word, text = found.is_new_word, found.text if is_all else found.text.rstrip(INCOMPLETE)
+        whole, text = text, cut(text, self._stops)
+        if not is_all and len(text) == len(whole):
+            text = text[:len(text) - begun_stop(text, self._stops)]
         if not text.startswith(self._shown):  # cannot be taken back; happens for no tokenizer we know
             return ""
         new, self._shown = text[len(self._shown):], text
@@ -231,8 +237,10 @@ class AnswerStream:
     What has been written in the end is the result's text, with its blanks marked if `colour`.
     """
 
-    def __init__(self, prompt: Prompt, tokenizer, write: Callable[[str], None], colour: bool, ends: Collection[int]):
-        """ends: tokens that end a blank."""
+    def __init__(self, prompt: Prompt, tokenizer, write: Callable[[str], None], colour: bool, ends: Collection[int],
+                 stops: Sequence[str] = ()):
+        """ends, stops: tokens and texts that end a blank."""
+        self._stops = stops
         self._prompt, self._tokenizer, self._write, self._ends = prompt, tokenizer, write, ends
         self._begin, self._end = marks(prompt) if colour else ("", "")
         self._blank, self._text, self._is_begun = -1, None, False
@@ -246,7 +254,7 @@ class AnswerStream:
             return
         if blank != self._blank:
             self._close()
-            self._blank, self._text, self._is_begun = blank, Detokenizer(self._tokenizer), False
+            self._blank, self._text, self._is_begun = blank, Detokenizer(self._tokenizer, self._stops), False
             self._put(self._prompt.typed[blank])
         if token not in self._ends and (new := self._text.add(token)):
             self._put_in_blank(new)

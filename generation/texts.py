@@ -14,6 +14,11 @@ def cut(text: str, stops: Sequence[str], begin: int = 0) -> str:
     return text[:min(places)] if places else text
 
 
+def begun_stop(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end of a text that may be the beginning of a stop text."""
+    return max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
+
+
 class Names:
     """How tokens are shown, each by itself and in a text."""
 
@@ -103,7 +108,8 @@ class Text:
     def new(self) -> str:
         """What has become certain since the last call."""
         is_all = self.is_stopped or self._is_finished
-        text = self._shape(self.text[:len(self.text) - (0 if is_all else self._begun_stop())], is_all)[self._taken:]
+        held_back = 0 if is_all else begun_stop(self.text, self._stops)
+        text = self._shape(self.text[:len(self.text) - held_back], is_all)[self._taken:]
         self._taken += len(text)
         return text
 
@@ -123,8 +129,3 @@ class Text:
     def _cut_at_stop(self, begin: int) -> None:
         whole, self.text = self.text, cut(self.text, self._stops, begin)
         self.is_stopped = len(self.text) < len(whole)
-
-    def _begun_stop(self) -> int:
-        """Characters at the end that may be the beginning of a stop text."""
-        return max((size for stop in self._stops for size in range(1, len(stop)) if self.text.endswith(stop[:size])),
-                   default=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from generation.blanks import Filling, Result, filled, joint
+from generation.blanks import Filled, Filling, Result, joint
 from generation.fill import row_of
 from generation.groups import Event, Row
 from generation.session import Detokenizer
@@ -129,7 +129,7 @@ class Blanks:
         text += self._text.finish() if self._streams else ""
         self._text = Detokenizer(self._tokenizer)
         if isinstance(after, Result):
-            spans = tuple(self._spans(beam.blank_ids) for beam in after.beams)
+            spans = tuple(self._spans(beam.filled) for beam in after.beams)
             return None, replace(self._news(text, number), finish_reason=after.finish_reason, result=after, spans=spans)
         self._filling = after
         return row_of(after), self._news(text, number)
@@ -138,12 +138,11 @@ class Blanks:
         tokens, self._tokens = self._tokens, 0
         return News(text, tokens=tokens, blank=number)
 
-    def _spans(self, blank_ids: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    def _spans(self, blanks: Sequence[Filled]) -> tuple[tuple[int, int], ...]:
         """Begin and end of each blank in the text, without the blanks (U+0020) around it."""
         typed, spans = self._filling.prompt.typed, []
         text = typed[0]
-        for ids, behind in zip(blank_ids, typed[1:], strict=True):
-            blank = filled(ids, self._tokenizer)
+        for blank, behind in zip(blanks, typed[1:], strict=True):
             begin = len(text) + len(joint(text, blank)) + len(blank.text) - len(blank.text.lstrip(" "))
             text += joint(text, blank) + blank.text
             spans.append((begin, max(begin, len(text.rstrip(" ")) if blank.text.endswith(" ") else len(text))))

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from evaluation.compare import compare
-from generation.records import PromptLine, Results, file_names
+from generation.prompt_file import PromptLine
+from generation.records import Results, file_names
 from runtime.errors import UserError
 from tests.recorded_runs import MadeTask, choice_item, write_run
 from tools.converting.manifest import FileFacts, Manifest, facts_from_json, read_manifest, write_manifest

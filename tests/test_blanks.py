@@ -19,6 +19,7 @@ from generation.blanks import (
     joined,
     left_over,
     meant_for_a_mask,
+    note_on_left_over,
     split,
 )
 from generation.params import Options
@@ -42,6 +43,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ])
 def test_one_kind_is_filled(text, kind, others):
     assert (PromptForm().kind_of(text), left_over(text)) == (kind, others)
+
+
+@pytest.mark.parametrize("form, text", [
+    (PromptForm(masks=("[MASK]",)), "a [MASK] and [gMASK]"),  # of a vocabulary without it
+    (PromptForm(("[MASK]", "[gMASK]")), "a [MASK] and [sMASK]"), (PromptForm(is_causal=True), "a [MASK] and [gMASK]"),
+])
+def test_no_note_on_masks_that_the_family_refuses(form, text):
+    """What is wrong is said by the error alone."""
+    assert note_on_left_over(text, form) is None and form.refused(text)
 
 
 @pytest.mark.parametrize("written, meant", [

@@ -70,6 +70,16 @@ def test_masks_that_a_vocabulary_lacks(tmp_path):
     assert split("a", tokenizer, form).kind == "[MASK]"
 
 
+def test_a_reply_ends_before_a_stop_text(models):
+    asked, params, heard = [{"role": "user", "content": "hello"}], SamplingParams(top_k=1, max_gen_length=24), []
+    whole = chat(*models("chatglm2"), asked, params)
+    stop = whole.text[len(whole.text) // 2:][:2]
+    reply = chat(*models("chatglm2"), asked, params, stops=[stop, "zzz"], on_text=heard.append)
+    assert reply.text == whole.text.partition(stop)[0] == "".join(heard) and reply.finish_reason == "stop"
+    assert reply.output_ids == whole.output_ids[:len(reply.output_ids)] != whole.output_ids
+    assert chat(*models("chatglm2"), asked, params, stops=stop).text == reply.text
+
+
 def test_base_models_have_no_chat(models):
     with pytest.raises(UserError, match="a model of the family glm has no chat format; it fills blanks"):
         chat(*models("glm"), [{"role": "user", "content": "hello"}])

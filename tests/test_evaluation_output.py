@@ -7,7 +7,8 @@ import pytest
 
 import commands.evaluate as command
 from evaluation.output import check_names, claim, remove, sample_names
-from generation.records import PromptLine, Results, file_names
+from generation.prompt_file import PromptLine
+from generation.records import Results, file_names
 from runtime.errors import UserError
 from tests.tiny_tasks import MODEL, write_rows
 

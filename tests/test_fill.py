@@ -94,6 +94,41 @@ def test_an_answer_that_is_cut_off_says_so(tokenizer):
         assert (len(result.beams[0].ids), result.finish_reason) == (6, "length")
 
 
+@pytest.mark.parametrize("stops, blank, tokens", [
+    (("tea",), "a cup of ", 7), (("up o",), "a c", 4), (("zzz", " of"), "a cup", 4), (("zzz",), "a cup of tea", 8),
+    (("a",), "", 1), (("tea", "cup"), "a ", 3), (("ea",), "a cup of t", 7),
+])
+def test_a_stop_text_ends_a_blank(tokenizer, stops, blank, tokens):
+    """Right before it, wherever it stands in a token; the model is asked no more, and the next blank sees the whole
+    tokens that are left."""
+    ids = [tokenizer.encode("a cup of tea"), tokenizer.encode("b")]
+    model = scripted(tokenizer, *ids)
+    steps = []
+    result, = fill_blanks(model, tokenizer, ["[MASK] and [MASK]"], GREEDY, stops=stops,
+                          on_step=lambda *step: steps.append(step))
+    assert result.blanks == [blank, "b"] and result.text == f"{blank} and b" and result.finish_reason == "stop"
+    assert sum(step[1] == 0 for step in steps) == tokens
+    kept, last = result.beams[0].blank_ids
+    assert ids[0][:len(kept)] == kept and blank.startswith(tokenizer.decode(kept)) and last == ids[1]
+    assert result.beams[0].ids[:len(kept)] == kept
+
+
+def test_stop_texts_cut_beams_when_they_are_complete(tokenizer):
+    texts, params = ["a", "word [MASK] b"], BeamParams(num_beams=3, max_gen_length=6)
+    whole = fill_blanks(noisy(), tokenizer, texts, params)
+    stop = whole[0].blanks[0][3:5]
+    cut = fill_blanks(noisy(), tokenizer, texts, params, stops=[stop])
+    for before, after in zip(whole, cut, strict=True):
+        assert [beam.score for beam in before.beams] == [beam.score for beam in after.beams]
+        assert [beam.blanks[0].partition(stop)[0] for beam in before.beams] == [beam.blanks[0] for beam in after.beams]
+
+
+@pytest.mark.parametrize("stops", ["", [""], [1], None, {"a": 1}])
+def test_what_is_no_stop_text(tokenizer, stops):
+    with pytest.raises(UserError, match="must be a text or a list of texts, none of them empty"):
+        fill_blanks(noisy(), tokenizer, ["a"], GREEDY, stops=stops)
+
+
 def test_out_seq_length_is_capped_by_the_model(tokenizer):
     model = scripted(tokenizer, [21000] * 99, max_sequence_length=20)
     for params in (SamplingParams(top_k=1, out_seq_length=99), GREEDY):
@@ -204,8 +239,7 @@ def test_parameters_are_checked_when_they_are_made(kind, options, message):
 
 def test_batches_are_bounded_and_sorted_by_size():
     items, sizes = list("abcdef"), [9000, 10, 4000, 20, 30, 30000]
-    assert list(batches(items, sizes, noisy(), GREEDY, None)) == [["b", "d", "e", "c"], ["a"], ["f"]]
-    assert list(batches(items, sizes, noisy(), GREEDY, 4)) == [["b", "d", "e", "c"], ["a", "f"]]
-    assert list(batches([], [], noisy(), GREEDY, None)) == []
-    beams = BeamParams(num_beams=100)
-    assert list(batches(items[:2], [5, 5], noisy(), beams, None)) == [["a"], ["b"]]
+    assert list(batches(items, sizes, noisy(), 1, None)) == [["b", "d", "e", "c"], ["a"], ["f"]]
+    assert list(batches(items, sizes, noisy(), 1, 4)) == [["b", "d", "e", "c"], ["a", "f"]]
+    assert list(batches([], [], noisy(), 1, None)) == []
+    assert list(batches(items[:2], [5, 5], noisy(), 100, None)) == [["a"], ["b"]]

@@ -18,7 +18,8 @@ from evaluation.run import Keeper, Settings
 from evaluation.store import Journal
 from evaluation.table import closing_table
 from generation.blanks import Beam, Result
-from generation.records import Results, read_prompts
+from generation.prompt_file import read_prompts
+from generation.records import Results
 from runtime.errors import UserError
 from runtime.files import safe_name
 from tests.fuzzing import CANARY, changed_json, files_below, fuzz, hostile_json, mutated, names, only_user_errors, texts

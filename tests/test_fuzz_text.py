@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from generation.blanks import fault, filled, joined, split
 from generation.fill import fill_blanks
 from generation.params import BeamParams, Options, SamplingParams
-from generation.records import read_prompts
+from generation.prompt_file import read_prompts
 from generation.session import Session
 from glm.tokenizers.icetk import BLANK_PIECES, COMMAND_PIECES, IcetkTokenizer
 from runtime import parallel

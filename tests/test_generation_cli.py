@@ -13,7 +13,8 @@ import pytest
 import commands.generate as command
 import glm
 from generation import BeamParams, SamplingParams, fill_blanks
-from generation.records import Results, file_names, read_prompts, timed_path
+from generation.prompt_file import read_prompts
+from generation.records import Results, file_names, timed_path
 from runtime.errors import UserError
 from runtime.files import safe_name
 from tests.golden_data import GOLDEN, SHAPE, TOKENIZER, TP1

@@ -13,7 +13,8 @@ from evaluation.config import GenerationTaskConfig, LanguageModelTaskConfig
 from evaluation.data import read_objects, read_rows, read_text
 from evaluation.recorded import RecordedRun
 from evaluation.task_file import load_task
-from generation.records import Results, read_prompts
+from generation.prompt_file import read_prompts
+from generation.records import Results
 from glm.config import read_config_file
 from glm.tokenizers.icetk import IcetkTokenizer
 from runtime import reading

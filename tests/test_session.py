@@ -1,5 +1,6 @@
 """Sessions: answers as they come, commands, Ctrl-C; alone, through a pipe and on a terminal."""
 
+import json
 import os
 import pty
 import re
@@ -48,7 +49,7 @@ def answer(loaded, number: int, **beams):
 
 
 def in_colour(loaded, number: int, beam) -> str:
-    return coloured(split(CASES[number]["prompt"], loaded[1]), beam, loaded[1])
+    return coloured(split(CASES[number]["prompt"], loaded[1]), beam)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 4, 7, 11, 13, 14])
@@ -92,6 +93,23 @@ def test_commands(loaded):
         "error: the prompt is empty (/help says what a query may hold)",
         "error: unknown mask [mask], did you mean [MASK]?; allowed: [MASK], [sMASK], [gMASK]",
         "error: text is not valid UTF-8 at character 2: '\\udcff'"]
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_stop_texts(loaded, colour):
+    """What is streamed never shows the beginning of one; /set knows them, alone or as a list."""
+    beam, options = answer(loaded, 0).beams[0], dict(colour=colour, top_k=1, out_seq_length=80)
+    blank = beam.blanks[-1]
+    stop = blank[len(blank) // 2:][:4]
+    cut = fill_blanks(*loaded, [CASES[0]["prompt"]], SamplingParams(top_k=1, out_seq_length=80), stops=[stop, "zzz"])[0]
+    assert len(cut.text) < len(beam.text) and cut.finish_reason == "stop"
+    shown = (in_colour(loaded, 0, cut.beams[0]) if colour else cut.text) + "\n"
+    written, notes = converse(loaded, f"/set stop {json.dumps([stop, 'zzz'])}", CASES[0]["prompt"], "stop", **options)
+    assert written == f"stop = {json.dumps([stop, 'zzz'], ensure_ascii=False)}\n{shown}"
+    assert "cut off" not in notes[-1]
+    assert converse(loaded, CASES[0]["prompt"], "stop", stop=(stop, "zzz"), streams=False, **options)[0] == shown
+    told, _ = converse(loaded, "/set stop [DONE]", '/set stop "\\n"', "/set stop none", "/set stop []")
+    assert told.splitlines() == ['stop = ["[DONE]"]', 'stop = ["\\n"]', "stop = none", "stop = none", ""]
 
 
 def test_an_interrupted_answer_keeps_the_session(loaded):

@@ -8,7 +8,8 @@ import pytest
 
 from commands.evaluate import output_folder, parse, parser
 from generation import SamplingParams
-from generation.records import PromptLine, Results
+from generation.prompt_file import PromptLine
+from generation.records import Results
 from runtime.errors import UserError
 from runtime.files import unusual, usual
 from tools.converting import manifest
