@@ -3,6 +3,7 @@
 Such a module has
 
     TASKS                                         names, in lower case
+    SUFFIXES, if it has any                       of files, each of which is a task
     examples(settings) -> list[Example]           what was read from the files, of the split that is asked for
     samples(settings, tokenizer) -> list[Sample | Unbuildable]        in the data set's order
     metrics(settings, samples, predictions) -> dict[str, float]       predictions: indices, or texts of seq2seq
@@ -26,7 +27,7 @@ from tuning.tokenizers import open_for
 if TYPE_CHECKING:
     from tuning.data.sample import Sample, Unbuildable
 
-MODULES: tuple[str, ...] = ("seq2seq", "language")  # of tuning/data
+MODULES: tuple[str, ...] = ("cloze", "seq2seq", "language")  # of tuning/data
 CHAT, PRETRAIN = "chat", "pretrain"
 
 
@@ -35,7 +36,7 @@ def module_of(task: str | None) -> ModuleType:
     known = [CHAT, PRETRAIN]
     for name in MODULES:
         module = import_module(f"tuning.data.{name}")
-        if task in module.TASKS:
+        if task in module.TASKS or (task and task.endswith(getattr(module, "SUFFIXES", ()))):
             return module
         known += module.TASKS
     if task is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,16 @@ def main(argv: Sequence[str]) -> int:
 def _samples(settings: Settings, load: Path | None) -> list[dict[str, Any]]:
     from tuning.data import chat, language
     from tuning.data.sample import shown
-    from tuning.tasks import CHAT, samples_of
+    from tuning.tasks import CHAT, module_of, samples_of
+    from tuning.tokenizers import open_for
 
-    samples = samples_of(settings, load)
-    show = chat.shown_row if settings.data.task == CHAT else language.shown_window
-    if settings.data.task not in (CHAT, *language.TEXTS):
-        return [shown(sample) for sample in samples]
-    return [show(number, sample) for number, sample in enumerate(samples)]
+    if settings.data.task == CHAT:
+        return [chat.shown_row(number, sample) for number, sample in enumerate(samples_of(settings, load))]
+    tokenizer = open_for(settings, load)
+    samples = module_of(settings.data.task).samples(settings, tokenizer)
+    if settings.data.task in language.TEXTS:
+        return [language.shown_window(number, sample) for number, sample in enumerate(samples)]
+    return [shown(sample, partial(tokenizer.decode, special_tokens=True)) for sample in samples]
 
 
 def _pretraining(settings: Settings, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ the context and its own left. Nothing here knows torch, tokenizers or files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -48,7 +48,7 @@ class Sample:
     verbalizer_ids: Ids = ()  # Kind.VERBALIZER: an id for each label, in the order of the labels
     segment_id: Ids = ()  # whose piece each row is, where answers are cut into pieces
     has_choices: bool = False  # shown as a list of rows, even of one
-    text: str = ""  # a reading of the first row, for people
+    text: str = ""  # a reading of the first row, for people, where its ids' is none
     reference: str | None = None  # Kind.SEQ2SEQ: what metrics compare with
     meta: Mapping[str, Any] = field(default_factory=dict)  # what metrics and files of predictions need
 
@@ -68,7 +68,7 @@ class Example:
     guid: str
     text_a: str
     text_b: str | None = None
-    label: str | None = None  # as the file writes it, or as the tables of the task say
+    label: str | int | None = None  # as the file writes it, or as the tables of the task say
     idx: Any = None
     num_choices: int = 1
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -80,11 +80,11 @@ def shown_example(example: Example) -> dict[str, Any]:
     return about | ({"ref": example.meta["ref"]} if "ref" in example.meta else {"label": example.label})
 
 
-def shown(sample: Sample | Unbuildable) -> dict[str, Any]:
-    """The sample as a line of `python -m tuning inspect`."""
+def shown(sample: Sample | Unbuildable, decode: Callable[[Ids], str]) -> dict[str, Any]:
+    """The sample as a line of `python -m tuning inspect`. decode: reads ids for people, where the sample has no text."""
     if isinstance(sample, Unbuildable):
         return {"guid": sample.guid, "error": sample.error}
-    about: dict[str, Any] = {"guid": sample.guid, "text": sample.text}
+    about: dict[str, Any] = {"guid": sample.guid, "text": sample.text or decode(sample.rows[0].input_ids)}
     if sample.kind is not Kind.SEQ2SEQ:
         about["label"] = sample.label
     if not sample.has_choices and not sample.segment_id:

@@ -1,0 +1,54 @@
+"""Classification and multiple-choice tasks: as cloze questions, or for a classification head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import UserError
+from tuning.data.cloze_samples import Builder
+from tuning.data.nlu_readers import Asked, read_examples
+from tuning.data.nlu_tasks import SUFFIXES, NluTask, load_task
+from tuning.data.rows import file_of
+from tuning.data.sample import Example, Sample, Unbuildable
+from tuning.options import Settings
+
+if TYPE_CHECKING:
+    from glm.tokenizers.interface import Tokenizer
+
+TASKS = ("afqmc", "agnews", "ax-b", "ax-g", "boolq", "cb", "cluewsc", "cola", "copa", "mnli", "mrpc", "multirc", "qnli",
+         "qqp", "race", "record", "rte", "squad", "sst2", "tnews", "wic", "wsc", "xstance", "yahoo", "yelp-full",
+         "yelp-polarity")
+
+
+def examples(settings: Settings) -> list[Example]:
+    """UserError for mistakes in the files or in a task of one's own."""
+    return _examples(load_task(settings.data.task), settings)
+
+
+def samples(settings: Settings, tokenizer: Tokenizer) -> list[Sample | Unbuildable]:
+    """UserError, too, for a pattern that there is not, and for a verbalizer of several tokens."""
+    task = load_task(settings.data.task)
+    builder = Builder.of(task, settings, tokenizer)
+    return [builder.sample(example) for example in _examples(task, settings)]
+
+
+def _examples(task: NluTask, settings: Settings) -> list[Example]:
+    data = settings.data
+    is_own = data.task.endswith(SUFFIXES)
+    path = file_of(data.data_dir or (task.folder if is_own else None), task.files, data.split)
+    found = read_examples(Asked(task, settings, path, data.split))
+    if not found:
+        raise UserError(f"{path}: has no rows for --split {data.split}")
+    return [_with_words(task, example, path) for example in found] if task.words else found
+
+
+def _with_words(task: NluTask, example: Example, path: Path) -> Example:
+    words = {}
+    for name, (field, texts) in task.words.items():
+        value = str(example.meta.get(field))
+        if value not in texts:
+            raise UserError(f"{path}: {example.guid}: {field!r} is {value!r}; it must be one of {', '.join(texts)}")
+        words[name] = texts[value]
+    return replace(example, meta=example.meta | words)

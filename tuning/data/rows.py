@@ -1,0 +1,115 @@
+"""The rows of a task's file: JSON lines, TSV without quoting, CSV; each knows the line that it comes from."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError, shown
+from runtime.reading import parse_json, read_text
+
+FEW = "dev32.jsonl"  # few_superglue: the validation rows, in whose folder val.jsonl is the test
+_CELL = 1 << 24  # characters that a cell of a CSV file may have
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    where: str  # path and line, for messages
+    number: int  # from 0
+    fields: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self.fields[name]
+        except KeyError:
+            raise UserError(f"{self.where}: no {name!r} in this row, which has "
+                            f"{', '.join(map(shown, self.fields)) or 'nothing'}") from None
+
+    def text(self, name: str) -> str:
+        return self.typed(name, str, "text")
+
+    def typed(self, name: str, kind: type, what: str) -> Any:
+        """The field; UserError where it is missing or something else."""
+        value = self[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{self.where}: {name!r} is {shown(value)}; it must be {what}")
+        return value
+
+    def inner(self, name: str, value: Any) -> FileRow:
+        """A mapping within the row; name: for messages."""
+        if not isinstance(value, dict):
+            raise UserError(f"{self.where}: {name} is {shown(value)}; it must be an object")
+        return FileRow(f"{self.where}: {name}", self.number, value)
+
+    def list_of_rows(self, name: str) -> list[FileRow]:
+        return [self.inner(f"{name}[{place}]", each) for place, each in enumerate(self.typed(name, list, "a list"))]
+
+
+def file_of(folder: Path | None, files: Mapping[str, str], split: str) -> Path:
+    """UserError where no folder was named or it has no such file."""
+    if folder is None:
+        raise UserError("no data: --data-dir names the folder with the task's files")
+    name = files.get(split)
+    if (folder / FEW).is_file() and "val.jsonl" in files.values():
+        name = {"dev": FEW, "test": "val.jsonl"}.get(split, name)
+    path = folder / name
+    if not path.exists():
+        there = sorted(each.name for each in folder.iterdir())[:8] if folder.is_dir() else None
+        raise UserError(f"{path}: there is no such file; --data-dir {folder} "
+                        + ("is no folder" if there is None else f"has {', '.join(there) or 'nothing'}"))
+    return path
+
+
+def read_rows(path: Path, has_header: bool = True) -> Iterator[FileRow]:
+    """UserError for what cannot be read, and for a file without rows."""
+    text = read_text(path)
+    if path.suffix == ".csv":
+        found = _csv(text, path, has_header)
+    elif path.suffix == ".tsv":
+        found = _tsv(text, path, has_header)
+    else:
+        found = _json_lines(text, path)
+    number = -1
+    for number, (line, fields) in enumerate(found):
+        yield FileRow(f"{path}:{line}", number, fields)
+    if number < 0:
+        raise UserError(f"{path}: has no rows")
+
+
+def _json_lines(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            value = parse_json(line, str(path), number)
+            if not isinstance(value, dict):
+                raise UserError(f"{path}:{number}: a row is an object in JSON, not {shown(value)}")
+            yield number, value
+
+
+def _tsv(text: str, path: Path, has_header: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    lines = ((number, line.rstrip("\r").split("\t")) for number, line in enumerate(text.split("\n"), 1)
+             if line.strip("\r\n"))
+    yield from _named(lines, path, has_header)
+
+
+def _csv(text: str, path: Path, has_header: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    before = csv.field_size_limit(_CELL)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        cells = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+    finally:
+        csv.field_size_limit(before)
+    yield from _named(iter(cells), path, has_header)
+
+
+def _named(lines: Iterator[tuple[int, list[str]]], path: Path, has_header: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    names = next(lines, (0, []))[1] if has_header else None
+    for number, cells in lines:
+        if names is not None and len(cells) != len(names):
+            raise UserError(f"{path}:{number}: has {len(cells)} columns, its header {len(names)}")
+        yield number, dict(zip(names or map(str, range(len(cells))), cells, strict=True))
