@@ -19,6 +19,11 @@ TOKENIZERS = {  # the kit's name -> --tokenizer-type, folder, further flags
 }
 
 
+def is_whole():
+    """Whether all rows of the kit are here."""
+    return "GLM_GOLDEN_FINETUNE" in os.environ
+
+
 def lines(name):
     """The lines of a file of the kit; none where only a part of the kit is here."""
     path = KIT / name

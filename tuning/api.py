@@ -7,9 +7,18 @@ from os import PathLike
 
 from tuning.data.chat import chat_prompts, chat_rows
 from tuning.data.texts import clean_text, fix_text
+from tuning.metrics import (
+    answer_em,
+    answer_f1,
+    classification_metrics,
+    multirc_metrics,
+    normalise_answer,
+    record_metrics,
+)
 from tuning.schedules import learning_rates, row_order
 
-__all__ = ["chat_prompts", "chat_rows", "clean_text", "decode", "encode", "fix_text", "learning_rates", "row_order"]
+__all__ = ["answer_em", "answer_f1", "chat_prompts", "chat_rows", "classification_metrics", "clean_text", "decode",
+           "encode", "fix_text", "learning_rates", "multirc_metrics", "normalise_answer", "record_metrics", "row_order"]
 
 
 def encode(text: str, tokenizer_type: str, tokenizer_path: str | PathLike, task_mask: bool = True,

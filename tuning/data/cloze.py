@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +12,15 @@ from tuning.data.cloze_samples import Builder
 from tuning.data.nlu_readers import Asked, read_examples
 from tuning.data.nlu_tasks import SUFFIXES, NluTask, load_task
 from tuning.data.rows import file_of
-from tuning.data.sample import Example, Sample, Unbuildable
+from tuning.data.sample import Example, Kind, Sample, Unbuildable
+from tuning.metrics import classification_metrics, multirc_metrics, record_metrics
 from tuning.options import Settings
 
 if TYPE_CHECKING:
     from glm.tokenizers.interface import Tokenizer
 
 TASKS = ("afqmc", "agnews", "ax-b", "ax-g", "boolq", "cb", "cluewsc", "cola", "copa", "mnli", "mrpc", "multirc", "qnli",
-         "qqp", "race", "record", "rte", "squad", "sst2", "tnews", "wic", "wsc", "xstance", "yahoo", "yelp-full",
+         "qqp", "race", "record", "rte", "squad-cloze", "sst2", "tnews", "wic", "wsc", "xstance", "yahoo", "yelp-full",
          "yelp-polarity")
 
 
@@ -52,3 +54,40 @@ def _with_words(task: NluTask, example: Example, path: Path) -> Example:
             raise UserError(f"{path}: {example.guid}: {field!r} is {value!r}; it must be one of {', '.join(texts)}")
         words[name] = texts[value]
     return replace(example, meta=example.meta | words)
+
+
+def seen(sample: Sample, prediction: int) -> int:
+    """The index of a choice, or of a label, as metrics see it: of WSC's candidates the first one means 1, others 0."""
+    return int(prediction == 0) if _is_of_wsc(sample) else int(prediction)
+
+
+def truth(sample: Sample) -> int:
+    """The label as metrics see it. UserError for a row without one."""
+    label = sample.meta["example"].label == "True" if _is_of_wsc(sample) else sample.label
+    if label is None:
+        raise UserError(f"{sample.guid}: the row has no label; metrics need one")
+    return int(label)
+
+
+def _is_of_wsc(sample: Sample) -> bool:
+    return sample.kind is Kind.CHOICES and "pronoun" in sample.meta["example"].meta
+
+
+def metrics(settings: Settings, samples: Sequence[Sample], predictions: Sequence[int]) -> dict[str, float]:
+    """Of the task, its first one first. predictions: as `seen` gives them. Rows without labels give none."""
+    task = load_task(settings.data.task)
+    examples = [sample.meta["example"] for sample in samples]
+    if not samples or (task.labels and any(example.label is None for example in examples)):
+        return {}
+    found: dict[str, float] = {}
+    for name in task.metrics:
+        if name == "record":
+            found |= record_metrics(predictions, [each.meta["candidates"] for each in examples],
+                                    [each.meta["answers"] for each in examples])
+            continue
+        labels = list(map(truth, samples))
+        if name == "multirc":
+            found |= multirc_metrics(predictions, labels, [example.idx[1] for example in examples])
+        else:
+            found[name] = classification_metrics(predictions, labels)[name]
+    return found

@@ -126,7 +126,7 @@ class Builder:
 
     def _cloze(self, example: Example, fields: Mapping[str, Any], choices: list[str]) -> Sample:
         cloze, label = self.settings.cloze, self._label(example)
-        prefix, prompts = self.prompt_tokens
+        _, prompts = self.prompt_tokens
         pattern = self.pattern.of(fields | {PROMPTS: prompts} if prompts else fields)
         if prompts and not pattern.prompts:
             raise UserError(f"--num-prompt-tokens {prompts}: pattern {cloze.pattern_id} of {self.task.name} has no "

@@ -49,7 +49,7 @@ def read_plain(asked: Asked) -> Iterator[Example]:
         idx = row.fields.get("idx", row.number)
         about = {"split": asked.split, "stem": asked.path.stem, "number": idx} | row.fields
         try:
-            guid, text_a = fields.guid.fill(about), fields.text_a.fill(row.fields)
+            guid, text_a = fields.guid.value(about), fields.text_a.fill(row.fields)
             text_b = fields.text_b.fill(row.fields) if fields.text_b else None
         except KeyError as error:
             raise UserError(f"{row.where}: no {error} in this row, which has "
@@ -111,13 +111,13 @@ def read_record(asked: Asked) -> Iterator[Example]:
             asks, idx = standard(query.text("query")), query["idx"]
             before, mark, behind = asks.partition(PLACEHOLDER)
             if not mark or PLACEHOLDER in behind:
-                raise UserError(f"{query.where}: the query has {asks.count(PLACEHOLDER)} of {PLACEHOLDER}; it needs one")
-            answers = [standard(each.text("text")) for each in query.list_of_rows("answers")] \
-                if query.fields.get("answers") is not None else []
-            answers = list(dict.fromkeys(answers))
+                raise UserError(f"{query.where}: the query needs {PLACEHOLDER} once, and has it "
+                                f"{asks.count(PLACEHOLDER)} times")
+            answers = query.list_of_rows("answers") if query.fields.get("answers") is not None else []
+            answers = list(dict.fromkeys(standard(each.text("text")) for each in answers))
             guid, meta = f"{asked.split}-p{row['idx']}-q{idx}", {"before": before, "behind": behind}
             if not asked.is_training:
-                yield Example(guid, text, asks, 1, idx, len(entities),
+                yield Example(guid, text, asks, "1", idx, len(entities),
                               meta | {"candidates": entities, "answers": answers})
                 continue
             for place, answer in enumerate(answers):

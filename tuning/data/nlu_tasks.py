@@ -19,7 +19,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "patterns"
 SUFFIXES = (".yaml", ".yml")
 READERS = ("rows", "copa", "multirc", "record", "wsc", "cluewsc", "race", "squad")
 METRICS = ("accuracy", "f1-macro", "f1", "multirc", "record")
-FILES = {"train": "train.jsonl", "dev": "val.jsonl", "test": "test.jsonl"}
+FILES = {"train": "train.jsonl", "dev": ["val.jsonl", "dev.jsonl"], "test": "test.jsonl"}
 _OF_ROWS = ("guid", "text_a", "text_b", "label", "header")  # that may differ by split
 KEYS = ("like", "reader", "files", "splits", *_OF_ROWS, "unlabelled", "labels", "words", "choices", "answer",
         "generative", "verbalizers", "patterns", "head", "metrics")
@@ -42,7 +42,7 @@ class NluTask:
     where: str  # its file, for messages
     folder: Path  # of its file
     reader: str  # of READERS
-    files: Mapping[str, str]  # split -> name
+    files: Mapping[str, tuple[str, ...]]  # split -> names, of which the first that there is is read
     fields: Mapping[str, RowFields]  # split -> where the texts are
     unlabelled: str | None  # the label of rows without one
     labels: tuple[str, ...]  # none: rows hold the number of the right choice
@@ -113,7 +113,9 @@ def _parse(value: dict[str, Any], path: Path) -> NluTask:
     metrics = tuple(_one_of(each, METRICS, f"{where}: metrics")
                     for each in _list(value.get("metrics", ["accuracy"]), f"{where}: metrics"))
     return NluTask(
-        path.stem, where, path.parent, reader, files,
+        path.stem, where, path.parent, reader,
+        {split: tuple(_texts([names] if isinstance(names, str) else names, f"{where}: files: {split}"))
+         for split, names in files.items()},
         {split: _row_fields(value | _mapping(splits.get(split, {}), f"{where}: splits: {split}", _OF_ROWS), where,
                             reader == "rows") for split in FILES},
         value.get("unlabelled"), labels, _words(value.get("words", {}), f"{where}: words"), choices,
@@ -142,7 +144,7 @@ def _check_labels(pattern: Pattern, labels: tuple[str, ...], has_choices: bool, 
     if has_choices:
         return
     if not labels:
-        raise UserError(f"{where.partition(': patterns')[0]}: labels is missing: all labels that rows may have, in order")
+        raise UserError(f"{where.partition(': patterns')[0]}: labels is missing: all that rows may have, in order")
     if set(pattern.verbalizers or ()) != set(labels):
         raise UserError(f"{where}: verbalizers are wanted for {', '.join(labels)}, "
                         f"and are there for {', '.join(pattern.verbalizers or ()) or 'none'}")

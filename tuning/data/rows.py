@@ -49,19 +49,19 @@ class FileRow:
         return [self.inner(f"{name}[{place}]", each) for place, each in enumerate(self.typed(name, list, "a list"))]
 
 
-def file_of(folder: Path | None, files: Mapping[str, str], split: str) -> Path:
-    """UserError where no folder was named or it has no such file."""
+def file_of(folder: Path | None, files: Mapping[str, tuple[str, ...]], split: str) -> Path:
+    """The first of the split's files that the folder has. UserError where it has none, or no folder was named."""
     if folder is None:
         raise UserError("no data: --data-dir names the folder with the task's files")
-    name = files.get(split)
-    if (folder / FEW).is_file() and "val.jsonl" in files.values():
-        name = {"dev": FEW, "test": "val.jsonl"}.get(split, name)
-    path = folder / name
-    if not path.exists():
-        there = sorted(each.name for each in folder.iterdir())[:8] if folder.is_dir() else None
-        raise UserError(f"{path}: there is no such file; --data-dir {folder} "
-                        + ("is no folder" if there is None else f"has {', '.join(there) or 'nothing'}"))
-    return path
+    names = files[split]
+    if (folder / FEW).is_file() and "val.jsonl" in files["dev"]:
+        names = {"dev": (FEW,), "test": ("val.jsonl",)}.get(split, names)
+    for name in names:
+        if (path := folder / name).exists():
+            return path
+    there = sorted(each.name for each in folder.iterdir())[:8] if folder.is_dir() else None
+    raise UserError(f"{folder}: --split {split} is read from {' or '.join(names)}, and this folder "
+                    + ("is not there" if there is None else f"has {', '.join(there) or 'nothing'}"))
 
 
 def read_rows(path: Path, has_header: bool = True) -> Iterator[FileRow]:
@@ -107,7 +107,8 @@ def _csv(text: str, path: Path, has_header: bool) -> Iterator[tuple[int, dict[st
     yield from _named(iter(cells), path, has_header)
 
 
-def _named(lines: Iterator[tuple[int, list[str]]], path: Path, has_header: bool) -> Iterator[tuple[int, dict[str, str]]]:
+def _named(lines: Iterator[tuple[int, list[str]]], path: Path,
+           has_header: bool) -> Iterator[tuple[int, dict[str, str]]]:
     names = next(lines, (0, []))[1] if has_header else None
     for number, cells in lines:
         if names is not None and len(cells) != len(names):

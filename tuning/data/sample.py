@@ -81,7 +81,10 @@ def shown_example(example: Example) -> dict[str, Any]:
 
 
 def shown(sample: Sample | Unbuildable, decode: Callable[[Ids], str]) -> dict[str, Any]:
-    """The sample as a line of `python -m tuning inspect`. decode: reads ids for people, where the sample has no text."""
+    """The sample as a line of `python -m tuning inspect`.
+
+    decode: reads ids for people, where the sample has no text.
+    """
     if isinstance(sample, Unbuildable):
         return {"guid": sample.guid, "error": sample.error}
     about: dict[str, Any] = {"guid": sample.guid, "text": sample.text or decode(sample.rows[0].input_ids)}

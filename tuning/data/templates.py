@@ -66,6 +66,10 @@ class Template:
             filled += (text, literal)
         return "".join(filled)
 
+    def value(self, fields: Mapping[str, Any]) -> Any:
+        """As fill, but a template that is one field is that field's value, of any type."""
+        return fields[self.names[0]] if self.literals == ("", "") and not self.functions[0] else self.fill(fields)
+
 
 def parse_template(text: Any, where: str) -> Template:
     """where: begins the messages. UserError for what is no text, stray braces and unknown functions."""
