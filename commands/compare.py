@@ -21,8 +21,9 @@ COMPARE = "compare"
 
 def parser() -> CommandParser:
     found = CommandParser(prog=f"python -m evaluation {COMPARE}", description=__doc__)
-    found.add_argument("run_a", type=Path, metavar="RUN_A", help="output folder of a run")
-    found.add_argument("run_b", type=Path, metavar="RUN_B", help="output folder of the run to compare with it")
+    found.add_argument("run_a", type=Path, metavar="RUN_A",
+                       help="output folder of a run, or a file of `python -m tuning evaluate` or `score-text`")
+    found.add_argument("run_b", type=Path, metavar="RUN_B", help="the same, of the run to compare with it")
     found.add_argument("--common", action="store_true",
                        help="where the runs differ in tasks, data or number of items, take what is the same")
     found.add_argument("--own-code", action="store_true",

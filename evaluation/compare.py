@@ -10,11 +10,13 @@ import numpy as np
 
 from evaluation.metrics import statistics_of
 from evaluation.recorded import PARTS, RecordedRun
+from evaluation.scored_rows import ScoredRows, check_same
 from evaluation.statistics import average, blocks_of, holm, mcnemar_exact, paired_bootstrap
 from runtime.errors import UserError
 
 SCHEMA = 1
 _NAMED = 6  # differences that a message names, of however many there are
+Run = RecordedRun | ScoredRows
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class PairedFile:
 class Pairing:
     """Which tasks and files of two runs can be compared. left_out: what cannot, a line each."""
 
-    def __init__(self, one: RecordedRun, other: RecordedRun, common: bool = False):
+    def __init__(self, one: Run, other: Run, common: bool = False):
         """Raises UserError naming what differs, or, with `common`, only where nothing is left."""
         self.one, self.other, self.common = one, other, common
         self.left_out: list[str] = []
@@ -102,9 +104,11 @@ class Comparison:
 
 def compare(folder_a: str | Path, folder_b: str | Path, common: bool = False,
             own_code: bool = False) -> Comparison:
-    """own_code: import what the runs' own task files name. Raises UserError for folders that are no finished runs, or
-    not of the same tasks and data."""
-    runs = [RecordedRun(folder, own_code) for folder in (folder_a, folder_b)]
+    """folder_a, folder_b: of runs, or files of scored rows. own_code: import what the runs' own task files name. Raises
+    UserError for what is no finished run, and for runs that are not of the same tasks and data."""
+    runs = [ScoredRows(path) if Path(path).is_file() else RecordedRun(path, own_code) for path in (folder_a, folder_b)]
+    if all(isinstance(run, ScoredRows) for run in runs):
+        check_same(*runs)
     pairing = Pairing(*runs, common)
     tasks, flipped = {}, []
     for task in pairing.files:
@@ -198,7 +202,7 @@ def _check_recorded(pairing, task: str, group: str, metrics: dict[str, dict]) ->
                                 "since: evaluate again")
 
 
-def what_differs(one: RecordedRun, other: RecordedRun) -> list[tuple[str, str, str]]:
+def what_differs(one: Run, other: Run) -> list[tuple[str, str, str]]:
     """(name, value in one, value in other) of settings, versions and hashes that the runs do not share."""
     flat = [{name: value for part in PARTS for name, value in _pairs(part, run.results.get(part))}
             for run in (one, other)]
