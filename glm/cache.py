@@ -12,34 +12,52 @@ from kernels.reference import Lengths
 
 @dataclass
 class KVCache:
-    """keys[layer] and values[layer] are (b, n, capacity, d), n the heads of this tensor-parallel rank: views of one
-    buffer, so that rows are moved in one operation."""
+    """keys[layer] and values[layer] are (b, n, prefix + capacity, d), n the heads of this tensor-parallel rank: views
+    of one tensor, so that rows are moved in one operation. Places and lengths count tokens, behind the prefix."""
 
-    buffer: torch.Tensor  # (2, layers, b, n, capacity, d)
+    whole: torch.Tensor  # (2, layers, b, n, prefix + capacity, d)
     length: int | Lengths = 0  # filled places, of all rows or of each of the first ones, which alone are in use then
     stack: object = None  # what GLM prepares at the first decoding step that fills this cache; False: cannot be
+    prefix: int = 0  # places in front, alike in all rows, which every token sees
 
     def __post_init__(self):
-        self.keys, self.values = (list(half) for half in self.buffer)
+        self.keys, self.values = (list(half) for half in self.whole)
 
     @classmethod
-    def allocate(cls, num_layers: int, batch: int, heads: int, capacity: int, head_size: int,
-                 dtype: torch.dtype, device: torch.device | str, is_clear: bool = True) -> KVCache:
-        """is_clear: filled with zeros; else rows have to be cleared before they are used."""
-        make = torch.zeros if is_clear else torch.empty
-        return cls(make(2, num_layers, batch, heads, capacity, head_size, dtype=dtype, device=device))
+    def allocate(cls, num_layers: int, batch: int, heads: int, capacity: int, head_size: int, dtype: torch.dtype,
+                 device: torch.device | str, is_clear: bool = True, prefix: torch.Tensor | None = None) -> KVCache:
+        """is_clear: filled with zeros; else rows have to be cleared before they are used. prefix: (layers, 2, k, n, d),
+        what stands in front of every row."""
+        make, length = torch.zeros if is_clear else torch.empty, 0 if prefix is None else prefix.shape[2]
+        whole = make(2, num_layers, batch, heads, length + capacity, head_size, dtype=dtype, device=device)
+        if prefix is not None:
+            whole[..., :length, :] = prefix.permute(1, 0, 3, 2, 4)[:, :, None]
+        return cls(whole, prefix=length)
+
+    @property
+    def buffer(self) -> torch.Tensor:
+        """(2, layers, b, n, capacity, d), the tokens' places."""
+        return self.whole[..., self.prefix:, :]
+
+    @property
+    def start(self) -> int | Lengths:
+        """Filled places with those of the prefix: where the kernels go on."""
+        length, prefix = self.length, self.prefix
+        if isinstance(length, Lengths):
+            return Lengths(length.each + prefix, length.longest + prefix) if prefix else length
+        return length + prefix
 
     @property
     def capacity(self) -> int:
-        return self.buffer.shape[4]
+        return self.whole.shape[4] - self.prefix
 
     @property
     def batch(self) -> int:
-        return self.buffer.shape[2]
+        return self.whole.shape[2]
 
     def part(self, rows: slice) -> KVCache:
         """These rows of this very cache, not a copy, as empty ones; what is written to them is not counted here."""
-        return KVCache(self.buffer[:, :, rows])
+        return KVCache(self.whole[:, :, rows], prefix=self.prefix)
 
     def clear(self, rows: slice, start: int = 0) -> None:
         """Zeros from place `start` on: what is masked still meets a weight of 0, which NaN would survive."""

@@ -50,12 +50,22 @@ def load(options: ModelOptions) -> tuple[GLM, Tokenizer]:
 
     Every rank calls it. Raises UserError for every fault of the files or arguments, on all ranks if it happens on one.
     """
-    options = replace(options, device=_device(options.device), dtype=_dtype(options.dtype))
-    config = read_config(options.path, options.model, **(options.shape or {}))
+    options, config = resolved(options), read_config(options.path, options.model, **(options.shape or {}))
     tokenizer = FAMILIES[config.family].open_tokenizer(Path(options.path), options.tokenizer_path, config)
     check_vocabulary(tokenizer, config)
     _start_parallel(options)
     return load_model(options, config), tokenizer
+
+
+def load_without_tokenizer(options: ModelOptions) -> GLM:
+    options, config = resolved(options), read_config(options.path, options.model, **(options.shape or {}))
+    _start_parallel(options)
+    return load_model(options, config)
+
+
+def resolved(options: ModelOptions) -> ModelOptions:
+    """With a torch.device and a torch.dtype. UserError for those that there are not."""
+    return replace(options, device=_device(options.device), dtype=_dtype(options.dtype))
 
 
 def load_model(options: ModelOptions, config: ModelConfig) -> GLM:

@@ -11,8 +11,10 @@ import torch
 
 import kernels
 from glm import inputs
+from glm.adapters.prefix import Prefix
 from glm.cache import KVCache
 from glm.config import ModelConfig
+from glm.dropout import Dropout
 from glm.families import FAMILIES
 from glm.linear import linears
 from glm.sat import Observer, SATModel, Step, layer_weights, norm_weights
@@ -35,6 +37,7 @@ class GLM(SATModel):
         super().__init__(config, dtype)
         self.config, self.family = config, FAMILIES[config.family]
         self.is_parallel = parallel.size() > 1
+        self.prefix: Prefix | None = None
         if torch.device(device).type != "meta":
             self.to_empty(device=device)
         if not skip_init:
@@ -57,7 +60,9 @@ class GLM(SATModel):
 
     def hidden_states(self, tokens: torch.Tensor, position_ids: torch.Tensor, blocked: torch.Tensor | None = None,
                       cache: KVCache | None = None, embedding_gradient_scale: float = 1.0,
-                      places: torch.Tensor | None = None, observe: Observer | None = None) -> torch.Tensor:
+                      places: torch.Tensor | None = None, observe: Observer | None = None,
+                      prompts: tuple[torch.Tensor, torch.Tensor] | None = None, dropout: Dropout | None = None,
+                      is_checkpointed: bool = False) -> torch.Tensor:
         """tokens (b, s) int64, position_ids (b, s) or (b, 2, s) int64 -> (b, s, h) after the final layer norm.
 
         blocked: bool (b, s, total), True where a token must not attend; None: every token sees all. total is s, or
@@ -67,15 +72,25 @@ class GLM(SATModel):
         places: (n,) int64 out of b * s, the only ones wanted: the result is (n, h), and for all others the last layer
         computes no more than keys and values.
         observe: called with every layer's result, in order.
+        prompts: (n,) int64 out of b * s, and the vectors (n, h) that stand there for the words' embeddings.
+        dropout, is_checkpointed: in training, what is dropped, and whether layers are computed again for gradients.
+
+        The tokens see the prefix, where the model has one; no argument counts its places.
         """
         operations = kernels.backend(self.transformer.word_embeddings.weight)
+        if dropout is not None:
+            operations = kernels.reference
         cosine, sine = self._angles(position_ids)
+        prefix = None if self.prefix is None or cache is not None else self.prefix()
+        ahead = cache.prefix if cache is not None else 0 if prefix is None else prefix.shape[2]
+        if blocked is not None and ahead:
+            blocked = torch.nn.functional.pad(blocked, (ahead, 0))
         step = Step(self.config, operations, position_ids, cosine, sine, blocked, cache, embedding_gradient_scale,
-                    places, self.stream, observe)
+                    places, self.stream, observe, prefix, prompts, dropout, is_checkpointed)
         if stack := self._stack(step, tokens):
             words = torch.nn.functional.embedding(tokens, self.transformer.word_embeddings.weight)
             embedded = self.family.embed(self.transformer, words, position_ids)
-            hidden = stack.step(embedded, cosine, sine, cache.length, blocked)
+            hidden = stack.step(embedded, cosine, sine, cache.start, blocked)
             hidden = hidden if places is None else hidden.flatten(0, 1)[places]
         else:
             hidden = self.walk(tokens, step)
@@ -104,8 +119,9 @@ class GLM(SATModel):
     def new_cache(self, batch: int, capacity: int, is_clear: bool = True) -> KVCache:
         weight = self.transformer.word_embeddings.weight
         heads = max(1, self.config.key_value_heads // parallel.size())
+        prefix = None if self.prefix is None else self.prefix()
         return KVCache.allocate(self.config.num_layers, batch, heads, capacity, self.config.head_size,
-                                weight.dtype, weight.device, is_clear)
+                                weight.dtype, weight.device, is_clear, prefix)
 
     def _stack(self, step: Step, tokens: torch.Tensor):
         """The compiled backend's one call for all layers of a decoding step; None where they are walked.
@@ -114,7 +130,7 @@ class GLM(SATModel):
         """
         cache = step.cache
         if (cache is None or tokens.shape[1] != 1 or self.is_parallel or step.operations is kernels.reference
-                or step.observe is not None or not hasattr(self.family, "layer_form")):
+                or step.observe is not None or step.prompts is not None or not hasattr(self.family, "layer_form")):
             return None
         if cache.stack is None and any(linear.adapters for _, linear in linears(self)):
             cache.stack = False

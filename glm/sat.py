@@ -14,10 +14,12 @@ from types import ModuleType
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from glm import spec
 from glm.cache import KVCache
 from glm.config import ModelConfig
+from glm.dropout import Dropout
 from glm.families import FAMILIES
 from glm.linear import Linear
 from glm.stream import Stream
@@ -47,6 +49,10 @@ class Step:
     places: torch.Tensor | None  # see GLM.hidden_states
     stream: Stream | None  # the layers that are not always in memory
     observe: Observer | None
+    prefix: torch.Tensor | None  # (layers, 2, k, n, d): keys and values in front of all; in a cache they are already
+    prompts: tuple[torch.Tensor, torch.Tensor] | None  # see GLM.hidden_states
+    dropout: Dropout | None
+    is_checkpointed: bool
 
     def wanted(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """(b, s, k) as it is; of the last layer, (n, k) at the places that are wanted."""
@@ -55,23 +61,45 @@ class Step:
 
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """[q | k | v] head by head (b, s, n*3*d) -> (b, s, n*d), at the places that are wanted; q and k are turned."""
-        keys, values, start = self.cached(layer)
+        keys, values, start = self.cached(layer, qkv)
         context = self.operations.attend(qkv, self.cosine, self.sine, keys, values, start, self.blocked,
-                                         self.config.position_encoding_2d)
+                                         self.config.position_encoding_2d, **self._attention_dropout(layer))
         return self.wanted(layer, context)
 
     def attend_groups(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """All of q, of k, of v (b, s, (n + 2g)*d) -> (b, s, n*d), at the places that are wanted; q and k are turned."""
-        keys, values, start = self.cached(layer)
+        keys, values, start = self.cached(layer, qkv)
         groups = max(1, self.config.key_value_heads // parallel.size())
         context = self.operations.attend_groups(qkv, groups, self.config.head_size, self.cosine, self.sine, keys,
-                                                values, start, self.blocked)
+                                                values, start, self.blocked, **self._attention_dropout(layer))
         return self.wanted(layer, context)
 
-    def cached(self, layer: int) -> tuple:
-        """A layer's keys and values, and how many of their places are filled."""
-        cache = self.cache
-        return (None, None, 0) if cache is None else (cache.keys[layer], cache.values[layer], cache.length)
+    def cached(self, layer: int, qkv: torch.Tensor) -> tuple:
+        """A layer's keys and values (b, g, total, d), and how many of their places are filled.
+
+        Those of a prefix without a cache are made for each pass, so that it can learn.
+        """
+        if self.cache is not None:
+            return self.cache.keys[layer], self.cache.values[layer], self.cache.start
+        if self.prefix is None:
+            return None, None, 0
+        b, s, _ = qkv.shape
+        keys, values = (
+            torch.cat((part.transpose(0, 1).expand(b, -1, -1, -1), qkv.new_empty(b, part.shape[1], s, part.shape[2])),
+                      dim=2) for part in self.prefix[layer].to(qkv.dtype))
+        return keys, values, self.prefix.shape[2]
+
+    def dropped(self, layer: int, site: str, x: torch.Tensor) -> torch.Tensor:
+        """What attention or MLP gives, some of it dropped in training: (b, s, h), or (n, h) as `wanted` has it."""
+        if self.dropout is None:
+            return x
+        is_all = self.places is None or layer < self.config.num_layers - 1
+        return self.dropout.hidden(x, layer, site, self.position_ids.shape[-1], None if is_all else self.places)
+
+    def _attention_dropout(self, layer: int) -> dict:
+        """Training alone has it, whose operations are the reference's."""
+        is_there = self.dropout is not None and self.dropout.attention_share > 0
+        return {"drop": partial(self.dropout.attention, layer=layer)} if is_there else {}
 
 
 class SATModel(BaseModel):
@@ -104,7 +132,10 @@ class Embedding(BaseMixin):
             hidden = torch.nn.functional.embedding(input_ids, embeddings.weight)
         else:
             hidden = embeddings(input_ids)
-        hidden = self.family.embed(self.transformer, hidden, step.position_ids)
+        if step.prompts is not None:
+            places, vectors = step.prompts
+            hidden = hidden.flatten(0, 1).index_copy(0, places, vectors.to(hidden.dtype)).view_as(hidden)
+        hidden = step.dropped(-1, "embedding", self.family.embed(self.transformer, hidden, step.position_ids))
         if step.observe is not None:
             step.observe(-1, hidden)
         scale = step.embedding_gradient_scale
@@ -129,7 +160,12 @@ class Block(BaseMixin):
         number = int(layer_id)
         if step.stream is not None:
             step.stream.at_hand(number)
-        hidden = self.family.block(self.transformer.layers[number], number, hidden, step)
+        layer = self.transformer.layers[number]
+        if step.is_checkpointed and torch.is_grad_enabled():
+            hidden = checkpoint(self.family.block, layer, number, hidden, step, use_reentrant=False,
+                                preserve_rng_state=False)
+        else:
+            hidden = self.family.block(layer, number, hidden, step)
         if step.observe is not None:
             step.observe(number, hidden)
         return hidden

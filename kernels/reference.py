@@ -4,6 +4,7 @@ Differentiable (training runs through them), and fast where matrix products domi
 Nothing here knows of ranks, checkpoints or configurations. Shapes: b batch, s sequence, h hidden, n heads, d head size.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from kernels.packing import BITS, dequantize
 
+Drop = Callable[[Tensor], Tensor]  # of probabilities (b, n, s, total)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -151,6 +153,7 @@ def attend(
     start: int | Lengths = 0,
     blocked: Tensor | None = None,
     positions_2d: bool = False,
+    drop: Drop | None = None,
 ) -> Tensor:
     """Attention of s new tokens over the `start` cached ones and themselves: qkv (b, s, n*3*d) -> (b, s, n*d).
 
@@ -160,6 +163,7 @@ def attend(
     (padding) gets an even average of all values: finite, and what the original models compute.
     Lengths: every row has its own start and sees nothing behind its new tokens; blocked must be None then, and the
     cache may have more rows, of which the first b are used.
+    drop: in training alone, what is made of the probabilities; the compiled backends know nothing of it.
     """
     b, s, _ = qkv.shape
     d = cosine.shape[-1]
@@ -167,7 +171,7 @@ def attend(
     # q and k rotate together: (b, s, n, 2, d)
     rotated = rotate(qkv[:, :, :, :2], cosine[:, :, None, None].to(qkv.dtype), sine[:, :, None, None].to(qkv.dtype),
                      positions_2d)
-    return _attention(rotated[:, :, :, 0], rotated[:, :, :, 1], qkv[:, :, :, 2], keys, values, start, blocked)
+    return _attention(rotated[:, :, :, 0], rotated[:, :, :, 1], qkv[:, :, :, 2], keys, values, start, blocked, drop)
 
 
 def attend_groups(
@@ -180,6 +184,7 @@ def attend_groups(
     values: Tensor | None = None,
     start: int | Lengths = 0,
     blocked: Tensor | None = None,
+    drop: Drop | None = None,
 ) -> Tensor:
     """`attend` with keys and values that several heads share: qkv (b, s, (n + 2g)*d) -> (b, s, n*d), g `groups`, d
     `size`.
@@ -191,7 +196,7 @@ def attend_groups(
     qkv = qkv.view(b, s, -1, size)
     turned, value = qkv[:, :, :-groups], qkv[:, :, -groups:]
     turned = _rotate_pairs(turned, cosine[:, :, None].to(qkv.dtype), sine[:, :, None].to(qkv.dtype))
-    return _attention(turned[:, :, :-groups], turned[:, :, -groups:], value, keys, values, start, blocked)
+    return _attention(turned[:, :, :-groups], turned[:, :, -groups:], value, keys, values, start, blocked, drop)
 
 
 def _rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -205,7 +210,7 @@ def _rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, values: Tensor | None,
-               start: int | Lengths, blocked: Tensor | None) -> Tensor:
+               start: int | Lengths, blocked: Tensor | None, drop: Drop | None = None) -> Tensor:
     """query (b, s, n, d), key and value (b, s, g, d), ready for the cache -> (b, s, n*d); the rest as in `attend`."""
     b, s, n, _ = query.shape
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (b, n, s, d), (b, g, s, d)
@@ -227,6 +232,11 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, v
         query = query.masked_fill(nothing[:, None], 0.0)  # equal scores
         allowed = (~blocked | nothing)[:, None]  # (b, 1, s, start + s)
     groups = key.shape[1]
+    if drop is not None:
+        key, value = (x.repeat_interleave(n // groups, dim=1) for x in (key, value))
+        scores = (query @ key.transpose(-1, -2)).float() / query.shape[-1] ** 0.5
+        scores = scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
+        return (drop(scores.softmax(-1)).to(value.dtype) @ value).transpose(1, 2).reshape(b, s, -1)
     if s == 1 and groups < n:  # the heads of a group are rows of one product, and no key is copied
         output = F.scaled_dot_product_attention(query.reshape(b, groups, n // groups, -1), key, value,
                                                 attn_mask=allowed)

@@ -139,10 +139,11 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
     norm1, norm2, epsilon = layer.input_layernorm, layer.post_attention_layernorm, config.layernorm_epsilon
 
     a = ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon)
-    update = layer.attention.dense(step.attend(number, layer.attention.query_key_value(a, ops)), ops)
+    context = step.attend(number, layer.attention.query_key_value(a, ops))
+    update = step.dropped(number, "attention", layer.attention.dense(context, ops))
     m = ops.residual_layer_norm(step.wanted(number, a), update, RESIDUAL_SCALE, norm2.weight, norm2.bias, epsilon)
     inner = ops.gelu(mlp.dense_h_to_4h(m, ops), config.gelu == "exact")
-    return ops.scaled_add(m, mlp.dense_4h_to_h(inner, ops), RESIDUAL_SCALE)
+    return ops.scaled_add(m, step.dropped(number, "mlp", mlp.dense_4h_to_h(inner, ops)), RESIDUAL_SCALE)
 
 
 def layer_form(config: ModelConfig) -> LayerForm:

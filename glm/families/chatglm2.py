@@ -152,10 +152,10 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
     ops, epsilon, mlp = step.operations, step.config.layernorm_epsilon, layer.mlp
 
     qkv = layer.attention.query_key_value(ops.rms_norm(hidden, layer.input_layernorm.weight, epsilon), ops)
-    context = layer.attention.dense(step.attend_groups(number, qkv), ops)
-    x = ops.scaled_add(step.wanted(number, hidden), context, 1.0)
+    update = step.dropped(number, "attention", layer.attention.dense(step.attend_groups(number, qkv), ops))
+    x = ops.scaled_add(step.wanted(number, hidden), update, 1.0)
     inner = ops.swiglu(mlp.dense_h_to_4h(ops.rms_norm(x, layer.post_attention_layernorm.weight, epsilon), ops))
-    return ops.scaled_add(x, mlp.dense_4h_to_h(inner, ops), 1.0)
+    return ops.scaled_add(x, step.dropped(number, "mlp", mlp.dense_4h_to_h(inner, ops)), 1.0)
 
 
 def layer_form(config: ModelConfig) -> LayerForm:

@@ -205,9 +205,11 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
 
     qkv = layer.attention.query_key_value(ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon), ops)
     context = step.attend(number, by_heads(qkv, config.head_size))
-    x = ops.scaled_add(step.wanted(number, hidden), layer.attention.dense(context, ops), 1.0)
+    update = step.dropped(number, "attention", layer.attention.dense(context, ops))
+    x = ops.scaled_add(step.wanted(number, hidden), update, 1.0)
     inner = mlp.dense_h_to_4h(ops.layer_norm(x, norm2.weight, norm2.bias, epsilon), ops)
-    return ops.scaled_add(x, mlp.dense_4h_to_h(ops.gelu(inner, config.gelu == "exact"), ops), 1.0)
+    update = step.dropped(number, "mlp", mlp.dense_4h_to_h(ops.gelu(inner, config.gelu == "exact"), ops))
+    return ops.scaled_add(x, update, 1.0)
 
 
 def layer_form(config: ModelConfig) -> LayerForm:

@@ -144,9 +144,10 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
 
     a = ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon)
     qkv = layer.attention.query_key_value(a, ops)
-    update = layer.attention.dense(step.attend(number, qkv), ops)
+    update = step.dropped(number, "attention", layer.attention.dense(step.attend(number, qkv), ops))
     m = ops.residual_layer_norm(step.wanted(number, a), update, alpha, norm2.weight, norm2.bias, epsilon)
-    return ops.scaled_add(m, mlp.dense_4h_to_h(ops.geglu(mlp.dense_h_to_4h(m, ops)), ops), alpha)
+    update = mlp.dense_4h_to_h(ops.geglu(mlp.dense_h_to_4h(m, ops)), ops)
+    return ops.scaled_add(m, step.dropped(number, "mlp", update), alpha)
 
 
 def layer_form(config: ModelConfig) -> LayerForm:

@@ -1,0 +1,67 @@
+"""What a step of training drops, as a function of seed, step, row and place: no state, so nothing has to be restored.
+
+The same rows are dropped alike however a step's batch is cut for accumulation, and when a layer is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from runtime import parallel
+
+
+@dataclass(frozen=True)
+class Dropout:
+    hidden_share: float  # of the embedding, and of what attention and MLP give
+    attention_share: float  # of the probabilities of attention
+    output_share: float  # of what a classification head reads
+    seed: int
+    step: int
+    rows: Sequence[int] = ()  # numbers within the step of the rows of the batch
+
+    def of(self, rows: Sequence[int]) -> Dropout:
+        """For a part of the step's rows."""
+        return replace(self, rows=tuple(rows))
+
+    def hidden(self, x: Tensor, layer: int, site: str, width: int, places: Tensor | None = None) -> Tensor:
+        """x (b, s, h), s being width; or (n, h), its rows at these places out of b * s."""
+        if not self.hidden_share:
+            return x
+        factors = self._factors(self.hidden_share, f"{layer} {site}", (width, x.shape[-1]), x)
+        return x * (factors if places is None else factors.flatten(0, 1)[places])
+
+    def attention(self, probabilities: Tensor, layer: int) -> Tensor:
+        """(b, n, s, total), n the heads of this rank."""
+        _, heads, *shape = probabilities.shape
+        factors = self._factors(self.attention_share, f"{layer} probabilities", (heads * parallel.size(), *shape),
+                                probabilities)
+        return probabilities * factors.narrow(1, parallel.rank() * heads, heads)
+
+    def output(self, x: Tensor) -> Tensor:
+        """(b, h), one hidden state for each row."""
+        return x * self._factors(self.output_share, "output", x.shape[1:], x) if self.output_share else x
+
+    def whole(self, x: Tensor, share: float, place: str) -> Tensor:
+        """A tensor that all rows share."""
+        return x * _factor(self._drawn(place, None, x.shape, x.device) >= share, share, x) if share else x
+
+    def _factors(self, share: float, place: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """(b, *shape): 0 with the probability `share`, else what keeps the mean."""
+        return _factor(torch.stack([self._drawn(place, row, shape, like.device) for row in self.rows]) >= share, share,
+                       like)
+
+    def _drawn(self, place: str, row: int | None, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Row by row, so that a shorter one draws the beginning of what a longer one would."""
+        text = f"{self.seed} {self.step} {place} {row}"
+        number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+        generator = torch.Generator(device=device).manual_seed(number)
+        return torch.rand(tuple(shape), generator=generator, device=device)
+
+
+def _factor(kept: Tensor, share: float, like: Tensor) -> Tensor:
+    return kept.to(like.dtype) / (1.0 - share)
