@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.golden_finetune import KIT, lines, refused, run, tokenizer_flags
+from tuning import api
 from tuning.data.pretrain import Order, open_pretraining
 from tuning.options import DataOptions, DocumentOptions, ObjectiveOptions, Settings, TokenizerOptions
 from tuning.tokenizers import open_for
@@ -151,3 +152,27 @@ def test_mistakes_in_batches(line, tmp_path, capsys):
     file.write_text('{"count": 0, "indices": [0]}\n' + line + "\n")
     assert ":2: " in refused("inspect", "--task", "pretrain", "--train-data", DOCUMENTS, *tokenizer_flags("bpe"),
                                "--batches", file, capsys=capsys)
+
+
+def test_steps_of_classification_tasks(tmp_path, capsys):
+    """As many as the ratio says, by the number of the step; the label's verbalizer is what is learnt at sop."""
+    folder = tmp_path / "RTE"
+    folder.mkdir()
+    rows = [{"premise": "It rains.", "hypothesis": "It is dry.", "label": "not_entailment", "idx": 0}]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "batches.jsonl").write_text("".join(f'{{"count": {count}, "indices": [0]}}\n' for count in range(20)))
+    flags = ["--batches", tmp_path / "batches.jsonl", "--multi-task-ratio", "0.5", "--multi-batch-size", "3"]
+    found = inspect(*flags, "--multi-task-data", f"rte={folder}", capsys=capsys)
+    supervised = [batch for batch in found if batch["mode"] == "supervised"]
+    assert [batch["count"] for batch in supervised] == [
+        count for count in range(20) if random.Random(count).random() < 0.5]
+    for ids, target, mask, sep in (row for batch in supervised for row in zip(
+            batch["input_ids"], batch["target"], batch["loss_mask"], batch["sep"], strict=True)):
+        assert mask == [int(place == sep) for place in range(len(ids))] and ids[sep] == 1100
+        assert api.decode([target[sep]], "GPT2BPETokenizer", KIT / "tokenizer_bpe") in (" No", " false")
+    assert len(supervised[0]["input_ids"]) == 3
+    for wrong, words in ((f"rte={tmp_path}", "train.jsonl"), ("rte", "rte=FOLDER"), (f"art={folder}", "no such task")):
+        assert words in refused("inspect", "--task", "pretrain", "--train-data", DOCUMENTS, *tokenizer_flags("bpe"),
+                                *flags, "--multi-task-data", wrong, capsys=capsys)
+    assert "both or neither" in refused("inspect", "--task", "pretrain", "--train-data", DOCUMENTS, *flags,
+                                        *tokenizer_flags("bpe"), capsys=capsys)

@@ -109,6 +109,16 @@ class DocumentOptions:
 
 
 @dataclass(frozen=True)
+class MixingOptions:
+    """Of pretraining: rows of classification tasks in between."""
+
+    multi_task_data: str | None = option(None, "tasks and their folders, as rte=FOLDER,cola=FOLDER", none="none")
+    multi_task_ratio: float = option(0.0, "share of the steps that read them", read=share)
+    multi_seq_length: int | None = option(None, "tokens of their sequences", none="--seq-length", read=count)
+    multi_batch_size: int = option(4, "rows of such a step", read=count)
+
+
+@dataclass(frozen=True)
 class StreamOptions:
     """Of texts that are scored as they stand, and of rows that have ids already."""
 
@@ -130,9 +140,10 @@ class Settings:
     seq2seq: Seq2seqOptions = Seq2seqOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
     documents: DocumentOptions = DocumentOptions()
+    mixing: MixingOptions = MixingOptions()
     streams: StreamOptions = StreamOptions()
 
 
 GROUPS = {"tokenizer": TokenizerOptions, "data": DataOptions, "cloze": ClozeOptions, "prompt": PromptOptions,
           "seq2seq": Seq2seqOptions, "objective": ObjectiveOptions, "documents": DocumentOptions,
-          "streams": StreamOptions}
+          "mixing": MixingOptions, "streams": StreamOptions}

@@ -4,7 +4,8 @@
     sentence  whole sentences                    [sMASK]
     gpt       one long blank, mostly the end     [gMASK]
 
-All rows of a batch have blanks of one kind. Du et al. 2022; draws as in the GLM repository.
+All rows of a batch have blanks of one kind, or it is one of classification tasks (mixing.py). Du et al. 2022; draws as
+in the GLM repository.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from runtime.errors import UserError, shown
 from runtime.reading import parse_json, read_text
 from tuning.data.documents import Documents, Packed, packed, read_documents
+from tuning.data.mixing import Supervised, open_supervised
 from tuning.data.sample import Kind, Row, Sample
 from tuning.data.spans import (
     Commands,
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 
 TASKS = ("pretrain",)
 SHORTEST_PIECE = 32  # tokens of a sample that is cut into short ones
+SAMPLES = 1000  # numbers of samples for each document
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Batch:
-    mode: str  # bert, sentence or gpt
+    mode: str  # bert, sentence, gpt or supervised
     rows: tuple[Row, ...]  # of unequal lengths
 
 
@@ -63,12 +68,20 @@ class Pretraining:
     layout: Layout
     one_document: bool
     non_sentence_start: float
+    supervised: Supervised | None = None
+
+    def order(self, step: int, size: int, seed: int) -> Order:
+        """What a step reads where no file says it: samples are drawn with replacement, by seed and step alone."""
+        draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
+        return Order(step, tuple(draw.integers(SAMPLES * len(self.documents), size=size).tolist()), step)
 
     def sample(self, index: int) -> Packed:
         return packed(self.documents, index, self.layout.length, self.one_document, self.non_sentence_start)
 
     def batch(self, order: Order) -> Batch:
         """UserError where none can be made."""
+        if self.supervised is not None and self.supervised.is_due(order.count):
+            return Batch("supervised", tuple(sample.rows[0] for sample in self.supervised.batch(order.count)))
         blocks = random.Random(order.count if order.random_seed is None else order.random_seed)
         samples = [self.sample(index) for index in order.indices]
         return blanks(samples, random.Random(order.count), blocks, self.objective, self.layout, self.commands)
@@ -86,7 +99,11 @@ def open_pretraining(settings: Settings, tokenizer: Tokenizer) -> Pretraining:
     layout = Layout(settings.data.seq_length, not objective.no_shuffle_block, not cloze.no_block_position,
                     objective.random_position, objective.block_mask_prob, objective.context_mask_ratio)
     commands = commands_of(tokenizer, text.ends, settings.tokenizer.task_mask)
-    return Pretraining(text, commands, objective, layout, documents.sample_one_document, documents.non_sentence_start)
+    if commands.block is None and (layout.block_mask or layout.context_mask):
+        raise UserError("this tokenizer has no dBLOCK; name --tokenizer-type, or leave --block-mask-prob and "
+                        "--context-mask-ratio out")
+    return Pretraining(text, commands, objective, layout, documents.sample_one_document, documents.non_sentence_start,
+                       open_supervised(settings, tokenizer))
 
 
 def blanks(samples: Sequence[Packed], draw: random.Random, blocks: random.Random, objective: ObjectiveOptions,
