@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.arguments import count, count_or_zero, option, share
+from tuning.data.form import GLM_REPOSITORY, SampleForm
 
 TOKENIZERS = ("GPT2BPETokenizer", "BertWordPieceTokenizer", "ChineseSPTokenizer")
 SPLITS = ("train", "dev", "test")
@@ -142,6 +143,7 @@ class Settings:
     documents: DocumentOptions = DocumentOptions()
     mixing: MixingOptions = MixingOptions()
     streams: StreamOptions = StreamOptions()
+    form: SampleForm = GLM_REPOSITORY  # of the model's family
 
 
 GROUPS = {"tokenizer": TokenizerOptions, "data": DataOptions, "cloze": ClozeOptions, "prompt": PromptOptions,

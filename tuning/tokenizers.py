@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from glm.tokenizers import byte_level
 from glm.tokenizers.megatron import open_megatron
 from glm.tokenizers.opening import is_roberta
+from glm.tokenizers.opening import open_tokenizer as open_folder
 from runtime.errors import UserError
 from tuning.options import Settings, TokenizerOptions
 
@@ -36,10 +37,17 @@ def open_tokenizer(options: TokenizerOptions, load: Path | None = None, has_bloc
     path = Path(path).expanduser()
     folder = path.parent if path.is_file() else path
     if options.tokenizer_type is None:
-        from glm.tokenizers.opening import open_tokenizer as open_folder
-
-        return open_folder(folder)
+        return _own_tokenizer(load, options.tokenizer_path) if load is not None else open_folder(folder)
     kind = CLASSES[options.tokenizer_type]
     if kind == "GLMGPT2Tokenizer" and (folder / byte_level.VOCABULARY_NAME).is_file() and is_roberta(folder):
         kind = "GLMRobertaTokenizer"
     return open_megatron(folder, kind, options.fix_command_token, options.task_mask, has_block_mask)
+
+
+def _own_tokenizer(load: Path, path: Path | None) -> Tokenizer:
+    """As generation and evaluation open a checkpoint's."""
+    from glm.checkpoint import read_config
+    from glm.families import FAMILIES
+
+    config = read_config(load)
+    return FAMILIES[config.family].open_tokenizer(Path(load).expanduser(), path, config)

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    return Settings(**{name: chosen(options, arguments) for name, options in GROUPS.items()})
+    """A tokenizer of the GLM repository's says that the model is one of its own, else --load does."""
+    settings = Settings(**{name: chosen(options, arguments) for name, options in GROUPS.items()})
+    load = getattr(arguments, "load", None)
+    if load is None or settings.tokenizer.tokenizer_type is not None:
+        return settings
+    from glm.checkpoint import read_config
+    from tuning.data.form import form_of
+
+    return replace(settings, form=form_of(read_config(load)))
 
 
 def write_lines(lines: Iterable[Mapping[str, Any]], output: Path | None) -> None:

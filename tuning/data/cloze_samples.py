@@ -1,6 +1,7 @@
 """From an example to what a model is given: a cloze question with its answers, or the texts for a classification head.
 
-A sequence is [ENC], the parts of the pattern, [eos], and behind `sep` the answer from sop on.
+A sequence is [ENC], the parts of the pattern, [eos], and behind `sep` the answer from sop on. In families other than
+the GLM repository's something else stands around a pattern (tuning.data.form).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError, shown
+from tuning.data.form import SampleForm
 from tuning.data.nlu_tasks import NluTask
 from tuning.data.patterns import PROMPT_ID, PROMPTS, Pattern, Piece, pieces, spread
 from tuning.data.sample import Example, Ids, Kind, Row, Sample, Unbuildable
@@ -31,17 +33,22 @@ class Unfit(Exception):
 class Commands:
     """The ids that stand around texts."""
 
-    enc: int
+    begin: Ids
+    end: Ids
+    ends_after_mask: bool  # `end` stands behind a mask at the end of a context, too
     mask: int
     sop: int
-    eop: int
-    eos: int
+    answer_end: Ids  # of an answer of several tokens, as far as it is scored
     sep: int
 
     @staticmethod
-    def of(tokenizer: Tokenizer) -> Commands:
-        return Commands(*map(tokenizer.command, ("ENC", "[MASK]", "sop", "eop", "eos")),
-                        sep=tokenizer.commands.get("sep", tokenizer.command("eos")))
+    def of(tokenizer: Tokenizer, form: SampleForm) -> Commands:
+        command, mask = tokenizer.command, form.masks[0]
+        has = tokenizer.commands
+        return Commands(tuple(map(command, form.begin)), (command(form.end),) if form.end in has else (),
+                        mask not in form.no_end_after, command(mask), command("sop"),
+                        (command("eop"),) if form.scores_end else (),
+                        sep=next(has[name] for name in ("sep", "eos", "eop") if name in has))
 
 
 @dataclass(frozen=True)
@@ -74,14 +81,14 @@ class Builder:
             return tuple(tokenizer.encode(text, special_tokens=True))
 
         if not cloze.cloze_eval:
-            return Builder(task, settings, Commands.of(tokenizer), encode, None, ())
+            return Builder(task, settings, Commands.of(tokenizer, settings.form), encode, None, ())
         if cloze.pattern_id >= len(task.patterns):
             raise UserError(f"--pattern-id {cloze.pattern_id}: {task.name} has the patterns 0 to "
                             f"{len(task.patterns) - 1}")
         pattern = task.patterns[cloze.pattern_id]
         is_single = not task.has_choices and not cloze.multi_token
         ids = _verbalizer_ids(task, pattern, encode, cloze.pattern_id) if is_single else ()
-        return Builder(task, settings, Commands.of(tokenizer), encode, pattern, ids)
+        return Builder(task, settings, Commands.of(tokenizer, settings.form), encode, pattern, ids)
 
     @property
     def prompt_tokens(self) -> tuple[int, int]:
@@ -133,7 +140,7 @@ class Builder:
                             "places for prompt tokens; --prefix-prompt puts them at the beginning")
         if self.verbalizer_ids:
             context = self._context(pattern, fields, 0)
-            row = _row(context.ids, (self.commands.sop,), (), self._blank(context.ids), True)
+            row = self._row(context.ids, (self.commands.sop,), (), self._blank(context.ids), True)
             return self._done(example, Kind.VERBALIZER, [row], label, [context], verbalizer_ids=self.verbalizer_ids)
         if self.task.has_choices:
             filled = [fields | {"choice": choice} for choice in choices]
@@ -143,7 +150,7 @@ class Builder:
             filled = [fields] * len(answers)
         rows, contexts, segments = [], [], []
         for number, (each, answer) in enumerate(zip(filled, answers, strict=True)):
-            ids = (*self.encode(answer), self.commands.eop)
+            ids = (*self.encode(answer), *self.commands.answer_end)
             context = self._context(pattern, each, len(ids))
             answer_rows = self._rows(context.ids, ids)
             rows += answer_rows
@@ -164,8 +171,8 @@ class Builder:
         for begin in range(0, len(answer), length):
             piece = answer[begin:begin + length]
             so_far = (*context[:blank], *answer[:begin], *context[blank:])
-            rows.append(_row(so_far, (self.commands.sop, *piece[:-1]), piece, blank + begin,
-                             not cloze.no_block_position))
+            rows.append(self._row(so_far, (self.commands.sop, *piece[:-1]), piece, blank + begin,
+                                  not cloze.no_block_position))
         return rows
 
     def _context(self, pattern: Pattern, fields: Mapping[str, Any], answer: int) -> Context:
@@ -177,16 +184,26 @@ class Builder:
         segments = [pieces(parts, fields, self.encode, commands.mask, each)
                     for parts, each in ((pattern.a, places[:in_a]), (pattern.b, places[in_a:]))]
         length = sum(len(piece.ids) for segment in segments for piece in segment) + prefix
-        room = self.settings.data.seq_length - (2 + answer if answer else 3)
+        around = len(commands.begin) + len(commands.end)
+        room = self.settings.data.seq_length - around - (answer or 1)
         cut = _cut(segments, length - room)
-        ids = [commands.enc, *(PROMPT_ID,) * prefix]
+        ids = [*commands.begin, *(PROMPT_ID,) * prefix]
         for segment, tokens in zip(segments, cut, strict=True):
             ids += _shortened(segment, tokens)
-        return Context((*ids, commands.eos), cut)
+        is_closed = commands.ends_after_mask or ids[-1] != commands.mask
+        return Context((*ids, *commands.end) if is_closed else tuple(ids), cut)
 
     def _blank(self, context: Ids) -> int:
         """The place of the last mask: a text may name one, too."""
         return len(context) - 1 - context[::-1].index(self.commands.mask)
+
+    def _row(self, context: Ids, answer: Ids, target: Ids, blank: int, counts: bool) -> Row:
+        """answer: from sop on. counts: its tokens have the block positions 1, 2, ...; else all have 1."""
+        sep, behind, form = len(context), len(answer), self.settings.form
+        places = form.positions(form.masks[0], blank, sep, behind)
+        blocks = range(1, behind + 1) if counts else (1,) * behind
+        return Row((*context, *answer), (*range(sep), *places), (*(0,) * sep, *blocks), sep,
+                   (*(0,) * sep, *target) if target else (), (*(0,) * sep, *(1,) * behind))
 
     def _head(self, example: Example, fields: Mapping[str, Any], choices: list[str]) -> Sample:
         label = self.task.labels.index(str(example.label)) if self.task.labels and example.label is not None else \
@@ -203,10 +220,10 @@ class Builder:
         commands = self.commands
         a, b = ([token for piece in pieces(self.task.head[name], fields, self.encode, commands.mask, ())
                  for token in piece.ids] for name in ("a", "b"))
-        ids = [commands.enc, *a, *([commands.sep, *b] if self.task.head["b"] else [])]
-        kept = ids[:self.settings.data.seq_length - 1]
+        ids = [*commands.begin, *a, *([commands.sep, *b] if self.task.head["b"] else [])]
+        kept = ids[:self.settings.data.seq_length - len(commands.end)]
         lost = len(ids) - len(kept)
-        return Context((*kept, commands.eos), (max(0, lost - len(b)), min(lost, len(b))))
+        return Context((*kept, *commands.end), (max(0, lost - len(b)), min(lost, len(b))))
 
     def _done(self, example: Example, kind: Kind, rows: list[Row], label: int | None, contexts: Sequence[Context],
               **more: Any) -> Sample:
@@ -214,14 +231,6 @@ class Builder:
         cut = max((context.cut for context in contexts), key=sum)
         return Sample(example.guid, kind, tuple(map(_prompted, rows)), label, meta={"example": example, "cut": cut},
                       **more)
-
-
-def _row(context: Ids, answer: Ids, target: Ids, blank: int, counts: bool) -> Row:
-    """counts: tokens of the answer have the block positions 1, 2, ...; else all have 1."""
-    sep, behind = len(context), len(answer)
-    blocks = range(1, behind + 1) if counts else (1,) * behind
-    return Row((*context, *answer), (*range(sep), *(blank,) * behind), (*(0,) * sep, *blocks), sep,
-               (*(0,) * sep, *target) if target else (), (*(0,) * sep, *(1,) * behind))
 
 
 def _prompted(row: Row) -> Row:

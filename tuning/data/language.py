@@ -48,6 +48,9 @@ def examples(settings: Settings) -> list[Example]:
 
 def samples(settings: Settings, tokenizer: Tokenizer) -> list[Sample | Unbuildable]:
     """Their numbers are their guids; of texts a sample is a window, whose text (the document's) is in meta."""
+    if not settings.form.pads_sources:
+        raise UserError(f"--task {settings.data.task} reads texts as GLM's models do; python -m evaluation scores "
+                        "those of other families (tasks/glm, tasks/lambada)")
     make = {"multichoice": _choices, "lambda": _last_words}.get(settings.data.task, _windows)
     return list(make(settings, tokenizer))
 

@@ -1,7 +1,8 @@
 """Seq2seq tasks: a text is read, another one is written. Sequences, and the scores of what was written.
 
 A source is cut or padded to its length, and its padding is seen (`sep` counts it) unless --mask-pad-token hides it. The
-target's tokens have the position of the mask in the source and count 1, 2, ... in the second channel.
+target's tokens have the position of the mask in the source and count 1, 2, ... in the second channel. Families other
+than the GLM repository's pad nothing, and have masks and positions of their own (tuning.data.form).
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ def samples(settings: Settings, tokenizer: Tokenizer) -> list[Sample | Unbuildab
     """In the files' order. In the test split a row ends with sop; a question of squad has a sample for each window."""
     if settings.data.task == "blank" and settings.tokenizer.task_mask:
         raise UserError("--task blank: its blanks are [MASK], and with --task-mask a model has others; leave that away")
+    if settings.data.task in BLANKS and not settings.form.pads_sources:
+        raise UserError(f"--task {settings.data.task}: rows of several blanks are there for the GLM repository's "
+                        "models")
     found: list[Sample | Unbuildable] = []
     chance = random.Random(settings.data.seed)
     for example in _examples(settings, tokenizer):
@@ -66,29 +70,39 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _text(tokenizer: Tokenizer, row: Row) -> str:
-    pad = tokenizer.command("pad")
+    pad = tokenizer.commands.get("pad")
     return tokenizer.detokenize(token for token in row.input_ids if token != pad)
 
 
 def mask_of(settings: Settings) -> str:
     """The command that stands for what is to be written."""
-    return "[sMASK]" if settings.tokenizer.task_mask and settings.data.task not in ("cmrc", *BLANKS) else MASK
+    return settings.form.masks[settings.tokenizer.task_mask and settings.data.task not in ("cmrc", *BLANKS)]
 
 
 def _source_and_target(example: Example, settings: Settings, tokenizer: Tokenizer) -> tuple[list[int], str]:
     """The ids of a source, no longer than it may be, and the text to be written."""
     task, most = settings.data.task, settings.data.src_seq_length
-    begin, mask = tokenizer.command("ENC"), tokenizer.command(mask_of(settings))
+    begin, mask = _begin(settings, tokenizer), tokenizer.command(mask_of(settings))
     if task in ("squad_generation", "cmrc"):
         make = _question_wanted if task == "squad_generation" else _answer_wanted
         return make(example, begin, mask, most, tokenizer)
     if task == "customization":
         ids = _ids(tokenizer, example.text_a)
-        return [begin, *ids[max(len(ids) - (most - 3), 0):], mask, tokenizer.command("eos")], example.text_b
-    return [begin, mask, *_ids(tokenizer, " Content:"), *_ids(tokenizer, f" {example.text_a}")][:most], example.text_b
+        return _ended([*begin, *ids[max(len(ids) - (most - 3), 0):], mask], settings, tokenizer), example.text_b
+    return [*begin, mask, *_ids(tokenizer, " Content:"), *_ids(tokenizer, f" {example.text_a}")][:most], example.text_b
 
 
-def _question_wanted(example: Example, begin: int, mask: int, most: int,
+def _begin(settings: Settings, tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.command(name) for name in settings.form.begin]
+
+
+def _ended(source: list[int], settings: Settings, tokenizer: Tokenizer) -> list[int]:
+    """With the family's end behind the mask at its end, if it has one there."""
+    form = settings.form
+    return source if mask_of(settings) in form.no_end_after else [*source, tokenizer.command(form.end)]
+
+
+def _question_wanted(example: Example, begin: list[int], mask: int, most: int,
                      tokenizer: Tokenizer) -> tuple[list[int], str]:
     """The context, or a window of it around the answer: it begins half its length before."""
     answer = example.meta["answer"]
@@ -99,12 +113,13 @@ def _question_wanted(example: Example, begin: int, mask: int, most: int,
         place = _place_of(_ids(tokenizer, f" {answer}"), context)
         start = 0 if place is None else max(place - room // 2, 0)
         context = context[start:start + room]
-    return [begin, *context, mask, *told], example.meta["question"]
+    return [*begin, *context, mask, *told], example.meta["question"]
 
 
-def _answer_wanted(example: Example, begin: int, mask: int, most: int, tokenizer: Tokenizer) -> tuple[list[int], str]:
+def _answer_wanted(example: Example, begin: list[int], mask: int, most: int,
+                   tokenizer: Tokenizer) -> tuple[list[int], str]:
     asked = _ids(tokenizer, f"问题：{example.meta['question']}答案：")
-    return [begin, *asked, mask, *_ids(tokenizer, example.text_a)][:most], example.meta["answer"]
+    return [*begin, *asked, mask, *_ids(tokenizer, example.text_a)][:most], example.meta["answer"]
 
 
 def _place_of(part: Sequence[int], ids: Sequence[int]) -> int | None:
@@ -119,7 +134,7 @@ def _windows(example: Example, settings: Settings, tokenizer: Tokenizer) -> Iter
     """Windows of an article, each half a source behind the one before, until its end; those without the answer have
     the answer N/A, or, with squad_v1, are left out but in the test split."""
     task, split, most = settings.data.task, settings.data.split, settings.data.src_seq_length
-    question = [tokenizer.command("ENC"), *_ids(tokenizer, f" {example.meta['question']}"),
+    question = [*_begin(settings, tokenizer), *_ids(tokenizer, f" {example.meta['question']}"),
                 tokenizer.command(mask_of(settings)), *_ids(tokenizer, ".")]
     room, context = most - len(question), _ids(tokenizer, example.text_a)
     if room < 1:
@@ -137,17 +152,19 @@ def _windows(example: Example, settings: Settings, tokenizer: Tokenizer) -> Iter
 
 def _row(source: list[int], target: str, settings: Settings, tokenizer: Tokenizer) -> Row:
     """ValueError where the source was cut before its mask."""
-    length, mask = settings.data.src_seq_length, tokenizer.command(mask_of(settings))
-    sop, eop, pad = map(tokenizer.command, ("sop", "eop", "pad"))
+    length, mask, form = settings.data.src_seq_length, tokenizer.command(mask_of(settings)), settings.form
+    sop, eop, pad = *map(tokenizer.command, ("sop", "eop")), tokenizer.commands.get("pad", 0)
     if mask not in source[:length]:
         raise ValueError(f"the mask lies behind the first {length} tokens, all that --src-seq-length allows")
     if len(source) > length:
         raise ValueError(f"the source has {len(source)} tokens, --src-seq-length allows {length}")
+    length = length if form.pads_sources else len(source)
     ids, place, count = padded(source, length, pad), source.index(mask), 1
     answer, loss_mask = [sop], []
     if settings.data.split != "test":
         count = settings.data.tgt_seq_length
         wanted = [*_ids(tokenizer, f" {target}"), eop][:count]
+        count = count if form.pads_sources else len(wanted)
         loss_mask = [0] * length + [1] * len(wanted) + [0] * (count - len(wanted))
         wanted = padded(wanted, count, pad)
         answer = [sop, *wanted[:-1]]
@@ -156,8 +173,9 @@ def _row(source: list[int], target: str, settings: Settings, tokenizer: Tokenize
     if settings.seq2seq.mask_pad_token:
         seen = "1" * len(source) + "0" * (length - len(source))
         visible = tuple(seen + "1" * step + "0" * (count - step) for step in [0] * length + [*range(1, count + 1)])
-    return Row((*ids, *answer), (*range(length), *[place] * count), (*[0] * length, *blocks), length,
-               (*[0] * length, *wanted) if loss_mask else (), tuple(loss_mask), visible)
+    places = (*range(length), *form.positions(mask_of(settings), place, length, count))
+    return Row((*ids, *answer), places, (*[0] * length, *blocks), length, (*[0] * length, *wanted) if loss_mask else (),
+               tuple(loss_mask), visible)
 
 
 def _blanks(example: Example, settings: Settings, tokenizer: Tokenizer, chance: random.Random) -> Row:
