@@ -9,7 +9,6 @@ import torch
 from glm.config import ModelConfig
 from glm.dropout import Dropout
 from glm.model import GLM
-from glm.options import ModelOptions
 from runtime import parallel
 from runtime.errors import UserError
 from tests.golden_finetune import KIT, lines
@@ -17,6 +16,7 @@ from tuning.batch import batch_of
 from tuning.data.sample import Kind, Row, Sample
 from tuning.losses import loss_of, loss_of_scores
 from tuning.model import Head, PromptEncoder, Tuned, initialise, load
+from tuning.options import CheckpointOptions, PartsOptions
 from tuning.scores import scores_of
 
 SCORES, LOSSES = dict(atol=1e-3, rtol=0), dict(rtol=1e-4, atol=1e-5)
@@ -43,9 +43,8 @@ def sample_of(line, kind=None):
 
 @functools.cache
 def tuned(head=None, prompt=None):
-    files = [None if name is None else KIT / "checkpoints" / name for name in (head, prompt)]
-    options = ModelOptions(path=KIT / "checkpoints" / "glm-tiny", device="cpu", dtype="float32")
-    return load(options, *files)
+    head, prompt = (None if name is None else KIT / "checkpoints" / name for name in (head, prompt))
+    return load(CheckpointOptions(load=KIT / "checkpoints" / "glm-tiny"), PartsOptions(head, prompt))
 
 
 def cases():

@@ -17,15 +17,17 @@ from glm.checkpoint import read_file, tensors_of
 from glm.families import FAMILIES
 from glm.linear import linears
 from glm.loading import load_without_tokenizer
+from glm.options import ModelOptions
 from glm.shard import MappedTensors
 from runtime.errors import UserError
+from tuning.options import CheckpointOptions, PartsOptions
 
 if TYPE_CHECKING:
     from glm.dropout import Dropout
     from glm.model import GLM
-    from glm.options import ModelOptions
     from tuning.batch import Batch
 
+NO_PARTS = PartsOptions()
 PROMPT = "prompt_spell."  # before the names of a prompt encoder's parameters
 
 
@@ -122,12 +124,15 @@ class Tuned(torch.nn.Module):
         return chosen
 
 
-def load(options: ModelOptions, head: Path | None = None, prompt_encoder: Path | None = None) -> Tuned:
+def load(options: CheckpointOptions, parts: PartsOptions = NO_PARTS) -> Tuned:
     """A checkpoint's model, without gradients, and what lies beside it in files. UserError for what does not fit."""
-    model = load_without_tokenizer(options)
+    model = load_without_tokenizer(ModelOptions(
+        path=options.load, model=options.model, shape=options.shape, degree=options.degree, bits=options.bits,
+        group_size=options.group_size, device=options.device, dtype=options.dtype))
     device, width = next(model.parameters()).device, model.config.hidden_size
+    head, encoder = parts.head, parts.prompt_encoder
     return Tuned(model, None if head is None else read_head(head, width).to(device),
-                 None if prompt_encoder is None else read_prompt_encoder(prompt_encoder, width).to(device))
+                 None if encoder is None else read_prompt_encoder(encoder, width).to(device))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

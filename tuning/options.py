@@ -5,9 +5,13 @@ Names and defaults are those of the GLM repository, unless its default was a tra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from glm.config import ModelConfig
+from quantization import GROUP_SIZES
 from runtime.arguments import count, count_or_zero, option, share
 from tuning.data.form import GLM_REPOSITORY, SampleForm
 
@@ -16,6 +20,7 @@ SPLITS = ("train", "dev", "test")
 LOSSES = ("cross_entropy", "hinge", "generative", "mix", "adapet")
 POOLED = ("cls", "start", "pad")
 ENCODERS = ("lstm", "mlp", "none")
+LAYOUTS = ("heads", "stacked")
 STYLES = ("linear", "cosine", "constant")
 
 
@@ -128,6 +133,39 @@ class StreamOptions:
     overlapping_eval: int = option(32, "tokens by which a window moves on", read=count)
     unidirectional: bool = option(False, "all but the first token stand in the blank")
     tokenized: Path | None = option(None, "chat: JSON lines of input_ids and labels", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """The model itself. What its folder does not say is said here."""
+
+    load: Path | None = option(None, "checkpoint folder", metavar="DIR")
+    model: str | None = option(None, "shapes by name", metavar="NAME", none="what the folder says")
+    shape: Mapping[str, Any] = option(None, "", overrides=ModelConfig)
+    degree: int | None = option(None, "tensor-parallel degree", none="the number of shards",
+                                flag="model_parallel_size", read=count)
+    bits: int | None = option(None, "quantise the linear layers while loading", flag="quantization_bit_width",
+                              choices=(4, 8))
+    group_size: int | None = option(None, "so many columns share a scale", none="a whole row",
+                                    flag="quantization_group_size", choices=GROUP_SIZES)
+    device: str = option("cpu", "cpu, cuda or cuda:N")
+    dtype: str = option("float32", "of the weights: float32, bfloat16, float16")
+
+
+@dataclass(frozen=True)
+class PartsOptions:
+    """What lies beside the model in files of its own."""
+
+    head: Path | None = option(None, "a classification head", metavar="FILE")
+    prompt_encoder: Path | None = option(None, "what makes the continuous prompt", metavar="FILE")
+    adapter: Path | None = option(None, "LoRA or a prefix: a file, or a folder in peft's format", metavar="FILE")
+    lora_alpha: float = option(1.0, "LoRA: the products are multiplied with alpha / rank; files of peft and of this "
+                                    "program say it themselves")
+    lora_layout: str = option("heads", "LoRA with three pairs: their outputs lie head by head, or one below the "
+                                       "other", choices=LAYOUTS)
+    pre_seq_len: int = option(0, "ChatGLM: tokens of the prefix", read=count_or_zero)
+    prefix_projection: bool = option(False, "ChatGLM: the prefix has a projection")
+    prefix_encoder: Path | None = option(None, "ChatGLM: file or folder of the prefix", metavar="FILE")
 
 
 @dataclass(frozen=True)

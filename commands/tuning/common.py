@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.arguments import chosen, flags
 from runtime.errors import UserError
 from runtime.files import replacing
-from tuning.options import GROUPS, Settings
+from tuning.options import GROUPS, CheckpointOptions, PartsOptions, Settings
+
+if TYPE_CHECKING:
+    from tuning.model import Tuned
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +24,21 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for name, options in GROUPS.items():
         flags(parser.add_argument_group(name), options)
     parser.add_argument("--output", type=Path, metavar="FILE", help="for the result (default: standard output)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", default="float32", help="of the model's weights: float32, bfloat16, float16")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The flags of the model and of what lies beside it."""
+    flags(parser.add_argument_group("model"), CheckpointOptions)
+    flags(parser.add_argument_group("beside the model"), PartsOptions)
+
+
+def load_tuned(arguments: argparse.Namespace) -> Tuned:
+    """The model that the flags of add_model say. Imports torch. UserError for what does not fit."""
+    if arguments.load is None:
+        raise UserError("no checkpoint was named: --load DIR")
+    from tuning.model import load
+
+    return load(chosen(CheckpointOptions, arguments), chosen(PartsOptions, arguments))
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:

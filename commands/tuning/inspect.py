@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from commands.tuning.common import add_settings, settings_of, write_lines
+from commands.tuning.common import add_model, add_settings, settings_of, write_lines
 from runtime.arguments import CommandParser
 from runtime.errors import UserError
 from tuning.options import Settings
@@ -26,8 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser = CommandParser(description=ABOUT, prog="python -m tuning inspect")
     add_settings(parser)
     add = parser.add_argument
-    add("--load", type=Path, metavar="DIR", help="a checkpoint, where the tokenizer is its own, for chat, and for the "
-                                                 "losses of --batches")
+    add_model(parser)
     add("--examples", action="store_true", help="what was read from the files instead")
     add("--indices", type=_numbers, metavar="N,N", help="pretrain: these packed samples")
     add("--batches", type=Path, metavar="FILE", help="pretrain: batches, JSON lines of count and indices")

@@ -57,7 +57,8 @@ def _with_words(task: NluTask, example: Example, path: Path) -> Example:
 
 
 def seen(sample: Sample, prediction: int) -> int:
-    """The index of a choice, or of a label, as metrics see it: of WSC's candidates the first one means 1, others 0."""
+    """The index of a choice, or of a label, as metrics see it: of WSC's candidates the first one means 1, others 0; and
+    so the original takes the labels of a classification head, too."""
     return int(prediction == 0) if _is_of_wsc(sample) else int(prediction)
 
 
@@ -70,7 +71,7 @@ def truth(sample: Sample) -> int:
 
 
 def _is_of_wsc(sample: Sample) -> bool:
-    return sample.kind is Kind.CHOICES and "pronoun" in sample.meta["example"].meta
+    return sample.kind in (Kind.CHOICES, Kind.HEAD) and "pronoun" in sample.meta["example"].meta
 
 
 def metrics(settings: Settings, samples: Sequence[Sample], predictions: Sequence[int]) -> dict[str, float]:

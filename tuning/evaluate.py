@@ -1,0 +1,82 @@
+"""Scores, predictions, losses and metrics of a task whose samples are scored: choices, labels, ChatGLM's rows.
+
+Batches are consecutive samples, so that losses are those of given batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from runtime.errors import UserError
+from tuning.batch import Batch, batch_of
+from tuning.data import cloze
+from tuning.data.sample import Kind, Sample, Unbuildable, built
+from tuning.losses import loss_of_scores
+from tuning.model import Tuned
+from tuning.options import LOSSES, Settings
+from tuning.scores import Scores, scores_of
+
+
+@torch.no_grad()
+def evaluate_choices(tuned: Tuned, settings: Settings, samples: Sequence[Sample | Unbuildable], batch_size: int,
+                     losses: Sequence[str] = ()) -> dict[str, Any]:
+    """Of a cloze task or a classification head, as `python -m tuning evaluate` says it. losses: their names."""
+    if wrong := [name for name in losses if name not in LOSSES]:
+        raise UserError(f"--losses: there is no loss {wrong[0]}; there are {', '.join(LOSSES)}")
+    whole = built(samples)
+    found: dict[str, list[float]] = {name: [] for name in losses}
+    rows, predictions = [], []
+    for batch, scores in scored(tuned, settings, whole, batch_size):
+        for name in losses:
+            found[name].append(loss_of_scores(scores, batch, name).item())
+        for sample, values, plain, is_right in _by_sample(batch, scores):
+            if sample.kind is Kind.GENERATIVE:
+                predictions.append(int(is_right))
+                row = {"guid": sample.guid}
+            else:
+                predictions.append(cloze.seen(sample, int(values.argmax())))
+                row = {"guid": sample.guid, "scores": plain.tolist()}
+            row["prediction"] = predictions[-1]
+            rows.append(row if sample.label is None else row | {"label": sample.label})
+    return {"rows": rows, "skipped": [sample.guid for sample in samples if isinstance(sample, Unbuildable)],
+            "metrics": cloze.metrics(settings, whole, predictions) if whole else {}, "losses": found}
+
+
+@torch.no_grad()
+def evaluate_chat(tuned: Tuned, settings: Settings, samples: Sequence[Sample | Unbuildable], batch_size: int,
+                  losses: Sequence[str] = ()) -> dict[str, Any]:
+    """Of ChatGLM's rows: the mean loss of each one's labels, and of each batch's."""
+    whole = built(samples)
+    rows, found = [], []
+    for batch, scores in scored(tuned, settings, whole, batch_size):
+        found.append(loss_of_scores(scores, batch, label_smoothing=settings.seq2seq.label_smoothing).item())
+        count = torch.zeros_like(scores.values).index_add(0, batch.pieces[batch.sequences],
+                                                          torch.ones_like(scores.tokens.log_probs))
+        rows += [{"guid": sample.guid, "loss": loss} for sample, loss in zip(
+            batch.samples, (-scores.values / count.clamp(min=1)).tolist(), strict=True)]
+    return {"rows": rows, "skipped": [sample.guid for sample in samples if isinstance(sample, Unbuildable)],
+            "metrics": {}, "losses": {"cross_entropy": found}}
+
+
+def scored(tuned: Tuned, settings: Settings, samples: Sequence[Sample],
+           batch_size: int) -> Iterator[tuple[Batch, Scores]]:
+    """Consecutive batches with what the model makes of them."""
+    if any(sample.kind is Kind.HEAD for sample in samples) and tuned.head is None:
+        raise UserError("the task's samples are for a classification head: --head FILE; or ask by a cloze question: "
+                        "--cloze-eval")
+    device = next(tuned.model.parameters()).device
+    for begin in range(0, len(samples), batch_size):
+        batch = batch_of(samples[begin:begin + batch_size], tuned.model.config, device, settings.cloze.pool_token)
+        yield batch, scores_of(tuned, batch, settings.cloze.length_penalty)
+
+
+def _by_sample(batch: Batch, scores: Scores) -> Iterator[tuple]:
+    """sample, scores that decide, scores that are shown, whether its only answer is right throughout."""
+    widths = list(scores.widths)
+    right = [None] * len(batch.samples) if scores.is_right is None else scores.is_right.split(widths)
+    for sample, values, plain, is_right in zip(batch.samples, scores.rows(), scores.plain.split(widths), right,
+                                               strict=True):
+        yield sample, values, plain, sample.kind is Kind.GENERATIVE and bool(is_right[0])
