@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from commands.tuning.common import add_model, add_settings, settings_of, write_lines
 from runtime.arguments import CommandParser
 from runtime.errors import UserError
 from tuning.options import Settings
+
+if TYPE_CHECKING:
+    from tuning.data.sample import Sample
 
 ABOUT = """\
 What a model will be given, a JSON line a sample, in the data set's order.
@@ -72,14 +75,35 @@ def _pretraining(settings: Settings, arguments: argparse.Namespace) -> Iterator[
         raise UserError("--task pretrain shows packed samples, --indices N,N, or batches, --batches FILE: name one")
     orders = read_orders(arguments.batches) if arguments.batches else ()
     source = open_pretraining(settings, open_for(settings, arguments.load))
+    told = _losses(arguments) if arguments.load and orders else lambda samples: {}
     for index in arguments.indices or ():
         sample = source.sample(index)
         yield {"index": index, "input_ids": list(sample.ids), "loss_mask": list(sample.loss_mask)}
     for order in orders:
         try:
-            yield shown_batch(order, source.batch(order))
+            batch = source.batch(order)
+            yield shown_batch(order, batch) | told(batch.samples(order))
         except UserError as error:
             yield {"count": order.count, "error": str(error)}
+
+
+def _losses(arguments: argparse.Namespace) -> Callable[[Sequence[Sample]], dict[str, Any]]:
+    """Samples of a batch -> their loss under the checkpoint."""
+    import torch
+
+    from glm.options import ModelOptions
+    from tuning.batch import batch_of
+    from tuning.losses import loss_of
+    from tuning.model import load
+
+    tuned = load(ModelOptions(path=arguments.load, device=arguments.device, dtype=arguments.dtype))
+    device = next(tuned.model.parameters()).device
+
+    def told(samples: Sequence[Sample]) -> dict[str, Any]:
+        with torch.inference_mode():
+            return {"loss": float(loss_of(tuned, batch_of(samples, tuned.model.config, device)))}
+
+    return told
 
 
 def _numbers(word: str) -> list[int]:

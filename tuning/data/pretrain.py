@@ -57,6 +57,10 @@ class Batch:
     mode: str  # bert, sentence, gpt or supervised
     rows: tuple[Row, ...]  # of unequal lengths
 
+    def samples(self, order: Order) -> list[Sample]:
+        return [Sample(f"{order.count}-{number}", Kind.LANGUAGE, (row,), meta={"mode": self.mode})
+                for number, row in enumerate(self.rows)]
+
 
 @dataclass(frozen=True)
 class Pretraining:
@@ -87,10 +91,8 @@ class Pretraining:
         return blanks(samples, random.Random(order.count), blocks, self.objective, self.layout, self.commands)
 
     def samples(self, order: Order) -> list[Sample]:
-        """The rows of a batch as samples."""
-        batch = self.batch(order)
-        return [Sample(f"{order.count}-{number}", Kind.LANGUAGE, (row,), meta={"mode": batch.mode})
-                for number, row in enumerate(batch.rows)]
+        """The rows of a batch as samples. UserError where none can be made."""
+        return self.batch(order).samples(order)
 
 
 def open_pretraining(settings: Settings, tokenizer: Tokenizer) -> Pretraining:
