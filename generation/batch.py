@@ -23,9 +23,10 @@ from runtime.errors import NonFinite
 class Batch:
     """Rows that are decoded together."""
 
-    def __init__(self, model, rows: int = 0, places: int = 0):
-        """rows, places: room in the cache to begin with; more is made when rows join."""
-        self.sequences = Sequences(model, rows, places)
+    def __init__(self, model, rows: int = 0, places: int = 0, most: int | None = None):
+        """rows, places: room in the cache to begin with; more is made when rows join. most: places of all rows together
+        that it does not exceed, as long as those that join leave it a choice."""
+        self.sequences = Sequences(model, rows, places, most)
         self._groups: list[Sampled | Searched] = []
         self._numbers = count()
 
@@ -40,7 +41,8 @@ class Batch:
         if not rows:
             return []
         numbers = [next(self._numbers) for _ in rows]
-        self.sequences.reserve(self.rows + sum(row.width for row in rows), max(row.places for row in rows))
+        going = [member.row for group in self._groups for member in group.members]
+        self.sequences.reserve(self.rows + sum(row.width for row in rows), max(row.places for row in (*going, *rows)))
         for unidirectional, part in groupby(zip(numbers, rows, strict=True), lambda pair: pair[1].unidirectional):
             part = list(part)
             places = self.sequences.read(*zip(*((row.context, row.shared_position, row.opened) for _, row in part),

@@ -43,4 +43,6 @@ def bytes_per_place(model) -> int:
     from runtime import parallel  # here, because bounds() is needed before torch is imported
 
     ranks = parallel.size() if parallel.is_started() else 1
-    return 2 * model.config.num_layers * model.config.hidden_size // ranks * next(model.parameters()).element_size()
+    config = model.config
+    heads = max(1, config.key_value_heads // ranks)
+    return 2 * config.num_layers * heads * config.head_size * next(model.parameters()).element_size()

@@ -21,9 +21,10 @@ _POSITION, _PLACE, _LENGTH, _TOKEN = range(4)  # what a row's next token needs
 
 
 class Sequences:
-    def __init__(self, model, rows: int = 0, places: int = 0):
-        """rows, places: room to begin with; it grows when it is asked for (``reserve``)."""
-        self.model = model
+    def __init__(self, model, rows: int = 0, places: int = 0, most: int | None = None):
+        """rows, places: room to begin with; it grows when it is asked for (``reserve``). most: places of all rows
+        together that the cache has at most, as long as no more are asked for."""
+        self.model, self.most = model, most
         self.device = next(model.parameters()).device
         self.cache, self.count = None, 0
         self.lengths: list[int] = []  # of the rows in use: filled places, as the host knows them
@@ -31,13 +32,18 @@ class Sequences:
         self.reserve(rows, places)
 
     def reserve(self, rows: int, places: int) -> None:
-        """Make room for so many rows of so many places each. A larger cache takes over the old one's content."""
+        """Make room for so many rows of so many places each, those in use included. A larger cache takes over the old
+        one's content, and stands beside it for that moment."""
         old, state = self.cache, self._state
         if old is not None and rows <= old.batch and places <= old.capacity:
             return
         if old is not None:  # joining row by row must not copy everything every time
-            rows = old.batch if rows <= old.batch else max(rows, 2 * old.batch)
-            places = old.capacity if places <= old.capacity else max(places, old.capacity * 3 // 2)
+            more_rows = old.batch if rows <= old.batch else max(rows, 2 * old.batch)
+            more_places = old.capacity if places <= old.capacity else max(places, old.capacity * 3 // 2)
+            if self.most is not None:
+                more_places = max(places, min(more_places, self.most // rows))
+                more_rows = max(rows, min(more_rows, self.most // more_places))
+            rows, places = more_rows, more_places
         self.cache = self.model.new_cache(rows, places, is_clear=False) if rows and places else None
         self._state = torch.zeros(2, 4, rows, dtype=torch.int64, device=self.device)
         self._state[..., :self.count] = state[..., :self.count]

@@ -61,7 +61,7 @@ class Unit(NamedTuple):
 class Round(NamedTuple):
     """What every rank does: the first one decides."""
 
-    is_new: bool  # the batch begins empty
+    most: int | None  # the batch begins empty, with so many places of all rows at most; None: it goes on
     dropped: list[int]
     rows: list[Row]
     scored: list[Scored]
@@ -74,8 +74,13 @@ class Room(NamedTuple):
     bytes: int  # of keys and values
     place_bytes: int  # of one token of one row
 
+    @property
+    def places(self) -> int:
+        """Of all rows together."""
+        return self.bytes // self.place_bytes
+
     def holds(self, rows: int, places: int) -> bool:
-        return rows <= self.rows and rows * places * self.place_bytes <= self.bytes
+        return rows <= self.rows and rows * places <= self.places
 
 
 class Engine(threading.Thread):
@@ -171,13 +176,13 @@ class Engine(threading.Thread):
             self._forget_cancelled()
             joining, scoring = self._admitted()
             self._joining = [*joining, *scoring]
-        is_new = self._batch is None
-        round = Round(is_new, self._dropped, [unit.row for unit in joining], [unit.scored for unit in scoring])
+        most = self.room.places if self._batch is None else None
+        round = Round(most, self._dropped, [unit.row for unit in joining], [unit.scored for unit in scoring])
         self._dropped = []
         self._tell(round)
         news = [(unit, value) for unit, value in zip(scoring, self._scores(round.scored), strict=True)]
-        if is_new:
-            self._batch = Batch(self.model)
+        if most is not None:
+            self._batch = Batch(self.model, most=most)
         numbers = turn(self._batch, round)
         with self._changed:
             self._running |= dict(zip(numbers, joining, strict=True))
@@ -250,8 +255,8 @@ def follow(model, hear: Callable[[], Round | None], score: Callable[[Scored], ob
     """What the other ranks do: every round of the first, until there are no more."""
     batch = None
     while (round := hear()) is not None:
-        if round.is_new:
-            batch = Batch(model)
+        if round.most is not None:
+            batch = Batch(model, most=round.most)
         for each in round.scored:
             score(each)
         turn(batch, round)

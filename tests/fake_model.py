@@ -17,7 +17,7 @@ class FakeModel:
     def __init__(self, vocab_size: int = 50, script=None, max_sequence_length: int = 64, sharpness: float = 2.0):
         """script(ids that the last token sees, itself included) -> the next id; noise if None."""
         self.config = SimpleNamespace(prompt_form=PromptForm(), vocab_size=vocab_size,
-                                      position_encoding_2d=False, num_layers=1, hidden_size=1,
+                                      position_encoding_2d=False, num_layers=1, key_value_heads=1, head_size=1,
                                       max_sequence_length=max_sequence_length)
         self.script, self.sharpness = script, sharpness
         self.rows_read = []  # rows of every forward pass

@@ -174,3 +174,33 @@ def test_nothing_to_do():
     batch = Batch(FakeModel())
     assert batch.step() == [] and batch.add([]) == []
     batch.drop(7)
+
+
+@pytest.mark.parametrize("most", [64, 100, 128])
+def test_the_cache_grows_no_further_than_its_bound(most):
+    """Rows that fit are never given more than all may have, whatever has left, and get the same answers."""
+    rows = [Row(list(range(1, length)), SamplingParams(top_k=1), limit, rules([0]), seed=(length,))
+            for length, limit in ((4, 6), (3, 4), (12, 20), (6, 3), (5, 9), (20, 12))]
+    alone = [answers_of(Batch(FakeModel(vocab_size=24)), [row]) for row in rows]
+    batch, waiting, running, found = Batch(FakeModel(vocab_size=24), most=most), list(enumerate(rows)), {}, {}
+    while waiting or running:
+        going = [rows[index] for index in running.values()]
+        joining = []
+        while waiting:
+            each = [*going, *(row for _, row in joining), waiting[0][1]]
+            if len(each) * max(row.places for row in each) > most:
+                break
+            joining.append(waiting.pop(0))
+        running |= dict(zip(batch.add([row for _, row in joining]), [index for index, _ in joining], strict=True))
+        assert batch.sequences.cache.batch * batch.sequences.cache.capacity <= most
+        for event in batch.step():
+            if event.answers is not None:
+                found[running.pop(event.number)] = event.answers
+    assert [found[index] for index in range(len(rows))] == [answer for answer, in alone]
+
+
+def answers_of(batch, rows):
+    numbers, found = batch.add(rows), {}
+    while events := batch.step():
+        found |= {event.number: event.answers for event in events if event.answers is not None}
+    return [found[number] for number in numbers]
