@@ -33,6 +33,7 @@ class Devices:
     gpus: tuple[Gpu, ...] = ()
     failure: str = ""  # why torch sees no GPU, in its words
     precision: str = ""  # of runs that do not say otherwise
+    unusable: str = ""  # why torch cannot use a device of another kind that the run names, in its words
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,12 @@ def check(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> Iterator
 
 
 def check_reach(devices: Devices, nvidia: int, wanted: Wanted, where: str) -> Iterator[Finding]:
-    """What stands between torch and the GPUs, the nearest to torch first."""
+    """What stands between torch and the GPUs, the nearest to torch first; or the run's device of another kind."""
+    if devices.unusable:
+        yield error("device", where, f"--device {wanted.device} cannot be used by torch {devices.torch}: "
+                    f"{devices.unusable}", "a torch that is built for it (https://pytorch.org/get-started), or "
+                    "--device cpu")
+        return
     version = devices.torch.partition("+")[0]
     if devices.cuda is None and (nvidia or wanted.device.startswith("cuda")):
         say = error if wanted.device.startswith("cuda") else warning

@@ -34,6 +34,7 @@ FINDINGS = {
     "gpu-hidden": "there is a GPU and a driver, but torch sees no GPU",
     "gpu-architecture": "torch is not built for this GPU's compute capability",
     "gpu-count": "a host has fewer GPUs than processes of the run",
+    "device": "torch cannot use the device, neither a CPU nor a GPU of CUDA, that the run names",
     # kernels
     "compiler": "there is no C++ compiler for the kernels of the CPU",
     "cpu-kernels": "the kernels of the CPU do not compile, load or compute",

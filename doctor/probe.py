@@ -90,6 +90,7 @@ def look_at_torch(device: str | None = None) -> dict:
     import torch
 
     from planning.machine import default_device, default_precision
+    from runtime.resources import unusable
 
     failure = ""
     gpus = []
@@ -103,8 +104,10 @@ def look_at_torch(device: str | None = None) -> dict:
             free, total = torch.cuda.mem_get_info(number)
             gpus.append(Gpu(properties.name, 10 * properties.major + properties.minor, total, free))
     architectures = torch.cuda.get_arch_list() if torch.version.cuda else []
-    return dataclasses.asdict(Devices(torch.__version__, torch.version.cuda, tuple(architectures), driver_version(),
-                                      tuple(gpus), failure, default_precision(device or default_device())))
+    is_other = (device or "cpu").partition(":")[0] not in ("cpu", "cuda")
+    return dataclasses.asdict(Devices(
+        torch.__version__, torch.version.cuda, tuple(architectures), driver_version(), tuple(gpus), failure,
+        default_precision(device or default_device()), (unusable(device) or "") if is_other else ""))
 
 
 def devices_of(outcome: Mapping) -> Devices:

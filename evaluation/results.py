@@ -209,5 +209,5 @@ class Clock:
             "seconds": round(time.monotonic() - self._begin, 3),
             "host": platform.node(), "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "model_parallel_size": parallel.size(), "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(parameter.device) if is_cuda else "cpu",
+            "device": torch.cuda.get_device_name(parameter.device) if is_cuda else parameter.device.type,
             "tasks": self._tasks}

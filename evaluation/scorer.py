@@ -78,7 +78,7 @@ class Scorer:
         log_probs, is_best = self._token_scores(hidden, owners, targets)
         sizes = [len(ids) for request in requests for ids in request.continuations]
         choices = iter(Choice(one.sum().item(), bool(best.all())) for one, best in zip(
-            log_probs.double().cpu().split(sizes), is_best.cpu().split(sizes), strict=True))
+            log_probs.cpu().double().split(sizes), is_best.cpu().split(sizes), strict=True))
         found = [[next(choices) for _ in request.continuations] for request in requests]
         if hit := [row for row, each in enumerate(found) if not all(math.isfinite(choice.log_prob) for choice in each)]:
             one = slice(hit[0], hit[0] + 1)

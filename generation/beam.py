@@ -99,8 +99,8 @@ def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_to
     parents, chosen, kept = (x.gather(-1, order) for x in (beams, tokens, scores))
     history = state.history.gather(1, parents[:, :, None].expand(-1, -1, state.history.shape[-1]))
     # everything that the host must know, in one transfer
-    found = torch.cat((scores.double(), beams.double(), tokens.double(), parents.double(),
-                       _common(history, state.history).double()), -1).tolist()
+    parts = beams, tokens, parents, _common(history, state.history)  # exact as float32 below 2^24
+    found = torch.cat((scores, *(part.to(scores.dtype) for part in parts)), -1).tolist()
     candidates = [list(zip(row[:width], row[width:2 * width], row[2 * width:3 * width], strict=True)) for row in found]
     finished, done = _finish(state, candidates, params, frozenset(end_tokens))
     return replace(

@@ -109,7 +109,7 @@ class Sampled:
         self._forbid(logits)
         tokens = sampling.sample(logits, self.params, self._keys(logits.device))
         sequences.go_on(index, tokens)
-        found = torch.cat((tokens.double(), sums)).tolist()  # one transfer
+        found = torch.cat((tokens.to(sums.dtype), sums)).tolist()  # one transfer; ids are exact below 2^24
         scores = sampling.scores(plain, tokens[[*asking]], [*asking.values()]) if asking else []
         scores = dict(zip(asking, scores, strict=True))
         events, left = [], []

@@ -33,7 +33,7 @@ from runtime import parallel
 from runtime.errors import UserError
 from runtime.mapped import MappedFile, explain_bus_errors, mapped_file
 from runtime.parallel import agree
-from runtime.resources import free_memory, local_ranks
+from runtime.resources import free_memory, local_ranks, unusable
 from runtime.show import Progress, counted
 
 DTYPES = {
@@ -116,6 +116,9 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
 
 def _offload_limit(options: ModelOptions) -> float:
     """Bytes that this rank's weights may take on the device."""
+    if (options.offload_memory_limit or options.bminf) and options.device.type not in kernels.BACKENDS:
+        raise UserError(f"layers are streamed on cpu and cuda, not on {options.device}; leave --offload-memory-limit "
+                        "and --bminf away")
     if options.offload_memory_limit is not None:
         return options.offload_memory_limit * 1e9
     return BMINF_SHARE * free_memory(str(options.device)) / local_ranks() if options.bminf else math.inf
@@ -200,9 +203,11 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         device = torch.device(device)
     except RuntimeError:
-        raise UserError(f"unknown device {device!r}; allowed: cpu, cuda, cuda:N") from None
-    if device.type not in kernels.BACKENDS:
-        raise UserError(f"device {str(device)!r} is not served; allowed: {', '.join(kernels.BACKENDS)}, cuda:N")
+        raise UserError(f"unknown device {device!r}; allowed: cpu, cuda, cuda:N, and others that torch has (xpu, mps, "
+                        "...)") from None
+    if device.type not in kernels.BACKENDS and (why := unusable(str(device))):
+        raise UserError(f"device {device} was asked for, but torch cannot use it: {why}; use --device cpu (in Python: "
+                        "device='cpu')")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError("device cuda was asked for, but torch finds no usable GPU; use --device cpu (in "

@@ -45,7 +45,7 @@ class ModelOptions:
     sequential: bool = option(  # where a host's memory or disk cannot serve all ranks at once
         False, "ranks read their shards one after another", flag="sequential_initialization")
     device: str | None = option(  # "cuda": this rank's GPU on its host
-        None, "cpu, cuda or cuda:N", none="cuda where there is a GPU")
+        None, "cpu, cuda, cuda:N or another device of torch, such as xpu or mps", none="cuda where there is a GPU")
     dtype: str | None = option(  # of weights and arithmetic, whatever the file holds
         None, "run in CHOICE", none="what the device computes fastest", flag="precision", choices=PRECISIONS,
         is_switches=True)

@@ -35,7 +35,8 @@ def backend(weight: torch.Tensor):
 
     if weight.dtype not in reference.FLOATS or torch.is_grad_enabled():
         return reference
-    return BACKENDS.get(weight.device.type, lambda: None)() or reference
+    kind = weight.device.type
+    return (BACKENDS[kind]() if kind in BACKENDS else none_for(kind)) or reference
 
 
 def weight_only_linear(x, weight, scale, bias=None, bits=8, group_size=None) -> torch.Tensor:
@@ -57,9 +58,20 @@ def compiled():
 
 
 def _for_cuda():
+    import torch
+
+    if torch.version.hip is not None:  # AMD's GPUs have this name, too
+        return none_for("ROCm")
     from kernels import cuda
 
     return cuda.operators()
+
+
+@functools.cache
+def none_for(kind: str) -> None:
+    """Of devices that nothing is compiled for: said once on stderr."""
+    if kind != "meta":
+        print(f"kernels: there are none for {kind}; torch's own operators are used", file=sys.stderr)
 
 
 # By the type of a device: a function that gives its operations, or None where they are not to be had.

@@ -46,7 +46,8 @@ def named(name: str) -> Device:
     if name not in devices:
         close = nearest(name, devices)
         hint = f"did you mean {close}? " if close else ""
-        raise UserError(f"--device {name}: no such device; {hint}allowed: cpu, cuda, {', '.join(devices)}")
+        raise UserError(f"--device {name}: no such device; {hint}allowed: cpu, cuda, {', '.join(devices)}; "
+                        "of another one there are no figures: name one that is like it")
     return devices[name]
 
 

@@ -142,20 +142,24 @@ def default_device() -> str:
 
 
 def default_precision(device: str) -> str:
-    """bf16 where the device computes in it, else fp16 on a GPU (imports torch) and fp32 on a CPU."""
+    """bf16 where the device computes in it, else fp16 on a GPU (imports torch) and fp32 on a CPU; fp16 on devices of
+    other kinds."""
     if device.startswith("cuda"):
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.partition(":")[0] != "cpu":
+        return "fp16"
     return "bf16" if instructions() & PRODUCTS["bf16"] else "fp32"
 
 
 def place_of(device: str | None, ranks: int) -> tuple[str, list[Gpu]]:
-    """"cpu", or "cuda" and the GPUs that so many ranks of this host will use. device: that of --device."""
+    """"cpu", or "cuda" and the GPUs that so many ranks of this host will use; none are known of a device of another
+    kind. device: that of --device."""
     device = device or ""
-    if device == "cpu":
-        return "cpu", []
-    found = gpus()
+    if device.partition(":")[0] not in ("", "cpu", "cuda"):
+        return "cuda", []
+    found = [] if device == "cpu" else gpus()
     if not device.startswith("cuda") and not found:
         return "cpu", []
     number = device.partition(":")[2]

@@ -22,12 +22,26 @@ HUGE_PAGE = 2 << 20  # bytes
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free on "cpu" or on a GPU ("cuda", "cuda:N"; imports torch)."""
-    if device.startswith("cuda"):
+    """Bytes that are free on "cpu" or another device of torch ("cuda:1", "xpu"; imports torch); the host's where the
+    device does not say, or has none of its own ("mps")."""
+    if device != "cpu":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        module = torch.get_device_module(device.partition(":")[0])
+        if hasattr(module, "mem_get_info"):
+            return module.mem_get_info(device)[0]
     return free_host_memory()
+
+
+def unusable(device: str) -> str | None:
+    """Why torch cannot compute on a device, in its own words; None: it can. Imports torch."""
+    import torch
+
+    try:
+        torch.ones(2, device=device).sum().item()
+    except Exception as error:  # of many kinds: not built in, no driver, no such number, none that holds numbers
+        return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return None
 
 
 def free_host_memory() -> int:
