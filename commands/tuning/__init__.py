@@ -15,6 +15,7 @@ COMMANDS = {  # name: what it does; commands/tuning/NAME.py has its main
     "evaluate": "scores, predictions, losses and metrics of a task",
     "train": "tune or pretrain; killed, the same command goes on",
     "score-text": "ROUGE and BLEU of given texts",
+    "forget": "what a tuned model still does of what its base could do",
     "merge": "a checkpoint with an adapter's products added",
 }
 
