@@ -184,6 +184,12 @@ def data_parallel_rank() -> int:
     return torch.distributed.get_rank() // size()
 
 
+def sum_over_data(x: torch.Tensor) -> None:
+    """In place, over the ranks that hold the same part of the model."""
+    step()
+    torch.distributed.all_reduce(x, group=mpu.get_data_parallel_group())
+
+
 def source_rank() -> int:
     """Global rank of the first process of this tensor-parallel group."""
     return mpu.get_model_parallel_src_rank()

@@ -148,6 +148,13 @@ def architecture_fields(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
+def architecture(config: ModelConfig) -> dict[str, object]:
+    """Of an architecture.json that architecture_fields reads as this model."""
+    return {key: getattr(config, field) for key, field in ARCHITECTURE.items()} | {
+        "layernorm_epsilon": config.layernorm_epsilon, "block_position_encoding": config.position_encoding_2d,
+        "activation": next(name for name, gelu in ACTIVATIONS.items() if gelu == config.gelu)}
+
+
 def published(config: ModelConfig) -> dict[str, object]:
     return {
         "model_type": MODEL_TYPE, "num_layers": config.num_layers, "hidden_size": config.hidden_size,

@@ -1,0 +1,58 @@
+"""python -m tuning train: tune or pretrain; killed at any moment, the same command goes on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from commands.tuning.common import add_model, add_settings, settings_of
+from runtime.arguments import CommandParser, chosen, flags
+from runtime.errors import UserError
+from tuning.options import CheckpointOptions, PartsOptions
+from tuning.train_options import OptimizerOptions, TrainOptions
+
+ABOUT = """\
+Tunes a checkpoint on a task's rows, or pretrains it on documents.
+
+    python -m tuning train --task rte --data-dir RTE --cloze-eval --load glm-large --save runs/rte --epochs 50 --lr 1e-5
+
+The folder of --save holds log.jsonl (a line for each step), and in the end a checkpoint that --load takes. A run that
+was killed goes on with the same command, and ends with the very same files.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = CommandParser(description=ABOUT, prog="python -m tuning train")
+    add_settings(parser)
+    parser.set_defaults(split="train")
+    add_model(parser)
+    parser.add_argument("--save", type=Path, required=True, metavar="DIR", help="folder of the run and its result")
+    flags(parser.add_argument_group("optimizer"), OptimizerOptions)
+    flags(parser.add_argument_group("training"), TrainOptions)
+    arguments = parser.parse_args(argv)
+    if arguments.load is None:
+        raise UserError("no checkpoint was named: --load DIR")
+    if arguments.save.resolve() == arguments.load.resolve():
+        raise UserError(f"--save {arguments.save} is the folder of --load; name another")
+    settings, options = settings_of(arguments), chosen(TrainOptions, arguments)
+
+    from runtime import parallel
+    from runtime.files import Lock
+    from runtime.program import FORESEEN, Interrupts, ended
+    from tuning.training import Asked, run_training
+    from tuning.training_data import read
+
+    parallel.start()
+    data = read(settings, options, arguments.load, parallel.data_parallel_size())
+    if lacking := data.lacking:
+        print(f"{len(lacking)} of {len(data.rows)} rows cannot be built, as {lacking[0].guid}: {lacking[0].error}",
+              file=sys.stderr)
+    asked = Asked(arguments.save, chosen(CheckpointOptions, arguments), chosen(PartsOptions, arguments), settings,
+                  options, chosen(OptimizerOptions, arguments))
+    try:
+        with Lock(arguments.save, "--save"), Interrupts() as interrupts:
+            run_training(asked, data, interrupts)
+    except FORESEEN as error:
+        return ended(error, f"the same command goes on from the last saved step: {arguments.save}")
+    return 0

@@ -1,0 +1,163 @@
+"""The one loop of all trainings. A step is a function of weights, moments, seed and its number.
+
+What a step reads, drops and blanks comes from the seed and its number; a run that was killed goes on from its last
+state and does the very same steps. Data-parallel ranks share a step's samples; their gradients are weighted by targets,
+so that any number of ranks, or of parts of an accumulation, gives the result of one, but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from runtime import parallel
+from runtime.errors import UserError
+from tuning.data.sample import Sample
+from tuning.losses import OF_TOKENS
+from tuning.optimizer import Optimizer
+from tuning.schedules import Schedule
+from tuning.steps import Work
+
+if TYPE_CHECKING:
+    from runtime.program import Interrupts
+    from tuning.run import Run
+
+SHOWN = 8  # rows in a message
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is learned from what."""
+
+    steps: Sequence[Work]
+    samples_of: Callable[[Work], Sequence[Sample]]
+    loss: Callable[[Sequence[Sample], int, int], Tensor]  # samples, number of the first within the step, step -> mean
+    optimizer: Optimizer
+    schedule: Schedule
+    parts: int = 1  # that a step's samples are computed in, on each rank
+    saved_every: int = 5000  # steps
+    validate: Callable[[int], Mapping[str, Any]] | None = None  # step -> what the log says of it
+    is_hinge: bool = False  # a loss of 0 is what it should be
+
+
+@dataclass
+class Progress:
+    step: int = 0  # the next one
+    updates: int = 0  # steps that moved the weights: what the schedule counts
+
+
+def train(training: Training, run: Run, asked: Interrupts | None = None,
+          tell: Callable[[Mapping[str, Any]], None] = lambda line: None) -> None:
+    """From the run's last state to the last step. Raises UserError for a loss that says something is wrong, and what
+    `asked` has noted, both with the last state kept.
+
+    tell: hears of every line of the log.
+    """
+    optimizer, progress = training.optimizer, Progress()
+    if (state := run.state()) is not None:
+        progress = restored(state, optimizer, run)
+    run.write_parameters(optimizer.decayed, optimizer.not_decayed)
+    run.begin_log(progress.step)
+    while progress.step < len(training.steps):
+        work, step = training.steps[progress.step], progress.step
+        line = one_step(training, work, progress)
+        if training.validate is not None and work.epoch is not None:
+            line |= {"epoch": work.epoch, **training.validate(work.epoch)}
+        run.log(line)
+        tell(line)
+        is_last = progress.step == len(training.steps)
+        if (step + 1) % training.saved_every == 0 or is_last or asked:
+            run.save_state({"step": progress.step, "updates": progress.updates, **optimizer.state()})
+        if asked is not None and not is_last:
+            asked.check()
+
+
+def restored(state: Mapping[str, Any], optimizer: Optimizer, run: Run) -> Progress:
+    try:
+        optimizer.load(state)
+        return Progress(state["step"], state["updates"])
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        raise UserError(f"the state in {run.folder} is of another model; name another --save") from None
+
+
+def one_step(training: Training, work: Work, progress: Progress) -> dict[str, Any]:
+    """Moves the weights, and the progress; returns the log's line."""
+    step, optimizer = progress.step, training.optimizer
+    samples = training.samples_of(work)
+    total = weight_of(samples)
+    if not total:
+        raise UserError(f"step {step}: its samples have no target, so there is nothing to learn{rows_of(work)}")
+    loss = accumulated(training, samples, total, step)
+    loss = float(all_summed(loss))
+    optimizer.gather()
+    for gradient in optimizer.gradients().values():
+        all_summed(gradient)
+    norm = optimizer.norm()
+    rate = optimizer.options.lr * training.schedule.factor(progress.updates)
+    line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+    if optimizer.skips(norm):
+        line |= {"skipped": True, "gradient_norm": None, "loss": loss if math.isfinite(loss) else None}
+        optimizer.forget()
+    else:
+        check(training, work, step, loss, norm)
+        optimizer.step(rate, norm)
+        progress.updates += 1
+    progress.step += 1
+    return line | ({"rows": list(work.rows)} if work.order is None else {})
+
+
+def accumulated(training: Training, samples: Sequence[Sample], total: int, step: int) -> Tensor:
+    """This rank's share of the mean loss; its gradients are added to the parameters'."""
+    ranks, rank = parallel.data_parallel_size(), parallel.data_parallel_rank()
+    loss = torch.zeros(())
+    for first, part in cut(samples, ranks * training.parts)[rank * training.parts:(rank + 1) * training.parts]:
+        if weight := weight_of(part):
+            share = training.loss(part, first, step) * (weight / total)
+            (share * training.optimizer.loss_factor).backward()
+            loss = loss + share.detach().float().cpu()
+    return loss
+
+
+def cut(samples: Sequence[Sample], parts: int) -> list[tuple[int, Sequence[Sample]]]:
+    """Neighbours together, the parts as equal as can be, each with the number of its first sample."""
+    bounds = [len(samples) * part // parts for part in range(parts + 1)]
+    return [(begin, samples[begin:end]) for begin, end in pairwise(bounds)]
+
+
+def weight_of(samples: Sequence[Sample]) -> int:
+    """What a mean loss is the mean of: scored tokens, or samples."""
+    if samples and samples[0].kind in OF_TOKENS:
+        return sum(sum(row.loss_mask) for sample in samples for row in sample.rows)
+    return len(samples)
+
+
+def all_summed(tensor: Tensor) -> Tensor:
+    """In place, over the data-parallel ranks."""
+    if parallel.data_parallel_size() > 1:
+        parallel.sum_over_data(tensor)
+    return tensor
+
+
+def check(training: Training, work: Work, step: int, loss: float, norm: float) -> None:
+    """UserError where the loss says that something is wrong: training on would only hide it."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        if loss == 0.0 and norm == 0.0 and not training.is_hinge:
+            raise UserError(f"step {step}: the loss is exactly 0, and nothing would be learned from it: numbers "
+                            f"underflow in this precision, or the choices of a row are all alike{rows_of(work)}")
+        return
+    what = "loss" if not math.isfinite(loss) else "gradient"
+    value = loss if what == "loss" else norm
+    raise UserError(f"step {step}: the {what} is {value}: numbers overflow (a lower --lr or --clip-grad, or --dtype "
+                    f"bfloat16 or float32 mends that), or the weights of --load hold such numbers{rows_of(work)}; the "
+                    "last saved state stays")
+
+
+def rows_of(work: Work) -> str:
+    rows = ", ".join(map(str, work.rows[:SHOWN])) + ", ..." * (len(work.rows) > SHOWN)
+    return f" ({'rows' if work.order is None else f'batch {work.order.count}, samples'} {rows})"

@@ -1,0 +1,151 @@
+"""AdamW as the originals use it: two groups, a bound for the norm of the whole gradient, masters in float32, and in
+float16 a scale of the loss that finds itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from tuning.train_options import OptimizerOptions
+
+FIRST_SCALE = 2.0**16  # of the loss in float16, as DeepSpeed begins
+CLIP_EPSILON = 1e-6  # beside the norm
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's AdamW knows of a parameter
+
+
+def is_decayed(name: str) -> bool:
+    """By the name of a parameter in the originals: all but biases and LayerNorms. An LSTM's `bias_ih_l0` is not named
+    a bias, and decays."""
+    return not (name.endswith(".bias") or name == "bias" or "layernorm" in name)
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """What the loss is multiplied by, so that float16 gradients do not vanish.
+
+    `hysteresis` overflows halve it (the earlier ones only count), `window` steps without one double it.
+    """
+
+    value: float = FIRST_SCALE
+    good: int = 0  # steps since the last overflow or doubling
+    left: int = 2  # overflows until it is halved
+
+    def after(self, has_overflowed: bool, options: OptimizerOptions) -> LossScale:
+        if has_overflowed:
+            if self.left > 1:
+                return replace(self, good=0, left=self.left - 1)
+            return replace(self, good=0, value=max(self.value / 2, options.min_scale))
+        if self.good + 1 < options.loss_scale_window:
+            return replace(self, good=self.good + 1)
+        return LossScale(self.value * 2, 0, options.hysteresis)
+
+
+class Optimizer:
+    """Of named parameters. What is half precision in the model has a float32 master here, which alone is moved."""
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], options: OptimizerOptions):
+        if not parameters:
+            raise UserError("nothing learns: all of the model is frozen, and there is nothing beside it")
+        self.parameters, self.options = dict(parameters), options
+        self.masters = {name: parameter if parameter.dtype == torch.float32 else
+                        torch.nn.Parameter(parameter.detach().float()) for name, parameter in parameters.items()}
+        self.scale = None
+        if any(parameter.dtype == torch.float16 for parameter in parameters.values()):
+            self.scale = (LossScale(left=options.hysteresis) if options.loss_scale is None
+                          else LossScale(options.loss_scale))
+        groups = [{"params": [self.masters[name] for name in names], "weight_decay": decay}
+                  for names, decay in ((self.decayed, options.weight_decay), (self.not_decayed, 0.0)) if names]
+        self._adam = torch.optim.AdamW(groups, lr=options.lr, betas=(options.adam_beta1, options.adam_beta2),
+                                       eps=options.adam_eps, fused=True)
+
+    @property
+    def decayed(self) -> list[str]:
+        return sorted(filter(is_decayed, self.parameters))
+
+    @property
+    def not_decayed(self) -> list[str]:
+        return sorted(set(self.parameters) - set(self.decayed))
+
+    @property
+    def loss_factor(self) -> float:
+        return 1.0 if self.scale is None else self.scale.value
+
+    def gather(self) -> None:
+        """The parameters' gradients become the masters', without the loss' scale."""
+        for name, master in self.masters.items():
+            parameter = self.parameters[name]
+            if master is not parameter:
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
+            if self.scale is not None and master.grad is not None:
+                master.grad /= self.scale.value
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {name: master.grad for name, master in self.masters.items() if master.grad is not None}
+
+    def norm(self) -> float:
+        """Of the whole gradient, in one process; float32 sums, may be infinite or NaN."""
+        found = list(self.gradients().values())
+        return float(torch.nn.utils.get_total_norm(found, foreach=False)) if found else 0.0
+
+    def step(self, rate: float, norm: float) -> None:
+        """Move the masters at this rate, the gradient shortened to its bound, and the parameters with them."""
+        bound = self.options.clip_grad
+        if bound and (factor := bound / (norm + CLIP_EPSILON)) < 1.0:
+            for gradient in self.gradients().values():
+                gradient *= factor
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                if master is not self.parameters[name]:
+                    self.parameters[name].copy_(master)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        for each in (*self.masters.values(), *self.parameters.values()):
+            each.grad = None
+
+    def skips(self, norm: float) -> bool:
+        """Whether the step's gradient has overflowed, and only the loss' scale changes. Without a scale nothing is
+        skipped."""
+        if self.scale is None or self.options.loss_scale is not None:
+            return False
+        has_overflowed = not math.isfinite(norm)
+        if has_overflowed and self.scale.value <= self.options.min_scale and self.scale.left <= 1:
+            return False  # a smaller loss will not help
+        self.scale = self.scale.after(has_overflowed, self.options)
+        return has_overflowed
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on, by the parameters' names; tensors are not copied."""
+        moments = {name: {key: self._adam.state[master][key] for key in MOMENTS}
+                   for name, master in self.masters.items() if self._adam.state.get(master)}
+        scale = None if self.scale is None else [self.scale.value, self.scale.good, self.scale.left]
+        return {"parameters": {name: master.detach() for name, master in self.masters.items()}, "moments": moments,
+                "scale": scale}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Raises KeyError, RuntimeError or TypeError for a state of other parameters."""
+        if set(state["parameters"]) != set(self.masters):
+            raise KeyError(*set(state["parameters"]) ^ set(self.masters))
+        for name, master in self.masters.items():
+            master.copy_(state["parameters"][name])
+            if master is not self.parameters[name]:
+                self.parameters[name].copy_(master)
+            if name in state["moments"]:
+                self._adam.state[master] = {key: tensor.to(master.device)
+                                            for key, tensor in state["moments"][name].items()}
+        if state["scale"] is not None:
+            self.scale = LossScale(*state["scale"])

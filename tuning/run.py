@@ -1,0 +1,135 @@
+"""The folder of a training: what it began with, its log, and its state, so that the same command goes on after any end.
+
+    run.json         settings and hashes of what is read; whether the run is finished
+    log.jsonl        a line for each step, written at once
+    parameters.json  names of what decays and what does not
+    state.pt         what the next step depends on; gone when the run is finished
+
+A state is written aside and renamed, after the log's lines are on the disk. A run that goes on cuts its log back to its
+state and does the steps behind it again, which gives the same lines: they are functions of the state and the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError, shown
+from runtime.files import AppendOnlyFile, replacing, write_torch
+from runtime.reading import parse_json, read_json, read_text
+
+FACTS, LOG, PARAMETERS, STATE = "run.json", "log.jsonl", "parameters.json", "state.pt"
+SETTINGS, CONTENTS, FINISHED = "settings", "contents", "finished"  # keys of run.json
+GO_ON = "the same command goes on from there"
+
+
+class Run:
+    """Only the first process writes; the others pass is_writer=False."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], contents: Mapping[str, str], is_writer: bool = True):
+        """Begins a run or takes up the one that is there.
+
+        settings: flag -> value, of those that decide what is computed. contents: what is read -> its hash.
+        Raises UserError where the folder holds something else, or a run with other settings or contents.
+        """
+        self.folder, self.is_writer = folder, is_writer
+        self.facts = json.loads(json.dumps({SETTINGS: dict(settings), CONTENTS: dict(contents)}, default=str))
+        self.is_finished = False
+        self._log: AppendOnlyFile | None = None
+        file = folder / FACTS
+        if file.is_file():
+            before = read_json(file)
+            _compare(before, self.facts, folder)
+            self.is_finished = bool(before.get(FINISHED))
+            return
+        if found := [name for name in (LOG, STATE, "latest", "latest_checkpointed_iteration.txt", "config.json",
+                                       "pytorch_model.bin") if (folder / name).exists()]:
+            raise UserError(f"--save {folder} holds {', '.join(found)}, but no training ({FACTS}); name another folder")
+        if is_writer:
+            _write_json(file, self.facts)
+
+    def begin_log(self, step: int) -> None:
+        """Keeps the lines of the first `step` steps. Raises UserError where they are not all there."""
+        if not self.is_writer:
+            return
+        path = self.folder / LOG
+        kept = read_text(path).split("\n")[:-1][:step] if path.is_file() else []
+        try:
+            is_whole = [json.loads(line)["step"] for line in kept] == list(range(step))
+        except (ValueError, KeyError, TypeError):
+            is_whole = False
+        if not is_whole:
+            raise UserError(f"{path} lacks lines of the first {step} steps, or was changed; put it back, or delete "
+                            f"{self.folder / STATE} to begin again")
+        self._log = AppendOnlyFile(path)
+        self._log.cut(len("".join(line + "\n" for line in kept).encode()))
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        if self._log is not None:
+            self._log.add((json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+    def write_parameters(self, decayed: Sequence[str], not_decayed: Sequence[str]) -> None:
+        if self.is_writer:
+            _write_json(self.folder / PARAMETERS, {"decayed": list(decayed), "not_decayed": list(not_decayed)})
+
+    def state(self) -> dict[str, Any] | None:
+        """The last one that was saved; None: the run begins. Raises UserError where it is damaged."""
+        import torch
+
+        path = self.folder / STATE
+        if not path.is_file():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state["step"]
+            return state
+        except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
+                pickle.UnpicklingError):
+            raise UserError(f"{path} is damaged; delete it to begin again, or name another --save") from None
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        if self.is_writer:
+            os.fsync(self._log.number)
+            write_torch(self.folder / STATE, dict(state))
+
+    def finish(self) -> None:
+        """Everything else is written."""
+        self.close()
+        if self.is_writer:
+            _write_json(self.folder / FACTS, self.facts | {FINISHED: True})
+            (self.folder / STATE).unlink(missing_ok=True)
+        self.is_finished = True
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    path = folder / LOG
+    return [parse_json(line, str(path), number) for number, line in enumerate(read_text(path).splitlines(), 1)]
+
+
+def _compare(before: Any, now: Mapping[str, Any], folder: Path) -> None:
+    if not isinstance(before, dict) or not all(isinstance(before.get(key), dict) for key in (SETTINGS, CONTENTS)):
+        raise UserError(f"{folder / FACTS} is not what a training wrote; name another --save")
+    old, new = before[SETTINGS], now[SETTINGS]
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            first, second = (f"{shown(side[name])}" if name in side else "its default" for side in (old, new))
+            raise UserError(f"--{name.replace('_', '-')} is {second}, but the run in {folder} began with {first}; go "
+                            "on with that, or name another --save")
+    old, new = before[CONTENTS], now[CONTENTS]
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            raise UserError(f"{name}: not what the run in {folder} began with; put that back, or name another --save")
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

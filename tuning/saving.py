@@ -1,0 +1,97 @@
+"""What a training leaves: a checkpoint that --load takes, and beside it head, prompt encoder and prefix by the names of
+their own files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from glm.checkpoint import (
+    HUGGING_FACE_CONFIG,
+    HUGGING_FACE_WEIGHTS,
+    OF_MEGATRON,
+    config_to_publish,
+    read_values,
+    shard_name,
+)
+from glm.checkpoint.model_config import ARCHITECTURE
+from glm.families import FAMILIES, glm, glm130b
+from glm.shard import save_checkpoint
+from runtime import parallel
+from runtime.errors import UserError
+from runtime.files import replacing, write_torch
+
+if TYPE_CHECKING:
+    from glm.config import ModelConfig
+    from tuning.model import Tuned
+
+HEAD, PROMPT_ENCODER, PREFIX = "head.pt", "prompt_encoder.pt", "pytorch_model.bin"
+
+
+def save(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: Path, has_adapter_only: bool) -> None:
+    """Every rank calls it; the file that makes the folder a checkpoint is written last.
+
+    load: the folder that the training began with, whose other settings are kept. has_adapter_only: the model itself
+    was frozen, and what is beside it is all that there is to keep.
+    """
+    if parallel.is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, part in ((HEAD, tuned.head), (PROMPT_ENCODER, tuned.prompt)):
+            if part is not None:
+                prefix = "prompt_spell." if name == PROMPT_ENCODER else ""
+                write_torch(folder / name, {f"{prefix}{each}": tensor.detach().float().cpu().clone()
+                                            for each, tensor in part.named_parameters()})
+    if not has_adapter_only:
+        _save_model(folder, tuned, iteration, dtype, load)
+
+
+def _save_model(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: Path) -> None:
+    config, family = tuned.model.config, FAMILIES[tuned.model.config.family]
+    weights = {name: stored(tensor, dtype) for name, tensor in tuned.model.state_dict().items()
+               if ".adapters." not in name and not name.startswith("prefix.")}
+    if config.family == glm130b.NAME:
+        save_checkpoint(folder, iteration, weights, config, parallel.rank(), torch.distributed.barrier)
+        return
+    values = {} if config.family == glm.NAME else config_to_publish(config, read_values(load)[0])
+    named = {family.published_name(name, values): tensor for name, tensor in weights.items()}
+    if config.family == glm.NAME:
+        _save_megatron(folder, named, iteration, config)
+        return
+    if parallel.size() > 1:
+        raise UserError(f"a model of the family {config.family} is saved from one tensor-parallel rank; "
+                        "start with --model-parallel-size 1")
+    _save_hugging_face(folder, named, values | {"torch_dtype": str(dtype).removeprefix("torch.")})
+
+
+def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As a file holds it: memory of its own, on the host."""
+    tensor = tensor.detach()
+    return tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
+
+
+def _save_megatron(folder: Path, named: dict[str, Tensor], iteration: int, config: ModelConfig) -> None:
+    shard = folder / str(iteration) / shard_name(parallel.rank())
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    write_torch(shard, {"iteration": iteration, "module": named, "mp_world_size": parallel.size()})
+    torch.distributed.barrier()
+    if parallel.is_first_process():
+        write_text(folder / ARCHITECTURE, json.dumps(glm.architecture(config), indent=1) + "\n")
+        write_text(folder / OF_MEGATRON, str(iteration))
+
+
+def _save_hugging_face(folder: Path, named: dict[str, Tensor], values: dict[str, object]) -> None:
+    from safetensors.torch import save_file
+
+    if parallel.is_first_process():
+        with replacing(folder / HUGGING_FACE_WEIGHTS[0]) as temporary:
+            save_file(named, temporary, metadata={"format": "pt"})
+        write_text(folder / HUGGING_FACE_CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

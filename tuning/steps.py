@@ -1,0 +1,143 @@
+"""Which rows each step of a training reads: from a file of batches, or epochs in the documented order.
+
+A step's work is a function of its number, the seed and the files alone, so that there is no state of a reader to save.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError, shown
+from runtime.reading import parse_json, read_text
+from tuning.data import pretrain
+from tuning.schedules import batches_of, row_order
+
+SAMPLES_OF_DOCUMENT = 1000  # so many times the documents is how many samples there are
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step of the optimiser reads."""
+
+    rows: tuple[int, ...]  # by the numbers of the lines of `inspect`; of pretraining numbers of packed samples
+    order: pretrain.Order | None = None  # of pretraining
+    epoch: int | None = None  # which epoch the step ends; None: none
+
+
+@dataclass(frozen=True)
+class GivenSteps:
+    works: tuple[Work, ...]
+
+    def __len__(self) -> int:
+        return len(self.works)
+
+    def __getitem__(self, step: int) -> Work:
+        return self.works[step]
+
+
+@dataclass(frozen=True)
+class EpochSteps:
+    """Each epoch reads all rows once, by torch's DistributedSampler; its last batch may be short."""
+
+    rows: tuple[int, ...]  # that can be read, by their numbers
+    size: int  # rows of a step, on all data-parallel ranks together
+    steps: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    @property
+    def of_epoch(self) -> int:
+        return -(-len(self.rows) // self.size)
+
+    def __getitem__(self, step: int) -> Work:
+        epoch, place = divmod(step, self.of_epoch)
+        chosen = _epoch(len(self.rows), self.size, self.seed, epoch)[place]
+        is_last = place + 1 == self.of_epoch
+        return Work(tuple(self.rows[each] for each in chosen), epoch=epoch if is_last else None)
+
+
+@lru_cache(maxsize=1)
+def _epoch(rows: int, size: int, seed: int, epoch: int) -> list[list[int]]:
+    return batches_of(row_order(rows, seed, epoch), size)
+
+
+def read_batches(path: Path, steps: int | None, known: int, lacking: Mapping[int, str]) -> GivenSteps:
+    """The lines of a file of rows. UserError names the line that is wrong.
+
+    steps: as many as there must be; None: any number. known: how many rows there are. lacking: those that cannot be
+    read, with the reason.
+    """
+    lines = [(number, parse_json(line, str(path), number)) for number, line in
+             enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    return _given([_rows(line, f"{path}:{number}", known, lacking) for number, line in lines], path, steps)
+
+
+def read_orders(path: Path, steps: int | None) -> GivenSteps:
+    """The lines of a file of batches of pretraining."""
+    return _given([Work(order.indices, order) for order in pretrain.read_orders(path)], path, steps)
+
+
+def _given(works: Sequence[Work], path: Path, steps: int | None) -> GivenSteps:
+    if not works:
+        raise UserError(f"{path} is empty: it must hold a JSON line for each step")
+    if steps not in (None, len(works)):
+        raise UserError(f"{path} has {len(works)} batches, but --train-iters is {steps}; they must be as many")
+    return GivenSteps(tuple(works))
+
+
+def _rows(line: Any, where: str, known: int, lacking: Mapping[int, str]) -> Work:
+    if not isinstance(line, dict) or set(line) != {"rows"}:
+        raise UserError(f'{where}: must be like {{"rows": [0, 1, 2]}}, is {shown(line)}'
+                        + (f" with the keys {', '.join(map(str, line))}" if isinstance(line, dict) else ""))
+    rows = _numbers(line["rows"], f"{where}: rows")
+    for row in rows:
+        if row >= known:
+            raise UserError(f"{where}: there is no row {row}; there are {known}, numbered from 0")
+        if row in lacking:
+            raise UserError(f"{where}: no sample can be made of row {row}: {lacking[row]}")
+    return Work(rows)
+
+
+def _numbers(values: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{where} must be a list of numbers, and not empty; it is {shown(values)}")
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UserError(f"{where}: {shown(value)} is no whole number of 0 or more")
+    return tuple(values)
+
+
+def epoch_steps(rows: Sequence[int], size: int, epochs: int | None, steps: int | None, seed: int) -> EpochSteps:
+    """UserError where there are no rows, or nothing says how long to train."""
+    if not rows:
+        raise UserError("there are no rows to train on: none of the file's makes a sample")
+    if epochs is None and steps is None:
+        raise UserError("how long to train? --epochs N, or --train-iters N, or --batches FILE")
+    of_epoch = -(-len(rows) // size)
+    total = min(each for each in (steps, epochs and epochs * of_epoch) if each is not None)
+    return EpochSteps(tuple(rows), size, total, seed)
+
+
+@dataclass(frozen=True)
+class DrawnSteps:
+    """Pretraining: samples drawn with replacement, a step's by its number and the seed."""
+
+    documents: int
+    size: int  # samples of a step, on all data-parallel ranks together
+    steps: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Work:
+        draw = random.Random(f"{self.seed} {step}")
+        indices = tuple(draw.randrange(SAMPLES_OF_DOCUMENT * self.documents) for _ in range(self.size))
+        return Work(indices, pretrain.Order(step, indices))

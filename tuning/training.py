@@ -1,0 +1,133 @@
+"""From what a command line says to a training: data, the model and what of it learns, and what is kept in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glm.checkpoint import identity_of, open_checkpoint
+from glm.dropout import Dropout
+from glm.loading import DTYPES
+from runtime import parallel
+from runtime.arguments import flag_name
+from runtime.errors import UserError
+from runtime.files import unusual
+from runtime.hashing import hash_file
+from tuning.batch import batch_of
+from tuning.data.sample import Sample
+from tuning.loop import Training, train
+from tuning.losses import loss_of
+from tuning.model import Head, PromptEncoder, Tuned, initialise, load
+from tuning.optimizer import Optimizer
+from tuning.options import GROUPS, CheckpointOptions, PartsOptions, Settings
+from tuning.run import Run
+from tuning.saving import save
+from tuning.schedules import Schedule
+from tuning.train_options import OptimizerOptions, TrainOptions
+from tuning.training_data import TrainingData, hashed
+
+if TYPE_CHECKING:
+    from runtime.program import Interrupts
+
+FREE = ("save_interval",)  # flags that may change; of a file its contents count, not its name
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that a command line says of a training."""
+
+    save: Path
+    checkpoint: CheckpointOptions
+    parts: PartsOptions
+    settings: Settings
+    options: TrainOptions
+    optimizer: OptimizerOptions
+
+
+def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None = None,
+                 tell: Callable[[Mapping[str, Any]], None] = lambda line: None) -> None:
+    """The whole of it, from where the folder says that it was left. Nothing happens where it is finished."""
+    settings, options, optimizer = asked.settings, asked.options, asked.optimizer
+    run = Run(asked.save, recorded(asked), contents(asked, data), parallel.is_first_process())
+    if run.is_finished:
+        return
+    tuned = opened(asked, data.labels)
+    tuned.is_checkpointed = options.checkpoint_activations
+    steps = optimizer.lr_decay_iters or len(data.steps)
+    schedule = Schedule(optimizer.lr_decay_style, max(1, steps), optimizer.warmup, optimizer.lr_decay_ratio)
+    training = Training(
+        data.steps, data.samples_of, loss_function(tuned, settings, options),
+        Optimizer(learning(tuned, settings), optimizer), schedule, options.gradient_accumulation_steps,
+        options.save_interval, is_hinge=settings.cloze.loss_func == "hinge")
+    try:
+        train(training, run, interrupts, tell)
+    finally:
+        run.close()
+    save(asked.save, tuned, len(data.steps), DTYPES[options.save_dtype or asked.checkpoint.dtype],
+         asked.checkpoint.load, has_adapter_only=False)
+    run.finish()
+
+
+def recorded(asked: Asked) -> dict[str, Any]:
+    """Flag -> value, of all that decides what a training computes and is not at its default."""
+    found: dict[str, Any] = {}
+    groups = [getattr(asked.settings, name) for name in GROUPS]
+    for group in (*groups, asked.checkpoint, asked.parts, asked.options, asked.optimizer):
+        names = {field.name: flag_name(field) for field in fields(group)}
+        found |= {names[name]: value for name, value in unusual(group).items() if names[name] not in FREE}
+    return {name: value for name, value in found.items() if value and not isinstance(value, Path)}
+
+
+def contents(asked: Asked, data: TrainingData) -> dict[str, str]:
+    """What is read -> its hash."""
+    checkpoint, parts, options = open_checkpoint(asked.checkpoint.load), asked.parts, asked.options
+    found = {"--load": hashed(identity_of(file) for file in checkpoint.index.files), **data.contents}
+    for name, path in (("--head", parts.head), ("--prompt-encoder", parts.prompt_encoder),
+                       ("--prefix-encoder", parts.prefix_encoder), ("--adapter", parts.adapter),
+                       ("--batches", options.batches), ("--deepspeed-config", options.deepspeed_config)):
+        if path is not None:
+            if not path.exists():
+                raise UserError(f"{name} {path}: there is no such file")
+            files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
+            found[name] = hashed(map(hash_file, files))
+    return found
+
+
+def opened(asked: Asked, labels: int) -> Tuned:
+    """The model and what is beside it; what no file gives begins with drawn weights."""
+    tuned = load(asked.checkpoint, asked.parts)
+    prompt, seed = asked.settings.prompt, asked.settings.data.seed
+    width, device = tuned.model.config.hidden_size, next(tuned.model.parameters()).device
+    if tuned.head is None and labels:
+        tuned.head = initialise(Head(width, labels), seed).to(device)
+    count = prompt.num_prompt_tokens + prompt.prefix_prompt
+    if tuned.prompt is None and prompt.continuous_prompt and count:
+        tuned.prompt = initialise(PromptEncoder(width, count, prompt.prompt_func), seed).to(device)
+    return tuned
+
+
+def learning(tuned: Tuned, settings: Settings) -> dict[str, torch.nn.Parameter]:
+    """What is trained: all, or what is beside a frozen model and its first --tune-prefix-layers."""
+    if not settings.prompt.freeze_transformer:
+        return tuned.learn(lambda name: True)
+    layers = tuple(f"transformer.layers.{number}." for number in range(settings.prompt.tune_prefix_layers or 0))
+    frozen = {name for name in Tuned(tuned.model).named() if not name.startswith(layers)}
+    return tuned.learn(lambda name: name not in frozen)
+
+
+def loss_function(tuned: Tuned, settings: Settings,
+                  options: TrainOptions) -> Callable[[Sequence[Sample], int, int], torch.Tensor]:
+    """Samples, the number of the first within the step, the step -> their mean loss, with dropout."""
+    shares = options.hidden_dropout, options.attention_dropout, options.output_dropout
+    device, cloze = next(tuned.model.parameters()).device, settings.cloze
+
+    def loss(samples: Sequence[Sample], first: int, step: int) -> torch.Tensor:
+        batch = batch_of(samples, tuned.model.config, device, cloze.pool_token, first)
+        dropout = Dropout(*shares, settings.data.seed, step) if any(shares) else None
+        return loss_of(tuned, batch, cloze.loss_func, cloze.length_penalty, settings.seq2seq.label_smoothing, dropout)
+
+    return loss

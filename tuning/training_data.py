@@ -1,0 +1,85 @@
+"""What a training reads: the rows of a task, or documents with blanks; and the samples of each step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import UserError
+from runtime.hashing import hash_file
+from tuning.data.pretrain import open_pretraining
+from tuning.data.sample import Kind, Sample, Unbuildable
+from tuning.options import Settings
+from tuning.steps import DrawnSteps, EpochSteps, GivenSteps, Work, epoch_steps, read_batches, read_orders
+from tuning.tasks import PRETRAIN, samples_of
+from tuning.tokenizers import open_for
+from tuning.train_options import TrainOptions
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    steps: GivenSteps | EpochSteps | DrawnSteps
+    samples_of: Callable[[Work], Sequence[Sample]]
+    contents: dict[str, str]  # what is read -> its hash
+    rows: Sequence[Sample | Unbuildable] = ()  # of a task
+    labels: int = 0  # outputs of a classification head; 0: none is asked
+
+    @property
+    def lacking(self) -> list[Unbuildable]:
+        return [row for row in self.rows if isinstance(row, Unbuildable)]
+
+
+def read(settings: Settings, options: TrainOptions, load: Path, ranks: int) -> TrainingData:
+    """ranks: of data parallelism. Raises UserError for what is wrong with a file."""
+    size = options.batch_size * ranks
+    return (_documents if settings.data.task == PRETRAIN else _rows)(settings, options, load, size)
+
+
+def _rows(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:
+    rows = samples_of(settings, load)
+    lacking = {number: row.error for number, row in enumerate(rows) if isinstance(row, Unbuildable)}
+    if options.batches is not None:
+        steps = read_batches(options.batches, options.train_iters, len(rows), lacking)
+    else:
+        known = [number for number in range(len(rows)) if number not in lacking]
+        steps = epoch_steps(known, size, options.epochs, options.train_iters, settings.data.seed)
+    return TrainingData(steps, lambda work: [rows[row] for row in work.rows], {"the rows": hash_of(rows)}, rows,
+                        labels_of(rows))
+
+
+def _documents(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:
+    source = open_pretraining(settings, open_for(settings, load))
+    files = {"--train-data": hash_file(settings.documents.train_data)}
+    if options.batches is not None:
+        steps = read_orders(options.batches, options.train_iters)
+    elif options.train_iters is None:
+        raise UserError("how long to pretrain? --train-iters N, or --batches FILE")
+    else:
+        steps = DrawnSteps(len(source.documents), size, options.train_iters, settings.data.seed)
+    return TrainingData(steps, lambda work: source.samples(work.order), files)
+
+
+def labels_of(rows: Sequence[Sample | Unbuildable]) -> int:
+    """1 where a head scores choices, else as many as there are labels."""
+    heads = [row for row in rows if isinstance(row, Sample) and row.kind is Kind.HEAD]
+    if any(row.has_choices for row in heads):
+        return 1
+    return max((row.meta.get("labels", (row.label or 0) + 1) for row in heads), default=0)
+
+
+def hash_of(rows: Sequence[Sample | Unbuildable]) -> str:
+    """Of all that a model is given."""
+    return hashed(json.dumps([row.guid, row.error] if isinstance(row, Unbuildable) else [
+        row.guid, row.label, row.verbalizer_ids, row.segment_id, *(
+            [each.input_ids, each.places, each.blocks, each.sep, each.target, each.loss_mask, each.visible,
+             each.prompt_positions] for each in row.rows)]) for row in rows)
+
+
+def hashed(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
