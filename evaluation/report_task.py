@@ -14,7 +14,7 @@ from evaluation.metrics import METRICS, Metric, guessed, statistics_of
 from evaluation.recorded import RecordedRun
 from evaluation.report_samples import chosen, shown, source_rows
 from evaluation.statistics import blocks_of
-from evaluation.table import figure, kind_of, long_items
+from evaluation.table import fewer_examples, figure, kind_of, long_items
 from runtime.errors import UserError
 from runtime.show import counted
 
@@ -83,6 +83,8 @@ class TaskReport:
                     yield f"{prefix}{name}", metrics[name]["average"], metrics[name]["interval"]
 
     def hints(self) -> Iterator[str]:
+        if line := fewer_examples(self.entry):
+            yield f"{line}."
         guess = guessed(self.items)
         if guess is not None:
             yield (f"Guessing would reach {figure(guess)}, and always choosing the place that is right most often "

@@ -178,6 +178,8 @@ class Keeper:
         clears it of them."""
         self.head, self.output, self.works = head, settings.output, works
         self.data = {name: hash_files([file.path for file in work.files.values()]) for name, work in works.items()}
+        self.examples = {name: hash_files([Path(work.config.fewshot_file)])[0] for name, work in works.items()
+                         if getattr(work.config, "num_fewshot", 0) and work.config.fewshot_file is not None}
         self.samples = sample_names({name: works[name].files if name in works else () for name in head["tasks"]})
         default = {f"model's {name}": value for name, value in usual(ModelConfig).items()}
         claim(self.output, self._facts(default), default, list(self.samples.values()), settings.is_replaceable)
@@ -197,7 +199,8 @@ class Keeper:
             name: value for name, value in model.items() if value != default.get(name)} | {
             f"task {name}": digest for name, digest in head["tasks"].items()} | {
             f"data of task {name}": combined(zip(work.files, self.data[name], strict=True))
-            for name, work in self.works.items()}
+            for name, work in self.works.items()} | {
+            f"examples of task {name}": digest for name, digest in self.examples.items()}
 
     def _lacking(self, work: Work) -> list[int]:
         """The batches (places in work.batches) of which any answer is not there yet."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from evaluation.config import TaskConfig
 from evaluation.metrics import notes_on
 from runtime.errors import printable
+from runtime.show import counted
 
 WIDTH = 100  # columns that the table fits in, on a file or a terminal that does not say
 NUMBERS = {"n": "n", "cut": "cut", "long": "long", "max": "max", "median": "median", "average": "average",
@@ -128,9 +129,7 @@ def notes(results: dict, methods: dict[str, str]) -> list[str]:
     missing = [name for name, task in results["tasks"].items() if task.get("status") == "missing"]
     if missing:
         lines.append(f"missing, without any figure: {', '.join(missing)}")
-    lines += [f"{task}: {values['counts']['fewer_examples']} items have fewer than {values['config']['num_fewshot']} "
-              "examples, for want of room" for task, values in results["tasks"].items()
-              if values.get("counts", {}).get("fewer_examples")]
+    lines += [f"{task}: {line}" for task, values in results["tasks"].items() if (line := fewer_examples(values))]
     settings = results.get("settings", {})
     if precision := [settings[name] for name in ("dtype", "quantization") if settings.get(name)]:
         lines.append(f"computed in {' with weights in '.join(precision)}")
@@ -234,3 +233,10 @@ def _group(group: str, metrics: Mapping[str, Mapping]) -> list[str]:
         ((name, spread),) = spreads.items()
         return [f"    Group {group} {name}: {spread}"]
     return [f"      Group {group}: ", *(f"        Metric {name}: {spread}" for name, spread in spreads.items())]
+
+
+def fewer_examples(task: Mapping) -> str | None:
+    """What is to be said of a task (of results.json) some of whose items had no room for all examples."""
+    count = task.get("counts", {}).get("fewer_examples")
+    return None if not count else (f"{counted(count, 'item')} {'has' if count == 1 else 'have'} fewer than "
+                                   f"{task['config']['num_fewshot']} examples, for want of room")

@@ -246,3 +246,12 @@ def test_the_driver_s_version(monkeypatch):
     assert probe.driver_version() == 12040 and devices.cuda_version(12040) == "12.4"
     monkeypatch.undo()
     assert probe.driver_version("libno-such-library.so") is None
+
+
+
+def test_the_doctor_tells_of_one_that_torch_cannot_use():
+    facts = Devices(**probe.look_at_torch("xpu"))
+    assert facts.unusable and not Devices(**probe.look_at_torch("cpu")).unusable
+    finding, = devices.check_reach(facts, 0, Wanted("xpu"), "here")
+    assert (finding.code, finding.level) == ("device", "error")
+    assert "--device xpu cannot be used by torch" in str(finding)

@@ -10,6 +10,7 @@ from evaluation import fewshot
 from evaluation.config import GenerationTaskConfig, MultiChoiceTaskConfig
 from evaluation.metrics import METRICS, evaluate
 from evaluation.plan import Limit
+from evaluation.report import write_report
 from evaluation.task_file import load_task
 from evaluation.tasks import GenerationTask, MultiChoiceTask
 from runtime.errors import UserError
@@ -148,6 +149,27 @@ def test_a_run_with_examples_and_a_stop_text(tmp_path, capsys):
     keys = [json.loads(line)["key"] for line in journal.read_text().splitlines()]
     assert command.main(arguments(folder, "--limit", "0.5", "--num-fewshot", "1", "--overwrite")) == 0
     assert len(journal.read_text().splitlines()) == 2 * len(keys)  # other questions have other answers
+
+
+def test_examples_of_a_file_that_has_changed_are_another_run(tmp_path, capsys):
+    """And what had no room stands in the table and in the report."""
+    folder = write_tasks(tmp_path)
+    for name in ("text", "choices"):
+        (folder / "tasks" / f"{name}.yaml").unlink()
+    rows = [{"inputs_pretokenized": f"{word} " * 40, "targets_pretokenized": ["t"]} for word in "abc"]
+    examples = write_rows(folder / "examples.jsonl", rows)
+    with (folder / "tasks" / "writing.yaml").open("a") as task:
+        task.write(f"num_fewshot: 3\nfewshot_file: {examples}\n")
+    assert command.main(arguments(folder)) == 0
+    count = results(folder)["tasks"]["writing"]["counts"]["fewer_examples"]
+    line = f"{count} items have fewer than 3 examples, for want of room"
+    assert count > 1 and f"writing: {line}" in capsys.readouterr().out
+    assert f"{line}." in (write_report(folder / "out")).read_text(encoding="utf-8")
+    write_rows(examples, [*rows[:2], rows[0]])
+    assert command.main(arguments(folder)) == 2
+    assert "examples of task writing: " in capsys.readouterr().err
+    write_rows(examples, rows)
+    assert command.main(arguments(folder)) == 0
 
 
 def test_what_cannot_have_examples_or_a_share(tmp_path, capsys):

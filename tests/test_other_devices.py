@@ -7,7 +7,6 @@ import torch
 
 import kernels
 from commands.main import main
-from doctor import devices, probe
 from glm import loading
 from kernels import reference
 from planning import machine
@@ -61,11 +60,3 @@ def test_the_plan_knows_nothing_of_them(monkeypatch, capsys):
     assert machine.default_precision("xpu") == machine.default_precision("mps:0") == "fp16"
     assert main(["plan", "--device", "xpu"]) == 2
     assert "of another one there are no figures: name one that is like it" in capsys.readouterr().err
-
-
-def test_the_doctor_tells_of_one_that_torch_cannot_use():
-    facts = devices.Devices(**probe.look_at_torch("xpu"))
-    assert facts.unusable and not devices.Devices(**probe.look_at_torch("cpu")).unusable
-    finding, = devices.check_reach(facts, 0, devices.Wanted("xpu"), "here")
-    assert (finding.code, finding.level) == ("device", "error")
-    assert "--device xpu cannot be used by torch" in str(finding)
