@@ -1,5 +1,7 @@
 """Classification and multiple-choice tasks of tuning: what is read, and what a model is given."""
 
+import json
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -14,6 +16,11 @@ from tuning.api import (
     normalise_answer,
     record_metrics,
 )
+from tuning.data import cloze
+from tuning.data.nlu_tasks import FOLDER, load_task
+from tuning.data.sample import built
+from tuning.options import ClozeOptions, DataOptions, Settings, TokenizerOptions
+from tuning.tokenizers import open_for
 
 FOLDERS = {"boolq": "BoolQ", "cb": "CB", "copa": "COPA", "multirc": "MultiRC", "record": "ReCoRD", "rte": "RTE",
            "wic": "WiC", "wsc": "WSC", "agnews": "Agnews", "yahoo": "Yahoo", "yelp-full": "yelp_review_full_csv",
@@ -142,3 +149,98 @@ def test_answers_are_compared_after_normalising(row):
     pair = row["prediction"], row["truth"]
     assert normalise_answer(row["prediction"]) == row["normalised"]
     assert answer_em(*pair) == row["em"] and answer_f1(*pair) == pytest.approx(row["f1"])
+
+
+def of_dev(task, **more):
+    """Settings, samples."""
+    kind, folder, _ = golden.TOKENIZERS["bpe"]
+    settings = Settings(tokenizer=TokenizerOptions(kind, KIT / folder), cloze=ClozeOptions(cloze_eval=True, **more),
+                        data=DataOptions(task=task, data_dir=folder_of(task)))
+    return settings, built(cloze.samples(settings, open_for(settings)))
+
+
+def test_predictions_of_multirc_lie_within_their_passages():
+    settings, samples = of_dev("multirc")
+    predictions = [number % 2 for number in range(len(samples))]
+    passages = cloze.prediction_lines(settings, samples, predictions)
+    rows = [json.loads(line) for line in (folder_of("multirc") / "val.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [{"idx": row["idx"], "passage": {"questions": [
+        {"idx": question["idx"], "answers": [{"idx": answer["idx"], "label": None} for answer in question["answers"]]}
+        for question in row["passage"]["questions"]]}} for row in rows] == json.loads(
+            json.dumps(passages).replace('"label": 0', '"label": null').replace('"label": 1', '"label": null'))
+    said = [answer["label"] for passage in passages for question in passage["passage"]["questions"]
+            for answer in question["answers"]]
+    assert said == predictions
+    assert set(cloze.metrics(settings, samples, predictions)) == {"f1a", "em", "acc"}
+
+
+def test_predictions_of_record_are_texts_and_of_others_labels():
+    settings, samples = of_dev("record")
+    first = cloze.prediction_lines(settings, samples, [2] * len(samples))[0]
+    assert first == {"idx": 7, "label": "Julia Brandt"}
+    settings, samples = of_dev("rte")
+    lines = cloze.prediction_lines(settings, samples[::-1], [1] * len(samples))
+    assert lines == [{"idx": number, "label": "not_entailment"} for number in range(8)]
+
+
+def test_of_wsc_s_candidates_the_first_one_means_true():
+    settings, samples = of_dev("wsc")
+    assert [cloze.seen(sample, 1) for sample in samples] == [1] * 6  # generated as a whole, or not
+    settings = replace(settings, data=replace(settings.data, data_dir=folder_of("wsc").with_name("WSC-negative")),
+                       cloze=replace(settings.cloze, wsc_negative=True))
+    samples = built(cloze.samples(settings, open_for(settings)))
+    assert [cloze.seen(sample, choice) for sample, choice in zip(samples, (0, 1, 2), strict=False)] == [1, 0, 0]
+    predictions = [cloze.seen(sample, 0) for sample in samples]
+    assert cloze.metrics(settings, samples, predictions) == {"accuracy": pytest.approx(100 / 3)}
+    assert cloze.prediction_lines(settings, samples, predictions)[0] == {"idx": 0, "label": "True"}
+
+
+def test_few_superglue_validates_on_its_own_rows(tmp_path, capsys):
+    rows = (folder_of("rte") / "val.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "val.jsonl").write_text("".join(rows), encoding="utf-8")
+    (tmp_path / "dev32.jsonl").write_text(rows[3], encoding="utf-8")
+    flags = ["--task", "rte", "--data-dir", tmp_path, "--examples"]
+    assert [row["guid"] for row in golden.run("inspect", *flags, capsys=capsys)] == ["dev-3"]
+    assert len(golden.run("inspect", *flags, "--split", "test", capsys=capsys)) == len(rows)
+
+
+def test_a_question_of_squad_is_answered_as_a_whole(tmp_path, capsys):
+    question = {"id": "q", "question": "Who?", "answers": [{"text": "Ana", "answer_start": 0}, {"text": "Otto"}]}
+    nobody = {"id": "n", "question": "Why?", "answers": [], "is_impossible": True}
+    (tmp_path / "dev-v2.0.json").write_text(json.dumps({"data": [{"paragraphs": [
+        {"context": "Ana walked.", "qas": [question, nobody]}]}]}), encoding="utf-8")
+    found = golden.run("inspect", "--task", "squad-cloze", "--data-dir", tmp_path, "--cloze-eval",
+                       *golden.tokenizer_flags("bpe"), capsys=capsys)
+    assert [row["text"].partition("<|startofpiece|>")[2] for row in found] == [" Ana", " N/A"]
+    assert "Ana walked. Who?[MASK]." in found[0]["text"] and "choices" not in found[0]
+
+
+@pytest.mark.parametrize(("words", "place", "expected"), [
+    ("he left", 0, "*he* left"), ("so he left", 2, "so *he* left"), ("so he left", 0, "so *he* left"),
+    ("so he, left", 1, "so *he* , left"),
+    ("then left him, he.", 3, "then left him, *he* ."), ("it was he", 3, "it was *he*")])
+def test_the_pronoun_of_a_schema_is_looked_for_beside_its_place(words, place, expected, tmp_path, capsys):
+    row = {"text": words, "target": {"span1_text": "Sam", "span1_index": 0, "span2_text": "he", "span2_index": place}}
+    (tmp_path / "val.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    found, = golden.run("inspect", "--task", "wsc", "--data-dir", tmp_path, *golden.tokenizer_flags("bpe"),
+                        capsys=capsys)
+    assert found["text"].startswith(f"[CLS]{expected}[SEP]Sam")
+
+
+@pytest.mark.parametrize(("task", "row", "told"), [
+    ("wsc", {"text": "she left", "target": {"span1_text": "Sam", "span2_text": "he", "span2_index": 1}}, "is not 'he'"),
+    ("wsc", {"text": "he left", "target": "he"}, "target is 'he'; it must be an object"),
+    ("copa", {"premise": "a", "choice1": "b", "choice2": "c", "question": "why", "label": 0}, "one of cause, effect"),
+    ("copa", {"premise": "a", "choice1": "b", "question": "cause", "label": 0}, "needs 'choice2'"),
+    ("multirc", {"idx": 0, "passage": {"text": "a", "questions": {}}}, "'questions' is an empty mapping; it must be a"),
+    ("record", {"idx": 0, "passage": {"text": "a", "entities": []}, "qas": [{"query": "Who?", "idx": 1}]},
+     "@placeholder once, and has it 0 times")])
+def test_mistakes_in_rows_of_superglue_are_one_line(task, row, told, tmp_path, capsys):
+    (tmp_path / "val.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    assert told in golden.refused("inspect", "--task", task, "--data-dir", tmp_path, "--cloze-eval",
+                                  *golden.tokenizer_flags("bpe"), capsys=capsys)
+
+
+def test_every_task_has_a_file():
+    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(cloze.TASKS)
+    assert all(load_task(name).patterns for name in cloze.TASKS)

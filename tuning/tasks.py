@@ -6,6 +6,7 @@ Such a module has
     SUFFIXES, if it has any                       of files, each of which is a task
     examples(settings) -> list[Example]           what was read from the files, of the split that is asked for
     samples(settings, tokenizer) -> list[Sample | Unbuildable]        in the data set's order
+    facts(settings, samples) -> dict[str, Any], if it counts them     rows that were shortened, empty texts ...
     metrics(settings, samples, predictions) -> dict[str, float]       predictions: indices, or texts of seq2seq
 
 and imports no torch. Two are made of something else than a data set's rows: `chat` of rows of ids, for a checkpoint,

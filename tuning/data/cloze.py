@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError
 from tuning.data.cloze_samples import Builder
@@ -92,3 +92,52 @@ def metrics(settings: Settings, samples: Sequence[Sample], predictions: Sequence
         else:
             found[name] = classification_metrics(predictions, labels)[name]
     return found
+
+
+def prediction_lines(settings: Settings, samples: Sequence[Sample], predictions: Sequence[int]) -> list[dict[str, Any]]:
+    """What the task's leaderboard takes, a line each, sorted by idx where that is a number: {"idx", "label"}; MultiRC's
+    answers lie within their questions and passages. predictions: as `seen` gives them."""
+    task = load_task(settings.data.task)
+    if "multirc" in task.metrics:
+        return _of_passages(samples, predictions)
+    lines = []
+    for sample, prediction in zip(samples, predictions, strict=True):
+        example = sample.meta["example"]
+        if "record" in task.metrics:
+            idx = example.idx if isinstance(example.idx, int) else example.idx[1]
+            lines.append({"idx": idx, "label": example.meta["candidates"][prediction]})
+        else:
+            lines.append({"idx": example.idx, "label": task.labels[prediction] if task.labels else int(prediction)})
+    are_numbers = all(isinstance(line["idx"], int) for line in lines)
+    return sorted(lines, key=lambda line: line["idx"]) if are_numbers else lines
+
+
+def _of_passages(samples: Sequence[Sample], predictions: Sequence[int]) -> list[dict[str, Any]]:
+    passages: dict[Any, dict[Any, list[dict[str, Any]]]] = {}
+    for sample, prediction in zip(samples, predictions, strict=True):
+        passage, question, answer = sample.meta["example"].idx
+        passages.setdefault(passage, {}).setdefault(question, []).append({"idx": answer, "label": int(prediction)})
+    return [{"idx": passage, "passage": {"questions": [{"idx": question, "answers": answers}
+                                                       for question, answers in questions.items()]}}
+            for passage, questions in passages.items()]
+
+
+def facts(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> dict[str, Any]:
+    """What reports say of samples, so that nothing happens unseen.
+
+    rows; not_built; shortened: rows whose texts lost their ends, shortened_a, shortened_b: those of them where that is
+    so in this segment of the pattern, tokens_cut: of all rows, most_tokens_cut: of one; empty_text_a, empty_text_b;
+    unlabelled; verbalizers: label -> text, with a cloze question that has some.
+    """
+    task, cloze = load_task(settings.data.task), settings.cloze
+    whole = [sample for sample in samples if isinstance(sample, Sample)]
+    cuts = [sample.meta["cut"] for sample in whole]
+    read = [sample.meta["example"] for sample in whole]
+    found = {"rows": len(samples), "not_built": len(samples) - len(whole), "shortened": sum(map(any, cuts)),
+             "shortened_a": sum(a > 0 for a, _ in cuts), "shortened_b": sum(b > 0 for _, b in cuts),
+             "tokens_cut": sum(map(sum, cuts)), "most_tokens_cut": max(map(sum, cuts), default=0),
+             "empty_text_a": sum(example.text_a.strip() == "" for example in read),
+             "empty_text_b": sum(str(example.text_b).strip() == "" for example in read),
+             "unlabelled": sum(example.label is None for example in read)}
+    verbalizers = task.patterns[cloze.pattern_id].verbalizers if cloze.cloze_eval else None
+    return found | ({"verbalizers": dict(verbalizers)} if verbalizers else {})

@@ -100,15 +100,15 @@ class Builder:
         fields = {**example.meta, "text_a": example.text_a}
         if example.text_b is not None:
             fields["text_b"] = example.text_b
-        choices = self._choices(example, fields)
         try:
+            choices = self._choices(example, fields)
             if self.pattern is None:
                 return self._head(example, fields, choices)
             return self._cloze(example, fields, choices)
         except Unfit as error:
             return Unbuildable(example.guid, str(error))
         except KeyError as error:
-            raise UserError(f"{example.guid}: the pattern needs {error}, which this row has not") from None
+            raise UserError(f"{example.guid}: the task needs {error}, which this row has not") from None
         except TypeError as error:
             raise UserError(f"{example.guid}: {error}") from None
 
@@ -167,6 +167,8 @@ class Builder:
         cloze, blank = self.settings.cloze, self._blank(context)
         length = cloze.segment_length if not self.task.is_generative or cloze.wsc_negative else 0
         length = length or len(answer)
+        if not answer:
+            raise Unfit("a choice is empty, and the family's answers have no end that could be scored")
         rows = []
         for begin in range(0, len(answer), length):
             piece = answer[begin:begin + length]

@@ -80,7 +80,8 @@ def read_copa(asked: Asked) -> Iterator[Example]:
         if example.label is None:
             raise UserError(f"{asked.path}: {example.guid} has no label, and is a row of training")
         swapped = {"choice1": example.meta.get("choice2"), "choice2": example.meta.get("choice1")}
-        yield replace(example, guid=f"{example.guid}m", label=1 - int(example.label), meta=example.meta | swapped)
+        other = type(example.label)(1 - int(example.label))
+        yield replace(example, guid=f"{example.guid}m", label=other, meta=example.meta | swapped)
 
 
 def read_multirc(asked: Asked) -> Iterator[Example]:

@@ -98,7 +98,7 @@ def _tsv(text: str, path: Path, has_header: bool) -> Iterator[tuple[int, dict[st
 def _csv(text: str, path: Path, has_header: bool) -> Iterator[tuple[int, dict[str, str]]]:
     before = csv.field_size_limit(_CELL)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""))
         cells = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
@@ -111,6 +111,6 @@ def _named(lines: Iterator[tuple[int, list[str]]], path: Path,
            has_header: bool) -> Iterator[tuple[int, dict[str, str]]]:
     names = next(lines, (0, []))[1] if has_header else None
     for number, cells in lines:
-        if names is not None and len(cells) != len(names):
-            raise UserError(f"{path}:{number}: has {len(cells)} columns, its header {len(names)}")
-        yield number, dict(zip(names or map(str, range(len(cells))), cells, strict=True))
+        if names is not None and len(cells) > len(names):
+            raise UserError(f"{path}:{number}: has {len(cells)} columns, and the header names {len(names)}")
+        yield number, dict(zip(names or map(str, range(len(cells))), cells, strict=False))

@@ -55,6 +55,8 @@ class Template:
     def fill(self, fields: Mapping[str, Any]) -> str:
         """The text with the fields' values. KeyError for a field that there is not; TypeError for one that is no text
         and no number."""
+        if not self.names:
+            return self.literals[0]
         filled = [self.literals[0]]
         for name, functions, literal in zip(self.names, self.functions, self.literals[1:], strict=True):
             value = fields[name]
