@@ -268,7 +268,9 @@ def convert_and_watch(source, output, degree, bits, form):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("degree", "bits", "form"), [(2, None, "sat"), (1, 8, "sat"), (1, None, "huggingface")])
+@pytest.mark.parametrize(("degree", "bits", "form"), [
+    pytest.param(2, None, "sat", marks=pytest.mark.slow), (1, 8, "sat"),
+    pytest.param(1, None, "huggingface", marks=pytest.mark.slow)])
 def test_memory_stays_far_below_one_shard(tmp_path, degree, bits, form):
     """280 MB: blocks of 2 MB are all that is in memory, never a whole tensor, whichever way it is cut."""
     from glm.config import ModelConfig

@@ -32,6 +32,7 @@ def run(tmp_path, job, script=DOCTOR, with_ssh=True):
     return on_two_hosts(script, tmp_path, with_ssh, cwd=tmp_path, env=job)
 
 
+@pytest.mark.slow
 def test_two_good_hosts_on_a_slow_network(tmp_path, job):
     """400 Mbit/s are 0.05 GB/s; where the system cannot slow a network down, it is a fast one."""
     if reason := without_ssh():

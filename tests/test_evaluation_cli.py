@@ -242,7 +242,8 @@ def test_nobody_reads_the_report_and_the_run_goes_on(tasks):
     assert set(results(tasks)["tasks"]) == {"choices", "writing", "text"}
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [
+    pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_that_the_same_command_goes_on(tmp_path, number, code):
     tasks = write_tasks(tmp_path, rows=300)
     argv = [*arguments(tasks), "--micro-batch-size", "1"]

@@ -53,7 +53,7 @@ def answered(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_generation(answered, seed):
     chance, output = random.Random(seed), f"killed-{seed}"
     grows, most = answered / output / "results.jsonl", size_of(answered / "out" / "results.jsonl")
@@ -82,7 +82,8 @@ def written(folder: Path) -> bytes:
     return re.sub(rb'"code": {[^}]*}', b"", (folder / "results.json").read_bytes())
 
 
-@pytest.mark.parametrize("seed, worlds", [(0, (2, 1, 3, 2, 1)), (1, (1, 2, 2, 1, 3))])
+@pytest.mark.parametrize("seed, worlds", [
+    (0, (2, 1, 3, 2, 1)), pytest.param(1, (1, 2, 2, 1, 3), marks=pytest.mark.slow)])
 def test_evaluation_killed_and_resumed_on_other_numbers_of_processes(scored, seed, worlds):
     chance, output = random.Random(seed), f"killed-{seed}"
     grows, most = scored / output / "journal.jsonl", size_of(scored / "out" / "journal.jsonl")
@@ -104,7 +105,7 @@ def test_evaluation_killed_and_resumed_on_other_numbers_of_processes(scored, see
 # Converting
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_converting(tmp_path, seed):
     source, chance, kills, runs = tiny_checkpoint(tmp_path / "in", 2), random.Random(seed), 0, 0
     while kills < KILLS:

@@ -62,10 +62,10 @@ def undisturbed(folder):
 
 
 @pytest.mark.parametrize("name, rank, number", [
-    ("evaluation", 1, signal.SIGSTOP), ("evaluation", 0, signal.SIGKILL), ("generation", 0, signal.SIGSTOP),
+    ("evaluation", 1, signal.SIGSTOP), ("generation", 0, signal.SIGKILL),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ("evaluation", 0, signal.SIGSTOP), ("evaluation", 1, signal.SIGKILL), ("generation", 1, signal.SIGSTOP),
-        ("generation", 1, signal.SIGKILL), ("generation", 0, signal.SIGKILL))),
+        ("evaluation", 0, signal.SIGKILL), ("generation", 0, signal.SIGSTOP), ("evaluation", 0, signal.SIGSTOP),
+        ("evaluation", 1, signal.SIGKILL), ("generation", 1, signal.SIGSTOP), ("generation", 1, signal.SIGKILL))),
 ])
 def test_a_rank_that_hangs_or_dies_is_named_by_the_others_and_the_run_goes_on(folder, undisturbed, name, rank, number):
     """Without a launcher that would end the others, as where the ranks are on several hosts."""
@@ -92,7 +92,8 @@ def test_a_rank_that_hangs_or_dies_is_named_by_the_others_and_the_run_goes_on(fo
 
 @pytest.mark.parametrize("number, code, words", [
     (signal.SIGSTOP, 2, ["error: rank 1 (process "]),
-    (signal.SIGKILL, 137, ["interrupted; ", "error: the process of rank 1 was ended by SIGKILL"]),
+    pytest.param(signal.SIGKILL, 137, ["interrupted; ", "error: the process of rank 1 was ended by SIGKILL"],
+                 marks=pytest.mark.slow),
 ])
 def test_the_launcher_ends_with_its_ranks(folder, number, code, words):
     module, argv, grows = program(folder, "evaluation", f"launched-{number}")
@@ -199,6 +200,7 @@ def long_ranks(tmp_path, timeout, computes, limit):
     return launched(2, "long", [timeout, computes], PYTHONPATH=f"{ROOT}:{tmp_path}", GLM_RANK_TIMEOUT=limit)
 
 
+@pytest.mark.slow
 def test_a_long_computation_is_not_taken_for_a_hanging_rank(tmp_path):
     """Twice the limit without a word from the main thread."""
     launcher = long_ranks(tmp_path, "600", "8", limit="4")
@@ -206,6 +208,7 @@ def test_a_long_computation_is_not_taken_for_a_hanging_rank(tmp_path):
     assert launcher.returncode == 0 and out.count("good") == 2, err
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_comes_is_named_at_the_time_out_of_a_collective(tmp_path):
     """It lives, so it is heard; but the others have waited for longer than they are allowed to."""
     launcher = long_ranks(tmp_path, "1", "6000", limit="10")
@@ -216,7 +219,8 @@ def test_a_rank_that_never_comes_is_named_at_the_time_out_of_a_collective(tmp_pa
     assert "did not come to where the others waited for it (time-out); what is finished is kept" in out
 
 
-@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
+@pytest.mark.parametrize("value", ["soon", *(pytest.param(value, marks=pytest.mark.slow)
+                                             for value in ("-1", "nan", "inf"))])
 def test_a_limit_that_is_no_number_of_seconds(value, tmp_path):
     process = command("-m", "evaluation", "--model-parallel-size", "2", "--output", tmp_path / "out",
                       "tasks/quickstart", GLM_RANK_TIMEOUT=value, RANK="0", WORLD_SIZE="2")

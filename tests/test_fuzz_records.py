@@ -104,7 +104,7 @@ DOTTED = ["evil.T", "data.evil.T", "commands.evaluate.main", "os.system", "evalu
           "tasks.mmlu.task.MMLU", "tasks.ethnic.stereoset.StereoSet", "tasks.language_modeling.pile.Pile", "Accuracy"]
 
 
-@fuzz(25, module=st.sampled_from([None, *DOTTED]), metrics=st.lists(st.sampled_from(DOTTED), max_size=2))
+@fuzz(8, module=st.sampled_from([None, *DOTTED]), metrics=st.lists(st.sampled_from(DOTTED), max_size=2))
 def test_no_name_in_results_is_code(runs, module, metrics):
     path, good = runs / "other" / "results.json", (runs / "one" / "results.json").read_text(encoding="utf-8")
     results = json.loads(good)
@@ -119,7 +119,7 @@ def test_no_name_in_results_is_code(runs, module, metrics):
         show(runs / "other", runs / "one")
 
 
-@fuzz(40, data=st.data(), name=st.sampled_from(["choices/a/dev", "writing/dev", "text/test.txt"]))
+@fuzz(15, data=st.data(), name=st.sampled_from(["choices/a/dev", "writing/dev", "text/test.txt"]))
 def test_damaged_samples(runs, data, name):
     path = runs / "other" / "samples" / f"{name}.jsonl"
     good = (runs / "one" / "samples" / f"{name}.jsonl").read_text(encoding="utf-8")
@@ -226,7 +226,7 @@ def test_a_damaged_settings_file_is_another_run(tmp_path_factory, data):
 ids = st.one_of(names, texts, st.just("same"), st.just("results"), st.text("./\\~\0 ", max_size=8))
 
 
-@fuzz(30, given_ids=st.lists(ids, min_size=1, max_size=6), prompt=st.one_of(texts, names))
+@fuzz(10, given_ids=st.lists(ids, min_size=1, max_size=6), prompt=st.one_of(texts, names))
 def test_ids_and_prompts_become_files_of_the_folder(tmp_path_factory, given_ids, prompt):
     folder = tmp_path_factory.mktemp("answers")
     source = folder / "prompts.txt"

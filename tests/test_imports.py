@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, what happens at import, and what no file may hold."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -40,6 +41,7 @@ INSTALLED = [floor for floor in FLOORS if floor not in ("tasks", "tools")]
 LIBRARY = [name for name in HOUSE if name.split("/")[0] not in PROGRAMS and name not in ENTRIES]
 
 
+@functools.cache
 def tree_of(name):
     return ast.parse((ROOT / name).read_text(encoding="utf-8"), name)
 

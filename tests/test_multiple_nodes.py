@@ -99,6 +99,7 @@ def test_an_interrupted_launch_leaves_no_process_on_any_host(tmp_path, job):
     assert int(before) >= 4 and ended == "ended with 143" and after == "0", done.stderr
 
 
+@pytest.mark.slow
 def test_without_ssh_the_command_is_given_on_every_host(tmp_path, job):
     if reason := without_namespaces():
         pytest.skip(reason)
@@ -170,6 +171,7 @@ def test_tensor_parallel_inside_a_host_data_parallel_across(alone, tmp_path):
                 assert found[name]["groups"][group][metric]["average"] == pytest.approx(values["average"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_task_file_is_one_line(alone):
     if reason := without_ssh():
         pytest.skip(reason)

@@ -213,7 +213,7 @@ def test_a_killed_run_resumes_with_the_same_loss_curve(corpus, tmp_path):
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_loss_falls_and_the_checkpoint_loads(corpus, tmp_path, optimizer, capsys):
     pretrain.main(arguments(corpus, tmp_path / "run", "--optimizer", optimizer, "--stop-at", "120", "--rows", "4",
                             "--matrix-rate", "0.01", "--rate", "0.01"))

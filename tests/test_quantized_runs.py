@@ -52,7 +52,8 @@ def with_weights(state, change):
     return changed
 
 
-@pytest.mark.parametrize("bits, group_size", [(8, None), (4, None), (4, 16)])
+@pytest.mark.parametrize("bits, group_size", [
+    (8, None), pytest.param(4, None, marks=pytest.mark.slow), (4, 16)])
 def test_quantised_on_disk_is_as_quantised_while_loading(folder, bits, group_size):
     """And both answer what a model answers that has the weights which the packed ones stand for."""
     def pack(_, weight):
@@ -139,7 +140,8 @@ def test_converted_checkpoints_on_two_ranks(folder):
 
 
 @pytest.mark.skipif(not HAS_MODEL, reason="the embedded model is not in this clone")
-@pytest.mark.parametrize("config, name", [("int8", "INT8"), ("int4", "INT4, groups of 32 columns")])
+@pytest.mark.parametrize("config, name", [
+    pytest.param("int8", "INT8", marks=pytest.mark.slow), ("int4", "INT4, groups of 32 columns")])
 def test_the_configurations_run(folder, config, name):
     environment = os.environ | {"CONFIG": f"configs/model_glm_small_{config}.sh", "PYTHON": sys.executable,
                                 "MP_SIZE": "1"}

@@ -207,8 +207,9 @@ def test_mapped_weights_of_the_right_precision_stay_in_the_file(tmp_path, expect
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory from Linux's /proc")
-@pytest.mark.parametrize("dtype, bits, share", [(torch.float16, None, 1), (torch.bfloat16, None, 1),
-                                                (torch.float16, 8, 1 / 2), (torch.float16, 4, 1 / 4)])
+@pytest.mark.parametrize("dtype, bits, share", [
+    (torch.bfloat16, None, 1), (torch.float16, 4, 1 / 4),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in ((torch.float16, None, 1), (torch.float16, 8, 1 / 2)))])
 def test_a_shard_is_in_memory_once(tmp_path, dtype, bits, share):
     """The result and one tensor of 4 MiB, with what it is quantised in; two copies would be twice."""
     shard_bytes, peak_bytes = run_ranks(grown_by_converting, 1, tmp_path, tmp_path / "shard.pt", dtype, bits)[0]
