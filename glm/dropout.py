@@ -29,11 +29,15 @@ class Dropout:
         return replace(self, rows=tuple(rows))
 
     def hidden(self, x: Tensor, layer: int, site: str, width: int, places: Tensor | None = None) -> Tensor:
-        """x (b, s, h), s being width; or (n, h), its rows at these places out of b * s."""
-        if not self.hidden_share:
+        """What attention or MLP gives; the arguments are those of `rows_of`."""
+        return self.rows_of(x, self.hidden_share, f"{layer} {site}", width, places)
+
+    def rows_of(self, x: Tensor, share: float, place: str, width: int, places: Tensor | None = None) -> Tensor:
+        """x (b, s, h), s being width; or (n, h), the rows at these places out of b * s."""
+        if not share:
             return x
-        factors = self._factors(self.hidden_share, f"{layer} {site}", (width, x.shape[-1]), x)
-        return x * (factors if places is None else factors.flatten(0, 1)[places])
+        factors = self._factors(share, place, (width, x.shape[-1]), x)
+        return x * (factors.flatten(0, 1)[places] if x.dim() == 2 else factors)
 
     def attention(self, probabilities: Tensor, layer: int) -> Tensor:
         """(b, n, s, total), n the heads of this rank."""

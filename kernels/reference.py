@@ -52,7 +52,29 @@ def weight_only_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | 
     dtype, and so is the result; compiled backends keep both in higher precision. Raises ValueError (check_packed).
     """
     check_packed(x, weight, scale, bias, bits, group_size)
+    if torch.is_grad_enabled() and x.requires_grad:
+        output = PackedProduct.apply(x, weight, scale, bits)
+        return output if bias is None else output + bias
     return F.linear(x, dequantize(weight, scale, bits, x.dtype), bias)
+
+
+class PackedProduct(torch.autograd.Function):
+    """x times a packed weight transposed. The weight is unpacked again for the gradient of x, and never kept."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        return F.linear(x, dequantize(weight, scale, bits, x.dtype))
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        _, weight, scale, bits = inputs
+        ctx.save_for_backward(weight, scale)
+        ctx.bits = bits
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, scale = ctx.saved_tensors
+        return gradient @ dequantize(weight, scale, ctx.bits, gradient.dtype), None, None, None
 
 
 def check_packed(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int,

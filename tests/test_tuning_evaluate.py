@@ -1,13 +1,20 @@
 """python -m tuning evaluate: every result of the originals on choices and labels, and ChatGLM's losses."""
 
+import json
+import shutil
+
+import numpy
 import pytest
 
 from tests.golden_finetune import KIT, lines, run, tokenizer_flags
+from tuning import api
 
 FOLDERS = {"copa": "COPA", "rte": "RTE", "cb": "CB", "wic": "WiC", "boolq": "BoolQ", "multirc": "MultiRC",
            "record": "ReCoRD", "wsc": "WSC"}
 HAS_MODEL = (KIT / "checkpoints" / "glm-tiny").is_dir()
 RESULTS = [each for each in lines("expected/superglue/results.jsonl") if "error" not in each] if HAS_MODEL else []
+CHAT = (json.loads((KIT / "expected/chatglm/cases.json").read_text(encoding="utf-8")) if HAS_MODEL
+        else {"cases": [], "samples": []})
 
 
 def flags(result):
@@ -59,6 +66,45 @@ def test_results_of_the_original(result, capsys):
         result.get("metrics", {}), abs=1e-6)
     for name, losses in result["losses"].items():
         assert found["losses"][name] == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.fixture
+def chatglm(tmp_path):
+    """The kit's ChatGLM as transformers writes it, and its rows."""
+    kit = KIT / "checkpoints"
+    values = json.loads((kit / "chatglm-tiny.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"model_type": "chatglm"}))
+    shutil.copy(kit / "chatglm-tiny.pt", tmp_path / "pytorch_model.bin")
+    rows = [{name: sample[name] for name in ("input_ids", "labels")} for sample in CHAT["samples"]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def prefix_of(case):
+    """The kit's file of a case's prefix, and whether it has a projection."""
+    if case["name"] == "plain":
+        return None, False
+    is_projected = case["prefix_projection"]
+    return KIT / "checkpoints" / f"chatglm-prefix{'-projection' * is_projected}.pt", is_projected
+
+
+@pytest.mark.parametrize("case", CHAT["cases"], ids=lambda case: case["name"])
+def test_chatglm_s_losses_logits_and_prefixes(case, chatglm, capsys):
+    file, is_projected = prefix_of(case)
+    prefix = [] if file is None else ["--prefix-encoder", file, "--pre-seq-len", case["pre_seq_len"],
+                                      *["--prefix-projection"] * is_projected]
+    found, = run("evaluate", "--task", "chat", "--tokenized", chatglm / "rows.jsonl", "--load", chatglm, *prefix,
+                 "--eval-batch-size", 5, capsys=capsys)
+    assert [row["loss"] for row in found["rows"]] == pytest.approx(case["row_losses"], rel=1e-4)
+    assert found["losses"]["cross_entropy"] == [pytest.approx(case["loss"], rel=1e-4)]
+    how = {"prefix_encoder": file, "pre_seq_len": case.get("pre_seq_len", 0), "prefix_projection": is_projected}
+    logits = api.chat_logits(chatglm, [sample["input_ids"] for sample in CHAT["samples"]], **how)
+    with numpy.load(KIT / "expected/chatglm/logits.npz") as arrays:
+        numpy.testing.assert_allclose(logits[0], arrays[f"{case['name']}/row0"], atol=1e-3)
+        assert (logits.argmax(-1) == arrays[f"{case['name']}/argmax"]).all()
+        if file is not None:
+            numpy.testing.assert_allclose(api.chat_prefix(chatglm, **how), arrays[f"{case['name']}/past_key_values"],
+                                          atol=1e-5)
 
 
 @pytest.mark.skipif(not HAS_MODEL, reason="GLM_GOLDEN_FINETUNE names no whole kit")

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glm.checkpoint import read_file, tensors_of
+from glm.adapters.files import base_of, put_on, read_adapter, read_tensors
 from glm.families import FAMILIES
 from glm.linear import linears
 from glm.loading import load_without_tokenizer
 from glm.options import ModelOptions
-from glm.shard import MappedTensors
 from runtime.errors import UserError
 from tuning.options import CheckpointOptions, PartsOptions
 
@@ -88,7 +87,7 @@ class Tuned(torch.nn.Module):
         dropout = None if dropout is None else dropout.of(batch.numbers)
         for _, linear in linears(self.model):
             for adapter in linear.adapters.values():
-                adapter.dropping(dropout, batch.places)
+                adapter.dropping(dropout, batch.tokens.shape[1], batch.places)
         return self.model.hidden_states(batch.tokens, batch.position_ids, batch.blocked, places=batch.places,
                                         prompts=prompts, dropout=dropout, is_checkpointed=self.is_checkpointed)
 
@@ -130,14 +129,15 @@ def load(options: CheckpointOptions, parts: PartsOptions = NO_PARTS) -> Tuned:
         path=options.load, model=options.model, shape=options.shape, degree=options.degree, bits=options.bits,
         group_size=options.group_size, device=options.device, dtype=options.dtype))
     device, width = next(model.parameters()).device, model.config.hidden_size
+    if parts.adapter is not None:
+        put_on(model, read_adapter(parts.adapter, model.config.family, parts.lora_alpha, parts.lora_layout),
+               base_of(options.load))
+    if parts.prefix_encoder is not None:
+        put_on(model, read_adapter(parts.prefix_encoder, model.config.family), base_of(options.load),
+               parts.pre_seq_len or None, parts.prefix_projection)
     head, encoder = parts.head, parts.prompt_encoder
     return Tuned(model, None if head is None else read_head(head, width).to(device),
                  None if encoder is None else read_prompt_encoder(encoder, width).to(device))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Of a file of torch.save or a safetensors file, as float32, by their names; no code in it is run."""
-    return {name: tensor.float() for name, tensor in MappedTensors(tensors_of(read_file(Path(path)))).items()}
 
 
 def read_head(path: Path, hidden_size: int) -> Head:

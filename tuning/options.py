@@ -161,8 +161,8 @@ class PartsOptions:
     adapter: Path | None = option(None, "LoRA or a prefix: a file, or a folder in peft's format", metavar="FILE")
     lora_alpha: float = option(1.0, "LoRA: the products are multiplied with alpha / rank; files of peft and of this "
                                     "program say it themselves")
-    lora_layout: str = option("heads", "LoRA with three pairs: their outputs lie head by head, or one below the "
-                                       "other", choices=LAYOUTS)
+    lora_layout: str | None = option(None, "LoRA with three pairs: their outputs lie head by head, or one below the "
+                                           "other", choices=LAYOUTS, none="as the model's own rows")
     pre_seq_len: int = option(0, "ChatGLM: tokens of the prefix", read=count_or_zero)
     prefix_projection: bool = option(False, "ChatGLM: the prefix has a projection")
     prefix_encoder: Path | None = option(None, "ChatGLM: file or folder of the prefix", metavar="FILE")

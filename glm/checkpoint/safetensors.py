@@ -54,6 +54,18 @@ def read(path: Path) -> FileIndex:
     return FileIndex(path, entries, tuple(regions))
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """What the file says of itself, text by text; empty for a file of another format."""
+    with path.open("rb") as file:
+        start = file.read(9)
+        if not is_one(start):
+            return {}
+        table = parse_json(decode_text(start[8:] + file.read(int.from_bytes(start[:8], "little") - 1), str(path)),
+                           str(path))
+    found = table.get(METADATA) if isinstance(table, dict) else None
+    return {name: value for name, value in (found or {}).items() if isinstance(value, str)}
+
+
 def _entry(path: Path, begin: int, name: str, value: dict) -> Entry:
     dtype, shape, (first, last) = value["dtype"], value["shape"], value["data_offsets"]
     if dtype not in DTYPES:
