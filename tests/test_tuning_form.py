@@ -7,9 +7,13 @@ import pytest
 
 from evaluation.config import MultiChoiceTaskConfig
 from evaluation.contexts import Contexts
+from evaluation.scorer import Scorer
+from evaluation.tasks import score_request
 from glm.checkpoint import read_config
 from glm.config import ModelConfig
 from glm.inputs import row_positions
+from glm.loading import load
+from glm.options import ModelOptions
 from glm.prompt_form import MASKS
 from runtime.errors import UserError
 from tests.golden_finetune import refused, run
@@ -31,6 +35,8 @@ patterns:
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "mine.yaml").write_text(TASK, encoding="utf-8")
+    (tmp_path / "short.yaml").write_text(
+        TASK.replace("the house", "No").replace("a river of gold", "Yes"), encoding="utf-8")
     row = {"text": "The old man looked at the sea and saw", "label": "1"}
     (tmp_path / "val.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     (tmp_path / "val.source").write_text(row["text"] + "\n", encoding="utf-8")
@@ -59,6 +65,24 @@ def test_cloze_rows_of_glm_130b_are_the_evaluators(folder, capsys):
         assert choice["position_ids"] == [places, blocks]
         assert choice["sep"] == len(context.ids) - 1
         assert choice["target"][choice["sep"]:] == ids
+
+
+def test_scores_are_the_evaluators(folder, capsys):
+    """Of the same context and choices: sums of log-probabilities, and of single tokens logits, which differ as much."""
+    flags = ["evaluate", "--data-dir", folder, "--load", SMALL, "--cloze-eval", "--dtype", "float32"]
+    tokenizer, context = evaluators_context("The old man looked at the sea and saw")
+    model, _ = load(ModelOptions(path=SMALL, device="cpu", dtype="float32"))
+    words = [("the house", "a river of gold"), ("No", "Yes")]
+    for texts, more in zip(words, (["--task", folder / "mine.yaml", "--multi-token"], ["--task", folder / "short.yaml"]),
+                           strict=True):
+        request = score_request(context, tuple(tuple(tokenizer.encode(text)) for text in texts))
+        (expected,) = Scorer(model).choice_log_probs([request])
+        (result,) = run(*flags, *more, capsys=capsys)
+        scores = result["rows"][0]["scores"]
+        if len(request.continuations[0]) == 1:
+            assert scores[0] - scores[1] == pytest.approx(expected[0] - expected[1], abs=1e-4)
+        else:
+            assert scores == pytest.approx(expected, abs=1e-4)
 
 
 def test_eos_stands_behind_a_text_whose_mask_is_not_last(folder, capsys):
