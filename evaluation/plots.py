@@ -33,7 +33,7 @@ def spread(rows: Sequence[tuple], unit: str, mark: float | None = None) -> str:
     """Figures with intervals, one below the other. rows: (label, figure, low, high, is_average); figure and low may be
     None: what is not finite has no place.
     mark: a figure to compare with, such as that of guessing."""
-    with _Drawing(height=0.55 + (0.2 if len(rows) <= 30 else 0.165) * len(rows)) as drawing:
+    with Drawing(height=0.55 + (0.2 if len(rows) <= 30 else 0.165) * len(rows)) as drawing:
         axes = drawing.axes()
         for place, (_, figure, low, high, is_average) in enumerate(rows):
             color, size = (INK, 5.5) if is_average else (MAIN, 5)
@@ -52,13 +52,13 @@ def spread(rows: Sequence[tuple], unit: str, mark: float | None = None) -> str:
         axes.set_xlabel(unit)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
-        _room(axes, [value for row in rows for value in row[1:4]] + [mark])
+        room(axes, [value for row in rows for value in row[1:4]] + [mark])
     return drawing.svg
 
 
 def reliability(found: Calibration) -> str:
     """Accuracy over confidence, and below it how many items have that confidence."""
-    with _Drawing() as drawing:
+    with Drawing() as drawing:
         above, below = drawing.figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
         above.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=(0, (3, 2)))
         above.vlines(found.confidence, found.accuracy, found.confidence, color=SECOND, linewidth=1.6, alpha=0.6)
@@ -75,7 +75,7 @@ def reliability(found: Calibration) -> str:
 
 def lengths(bins: Sequence[LengthBin], unit: str, mark: float | None = None) -> str:
     """The figure of items with short to long contexts."""
-    with _Drawing() as drawing:
+    with Drawing() as drawing:
         axes = drawing.axes()
         for place, each in enumerate(bins):
             if each.interval[0] is not None:
@@ -89,26 +89,26 @@ def lengths(bins: Sequence[LengthBin], unit: str, mark: float | None = None) -> 
                         fontsize=7)
         axes.set(xlabel="tokens of the context", ylabel=unit, xlim=(-0.5, len(bins) - 0.5))
         axes.grid(axis="y")
-        _room(axes, [value for each in bins for value in (each.figure, *each.interval)] + [mark], is_upright=True)
+        room(axes, [value for each in bins for value in (each.figure, *each.interval)] + [mark], is_upright=True)
     return drawing.svg
 
 
 def places(right: np.ndarray, predicted: np.ndarray) -> str:
     """How often each place holds the right answer, and how often it is chosen."""
-    with _Drawing() as drawing:
+    with Drawing() as drawing:
         axes, where = drawing.axes(), np.arange(len(right))
         axes.bar(where - 0.2, 100 * right, 0.36, color=FAINT, alpha=0.55, linewidth=0, label="right answer")
         axes.bar(where + 0.2, 100 * predicted, 0.36, color=MAIN, linewidth=0, label="chosen")
         axes.set_xticks(where, [str(place) for place in where])
         axes.set(xlabel="place of the choice", ylabel="% of the items", ylim=(0, None))
         axes.grid(axis="y")
-        _legend(axes)
+        legend(axes)
     return drawing.svg
 
 
 def windows(series: Sequence[tuple[str, np.ndarray]]) -> str:
     """Loss per token along the windows of a text. series: (file, (n,) nats per token)."""
-    with _Drawing() as drawing:
+    with Drawing() as drawing:
         axes = drawing.axes()
         for number, (name, values) in enumerate(series):
             color = (MAIN, SECOND, INK, FAINT)[number % 4]
@@ -122,13 +122,13 @@ def windows(series: Sequence[tuple[str, np.ndarray]]) -> str:
         axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y")
         if len(series) > 1:
-            _legend(axes)
+            legend(axes)
     return drawing.svg
 
 
 def answer_lengths(predicted: np.ndarray, wanted: np.ndarray) -> str:
     """How long answers and references are."""
-    with _Drawing() as drawing:
+    with Drawing() as drawing:
         axes = drawing.axes()
         last = max(4, int(np.quantile(np.concatenate([predicted, wanted]), 0.98)))
         edges = np.unique(np.linspace(-0.5, last + 0.5, min(last + 2, 31)).round(1))
@@ -137,11 +137,11 @@ def answer_lengths(predicted: np.ndarray, wanted: np.ndarray) -> str:
         axes.set(xlabel=f"characters (those above {last} are counted at {last})", ylabel="items")
         axes.locator_params(axis="y", integer=True)
         axes.grid(axis="y")
-        _legend(axes)
+        legend(axes)
     return drawing.svg
 
 
-class _Drawing:
+class Drawing:
     """A figure in the house's style; `svg` after the block."""
 
     def __init__(self, width: float = WIDTH, height: float = HEIGHT):
@@ -185,7 +185,7 @@ def _inline(text: str) -> str:
     return "\n".join(printable(line.lstrip()) for line in text.strip().split("\n"))
 
 
-def _room(axes, values: Sequence[float | None], is_upright: bool = False) -> None:
+def room(axes, values: Sequence[float | None], is_upright: bool = False) -> None:
     """Limits around the values; a percentage is not shown beyond 0 and 100 by much."""
     known = [value for value in values if value is not None and np.isfinite(value)]
     if not known:
@@ -194,7 +194,7 @@ def _room(axes, values: Sequence[float | None], is_upright: bool = False) -> Non
     (axes.set_ylim if is_upright else axes.set_xlim)(min(known) - margin, max(known) + margin)
 
 
-def _legend(axes) -> None:
+def legend(axes) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.1, handlelength=1.2)
 
 

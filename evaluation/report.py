@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from evaluation.metrics import Metric, notes_on
 from evaluation.output import REPORT, TIMINGS
+from evaluation.page import rendered
 from evaluation.recorded import RecordedRun
 from evaluation.report_task import TaskReport
-from evaluation.table import NO_INTERVAL, figure, kind_of, limited, limits, long_items
+from evaluation.table import NO_INTERVAL, kind_of, limited, long_items
 from runtime.errors import UserError
 from runtime.files import replacing
 from runtime.reading import LARGE, read_json
-from runtime.show import counted, duration
+from runtime.show import duration
 
 TEMPLATE = Path(__file__).with_name("report.html")
 _SHORT = 3  # tasks of a page whose sample items are shown unasked
@@ -56,10 +54,8 @@ def report(run: RecordedRun, timings: Mapping | None = None) -> str:
     tasks = {name: TaskReport(run, name, seconds.get(name), len(run.done) <= _SHORT) for name in run.done}
     has_long = any(task["counts"].get("overlong") for task in run.done.values())
     checkpoint, command, part = run.results.get("checkpoint") or {}, timings.get("command"), limited(run.results)
-    # no text can become markup: all that is put in is escaped, but for what the template itself or plots have made
-    environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined, finalize=_printable)
-    environment.filters |= {"figure": figure, "limits": limits, "anchor": _anchor, "plain": _plain, "counted": counted}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return rendered(
+        TEMPLATE,
         title=f"Evaluation of {Path(str(checkpoint.get('path') or 'a model')).name}",
         facts=_facts(run, timings), command=command if isinstance(command, str) else None,
         limited=part and f"{part[:1].upper()}{part[1:]}.", numbers=_NUMBERS,
@@ -133,23 +129,3 @@ def _provenance(results: Mapping, timings: Mapping) -> list[tuple[str, Mapping]]
     if timings:
         parts.append(("This run", {key: value for key, value in timings.items() if key not in ("tasks", "schema")}))
     return [(title, values) for title, values in parts if isinstance(values, Mapping)]
-
-
-def _anchor(name: str) -> str:
-    """A fragment identifier without blanks; distinct names that differ in blanks only are not worth more."""
-    return "task-" + "-".join(name.split())
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {each}" for key, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "–" if value is None else str(value)
-
-
-def _printable(value: object) -> str:
-    """Without what HTML may not hold: control characters and halves of surrogate pairs are shown as U+FFFD."""
-    if isinstance(value, Markup):
-        return value
-    return "".join(
-        "\ufffd" if (ord(c) < 32 and c not in "\n\t") or 0x7f <= ord(c) < 0xa0 or 0xd800 <= ord(c) <= 0xdfff else c
-        for c in str(value))

@@ -33,6 +33,7 @@ def test_files_are_worth_opening():
         "commands/tuning/train.py", "tuning/train_options.py",
         "commands/tuning/common.py", "commands/tuning/forget.py", "commands/tuning/inspect.py",
         "tuning/api.py", "tuning/data/form.py", "tuning/tasks.py", "tuning/tokenizers.py",
+        "evaluation/page.py",  # shared by both reports
         "commands/lm_eval.py",  # hands on to the harness
         "commands/main.py",  # the table of commands
         "generation/batching.py",  # shared by files and evaluation

@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 
 from evaluation.compare import compare
 from evaluation.compare_table import comparison_table
+from evaluation.page import FOLDER
 from evaluation.plots import answer_lengths, spread
 from evaluation.recorded import RecordedRun
-from evaluation.report import TEMPLATE, report, write_report
+from evaluation.report import report, write_report
 from tests.recorded_runs import MadeTask, choice_items, window_item, write_run
 
 TASKS = [MadeTask("choices", "mul", {"dev.jsonl": choice_items([1, 0])}),
@@ -33,7 +34,7 @@ def test_what_a_reader_must_know_stands_below_the_table(tmp_path):
 
 
 def test_a_narrow_screen_keeps_the_figures_and_shows_that_there_is_more():
-    style = TEMPLATE.read_text(encoding="utf-8")
+    style = (FOLDER / "page.html").read_text(encoding="utf-8")
     (narrow,) = re.findall(r"@media \(max-width: (\d+)px\) \{\s+\.wide \{ display: none; \}", style)
     assert int(narrow) > 800
     assert re.search(r"\.scroll \{[^}]*overflow-x: auto;[^}]*var\(--shadow\)", style)

@@ -73,8 +73,8 @@ def test_scores_are_the_evaluators(folder, capsys):
     tokenizer, context = evaluators_context("The old man looked at the sea and saw")
     model, _ = load(ModelOptions(path=SMALL, device="cpu", dtype="float32"))
     words = [("the house", "a river of gold"), ("No", "Yes")]
-    for texts, more in zip(words, (["--task", folder / "mine.yaml", "--multi-token"], ["--task", folder / "short.yaml"]),
-                           strict=True):
+    tasks = ["--task", folder / "mine.yaml", "--multi-token"], ["--task", folder / "short.yaml"]
+    for texts, more in zip(words, tasks, strict=True):
         request = score_request(context, tuple(tuple(tokenizer.encode(text)) for text in texts))
         (expected,) = Scorer(model).choice_log_probs([request])
         (result,) = run(*flags, *more, capsys=capsys)
