@@ -45,8 +45,8 @@ class Batch:
         self.sequences.reserve(self.rows + sum(row.width for row in rows), max(row.places for row in (*going, *rows)))
         for unidirectional, part in groupby(zip(numbers, rows, strict=True), lambda pair: pair[1].unidirectional):
             part = list(part)
-            places = self.sequences.read(*zip(*((row.context, row.shared_position, row.opened) for _, row in part),
-                                              strict=True), unidirectional)
+            asked = ((row.context, row.shared_position, row.opened, row.has_places) for _, row in part)
+            places = self.sequences.read(*zip(*asked, strict=True), unidirectional)
             kinds: dict[tuple, list[Member]] = {}
             for (number, row), place in zip(part, places, strict=True):
                 kinds.setdefault(row.kind, []).append(Member(number, row, place))
@@ -100,6 +100,7 @@ def generate(
     shared_positions: Sequence[int | None] | None = None,
     unidirectional: bool = False,
     opened: Sequence[int] | None = None,
+    has_places: bool = True,
     counted_lengths: Sequence[int] | None = None,
     invalid_ids: Sequence[int] = (),
     forbidden_starts: Sequence[Sequence[int]] = (),
@@ -116,7 +117,7 @@ def generate(
     """
     nothing = [None] * len(contexts)
     common = rules(end_tokens, invalid_ids, forbidden_starts)
-    rows = [Row(context, params, limit, common, shared, unidirectional, begun or 0, counted, seed or ())
+    rows = [Row(context, params, limit, common, shared, unidirectional, begun or 0, has_places, counted, seed or ())
             for context, limit, shared, begun, counted, seed in zip(
                 contexts, limits, shared_positions or nothing, opened or nothing, counted_lengths or nothing,
                 seeds or nothing, strict=True)]

@@ -26,9 +26,14 @@ class Ranking(NamedTuple):
     scale: int
     counts_end: bool  # the end token belongs to the length
     ends_among_best: bool  # only candidates among the k best can end
+    counts_next: bool = True  # open beams are compared at the length that they come to have, not at that before
+    renormalises: bool = True  # what may not come has no part in the others' probabilities
+    sees_context: bool = True  # an n-gram that comes once may begin in the context
 
 
-RANKINGS = {"glm": Ranking(5, 6, True, False), "transformers": Ranking(0, 1, False, True)}
+RANKINGS = {"glm": Ranking(5, 6, True, False), "transformers": Ranking(0, 1, False, True),
+            "seq2seq": Ranking(0, 1, False, True, counts_next=False, renormalises=False,
+                               sees_context=False)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ def start(contexts: Sequence[Sequence[int]], lengths: Sequence[int], params: Bea
           device: torch.device | str = "cpu") -> BeamState:
     """One beam per context. lengths: what each counts as in the length penalty (its own length, or a padded one)."""
     tail = max(params.no_repeat_ngram_size - 1, 0)
-    tails = [([-1] * tail + list(context))[len(context):] for context in contexts]
+    seen = contexts if RANKINGS[params.ranking or "glm"].sees_context else [[]] * len(contexts)
+    tails = [([-1] * tail + list(context))[len(context):] for context in seen]
     tokens = torch.tensor([[context[-1]] for context in contexts], device=device)
     return BeamState(
         scores=torch.zeros(len(contexts), 1, device=device),
@@ -86,12 +92,14 @@ def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_to
     width = (len(end_tokens) + 1) * k
     if width > v:
         raise UserError(f"num_beams {k} needs a vocabulary of at least {width} tokens, the model has {v}")
+    rule = RANKINGS[params.ranking or "glm"]
+    sums = None if rule.renormalises else logits.logsumexp(dim=-1, keepdim=True)
     if state.steps < params.min_gen_length:
         for end in end_tokens:
             forbid_(logits, slice(end, end + 1))
     if params.no_repeat_ngram_size > 0:
         forbid_repeats_(logits, state.history, params.no_repeat_ngram_size)
-    scores, beams, tokens = _candidates(logits, state.scores, width, noise)
+    scores, beams, tokens = _candidates(logits, state.scores, width, noise, sums)
 
     # the first k candidates that do not end go on, in order: at most len(end_tokens) * k of them can end
     is_end = sum(tokens == end for end in end_tokens)
@@ -117,16 +125,19 @@ def _common(history: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(differs, (0, 1), value=True).byte().argmax(dim=-1)
 
 
-def _candidates(logits: torch.Tensor, beam_scores: torch.Tensor, width: int, noise: torch.Tensor | None):
-    """The best `width` continuations over all beams, best first: scores, beams and tokens (p, width)."""
+def _candidates(logits: torch.Tensor, beam_scores: torch.Tensor, width: int, noise: torch.Tensor | None,
+                sums: torch.Tensor | None = None):
+    """The best `width` continuations over all beams, best first: scores, beams and tokens (p, width). sums (p, k, 1):
+    the logarithms that logits are normalised by; None: those of their own."""
     v = logits.shape[-1]
     if noise is None:
         # the best of all are among the best of each beam; log-probabilities are needed for these only
         best, ids = logits.topk(width, dim=-1)
-        best = best - logits.logsumexp(dim=-1, keepdim=True) + beam_scores[..., None]
+        best = best - (logits.logsumexp(dim=-1, keepdim=True) if sums is None else sums) + beam_scores[..., None]
         scores, places = best.flatten(1).topk(width, dim=-1)
         return scores, places // width, ids.flatten(1).gather(-1, places)
-    scores = (logits.log_softmax(dim=-1) + beam_scores[..., None]).flatten(1)
+    scores = logits.log_softmax(dim=-1) if sums is None else logits - sums
+    scores = (scores + beam_scores[..., None]).flatten(1)
     # keys of exponential races: the largest `width` are a draw without replacement from the softmax of the scores
     places = (scores - noise.log()).topk(width, dim=-1).indices
     scores, order = scores.gather(-1, places).sort(dim=-1, descending=True, stable=True)
@@ -166,13 +177,13 @@ def _finish(state: BeamState, candidates: list[list[tuple]], params: BeamParams,
                 going_on += 1
                 best = score if best is None else best
         done[prompt] = len(finished[prompt]) == params.num_beams and (
-            params.early_stopping or finished[prompt][-1].score >= _penalised(best, length + 1, params))
+            params.early_stopping or finished[prompt][-1].score >= _penalised(best, length + rule.counts_next, params))
     return tuple(finished), tuple(done)
 
 
 def _penalised(score: float, length: int, params: BeamParams) -> float:
     rule = RANKINGS[params.ranking or "glm"]
-    return score / ((rule.offset + length) / rule.scale) ** params.length_penalty
+    return score / ((rule.offset + max(length, 1)) / rule.scale) ** params.length_penalty
 
 
 def _insert(finished: tuple[Finished, ...], entry: Finished, most: int) -> tuple[Finished, ...]:

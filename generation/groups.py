@@ -30,6 +30,7 @@ class Row:
     shared_position: int | None = None  # of the last context token and all generated ones; None: they count up
     unidirectional: bool = False  # context tokens see only what is left of them
     opened: int = 0  # tokens of the blank in front of the last context token: read as generated ones are
+    has_places: bool = True  # generated tokens count on in the second channel; without it all have 1
     counted_length: int | None = None  # what the context counts as in beam search's length penalty; None: its length
     seed: Sequence[int] = ()  # the only source of chance; needed unless decoding is deterministic
     alternatives: int | None = None  # each sampled token's event brings its log-probability, and so many alternatives

@@ -17,7 +17,7 @@ from runtime.errors import UserError, shown
 from runtime.show import nearest
 
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
-RANKINGS = ("glm", "transformers")
+RANKINGS = ("glm", "transformers", "seq2seq")
 LARGEST_PENALTY = 20.0  # ((5 + length) / 6) ** penalty stays a number for every length
 LONGEST_NGRAM = 65536  # beam search puts as many tokens that stand for nothing before a context
 
@@ -82,7 +82,8 @@ class BeamParams:
 
     Beams that have ended are ranked by their score, divided by ((5 + length) / 6) ** length_penalty (`glm`, the
     original's) or by length ** length_penalty without the end token (`transformers`, with which other families were
-    published). Only a stochastic search draws, from the softmax of the candidates' scores, and looks at `seed`. Raises
+    published; `seq2seq`, GLM's fine-tuning's, is alike but leaves the context out of the length). Only a stochastic
+    search draws, from the softmax of the candidates' scores, and looks at `seed`. Raises
     UserError for values that are not allowed.
     """
 

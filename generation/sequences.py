@@ -53,21 +53,23 @@ class Sequences:
             self.cache.clear(slice(0, self.count), longest)
 
     def read(self, contexts: Sequence[Sequence[int]], shared_positions: Sequence[int | None], opened: Sequence[int],
-             unidirectional: bool) -> list[int]:
+             has_places: Sequence[bool], unidirectional: bool) -> list[int]:
         """Rows for these contexts, whose keys and values are put into the cache; hidden states are of no use.
 
         shared_positions: of the blank's tokens, which are the last context token and all that follows; None: positions
-        count up. opened: tokens in front of the last one that are the blank's, too.
+        count up. opened: tokens in front of the last one that are the blank's, too. has_places: behind the last one
+        they count on in the second channel.
         """
         first, self.count = self.count, self.count + len(contexts)
         lengths = [len(ids) - 1 for ids in contexts]
         self.lengths += lengths
         facts, read = [], []
-        for ids, length, shared, begun in zip(contexts, lengths, shared_positions, opened, strict=True):
+        for ids, length, shared, begun, counts in zip(contexts, lengths, shared_positions, opened, has_places,
+                                                      strict=True):
             position, advance = (length - begun, 1) if shared is None else (shared, 0)
             now, then = (in_blank(position, advance, step) for step in (begun, begun + 1))
             read.append((list(ids[:-1]), length - begun, row_positions(length - begun, [(position, advance, begun)])))
-            facts.append(((*now, length, ids[-1]), (then[0] - now[0], then[1] - now[1], 1, 0)))
+            facts.append(((*now, length, ids[-1]), (then[0] - now[0], (then[1] - now[1]) * counts, 1, 0)))
         self._state[..., first:self.count] = torch.tensor(facts, device=self.device).permute(1, 2, 0)
         self.cache.clear(slice(first, self.count))
         most = len(contexts)

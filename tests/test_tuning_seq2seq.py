@@ -121,3 +121,92 @@ def test_rows_that_cannot_be_built_are_lines_and_counted(tmp_path, capsys):
     (first, second) = golden.run("inspect", "--task", "extraction", "--data-dir", tmp_path, "--split", "test", *BPE,
                                  capsys=capsys)
     assert "input_ids" in first and "no blank" in second["error"] and second["guid"] == "test-1"
+
+
+CHECKPOINT = KIT / "checkpoints/glm-tiny"
+needs_model = pytest.mark.skipif(not CHECKPOINT.exists(), reason="the tests' part of the kit has no model")
+
+
+def evaluated(case, *more, capsys):
+    (found,) = golden.run("evaluate", *flags(case), "--load", CHECKPOINT, "--device", "cpu", "--dtype", "float32",
+                          "--eval-batch-size", case.get("batches_of", 3), *more, capsys=capsys)
+    return found
+
+
+@needs_model
+@pytest.mark.parametrize("case", BY_CASE)
+def test_losses_of_batches_are_the_original_s(case, capsys):
+    for row in of(case, "losses"):
+        found = evaluated(case, "--split", "train", "--losses", "cross_entropy", "--no-decode", "--label-smoothing",
+                          row["label_smoothing"], capsys=capsys)
+        assert found["losses"]["cross_entropy"] == pytest.approx(row["losses"], rel=1e-4) and found["rows"] == []
+
+
+@needs_model
+@pytest.mark.parametrize("row", [
+    pytest.param(row, id=f"{row['case']}-{row['task']}-{row['num_beams']}-{row['no_repeat_ngram_size']}")
+    for row in lines(f"{FOLDER}/generation.jsonl") if golden.has_tokenizer(row["tokenizer"])])
+def test_what_is_written_is_what_the_original_writes(row, capsys):
+    found = evaluated(row, "--split", "test", "--num-beams", row["num_beams"], "--length-penalty",
+                      row["length_penalty"], "--no-repeat-ngram-size", row["no_repeat_ngram_size"],
+                      "--min-tgt-length", row["min_tgt_length"], *["--select-topk"] * row["select_topk"],
+                      capsys=capsys)
+    assert {each["guid"]: each["prediction_ids"] for each in found["rows"]} == row["prediction_ids"]
+    assert {each["guid"]: each["prediction"] for each in found["rows"]} == row["predictions"]
+    assert found["metrics"] == pytest.approx(row["metrics"], abs=1e-6)
+
+
+@pytest.mark.parametrize("rules", ["none", "gigaword", "cnn_dm"])
+def test_rouge_is_counted_as_the_original_counts_it(rules, tmp_path, capsys):
+    rows = lines(f"{FOLDER}/rouge.jsonl")
+    pairs = [row for row in rows if "ref" in row]
+    key = {"none": "cnn_dm_org"}.get(rules, rules)
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"prediction": row["prediction"], "reference": row["ref"]}) + "\n"
+                            for row in pairs), encoding="utf-8")
+    (found,) = golden.run("score-text", "--pairs", file, "--rules", rules, capsys=capsys)
+    assert found["rows"] == [pytest.approx(row[key], abs=1e-6) for row in pairs]
+    (mean,) = [row for row in rows if row.get("all") == key]
+    assert found["mean"] == pytest.approx({name: mean[name] for name in found["mean"]}, abs=1e-6)
+
+
+def test_chatglm_s_figures(tmp_path, capsys):
+    rows = lines("expected/chatglm/metrics.jsonl")
+    pairs = [row for row in rows if "prediction" in row]
+    (mean,) = [row for row in rows if "all" in row]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"prediction": row["prediction"], "reference": row.get("label", "是")}) + "\n"
+                            for row in pairs), encoding="utf-8")
+    (found,) = golden.run("score-text", "--pairs", file, "--rules", "chatglm", capsys=capsys)
+    for score, row in zip(found["rows"], pairs, strict=True):
+        assert ("error" in score) if "error" in row else score == {name: row[name] for name in score}
+    assert found["mean"] == pytest.approx({name: mean[name] for name in found["mean"]})
+
+
+def test_chinese_under_an_english_rouge_is_said(tmp_path, capsys):
+    from tuning.__main__ import main
+
+    (tmp_path / "hyps").write_text("a b c d e\n是\n", encoding="utf-8")
+    (tmp_path / "refs").write_text("a b c d e\n小镇灯塔\n", encoding="utf-8")
+    assert main(["score-text", "--predictions", str(tmp_path / "hyps"), "--references", str(tmp_path / "refs")]) == 0
+    told = capsys.readouterr()
+    assert "1 of 2 references have Chinese characters" in told.err
+    assert json.loads(told.out)["rows"][1] == {"rouge-1": 0.0, "rouge-2": 0.0, "rouge-l": 0.0}
+
+
+@pytest.mark.parametrize("content, message", [
+    ("", "holds no texts"), ("{", "pairs.jsonl:1: not valid JSON"), ('{"prediction": "a"}\n', "reference is missing"),
+    ('{"prediction": "a", "reference": 1}\n', "pairs.jsonl:1: must be an object"), ("[1]\n", "pairs.jsonl:1"),
+])
+def test_pairs_of_another_form_are_one_line(content, message, tmp_path, capsys):
+    (tmp_path / "pairs.jsonl").write_text(content)
+    assert message in golden.refused("score-text", "--pairs", tmp_path / "pairs.jsonl", capsys=capsys)
+
+
+def test_texts_that_do_not_belong_together_are_refused(tmp_path, capsys):
+    (tmp_path / "a").write_text("x\ny\n")
+    (tmp_path / "b").write_text("x\n")
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert "has 2 lines" in golden.refused("score-text", "--predictions", a, "--references", b, capsys=capsys)
+    assert "leave" in golden.refused("score-text", "--pairs", a, "--references", b, capsys=capsys)
+    assert "no texts" in golden.refused("score-text", "--predictions", a, capsys=capsys)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, write_object
+from commands.tuning.score_text import warn_of_chinese
 from runtime.arguments import CommandParser, count
+from runtime.errors import UserError
+from runtime.files import replacing
 from tuning.options import Settings
 
 ABOUT = """\
 Scores, predictions, losses and metrics of a task, as one JSON object.
 
     python -m tuning evaluate --task rte --data-dir RTE --split dev --cloze-eval --load CHECKPOINT --tokenizer-type ...
+    python -m tuning evaluate --task cnn_dm --data-dir cnn_dm --split test --load CHECKPOINT --num-beams 5 --select-topk
 """
 
 
@@ -25,12 +31,20 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--eval-batch-size", type=count, default=16, metavar="N", help="rows of a batch, whose mean losses are given")
     add("--losses", type=_names, default=(), metavar="F,G", help="which losses of the batches are given, too")
+    add("--hyps", type=Path, metavar="FILE", help="seq2seq: what was written, a text a line, for scripts/"
+        "evaluate_seq2seq.sh; the references beside it, in FILE with .refs in place of .hyps")
     arguments = parser.parse_args(argv)
     settings = settings_of(arguments)
     found = _evaluated(settings, arguments)
     if skipped := found.get("skipped"):
         print(f"{len(skipped)} rows cannot be built, and are left out: {', '.join(skipped[:5])}"
               + (" ..." if len(skipped) > 5 else ""), file=sys.stderr)
+    if any(name.startswith("rouge") for name in found["metrics"]):
+        from tuning.text_metrics import is_chinese
+
+        warn_of_chinese(sum(is_chinese(row["ref"]) for row in found["rows"]), len(found["rows"]))
+    if arguments.hyps:
+        _write_texts(found["rows"], arguments.hyps)
     write_object({"task": settings.data.task, "split": settings.data.split} | found, arguments.output)
     return 0
 
@@ -43,11 +57,21 @@ def _evaluated(settings: Settings, arguments: argparse.Namespace) -> dict[str, A
     kind = CHAT if task == CHAT else module_of(task).__name__.rpartition(".")[2]
     samples = samples_of(settings, arguments.load)
     from tuning import evaluate
+    from tuning.evaluate_texts import evaluate_texts
 
-    call = {CHAT: evaluate.evaluate_chat, "cloze": evaluate.evaluate_choices}[kind]
+    call = {CHAT: evaluate.evaluate_chat, "cloze": evaluate.evaluate_choices,
+            "seq2seq": partial(evaluate_texts, load=arguments.load)}[kind]
     return call(load_tuned(arguments), settings, samples, arguments.eval_batch_size, arguments.losses)
 
 
 def _names(word: str) -> tuple[str, ...]:
     return tuple(name for name in word.split(",") if name)
 
+
+def _write_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Predictions and references in two files, a text a line."""
+    if not rows or "prediction_ids" not in rows[0]:
+        raise UserError("--hyps: nothing was written; only seq2seq tasks write texts, without --no-decode")
+    for file, name in ((path, "prediction"), (path.with_suffix(".refs"), "ref")):
+        with replacing(file) as temporary:
+            temporary.write_text("".join(" ".join(row[name].split()) + "\n" for row in rows), encoding="utf-8")

@@ -46,7 +46,7 @@ def blanks_row(source: Sequence[int], answers: Sequence[Sequence[int]], length: 
 
     Raises ValueError where there are more masks than answers.
     """
-    mask, sop, eop, pad = map(tokenizer.command, (MASK, "sop", "eop", "pad"))
+    mask, sop, eop, pad = map(tokenizer.command, (MASK, "sop", "eop", "eos"))
     ids, places, blocks = list(source), list(range(len(source))), [0] * len(source)
     target, loss_mask = [0] * len(source), [0] * len(source)
     masks = [place for place, token in enumerate(source) if token == mask]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BLANKS = ("blank", "extraction")
 WINDOWS = ("squad", "squad_v1")
 TASKS = (*CLEANED, "xsum", "customization", *QUESTIONS, *BLANKS)
+EVALUATED = "seq2seq"
 NOTHING = "N/A"  # what a window without the answer answers
 
 
@@ -63,6 +64,23 @@ def samples(settings: Settings, tokenizer: Tokenizer) -> list[Sample | Unbuildab
     if settings.data.task in WINDOWS:  # several samples of one example
         found = [replace(sample, guid=f"{settings.data.split}-{place}") for place, sample in enumerate(found)]
     return found
+
+
+def metrics(settings: Settings, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, float]:
+    """Means of ROUGE-1, -2 and -L, from 0 to 1; none of blanks, nor where the files' answers may not be read."""
+    from tuning.text_metrics import score_pairs
+
+    if settings.data.task in BLANKS or settings.data.task in ("cmrc", *WINDOWS):
+        return {}
+    rules = ("cnn_dm" if settings.tokenizer.tokenizer_type == "BertWordPieceTokenizer"
+             else "gigaword" if settings.data.task == "gigaword" else "none")
+    references = [sample.reference or "" for sample in samples]
+    return score_pairs(predictions, references, rules)[1]
+
+
+def rules_of_answers(settings: Settings) -> str | None:
+    """Of tuning.data.texts, for what was written; None: it stays as it is."""
+    return "blank" if settings.data.task in BLANKS else None
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -187,7 +205,7 @@ def _blanks(example: Example, settings: Settings, tokenizer: Tokenizer, chance: 
             source, answers = with_blanks(source, ratio, chance)
         else:
             answers = [f" {answer}" for answer in example.text_b.split("|")]
-    ids = padded(_ids(tokenizer, source), length, tokenizer.command("pad"))
+    ids = padded(_ids(tokenizer, source), length, tokenizer.command("eos"))
     if settings.data.split != "test":
         total = length + (int(length * ratio) if task == "blank" else settings.data.tgt_seq_length)
         return blanks_row(ids, [_ids(tokenizer, answer) for answer in answers], total, tokenizer,
