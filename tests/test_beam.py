@@ -182,3 +182,36 @@ def test_beams_say_from_where_on_they_differ_from_their_parents():
     assert (state.parents, state.common) == (((0, 0),), ((2, 0),))  # 0 0 and 1 1 differ from the start
     state = beam.beam_step(state, logits_of({7: 0.5, 8: 0.4}, {}), params, ENDS)
     assert (state.parents, state.common) == (((0, 0),), ((3, 2),))  # 0 0 5 and 0 0 6 differ behind 0 0
+
+
+SEQ2SEQ = BeamParams(num_beams=2, length_penalty=1.0, ranking="seq2seq")
+
+
+def test_seq2seq_leaves_the_context_out_of_lengths_and_ngrams():
+    params = BeamParams(num_beams=1, no_repeat_ngram_size=2, ranking="seq2seq")
+    state = beam.beam_step(begin(params, context=(0, 1)), logits_of({0: 0.9}), params, ENDS)
+    assert state.tokens.tolist() == [[0]]  # though "1 0" would follow as "0 1" did
+    state = beam.beam_step(state, logits_of({1: 0.9}), params, ENDS)
+    assert state.tokens.tolist() == [[1]]  # "0 1" stands in the context alone
+    state = beam.beam_step(beam.start([[7]], [0], SEQ2SEQ), logits_of({2: 0.5, 0: 0.3, 1: 0.1}), SEQ2SEQ, ENDS)
+    assert [entry.score for entry in state.finished[0]] == pytest.approx([math.log(0.5)])  # no token: counted as one
+
+
+def test_seq2seq_does_not_share_out_the_probability_of_what_may_not_come():
+    params = BeamParams(num_beams=1, min_gen_length=1, ranking="seq2seq")
+    state = beam.beam_step(beam.start([[7]], [0], params), logits_of({2: 0.6, 0: 0.3}), params, ENDS)
+    assert scores(state) == pytest.approx([0.3])
+    params = BeamParams(num_beams=1, min_gen_length=1)
+    state = beam.beam_step(begin(params), logits_of({2: 0.6, 0: 0.3}), params, ENDS)
+    assert scores(state) == pytest.approx([0.75])
+
+
+def test_seq2seq_compares_open_beams_at_the_length_before_the_step():
+    params = BeamParams(num_beams=1, length_penalty=1.0, ranking="seq2seq")
+    state = beam.beam_step(beam.start([[7]], [0], params), logits_of({0: 0.5}), params, ENDS)
+    # the best candidate ends, with log(0.25) / 1, and is what open beams are compared by: log(0.25) / 1, not / 2
+    ended = beam.beam_step(state, logits_of({2: 0.5, 0: 0.45}), params, ENDS)
+    assert ended.done == (True,)
+    with_next = BeamParams(num_beams=1, length_penalty=1.0, ranking="transformers")
+    state = beam.beam_step(beam.start([[7]], [0], with_next), logits_of({0: 0.5}), with_next, ENDS)
+    assert beam.beam_step(state, logits_of({2: 0.5, 0: 0.45}), with_next, ENDS).done == (False,)

@@ -39,7 +39,8 @@ def written(model: GLM, rows: Sequence[Row], params: BeamParams, end: int, limit
 
     rows: what stands behind sop is not read. end: the id of eop. limit: most tokens, the end included. advances: the
     answer's positions count on, they are not all the mask's. has_places: generated tokens count 2, 3, ... behind sop in
-    the second channel; without it all have 1. seed: of draws, with a row's number. Raises NonFinite where logits are no numbers.
+    the second channel; without it all have 1. seed: of draws, with a row's number. Raises NonFinite where logits are no
+    numbers.
     """
     contexts = [[*source_of(row), row.input_ids[row.sep]] for row in rows]
     answers: list[list[int]] = [[] for _ in rows]
