@@ -156,6 +156,19 @@ def test_what_is_written_is_what_the_original_writes(row, capsys):
     assert found["metrics"] == pytest.approx(row["metrics"], abs=1e-6)
 
 
+@needs_model
+def test_texts_for_the_leaderboard_s_script_stand_in_two_files(tmp_path, capsys):
+    (case,) = [case for case in CASES if case["case"] == 11]
+    found = evaluated(case, "--split", "train", "--hyps", tmp_path / "train.hyps", capsys=capsys)
+    for name, key in (("hyps", "prediction"), ("refs", "ref")):
+        written = (tmp_path / f"train.{name}").read_text(encoding="utf-8").splitlines()
+        assert written == [" ".join(row[key].split()) for row in found["rows"]]
+    short = next(row for row in found["rows"] if row["ref"] == "no .")  # nothing of it was drawn
+    assert short["prediction"] == "no ."
+    assert "--losses" in golden.refused("evaluate", *flags(case), "--load", CHECKPOINT, "--split", "test", "--losses",
+                                        "cross_entropy", capsys=capsys)
+
+
 @pytest.mark.parametrize("rules", ["none", "gigaword", "cnn_dm"])
 def test_rouge_is_counted_as_the_original_counts_it(rules, tmp_path, capsys):
     rows = lines(f"{FOLDER}/rouge.jsonl")

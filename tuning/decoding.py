@@ -60,8 +60,9 @@ def filled(model: GLM, sources: Sequence[Sequence[int]], mask: int, sop: int, en
            limit: int) -> list[list[int]]:
     """What is generated for the blanks of each source, greedily: the first one's tokens, sop, the next one's ...
 
-    sources: of one length, each with a mask at least. params: the least length and the size of n-grams that come once,
-    both of all blanks of a row together. limit: most tokens of all blanks of a row, with sop before all but the first.
+    sources: of one length; one without a mask gets nothing. params: the least length and the size of n-grams that come
+    once, both of all blanks of a row together. limit: most tokens of these, with sop before all but the first.
+    Raises NonFinite.
     """
     device, count, width = next(model.parameters()).device, len(sources), len(sources[0])
     masks = [[place for place, token in enumerate(source) if token == mask] for source in sources]
@@ -72,11 +73,12 @@ def filled(model: GLM, sources: Sequence[Sequence[int]], mask: int, sop: int, en
 
     size = params.no_repeat_ngram_size
     history = torch.full((count, max(size - 1, 0)), -1, device=device)
-    numbers, steps, done = [0] * count, [1] * count, [False] * count  # of the blank, of its token
+    numbers, steps, done = [0] * count, [1] * count, [not each for each in masks]  # of the blank; its token
     answers: list[list[int]] = [[] for _ in sources]
     chosen = torch.full((count,), sop, device=device)
     for step in range(limit):
-        logits = _next(model, cache, chosen, [masks[row][number] for row, number in enumerate(numbers)], steps)
+        positions = [(own or [0])[number] for own, number in zip(masks, numbers, strict=True)]
+        logits = _next(model, cache, chosen, positions, steps)
         if broken := [row for row, is_finite in enumerate(logits.isfinite().all(-1).tolist()) if not is_finite]:
             raise NonFinite(broken)
         if step < params.min_gen_length:
