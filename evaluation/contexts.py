@@ -34,7 +34,7 @@ class Contexts:
         self._masks = {tokenizer.command(name): name for name in names if name in tokenizer.commands}
         self._begin = tuple(map(tokenizer.command, self._form.begin)) if self._form.marks_tasks else ()
         self._end = self._form.end if self._form.marks_tasks and not self._form.is_causal else None
-        self.ends = tuple(map(tokenizer.command, self._form.ends))
+        self.ends, self.never = (tuple(map(tokenizer.command, names)) for names in (self._form.ends, self._form.never))
 
     @property
     def around(self) -> int:

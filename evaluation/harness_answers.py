@@ -51,7 +51,8 @@ class Answers:
         self.model, self.tokenizer, self.frame = model, tokenizer, frame
         self.max_gen_toks, self.batch_size = max_gen_toks, batch_size
         self._scorer, self._names = Scorer(model), Names(tokenizer)
-        self._ends = rules([tokenizer.command(name) for name in model.config.prompt_form.ends])
+        form = model.config.prompt_form
+        self._rules = rules(*(list(map(tokenizer.command, names)) for names in (form.ends, form.never)))
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]], on_answer: OnAnswer = _nothing) -> list[Choice]:
         """Of every (context, continuation): the continuation's log-probability (nats), and whether it is the greedy
@@ -97,7 +98,7 @@ class Answers:
             seed = (torch.initial_seed() if decoding.seed is None else decoding.seed) + seen[question]
             seen[question] += 1
             rows.append(self._row(fitted, decoding, seed))
-            texts.append(Text(self._names, self._ends.end_tokens, context, decoding.stops))
+            texts.append(Text(self._names, self._rules.end_tokens, context, decoding.stops))
         self._warn_of(cut)
         with Progress(len(rows), shown=is_first_rank(), unit="answers") as progress:
             for batch in batches(range(len(rows)), [row.places for row in rows], self.model, 1, self.batch_size):
@@ -144,7 +145,7 @@ class Answers:
 
     def _row(self, ids: Ids, decoding: Decoding, seed: int) -> Row:
         context = self.frame.context(ids)
-        return Row(context.ids, decoding.params, decoding.limit, self._ends, context.shared_position, context.causal,
+        return Row(context.ids, decoding.params, decoding.limit, self._rules, context.shared_position, context.causal,
                    context.opened, seed=(seed, 0, *context.ids))
 
     def _decode(self, rows: Sequence[Row], texts: Sequence[Text]) -> None:

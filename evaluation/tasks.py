@@ -166,7 +166,7 @@ class GenerationTask(Task):
             params = replace(params, ranking=config.form.beam_ranking)
         return GenerateRequest(
             context.ids, params, config.max_gen_length, self.end_tokens, None if counts_on else context.first,
-            context.causal, context.opened, self.invalid_ids(), self.forbidden_starts(),
+            context.causal, context.opened, (*self.invalid_ids(), *self.contexts.never), self.forbidden_starts(),
             tuple(config.stop), truncated=truncated, input_length=len(text))
 
     def room(self, example: Example) -> int:

@@ -179,6 +179,7 @@ class Filling:
     seed: int
     most: int  # places that the model has (max_sequence_length)
     ends: tuple[int, ...]  # tokens that end a blank
+    never: tuple[int, ...] = ()  # tokens that are not generated
     stops: tuple[str, ...] = ()  # texts of which the first to come ends a blank; of beams it cuts off the rest
     done: tuple[tuple[int, ...], ...] = ()  # blanks that are filled, as later ones see them
     filled: tuple[Filled, ...] = ()  # the same as texts

@@ -99,7 +99,7 @@ def begin(text: str, model, tokenizer, params: SamplingParams | BeamParams, stop
     if isinstance(params, BeamParams) and params.ranking is None:
         params = replace(params, ranking=form.beam_ranking)
     filling = Filling(split(text, tokenizer, form), params, seed, model.config.max_sequence_length,
-                      tuple(tokenizer.command(name) for name in form.ends), stops)
+                      *(tuple(map(tokenizer.command, names)) for names in (form.ends, form.never)), stops)
     filling.wanted()  # raises where there is no room
     return filling
 
@@ -107,8 +107,8 @@ def begin(text: str, model, tokenizer, params: SamplingParams | BeamParams, stop
 def row_of(filling: Filling) -> Row:
     """What a batch is asked for the next blank."""
     context, limit, shared_position, seed = filling.wanted()
-    return Row(context, filling.params, limit, rules(filling.ends), shared_position, filling.prompt.is_causal,
-               seed=seed)
+    return Row(context, filling.params, limit, rules(filling.ends, filling.never), shared_position,
+               filling.prompt.is_causal, seed=seed)
 
 
 def fill(model, tokenizer, fillings: Mapping[int, Filling],

@@ -21,6 +21,7 @@ class PromptForm:
     no_end_after: tuple[str, ...] = MASKS
     advancing: tuple[str, ...] = ("[gMASK]",)  # masks whose answer's positions count on; those of others are the mask's
     ends: tuple[str, ...] = ("eop", "eos")  # any of these ends an answer
+    never: tuple[str, ...] = ()  # none of these is generated
     beam_ranking: str = "glm"  # generation.params.RANKINGS
     is_causal: bool = False  # nothing is filled: the text stands behind `begin`, is read from left to right and goes on
     # In evaluation:

@@ -39,7 +39,12 @@ class Served:
 
     @property
     def ends(self) -> tuple[int, ...]:
-        return tuple(self.tokenizer.command(name) for name in self.form.ends)
+        return tuple(map(self.tokenizer.command, self.form.ends))
+
+    @property
+    def never(self) -> tuple[int, ...]:
+        """Ids that are not generated."""
+        return tuple(map(self.tokenizer.command, self.form.never))
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def _prompt(prompt: str | tuple[int, ...], asked: Completion, served: Served, ca
     params = asked.decoding.params()
     try:
         return Prompt(text, ids, Filling(_blank(prompt, asked, served), params, asked.decoding.seed, served.most,
-                                         served.ends))
+                                         served.ends, served.never))
     except UserError as error:
         raise bad("prompt", str(error)) from None
 
@@ -164,8 +169,8 @@ def _causal(prompt: Prompt, asked: Completion, served: Served, seed: int) -> Row
         raise bad("prompt", f"the prompt has {len(prompt.ids)} tokens; with those that are added the model takes "
                             f"{served.most}, one of the answer included", "context_length_exceeded")
     limit = min(served.most - length, asked.decoding.max_tokens)
-    return Row(context.ids, asked.decoding.params(), limit, rules(served.ends), context.shared_position, context.causal,
-               context.opened, seed=(seed, 0, *context.ids))
+    return Row(context.ids, asked.decoding.params(), limit, rules(served.ends, served.never), context.shared_position,
+               context.causal, context.opened, seed=(seed, 0, *context.ids))
 
 
 def fill_job(asked: Fill, served: Served) -> tuple[Job, list[Result | int], int]:
@@ -177,7 +182,7 @@ def fill_job(asked: Fill, served: Served) -> tuple[Job, list[Result | int], int]
     for text in asked.texts:
         try:
             filling = Filling(split(text, served.tokenizer, served.form), asked.decoding.params(), asked.decoding.seed,
-                              served.most, served.ends)
+                              served.most, served.ends, served.never)
             choice = Blanks(filling, served.tokenizer, asked.streaming.is_on)
         except UserError as error:
             if not asked.is_list:

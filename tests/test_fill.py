@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from generation import BeamParams, SamplingParams, fill_blanks
 from generation.batching import batches
 from generation.blanks import MASK_PATTERN, split
+from glm.config import ModelConfig
+from glm.prompt_form import PromptForm
 from runtime.errors import UserError
 from tests.fake_model import FakeModel
 
@@ -80,6 +82,25 @@ def test_a_generated_mask_token_is_not_filled(tokenizer):
     mask = tokenizer.command("[MASK]")
     result = fill_blanks(scripted(tokenizer, [mask, 21000], "b"), tokenizer, ["[MASK] a [MASK]"], GREEDY)[0]
     assert result.blanks == ["[MASK]" + tokenizer.decode_behind([21000]), "b"]
+
+
+@pytest.mark.parametrize("kind", [SamplingParams(top_k=1, max_gen_length=2), BeamParams(num_beams=2, max_gen_length=2)])
+def test_a_token_that_a_family_never_generates(tokenizer, kind):
+    """glm-10b-chinese's [gMASK] has a copy of eop's row: each time that an answer ends it is as likely."""
+    gmask = tokenizer.command("[gMASK]")
+    model = scripted(tokenizer, [gmask, gmask, gmask])
+    assert fill_blanks(model, tokenizer, ["a"], kind)[0].beams[0].blank_ids == [[gmask] * 2]
+    model.config.prompt_form = PromptForm(never=("[gMASK]",))
+    result, = fill_blanks(model, tokenizer, ["a"], kind)
+    assert not any(gmask in ids for beam in result.beams for ids in beam.blank_ids)
+
+
+def test_which_model_has_one():
+    def never(name, **fields):
+        return ModelConfig.from_name(name).override(**fields).prompt_form.never
+
+    assert never("glm-10b-chinese") == ("[gMASK]",) and never("glm-10b-chinese", gelu="tanh") == ()
+    assert not any(map(never, ("glm-10b", "glm-large-chinese", "glm-130b", "chatglm-6b", "chatglm2-6b")))
 
 
 def test_an_answer_may_be_empty(tokenizer):

@@ -181,10 +181,12 @@ def check(config: ModelConfig) -> None:
 
 def prompt_form(config: ModelConfig) -> PromptForm:
     """[CLS] text eos. Hugging Face's port and the Megatron-style original differ behind a mask at the end, and in what
-    ends an answer."""
+    ends an answer. In glm-10b-chinese eop and [gMASK] were one id; the port gave [gMASK] one of its own with a copy of
+    eop's row, which would be drawn as often as the end of an answer."""
     is_port = config.gelu == "exact"
+    has_copied_row = is_port and (config.num_layers, config.vocab_size) == (48, CHINESE)
     return PromptForm(begin=("ENC",), advancing=(), no_end_after=() if is_port else ("[gMASK]",),
-                      ends=("eop",) if is_port else ("eop", "eos"),
+                      ends=("eop",) if is_port else ("eop", "eos"), never=("[gMASK]",) if has_copied_row else (),
                       beam_ranking="transformers" if is_port else "glm", marks_tasks=True)
 
 
