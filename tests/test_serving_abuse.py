@@ -104,12 +104,15 @@ def vanish(server, seed):
 
 
 def malformed(chance):
+    """(bytes, whether they are HTTP and whole): values that no field takes; every other time damaged bytes, too."""
     path = chance.choice([*ROUTES])
     body = dict(ROUTES[path], max_tokens=2)
     for _ in range(chance.randrange(3)):
         body[chance.choice([*body, "stop", "n", "seed", "suffix", "temperature", "echo"])] = chance.choice(VALUES)
-    data = bytearray(request(path, json.dumps(body).encode(),
-                             b"".join(chance.sample(HEADERS, chance.randrange(3)))))
+    body = json.dumps(body).encode()
+    if chance.random() < 0.5:
+        return request(path, body, b"Connection: close\r\n"), True
+    data = bytearray(request(path, body, b"".join(chance.sample(HEADERS, chance.randrange(3)))))
     for _ in range(chance.choice([0, 1, 1, 2, 9])):
         place = chance.randrange(len(data))
         change = chance.randrange(4)
@@ -121,17 +124,19 @@ def malformed(chance):
             data[place:place] = chance.randbytes(chance.randrange(1, 30))
         else:
             data[place:place] = data[place:place + 40]
-    return bytes(data[:chance.randrange(1, len(data) + 1)] if chance.random() < 0.2 else data)
+    return bytes(data[:chance.randrange(1, len(data) + 1)] if chance.random() < 0.2 else data), False
 
 
-def answer_to(server, data):
-    """What comes back to a request whose sender then says no more."""
+def answer_to(server, data, is_whole):
+    """What comes back; the sender of damaged bytes says that no more follow."""
     found = b""
     with server.connection() as connection, contextlib.suppress(ConnectionError):
         connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
+        if not is_whole:
+            connection.shutdown(socket.SHUT_WR)
         while part := connection.recv(65536):
             found += part
+    assert found or not is_whole
     return found
 
 
@@ -142,7 +147,7 @@ def abuse(server, begin, clients, requests):
         thread.start()
     chances = [random.Random(begin + number) for number in range(requests)]
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda chance: answer_to(server, malformed(chance)), chances))
+        answers = list(threads.map(lambda chance: answer_to(server, *malformed(chance)), chances))
     for thread in gone:
         thread.join(SECONDS)
     assert not any(thread.is_alive() for thread in gone)
