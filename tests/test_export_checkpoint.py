@@ -10,7 +10,7 @@ from glm.checkpoint import find_shards
 from glm.shard import read_shard
 from runtime.errors import UserError
 from tools.export_checkpoint import export
-from tools.pretraining.run import DATA, check_same_data
+from tuning.corpus_run import DATA, check_same_data
 
 SMALL = Path(__file__).resolve().parent.parent / "checkpoints" / "glm-small"
 

@@ -8,7 +8,7 @@ from evaluation.output import write_samples
 from evaluation.store import Journal
 from runtime.errors import UserError
 from runtime.files import AppendOnlyFile, Lock, replacing, safe_name
-from tools.pretraining.run import check_same_data
+from tuning.corpus_run import check_same_data
 
 
 @pytest.fixture

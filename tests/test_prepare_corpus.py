@@ -9,8 +9,8 @@ import pytest
 from runtime.errors import UserError
 from tests.golden_data import TOKENIZER
 from tools import export_checkpoint, prepare_corpus, pretrain, train_vocabulary
-from tools.pretraining.run import Lines, read_log
-from tools.pretraining.texts import divided, documents_of, is_held_out, without_end
+from tools.preparing.texts import divided, documents_of, is_held_out, without_end
+from tuning.corpus_run import Lines, read_log
 
 VOCABULARY = TOKENIZER / "ice_text.model"
 SENTENCES = [f"The {number}th sentence of a text that somebody has written." for number in range(60)]

@@ -14,10 +14,12 @@ import glm
 from glm.tokenizers.icetk import IcetkTokenizer
 from tests.faults import errors_of, started, wait_for
 from tools import export_checkpoint, prepare_corpus, pretrain
-from tools.pretraining import run, texts
-from tools.pretraining.data import Mixture, blocked_of, cut, draw_batch, draw_row, open_corpus, pack
-from tools.pretraining.objective import Ids, ids_of, poisson_spans, sentence_span, span_sample, suffix_sample
-from tools.pretraining.optimizer import Schedule
+from tools.preparing import texts
+from tuning import corpus_run as run
+from tuning.data.corpus import Mixture, cut, draw_row, draw_samples, open_corpus
+from tuning.data.stretches import Ids, ids_of, poisson_spans, sentence_span, span_sample, suffix_sample
+from tuning.from_scratch import blocked_of, by_row, side_by_side
+from tuning.schedules import LateDecay
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = ROOT / "tests" / "golden" / "tokenizer" / "ice_text.model"
@@ -33,7 +35,8 @@ X = -1  # no loss here
 
 
 def arrays(sample):
-    return sample.tokens.tolist(), sample.positions.tolist(), sample.targets.tolist(), sample.context
+    targets = [target if counts else X for target, counts in zip(sample.target, sample.loss_mask, strict=True)]
+    return list(sample.input_ids), list(sample.places), targets, sample.sep
 
 
 def test_gmask_sample_of_a_text_that_goes_on():
@@ -74,7 +77,7 @@ def test_no_eos_when_the_text_ends_with_a_mask():
 def test_what_follows_a_mask_is_encoded_as_a_text_of_its_own():
     """A prompt is split at its masks and each piece encoded by itself, so a bare piece gets a blank in front."""
     sample = span_sample(np.array([12, 13, 30, 31]), [(1, 1)], np.array([0]), MASK, IDS)
-    assert sample.tokens.tolist() == [12, MASK, BLANK, 30, 31, EOS, SOP, 13]
+    assert list(sample.input_ids) == [12, MASK, BLANK, 30, 31, EOS, SOP, 13]
 
 
 def test_poisson_spans_cover_15_percent_and_never_touch():
@@ -99,11 +102,11 @@ def test_sentence_span_is_a_whole_sentence_without_its_line_end():
 
 def test_packed_samples_see_part_a_and_their_own_left_and_nothing_of_each_other():
     rows = [[suffix_sample(np.array([12, 13]), 1, False, IDS), suffix_sample(np.array([14, 15]), 0, False, IDS)]]
-    batch = pack(rows, 7)
-    assert batch["tokens"].tolist() == [[12, GMASK, SOP, GMASK, SOP, 14, 0]]
-    assert batch["positions"].tolist() == [[0, 1, 2, 0, 1, 2, 0]]
-    assert batch["targets"].tolist() == [[X, X, 13, X, 14, 15, X]]
-    blocked = blocked_of(torch.from_numpy(batch["segments"]), torch.from_numpy(batch["context"]))
+    batch = side_by_side(rows, 7, "cpu")
+    assert batch.tokens.tolist() == [[12, GMASK, SOP, GMASK, SOP, 14, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 2, 0]]
+    assert batch.targets.tolist() == [[X, X, 13, X, 14, 15, X]]
+    blocked = blocked_of(batch.segments, batch.context)
     assert ["".join(".x"[int(cell)] for cell in row) for row in blocked[0]] == [
         "..xxxxx",
         "..xxxxx",
@@ -116,16 +119,16 @@ def test_packed_samples_see_part_a_and_their_own_left_and_nothing_of_each_other(
 
 
 def test_schedules():
-    cosine = Schedule(steps=101, warm_up=1, final=0.0)
+    cosine = LateDecay(steps=101, warm_up=1, final=0.0)
     assert cosine.factor(0) == 1.0
     assert cosine.factor(50) == pytest.approx(0.5, abs=0.02)
     assert cosine.factor(100) == pytest.approx(0.0)
-    assert [Schedule(steps=100, warm_up=4).factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    late = Schedule(steps=100, warm_up=4, decay_from=80, final=0.02)
+    assert [LateDecay(steps=100, warm_up=4).factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    late = LateDecay(steps=100, warm_up=4, decay_from=80, final=0.02)
     assert late.factor(79) == 1.0 and late.factor(99) == pytest.approx(0.02)
     # what was trained so far does not depend on where the end is set later
     assert [late.factor(step) for step in range(80)] == [
-        Schedule(steps=500, warm_up=4, decay_from=400).factor(step) for step in range(80)]
+        LateDecay(steps=500, warm_up=4, decay_from=400).factor(step) for step in range(80)]
 
 
 # A toy corpus and a toy model, through the command lines
@@ -176,13 +179,13 @@ def test_batches_depend_on_seed_and_row_number_only(corpus):
     tokenizer = IcetkTokenizer(VOCABULARY, num_image_tokens=0)
     ids = ids_of(tokenizer)
     text = open_corpus(corpus, tokenizer.command("eos"), {})
-    first = draw_batch(text, 3, 40, 4, 64, Mixture(), ids)
-    again = draw_batch(text, 3, 40, 4, 64, Mixture(), ids)
-    split = draw_batch(text, 3, 42, 2, 64, Mixture(), ids)
-    for name in first:
-        assert np.array_equal(first[name], again[name]) and np.array_equal(first[name][2:], split[name])
-    assert not np.array_equal(first["tokens"], draw_batch(text, 4, 40, 4, 64, Mixture(), ids)["tokens"])
-    assert all(sum(len(sample.tokens) for sample in draw_row(text, 3, row, 64, Mixture(), ids)) <= 64
+
+    def drawn(seed, rows):
+        return by_row([sample for row in rows for sample in draw_samples(text, seed, row, 64, Mixture(), ids)])
+
+    first = drawn(3, range(40, 44))
+    assert first == drawn(3, range(40, 44)) and first[2:] == drawn(3, [42, 43]) and first != drawn(4, range(40, 44))
+    assert all(sum(len(sample.input_ids) for sample in draw_row(text, 3, row, 64, Mixture(), ids)) <= 64
                for row in range(50))
 
 

@@ -22,7 +22,7 @@ from runtime.errors import UserError
 from runtime.hosts import read_hostfile
 from tools.converting.manifest import read_manifest
 from tools.preparing.raw import read_csv, read_jsonl
-from tools.pretraining.data import read_index
+from tuning.data.corpus import read_index
 
 ROW = b'{"inputs_pretokenized": "a", "targets_pretokenized": ["b"]}\n'
 

@@ -19,7 +19,7 @@ def export(run: Path, vocabulary: Path, output: Path, dtype: str) -> int:
     from glm.shard import save_checkpoint
     from runtime.errors import UserError
     from runtime.files import replacing
-    from tools.pretraining.run import check_vocabulary
+    from tuning.corpus_run import check_vocabulary
 
     state_file = run / "state.pt"
     if not state_file.is_file():

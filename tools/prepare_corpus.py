@@ -37,8 +37,8 @@ def prepare_file(path: Path, vocabulary: Path, output: Path, held_out: float) ->
     from glm.tokenizers.icetk import IcetkTokenizer
     from runtime.errors import UserError
     from runtime.files import replacing
-    from tools.pretraining.data import SHORTEST_TEXT
-    from tools.pretraining.texts import divided, documents_of, is_held_out, read_lines
+    from tools.preparing.texts import divided, documents_of, is_held_out, read_lines
+    from tuning.data.corpus import SHORTEST_TEXT
 
     tokenizer = IcetkTokenizer(vocabulary, num_image_tokens=0)
     name = path.name.split(".")[0]

@@ -10,10 +10,7 @@ checkpoint of it. More in docs/pretraining.md.
 import argparse
 import math
 import sys
-import time
 from pathlib import Path
-
-HELD_OUT_SEED = 10_000_019
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -65,46 +62,6 @@ def parse_weights(texts: list[str]) -> dict[str, float]:
         raise UserError(f"--weights {' '.join(texts)}: expected NAME=FACTOR, as in zh_poetry=0.5") from None
 
 
-def batch_loss(model, batch: dict, shrink: float):
-    """Mean cross entropy over the targets of a packed batch, and their number. Logits are made for the targets only."""
-    import torch
-
-    from tools.pretraining.data import blocked_of
-    from tools.pretraining.objective import NO_TARGET
-
-    hidden = model.hidden_states(batch["tokens"], batch["positions"], blocked_of(batch["segments"], batch["context"]),
-                                 embedding_gradient_scale=shrink)
-    wanted = batch["targets"] != NO_TARGET
-    logits = model.head(hidden[wanted])
-    return torch.nn.functional.cross_entropy(logits, batch["targets"][wanted]), int(wanted.sum())
-
-
-def to_tensors(batch: dict, device: str) -> dict:
-    import torch
-
-    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
-
-
-def held_out_losses(model, corpora: dict, options, ids, autocast) -> dict[str, float]:
-    """Loss per target token for every language, as "zh" ([gMASK]) and "zh [MASK]"; the rows are the same every time."""
-    import torch
-
-    from tools.pretraining.data import Mixture, draw_batch
-
-    losses = {}
-    for language, corpus in corpora.items():
-        for name, mixture in ((language, Mixture(0.0, 0.0)), (f"{language} [MASK]", Mixture(1.0, 0.0))):
-            total, count = 0.0, 0
-            for first in range(0, options.evaluation_rows, 8):
-                rows = min(8, options.evaluation_rows - first)
-                batch = draw_batch(corpus, HELD_OUT_SEED, first, rows, 256, mixture, ids)
-                with torch.no_grad(), autocast():
-                    loss, targets = batch_loss(model, to_tensors(batch, options.device), 1.0)
-                total, count = total + loss.item() * targets, count + targets
-            losses[name] = round(total / count, 4)
-    return losses
-
-
 def report_held_out(losses: dict[str, float], index: dict[str, dict]) -> str:
     """Perplexity per token, and bits per character of the held-out text, which do not depend on the vocabulary."""
     lines = []
@@ -116,21 +73,16 @@ def report_held_out(losses: dict[str, float], index: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def train(options: argparse.Namespace, asked) -> None:
+def pretrain(options: argparse.Namespace, asked) -> None:
     """asked: of runtime.program.Interrupts; when it is, the step's state is saved before the end."""
-    from functools import partial
-
     import torch
 
-    from glm.config import ModelConfig
-    from glm.model import GLM
+    from glm.checkpoint import CONFIG_NAME
     from glm.tokenizers.icetk import IcetkTokenizer
     from runtime.errors import UserError
-    from runtime.files import replacing
-    from tools.pretraining import run
-    from tools.pretraining.data import Mixture, draw_batch, open_corpus, read_index
-    from tools.pretraining.objective import ids_of
-    from tools.pretraining.optimizer import Schedule, make_optimizers, set_rates
+    from tuning import corpus_run, from_scratch
+    from tuning.data.corpus import read_index
+    from tuning.loop import train
 
     if options.mask_share + options.smask_share > 1:
         raise UserError(f"--mask-share {options.mask_share:g} and --smask-share {options.smask_share:g} are more than "
@@ -138,66 +90,27 @@ def train(options: argparse.Namespace, asked) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     tokenizer = IcetkTokenizer(options.vocabulary, num_image_tokens=0)
-    config = ModelConfig.from_name(options.model).override(
-        num_layers=options.num_layers, hidden_size=options.hidden_size, num_attention_heads=options.num_attention_heads,
-        inner_hidden_size=options.inner_hidden_size, vocab_size=options.vocab_size or tokenizer.num_tokens)
-    if tokenizer.num_tokens > config.vocab_size:
-        raise UserError(f"{options.vocabulary} has {tokenizer.num_tokens} ids, more than vocab_size "
-                        f"{config.vocab_size}; leave --vocab-size out")
-    ids, weights = ids_of(tokenizer), parse_weights(options.weights)
-    eos = tokenizer.command("eos")
-    languages = sorted({facts["language"] for facts in read_index(options.corpus).values()})
-    corpus = open_corpus(options.corpus, eos, weights)
-    held_out = {language: open_corpus(options.corpus, eos, weights, ".heldout", language)
-                for language in languages}
-    mixture = Mixture(options.mask_share, options.smask_share)
-    schedule = Schedule(options.steps, options.warm_up, options.decay_from)
-    autocast = partial(torch.autocast, options.device.split(":")[0], dtype=torch.bfloat16, enabled=not options.fp32)
-
-    torch.manual_seed(options.seed)  # the initial weights are the only use of torch's generator
-    model = GLM(config, dtype=torch.float32, device=options.device, skip_init=False)
-    optimizers = make_optimizers(model, options.optimizer, options.matrix_rate, options.rate, options.weight_decay)
-    run.check_same_data(options.output, options.corpus, options.vocabulary, read_index(options.corpus))
-    progress = run.load_state(options.output, model, optimizers)
-    with replacing(options.output / "model_config.json") as temporary:
-        config.save(temporary)
-    step = progress["step"]
+    texts = from_scratch.open_texts(options, parse_weights(options.weights), tokenizer)
+    model = from_scratch.open_model(options, tokenizer)
+    corpus_run.check_same_data(options.output, options.corpus, options.vocabulary, read_index(options.corpus))
+    run = corpus_run.CorpusRun(options.output, options.rows, options.width)
+    training = from_scratch.training_of(options, model, texts, run)
+    from_scratch.restore(model, run)
+    from_scratch.save_config(model, options.output / CONFIG_NAME)
     if options.evaluate_only:
-        print(report_held_out(held_out_losses(model, held_out, options, ids, autocast), read_index(options.corpus)))
+        losses = from_scratch.held_out_losses(model, texts, options.evaluation_rows, from_scratch.autocast_of(options))
+        print(report_held_out(losses, read_index(options.corpus)))
         return
-    loss_of = torch.compile(batch_loss) if options.compile else batch_loss
-    parameters = list(model.parameters())
-    print(f"{sum(p.numel() for p in parameters):,} parameters, from step {step} to {options.steps}", flush=True)
+    step, end = run.progress["step"], len(training.steps)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, from step {step} to {options.steps}", flush=True)
+    lines = corpus_run.Lines(step, end, options.rows * options.width)
 
-    log = options.output / run.LOG
-    end = min(options.steps, options.stop_at or options.steps)
-    lines = run.Lines(step, end, options.rows * options.width)
-    while step < end:
-        began = time.perf_counter()
-        batch = draw_batch(corpus, options.seed, progress["rows"], options.rows, options.width, mixture, ids)
-        set_rates(optimizers, schedule.factor(step))
-        with autocast():
-            loss, targets = loss_of(model, to_tensors(batch, options.device), options.embedding_gradient_shrink)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        progress = {"step": step + 1, "rows": progress["rows"] + options.rows,
-                    "tokens": progress["tokens"] + options.rows * options.width}
-        step = progress["step"]
-        seconds = time.perf_counter() - began
-        entry = {**progress, "loss": round(loss.item(), 5), "norm": round(float(norm), 4), "targets": targets,
-                 "rate": round(schedule.factor(step - 1), 5), "seconds": round(seconds, 3)}
-        if step % options.evaluate_every == 0 or step == end:
-            entry["held_out"] = held_out_losses(model, held_out, options, ids, autocast)
-        run.append_log(log, entry)
-        if line := lines.after(step, loss.item(), entry.get("held_out", {})):
-            print(line, flush=True)
-        if step % options.save_every == 0 or step == end or asked:
-            run.save_state(options.output, model, optimizers, progress)
-        asked.check()
-    run.plot_log(log, options.output / "loss.png")
+    def tell(line: dict) -> None:
+        if told := lines.after(line["step"] + 1, line["loss"], line.get("held_out", {})):
+            print(told, flush=True)
+
+    train(training, run, asked, tell)
+    corpus_run.plot_log(options.output / corpus_run.LOG, options.output / "loss.png")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -207,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         with Lock(options.output, "--output"), Interrupts() as asked:
-            train(options, asked)
+            pretrain(options, asked)
     except FORESEEN as error:
         sys.exit(ended(error, f"the same command goes on from the last saved step: {options.output}"))
 

@@ -23,7 +23,7 @@ def lines_of(path: Path, limit: int) -> Iterator[str]:
 
     A file over the limit gives lines at a fixed stride, so that they are a sample of all of it and not its beginning.
     """
-    from tools.pretraining.texts import read_lines
+    from tools.preparing.texts import read_lines
 
     lines = [line.strip() for line in read_lines(path)]
     total = sum(map(len, lines))

@@ -83,7 +83,7 @@ def restored(state: Mapping[str, Any], optimizer: Optimizer, run: Run) -> Progre
         optimizer.load(state)
         return Progress(state["step"], state["updates"])
     except (KeyError, RuntimeError, TypeError, ValueError):
-        raise UserError(f"the state in {run.folder} is of another model; name another --save") from None
+        raise run.wrong_state() from None
 
 
 def one_step(training: Training, work: Work, progress: Progress) -> dict[str, Any]:
@@ -100,7 +100,8 @@ def one_step(training: Training, work: Work, progress: Progress) -> dict[str, An
         all_summed(gradient)
     norm = optimizer.norm()
     rate = optimizer.options.lr * training.schedule.factor(progress.updates)
-    line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+    line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm,
+                            "targets": total}
     if optimizer.skips(norm):
         line |= {"skipped": True, "gradient_norm": None, "loss": loss if math.isfinite(loss) else None}
         optimizer.forget()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FIRST_SCALE = 2.0**16  # of the loss in float16, as DeepSpeed begins
 CLIP_EPSILON = 1e-6  # beside the norm
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's AdamW knows of a parameter
+MOMENTS = {"AdamW": {"exp_avg", "exp_avg_sq", "step"}, "Muon": {"momentum_buffer"}}  # torch's, of a parameter
 
 
 def is_decayed(name: str) -> bool:
@@ -49,7 +49,7 @@ class LossScale:
 
 
 class Optimizer:
-    """Of named parameters. What is half precision in the model has a float32 master here, which alone is moved."""
+    """AdamW of named parameters. What is half precision in the model has a float32 master here, which is moved."""
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], options: OptimizerOptions):
         if not parameters:
@@ -61,10 +61,15 @@ class Optimizer:
         if any(parameter.dtype == torch.float16 for parameter in parameters.values()):
             self.scale = (LossScale(left=options.hysteresis) if options.loss_scale is None
                           else LossScale(options.loss_scale))
+        self._moving = self.made()
+
+    def made(self) -> list[torch.optim.Optimizer]:
+        """What moves the masters. A group's `share`, where it has one, is that of the rate."""
+        options = self.options
         groups = [{"params": [self.masters[name] for name in names], "weight_decay": decay}
                   for names, decay in ((self.decayed, options.weight_decay), (self.not_decayed, 0.0)) if names]
-        self._adam = torch.optim.AdamW(groups, lr=options.lr, betas=(options.adam_beta1, options.adam_beta2),
-                                       eps=options.adam_eps, fused=True)
+        return [torch.optim.AdamW(groups, lr=options.lr, betas=(options.adam_beta1, options.adam_beta2),
+                                  eps=options.adam_eps, fused=True)]
 
     @property
     def decayed(self) -> list[str]:
@@ -77,6 +82,10 @@ class Optimizer:
     @property
     def loss_factor(self) -> float:
         return 1.0 if self.scale is None else self.scale.value
+
+    def _moving_of(self, master: Tensor) -> torch.optim.Optimizer:
+        return next(moving for moving in self._moving
+                    if any(master is each for group in moving.param_groups for each in group["params"]))
 
     def gather(self) -> None:
         """The parameters' gradients become the masters', without the loss' scale."""
@@ -102,9 +111,10 @@ class Optimizer:
         if bound and (factor := bound / (norm + CLIP_EPSILON)) < 1.0:
             for gradient in self.gradients().values():
                 gradient *= factor
-        for group in self._adam.param_groups:
-            group["lr"] = rate
-        self._adam.step()
+        for moving in self._moving:
+            for group in moving.param_groups:
+                group["lr"] = rate * group.get("share", 1.0)
+            moving.step()
         with torch.no_grad():
             for name, master in self.masters.items():
                 if master is not self.parameters[name]:
@@ -129,8 +139,8 @@ class Optimizer:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, by the parameters' names; tensors are not copied."""
-        moments = {name: {key: self._adam.state[master][key] for key in MOMENTS}
-                   for name, master in self.masters.items() if self._adam.state.get(master)}
+        moments = {name: dict(moving.state[master]) for moving in self._moving
+                   for name, master in self.masters.items() if master in moving.state}
         scale = None if self.scale is None else [self.scale.value, self.scale.good, self.scale.left]
         return {"parameters": {name: master.detach() for name, master in self.masters.items()}, "moments": moments,
                 "scale": scale}
@@ -144,8 +154,10 @@ class Optimizer:
             master.copy_(state["parameters"][name])
             if master is not self.parameters[name]:
                 self.parameters[name].copy_(master)
-            if name in state["moments"]:
-                self._adam.state[master] = {key: tensor.to(master.device)
-                                            for key, tensor in state["moments"][name].items()}
+            if moments := state["moments"].get(name):
+                moving = self._moving_of(master)
+                if set(moments) != MOMENTS[type(moving).__name__]:
+                    raise KeyError(*moments)  # of another kind of optimiser
+                moving.state[master] = {key: tensor.to(master.device) for key, tensor in moments.items()}
         if state["scale"] is not None:
             self.scale = LossScale(*state["scale"])

@@ -91,6 +91,10 @@ class Run:
                 pickle.UnpicklingError):
             raise UserError(f"{path} is damaged; delete it to begin again, or name another --save") from None
 
+    def wrong_state(self) -> UserError:
+        """What to say where the state does not fit the training."""
+        return UserError(f"the state in {self.folder} is of another model; name another --save")
+
     def save_state(self, state: Mapping[str, Any]) -> None:
         if self.is_writer:
             os.fsync(self._log.number)

@@ -42,6 +42,27 @@ class Schedule:
         return 1.0
 
 
+@dataclass(frozen=True)
+class LateDecay:
+    """Of a training whose end may be decided late: a linear warm-up, then either a cosine to the end, or a constant
+    rate with a cosine from `decay_from` on. What was trained before does not depend on the number of steps."""
+
+    steps: int
+    warm_up: int = 100  # steps
+    decay_from: int | None = None  # step; None: the cosine begins where the warm-up ends
+    final: float = 0.02  # share of the peak rate at the last step
+
+    def factor(self, step: int) -> float:
+        """Share of the peak rate for step 0, 1, ..., steps - 1."""
+        if step < self.warm_up:
+            return (step + 1) / self.warm_up
+        start = self.warm_up if self.decay_from is None else max(self.decay_from, self.warm_up)
+        if step < start:
+            return 1.0
+        done = min((step - start) / max(self.steps - 1 - start, 1), 1.0)
+        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
 def learning_rates(style: str, total: int, warmup: float, ratio: float, steps: int) -> list[float]:
     """Of steps 0, 1, ... for a peak of 1."""
     schedule = Schedule(style, total, warmup, ratio)

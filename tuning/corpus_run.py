@@ -1,11 +1,18 @@
-"""The files of a training run (resumable state, a log that agrees with it, plot), and the lines that it prints."""
+"""The folder of a training from scratch: its state, a log that agrees with it, a plot; and the lines that it prints.
+
+The folder of a tuning is another one (run.py): there is no checkpoint to begin with, the state stays, so that a longer
+run may go on from it, and tools/export_checkpoint.py makes a checkpoint of it.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import json
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from evaluation.store import hash_files
 from glm.checkpoint import CONFIG_NAME, torch_file
@@ -20,64 +27,79 @@ DATA = "data.json"  # hashes of the files that the run was begun with
 VOCABULARY = "the vocabulary"  # its name among them
 
 
-def save_state(folder: Path, model, optimizers: list, progress: dict[str, int]) -> None:
-    """Everything the next step depends on, written aside, then renamed: a kill leaves the old or the new one."""
-    state = {
-        "progress": progress,
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-    }
-    write_torch(folder / STATE, state)
+class CorpusRun:
+    """The folder of a run, as the loop writes it. Its log counts steps from 1.
 
+    rows, width: of a batch, whose tokens the log counts. progress: steps, rows and tokens of the last state or line.
+    """
 
-def load_state(folder: Path, model, optimizers: list) -> dict[str, int]:
-    """Restores model and optimisers, cuts the log back to their step; returns the steps, rows and tokens done."""
-    import torch
+    def __init__(self, folder: Path, rows: int, width: int, clock: Callable[[], float] = time.perf_counter):
+        self.folder, self.progress = folder, {"step": 0, "rows": 0, "tokens": 0}
+        self._rows, self._width, self._clock, self._then = rows, width, clock, clock()
+        self._state = self._read()
+        if self._state is not None:
+            self.progress = self._state["progress"]
 
-    progress = {"step": 0, "rows": 0, "tokens": 0}
-    if (folder / STATE).is_file():
+    def _read(self) -> dict[str, Any] | None:
+        import torch
+
+        file = self.folder / STATE
+        if not file.is_file():
+            return None
         try:
-            torch_file.read(folder / STATE)  # refuses what torch.load must not be given
-            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            torch_file.read(file)  # refuses what torch.load must not be given
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            return {"progress": {name: int(state["progress"][name]) for name in ("step", "rows", "tokens")}} | state
         except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
                 pickle.UnpicklingError):
-            raise UserError(f"{folder / STATE} is damaged; delete it to begin again, or give a new --output") from None
-        try:
-            model.load_state_dict(state["model"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                _load_moments(optimizer, saved)
-        except (RuntimeError, ValueError, KeyError, TypeError):
-            raise UserError(f"{folder / STATE} is of another model or --optimizer; resume with the flags that the run "
-                            "began with, or give a new --output") from None
-        progress = state["progress"]
-    truncate_log(folder / LOG, progress["step"])
-    return progress
+            raise UserError(f"{file} is damaged; delete it to begin again, or give a new --output") from None
 
+    def state(self) -> dict[str, Any] | None:
+        """What the loop goes on from; None: nothing was saved."""
+        if self._state is None:
+            return None
+        step = self.progress["step"]
+        return {"step": step, "updates": step, "scale": None, "parameters": self._state.get("model"),
+                "moments": self._state.get("moments")}
 
-def _load_moments(optimizer, saved: dict) -> None:
-    """Restores the moments only: rates and other settings are those of this run's flags."""
-    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+    def wrong_state(self) -> UserError:
+        """What to say where the state does not fit the training."""
+        return UserError(f"{self.folder / STATE} is of another model or --optimizer; resume with the flags that the "
+                         "run began with, or give a new --output")
+
+    def write_parameters(self, decayed: Sequence[str], not_decayed: Sequence[str]) -> None:
+        """Which decay follows from --optimizer; nothing is written."""
+
+    def begin_log(self, step: int) -> None:
+        """Forgets what was logged for steps that are about to be done again."""
+        kept = [entry for entry in read_log(self.folder / LOG) if entry["step"] <= step]
+        with replacing(self.folder / LOG) as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        self._then = self._clock()
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """line: of the loop."""
+        now = self._clock()
+        self.progress = {"step": line["step"] + 1, "rows": self.progress["rows"] + self._rows,
+                         "tokens": self.progress["tokens"] + self._rows * self._width}
+        entry = self.progress | {
+            "loss": round(line["loss"], 5), "norm": round(line["gradient_norm"], 4), "targets": line["targets"],
+            "rate": round(line["learning_rate"], 5), "seconds": round(now - self._then, 3)}
+        self._then = now
+        with contextlib.closing(AppendOnlyFile(self.folder / LOG)) as file:
+            file.add((json.dumps(entry | ({"held_out": line["held_out"]} if "held_out" in line else {}))
+                      + "\n").encode())
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Everything the next step depends on, written aside, then renamed: a kill leaves the old or the new one."""
+        write_torch(self.folder / STATE, {"progress": self.progress, "model": state["parameters"],
+                                          "moments": state["moments"]})
 
 
 def read_log(path: Path) -> list[dict]:
     """The whole lines of a log; a line that a kill cut short is left out."""
     lines = read_text(path).split("\n")[:-1] if path.is_file() else []
     return [parse_json(line, str(path), number) for number, line in enumerate(lines, 1)]
-
-
-def truncate_log(path: Path, step: int) -> None:
-    """Forgets what was logged for steps that are about to be done again."""
-    kept = [entry for entry in read_log(path) if entry["step"] <= step]
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-
-
-def append_log(path: Path, entry: dict) -> None:
-    with contextlib.closing(AppendOnlyFile(path)) as file:
-        file.add((json.dumps(entry) + "\n").encode())
 
 
 def check_same_data(folder: Path, corpus: Path, vocabulary: Path, index: Mapping[str, dict]) -> None:

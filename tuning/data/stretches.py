@@ -1,4 +1,4 @@
-"""GLM's pre-training objective: a stretch of text becomes a context (part A) and the answers behind it (part B).
+"""The objective of models in the manner of GLM-130B: a stretch of text becomes a context and the answers behind it.
 
 Everything here is numpy over ids and mirrors how a prompt is laid out when blanks are filled (glm/inputs.py):
 
@@ -7,19 +7,25 @@ Everything here is numpy over ids and mirrors how a prompt is laid out when blan
     [MASK]    text with a [MASK] for each span, eos | sop span | sop span ...
               each answer at the position of its mask
 
-Part A sees all of part A; part B sees part A and its own left, so a span sees the spans shuffled before it.
-A target of -1 means no loss at that place.
+The context sees itself; an answer sees the context and its own left, so a span sees the spans shuffled before it. The
+objective of the GLM repository's pretraining, with learned block positions, is in spans.py.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glm.inputs import row_positions
+from tuning.data.sample import Row
+
+if TYPE_CHECKING:
+    from glm.tokenizers.icetk import IcetkTokenizer
 
 SPAN_LENGTH = 3  # mean of the Poisson distribution of [MASK] spans
 MASKED_SHARE = 0.15  # share of the text's tokens under [MASK]
-NO_TARGET = -1
 LINE_END = "<n>"
 SENTENCE_ENDS = ("。", ".", "!", "?", ";")
 SENTENCE_LENGTHS = (3, 64)  # tokens of a sentence that [sMASK] may stand for
@@ -41,18 +47,8 @@ class Ids:
     sentence_end: np.ndarray  # (vocab,) bool: a sentence or line ends with this piece
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One prompt with its answers. All arrays (length,) int64; `context` is the length of part A."""
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    targets: np.ndarray
-    context: int
-
-
-def ids_of(tokenizer) -> Ids:
-    """The objective's view of a glm.tokenizers.icetk.IcetkTokenizer whose num_image_tokens is 0."""
+def ids_of(tokenizer: IcetkTokenizer) -> Ids:
+    """The objective's view of a tokenizer whose num_image_tokens is 0."""
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.vocabulary_file))
@@ -72,43 +68,45 @@ def as_text(tokens: np.ndarray, ids: Ids) -> np.ndarray:
     return tokens
 
 
-def suffix_sample(text: np.ndarray, prefix: int, ends: bool, ids: Ids) -> Sample:
+def suffix_sample(text: np.ndarray, prefix: int, ends: bool, ids: Ids) -> Row:
     """[gMASK]: text[prefix:] is the answer; eop is learnt only where the document really ends (`ends`)."""
-    context = np.concatenate((text[:prefix], [ids.gmask]))
-    answer = np.concatenate((text[prefix:], [ids.eop])) if ends else text[prefix:]
-    tokens = np.concatenate((context, [ids.sop], answer[:-1]))
-    targets = np.concatenate((np.full(len(context), NO_TARGET), answer))
-    positions, _ = row_positions(len(context), [(len(context), 1, len(answer))])
-    return Sample(tokens, np.array(positions), targets, len(context))
+    context, answer = [*text[:prefix].tolist(), ids.gmask], [*text[prefix:].tolist(), *([ids.eop] if ends else [])]
+    return _row(context, [(answer, range(len(context), len(context) + len(answer)))], ids.sop)
 
 
-def span_sample(text: np.ndarray, spans: list[tuple[int, int]], order: np.ndarray, mask: int, ids: Ids) -> Sample:
-    """[MASK] or [sMASK] (`mask`): spans (start, length), ascending, at least a token apart; `order`: theirs in part B.
+def span_sample(text: np.ndarray, spans: list[tuple[int, int]], order: np.ndarray, mask: int, ids: Ids) -> Row:
+    """[MASK] or [sMASK] (`mask`): spans (start, length), ascending, at least a token apart; `order`: of their answers.
 
-    The text between two masks is laid out as a text of its own, and eos closes part A unless a mask does: as for a
-    prompt.
+    The text between two masks is laid out as a text of its own, and eos closes the context unless a mask does: as for
+    a prompt.
     """
-    context: list[np.ndarray] = []
-    length, end = 0, 0
-    mask_positions = []
+    context: list[int] = []
+    places, end = [], 0  # of the masks
     for start, count in spans:
-        piece = as_text(text[end:start], ids)
-        context += [piece, np.array([mask])]
-        mask_positions.append(length + len(piece))
-        length += len(piece) + 1
+        context += as_text(text[end:start], ids).tolist()
+        places.append(len(context))
+        context.append(mask)
         end = start + count
     if end < len(text):
-        context += [as_text(text[end:], ids), np.array([ids.eos])]
-    part_a = np.concatenate(context)
-    tokens, blanks, targets = [part_a], [], [np.full(len(part_a), NO_TARGET)]
+        context += [*as_text(text[end:], ids).tolist(), ids.eos]
+    answers = []
     for index in order:
         start, count = spans[index]
-        span = text[start : start + count]
-        tokens += [np.array([ids.sop]), span]
-        targets += [span, np.array([ids.eop])]
-        blanks.append((mask_positions[index], 0, count + 1))
-    positions, _ = row_positions(len(part_a), blanks)
-    return Sample(np.concatenate(tokens), np.array(positions), np.concatenate(targets), len(part_a))
+        answers.append(([*text[start:start + count].tolist(), ids.eop], [places[index]] * (count + 1)))
+    return _row(context, answers, ids.sop)
+
+
+def _row(context: Sequence[int], answers: Sequence[tuple[list[int], Sequence[int]]], sop: int) -> Row:
+    """answers: the targets and their positions, one after another. Places inside of them count from 1."""
+    sep, read, places, blocks, target = len(context), [], [], [], []
+    for wanted, positions in answers:
+        read += [sop, *wanted[:-1]]
+        target += wanted
+        places += positions
+        blocks += range(1, len(wanted) + 1)
+    nothing = (0,) * sep
+    return Row((*context, *read), (*range(sep), *places), (*nothing, *blocks), sep, (*nothing, *target),
+               (*nothing, *[1] * len(target)))
 
 
 def poisson_spans(length: int, generator: np.random.Generator) -> list[tuple[int, int]]:

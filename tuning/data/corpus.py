@@ -1,10 +1,12 @@
-"""Batches as a pure function of (seed, number of the row): no state to save, and the same after any interruption.
+"""A prepared corpus, and rows of samples as a pure function of (seed, number of the row): there is no state to save.
 
 The files of tools/prepare_corpus.py are laid behind each other on the interval [0, 1), each as wide as its share of the
 training. Sample number k is cut at the place frac(k * golden ratio): such places cover the interval far more evenly
 than random ones, so nothing is seen twice much before everything has been seen once. All further choices of a row come
 from a counter-based generator keyed by (seed, row).
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +15,8 @@ import numpy as np
 
 from runtime.errors import UserError
 from runtime.reading import read_json
-from tools.pretraining.objective import (
-    NO_TARGET,
-    Ids,
-    Sample,
-    as_text,
-    poisson_spans,
-    sentence_span,
-    span_sample,
-    suffix_sample,
-)
+from tuning.data.sample import Kind, Row, Sample
+from tuning.data.stretches import Ids, as_text, poisson_spans, sentence_span, span_sample, suffix_sample
 
 GOLDEN_RATIO = 0.6180339887498949
 SAMPLES_PER_ROW = 64  # more than a row ever holds
@@ -32,11 +26,10 @@ SNAP = 64  # tokens: how far back the beginning of a sentence is looked for
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the rows' samples: [MASK], [sMASK], and [gMASK] for the rest; shares of the files by weight."""
+    """Shares of the rows' samples; the rest is [gMASK]."""
 
-    mask: float = 0.25
-    smask: float = 0.05
-    weights: tuple[tuple[str, float], ...] = ()  # file name -> factor on its number of tokens
+    mask: float = 0.25  # [MASK]
+    smask: float = 0.05  # [sMASK]
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,7 @@ def cut(corpus: Corpus, place: float, length: int, ids: Ids) -> tuple[np.ndarray
 
 
 def draw_sample(corpus: Corpus, place: float, room: int, mixture: Mixture, ids: Ids,
-                generator: np.random.Generator) -> Sample | None:
+                generator: np.random.Generator) -> Row | None:
     """One sample of at most `room` tokens, or None where the cut has too little text."""
     kind = generator.random()
     if kind < mixture.mask + mixture.smask:
@@ -123,57 +116,22 @@ def draw_sample(corpus: Corpus, place: float, room: int, mixture: Mixture, ids: 
     return suffix_sample(text, prefix, ends, ids)
 
 
-def draw_row(corpus: Corpus, seed: int, row: int, width: int, mixture: Mixture, ids: Ids) -> list[Sample]:
+def draw_row(corpus: Corpus, seed: int, row: int, width: int, mixture: Mixture, ids: Ids) -> list[Row]:
     """The samples that together fill row number `row` of the whole training."""
     generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, row]))
     samples, room, misses = [], width, 0
     while room > SHORTEST_TEXT + 8 and misses < 4:
         number = row * SAMPLES_PER_ROW + len(samples) + misses
         sample = draw_sample(corpus, (number * GOLDEN_RATIO) % 1.0, room, mixture, ids, generator)
-        if sample is None or len(sample.tokens) > room:
+        if sample is None or len(sample.input_ids) > room:
             misses += 1
             continue
         samples.append(sample)
-        room -= len(sample.tokens)
+        room -= len(sample.input_ids)
     return samples
 
 
-def pack(rows: list[list[Sample]], width: int) -> dict[str, np.ndarray]:
-    """Samples side by side in rows that do not see each other.
-
-    tokens, positions, targets (b, width) int64; segments (b, width) int64, -1 for padding; context (b, width) bool:
-    part A.
-    """
-    shape = (len(rows), width)
-    batch = {
-        "tokens": np.zeros(shape, dtype=np.int64),
-        "positions": np.zeros(shape, dtype=np.int64),
-        "targets": np.full(shape, NO_TARGET, dtype=np.int64),
-        "segments": np.full(shape, -1, dtype=np.int64),
-        "context": np.zeros(shape, dtype=bool),
-    }
-    for b, samples in enumerate(rows):
-        start = 0
-        for segment, sample in enumerate(samples):
-            end = start + len(sample.tokens)
-            batch["tokens"][b, start:end] = sample.tokens
-            batch["positions"][b, start:end] = sample.positions
-            batch["targets"][b, start:end] = sample.targets
-            batch["segments"][b, start:end] = segment
-            batch["context"][b, start : start + sample.context] = True
-            start = end
-    return batch
-
-
-def blocked_of(segments, context):
-    """(b, s) int64, (b, s) bool tensors -> bool (b, s, s): a token sees its sample's part A and its own left."""
-    import torch
-
-    places = torch.arange(segments.shape[1], device=segments.device)
-    future = places[None, :] > places[:, None]
-    return (segments[:, :, None] != segments[:, None, :]) | (future & ~context[:, None, :])
-
-
-def draw_batch(corpus: Corpus, seed: int, first: int, rows: int, width: int, mixture: Mixture, ids: Ids) -> dict:
-    numbers = range(first, first + rows)
-    return pack([draw_row(corpus, seed, number, width, mixture, ids) for number in numbers], width)
+def draw_samples(corpus: Corpus, seed: int, row: int, width: int, mixture: Mixture, ids: Ids) -> list[Sample]:
+    """The same as samples that know their row."""
+    return [Sample(f"{row}-{number}", Kind.LANGUAGE, (each,), meta={"row": row})
+            for number, each in enumerate(draw_row(corpus, seed, row, width, mixture, ids))]
