@@ -1,9 +1,14 @@
 """The compiled CPU backend against its plain torch twin: attention, and all layers of a step in one call."""
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from kernels import reference
+from kernels import compiled, reference
 from kernels.cpu import stack
 from kernels.layer import Activation, LayerForm, LayerWeights, Rotary
 from kernels.layer import stack as walk
@@ -226,6 +231,35 @@ def test_a_stack_whose_weights_come_as_they_are_needed(ops, threads, monkeypatch
     assert stack.fits(unknown, final, *cache, form)
     made = stack.Stack(ops, unknown, final, *cache, form, before)
     assert torch.equal(made.step(hidden, cosine, sine, 4), expected) and asked == [0, 1, 2]
+
+
+@pytest.fixture
+def busy_cores():
+    """A process for every core that never rests: threads are taken off their cores in the middle of a step."""
+    loops = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
+             for _ in os.sched_getaffinity(0)]
+    yield
+    for loop in loops:
+        loop.kill()
+        loop.wait()
+
+
+def test_threads_that_decode_at_once_beside_busy_cores(busy_cores):
+    """Each step has a barrier of its own, and every row is computed by one thread, so that not a bit differs."""
+    if not (ops := compiled()):
+        pytest.skip("no compiled backend here")
+    layers, final, keys, values, form, *inputs = stack_case(torch.float32, 4, "glm-130b", 2, 4, 4, 32, 500, 4)
+
+    def steps(threads):
+        torch.set_num_threads(threads)  # of this Python thread's work
+        caches = [[tensor.clone() for tensor in part] for part in (keys, values)]
+        made = stack.Stack(ops, layers, final, *caches, form)
+        return [made.step(*inputs, 4) for _ in range(20)]
+
+    with ThreadPoolExecutor(4) as pool:
+        expected = pool.submit(steps, 1).result()[0]
+        for found in pool.map(steps, [2, 3, 2, 3]):
+            assert all(torch.equal(step, expected) for step in found)
 
 
 def test_an_error_before_a_layer_ends_the_step(ops):

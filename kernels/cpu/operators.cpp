@@ -1,31 +1,8 @@
 // The C entry points, called through ctypes with plain pointers. Element types: 0 float, 1 bf16, 2 fp16.
 // Every function does its own share in each thread of one parallel region; sizes were checked by the caller.
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #include "prefill.h"
 #include "stack.h"
-
-#ifdef _OPENMP
-#define TEAM(threads, body)                                                        \
-    if ((threads) > 1) {                                                           \
-        _Pragma("omp parallel num_threads(threads)") {                             \
-            const int thread = omp_get_thread_num(), team = omp_get_num_threads(); \
-            body                                                                   \
-        }                                                                          \
-    } else {                                                                       \
-        const int thread = 0, team = 1;                                            \
-        body                                                                       \
-    }
-static inline void wait_for_all(int team) {
-    if (team > 1) {
-#pragma omp barrier
-    }
-}
-#else
-#define TEAM(threads, body) { const int thread = 0, team = 1; body }
-static inline void wait_for_all(int) {}
-#endif
+#include "team.h"
 
 // Below this many bytes of work waking the other threads costs more than it saves.
 static const size_t WORTH_A_TEAM = 96 << 10;
@@ -64,7 +41,7 @@ EXPORT void glm_packed(int type, const void* x, size_t m, size_t k, const void* 
     threads = team_for(n * w.row_bytes() + m * k, threads);
     TEAM(threads, {
         product.arrange(type, w, x, m, share(m, 1, thread, team), room);
-        wait_for_all(team);
+        wait_for_all();
         product.rows(w, room, m, to, share(n, 4, thread, team));
     })
 }
@@ -117,7 +94,7 @@ EXPORT void glm_attend(int type, const AttentionShape* shape, const void* qkv, c
                        void* keys, void* values, void* out, int threads) {
     threads = team_for(shape->batch * shape->heads * shape->size * shape->total * 2 * width(type), threads);
     TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, cosine, sine, (T*)keys, (T*)values, *shape, (T*)out, thread,
-                                            team, [=] { wait_for_all(team); })))
+                                            team, wait_for_all)))
 }
 
 #ifdef GLM_BF16_DOTS
@@ -126,7 +103,7 @@ EXPORT void glm_prefill(const AttentionShape* shape, size_t length, const bf16* 
                         const float* sine, bf16* keys, bf16* values, bf16* out, int threads) {
     threads = team_for(shape->batch * shape->heads * shape->size * shape->total * length, threads);
     TEAM(threads, prefill::attend_part(qkv, cosine, sine, keys, values, *shape, length, out, thread, team,
-                                       [=] { wait_for_all(team); });)
+                                       wait_for_all);)
 }
 #else
 EXPORT void glm_prefill() {}
@@ -138,7 +115,7 @@ static void stack(const LayerWeights* layers, const StackShape& shape, const Att
                   const void* final_bias, void* out, BeforeLayer before, int threads) {
     StackScratch<T> shared(shape, attention);
     TEAM(threads, stack_part(layers, shape, attention, (const T*)hidden, cosine, sine, (const T*)final_weight,
-                             (const T*)final_bias, (T*)out, shared, before, thread, team, [=] { wait_for_all(team); });)
+                             (const T*)final_bias, (T*)out, shared, before, thread, team, wait_for_all);)
 }
 
 EXPORT void glm_stack(int type, const StackShape* shape, const LayerWeights* layers, const void* final_weight,
