@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.cpu import many_rows
 from tests import kernel_cases
 from tests.kernel_cases import DTYPES, doubled, poison, random
 from tests.rounding import assert_as_good
@@ -33,6 +34,33 @@ def test_linear_for_every_number_of_rows(ops, dtype, rows, monkeypatch):
 def test_linear_at_odd_and_real_sizes(ops, dtype, n, k, monkeypatch):
     poison(monkeypatch)
     check(ops, "linear", random(2, 1, k, dtype=dtype), random(n, k, dtype=dtype, seed=1), None, terms=k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, k", [(1, 1), (37, 33), (75, 136), (300, 1026)])
+def test_products_of_many_rows(ops, dtype, n, k, monkeypatch):
+    """By torch, in blocks of the weight as float32 where the processor has no products of x's type."""
+    poison(monkeypatch)
+    monkeypatch.setattr(many_rows, "UNPACKED_BYTES", 16 * 4 * k)
+    weight, bias = random(n, k, dtype=dtype, seed=1), random(n, dtype=dtype, seed=2)
+    for x in (random(2, 20, k, dtype=dtype), random(41, 2 * k, dtype=dtype)[:, ::2]):
+        check(ops, "linear", x, weight, bias, terms=k)
+        check(ops, "linear", x, weight, None, terms=k)
+        check(ops, "head", x, weight, terms=k)
+    x = random(40, k, dtype=dtype)
+    x[3, 0], x[4, -1] = float("inf"), float("nan")
+    found = ops.linear(x, weight.abs() + 1)
+    assert (found[3] == float("inf")).all() and found[4].isnan().all() and found[5:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_torch_would_imitate_is_multiplied_in_float32(ops, dtype):
+    """So logits are not rounded to 16 bits on their way."""
+    if ops.multiplies(dtype):
+        pytest.skip("a processor with such products")
+    x, weight = random(40, 200, dtype=dtype), random(30, 200, dtype=dtype, seed=1)
+    torch.testing.assert_close(ops.head(x, weight), reference.head(x.float(), weight.float()))
+    assert not torch.equal(ops.head(x, weight), reference.head(x, weight))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernels import UNPACKED_ROWS, cpu, packing, reference
-from kernels.cpu import build, stack
+from kernels.cpu import build, many_rows, stack
 from kernels.layer import LayerWeights
 from kernels.layer import stack as walk
 from tests.kernel_cases import FORMS, random_layers, random_packed
@@ -162,7 +162,7 @@ def test_rows_of_any_stride_and_addresses_of_any_alignment(ops, bits):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("group_size", [None, 128, 12, 3])
 def test_so_many_rows_that_torch_multiplies(ops, bits, dtype, group_size, poisoned, monkeypatch):
-    monkeypatch.setattr(cpu, "UNPACKED_BYTES", 16 * 384 * dtype.itemsize)
+    monkeypatch.setattr(many_rows, "UNPACKED_BYTES", 16 * 384 * dtype.itemsize)
     check(ops, random(2, UNPACKED_ROWS["cpu"], 384, dtype=dtype), random_packed(37, 384, bits, group_size),
           random(37, dtype=dtype, seed=3))
     check(ops, random(UNPACKED_ROWS["cpu"] + 1, 102, dtype=dtype), random_packed(5, 102, bits, 102))

@@ -1,21 +1,20 @@
 """The compiled backend for CPUs: kernels.reference's operations, without gradients.
 
-Its products serve decoding (few rows, bound by reading the weights once); for more rows torch's are used, and only what
-lies between the products is compiled. Each function checks what the C code relies on (types, contiguity, shapes) and
-hands anything else to the reference.
+Its products serve decoding (few rows, bound by reading the weights once); for more rows torch's are used (many_rows),
+and only what lies between the products is compiled. Each function checks what the C code relies on (types, contiguity,
+shapes) and hands anything else to the reference.
 """
 
 import ctypes
 import math
-import threading
+import platform
 from ctypes import c_float, c_int, c_size_t, c_void_p
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 
-from kernels import UNPACKED_BYTES, UNPACKED_ROWS, reference
-from kernels.cpu import attention, build
+from kernels import UNPACKED_ROWS, reference
+from kernels.cpu import attention, build, many_rows
 from kernels.cpu.attention import address
 from kernels.layer import Activation, Rotary
 
@@ -32,7 +31,6 @@ SIGNATURES = {
     "glm_activate": [c_int, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
     "glm_threads": [c_int],
 } | attention.SIGNATURES
-WORKSPACE_BYTES = 33 << 20  # more than keep_freed_memory leaves to the heap; only what is used becomes memory
 MAXIMUM_ROWS = 32  # beyond, a product is bound by arithmetic, and torch's library is the better one
 
 
@@ -53,12 +51,19 @@ class Operators:
         self.library = library
         self.path = library.glm_path().decode()  # which instructions it uses: "avx512+bf16", "avx2", "generic", ...
         self._linear = library.glm_linear
-        self._packed, self._arrange, self._unpack = library.glm_packed, library.glm_arrange, library.glm_unpack
+        self._packed = library.glm_packed
         self._head = library.glm_head
         self._norm = library.glm_norm
         self._scaled_add = library.glm_scaled_add
         self._activate = library.glm_activate
-        self.has_prefill = self.has_bf16_products = self.path.endswith("+bf16")
+        self.has_bf16_products = self.path.endswith("+bf16")
+        self.has_fp16_products = self.path.startswith("avx512") and "avx512_fp16" in build.processor_features()
+
+    def multiplies(self, dtype) -> bool:
+        """Whether torch's products of this type are worth having: on an x86 processor without instructions for it they
+        are imitated, which takes ten times as long as converting both sides to float32."""
+        return (dtype is torch.float32 or platform.machine() not in ("x86_64", "AMD64")
+                or (self.has_bf16_products if dtype is torch.bfloat16 else self.has_fp16_products))
 
     def weight_only_linear(self, x, weight, scale, bias=None, bits=8, group_size=None):
         reference.check_packed(x, weight, scale, bias, bits, group_size)
@@ -67,32 +72,14 @@ class Operators:
         if out.numel() == 0 or k == 0:
             return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
         x, bias = x.contiguous(), None if bias is None else bias.contiguous()
-        rows, group_size = x.numel() // k, group_size or k
+        rows = x.numel() // k
         if rows > UNPACKED_ROWS["cpu"]:
-            self._unpacked_linear(x.view(rows, k), weight, scale, bias, bits, group_size, out.view(rows, -1))
-            return out
+            packed = reference.PackedWeight(weight, scale, bits, group_size)
+            return many_rows.packed_linear(self, x.view(rows, k), packed, bias, out.view(rows, -1)).view(out.shape)
         self._packed(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(), scale.data_ptr(), TYPES[scale.dtype], bits,
-                     group_size, None if bias is None else bias.data_ptr(), out.data_ptr(), weight.shape[0],
+                     group_size or k, address(bias), out.data_ptr(), weight.shape[0],
                      torch.get_num_threads())
         return out
-
-    def _unpacked_linear(self, x, weight, scale, bias, bits, group_size, out):
-        """x (m, k) -> out (m, n) through torch's product with blocks of the weight, unpacked to bf16 or float32. Both
-        sides have their columns in the order in which packed weights are unpacked fastest."""
-        (m, k), n, threads = x.shape, weight.shape[0], torch.get_num_threads()
-        wide = torch.bfloat16 if x.dtype is torch.bfloat16 and self.has_bf16_products else torch.float32
-        columns = self.library.glm_padded(bits, k)
-        arranged = _workspace("x", m, columns, wide)
-        self._arrange(TYPES[x.dtype], x.data_ptr(), m, k, bits, TYPES[wide], arranged.data_ptr(), threads)
-        height = max(1, min(n, UNPACKED_BYTES // (columns * wide.itemsize)))
-        block = _workspace("weight", height, columns, wide)
-        bias = None if bias is None else bias.to(wide)
-        for first in range(0, n, height):
-            count = min(height, n - first)
-            self._unpack(weight.data_ptr(), scale.data_ptr(), TYPES[scale.dtype], bits, group_size, k, first, count,
-                         TYPES[wide], block.data_ptr(), threads)
-            part = slice(first, first + count)
-            out[:, part] = F.linear(arranged, block[:count], None if bias is None else bias[part])
 
     def linear(self, x, weight, bias=None):
         if isinstance(weight, reference.PackedWeight):
@@ -100,6 +87,9 @@ class Operators:
         kind = x.dtype
         *shape, width = x.shape
         rows = x.numel() // width
+        if rows > MAXIMUM_ROWS and weight.dtype is kind and width == weight.shape[1] and not self.multiplies(kind):
+            return many_rows.linear(x.reshape(rows, width), weight, bias, x.new_empty((rows, weight.shape[0]))).view(
+                *shape, -1)
         if (rows > MAXIMUM_ROWS or weight.dtype is not kind or not (x.is_contiguous() and weight.is_contiguous())
                 or (bias is not None and bias.dtype is not kind)):
             return reference.linear(x, weight, bias)
@@ -114,6 +104,9 @@ class Operators:
     def head(self, x, weight):
         kind, (n, k) = x.dtype, weight.shape
         rows = x.numel() // k
+        if rows > MAXIMUM_ROWS and weight.dtype is kind and x.shape[-1] == k and not self.multiplies(kind):
+            out = x.new_empty((rows, n), dtype=torch.float32)
+            return many_rows.linear(x.reshape(rows, k), weight, None, out).view(*x.shape[:-1], n)
         if rows > MAXIMUM_ROWS or weight.dtype is not kind or not (x.is_contiguous() and weight.is_contiguous()):
             return reference.head(x, weight)
         if x.shape[-1] != k:
@@ -180,7 +173,8 @@ class Operators:
         found = attention.attend(self, qkv, heads, heads, size, rotary, True, cosine, sine, keys, values, start,
                                  blocked)
         if found is None:
-            return reference.attend(qkv, cosine, sine, keys, values, start, blocked, positions_2d)
+            return self._by_reference(lambda *arguments: reference.attend(*arguments, positions_2d), qkv, cosine, sine,
+                                      keys, values, start, blocked)
         return found
 
     def attend_groups(self, qkv, groups, size, cosine, sine, keys=None, values=None, start=0, blocked=None):
@@ -188,26 +182,17 @@ class Operators:
         found = attention.attend(self, qkv, heads, groups, size, Rotary.PAIRS, False, cosine, sine, keys, values, start,
                                  blocked)
         if found is None:
-            return reference.attend_groups(qkv, groups, size, cosine, sine, keys, values, start, blocked)
+            return self._by_reference(lambda qkv, *rest: reference.attend_groups(qkv, groups, size, *rest), qkv, cosine,
+                                      sine, keys, values, start, blocked)
         return found
+
+    def _by_reference(self, attend, qkv, *rest):
+        """One of the reference's functions, in a type that the processor multiplies."""
+        return attend(qkv, *rest) if self.multiplies(qkv.dtype) else attention.in_float32(attend, qkv, *rest)
 
     def read(self, data) -> None:
         """Reads a contiguous tensor once with all threads: the machine's read bandwidth, for benchmarks."""
         self.library.glm_read(data.data_ptr(), data.numel() * data.element_size(), torch.get_num_threads())
-
-
-_kept = threading.local()
-
-
-def _workspace(name: str, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """(rows, columns) of this thread's memory for `name`, whose content is lost with the next call. Kept, and so large
-    that the system gives it whole pages of its own: in pieces of the heap torch's products were a fifth slower."""
-    size = rows * columns * dtype.itemsize
-    buffer = getattr(_kept, name, None)
-    if buffer is None or buffer.numel() < size:
-        buffer = torch.empty(max(size, WORKSPACE_BYTES), dtype=torch.uint8)
-        setattr(_kept, name, buffer)
-    return buffer[:size].view(dtype).view(rows, columns)
 
 
 def keep_freed_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import c_int, c_size_t, c_void_p
 
 import torch
@@ -45,7 +46,8 @@ def attend(operators, qkv: Tensor, heads: int, groups: int, size: int, rotary: R
     new tokens not in bf16, or with rows of unlike lengths, and caches laid out in another way."""
     b, s, _ = qkv.shape
     start, lengths = (start.longest, start.each) if isinstance(start, Lengths) else (start, None)
-    if s > 1 and not (operators.has_prefill and qkv.dtype is torch.bfloat16 and size % 16 == 0 and lengths is None):
+    is_prefill = operators.has_bf16_products and qkv.dtype is torch.bfloat16 and size % 16 == 0 and lengths is None
+    if s > 1 and not is_prefill:
         return None
     if keys is None:
         keys, values = qkv.new_empty((2, b, groups, s, size))
@@ -64,3 +66,18 @@ def attend(operators, qkv: Tensor, heads: int, groups: int, size: int, rotary: R
     else:
         operators.library.glm_prefill(shape, s, *tensors, torch.get_num_threads())
     return out
+
+
+def in_float32(function: Callable, qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor | None,
+               values: Tensor | None, start: int | Lengths, blocked: Tensor | None) -> Tensor:
+    """`function` (reference.attend's arguments up to `blocked`) with all of 16 bits as float32; what it returns and
+    writes to the cache is rounded once."""
+    b, s, _ = qkv.shape
+    longest = start.longest if isinstance(start, Lengths) else start
+    caches = () if keys is None else (keys[:b, :, :longest + s], values[:b, :, :longest + s])
+    copies = [cached.float() for cached in caches]
+    out = function(qkv.float(), cosine.float(), sine.float(), *(copies or (None, None)), start, blocked)
+    first = 0 if isinstance(start, Lengths) else start  # new places, where all rows have the same
+    for cached, copy in zip(caches, copies, strict=True):
+        cached[:, :, first:] = copy[:, :, first:]
+    return out.to(qkv.dtype)
