@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from glm import spec
+from glm.adapters.files import put_on, read_adapter
 from glm.checkpoint import read_config
 from glm.families import FAMILIES
 from glm.linear import linears
@@ -25,7 +26,6 @@ from tests.golden_family import (
     descriptions,
     glm_inputs,
     load,
-    weights_of,
 )
 from tests.parallel_helper import run_ranks
 
@@ -134,20 +134,12 @@ def test_a_trained_prefix_is_keys_and_values_that_all_tokens_see(family, name):
                                                                                          CHATGLM2[name])
     tokens, positions, blocked = (chatglm_inputs if family == "chatglm" else chatglm2_inputs)(arrays)
     folder = checkpoint(family, "ptuning_projection" if "projection" in name else "ptuning_plain")
-    weights = {key.removeprefix("transformer.prefix_encoder."): tensor for key, tensor in weights_of(folder).items()}
-    prefix = weights["embedding.weight"]
-    if "trans.0.weight" in weights:
-        hidden = torch.nn.functional.linear(prefix, weights["trans.0.weight"], weights["trans.0.bias"]).tanh()
-        prefix = torch.nn.functional.linear(hidden, weights["trans.2.weight"], weights["trans.2.bias"])
-    n, b, config = len(prefix), len(tokens), model.config
-    cache = model.new_cache(b, n + tokens.shape[1])
-    for own, trained in zip([part for pair in zip(cache.keys, cache.values, strict=True) for part in pair],
-                            prefix.view(n, 2 * config.num_layers, -1, config.head_size).unbind(1), strict=True):
-        own[:, :, :n] = trained.transpose(0, 1)
-    cache.length = n
-    blocked = torch.cat((torch.zeros(b, tokens.shape[1], n, dtype=torch.bool), blocked), dim=-1)
+    put_on(model, read_adapter(folder, family))
     with torch.no_grad():
+        assert_golden(model.logits(tokens, positions, blocked), arrays)
+        cache = model.new_cache(*tokens.shape)
         assert_golden(model.head(model.hidden_states(tokens, positions, blocked, cache)), arrays)
+    model.prefix = None
 
 
 def built(family):

@@ -95,9 +95,8 @@ def put_on(model: GLM, adapter: Adapter, base: str | None = None, length: int | 
            has_projection: bool | None = None) -> None:
     """The model has the adapter from now on. base: identity of its checkpoint; None: it does not matter. UserError for
     an adapter of another model."""
-    if base is not None and adapter.base not in (None, base):
-        raise UserError(f"{adapter.path} was trained on another base (checkpoint {adapter.base[:12]}, this one is "
-                        f"{base[:12]}); name that one with --load")
+    if base is not None:
+        check_base(adapter, base)
     source = str(adapter.path)
     if adapter.lora is not None:
         attach(model, adapter.lora, source)
@@ -106,6 +105,12 @@ def put_on(model: GLM, adapter: Adapter, base: str | None = None, length: int | 
     more = {} if read is prefixes.of_sat else {"length": length, "has_projection": has_projection}
     made = read(adapter.tensors, model.config, source, **more)
     model.prefix = made.to(next(model.parameters()).device)
+
+
+def check_base(adapter: Adapter, base: str) -> None:
+    if adapter.base not in (None, base):
+        raise UserError(f"{adapter.path} was trained on another base (checkpoint {adapter.base[:12]}, this one is "
+                        f"{base[:12]}); name that one with --load")
 
 
 def base_of(folder: str | Path) -> str:

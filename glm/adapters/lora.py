@@ -99,14 +99,7 @@ def attach(model: torch.nn.Module, lora: Lora, source: str) -> None:
 
 
 def _made(config: ModelConfig, name: str, linear: Linear, pairs: Pairs, lora: Lora, source: str) -> LowRank:
-    rows, columns = shape_of(name, config)
-    order = order_of(name, len(pairs), [second.shape[0] for _, second in pairs], config, lora.layout)
-    heights = sum(second.shape[0] for _, second in pairs)
-    for first, second in pairs:
-        if first.shape[1:] != (columns,) or second.shape[1] != first.shape[0] or heights != rows:
-            shapes = ", ".join(f"{tuple(a.shape)} and {tuple(b.shape)}" for a, b in pairs)
-            raise UserError(f"{source}: the pairs of {name} are {shapes}, but it has {rows} outputs and {columns} "
-                            "inputs: they were made for another model")
+    order = _checked_order(config, name, pairs, lora, source)
     degree, device = (parallel.size() if parallel.is_started() else 1), linear.weight.device
     inputs = None
     if degree > 1:
@@ -120,6 +113,25 @@ def _made(config: ModelConfig, name: str, linear: Linear, pairs: Pairs, lora: Lo
                  for first, second in pairs]
     made = LowRank(on_device, lora.scale, order, inputs, lora.dropout, name).to(device)
     return made.requires_grad_(False)
+
+
+def product(config: ModelConfig, lora: Lora, name: str, source: str) -> Tensor:
+    """(n, k) float32: what is added to the weight of a whole linear. UserError as in `attach`."""
+    order = _checked_order(config, name, lora.pairs[name], lora, source)
+    pairs = [(first.float(), second.float()) for first, second in lora.pairs[name]]
+    found = torch.cat([lora.scale * (second @ first) for first, second in pairs])
+    return found if order is None else found[order]
+
+
+def _checked_order(config: ModelConfig, name: str, pairs: Pairs, lora: Lora, source: str) -> Tensor | None:
+    rows, columns = shape_of(name, config)
+    heights = [second.shape[0] for _, second in pairs]
+    if sum(heights) != rows or any(first.shape[1] != columns or second.shape[1] != first.shape[0]
+                                   for first, second in pairs):
+        shapes = ", ".join(f"{tuple(a.shape)} and {tuple(b.shape)}" for a, b in pairs)
+        raise UserError(f"{source}: the pairs of {name} are {shapes}, but it has {rows} outputs and {columns} "
+                        "inputs: they were made for another model")
+    return order_of(name, len(pairs), heights, config, lora.layout)
 
 
 def shape_of(name: str, config: ModelConfig) -> tuple[int, int]:
