@@ -4,8 +4,15 @@ import json
 
 import pytest
 
+import glm
+from evaluation.config import LanguageModelTaskConfig
+from evaluation.scorer import Scorer
+from tasks.glm.scored import Text
+from tests.golden_data import family_folder
+from tests.golden_family import checkpoint
 from tests.golden_finetune import KIT, lines, refused, run, tokenizer_flags
 
+TINY = KIT / "checkpoints/glm-tiny"
 FILES = {"lambda": "lambada_test.jsonl", "wikitext": "wikitext.test.tokens", "language_model": "wikibook.test.txt"}
 CASES = lines("expected/evaluation/language_model.jsonl")
 
@@ -43,6 +50,50 @@ def test_every_token_but_the_first_is_scored_once(capsys):
     found = run("inspect", *flags_of(case), capsys=capsys)
     counts = [sum(window["loss_mask"]) for window in found]
     assert counts == [94, *[40] * 20, 24] and sum(counts) == case["tokens"] - 1
+
+
+@pytest.mark.parametrize("case", CASES if TINY.is_dir() else [], ids=name_of)
+def test_scores(case, capsys):
+    (found,) = run("evaluate", *flags_of(case), "--load", TINY, capsys=capsys)
+    if case["task"] == "multichoice":
+        for row in found["rows"]:
+            assert row["scores"] == pytest.approx(case["scores"][row["guid"]], abs=1e-3)
+        assert {row["guid"]: row["prediction"] for row in found["rows"]} == case["predictions"]
+        return
+    values = [row["value"] for row in found["rows"] if "value" in row]
+    assert values == pytest.approx(case["per_window"], abs=1e-3)
+    figures = {name: case[name] for name in ("accuracy", "loss", "ppl", "adjusted_ppl", "tokens", "words")
+               if name in case}
+    assert found["metrics"] == pytest.approx(figures, rel=1e-4)
+
+
+def test_scores_are_those_of_the_evaluator(tmp_path, capsys):
+    """The task of tasks/glm on the same model, through the evaluator's own batches."""
+    load, words = checkpoint("glm", "hf_gpt2"), family_folder("gpt2", tmp_path)
+    model, tokenizer = glm.load(load, tokenizer_path=words)
+    flags = ["--load", load, "--tokenizer-type", "GPT2BPETokenizer", "--tokenizer-path", words, "--task-mask"]
+    file = KIT / "data/evaluation/wikibook.test.txt"
+    (found,) = run("evaluate", "--task", "language_model", "--valid-data", file, "--seq-length", "64",
+                   "--overlapping-eval", "24", "--losses", "cross_entropy", "--eval-batch-size", "5", *flags,
+                   capsys=capsys)
+    task = Text(LanguageModelTaskConfig(
+        metrics=["PPL", "PPL_token"], generation_length=24, options={"lines": True}, name="task", path="data",
+        form=model.config.prompt_form, max_seq_length=64, use_task_mask=True), tokenizer)
+    examples = task.examples(file)
+    requests = [task.request(example) for example in examples]
+    items = task.items(examples, requests, Scorer(model).answer(requests))
+    values = [row["value"] for row in found["rows"]]
+    assert values == pytest.approx([item["loss"] for item in items], rel=1e-5)
+    counts = [item["places"] for item in items]
+    assert found["metrics"]["loss"] == pytest.approx(sum(values) / sum(counts), rel=1e-6)
+    assert len(found["losses"]["cross_entropy"]) == -(-len(values) // 5)
+    assert "cross_entropy" in refused("evaluate", "--task", "language_model", "--valid-data", file, "--losses", "hinge",
+                                      *flags, capsys=capsys)
+    (found,) = run("evaluate", "--task", "multichoice", "--test-data", KIT / "data/evaluation/multichoice.jsonl",
+                   "--seq-length", "64", *flags, capsys=capsys)
+    rows = found["rows"]
+    assert found["metrics"]["accuracy"] == 100 * sum(row["prediction"] == row["label"] for row in rows) / len(rows)
+    assert all(row["scores"][row["prediction"]] == max(row["scores"]) for row in rows)
 
 
 def test_multiple_choice(tmp_path, capsys):

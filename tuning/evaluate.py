@@ -18,12 +18,14 @@ from tuning.losses import loss_of_scores
 from tuning.model import Tuned
 from tuning.options import LOSSES, Settings
 from tuning.scores import Scores, scores_of
+from tuning.tasks import module_of
 
 
 @torch.no_grad()
 def evaluate_choices(tuned: Tuned, settings: Settings, samples: Sequence[Sample | Unbuildable], batch_size: int,
                      losses: Sequence[str] = ()) -> dict[str, Any]:
-    """Of a cloze task or a classification head, as `python -m tuning evaluate` says it. losses: their names."""
+    """Of a cloze task, a classification head or multiple choice, as `python -m tuning evaluate` says it. losses: their
+    names."""
     if wrong := [name for name in losses if name not in LOSSES]:
         raise UserError(f"--losses: there is no loss {wrong[0]}; there are {', '.join(LOSSES)}")
     whole = built(samples)
@@ -42,7 +44,8 @@ def evaluate_choices(tuned: Tuned, settings: Settings, samples: Sequence[Sample 
             row["prediction"] = predictions[-1]
             rows.append(row if sample.label is None else row | {"label": sample.label})
     return {"rows": rows, "skipped": [sample.guid for sample in samples if isinstance(sample, Unbuildable)],
-            "metrics": cloze.metrics(settings, whole, predictions) if whole else {}, "losses": found}
+            "metrics": module_of(settings.data.task).metrics(settings, whole, predictions) if whole else {},
+            "losses": found}
 
 
 @torch.no_grad()

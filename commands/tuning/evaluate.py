@@ -57,9 +57,12 @@ def _evaluated(settings: Settings, arguments: argparse.Namespace) -> dict[str, A
     kind = CHAT if task == CHAT else module_of(task).__name__.rpartition(".")[2]
     samples = samples_of(settings, arguments.load)
     from tuning import evaluate
+    from tuning.data.language import TEXTS
     from tuning.evaluate_texts import evaluate_texts
+    from tuning.evaluate_windows import evaluate_windows
 
     call = {CHAT: evaluate.evaluate_chat, "cloze": evaluate.evaluate_choices,
+            "language": evaluate_windows if task in TEXTS else evaluate.evaluate_choices,
             "seq2seq": partial(evaluate_texts, load=arguments.load)}[kind]
     return call(load_tuned(arguments), settings, samples, arguments.eval_batch_size, arguments.losses)
 

@@ -47,19 +47,12 @@ def examples(settings: Settings) -> list[Example]:
 
 
 def samples(settings: Settings, tokenizer: Tokenizer) -> list[Sample | Unbuildable]:
-    """Their numbers are their guids; of texts a sample is a window, whose text (the document's) is in meta."""
+    """Their numbers are their guids; of texts a sample is a window."""
     if not settings.form.pads_sources:
         raise UserError(f"--task {settings.data.task} reads texts as GLM's models do; python -m evaluation scores "
                         "those of other families (tasks/glm, tasks/lambada)")
     make = {"multichoice": _choices, "lambda": _last_words}.get(settings.data.task, _windows)
     return list(make(settings, tokenizer))
-
-
-def text_totals(settings: Settings, tokenizer: Tokenizer) -> dict[str, int]:
-    """Tokens of all documents as they are encoded, and words of the file's text as it stands."""
-    texts = [example.text_a for example in examples(settings)]
-    return {"tokens": sum(len(_encoded(settings, tokenizer, text)) for text in texts),
-            "words": sum(len(text.strip().split(" ")) for text in texts)}
 
 
 def metrics(settings: Settings, samples: Sequence[Sample], predictions: Sequence[int]) -> dict[str, float]:
@@ -68,14 +61,15 @@ def metrics(settings: Settings, samples: Sequence[Sample], predictions: Sequence
     return {"accuracy": 100 * right / max(1, len(samples))}
 
 
-def text_metrics(task: str, values: Sequence[float], totals: Mapping[str, int]) -> dict[str, float]:
-    """Of the windows' values: 1 or 0 of a last word, summed losses of a window in nats."""
+def text_metrics(task: str, windows: Sequence[Sample], values: Sequence[float]) -> dict[str, float]:
+    """values: 1 or 0 of a last word, summed losses of a window in nats. tokens are those of all documents, words stand
+    between single blanks of the file's text."""
     if task == "lambda":
         return {"accuracy": sum(values) / max(1, len(values))}
-    tokens, words = (max(1, totals[name] - 1) for name in ("tokens", "words"))
+    tokens, words = (sum(window.meta.get(name, 0) for window in windows) for name in ("tokens", "words"))
     loss = sum(values)
-    return {"loss": loss / tokens, "ppl": math.exp(min(MOST_NATS, loss / tokens)),
-            "adjusted_ppl": math.exp(min(MOST_NATS, loss / words))} | dict(totals)
+    return {"loss": loss / max(1, tokens - 1), "ppl": math.exp(min(MOST_NATS, loss / max(1, tokens - 1))),
+            "adjusted_ppl": math.exp(min(MOST_NATS, loss / max(1, words - 1))), "tokens": tokens, "words": words}
 
 
 def shown_window(number: int, sample: Sample | Unbuildable) -> dict[str, Any]:
@@ -102,7 +96,9 @@ def _windows(settings: Settings, tokenizer: Tokenizer) -> Iterator[Sample]:
                 counted = width - step - 1 if place else 0
                 read, scored = [*read, *scored][:1], [*read, *scored][1:]
             context = (tokenizer.command("ENC"), *read, _mask(settings, tokenizer))
-            yield Sample(str(number), Kind.LANGUAGE, (_row(context, len(context) - 1, scored, tokenizer, counted),))
+            sizes = {"tokens": len(ids), "words": len(example.text_a.strip().split(" "))} if place == 0 else {}
+            yield Sample(str(number), Kind.LANGUAGE, (_row(context, len(context) - 1, scored, tokenizer, counted),),
+                         meta=sizes)  # of a document, in its first window
             number += 1
 
 
@@ -145,7 +141,7 @@ def _choices(settings: Settings, tokenizer: Tokenizer) -> Iterator[Sample | Unbu
                                             f"{length}, hold no mask")
             continue
         yield Sample(example.guid, Kind.CHOICES, rows, label=example.meta["label"], has_choices=True,
-                     text=tokenizer.detokenize(rows[0].input_ids))
+                     text=tokenizer.detokenize(rows[0].input_ids), meta={"example": example})
 
 
 def _row(context: Sequence[int], mask: int, answer: Sequence[int], tokenizer: Tokenizer, uncounted: int = 0) -> Row:
