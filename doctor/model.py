@@ -23,17 +23,25 @@ from runtime.errors import UserError
 
 COPY = "copy the file again; python tools/verify_checkpoint.py {load} then checks all of it"
 SHAPE = "name the model's preset: --model glm-130b (MODEL_ARGS in CONFIG), or mend {load}/model_config.json"
-# a phrase in a fault of the headers -> what mends that fault
-WORDS = {"was said": SHAPE, "cannot read": "chmod a+r {load}/*/mp_rank_*",
-         "no memory": "ulimit -v unlimited -d unlimited"}
+CONFIG_JSON = "copy config.json again from where the checkpoint comes from"
+LFS = "git -C {load} lfs pull"
+# stage -> a phrase in its fault -> what mends that one
+WORDS = {
+    "shards": {"git-lfs": LFS, "missing shard": COPY, "index.json": COPY, "Hugging Face": COPY},
+    "shape": {"git-lfs": LFS, "model_type is": "a checkpoint of a family that is served (README.md)",
+              "no config.json": CONFIG_JSON, "/config.json": CONFIG_JSON},
+    "headers": {"git-lfs": LFS, "was said": SHAPE, "cannot read": "chmod a+r {load}/*/mp_rank_* {load}/*.*",
+                "no memory": "ulimit -v unlimited -d unlimited"},
+    "vocabulary": {"git-lfs": LFS, "ice_text.model": "cp ~/.icetk_models/ice_text.model {load}/"},
+}
 # stage -> code of the finding where it fails, what mends it
 FAULTS = {
     "shards": ("checkpoint", "export CHECKPOINT_PATH=/the/folder/with/latest, and python tools/verify_checkpoint.py "
                              "{load}"),
     "shape": ("checkpoint-config", SHAPE),
     "headers": ("checkpoint-headers", COPY),
-    "vocabulary": ("tokenizer", "cp ~/.icetk_models/ice_text.model {load}/"),
-    "ids": ("vocabulary", "cp /the/right/ice_text.model {load}/, or --num-image-tokens N"),
+    "vocabulary": ("tokenizer", "copy the tokenizer's files to {load}/, or name their folder with --tokenizer-path"),
+    "ids": ("vocabulary", "copy the model's own vocabulary to {load}/ (ice_text.model: or --num-image-tokens N)"),
 }
 
 
@@ -89,6 +97,8 @@ def stages(arguments: argparse.Namespace,
         from glm import checkpoint
 
         found = checkpoint.open_checkpoint(arguments.load)
+        if lost := [path for path in found.paths if not path.exists()]:  # that an index names
+            raise UserError(checkpoint.missing_shard(lost[0]))
         known["shards"] = found.paths
         sizes = {path.name: path.stat().st_size for path in found.paths}
         return {"folder": str(arguments.load.resolve()), "iteration": found.iteration, "shards": found.parts,
@@ -113,6 +123,8 @@ def stages(arguments: argparse.Namespace,
 
         if not arguments.load.is_dir() and arguments.tokenizer_path is None:
             return {}
+        if "config" not in known and arguments.tokenizer_path is None and is_of_another_family(arguments.load):
+            return {}  # which vocabulary it needs is not known before its shape
         if config := known.get("config"):
             tokenizer = FAMILIES[config.family].open_tokenizer(arguments.load, arguments.tokenizer_path, config)
         else:
@@ -131,6 +143,13 @@ def stages(arguments: argparse.Namespace,
     return {"shards": shards, "shape": shape, "headers": headers, "vocabulary": vocabulary, "ids": ids}
 
 
+def is_of_another_family(folder: Path) -> bool:
+    """Whether the layout is one that GLM-130B's family never had: Hugging Face's or Megatron's."""
+    from glm.checkpoint.folder import OF_MEGATRON, foreign_file
+
+    return foreign_file(folder) is not None or (folder / OF_MEGATRON).exists()
+
+
 def check_model(found: Stages, arguments: argparse.Namespace, degree: int, free_disk: int,
                 where: str) -> Iterator[Finding]:
     """found: outcomes of `stages`. degree: tensor-parallel ranks of the run. free_disk: bytes beside the checkpoint."""
@@ -138,8 +157,7 @@ def check_model(found: Stages, arguments: argparse.Namespace, degree: int, free_
     for stage, (code, mend) in FAULTS.items():
         outcome = found.get(stage, {})
         if (fault := outcome.get("error")) and outcome["kind"] != "ModuleNotFoundError":  # which packages.check says
-            if stage == "headers":
-                mend = next((better for phrase, better in WORDS.items() if phrase in fault), mend)
+            mend = next((better for phrase, better in WORDS.get(stage, {}).items() if phrase in fault), mend)
             yield error(code, where, fault, mend.format(load=load))
     shards, headers = found.get("shards", {}).get("shards"), found.get("headers", {})
     if shards and shards != degree and (why := why_converted(arguments)):
