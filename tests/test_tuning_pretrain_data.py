@@ -6,7 +6,11 @@ import random
 from collections import Counter
 
 import pytest
+import torch
 
+import glm
+from tests.golden_data import family_folder
+from tests.golden_family import causal, checkpoint
 from tests.golden_finetune import KIT, lines, refused, run, tokenizer_flags
 from tuning import api
 from tuning.data.pretrain import Order, open_pretraining
@@ -64,6 +68,21 @@ def test_batches_with_blanks(name, tmp_path, capsys):
         "count": case["count"], "mode": case["mode"], "input_ids": case["text"],
         "position_ids": [list(pair) for pair in zip(case["position"], case["block"], strict=True)],
         "target": case["target"], "loss_mask": case["loss_mask"], "sep": case["sep"]} for case in golden]
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_answers(tmp_path, capsys):
+    load, words = checkpoint("glm", "hf_gpt2"), family_folder("gpt2", tmp_path)
+    model, _ = glm.load(load, tokenizer_path=words)
+    file = tmp_path / "batches.jsonl"
+    file.write_text('{"count": 0, "indices": [0, 1]}\n')
+    (found,) = run("inspect", "--task", "pretrain", "--train-data", DOCUMENTS, "--batches", file, "--load", load,
+                   "--seq-length", "64", "--tokenizer-type", "GPT2BPETokenizer", "--tokenizer-path", words,
+                   capsys=capsys)
+    tokens, places, target, mask = (torch.tensor(found[name]) for name in
+                                    ("input_ids", "position_ids", "target", "loss_mask"))
+    logits = model.logits(tokens, places, causal(found["sep"], tokens.shape[1]))
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+    assert found["loss"] == pytest.approx(float((losses * mask.flatten()).sum() / mask.sum()), rel=1e-5)
 
 
 def source(length=96, task_mask=True, **objective):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands.tuning.common import add_model, add_settings, settings_of, write_lines
+from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, write_lines
 from runtime.arguments import CommandParser
 from runtime.errors import UserError
 from tuning.options import Settings
@@ -91,12 +91,10 @@ def _losses(arguments: argparse.Namespace) -> Callable[[Sequence[Sample]], dict[
     """Samples of a batch -> their loss under the checkpoint."""
     import torch
 
-    from glm.options import ModelOptions
     from tuning.batch import batch_of
     from tuning.losses import loss_of
-    from tuning.model import load
 
-    tuned = load(ModelOptions(path=arguments.load, device=arguments.device, dtype=arguments.dtype))
+    tuned = load_tuned(arguments)
     device = next(tuned.model.parameters()).device
 
     def told(samples: Sequence[Sample]) -> dict[str, Any]:

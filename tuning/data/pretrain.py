@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from runtime.errors import UserError, shown
 from runtime.reading import parse_json, read_text
 from tuning.data.documents import Documents, Packed, packed, read_documents
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
 TASKS = ("pretrain",)
 SHORTEST_PIECE = 32  # tokens of a sample that is cut into short ones
-SAMPLES = 1000  # numbers of samples for each document
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,6 @@ class Pretraining:
     one_document: bool
     non_sentence_start: float
     supervised: Supervised | None = None
-
-    def order(self, step: int, size: int, seed: int) -> Order:
-        """What a step reads where no file says it: samples are drawn with replacement, by seed and step alone."""
-        draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
-        return Order(step, tuple(draw.integers(SAMPLES * len(self.documents), size=size).tolist()), step)
 
     def sample(self, index: int) -> Packed:
         return packed(self.documents, index, self.layout.length, self.one_document, self.non_sentence_start)
