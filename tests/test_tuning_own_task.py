@@ -121,10 +121,14 @@ def test_mistakes_in_flags_are_one_line(inspect, more, told):
     assert told in inspect(REVIEWS, REVIEW_ROWS, "--cloze-eval", *more, is_refused=True)
 
 
-def test_a_choice_that_is_none_is_one_line(inspect):
-    rows = QUIZ_ROWS.replace('["stone", "ice", "glass"]', '"stone"')
-    assert "'options' is 'stone'; it must be a list of texts" in inspect(QUIZ, rows, "--cloze-eval", name="quiz.jsonl",
-                                                                          is_refused=True)
+@pytest.mark.parametrize(("task", "rows", "told"), [
+    (QUIZ, QUIZ_ROWS.replace('["stone", "ice", "glass"]', '"stone"'), "'options' is 'stone'; it must be a list of texts"),
+    (QUIZ, QUIZ_ROWS.replace('"right": 1', '"right": 3'), "'right' is 3; labels are 0, 1, 2"),
+    (QUIZ, QUIZ_ROWS.replace('["stone", "ice", "glass"]', '["ice"]'), "the label is choice 1 (from 0), and there are 1"),
+    (QUIZ.replace('labels: ["0", "1", "2"]', ""), QUIZ_ROWS.replace('"right": 1', '"right": "ice"'),
+     "'right' is 'ice'; where a task names no labels it is the number of a choice")])
+def test_mistakes_in_choices_are_one_line(inspect, task, rows, told):
+    assert told in inspect(task, rows, "--cloze-eval", name="quiz.jsonl", is_refused=True)
 
 
 def test_a_task_that_there_is_not_has_a_near_name(capsys):

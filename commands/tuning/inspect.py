@@ -60,8 +60,11 @@ def _samples(settings: Settings, load: Path | None) -> list[dict[str, Any]]:
 
     if settings.data.task == CHAT:
         return [chat.shown_row(number, sample) for number, sample in enumerate(samples_of(settings, load))]
-    tokenizer = open_for(settings, load)
-    samples = module_of(settings.data.task).samples(settings, tokenizer)
+    tokenizer, module = open_for(settings, load), module_of(settings.data.task)
+    samples = module.samples(settings, tokenizer)
+    if hasattr(module, "facts"):
+        counted = {name: value for name, value in module.facts(settings, samples).items() if value}
+        print(", ".join(f"{name} {value}" for name, value in counted.items()), file=sys.stderr)
     if settings.data.task in language.TEXTS:
         return [language.shown_window(number, sample) for number, sample in enumerate(samples)]
     return [shown(sample, partial(tokenizer.decode, special_tokens=True)) for sample in samples]

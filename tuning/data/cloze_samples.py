@@ -102,6 +102,7 @@ class Builder:
             fields["text_b"] = example.text_b
         try:
             choices = self._choices(example, fields)
+            self._check_label(example, choices)
             if self.pattern is None:
                 return self._head(example, fields, choices)
             return self._cloze(example, fields, choices)
@@ -121,13 +122,20 @@ class Builder:
             raise UserError(f"{example.guid}: {choices!r} is {shown(found)}; it must be a list of texts")
         return list(found)
 
+    def _check_label(self, example: Example, choices: Sequence[str]) -> None:
+        """Readers of known tasks take labels from elsewhere, or have some that mean nothing."""
+        label = self._label(example)
+        if choices and self.task.reader == "rows" and label is not None and label >= len(choices):
+            raise UserError(f"{example.guid}: the label is choice {label} (from 0), and there are {len(choices)}")
+
     def _label(self, example: Example) -> int | None:
         """None: the row has none."""
         if example.label is None:
             return None
         if not self.task.labels:
             return int(example.label)
-        if self.task.reader == "wsc" and self.settings.cloze.wsc_negative and self.settings.data.split == "train":
+        is_training = self.pattern is not None and self.settings.data.split == "train"
+        if is_training and self.task.reader == "wsc" and self.settings.cloze.wsc_negative:
             return 0  # the first candidate
         return self.task.labels.index(str(example.label))
 
@@ -208,14 +216,12 @@ class Builder:
                    (*(0,) * sep, *target) if target else (), (*(0,) * sep, *(1,) * behind))
 
     def _head(self, example: Example, fields: Mapping[str, Any], choices: list[str]) -> Sample:
-        label = self.task.labels.index(str(example.label)) if self.task.labels and example.label is not None else \
-            None if example.label is None else int(example.label)
         is_each = self.task.has_choices and not self.task.is_generative
         contexts = [self._head_context(fields | {"choice": choice} if is_each else fields)
                     for choice in (choices if is_each else [""])]
         rows = [Row(context.ids, tuple(range(len(context.ids))), (0,) * len(context.ids), len(context.ids))
                 for context in contexts]
-        return self._done(example, Kind.HEAD, rows, label, contexts, has_choices=is_each)
+        return self._done(example, Kind.HEAD, rows, self._label(example), contexts, has_choices=is_each)
 
     def _head_context(self, fields: Mapping[str, Any]) -> Context:
         """Two texts, of which too much is cut off the end."""

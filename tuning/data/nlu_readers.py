@@ -69,6 +69,9 @@ def label_of(task: NluTask, row: FileRow, field: str) -> Any:
         label = str(label).lower() if "true" in task.labels else str(label)
     if task.labels and str(label) not in task.labels:
         raise UserError(f"{row.where}: {field!r} is {shown(label)}; labels are {', '.join(task.labels)}")
+    if not task.labels and not str(label).isdecimal():
+        raise UserError(f"{row.where}: {field!r} is {shown(label)}; where a task names no labels it is the number of a "
+                        "choice, from 0")
     return label
 
 
@@ -205,7 +208,7 @@ def read_race(asked: Asked) -> Iterator[Example]:
             try:
                 inner = row.inner(f"question {place}", {"text": question, "options": options[place],
                                                         "label": answers[place]})
-            except (IndexError, TypeError):
+            except (LookupError, TypeError):
                 raise UserError(f"{row.where}: there are {len(questions)} questions, and not as many options or "
                                 "answers") from None
             left, blank, right = inner.text("text").partition("_")

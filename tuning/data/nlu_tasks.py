@@ -117,14 +117,14 @@ def _parse(value: dict[str, Any], path: Path) -> NluTask:
         {split: tuple(_texts([names] if isinstance(names, str) else names, f"{where}: files: {split}"))
          for split, names in files.items()},
         {split: _row_fields(value | _mapping(splits.get(split, {}), f"{where}: splits: {split}", _OF_ROWS), where,
-                            reader == "rows") for split in FILES},
+                            reader in ("rows", "copa")) for split in FILES},
         value.get("unlabelled"), labels, _words(value.get("words", {}), f"{where}: words"), choices,
         value.get("generative", False) is True, patterns,
         {name: parse_parts(head.get(name, []), f"{where}: head: {name}") for name in ("a", "b")}, metrics)
 
 
 def _row_fields(value: Mapping[str, Any], where: str, needs_text: bool) -> RowFields:
-    if needs_text and "text_a" not in value:
+    if needs_text and value.get("text_a") is None:
         raise UserError(f"{where}: text_a is missing: it says which field of a row is the text, as \"{{sentence}}\"")
     texts = {name: parse_template(value[name], f"{where}: {name}") if value.get(name) is not None else None
              for name in ("text_a", "text_b")}
@@ -163,8 +163,9 @@ def _words(value: Any, where: str) -> dict[str, tuple[str, dict[str, str]]]:
 def _mapping(value: Any, where: str, keys: Any = None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: must be a mapping, is {shown(value)}")
-    if keys is not None and (unknown := next((key for key in value if key not in keys), None)):
-        raise UserError(f"{where}: unknown key {shown(unknown)}; there are {', '.join(keys)}")
+    for key in value if keys is not None else ():
+        if key not in keys:
+            raise UserError(f"{where}: unknown key {shown(key)}; there are {', '.join(keys)}")
     return value
 
 
@@ -177,8 +178,9 @@ def _list(value: Any, where: str) -> list[Any]:
 def _texts(value: Any, where: str) -> list[str]:
     if value == []:
         return []
-    if wrong := next((each for each in _list(value, where) if not isinstance(each, str)), None):
-        raise UserError(f"{where}: {shown(wrong)} must be text; quotes make it text")
+    for each in _list(value, where):
+        if not isinstance(each, str):
+            raise UserError(f"{where}: {shown(each)} must be text; quotes make it text")
     return value
 
 

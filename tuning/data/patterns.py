@@ -55,8 +55,9 @@ def parse_pattern(value: Any, where: str, verbalizers: Mapping[str, str] | None 
     """verbalizers, answer: of the task, where the pattern has none of its own. UserError for any mistake."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: a pattern has the keys {', '.join(_KEYS)}; this is {shown(value)}")
-    if unknown := next((key for key in value if key not in _KEYS), None):
-        raise UserError(f"{where}: unknown key {shown(unknown)}; a pattern has {', '.join(_KEYS)}")
+    for key in value:
+        if key not in _KEYS:
+            raise UserError(f"{where}: unknown key {shown(key)}; a pattern has {', '.join(_KEYS)}")
     parts = {name: parse_parts(value.get(name, []), f"{where}: {name}") for name in ("a", "b")}
     blanks = sum(part.template is None and not part.is_prompt for part in (*parts["a"], *parts["b"]))
     if blanks != 1:
@@ -95,8 +96,9 @@ def _part(value: Any, where: str) -> Part:
 def parse_verbalizers(value: Any, where: str) -> dict[str, str]:
     if not isinstance(value, dict) or not value:
         raise UserError(f"{where}: names each label and the text that stands for it; this is {shown(value)}")
-    if wrong := next((label for label, text in value.items() if not isinstance(text, str) or not text), None):
-        raise UserError(f"{where}: {wrong}: must be text, is {shown(value[wrong])}")
+    for label, text in value.items():
+        if not isinstance(text, str) or not text:
+            raise UserError(f"{where}: {label}: must be text, is {shown(text)}")
     return value
 
 
