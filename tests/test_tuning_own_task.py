@@ -10,7 +10,8 @@ from tests import golden_finetune as golden
 from tuning.data.patterns import spread
 
 DOCS = Path(__file__).resolve().parent.parent / "docs/tuning.md"
-(REVIEWS, QUIZ), (REVIEW_ROWS, QUIZ_ROWS) = (re.findall(rf"```{kind}\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
+SECTION = re.search(r"## Your own task\n(.*?)\n## ", DOCS.read_text(encoding="utf-8") + "\n## ", re.S)[1]
+(REVIEWS, QUIZ), (REVIEW_ROWS, QUIZ_ROWS) = (re.findall(rf"```{kind}\n(.*?)```", SECTION, re.S)
                                              for kind in ("yaml", "json"))
 TOKENIZER = golden.tokenizer_flags("bpe")
 
@@ -122,9 +123,9 @@ def test_mistakes_in_flags_are_one_line(inspect, more, told):
 
 
 @pytest.mark.parametrize(("task", "rows", "told"), [
-    (QUIZ, QUIZ_ROWS.replace('["stone", "ice", "glass"]', '"stone"'), "'options' is 'stone'; it must be a list of texts"),
+    (QUIZ, QUIZ_ROWS.replace('["stone", "ice", "glass"]', '"ice"'), "'options' is 'ice'; it must be a list of texts"),
     (QUIZ, QUIZ_ROWS.replace('"right": 1', '"right": 3'), "'right' is 3; labels are 0, 1, 2"),
-    (QUIZ, QUIZ_ROWS.replace('["stone", "ice", "glass"]', '["ice"]'), "the label is choice 1 (from 0), and there are 1"),
+    (QUIZ, QUIZ_ROWS.replace('["stone", "ice", "glass"]', '["ice"]'), "label is choice 1 (from 0), and there are 1"),
     (QUIZ.replace('labels: ["0", "1", "2"]', ""), QUIZ_ROWS.replace('"right": 1', '"right": "ice"'),
      "'right' is 'ice'; where a task names no labels it is the number of a choice")])
 def test_mistakes_in_choices_are_one_line(inspect, task, rows, told):

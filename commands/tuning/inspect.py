@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
     from tuning.tasks import PRETRAIN, module_of
 
+    counted: dict[str, Any] = {}
     if settings.data.task == PRETRAIN:
         lines = list(_pretraining(settings, arguments))
     elif arguments.examples:
@@ -45,29 +46,31 @@ def main(argv: Sequence[str]) -> int:
 
         lines = [shown_example(example) for example in module_of(settings.data.task).examples(settings)]
     else:
-        lines = _samples(settings, arguments.load)
+        lines, counted = _samples(settings, arguments.load)
+    write_lines(lines, arguments.output)
+    if counted:
+        print(", ".join(f"{name} {value}" for name, value in counted.items()), file=sys.stderr)
     if missing := sum("error" in line for line in lines):
         print(f"{missing} of {len(lines)} rows cannot be built: see their errors", file=sys.stderr)
-    write_lines(lines, arguments.output)
     return 0
 
 
-def _samples(settings: Settings, load: Path | None) -> list[dict[str, Any]]:
+def _samples(settings: Settings, load: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Lines, and what was counted on the way."""
     from tuning.data import chat, language
     from tuning.data.sample import shown
     from tuning.tasks import CHAT, module_of, samples_of
     from tuning.tokenizers import open_for
 
     if settings.data.task == CHAT:
-        return [chat.shown_row(number, sample) for number, sample in enumerate(samples_of(settings, load))]
+        return [chat.shown_row(number, sample) for number, sample in enumerate(samples_of(settings, load))], {}
     tokenizer, module = open_for(settings, load), module_of(settings.data.task)
     samples = module.samples(settings, tokenizer)
-    if hasattr(module, "facts"):
-        counted = {name: value for name, value in module.facts(settings, samples).items() if value}
-        print(", ".join(f"{name} {value}" for name, value in counted.items()), file=sys.stderr)
     if settings.data.task in language.TEXTS:
-        return [language.shown_window(number, sample) for number, sample in enumerate(samples)]
-    return [shown(sample, partial(tokenizer.decode, special_tokens=True)) for sample in samples]
+        return [language.shown_window(number, sample) for number, sample in enumerate(samples)], {}
+    counted = module.facts(settings, samples).items() if hasattr(module, "facts") else ()
+    return ([shown(sample, partial(tokenizer.decode, special_tokens=True)) for sample in samples],
+            {name: value for name, value in counted if value})
 
 
 def _pretraining(settings: Settings, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
