@@ -135,6 +135,18 @@ def _model_class(base: type) -> type:
             self.answers = load(HarnessOptions.of(values))
             self.family = self.answers.model.config.family
 
+        @classmethod
+        def create_from_arg_obj(cls, arg_dict, additional_config=None):
+            """What model_args say wins over the harness's flags of the same names, and over their defaults."""
+            own = {name: value for name, value in (additional_config or {}).items() if value is not None}
+            return cls(**own | arg_dict)
+
+        @classmethod
+        def create_from_arg_string(cls, arg_string, additional_config=None):
+            from lm_eval.utils import simple_parse_args_string
+
+            return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
         def loglikelihood(self, requests, disable_tqdm: bool = False):
             found = self.answers.log_likelihoods([request.args for request in requests],
                                                  self._keeper("loglikelihood", requests))

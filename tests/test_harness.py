@@ -1,6 +1,8 @@
 """GLM in lm-evaluation-harness itself: the registry, its own task files, and the road over our server."""
 
 import json
+import os
+import shutil
 import sys
 
 import pytest
@@ -8,7 +10,10 @@ import pytest
 from commands import lm_eval as command
 from evaluation import harness
 from evaluation.harness import HarnessOptions, chat_prompt
+from glm.config import ModelConfig
 from runtime.errors import UserError
+from tests.faults import ROOT, SECONDS, launched
+from tests.golden_data import SHAPE, TOKENIZER, split_state, whole_state, write_checkpoint
 from tests.test_harness_answers import SMALL
 
 ROWS = [{"question": "The sky is", "choices": ["blue", "a large green dog"], "answer": 0, "text": "It was the best."},
@@ -101,6 +106,18 @@ def test_the_other_models_stay(lm_eval):
     assert get_model("local-completions") and get_model("dummy") and get_model("glm").__name__ == "HarnessModel"
 
 
+@pytest.mark.parametrize("make", ["create_from_arg_obj", "create_from_arg_string"])
+def test_model_args_win_over_the_harness_s_own_flags(lm_eval, make):
+    """Its command line has a device and a batch size whether they were said or not."""
+    from lm_eval.api.registry import get_model
+
+    harness.register()
+    said = {"pretrained": str(SMALL), "device": "cpu", "batch_size": 3}
+    said = said if make.endswith("obj") else ",".join(f"{name}={value}" for name, value in said.items())
+    model = getattr(get_model("glm"), make)(said, {"device": "cuda:7", "batch_size": 1, "max_batch_size": None})
+    assert model.answers.batch_size == 3 and next(model.answers.model.parameters()).device.type == "cpu"
+
+
 def test_over_the_server_it_is_a_causal_model(lm_eval, tasks):
     pytest.importorskip("aiohttp", reason="lm-evaluation-harness is installed without what local-completions needs")
     from tests.serving_helper import running
@@ -136,6 +153,32 @@ def test_the_command_hands_all_arguments_on(tasks, few_tasks, tmp_path, capsys):
     assert "own_choices" in capsys.readouterr().out
     (results,) = (tmp_path / "out").rglob("results_*.json")
     assert json.loads(results.read_text(encoding="utf-8"))["config"]["model"] == "glm"
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_figures_of_one_and_one_speaks(tasks, tmp_path):
+    """Of a checkpoint in two parts, over gloo."""
+    folder = write_checkpoint(tmp_path / "checkpoint", split_state(whole_state(), 2))
+    ModelConfig.from_values(SHAPE).save(folder / "model_config.json")
+    shutil.copy(TOKENIZER / "ice_text.model", folder)
+    environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1",
+                   "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+
+    def figures(ranks):
+        out = tmp_path / f"out{ranks}"
+        argv = ["lm-eval", "--model", "glm", "--model_args", f"pretrained={folder},device=cpu", "--tasks",
+                ",".join(TASKS), "--include_path", str(tasks), "--output_path", str(out), "--batch_size", "auto"]
+        process = launched(ranks, "glm", argv, **environment)
+        said, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, errors
+        assert said.count("bits_per_byte") == 1
+        (results,) = out.rglob("results_*.json")
+        return json.loads(results.read_text(encoding="utf-8"))["results"]
+
+    one, two = figures(1), figures(2)
+    for task in TASKS:
+        for name, value in one[task].items():
+            assert two[task][name] == (pytest.approx(value, abs=1e-4) if isinstance(value, float) else value)
 
 
 def test_a_mistake_is_one_line(tasks, few_tasks, capsys):
