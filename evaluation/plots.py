@@ -190,7 +190,7 @@ def room(axes, values: Sequence[float | None], is_upright: bool = False) -> None
     known = [value for value in values if value is not None and np.isfinite(value)]
     if not known:
         return
-    margin = 0.06 * (max(known) - min(known)) or max(1.0, 0.05 * abs(max(known)))
+    margin = 0.06 * (max(known) - min(known)) or 0.05 * abs(max(known)) or 1.0
     (axes.set_ylim if is_upright else axes.set_xlim)(min(known) - margin, max(known) + margin)
 
 
