@@ -13,7 +13,9 @@ from glm.tokenizers.interface import UNKNOWN_TEXT, Tokenizer
 from runtime.errors import UserError
 from tuning.batch import batch_of
 from tuning.data import seq2seq
+from tuning.data.blanks import MASK
 from tuning.data.sample import Sample, Unbuildable, built
+from tuning.data.seq2seq_samples import BLANKS, mask_of
 from tuning.data.texts import fix_text
 from tuning.decoding import filled, written
 from tuning.losses import loss_of
@@ -61,8 +63,8 @@ def _written(tuned: Tuned, samples: Sequence[Sample], settings: Settings, batch_
                         no_repeat_ngram_size=asked.no_repeat_ngram_size, min_gen_length=asked.min_tgt_length,
                         ranking="seq2seq", stochastic=not asked.select_topk)
     sequences = [sample.rows[0] for sample in samples]
-    if settings.data.task in seq2seq.BLANKS:
-        answers, mask = [], tokenizer.command(seq2seq.MASK)
+    if settings.data.task in BLANKS:
+        answers, mask = [], tokenizer.command(MASK)
         sources = [row.input_ids[:row.sep] for row in sequences]
         for begin in range(0, len(sources), batch_size):
             part = sources[begin:begin + batch_size]
@@ -70,7 +72,7 @@ def _written(tuned: Tuned, samples: Sequence[Sample], settings: Settings, batch_
             answers += [put_in_place(*each, mask, sop) for each in zip(part, generated, strict=True)]
     else:
         answers = written(model, sequences, params, end, limit, settings.data.seed,
-                          seq2seq.mask_of(settings) in settings.form.advancing,
+                          mask_of(settings) in settings.form.advancing,
                           has_places=not settings.cloze.no_block_position)
     rows, rules = [], seq2seq.rules_of_answers(settings)
     for sample, answer in zip(samples, answers, strict=True):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, write_object
+from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, tell_shortened, write_object
 from commands.tuning.score_text import warn_of_chinese
 from runtime.arguments import CommandParser, count
 from runtime.errors import UserError
@@ -56,6 +56,8 @@ def _evaluated(settings: Settings, arguments: argparse.Namespace) -> dict[str, A
     task = settings.data.task
     kind = CHAT if task == CHAT else module_of(task).__name__.rpartition(".")[2]
     samples = samples_of(settings, arguments.load)
+    if kind != CHAT:
+        tell_shortened(settings, samples)
     from tuning import evaluate
     from tuning.data.language import TEXTS
     from tuning.evaluate_texts import evaluate_texts

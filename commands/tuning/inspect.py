@@ -15,6 +15,7 @@ from runtime.errors import UserError
 from tuning.options import Settings
 
 if TYPE_CHECKING:
+    from glm.tokenizers.interface import Tokenizer
     from tuning.data.sample import Sample
 
 ABOUT = """\
@@ -69,8 +70,15 @@ def _samples(settings: Settings, load: Path | None) -> tuple[list[dict[str, Any]
     if settings.data.task in language.TEXTS:
         return [language.shown_window(number, sample) for number, sample in enumerate(samples)], {}
     counted = module.facts(settings, samples).items() if hasattr(module, "facts") else ()
-    return ([shown(sample, partial(tokenizer.decode, special_tokens=True)) for sample in samples],
+    return ([shown(sample, partial(_read, tokenizer)) for sample in samples],
             {name: value for name, value in counted if value})
+
+
+def _read(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """For people: padding is shown by its first token."""
+    pad = tokenizer.commands.get("pad")
+    return tokenizer.decode([token for before, token in zip((None, *ids), ids, strict=False)
+                             if token != pad or before != pad], special_tokens=True)
 
 
 def _pretraining(settings: Settings, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
