@@ -7,6 +7,9 @@ import pytest
 from tests import golden_finetune as golden
 from tests.golden_finetune import KIT, lines
 from tuning.api import clean_text, fix_text
+from tuning.data import seq2seq
+from tuning.options import DataOptions, Settings, TokenizerOptions
+from tuning.tokenizers import open_for
 
 FOLDER = "expected/seq2seq"
 CASES = json.loads((KIT / FOLDER / "cases.json").read_text(encoding="utf-8"))
@@ -94,6 +97,33 @@ def test_an_article_is_read_in_windows_and_most_do_not_hold_the_answer(questions
     assert sum(answered) == 1
     assert (len(windows) == 1) if task == "squad_v1" else all(
         "N/A" in text for text, is_answered in zip(windows, answered, strict=True) if not is_answered)
+
+
+def test_a_question_is_answered_by_its_first_window_that_has_an_answer(questions):
+    settings = Settings(TokenizerOptions("GPT2BPETokenizer", KIT / "tokenizer_bpe", task_mask=True),
+                        DataOptions("squad", questions, "dev", src_seq_length=32, tgt_seq_length=8))
+    samples = seq2seq.samples(settings, open_for(settings))
+    first = [sample.meta["number"] == 0 for sample in samples]
+    assert 2 < sum(first) < len(first)
+    answers = ["n / a"] + ["the Petrova" if is_first else "N/A" for is_first in first[1:]]
+    assert seq2seq.metrics(settings, samples, answers) == pytest.approx({"EM": 50, "F1": (2 / 3 + 1) * 50})
+    assert seq2seq.metrics(settings, samples, ["Ana"] * len(samples)) == pytest.approx({"EM": 0, "F1": 100 / 3})
+
+
+def test_what_a_row_lost_is_said(tmp_path, capsys):
+    from tuning.__main__ import main
+
+    (tmp_path / "val.source").write_text("one two three four five six seven eight nine ten eleven twelve\na\n")
+    (tmp_path / "val.target").write_text("six seven eight nine ten eleven\n\n")
+    flags = ["--data-dir", tmp_path, *BPE, "--src-seq-length", 12, "--tgt-seq-length", 4]
+    for task, end in (("gigaword", "their end"), ("customization", "their beginning")):
+        assert main(["inspect", "--task", task, *map(str, flags)]) == 0
+        assert f"1 of 2 rows were shortened, sources at {end}, by " in capsys.readouterr().err
+    settings = Settings(TokenizerOptions("GPT2BPETokenizer", KIT / "tokenizer_bpe", task_mask=True),
+                        DataOptions("gigaword", tmp_path, "dev", src_seq_length=12, tgt_seq_length=4))
+    found = seq2seq.facts(settings, seq2seq.samples(settings, open_for(settings)))
+    assert (found["shortened_sources"], found["shortened_targets"], found["empty_targets"]) == (1, 1, 1)
+    assert found["tokens_cut"] == found["most_tokens_cut"] > 4
 
 
 @pytest.mark.parametrize("files, message", [
