@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from runtime.files import replacing
 from tuning.options import GROUPS, CheckpointOptions, PartsOptions, Settings
 
 if TYPE_CHECKING:
-    from tuning.data.sample import Sample, Unbuildable
     from tuning.model import Tuned
 
 
@@ -52,18 +51,6 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     from tuning.data.form import form_of
 
     return replace(settings, form=form_of(read_config(load)))
-
-
-def tell_shortened(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> None:
-    """A line on standard error where rows of a task lost tokens for want of room."""
-    from tuning.tasks import module_of
-
-    count_facts = getattr(module_of(settings.data.task), "facts", None)
-    facts = count_facts(settings, samples) if count_facts else {}
-    if facts.get("shortened"):
-        where = f", sources at {facts['sources_lose']}" if "sources_lose" in facts else ""
-        print(f"{facts['shortened']} of {facts['rows']} rows were shortened{where}, by {facts['tokens_cut']} tokens in "
-              f"all and {facts['most_tokens_cut']} at most: they are longer than the lengths allow", file=sys.stderr)
 
 
 def write_lines(lines: Iterable[Mapping[str, Any]], output: Path | None) -> None:

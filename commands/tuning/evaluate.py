@@ -7,14 +7,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, tell_shortened, write_object
+from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, write_object
 from commands.tuning.score_text import warn_of_chinese
 from runtime.arguments import CommandParser, count
 from runtime.errors import UserError
 from runtime.files import replacing
 from tuning.options import Settings
+
+if TYPE_CHECKING:
+    from tuning.data.sample import Sample, Unbuildable
 
 ABOUT = """\
 Scores, predictions, losses and metrics of a task, as one JSON object.
@@ -57,7 +60,7 @@ def _evaluated(settings: Settings, arguments: argparse.Namespace) -> dict[str, A
     kind = CHAT if task == CHAT else module_of(task).__name__.rpartition(".")[2]
     samples = samples_of(settings, arguments.load)
     if kind != CHAT:
-        tell_shortened(settings, samples)
+        _tell_shortened(settings, samples)
     from tuning import evaluate
     from tuning.data.language import TEXTS
     from tuning.evaluate_texts import evaluate_texts
@@ -67,6 +70,18 @@ def _evaluated(settings: Settings, arguments: argparse.Namespace) -> dict[str, A
             "language": evaluate_windows if task in TEXTS else evaluate.evaluate_choices,
             "seq2seq": partial(evaluate_texts, load=arguments.load)}[kind]
     return call(load_tuned(arguments), settings, samples, arguments.eval_batch_size, arguments.losses)
+
+
+def _tell_shortened(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> None:
+    """A line on standard error where rows of a task lost tokens for want of room."""
+    from tuning.tasks import module_of
+
+    count_facts = getattr(module_of(settings.data.task), "facts", None)
+    facts = count_facts(settings, samples) if count_facts else {}
+    if facts.get("shortened"):
+        where = f", sources by {facts['sources_lose']}" if "sources_lose" in facts else ""
+        print(f"{facts['shortened']} of {facts['rows']} rows were shortened{where}, by {facts['tokens_cut']} tokens in "
+              f"all and {facts['most_tokens_cut']} at most: they are longer than the lengths allow", file=sys.stderr)
 
 
 def _names(word: str) -> tuple[str, ...]:

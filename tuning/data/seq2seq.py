@@ -59,19 +59,19 @@ def facts(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> dict[s
     """What reports say of samples, so that nothing happens unseen.
 
     rows; not_built; shortened: rows that lost tokens, shortened_sources, shortened_targets: those of them whose source
-    or target did, sources_lose: at which end, tokens_cut: of all rows, most_tokens_cut: of one; empty_sources,
-    empty_targets; chinese_references, which an English ROUGE has no words for.
+    or target did, tokens_cut: of all rows, most_tokens_cut: of one, sources_lose: at which end, if any did;
+    empty_sources, empty_targets; chinese_references, which an English ROUGE has no words for.
     """
     whole = [sample for sample in samples if isinstance(sample, Sample)]
     cuts, empty = [sample.meta["cut"] for sample in whole], [sample.meta["is_empty"] for sample in whole]
-    return {"rows": len(samples), "not_built": len(samples) - len(whole), "shortened": sum(map(any, cuts)),
-            "shortened_sources": sum(source > 0 for source, _ in cuts),
-            "shortened_targets": sum(target > 0 for _, target in cuts),
-            "sources_lose": {"customization": "their beginning", "squad_generation": "what is far from the answer"}.get(
-                settings.data.task, "their end"),
-            "tokens_cut": sum(map(sum, cuts)), "most_tokens_cut": max(map(sum, cuts), default=0),
-            "empty_sources": sum(source for source, _ in empty), "empty_targets": sum(target for _, target in empty),
-            "chinese_references": sum(is_chinese(sample.reference or "") for sample in whole)}
+    found = {"rows": len(samples), "not_built": len(samples) - len(whole), "shortened": sum(map(any, cuts)),
+             "shortened_sources": sum(source > 0 for source, _ in cuts),
+             "shortened_targets": sum(target > 0 for _, target in cuts),
+             "tokens_cut": sum(map(sum, cuts)), "most_tokens_cut": max(map(sum, cuts), default=0),
+             "empty_sources": sum(source for source, _ in empty), "empty_targets": sum(target for _, target in empty),
+             "chinese_references": sum(is_chinese(sample.reference or "") for sample in whole)}
+    ends = {"customization": "their beginning", "squad_generation": "what is far from the answer"}
+    return found | ({"sources_lose": ends.get(settings.data.task, "their end")} if found["shortened_sources"] else {})
 
 
 def metrics(settings: Settings, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, float]:
