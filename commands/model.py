@@ -61,16 +61,17 @@ def check_folder(arguments: argparse.Namespace) -> None:
                         f"'latest' (or set CHECKPOINT_PATH)")
 
 
-def load_model(arguments: argparse.Namespace, timeout_seconds: float = 1800):
+def load_model(arguments: argparse.Namespace, timeout_seconds: float = 1800, **changed):
     """Start the processes' group and load what the arguments say: (model, tokenizer). Takes seconds: imports torch.
 
-    timeout_seconds: how long ranks wait for one another later on.
+    timeout_seconds: how long ranks wait for one another later on. changed: fields of ModelOptions that are not as the
+    arguments say.
     """
     check_folder(arguments)
     from glm import loading
 
     start_processes(arguments, timeout_seconds)
-    options = chosen(ModelOptions, arguments)
+    options = replace(chosen(ModelOptions, arguments), **changed)
     device = options.device or default_device()
     return loading.load(replace(options, device=device, dtype=options.dtype or default_precision(device)))
 

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from commands.model import add_model_arguments, announce_loading, check_folder, load_model, require_fit
@@ -132,7 +132,8 @@ def serve(arguments: argparse.Namespace, options: ServingOptions) -> int:
 
 def start(arguments: argparse.Namespace, options: ServingOptions, name: str, server, deliver) -> None:
     """Loads the model and starts its thread. Raises UserError."""
-    model, tokenizer = load_model(arguments, LONG_TIMEOUT)
+    model, tokenizer = load_model(arguments, LONG_TIMEOUT, adapter=())
+    models = {None: model} | adapted(model, arguments, name)
     from generation.batching import bytes_per_place
     from generation.params import SamplingParams
     from generation.texts import Names
@@ -147,7 +148,7 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
     free = CACHE_SHARE * free_memory(str(next(model.parameters()).device)) / local_ranks()
     every_row = options.max_rows * most * place_bytes
     cache = options.kv_cache_memory * 1e9 if options.kv_cache_memory else min(free, every_row)
-    room = Room(options.max_rows, int(cache), place_bytes)
+    room = Room(options.max_rows, int(cache / len(models)), place_bytes)
     if not room.holds(1, most):
         raise UserError(f"keys and values of {most} tokens take {most * place_bytes / 1e9:.2f} GB, and there is "
                         f"{cache / 1e9:.2f} GB for them (--kv-cache-memory)")
@@ -157,10 +158,33 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
                            Names(tokenizer), most, vocabulary, model.config.prompt_form.within(tokenizer.commands),
                            FORMATS.get(chats), chats, model.config.family in FORMATS)
     own = FORMATS[model.config.family].sampling if model.config.family in FORMATS else SamplingParams()
-    server.defaults = Defaults(name, options.default_max_tokens, vocabulary, own.temperature, own.top_p or 1.0)
+    names = tuple(each for each in models if each is not None)
+    server.defaults = Defaults(name, options.default_max_tokens, vocabulary, own.temperature, own.top_p or 1.0, names)
+    server.adapted = {each: replace(server.served, name=each, parent=name,
+                                    fingerprint=fingerprint(models[each], tokenizer, arguments.load))
+                      for each in names}
     tell = parallel.broadcast_object if parallel.size() > 1 else lambda _: None
-    server.engine = Engine(model, room, options.max_requests, deliver, lambda asked: score(model, asked), tell)
+    server.engine = Engine(models, room, options.max_requests, deliver, score, tell)
     server.engine.start()
+
+
+def adapted(model, arguments: argparse.Namespace, base: str) -> dict[str, object]:
+    """The model with each --adapter on it, by the name that it was given or else its file has; the weights are there
+    once. base: the name of the model without any."""
+    from glm.adapters.files import base_of, put_on, read_adapter
+    from glm.loading import sharing
+    from runtime.parallel import agree
+
+    found: dict[str, object] = {}
+    for text in arguments.adapter or ():
+        name, path = text.split("=", 1) if "=" in text else (Path(text).name.removesuffix(Path(text).suffix), text)
+        if not name or name == base or name in found:
+            raise UserError(f"--adapter {text}: {name or 'nothing'!r} is no name of its own; say another: NAME=FILE")
+        found[name] = sharing(model)
+        agree(lambda made=found[name], path=path: put_on(
+            made, read_adapter(path, model.config.family, arguments.lora_alpha, arguments.lora_layout),
+            base_of(arguments.load)))
+    return found
 
 
 def fingerprint(model, tokenizer, checkpoint: Path) -> str:
@@ -176,10 +200,11 @@ def follow(arguments: argparse.Namespace) -> int:
     """What the other ranks do: the rounds of the first, which says when it is over, whatever signals come."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    model, _ = load_model(arguments, LONG_TIMEOUT)
+    model, _ = load_model(arguments, LONG_TIMEOUT, adapter=())
+    models = {None: model} | adapted(model, arguments, "")
     from runtime import parallel
     from serving.engine import follow as follow_rounds
     from serving.scoring import score
 
-    follow_rounds(model, lambda: parallel.broadcast_object(None), lambda asked: score(model, asked))
+    follow_rounds(models, lambda: parallel.broadcast_object(None), score)
     return 0

@@ -164,7 +164,8 @@ def describe(model, configs: Sequence[TaskConfig], settings: Settings, sources: 
             "sample_seed": settings.limit and settings.limit.seed,
             "max_batch_tokens": settings.max_batch_tokens, "micro_batch_size": settings.micro_batch_size,
             "allow_missing": settings.allow_missing, "num_fewshot": settings.num_fewshot,
-            "chat_format": model.config.family if settings.chat_format else None},
+            "chat_format": model.config.family if settings.chat_format else None,
+            **({"adapter": dict(model.adapter)} if getattr(model, "adapter", None) else {})},
         "versions": versions(), **sources,
         "tasks": {config.name: digest for config, digest in
                   zip(configs, hash_files([config.source for config in configs]), strict=True)}}
@@ -184,7 +185,8 @@ class Keeper:
         default = {f"model's {name}": value for name, value in usual(ModelConfig).items()}
         claim(self.output, self._facts(default), default, list(self.samples.values()), settings.is_replaceable)
         facts = {name: head[name]["sha256"] for name in ("checkpoint", "tokenizer", "code")} | {
-            name: head["settings"][name] for name in ("dtype", "device", "quantization", "model")}
+            name: head["settings"][name] for name in ("dtype", "device", "quantization", "model", "adapter")
+            if name in head["settings"]}
         self.keys = {name: keys_of(facts, work.hashes) for name, work in works.items()}
         self.journal = stack.enter_context(Journal(self.output / JOURNAL))
         self._counted = {name: self._lacking(work) for name, work in works.items()}

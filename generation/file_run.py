@@ -110,6 +110,7 @@ def facts_of(model, tokenizer, options: Options, checkpoint: Path) -> dict:
               "quantization": quantization_of(model)}
     shapes = {_OF_MODEL + name: value for name, value in unusual(model.config).items()}
     stop = {"stop": list(options.stop)} if options.stop else {}
+    values |= {"adapter_sha256": model.adapter["sha256"]} if getattr(model, "adapter", None) else {}
     return {"form": FORM, "strategy": options.strategy} | unusual(options.params) | stop | shapes | values
 
 

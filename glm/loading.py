@@ -10,6 +10,7 @@ import torch
 
 import kernels
 from glm import spec
+from glm.adapters.files import base_of, put_on, read_adapter
 from glm.checkpoint import (
     STREAMED,
     Checkpoint,
@@ -19,7 +20,7 @@ from glm.checkpoint import (
 )
 from glm.config import ModelConfig
 from glm.families import FAMILIES
-from glm.linear import pack_linears
+from glm.linear import linears, pack_linears
 from glm.model import GLM
 from glm.options import ModelOptions
 from glm.resplit import resplit, uncut
@@ -54,7 +55,25 @@ def load(options: ModelOptions) -> tuple[GLM, Tokenizer]:
     tokenizer = FAMILIES[config.family].open_tokenizer(Path(options.path), options.tokenizer_path, config)
     check_vocabulary(tokenizer, config)
     _start_parallel(options)
-    return load_model(options, config), tokenizer
+    if len(options.adapter) > 1:
+        raise UserError(f"{len(options.adapter)} adapters were named; a model has one, and the server alone "
+                        "(scripts/serve.sh) any number, chosen by request")
+    model = load_model(options, config)
+    for path in options.adapter:
+        agree(lambda path=path: put_on(model, read_adapter(path, config.family, options.lora_alpha,
+                                                              options.lora_layout), base_of(options.path)))
+    return model, tokenizer
+
+
+def sharing(model: GLM) -> GLM:
+    """Another model of the same weights, which are not copied; what is put on it leaves the first one as it is."""
+    if model.stream is not None:
+        raise UserError("several adapters and --offload-memory-limit do not go together: start a server for each")
+    made = GLM(model.config, dtype=next(model.parameters()).dtype, device="meta")
+    pack_linears(made, {f"{name}.weight": linear.scheme for name, linear in linears(model) if linear.scheme})
+    made.load_state_dict(model.state_dict(), strict=True, assign=True)
+    made.mapped_files = model.mapped_files
+    return made.requires_grad_(False).eval()
 
 
 def load_without_tokenizer(options: ModelOptions) -> GLM:

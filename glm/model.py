@@ -5,7 +5,7 @@ Shape legend: b batch, s sequence, h hidden, n heads (of this rank), d head size
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -25,6 +25,7 @@ from runtime import parallel
 
 class GLM(SATModel):
     stream: Stream | None = None
+    adapter: Mapping[str, str] | None = None  # `name` and `sha256` of what adapts it (glm.adapters.files)
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
                  skip_init: bool = True) -> None:

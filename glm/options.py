@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ class ModelOptions:
         None, "run in CHOICE", none="what the device computes fastest", flag="precision", choices=PRECISIONS,
         is_switches=True)
 
+    adapter: tuple[str, ...] = option(
+        (), "LoRA or a prefix on the model: a file, or a folder in peft's or ChatGLM's format; of a server any number, "
+            "chosen by a request's model: FILE, or NAME=FILE", is_repeated=True, metavar="FILE")
+    lora_alpha: float | None = option(None, "of SAT's files of LoRA, which do not say it", none="1")
+    lora_layout: str | None = option(
+        None, "of three pairs for queries, keys and values: their outputs lie head by head, or one below the other",
+        none="as the model's rows", choices=("heads", "stacked"))
+
     @classmethod
     def of(cls, **values: Any) -> ModelOptions:
         """The fields, and those of a shape, side by side. Raises UserError for others."""
@@ -58,5 +67,7 @@ class ModelOptions:
             if name not in (*names, *FIELDS):
                 raise UserError(f"glm.load has no argument {name!r}{nearest(name, (*names, *FIELDS))}; there are "
                                 f"{', '.join(names)}, and of the model's shape {', '.join(FIELDS)}")
+        if isinstance(values.get("adapter"), str | PathLike):
+            values["adapter"] = (str(values["adapter"]),)
         shape = {name: value for name, value in values.items() if name in FIELDS}
         return cls(**{name: value for name, value in values.items() if name not in FIELDS}, shape=shape)

@@ -71,7 +71,8 @@ def option(default: Any, what: str, **how: Any) -> Any:
 
     how: `flag`, its name where that is not the field's; `aliases`, more names; `metavar`; `choices`; `none`, what no
     value means; `read`, from a word to the value, where the type does not say it; `is_switches`: each choice is a flag
-    that takes no value; `overrides`: the field is a dictionary with those fields of this dataclass that were said.
+    that takes no value; `is_repeated`: the flag may come several times, and the field is a tuple of words; `overrides`:
+    the field is a dictionary with those fields of this dataclass that were said.
     """
     return dataclasses.field(default=default, metadata={"what": what, **how})
 
@@ -100,7 +101,8 @@ def chosen(kind: type, arguments: argparse.Namespace, **more: Any) -> Any:
             said = {inner.name: getattr(arguments, flag_name(inner)) for inner in _options(field.metadata["overrides"])}
             values[field.name] = {name: value for name, value in said.items() if value is not None}
         else:
-            values[field.name] = getattr(arguments, flag_name(field))
+            value = getattr(arguments, flag_name(field))
+            values[field.name] = tuple(value or ()) if field.metadata.get("is_repeated") else value
     return kind(**values, **more)
 
 
@@ -115,6 +117,10 @@ def _options(kind: Any) -> list[dataclasses.Field]:
 
 def _add_flag(group, name: str, field: dataclasses.Field, default: Any) -> None:
     about = field.metadata
+    if about.get("is_repeated"):
+        group.add_argument(f"--{name.replace('_', '-')}", action="append", metavar=about.get("metavar"),
+                           help=about["what"])
+        return
     spelt = getattr(field.type, "__name__", str(field.type))  # a type, or its annotation: "int | None"
     kind = next(kind for kind in (bool, int, float, Path, str) if spelt.startswith(kind.__name__))
     what = about["what"] + (f" (default: {about['none']})" if default is None and "none" in about else "")

@@ -16,7 +16,7 @@ from serving import prepare, requests
 from serving.answers import Chats, Choice, Completions, Fills
 from serving.choices import Entry, News
 from serving.engine import Engine, Job
-from serving.errors import ApiError, bad, draining, timed_out
+from serving.errors import ApiError, bad, draining, timed_out, unknown_model
 from serving.fields import Fields, check_content_type, parse_body
 from serving.metrics import Metrics
 from serving.page import page_file
@@ -36,6 +36,7 @@ class Server:
     limits: Limits
     status: str = "loading"
     served: Served | None = None
+    adapted: dict[str, Served] = field(default_factory=dict)  # with an adapter on it, by its name
     defaults: requests.Defaults | None = None
     engine: Engine | None = None
     in_flight: set[Job] = field(default_factory=set)
@@ -78,20 +79,21 @@ def metrics(server: Server, _request: Request) -> Response:
 
 
 def models(server: Server, _request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [_model(_ready(server))]})
+    served = _ready(server)
+    return JSONResponse({"object": "list", "data": [_model(each) for each in (served, *server.adapted.values())]})
 
 
 def model(server: Server, request: Request) -> Response:
     served, name = _ready(server), request.path_params["id"]
-    if name != served.name:
-        raise ApiError(404, f"the model {name[:60]!r} is not served here; this one is: {served.name}",
-                       "model_not_found", "model")
-    return JSONResponse(_model(served))
+    if name != served.name and name not in server.adapted:
+        raise unknown_model(name, (served.name, *server.adapted))
+    return JSONResponse(_model(server.adapted.get(name, served)))
 
 
 def _model(served: Served) -> dict:
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "local",
-            "max_model_len": served.most, "chat_format": served.chat_name}
+            "max_model_len": served.most, "chat_format": served.chat_name,
+            **({"parent": served.parent} if served.parent else {})}
 
 
 def tokenizer_info(server: Server, _request: Request) -> Response:
@@ -182,7 +184,9 @@ async def generate(server: Server, request: Request, send: Callable, outcome: Ou
 
 def _prepared(path: str, values: dict, server: Server):
     """(the request, names that were ignored, its job, the answer to be)."""
-    served, defaults = server.served, server.defaults
+    name, defaults = values.get("model"), server.defaults
+    adapter = name if isinstance(name, str) and name in server.adapted else None
+    served = server.adapted.get(adapter, server.served)
     if path == "/v1/completions":
         asked, ignored = requests.completion(values, defaults)
         job, prompts = prepare.completion_job(asked, served)
@@ -195,7 +199,7 @@ def _prepared(path: str, values: dict, server: Server):
         asked, ignored = requests.chat(values, defaults)
         job, prompt_tokens = prepare.chat_job(asked, served)
         answer = Chats(asked, prompt_tokens, served)
-    job.mailbox = asyncio.Queue()
+    job.mailbox, job.model = asyncio.Queue(), adapter
     return asked, ignored, job, answer
 
 

@@ -10,7 +10,7 @@ import collections
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
     begun: float | None = None  # when its first row joined
     is_cancelled: bool = False  # nobody waits any more
+    model: str | None = None  # the name of its adapter; None: the model without any
     left: int = 0  # units that are not done
 
 
@@ -58,9 +59,17 @@ class Unit(NamedTuple):
         return self.job.scored[-1 - self.number]
 
 
-class Round(NamedTuple):
-    """What every rank does: the first one decides."""
+class Place(NamedTuple):
+    """Of a row: the model in whose batch it is, and the batch's number for it."""
 
+    model: str | None
+    number: int
+
+
+class Round(NamedTuple):
+    """What every rank does with one of the models: the first one decides."""
+
+    model: str | None
     most: int | None  # the batch begins empty, with so many places of all rows at most; None: it goes on
     dropped: list[int]
     rows: list[Row]
@@ -68,10 +77,10 @@ class Round(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What the batch may take."""
+    """What the batches may take."""
 
-    rows: int
-    bytes: int  # of keys and values
+    rows: int  # of all batches
+    bytes: int  # of keys and values of one
     place_bytes: int  # of one token of one row
 
     @property
@@ -84,20 +93,22 @@ class Room(NamedTuple):
 
 
 class Engine(threading.Thread):
-    """hear: takes the news of a round, [(job, number of the choice, news)], and must not block. score: its value is
-    handed over as news. tell: sends a Round to the other ranks, None at the end."""
+    """models: by the names of their adapters, None the one without; they share their weights, and have batches of their
+    own, which take turns. hear: takes the news of a round, [(job, number of the choice, news)], and must not block.
+    score: its value, of a model and ids, is handed over as news. tell: sends a Round to the other ranks, None at the
+    end."""
 
-    def __init__(self, model, room: Room, most_units: int, hear: Callable[[list], None],
-                 score: Callable[[Scored], object], tell: Callable[[Round | None], None] = lambda _: None):
+    def __init__(self, models: Mapping[str | None, object], room: Room, most_units: int, hear: Callable[[list], None],
+                 score: Callable[[object, Scored], object], tell: Callable[[Round | None], None] = lambda _: None):
         super().__init__(name="engine", daemon=True)
-        self.model, self.room = model, room
+        self.models, self.model, self.room = models, models[None], room
         self._most_units, self._hear, self._score, self._tell = most_units, hear, score, tell
         self._changed = threading.Condition()
         self._waiting: collections.deque[Unit] = collections.deque()
-        self._running: dict[int, Unit] = {}  # by the batch's numbers
-        self._dropped: list[int] = []  # numbers of rows that leave in the next round
+        self._running: dict[Place, Unit] = {}
+        self._dropped: list[Place] = []  # rows that leave in the next round
         self._joining: list[Unit] = []  # in this round
-        self._batch: Batch | None = None
+        self._batches: dict[str | None, Batch] = {}
         self._is_ending = False
         self.units = 0  # in flight
         self.failure: BaseException | None = None
@@ -166,7 +177,7 @@ class Engine(threading.Thread):
         """Waits for some; False: the end."""
         with self._changed:
             if not (self._waiting or self._running):
-                self._batch, self._dropped = None, []  # the cache goes
+                self._batches, self._dropped = {}, []  # the caches go
             self._changed.wait_for(lambda: self._waiting or self._running or self._is_ending)
             return not self._is_ending
 
@@ -176,41 +187,50 @@ class Engine(threading.Thread):
             self._forget_cancelled()
             joining, scoring = self._admitted()
             self._joining = [*joining, *scoring]
-        most = self.room.places if self._batch is None else None
-        round = Round(most, self._dropped, [unit.row for unit in joining], [unit.scored for unit in scoring])
-        self._dropped = []
+            active = {place.model for place in (*self._running, *self._dropped)}
+            active |= {unit.job.model for unit in self._joining}
+        for name in self.models:
+            if name in active:
+                self._hand_over(self._turn(name, *([unit for unit in units if unit.job.model == name]
+                                                   for units in (joining, scoring))))
+
+    def _turn(self, name: str | None, joining: list[Unit], scoring: list[Unit]) -> list[tuple[Unit, object]]:
+        """One model's part of a round -> its news."""
+        model, most = self.models[name], None if name in self._batches else self.room.places
+        dropped = [place.number for place in self._dropped if place.model == name]
+        round = Round(name, most, dropped, [unit.row for unit in joining], [unit.scored for unit in scoring])
+        self._dropped = [place for place in self._dropped if place.model != name]
         self._tell(round)
-        news = [(unit, value) for unit, value in zip(scoring, self._scores(round.scored), strict=True)]
+        news = [(unit, self._score(model, unit.scored)) for unit in scoring]
         if most is not None:
-            self._batch = Batch(self.model, most=most)
-        numbers = turn(self._batch, round)
+            self._batches[name] = Batch(model, most=most)
+        batch = self._batches[name]
+        numbers = turn(batch, round)
         with self._changed:
-            self._running |= dict(zip(numbers, joining, strict=True))
-            self._joining = []
-        for event in self._batch.step():
-            unit = self._running[event.number]
+            self._running |= {Place(name, number): unit for number, unit in zip(numbers, joining, strict=True)}
+            self._joining = [unit for unit in self._joining if unit.job.model != name]
+        for event in batch.step():
+            place = Place(name, event.number)
+            unit = self._running[place]
             row, said = unit.job.choices[unit.number].take(event)
             if said is not None:
                 news.append((unit, said))
             with self._changed:
                 if event.answers is not None or (said is not None and said.is_last):
-                    del self._running[event.number]
+                    del self._running[place]
                 if row is not None:
                     self._waiting.appendleft(unit._replace(row=row))
             if event.answers is None and said is not None and said.is_last:
-                self._dropped.append(event.number)
-        self._hand_over(news)
-
-    def _scores(self, scored: list[Scored]) -> list:
-        return [self._score(each) for each in scored]
+                self._dropped.append(place)
+        return news
 
     def _forget_cancelled(self) -> None:
         gone = [unit for unit in self._waiting if unit.job.is_cancelled]
         self._waiting = collections.deque(unit for unit in self._waiting if not unit.job.is_cancelled)
-        for number, unit in list(self._running.items()):
+        for place, unit in list(self._running.items()):
             if unit.job.is_cancelled:
-                gone.append(self._running.pop(number))
-                self._dropped.append(number)
+                gone.append(self._running.pop(place))
+                self._dropped.append(place)
         self.units -= len(gone)
 
     def _admitted(self) -> tuple[list[Unit], list[Unit]]:
@@ -219,8 +239,11 @@ class Engine(threading.Thread):
         while self._waiting:
             unit = self._waiting[0]
             length = len(unit.scored.context.ids if unit.row is None else unit.row.context)
-            rows, places = _extent([*(each.row for each in (*self._running.values(), *joining)), unit.row])
-            if ((joining or scoring) and tokens + length > MOST_READ_TOKENS) or not self.room.holds(rows, places):
+            running = [*self._running.values(), *joining]
+            rows, places = _extent([*(each.row for each in running if each.job.model == unit.job.model), unit.row])
+            others, _ = _extent(each.row for each in running if each.job.model != unit.job.model)
+            is_full = not self.room.holds(rows, places) or rows + others > self.room.rows
+            if ((joining or scoring) and tokens + length > MOST_READ_TOKENS) or is_full:
                 break
             tokens += length
             (scoring if unit.row is None else joining).append(self._waiting.popleft())
@@ -240,7 +263,7 @@ class Engine(threading.Thread):
         """All that runs has failed, and nobody knows whose fault it is; what waits may still be answered."""
         with self._changed:
             failed = [*self._running.values(), *self._joining]
-            self._running, self._joining, self._dropped, self._batch = {}, [], [], None
+            self._running, self._joining, self._dropped, self._batches = {}, [], [], {}
         self._hand_over([(unit, FAILED) for unit in failed])
 
 
@@ -251,16 +274,18 @@ def turn(batch: Batch, round: Round) -> list[int]:
     return batch.add(round.rows)
 
 
-def follow(model, hear: Callable[[], Round | None], score: Callable[[Scored], object]) -> None:
+def follow(models: Mapping[str | None, object], hear: Callable[[], Round | None],
+           score: Callable[[object, Scored], object]) -> None:
     """What the other ranks do: every round of the first, until there are no more."""
-    batch = None
+    batches: dict[str | None, Batch] = {}
     while (round := hear()) is not None:
-        if round.most is not None:
-            batch = Batch(model, most=round.most)
+        model = models[round.model]
         for each in round.scored:
-            score(each)
-        turn(batch, round)
-        batch.step()
+            score(model, each)
+        if round.most is not None:
+            batches[round.model] = Batch(model, most=round.most)
+        turn(batches[round.model], round)
+        batches[round.model].step()
 
 
 def _extent(rows: Iterable[Row | None]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -31,6 +32,11 @@ class ApiError(Exception):
         message = self.message if len(self.message) <= LONGEST_MESSAGE else f"{self.message[:LONGEST_MESSAGE - 3]}..."
         kind = TYPES.get(HTTPStatus(self.status), "invalid_request_error")
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def unknown_model(name: str, served: Sequence[str]) -> ApiError:
+    there = f"this one is: {served[0]}" if len(served) == 1 else f"these are: {', '.join(served)}"
+    return ApiError(404, f"the model {name[:60]!r} is not served here; {there}", "model_not_found", "model")
 
 
 def bad(param: str | None, message: str, code: str | None = "invalid_value") -> ApiError:

@@ -36,6 +36,7 @@ class Served:
     chat_format: ChatFormat | None
     chat_name: str | None
     is_for_chats: bool = False  # the model was trained for them, and its tokenizer spells their answers
+    parent: str | None = None  # of a model with an adapter on it, the name of the one without
 
     @property
     def ends(self) -> tuple[int, ...]:

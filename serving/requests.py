@@ -10,7 +10,7 @@ from typing import Any
 from generation.blanks import MASK_PATTERN
 from generation.params import BeamParams, SamplingParams
 from glm.prompt_form import MASKS
-from serving.errors import ApiError, bad
+from serving.errors import bad, unknown_model
 from serving.fields import LARGEST, Fields
 
 MOST_PROMPTS, MOST_CHOICES, MOST_STOPS, MOST_ALTERNATIVES, MOST_BEAMS = 128, 16, 32, 20, 16
@@ -27,6 +27,7 @@ class Defaults:
     vocabulary: int  # ids below may be sent in prompts
     temperature: float = 1.0
     top_p: float = 1.0
+    adapters: tuple[str, ...] = ()  # names of the model with an adapter on it
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,8 @@ def _message(number: int, message: Any) -> dict[str, str]:
 
 def _check_model(fields: Fields, defaults: Defaults) -> None:
     name = fields.text("model", defaults.model)
-    if name != defaults.model:
-        raise ApiError(404, f"the model {name[:60]!r} is not served here; this one is: {defaults.model}",
-                       "model_not_found", "model")
+    if name not in (defaults.model, *defaults.adapters):
+        raise unknown_model(name, (defaults.model, *defaults.adapters))
 
 
 def _prompts(fields: Fields, defaults: Defaults) -> tuple[str | tuple[int, ...], ...]:

@@ -98,6 +98,7 @@ def put_on(model: GLM, adapter: Adapter, base: str | None = None, length: int | 
     if base is not None:
         check_base(adapter, base)
     source = str(adapter.path)
+    model.adapter = {"name": adapter.path.name, "sha256": adapter.sha256}
     if adapter.lora is not None:
         attach(model, adapter.lora, source)
         return
