@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,19 +59,26 @@ def read_documents(path: Path | None, tokenizer: Tokenizer) -> Documents:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        row = parse_json(line, str(path), number)
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not isinstance(
-                row.get("prompt", ""), str):
-            raise UserError(f"{path}:{number}: {shown(row)}; it should be an object whose text, and prompt if "
-                            "there is one, are strings")
-        prompt = tokenizer.encode(row.get("prompt", ""), special_tokens=True)
-        ids.append(np.array(prompt + tokenizer.encode(row["text"], special_tokens=True), dtype=np.int32))
-        prompts.append(len(prompt))
+        prompt, text = _texts(parse_json(line, str(path), number), f"{path}:{number}")
+        before = tokenizer.encode(prompt, special_tokens=True)
+        ids.append(np.array(before + tokenizer.encode(text, special_tokens=True), dtype=np.int32))
+        prompts.append(len(before))
     bounds = tuple(accumulate(map(len, ids)))
     if not bounds or not bounds[-1]:
         raise UserError(f"{path}: holds no text; a document is a JSON object of prompt and text on a line of its own")
     return Documents(tuple(ids), tuple(prompts), bounds, sentence_ends(tokenizer), tokenizer.command("ENC"),
                      tokenizer.command("eos"))
+
+
+def _texts(row: Any, where: str) -> tuple[str, str]:
+    """Prompt and text of a line."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a document is {shown(row)}; it must be an object of prompt and text")
+    found = row.get("prompt", ""), row.get("text")
+    for name, text in zip(("prompt", "text"), found, strict=True):
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {name} is {shown(text)}; it must be a string")
+    return found
 
 
 def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
