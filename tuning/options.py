@@ -136,6 +136,21 @@ class StreamOptions:
 
 
 @dataclass(frozen=True)
+class ChatOptions:
+    """ChatGLM's rows as its ptuning folder reads them: JSON (a list, or a line a row) or CSV with these columns."""
+
+    train_file: Path | None = option(None, "chat: rows of --split train", metavar="FILE")
+    validation_file: Path | None = option(None, "chat: rows of --split dev", metavar="FILE")
+    test_file: Path | None = option(None, "chat: rows of --split test", metavar="FILE")
+    prompt_column: str = option("prompt", "chat: the questions' column", metavar="NAME")
+    response_column: str = option("response", "chat: the answers' column", metavar="NAME")
+    history_column: str | None = option(None, "chat: the column of the rounds before", metavar="NAME", none="none")
+    source_prefix: str = option("", "chat: what stands before each question", metavar="TEXT")
+    max_source_length: int = option(1024, "chat: tokens of a question", read=count)
+    max_target_length: int = option(128, "chat: tokens of an answer", read=count)
+
+
+@dataclass(frozen=True)
 class CheckpointOptions:
     """The model itself. What its folder does not say is said here."""
 
@@ -181,9 +196,10 @@ class Settings:
     documents: DocumentOptions = DocumentOptions()
     mixing: MixingOptions = MixingOptions()
     streams: StreamOptions = StreamOptions()
+    chat: ChatOptions = ChatOptions()
     form: SampleForm = GLM_REPOSITORY  # of the model's family
 
 
 GROUPS = {"tokenizer": TokenizerOptions, "data": DataOptions, "cloze": ClozeOptions, "prompt": PromptOptions,
           "seq2seq": Seq2seqOptions, "objective": ObjectiveOptions, "documents": DocumentOptions,
-          "mixing": MixingOptions, "streams": StreamOptions}
+          "mixing": MixingOptions, "streams": StreamOptions, "chat": ChatOptions}

@@ -52,7 +52,9 @@ def module_of(task: str | None) -> ModuleType:
 def samples_of(settings: Settings, load: Path | None = None) -> list[Sample | Unbuildable]:
     """The samples of any task but `pretrain`, in the data set's order. load: the checkpoint, where there is one."""
     if settings.data.task == CHAT:
-        from tuning.data import chat
+        from tuning.data import chat, chat_files
 
+        if settings.streams.tokenized is None and chat_files.file_of(settings) is not None:
+            return chat_files.samples(settings, open_for(settings, load), load)
         return chat.samples_of(settings.streams.tokenized, load)
     return module_of(settings.data.task).samples(settings, open_for(settings, load))

@@ -16,6 +16,7 @@ COMMANDS = {  # name: what it does; commands/tuning/NAME.py has its main
     "train": "tune or pretrain; killed, the same command goes on",
     "score-text": "ROUGE and BLEU of given texts",
     "forget": "what a tuned model still does of what its base could do",
+    "original": "a command line of the GLM repository or of ChatGLM's ptuning, as it is",
     "merge": "a checkpoint with an adapter's products added",
 }
 

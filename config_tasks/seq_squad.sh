@@ -1,0 +1,8 @@
+EXPERIMENT_NAME="$MODEL_TYPE-squad"
+TASK_NAME=squad
+DATA_PATH="$DATA_ROOT/squad"
+TRAIN_ARGS=(--epochs 10 --batch-size 12 --lr 1e-5 --lr-decay-style linear --warmup 0.06
+    --weight-decay 0.1 --label-smoothing 0.1)
+COMMON_ARGS=(--save-interval 10000 --eval-epoch 2)
+TASK_ARGS=(--src-seq-length 512 --tgt-seq-length 64 --min-tgt-length 0 --length-penalty 0
+    --no-repeat-ngram-size 0 --num-beams 5 --select-topk --eval-batch-size 1)

@@ -1,0 +1,9 @@
+EXPERIMENT_NAME="$MODEL_TYPE-afqmc"
+TASK_NAME=AFQMC
+DATA_PATH="$DATA_ROOT/afqmc"
+MAX_SEQ_LEN=256
+BATCH_SIZE=16
+LR_SINGLE=1e-5
+EPOCH_SINGLE=10 # of the 10B models: 20
+TRAIN_ARGS=(--lr-decay-style linear --warmup 0.1 --weight-decay 0.1 --pattern-id 0)
+COMMON_ARGS=(--save-interval 10000)

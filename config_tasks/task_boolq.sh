@@ -1,0 +1,9 @@
+EXPERIMENT_NAME="$MODEL_TYPE-boolq"
+TASK_NAME=BoolQ
+DATA_PATH="$DATA_ROOT/BoolQ"
+MAX_SEQ_LEN=256
+BATCH_SIZE=16
+LR_SINGLE=1e-5
+EPOCH_SINGLE=20 # of the 10B models: 24
+TRAIN_ARGS=(--lr-decay-style linear --warmup 0.1 --weight-decay 0.1 --pattern-id 4)
+COMMON_ARGS=(--save-interval 10000)

@@ -1,0 +1,9 @@
+EXPERIMENT_NAME="$MODEL_TYPE-cb"
+TASK_NAME=CB
+DATA_PATH="$DATA_ROOT/CB"
+MAX_SEQ_LEN=256
+BATCH_SIZE=16
+LR_SINGLE=1e-5
+EPOCH_SINGLE=50 # of the 10B models: 100
+TRAIN_ARGS=(--lr-decay-style linear --warmup 0.1 --weight-decay 0.1 --pattern-id 3)
+COMMON_ARGS=(--save-interval 10000)

@@ -1,0 +1,9 @@
+EXPERIMENT_NAME="$MODEL_TYPE-record"
+TASK_NAME=ReCoRD
+DATA_PATH="$DATA_ROOT/ReCoRD"
+MAX_SEQ_LEN=512
+BATCH_SIZE=64
+LR_SINGLE=1e-5
+EPOCH_SINGLE=5 # of the 10B models: 3
+TRAIN_ARGS=(--lr-decay-style linear --warmup 0.1 --weight-decay 0.1 --pattern-id 0)
+COMMON_ARGS=(--save-interval 10000)

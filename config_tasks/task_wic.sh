@@ -1,0 +1,9 @@
+EXPERIMENT_NAME="$MODEL_TYPE-wic"
+TASK_NAME=WiC
+DATA_PATH="$DATA_ROOT/WiC"
+MAX_SEQ_LEN=256
+BATCH_SIZE=16
+LR_SINGLE=1e-5
+EPOCH_SINGLE=30 # of the 10B models: 40
+TRAIN_ARGS=(--lr-decay-style linear --warmup 0.1 --weight-decay 0.1 --pattern-id 1)
+COMMON_ARGS=(--save-interval 10000)

@@ -1,0 +1,9 @@
+EXPERIMENT_NAME="$MODEL_TYPE-wsc_generative"
+TASK_NAME=WSC
+DATA_PATH="$DATA_ROOT/WSC"
+MAX_SEQ_LEN=128
+BATCH_SIZE=16
+LR_SINGLE=1e-5
+EPOCH_SINGLE=50 # of the 10B models: 100
+TRAIN_ARGS=(--lr-decay-style linear --warmup 0.1 --weight-decay 0.1 --pattern-id 2)
+COMMON_ARGS=(--save-interval 10000)

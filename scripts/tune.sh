@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Sourced by the scripts that tune a model: makes the environment (env.sh) and defines read_config and run_original.
+#   NUM_GPUS_PER_WORKER=8   processes on this machine, or on each host
+#   HOST_FILE_PATH=FILE     several hosts, a line each (worker-1 slots=8)
+#   MP_SIZE=1               processes that share a model
+
+REPOSITORY="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
+NUM_GPUS_PER_WORKER="${NUM_GPUS_PER_WORKER:-1}"
+HOST_FILE_PATH="${HOST_FILE_PATH:-}"
+MP_SIZE="${MP_SIZE:-1}"
+DATA_ROOT="${DATA_ROOT:-data}"                  # where the tasks' folders are
+CHECKPOINT_PATH="${CHECKPOINT_PATH:-checkpoints}" # where the models' folders are
+SAVE_PATH="${SAVE_PATH:-runs}"                  # where a folder for each experiment is made
+
+# Reads a configuration, which is taken from the working directory first, then from the repository.
+read_config() {
+    local file="$1"
+    [[ -f $file || ! -f $REPOSITORY/$file ]] || file="$REPOSITORY/$file"
+    if [[ ! -f $file ]]; then
+        echo "error: $1: no such file; there are: $(cd "$REPOSITORY" && echo $2)" >&2
+        exit 2
+    fi
+    [[ $file == /* ]] || file="$PWD/$file"
+    source "$REPOSITORY/scripts/read_config.sh" "$file"
+}
+
+# An argument list that a configuration wrote as an array or, as the originals do, as one string: into the array WORDS.
+words_of() {
+    local -n _list="$1"
+    WORDS=()
+    if [[ "$(declare -p "$1" 2>/dev/null)" == "declare -a"* ]]; then
+        WORDS=("${_list[@]}")
+    elif [[ -n ${_list:-} ]]; then
+        read -r -d '' -a WORDS <<<"$_list" || true
+    fi
+}
+
+# Runs a command line of the originals in all processes, in place of this shell.
+run_original() {
+    source "$REPOSITORY/scripts/env.sh"
+    if [[ -n $HOST_FILE_PATH ]]; then
+        exec "$PYTHON" "$REPOSITORY/scripts/launch_hosts.py" "$HOST_FILE_PATH" "$MP_SIZE" tuning original "$@"
+    fi
+    if ((NUM_GPUS_PER_WORKER > 1)); then
+        exec "$PYTHON" "$REPOSITORY/scripts/launch.py" "$NUM_GPUS_PER_WORKER" tuning original "$@"
+    fi
+    exec "$PYTHON" -m tuning original "$@"
+}
