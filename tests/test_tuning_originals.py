@@ -41,8 +41,8 @@ def test_a_line_of_the_glm_repository():
 
 
 def test_pretraining():
-    (_, *words), = translated("pretrain_gpt2.py", "--block-lm --bert-prob 0.5 --split 949,50,1 --device cuda "
-                                                   "--fp16 --train-data file".split()).commands
+    line = "--block-lm --bert-prob 0.5 --split 949,50,1 --device cuda --fp16 --train-data file"
+    (_, *words), = translated("pretrain_gpt2.py", line.split()).commands
     assert flags_of(words) == {"--bert-prob": ["0.5"], "--device": ["cuda"], "--train-data": ["file"],
                                "--task": ["pretrain"], "--dtype": ["float16"]}
 
@@ -80,7 +80,8 @@ def test_another_program():
 
 
 def test_what_stands_behind_two_hyphens_replaces_what_is_before():
-    (_, *words), = translated("finetune_glm.py", "--lr 1e-5 --epochs 3 -- --lr 2e-5".split()).commands
+    line = "--lr 1e-5 --epochs 3 -- --lr 2e-5"
+    (_, *words), = translated("finetune_glm.py", line.split()).commands
     assert flags_of(words)["--lr"] == ["2e-5"] and flags_of(words)["--epochs"] == ["3"]
 
 
