@@ -48,10 +48,10 @@ def test_pretraining():
 
 
 def test_a_line_of_ptuning():
-    line = ("--do_train --do_predict --train_file a.json --test_file b.json --prompt_column content --response_column "
-            "summary --overwrite_cache --model_name_or_path chatglm-6b --output_dir out --per_device_train_batch_size 1 "
-            "--gradient_accumulation_steps 16 --max_steps 3000 --learning_rate 2e-2 --pre_seq_len 128 "
-            "--quantization_bit 4 --device cpu")
+    line = ("--do_train --do_predict --train_file a.json --test_file b.json --prompt_column content "
+            "--response_column summary --overwrite_cache --model_name_or_path chatglm-6b --output_dir out "
+            "--per_device_train_batch_size 1 --gradient_accumulation_steps 16 --max_steps 3000 --learning_rate 2e-2 "
+            "--pre_seq_len 128 --quantization_bit 4 --device cpu")
     (train, *trained), (predict, *predicted) = translated("ptuning/main.py", line.split()).commands
     trained, predicted = flags_of(trained), flags_of(predicted)
     assert (train, predict) == ("train", "predict")
