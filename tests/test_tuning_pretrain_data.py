@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import glm
+from runtime.errors import UserError
 from tests.golden_data import family_folder
 from tests.golden_family import causal, checkpoint
 from tests.golden_finetune import KIT, lines, refused, run, tokenizer_flags
@@ -134,6 +135,11 @@ def test_a_sample_that_has_no_room_for_its_blanks_is_left_out_or_its_batch_canno
     (found,) = inspect("--seq-length", "8", "--bert-prob", "1", "--bert-mask-ratio", "0.9", "--batches", file,
                        capsys=capsys)
     assert found == {"count": 0, "error": "no sample of the batch has a blank"}
+    order = Order(0, tuple(range(40)))
+    batch = source(16, bert_prob=1.0, bert_mask_ratio=0.6).batch(order)
+    assert 0 < batch.left_out == 40 - len(batch.rows) < 40
+    with pytest.raises(UserError, match=r"batch 0, of the samples 0, 1: no sample"):
+        source(8, bert_prob=1.0, bert_mask_ratio=0.9).samples(Order(0, (0, 1)))
 
 
 def test_draws_of_dblock_leave_the_other_draws_alone():

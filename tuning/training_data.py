@@ -53,6 +53,8 @@ def _rows(settings: Settings, options: TrainOptions, load: Path, size: int) -> T
 def _documents(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:
     source = open_pretraining(settings, open_for(settings, load))
     files = {"--train-data": hash_file(settings.documents.train_data)}
+    if source.supervised is not None:
+        files["--multi-task-data"] = hash_of([row for rows in source.supervised.sets for row in rows])
     if options.batches is not None:
         steps = read_orders(options.batches, options.train_iters)
     elif options.train_iters is None:

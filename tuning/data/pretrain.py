@@ -53,6 +53,7 @@ class Order:
 class Batch:
     mode: str  # bert, sentence, gpt or supervised
     rows: tuple[Row, ...]  # of unequal lengths
+    left_out: int = 0  # samples whose blanks found no place
 
     def samples(self, order: Order) -> list[Sample]:
         return [Sample(f"{order.count}-{number}", Kind.LANGUAGE, (row,), meta={"mode": self.mode})
@@ -83,8 +84,12 @@ class Pretraining:
         return blanks(samples, random.Random(order.count), blocks, self.objective, self.layout, self.commands)
 
     def samples(self, order: Order) -> list[Sample]:
-        """The rows of a batch as samples. UserError where none can be made."""
-        return self.batch(order).samples(order)
+        """The rows of a batch as samples. UserError, naming the batch, where none can be made."""
+        try:
+            return self.batch(order).samples(order)
+        except UserError as error:
+            raise UserError(f"batch {order.count}, of the samples {', '.join(map(str, order.indices[:8]))}"
+                            f"{', ...' * (len(order.indices) > 8)}: {error}") from None
 
 
 def open_pretraining(settings: Settings, tokenizer: Tokenizer) -> Pretraining:
@@ -117,7 +122,7 @@ def blanks(samples: Sequence[Packed], draw: random.Random, blocks: random.Random
         mode, rows = "gpt", _gpt(samples, draw, blocks, objective, layout, commands)
     if not any(any(row.loss_mask) for row in rows):
         raise UserError("no sample of the batch has a blank")
-    return Batch(mode, tuple(rows))
+    return Batch(mode, tuple(rows), len(samples) - len(rows))
 
 
 def _bert(samples: Sequence[Packed], is_single: bool, draw: random.Random, blocks: random.Random,
@@ -207,7 +212,8 @@ def shown_batch(order: Order, batch: Batch) -> dict[str, Any]:
     def padded(numbers: Sequence[int]) -> list[int]:
         return [*numbers, *[0] * (width - len(numbers))]
 
-    return {"count": order.count, "mode": batch.mode,
+    left_out = {"left_out": batch.left_out} if batch.left_out else {}
+    return {"count": order.count, "mode": batch.mode, **left_out,
             "input_ids": [padded(row.input_ids) for row in batch.rows],
             "position_ids": [[padded(row.places), padded(row.blocks)] for row in batch.rows],
             "target": [padded(row.target) for row in batch.rows],
