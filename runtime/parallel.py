@@ -190,6 +190,12 @@ def sum_over_data(x: torch.Tensor) -> None:
     torch.distributed.all_reduce(x, group=mpu.get_data_parallel_group())
 
 
+def sum_over_all(x: torch.Tensor) -> None:
+    """In place, over all processes."""
+    step()
+    torch.distributed.all_reduce(x)
+
+
 def source_rank() -> int:
     """Global rank of the first process of this tensor-parallel group."""
     return mpu.get_model_parallel_src_rank()

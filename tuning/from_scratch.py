@@ -25,7 +25,7 @@ from tuning.corpus_run import CorpusRun
 from tuning.data.corpus import Corpus, Mixture, draw_samples, open_corpus, read_index
 from tuning.data.sample import Row, Sample
 from tuning.data.stretches import Ids, ids_of
-from tuning.loop import Training
+from tuning.loop import Progress, Training
 from tuning.muon import MatrixOptimizer, Rates
 from tuning.schedules import LateDecay
 from tuning.steps import Work
@@ -113,7 +113,7 @@ def training_of(options: argparse.Namespace, model: GLM, texts: Texts, run: Corp
         with autocast():
             return loss_of(model, rows, options.embedding_gradient_shrink)
 
-    def validate(step: int) -> dict[str, Any]:
+    def validate(step: int, progress: Progress) -> dict[str, Any]:
         return {"held_out": held_out_losses(model, texts, options.evaluation_rows, autocast)}
 
     optimizer = MatrixOptimizer(dict(model.named_parameters()), options.optimizer,

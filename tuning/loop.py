@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,14 @@ SHOWN = 8  # rows in a message
 
 
 @dataclass(frozen=True)
+class Validation:
+    metrics: Callable[[], Mapping[str, float]]  # of the live model
+    every: int = 1  # epochs
+    metric: str | None = None  # that chooses the best epoch; None: the first
+    keep: Callable[[int], None] = lambda steps: None  # called after the best epoch so far
+
+
+@dataclass(frozen=True)
 class Training:
     """What is learned from what."""
 
@@ -42,7 +50,7 @@ class Training:
     schedule: Schedule
     parts: int = 1  # that a step's samples are computed in, on each rank
     saved_every: int = 5000  # steps
-    validate: Callable[[int], Mapping[str, Any]] | None = None  # step -> what the log says of it
+    validate: Callable[[int, Progress], Mapping[str, Any]] | None = None  # at an epoch's end -> what the log says of it
     is_hinge: bool = False  # a loss of 0 is what it should be
 
 
@@ -50,6 +58,7 @@ class Training:
 class Progress:
     step: int = 0  # the next one
     updates: int = 0  # steps that moved the weights: what the schedule counts
+    best: float | None = None  # of the metric, in all epochs so far
 
 
 def train(training: Training, run: Run, asked: Interrupts | None = None,
@@ -63,27 +72,44 @@ def train(training: Training, run: Run, asked: Interrupts | None = None,
     if (state := run.state()) is not None:
         progress = restored(state, optimizer, run)
     run.write_parameters(optimizer.decayed, optimizer.not_decayed)
-    run.begin_log(progress.step)
+    parallel.agree(lambda: run.begin_log(progress.step))
     while progress.step < len(training.steps):
         work, step = training.steps[progress.step], progress.step
         line = one_step(training, work, progress)
         if training.validate is not None and work.epoch is not None:
-            line |= {"epoch": work.epoch, **training.validate(work.epoch)}
+            line |= training.validate(work.epoch, progress)
         run.log(line)
         tell(line)
         is_last = progress.step == len(training.steps)
-        if (step + 1) % training.saved_every == 0 or is_last or asked:
-            run.save_state({"step": progress.step, "updates": progress.updates, **optimizer.state()})
-        if asked is not None and not is_last:
+        is_asked = any_rank(bool(asked))
+        if (step + 1) % training.saved_every == 0 or is_last or is_asked:
+            parallel.agree(lambda: run.save_state(asdict(progress) | optimizer.state()))
+        if is_asked and not is_last:
             asked.check()
+            raise KeyboardInterrupt  # another rank was asked
 
 
 def restored(state: Mapping[str, Any], optimizer: Optimizer, run: Run) -> Progress:
     try:
         optimizer.load(state)
-        return Progress(state["step"], state["updates"])
+        return Progress(**{field.name: state[field.name] for field in fields(Progress) if field.name in state})
     except (KeyError, RuntimeError, TypeError, ValueError):
         raise run.wrong_state() from None
+
+
+def validated(validation: Validation, epoch: int, progress: Progress) -> dict[str, Any]:
+    """What the log says of an epoch that has ended; the best so far is kept."""
+    if (epoch + 1) % validation.every:
+        return {"epoch": epoch}
+    metrics = dict(validation.metrics())
+    name = validation.metric or next(iter(metrics))
+    if name not in metrics:
+        raise UserError(f"--validation-metric {name}: the task has {', '.join(metrics)}")
+    is_best = progress.best is None or metrics[name] > progress.best
+    if is_best:
+        progress.best = metrics[name]
+        validation.keep(progress.step)
+    return {"epoch": epoch, "validation": metrics, "is_best": is_best}
 
 
 def one_step(training: Training, work: Work, progress: Progress) -> dict[str, Any]:
@@ -96,8 +122,8 @@ def one_step(training: Training, work: Work, progress: Progress) -> dict[str, An
     loss = accumulated(training, samples, total, step)
     loss = float(all_summed(loss))
     optimizer.gather()
-    for gradient in optimizer.gradients().values():
-        all_summed(gradient)
+    if parallel.data_parallel_size() > 1:
+        optimizer.share(parallel.sum_over_data)
     norm = optimizer.norm()
     rate = optimizer.options.lr * training.schedule.factor(progress.updates)
     line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm,
@@ -143,6 +169,15 @@ def all_summed(tensor: Tensor) -> Tensor:
     if parallel.data_parallel_size() > 1:
         parallel.sum_over_data(tensor)
     return tensor
+
+
+def any_rank(is_so: bool) -> bool:
+    """Whether it is so on one rank at least: all must end together."""
+    if torch.distributed.get_world_size() == 1:
+        return is_so
+    flag = torch.tensor(float(is_so))
+    parallel.sum_over_all(flag)
+    return bool(flag)
 
 
 def check(training: Training, work: Work, step: int, loss: float, norm: float) -> None:

@@ -4,7 +4,7 @@ float16 a scale of the loss that finds itself."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,16 @@ class Optimizer:
                 parameter.grad = None
             if self.scale is not None and master.grad is not None:
                 master.grad /= self.scale.value
+
+    def share(self, add: Callable[[Tensor], None]) -> None:
+        """Sum the gradients over ranks, of which some may have none of a parameter. add: sums a tensor in place."""
+        masters = list(self.masters.values())
+        has = torch.tensor([float(master.grad is not None) for master in masters], device=masters[0].device)
+        add(has)
+        for master, count in zip(masters, has.tolist(), strict=True):
+            if count:
+                master.grad = torch.zeros_like(master) if master.grad is None else master.grad
+                add(master.grad)
 
     def gradients(self) -> dict[str, Tensor]:
         return {name: master.grad for name, master in self.masters.items() if master.grad is not None}

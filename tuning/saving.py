@@ -20,13 +20,12 @@ from glm.checkpoint import (
 )
 from glm.checkpoint.model_config import ARCHITECTURE
 from glm.families import FAMILIES, glm, glm130b
-from glm.shard import save_checkpoint
+from glm.shard import save_index, save_shard
 from runtime import parallel
 from runtime.errors import UserError
 from runtime.files import replacing, write_torch
 
 if TYPE_CHECKING:
-    from glm.config import ModelConfig
     from tuning.model import Tuned
 
 HEAD, PROMPT_ENCODER, PREFIX = "head.pt", "prompt_encoder.pt", "pytorch_model.bin"
@@ -50,21 +49,34 @@ def save(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: P
 
 
 def _save_model(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: Path) -> None:
+    """One data-parallel rank of each tensor-parallel one writes."""
     config, family = tuned.model.config, FAMILIES[tuned.model.config.family]
-    weights = {name: stored(tensor, dtype) for name, tensor in tuned.model.state_dict().items()
-               if ".adapters." not in name and not name.startswith("prefix.")}
-    if config.family == glm130b.NAME:
-        save_checkpoint(folder, iteration, weights, config, parallel.rank(), torch.distributed.barrier)
-        return
-    values = {} if config.family == glm.NAME else config_to_publish(config, read_values(load)[0])
-    named = {family.published_name(name, values): tensor for name, tensor in weights.items()}
-    if config.family == glm.NAME:
-        _save_megatron(folder, named, iteration, config)
-        return
-    if parallel.size() > 1:
+    if parallel.size() > 1 and config.family not in (glm.NAME, glm130b.NAME):
         raise UserError(f"a model of the family {config.family} is saved from one tensor-parallel rank; "
                         "start with --model-parallel-size 1")
-    _save_hugging_face(folder, named, values | {"torch_dtype": str(dtype).removeprefix("torch.")})
+    values = {} if config.family in (glm.NAME, glm130b.NAME) else config_to_publish(config, read_values(load)[0])
+
+    def write_part() -> None:
+        if parallel.data_parallel_rank():
+            return
+        weights = {name: stored(tensor, dtype) for name, tensor in tuned.model.state_dict().items()
+                   if ".adapters." not in name and not name.startswith("prefix.")}
+        named = {family.published_name(name, values): tensor for name, tensor in weights.items()}
+        shard = folder / str(iteration) / shard_name(parallel.rank())
+        if config.family == glm130b.NAME:
+            save_shard(shard, weights)
+        elif config.family == glm.NAME:
+            shard.parent.mkdir(parents=True, exist_ok=True)
+            write_torch(shard, {"iteration": iteration, "module": named, "mp_world_size": parallel.size()})
+        else:
+            _save_hugging_face(folder, named, values | {"torch_dtype": str(dtype).removeprefix("torch.")})
+
+    parallel.agree(write_part)  # what makes the folder a checkpoint points to no part that is missing
+    if parallel.is_first_process() and config.family == glm130b.NAME:
+        save_index(folder, iteration, config)
+    elif parallel.is_first_process() and config.family == glm.NAME:
+        write_text(folder / ARCHITECTURE, json.dumps(glm.architecture(config), indent=1) + "\n")
+        write_text(folder / OF_MEGATRON, str(iteration))
 
 
 def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,23 +85,12 @@ def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
 
 
-def _save_megatron(folder: Path, named: dict[str, Tensor], iteration: int, config: ModelConfig) -> None:
-    shard = folder / str(iteration) / shard_name(parallel.rank())
-    shard.parent.mkdir(parents=True, exist_ok=True)
-    write_torch(shard, {"iteration": iteration, "module": named, "mp_world_size": parallel.size()})
-    torch.distributed.barrier()
-    if parallel.is_first_process():
-        write_text(folder / ARCHITECTURE, json.dumps(glm.architecture(config), indent=1) + "\n")
-        write_text(folder / OF_MEGATRON, str(iteration))
-
-
 def _save_hugging_face(folder: Path, named: dict[str, Tensor], values: dict[str, object]) -> None:
     from safetensors.torch import save_file
 
-    if parallel.is_first_process():
-        with replacing(folder / HUGGING_FACE_WEIGHTS[0]) as temporary:
-            save_file(named, temporary, metadata={"format": "pt"})
-        write_text(folder / HUGGING_FACE_CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    with replacing(folder / HUGGING_FACE_WEIGHTS[0]) as temporary:
+        save_file(named, temporary, metadata={"format": "pt"})
+    write_text(folder / HUGGING_FACE_CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from runtime.files import unusual
 from runtime.hashing import hash_file
 from tuning.batch import batch_of
 from tuning.data.sample import Sample
-from tuning.loop import Training, train
+from tuning.evaluate import evaluate_choices
+from tuning.loop import Progress, Training, Validation, train, validated
 from tuning.losses import loss_of
 from tuning.model import Head, PromptEncoder, Tuned, initialise, load
 from tuning.optimizer import Optimizer
@@ -33,6 +35,7 @@ from tuning.training_data import TrainingData, hashed
 if TYPE_CHECKING:
     from runtime.program import Interrupts
 
+BEST = "best"  # folder within --save: the checkpoint of the best epoch
 FREE = ("save_interval",)  # flags that may change; of a file its contents count, not its name
 
 
@@ -52,7 +55,8 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
                  tell: Callable[[Mapping[str, Any]], None] = lambda line: None) -> None:
     """The whole of it, from where the folder says that it was left. Nothing happens where it is finished."""
     settings, options, optimizer = asked.settings, asked.options, asked.optimizer
-    run = Run(asked.save, recorded(asked), contents(asked, data), parallel.is_first_process())
+    run = parallel.agree(lambda: Run(asked.save, recorded(asked), contents(asked, data), parallel.is_first_process()),
+                         sequential=True)  # the first makes the folder's record
     if run.is_finished:
         return
     tuned = opened(asked, data.labels)
@@ -62,14 +66,32 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
     training = Training(
         data.steps, data.samples_of, loss_function(tuned, settings, options),
         Optimizer(learning(tuned, settings), optimizer), schedule, options.gradient_accumulation_steps,
-        options.save_interval, is_hinge=settings.cloze.loss_func == "hinge")
+        options.save_interval, validation_of(asked, tuned, data), settings.cloze.loss_func == "hinge")
     try:
         train(training, run, interrupts, tell)
     finally:
         run.close()
-    save(asked.save, tuned, len(data.steps), DTYPES[options.save_dtype or asked.checkpoint.dtype],
-         asked.checkpoint.load, has_adapter_only=False)
+    keep(asked, tuned, asked.save, len(data.steps))
     run.finish()
+
+
+def keep(asked: Asked, tuned: Tuned, folder: Path, steps: int) -> None:
+    save(folder, tuned, steps, DTYPES[asked.options.save_dtype or asked.checkpoint.dtype], asked.checkpoint.load,
+         has_adapter_only=False)
+
+
+def validation_of(asked: Asked, tuned: Tuned,
+                  data: TrainingData) -> Callable[[int, Progress], Mapping[str, Any]] | None:
+    if not data.validation:
+        return None
+    options, settings = asked.options, replace(asked.settings, data=replace(asked.settings.data, split="dev"))
+
+    def metrics() -> Mapping[str, float]:
+        size = options.eval_batch_size or options.batch_size
+        return evaluate_choices(tuned, settings, data.validation, size)["metrics"]
+
+    return partial(validated, Validation(metrics, options.eval_epoch, options.validation_metric,
+                                         lambda steps: keep(asked, tuned, asked.save / BEST, steps)))
 
 
 def recorded(asked: Asked) -> dict[str, Any]:

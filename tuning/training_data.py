@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtime.errors import UserError
 from runtime.hashing import hash_file
+from runtime.reading import NoSuchFile
+from tuning.data import cloze
+from tuning.data.mixing import open_supervised
 from tuning.data.pretrain import open_pretraining
-from tuning.data.sample import Kind, Sample, Unbuildable
+from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.options import Settings
 from tuning.steps import DrawnSteps, EpochSteps, GivenSteps, Work, epoch_steps, read_batches, read_orders
 from tuning.tasks import PRETRAIN, samples_of
@@ -26,6 +29,8 @@ class TrainingData:
     contents: dict[str, str]  # what is read -> its hash
     rows: Sequence[Sample | Unbuildable] = ()  # of a task
     labels: int = 0  # outputs of a classification head; 0: none is asked
+    validation: Sequence[Sample | Unbuildable] = ()  # rows of the validation split
+    lacks: str = ""  # why there are none, where there should be
 
     @property
     def lacking(self) -> list[Unbuildable]:
@@ -46,12 +51,27 @@ def _rows(settings: Settings, options: TrainOptions, load: Path, size: int) -> T
     else:
         known = [number for number in range(len(rows)) if number not in lacking]
         steps = epoch_steps(known, size, options.epochs, options.train_iters, settings.data.seed)
-    return TrainingData(steps, lambda work: [rows[row] for row in work.rows], {"the rows": hash_of(rows)}, rows,
-                        labels_of(rows))
+    held_out, lacks = _validation(settings, options, load)
+    contents = {"the rows": hash_of(rows)} | ({"the rows of validation": hash_of(held_out)} if held_out else {})
+    return TrainingData(steps, lambda work: [rows[row] for row in work.rows], contents, rows, labels_of(rows),
+                        held_out, lacks)
+
+
+def _validation(settings: Settings, options: TrainOptions,
+                load: Path) -> tuple[Sequence[Sample | Unbuildable], str]:
+    """Of tasks whose answers are chosen; none with --batches, which have no epochs."""
+    if options.batches is not None or not options.eval_epoch or settings.data.task not in cloze.TASKS:
+        return (), ""
+    try:
+        rows = samples_of(replace(settings, data=replace(settings.data, split="dev")), load)
+    except NoSuchFile as error:
+        return (), f"no validation: {error}"
+    return rows, "" if built(rows) else "no validation: its split has no row that makes a sample"
 
 
 def _documents(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:
-    source = open_pretraining(settings, open_for(settings, load))
+    tokenizer = open_for(settings, load)
+    source, supervised = open_pretraining(settings, tokenizer), open_supervised(settings, tokenizer)
     files = {"--train-data": hash_file(settings.documents.train_data)}
     if source.supervised is not None:
         files["--multi-task-data"] = hash_of([row for rows in source.supervised.sets for row in rows])
@@ -61,7 +81,15 @@ def _documents(settings: Settings, options: TrainOptions, load: Path, size: int)
         raise UserError("how long to pretrain? --train-iters N, or --batches FILE")
     else:
         steps = DrawnSteps(len(source.documents), size, options.train_iters, settings.data.seed)
-    return TrainingData(steps, lambda work: source.samples(work.order), files)
+
+    def samples(work: Work) -> Sequence[Sample]:
+        if supervised is not None and supervised.is_due(work.order.count):
+            return supervised.batch(work.order.count)
+        return source.samples(work.order)
+
+    if supervised is not None:
+        files |= {f"--multi-task-data {number}": hash_of(rows) for number, rows in enumerate(supervised.sets)}
+    return TrainingData(steps, samples, files)
 
 
 def labels_of(rows: Sequence[Sample | Unbuildable]) -> int:

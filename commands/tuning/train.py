@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from commands.tuning.common import add_model, add_settings, settings_of
@@ -44,14 +45,17 @@ def main(argv: Sequence[str]) -> int:
     from tuning.training_data import read
 
     parallel.start()
-    data = read(settings, options, arguments.load, parallel.data_parallel_size())
+    data = parallel.agree(lambda: read(settings, options, arguments.load, parallel.data_parallel_size()))
     if lacking := data.lacking:
         print(f"{len(lacking)} of {len(data.rows)} rows cannot be built, as {lacking[0].guid}: {lacking[0].error}",
               file=sys.stderr)
+    if data.lacks:
+        print(data.lacks, file=sys.stderr)
     asked = Asked(arguments.save, chosen(CheckpointOptions, arguments), chosen(PartsOptions, arguments), settings,
                   options, chosen(OptimizerOptions, arguments))
     try:
-        with Lock(arguments.save, "--save"), Interrupts() as interrupts:
+        with ExitStack() as stack, Interrupts() as interrupts:
+            parallel.agree(lambda: parallel.is_first_process() and stack.enter_context(Lock(arguments.save, "--save")))
             run_training(asked, data, interrupts)
     except FORESEEN as error:
         return ended(error, f"the same command goes on from the last saved step: {arguments.save}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError, shown
-from runtime.reading import parse_json, read_text
+from runtime.reading import NoSuchFile, parse_json, read_text
 
 FEW = "dev32.jsonl"  # few_superglue: the validation rows, in whose folder val.jsonl is the test
 _CELL = 1 << 24  # characters that a cell of a CSV file may have
@@ -60,7 +60,7 @@ def file_of(folder: Path | None, files: Mapping[str, tuple[str, ...]], split: st
         if (path := folder / name).exists():
             return path
     there = sorted(each.name for each in folder.iterdir())[:8] if folder.is_dir() else None
-    raise UserError(f"{folder}: --split {split} is read from {' or '.join(names)}, and this folder "
+    raise NoSuchFile(f"{folder}: --split {split} is read from {' or '.join(names)}, and this folder "
                     + ("is not there" if there is None else f"has {', '.join(there) or 'nothing'}"))
 
 
