@@ -70,6 +70,7 @@ class Tuned(torch.nn.Module):
     def __init__(self, model: GLM, head: Head | None = None, prompt: PromptEncoder | None = None) -> None:
         super().__init__()
         self.model, self.head, self.prompt = model, head, prompt
+        self.parts = NO_PARTS  # what was asked for beside the model
         self.is_checkpointed = False  # layers are computed again for their gradients: less memory
 
     def hidden_states(self, batch: Batch, dropout: Dropout | None = None) -> Tensor:
@@ -110,6 +111,15 @@ class Tuned(torch.nn.Module):
             found |= {f"{PROMPT}{name}": parameter for name, parameter in self.prompt.named_parameters()}
         return found
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether LoRA or a prefix is on the model, which is frozen then."""
+        return self.model.prefix is not None or any(linear.adapters for _, linear in linears(self.model))
+
+    def frozen(self) -> set[str]:
+        """Names of what belongs to the model itself."""
+        return {name for name in Tuned(self.model).named() if ".matrix_" not in name and ".prefix_encoder." not in name}
+
     def learn(self, choose: Callable[[str], bool]) -> dict[str, torch.nn.Parameter]:
         """Give gradients to the chosen parameters, by their names, and to no others -> these. What is not kept in
         floating point cannot learn."""
@@ -136,8 +146,10 @@ def load(options: CheckpointOptions, parts: PartsOptions = NO_PARTS) -> Tuned:
         put_on(model, read_adapter(parts.prefix_encoder, model.config.family), base_of(options.load),
                parts.pre_seq_len or None, parts.prefix_projection)
     head, encoder = parts.head, parts.prompt_encoder
-    return Tuned(model, None if head is None else read_head(head, width).to(device),
+    tuned = Tuned(model, None if head is None else read_head(head, width).to(device),
                  None if encoder is None else read_prompt_encoder(encoder, width).to(device))
+    tuned.parts = parts
+    return tuned
 
 
 def read_head(path: Path, hidden_size: int) -> Head:

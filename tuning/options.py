@@ -20,6 +20,7 @@ SPLITS = ("train", "dev", "test")
 LOSSES = ("cross_entropy", "hinge", "generative", "mix", "adapet")
 POOLED = ("cls", "start", "pad")
 ENCODERS = ("lstm", "mlp", "none")
+FORMATS = ("peft", "sat", "glm")
 LAYOUTS = ("heads", "stacked")
 STYLES = ("linear", "cosine", "constant")
 
@@ -178,6 +179,12 @@ class PartsOptions:
                                     "program say it themselves")
     lora_layout: str | None = option(None, "LoRA with three pairs: their outputs lie head by head, or one below the "
                                            "other", choices=LAYOUTS, none="as the model's own rows")
+    lora_rank: int | None = option(None, "train: new LoRA of this rank, beside a frozen model", none="none", read=count)
+    lora_dropout: float = option(0.0, "train: share of what new LoRA reads", read=share)
+    lora_linears: str = option("query_key_value", "train: which linears of the layers get LoRA, as "
+                                                  "query_key_value,dense", metavar="NAME,NAME")
+    lora_split_qkv: bool = option(False, "train: queries, keys and values get a pair each, as SAT has it")
+    lora_format: str = option("peft", "train: how LoRA is saved; three pairs take sat's or glm's", choices=FORMATS)
     pre_seq_len: int = option(0, "ChatGLM: tokens of the prefix", read=count_or_zero)
     prefix_projection: bool = option(False, "ChatGLM: the prefix has a projection")
     prefix_encoder: Path | None = option(None, "ChatGLM: file or folder of the prefix", metavar="FILE")

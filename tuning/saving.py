@@ -24,6 +24,7 @@ from glm.shard import save_index, save_shard
 from runtime import parallel
 from runtime.errors import UserError
 from runtime.files import replacing, write_torch
+from tuning.adapters import save_adapters
 
 if TYPE_CHECKING:
     from tuning.model import Tuned
@@ -44,7 +45,9 @@ def save(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: P
                 prefix = "prompt_spell." if name == PROMPT_ENCODER else ""
                 write_torch(folder / name, {f"{prefix}{each}": tensor.detach().float().cpu().clone()
                                             for each, tensor in part.named_parameters()})
-    if not has_adapter_only:
+        if tuned.is_adapted:
+            save_adapters(folder, tuned, load)
+    if not (has_adapter_only or tuned.is_adapted):
         _save_model(folder, tuned, iteration, dtype, load)
 
 

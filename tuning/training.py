@@ -18,6 +18,7 @@ from runtime.arguments import flag_name
 from runtime.errors import UserError
 from runtime.files import unusual
 from runtime.hashing import hash_file
+from tuning.adapters import begin
 from tuning.batch import batch_of
 from tuning.data.sample import Sample
 from tuning.evaluate import evaluate_choices
@@ -122,6 +123,7 @@ def contents(asked: Asked, data: TrainingData) -> dict[str, str]:
 def opened(asked: Asked, labels: int) -> Tuned:
     """The model and what is beside it; what no file gives begins with drawn weights."""
     tuned = load(asked.checkpoint, asked.parts)
+    begin(tuned, asked.settings.data.seed)
     prompt, seed = asked.settings.prompt, asked.settings.data.seed
     width, device = tuned.model.config.hidden_size, next(tuned.model.parameters()).device
     if tuned.head is None and labels:
@@ -133,11 +135,12 @@ def opened(asked: Asked, labels: int) -> Tuned:
 
 
 def learning(tuned: Tuned, settings: Settings) -> dict[str, torch.nn.Parameter]:
-    """What is trained: all, or what is beside a frozen model and its first --tune-prefix-layers."""
-    if not settings.prompt.freeze_transformer:
+    """What is trained: all, or what is beside a frozen model and its first --tune-prefix-layers. LoRA and prefixes
+    freeze it."""
+    if not settings.prompt.freeze_transformer and not tuned.is_adapted:
         return tuned.learn(lambda name: True)
     layers = tuple(f"transformer.layers.{number}." for number in range(settings.prompt.tune_prefix_layers or 0))
-    frozen = {name for name in Tuned(tuned.model).named() if not name.startswith(layers)}
+    frozen = {name for name in tuned.frozen() if not name.startswith(layers)}
     return tuned.learn(lambda name: name not in frozen)
 
 

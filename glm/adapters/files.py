@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from glm.model import GLM
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-CHATGLM_WEIGHTS = "pytorch_model.bin"
+CHATGLM_WEIGHTS, OWN, SAT = "pytorch_model.bin", "adapter.safetensors", "lora.pt"  # what a training leaves in a folder
 _SAT = re.compile(r"(.+)\.matrix_([AB])\.(\d+)")
 _PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 
@@ -60,9 +60,10 @@ def read_adapter(path: str | Path, family: str, alpha: float | None = None, layo
     if path.is_dir():
         if (path / PEFT_CONFIG).is_file():
             return _peft(path, own_name)
-        file = path / CHATGLM_WEIGHTS
-        if not file.is_file():
-            raise UserError(f"{path} is no adapter: it holds neither {PEFT_CONFIG} nor {CHATGLM_WEIGHTS}")
+        file = next((path / name for name in (OWN, SAT, CHATGLM_WEIGHTS) if (path / name).is_file()), None)
+        if file is None:
+            raise UserError(f"{path} is no adapter: it holds neither {PEFT_CONFIG} nor {CHATGLM_WEIGHTS}, {OWN} or "
+                            f"{SAT}")
     else:
         file = path
     if not file.exists():

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from glm.config import ModelConfig
 
 NAMES = "transformer.prefix_encoder."  # in front of the parameters' names, in ChatGLM's files
-DROPOUT = 0.1  # share of the prefix, in training
 
 
 class Prefix(torch.nn.Module):
