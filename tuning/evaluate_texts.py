@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def evaluate_texts(tuned: Tuned, settings: Settings, samples: Sequence[Sample | Unbuildable], batch_size: int,
                    losses: Sequence[str] = (), load: Path | None = None) -> dict[str, Any]:
-    """Of a seq2seq task: rows (guid, prediction_ids, prediction, ref), skipped, metrics, losses.
+    """Of a seq2seq task: rows (guid, prediction_ids, prediction, ref, figures of its own), skipped, metrics, losses.
 
     batch_size: of losses, and of blanks that are filled together; it does not change what is written. losses: their
     names. load: the checkpoint, where the tokenizer is its own.
@@ -38,12 +38,13 @@ def evaluate_texts(tuned: Tuned, settings: Settings, samples: Sequence[Sample | 
         raise UserError(f"--losses {','.join(losses)}: a seq2seq task has cross_entropy alone")
     if losses and settings.data.split == "test":
         raise UserError("--losses: samples of the test split have no answers; take --split dev or train")
-    figures = {name: _losses(tuned, settings, whole, batch_size) for name in losses}
+    found = {name: _losses(tuned, settings, whole, batch_size) for name in losses}
     rows = ([] if settings.seq2seq.no_decode or not whole
             else _written(tuned, whole, settings, batch_size, open_for(settings, load)))
-    metrics = seq2seq.metrics(settings, whole, [row["prediction"] for row in rows]) if rows else {}
+    of_rows, metrics = seq2seq.figures(settings, whole, [row["prediction"] for row in rows]) if rows else ([], {})
+    rows = [row | figures for row, figures in zip(rows, of_rows, strict=True)]
     return {"rows": rows, "skipped": [each.guid for each in samples if isinstance(each, Unbuildable)],
-            "metrics": metrics, "losses": figures}
+            "metrics": metrics, "losses": found}
 
 
 @torch.inference_mode()

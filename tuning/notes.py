@@ -35,7 +35,7 @@ def _counted(facts: Mapping[str, Any], is_test: bool) -> Iterator[str]:
     of_rows = f"of {counted(facts.get('rows', 0), 'row')}"
     for name, what in _LOST.items():
         if facts.get(name):
-            yield f"{facts[name]} {of_rows} lost {what or facts['sources_lose'] + ' of the source'}: they are too long"
+            yield f"{facts[name]} {of_rows} lost {what or facts['sources_lose'] + ' (source)'}: they are too long"
     if facts.get("shortened"):
         yield f"{facts['tokens_cut']} tokens were cut in all, {facts['most_tokens_cut']} of one row at most"
     for name, what in _EMPTY.items():

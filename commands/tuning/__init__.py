@@ -13,6 +13,7 @@ PROGRAM = "python -m tuning"
 COMMANDS = {  # name: what it does; commands/tuning/NAME.py has its main
     "inspect": "what a model will be given, a JSON line a sample",
     "evaluate": "scores, predictions, losses and metrics of a task",
+    "predict": "predictions of a split as the task's own files have them",
     "train": "tune or pretrain; killed, the same command goes on",
     "score-text": "ROUGE and BLEU of given texts",
     "forget": "what a tuned model still does of what its base could do",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, write_object
-from commands.tuning.score_text import warn_of_chinese
 from runtime.arguments import CommandParser, count
 from runtime.errors import UserError
 from runtime.files import replacing
@@ -38,29 +37,24 @@ def main(argv: Sequence[str]) -> int:
         "evaluate_seq2seq.sh; the references beside it, in FILE with .refs in place of .hyps")
     arguments = parser.parse_args(argv)
     settings = settings_of(arguments)
-    found = _evaluated(settings, arguments)
-    if skipped := found.get("skipped"):
-        print(f"{len(skipped)} rows cannot be built, and are left out: {', '.join(skipped[:5])}"
-              + (" ..." if len(skipped) > 5 else ""), file=sys.stderr)
-    if any(name.startswith("rouge") for name in found["metrics"]):
-        from tuning.text_metrics import is_chinese
-
-        warn_of_chinese(sum(is_chinese(row["ref"]) for row in found["rows"]), len(found["rows"]))
+    _, found = evaluated(settings, arguments)
     if arguments.hyps:
-        _write_texts(found["rows"], arguments.hyps)
+        write_texts(found["rows"], arguments.hyps)
     write_object({"task": settings.data.task, "split": settings.data.split} | found, arguments.output)
     return 0
 
 
-def _evaluated(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Files are read, and their mistakes found, before a model is loaded."""
+def evaluated(settings: Settings,
+              arguments: argparse.Namespace) -> tuple[Sequence[Sample | Unbuildable], dict[str, Any]]:
+    """The samples, and the figures of a task. Files are read, and their mistakes found, before a model is loaded."""
+    from tuning.notes import notes_on
     from tuning.tasks import CHAT, module_of, samples_of
 
     task = settings.data.task
     kind = CHAT if task == CHAT else module_of(task).__name__.rpartition(".")[2]
     samples = samples_of(settings, arguments.load)
-    if kind != CHAT:
-        _tell_shortened(settings, samples)
+    for note in notes_on(settings, samples):
+        print(note, file=sys.stderr, flush=True)
     from tuning import evaluate
     from tuning.data.language import TEXTS
     from tuning.evaluate_texts import evaluate_texts
@@ -69,29 +63,17 @@ def _evaluated(settings: Settings, arguments: argparse.Namespace) -> dict[str, A
     call = {CHAT: evaluate.evaluate_chat, "cloze": evaluate.evaluate_choices,
             "language": evaluate_windows if task in TEXTS else evaluate.evaluate_choices,
             "seq2seq": partial(evaluate_texts, load=arguments.load)}[kind]
-    return call(load_tuned(arguments), settings, samples, arguments.eval_batch_size, arguments.losses)
-
-
-def _tell_shortened(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> None:
-    """A line on standard error where rows of a task lost tokens for want of room."""
-    from tuning.tasks import module_of
-
-    count_facts = getattr(module_of(settings.data.task), "facts", None)
-    facts = count_facts(settings, samples) if count_facts else {}
-    if facts.get("shortened"):
-        where = f", sources by {facts['sources_lose']}" if "sources_lose" in facts else ""
-        print(f"{facts['shortened']} of {facts['rows']} rows were shortened{where}, by {facts['tokens_cut']} tokens in "
-              f"all and {facts['most_tokens_cut']} at most: they are longer than the lengths allow", file=sys.stderr)
+    return samples, call(load_tuned(arguments), settings, samples, arguments.eval_batch_size, arguments.losses)
 
 
 def _names(word: str) -> tuple[str, ...]:
     return tuple(name for name in word.split(",") if name)
 
 
-def _write_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Predictions and references in two files, a text a line."""
     if not rows or "prediction_ids" not in rows[0]:
-        raise UserError("--hyps: nothing was written; only seq2seq tasks write texts, without --no-decode")
+        raise UserError("no text was written; only seq2seq tasks write texts, without --no-decode")
     for file, name in ((path, "prediction"), (path.with_suffix(".refs"), "ref")):
         with replacing(file) as temporary:
             temporary.write_text("".join(" ".join(row[name].split()) + "\n" for row in rows), encoding="utf-8")

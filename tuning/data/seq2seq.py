@@ -69,20 +69,29 @@ def facts(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> dict[s
              "shortened_targets": sum(target > 0 for _, target in cuts),
              "tokens_cut": sum(map(sum, cuts)), "most_tokens_cut": max(map(sum, cuts), default=0),
              "empty_sources": sum(source for source, _ in empty), "empty_targets": sum(target for _, target in empty),
-             "chinese_references": sum(is_chinese(sample.reference or "") for sample in whole)}
+             "chinese_references": 0 if settings.data.task in ("cmrc", *WINDOWS, *BLANKS) else sum(
+                 is_chinese(sample.reference or "") for sample in whole)}
     ends = {"customization": "their beginning", "squad_generation": "what is far from the answer"}
     return found | ({"sources_lose": ends.get(settings.data.task, "their end")} if found["shortened_sources"] else {})
 
 
 def metrics(settings: Settings, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, float]:
     """Means of ROUGE-1, -2 and -L, from 0 to 1; of squad and cmrc EM and F1, from 0 to 100; none of blanks."""
+    return figures(settings, samples, predictions)[1]
+
+
+def figures(settings: Settings, samples: Sequence[Sample],
+            predictions: Sequence[str]) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Those of each row, where rows have some by themselves, and the metrics."""
+    none: list[dict[str, float]] = [{}] * len(samples)
     task = settings.data.task
     if task in BLANKS or (task == "cmrc" and settings.data.split == "test"):  # cmrc's test rows hide their answers
-        return {}
+        return none, {}
     if task in ("cmrc", *WINDOWS):
-        return _of_questions(samples, predictions)
+        return none, _of_questions(samples, predictions)
     rules = "cnn_dm" if _is_wordpiece(settings) else "gigaword" if task == "gigaword" else "none"
-    return score_pairs(predictions, [sample.reference or "" for sample in samples], rules)[1]
+    rows, means = score_pairs(predictions, [sample.reference or "" for sample in samples], rules)
+    return [{} if isinstance(row, str) else row for row in rows], means
 
 
 def _of_questions(samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, float]:
