@@ -7,12 +7,14 @@ than the GLM repository's pad nothing, and have masks and positions of their own
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tuning.data.blanks import MASK, blanks_row, padded, with_blanks
-from tuning.data.sample import Example, Row
+from tuning.data.form import SampleForm
+from tuning.data.sample import Example, Ids, Row
 from tuning.options import Settings
 
 if TYPE_CHECKING:
@@ -139,25 +141,45 @@ def _answered(given: _Source, settings: Settings, tokenizer: Tokenizer) -> Made:
         raise ValueError(f"the source has {len(source)} tokens, --src-seq-length allows {length}")
     length = length if form.pads_sources else len(source)
     ids, place, count = padded(source, length, pad), source.index(mask), 1
-    answer, loss_mask = [sop], []
+    answer, scored = [sop], 0
     if settings.data.split != "test":
         count = settings.data.tgt_seq_length
         wanted = [*ids_of(tokenizer, f" {given.target}"), eop]
         lost = max(len(wanted) - count, 0)
         wanted = wanted[:count]
         count = count if form.pads_sources else len(wanted)
-        loss_mask = [0] * length + [1] * len(wanted) + [0] * (count - len(wanted))
+        scored = len(wanted)
         wanted = padded(wanted, count, pad)
         answer = [sop, *wanted[:-1]]
-    blocks = [1] * count if settings.cloze.no_block_position else range(1, count + 1)
-    visible: tuple[str, ...] = ()
-    if settings.seq2seq.mask_pad_token:
-        seen = "1" * len(source) + "0" * (length - len(source))
-        visible = tuple(seen + "1" * step + "0" * (count - step) for step in [0] * length + [*range(1, count + 1)])
-    places = (*range(length), *form.positions(mask_of(settings), place, length, count))
-    row = Row((*ids, *answer), places, (*[0] * length, *blocks), length, (*[0] * length, *wanted) if loss_mask else (),
-              tuple(loss_mask), visible)
+    name, has_places = mask_of(settings), not settings.cloze.no_block_position
+    places, blocks = _positions(form, name, place, length, count, has_places)
+    visible = _visible(len(source), length, count) if settings.seq2seq.mask_pad_token else ()
+    row = Row((*ids, *answer), places, blocks, length, (*[0] * length, *wanted) if scored else (),
+              _loss_mask(length, scored, count) if scored else (), visible)
     return Made(row, (given.cut, lost))
+
+
+# What many rows have in common is one value for all of them: it is most of a row, and files have millions.
+
+
+@functools.lru_cache(maxsize=4096)
+def _positions(form: SampleForm, mask: str, place: int, length: int, count: int,
+               has_places: bool) -> tuple[Ids, Ids]:
+    """Both channels of a source of so many tokens and of `count` tokens from sop on. place: of the mask."""
+    return ((*range(length), *form.positions(mask, place, length, count)),
+            (*[0] * length, *(range(1, count + 1) if has_places else [1] * count)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _loss_mask(length: int, scored: int, count: int) -> Ids:
+    return (0,) * length + (1,) * scored + (0,) * (count - scored)
+
+
+@functools.lru_cache(maxsize=4096)
+def _visible(seen: int, length: int, count: int) -> tuple[str, ...]:
+    """For each query: the first `seen` tokens of a source of `length`, and an answer of `count` up to itself."""
+    source = "1" * seen + "0" * (length - seen)
+    return tuple(source + "1" * step + "0" * (count - step) for step in [0] * length + [*range(1, count + 1)])
 
 
 def _blanks(example: Example, settings: Settings, tokenizer: Tokenizer, chance: random.Random) -> Made:
