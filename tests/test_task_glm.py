@@ -16,16 +16,14 @@ from runtime.errors import UserError
 from tasks.glm.scored import LAMBADA, Text, as_written
 from tests.golden_data import family_folder
 from tests.golden_family import checkpoint
+from tests.golden_finetune import KIT, lines
 
-KIT = Path(__file__).resolve().parents[2] / "shared" / "golden_finetune"
-needs_kit = pytest.mark.skipif(not KIT.is_dir(), reason="the golden data of GLM's evaluation is not here")
+needs_kit = pytest.mark.skipif(not (KIT / "checkpoints" / "glm-tiny").is_dir(), reason="only the whole kit has a model")
 DATA = KIT / "data" / "evaluation"
 
 
 def golden(*tasks):
-    path = KIT / "expected" / "evaluation" / "language_model.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [case for case in map(json.loads, lines) if case["task"] in tasks]
+    return [case for case in lines("expected/evaluation/language_model.jsonl") if case["task"] in tasks]
 
 
 @functools.cache
