@@ -17,7 +17,7 @@ CONFIG = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=2, inner_
 def tiny_glm(folder, seed=0):
     torch.manual_seed(seed)
     model = GLM(CONFIG, skip_init=False)
-    save(folder, Tuned(model), 100, torch.float32, folder, has_adapter_only=False)
+    save(folder, Tuned(model), 100, torch.float32, folder)
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from glm.adapters.files import write_safetensors
 from glm.checkpoint import (
     HUGGING_FACE_CONFIG,
     HUGGING_FACE_WEIGHTS,
@@ -32,11 +33,10 @@ if TYPE_CHECKING:
 HEAD, PROMPT_ENCODER, PREFIX = "head.pt", "prompt_encoder.pt", "pytorch_model.bin"
 
 
-def save(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: Path, has_adapter_only: bool) -> None:
+def save(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: Path) -> None:
     """Every rank calls it; the file that makes the folder a checkpoint is written last.
 
-    load: the folder that the training began with, whose other settings are kept. has_adapter_only: the model itself
-    was frozen, and what is beside it is all that there is to keep.
+    load: the folder that the training began with, whose other settings are kept.
     """
     if parallel.is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def save(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: P
                                             for each, tensor in part.named_parameters()})
         if tuned.is_adapted:
             save_adapters(folder, tuned, load)
-    if not (has_adapter_only or tuned.is_adapted):
+    if not tuned.is_adapted:
         _save_model(folder, tuned, iteration, dtype, load)
 
 
@@ -89,10 +89,7 @@ def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _save_hugging_face(folder: Path, named: dict[str, Tensor], values: dict[str, object]) -> None:
-    from safetensors.torch import save_file
-
-    with replacing(folder / HUGGING_FACE_WEIGHTS[0]) as temporary:
-        save_file(named, temporary, metadata={"format": "pt"})
+    write_safetensors(folder / HUGGING_FACE_WEIGHTS[0], named, {"format": "pt"})
     write_text(folder / HUGGING_FACE_CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -77,8 +77,7 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
 
 
 def keep(asked: Asked, tuned: Tuned, folder: Path, steps: int) -> None:
-    save(folder, tuned, steps, DTYPES[asked.options.save_dtype or asked.checkpoint.dtype], asked.checkpoint.load,
-         has_adapter_only=False)
+    save(folder, tuned, steps, DTYPES[asked.options.save_dtype or asked.checkpoint.dtype], asked.checkpoint.load)
 
 
 def validation_of(asked: Asked, tuned: Tuned,
