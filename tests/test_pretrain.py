@@ -19,6 +19,7 @@ from tuning import corpus_run as run
 from tuning.data.corpus import Mixture, cut, draw_row, draw_samples, open_corpus
 from tuning.data.stretches import Ids, ids_of, poisson_spans, sentence_span, span_sample, suffix_sample
 from tuning.from_scratch import blocked_of, by_row, side_by_side
+from tuning.muon import moments_by_name
 from tuning.schedules import LateDecay
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -237,6 +238,14 @@ def test_loss_falls_and_the_checkpoint_loads(corpus, tmp_path, optimizer, capsys
     chances = model.logits(torch.tensor([ids]), torch.arange(len(ids))[None], None)[0, -1].softmax(-1)
     follow = [tokenizer.encode(f"The cat sees {words}")[len(begin)] for words in ("a house", "the sea")]
     assert tokenizer.decode(follow) == "a the" and chances[follow].sum() > 30 * len(follow) / len(chances)
+
+
+@pytest.mark.parametrize("parts", [(["m", "n"], ["e", "v"]), (["m", "n", "e", "v"],)], ids=["muon", "adamw"])
+def test_a_state_of_earlier_versions_whose_moments_have_no_names(parts):
+    names = {"v": "norm.bias", "e": "word_embeddings.weight", "m": "layers.0.weight", "n": "layers.1.weight"}
+    parameters = {name: torch.zeros((3,) if short == "v" else (3, 3)) for short, name in names.items()}
+    saved = [{"state": {number: {"of": short} for number, short in enumerate(part)}} for part in parts]
+    assert moments_by_name(parameters, saved) == {name: {"of": short} for short, name in names.items()}
 
 
 def test_mistakes_are_told_in_one_line(corpus, tmp_path, capsys):

@@ -43,13 +43,17 @@ class CorpusRun:
     def _read(self) -> dict[str, Any] | None:
         import torch
 
+        from tuning.muon import moments_by_name
+
         file = self.folder / STATE
         if not file.is_file():
             return None
         try:
             torch_file.read(file)  # refuses what torch.load must not be given
             state = torch.load(file, map_location="cpu", weights_only=True)
-            return {"progress": {name: int(state["progress"][name]) for name in ("step", "rows", "tokens")}} | state
+            if "optimizers" in state:  # of a run that an earlier version began
+                state["moments"] = moments_by_name(state["model"], state.pop("optimizers"))
+            return {name: state[name] for name in ("progress", "model", "moments")}
         except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
                 pickle.UnpicklingError):
             raise UserError(f"{file} is damaged; delete it to begin again, or give a new --output") from None
@@ -59,8 +63,8 @@ class CorpusRun:
         if self._state is None:
             return None
         step = self.progress["step"]
-        return {"step": step, "updates": step, "scale": None, "parameters": self._state.get("model"),
-                "moments": self._state.get("moments")}
+        return {"step": step, "updates": step, "scale": None, "parameters": self._state["model"],
+                "moments": self._state["moments"]}
 
     def wrong_state(self) -> UserError:
         """What to say where the state does not fit the training."""

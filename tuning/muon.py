@@ -6,8 +6,9 @@ output matrix, norms and biases go to AdamW, without weight decay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from tuning.optimizer import Optimizer
 from tuning.train_options import OptimizerOptions
 
 NAMES = ("muon", "adamw")
+KINDS = ("matrix", "embedding", "vector")
 # Most rows of the embedding get nothing from a batch but the faint push of the softmax. Usual memory and epsilon of
 # Adam blow it up to full steps until all rare rows point the same way; a longer memory of a row and an epsilon above
 # the faint gradients keep them apart.
@@ -44,7 +46,7 @@ class MatrixOptimizer(Optimizer):
         return sorted(name for name, parameter in self.parameters.items() if _kind(name, parameter) == "matrix")
 
     def made(self) -> list[torch.optim.Optimizer]:
-        kinds: dict[str, list[torch.nn.Parameter]] = {"matrix": [], "embedding": [], "vector": []}
+        kinds: dict[str, list[torch.nn.Parameter]] = {kind: [] for kind in KINDS}
         for name, master in self.masters.items():
             kinds[_kind(name, master)].append(master)
         rates = self.rates
@@ -55,6 +57,16 @@ class MatrixOptimizer(Optimizer):
             return [torch.optim.AdamW([matrices, *rest], **OF_ALL)]
         muon = torch.optim.Muon([matrices], momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw")
         return [muon, torch.optim.AdamW(rest, **OF_ALL)]
+
+
+def moments_by_name(parameters: Mapping[str, torch.Tensor], saved: Sequence[Mapping[str, Any]]) -> dict[str, dict]:
+    """What states kept before they had names: torch's state dictionaries of Muon and AdamW, or of AdamW alone."""
+    names: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for name, parameter in parameters.items():
+        names[_kind(name, parameter)].append(name)
+    of_each = [KINDS] if len(saved) == 1 else [KINDS[:1], KINDS[1:]]
+    return {name: each["state"][number] for kinds, each in zip(of_each, saved, strict=True)
+            for number, name in enumerate(name for kind in kinds for name in names[kind]) if number in each["state"]}
 
 
 def _kind(name: str, parameter: torch.Tensor) -> str:
