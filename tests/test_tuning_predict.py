@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden_data import family_folder
+from tests.golden_family import checkpoint
 from tests.golden_finetune import refused, run
 from tuning.__main__ import main
 
@@ -63,7 +65,21 @@ def test_evaluate_tells_what_rows_lost_and_what_rouge_does_not_see(folder, capsy
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (["--task", "lambda"], "evaluate gives their figures"), (["--task", "chat"], "evaluate gives their figures"),
+    (["--task", "lambda"], "evaluate gives their figures"), (["--task", "chat"], "--test-file FILE"),
     (["--task", "gigaword"], "--output FILE"), (["--task", "xyz"], "no such task")])
 def test_tasks_without_predictions_are_refused(more, message, folder, capsys):
     assert message in refused("predict", *more, "--data-dir", folder, "--load", SMALL, capsys=capsys)
+
+
+def test_replies_of_a_chat_model_are_drawn_by_seed_and_row(tmp_path, capsys):
+    words = family_folder("chatglm", tmp_path)
+    rows = [{"content": text, "summary": f"{text}!"} for text in ("你好", "an old house", "再见")]
+    (tmp_path / "dev.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    flags = ["predict", "--task", "chat", "--test-file", tmp_path / "dev.json", "--prompt-column", "content",
+             "--response-column", "summary", "--max-source-length", "16", "--max-target-length", "5", "--load",
+             checkpoint("chatglm", "hf_chatglm_untied"), "--tokenizer-path", words]
+    found = run(*flags, capsys=capsys)
+    assert [row["labels"] for row in found] == ["你好!", "an old house!", "再见!"]
+    assert all(set(row) == {"labels", "predict"} for row in found)
+    assert run(*flags, "--eval-batch-size", "1", capsys=capsys) == found
+    assert run(*flags, "--seed", "7", capsys=capsys) != found

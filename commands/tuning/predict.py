@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
-from commands.tuning.common import add_model, add_settings, settings_of, write_lines
+from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, write_lines
 from commands.tuning.evaluate import evaluated, write_texts
 from runtime.arguments import CommandParser, count
 from runtime.errors import UserError
+from tuning.options import Settings
 
 ABOUT = """\
 The predictions of a split in the form of the task's own files.
 
     python -m tuning predict --task rte --data-dir RTE --cloze-eval --load CHECKPOINT --output RTE.jsonl
     python -m tuning predict --task gigaword --data-dir DIR --load CHECKPOINT --num-beams 5 --output test.hyps
+    python -m tuning predict --task chat --test-file dev.json --load chatglm-6b --adapter runs/ads --output FILE
 
 Of tasks whose answers are chosen a line {"idx", "label"} a row, as leaderboards take them; MultiRC's lie within their
 questions and passages. Of seq2seq tasks a text a line, and the references beside it, in FILE with .refs in place of its
-ending.
+ending. Of --task chat a JSON line {"labels", "predict"} a row of --test-file, which is drawn as ptuning draws it.
 """
 
 
@@ -34,7 +37,10 @@ def main(argv: Sequence[str]) -> int:
     from tuning.data.sample import built
     from tuning.tasks import CHAT, module_of
 
-    module = None if settings.data.task == CHAT else module_of(settings.data.task)
+    if settings.data.task == CHAT:
+        write_lines(_replies(settings, arguments), arguments.output)
+        return 0
+    module = module_of(settings.data.task)
     if module not in (cloze, seq2seq):
         raise UserError(f"--task {settings.data.task}: its rows have no predictions; evaluate gives their figures")
     if module is seq2seq and arguments.output is None:
@@ -46,3 +52,13 @@ def main(argv: Sequence[str]) -> int:
         predictions = [row["prediction"] for row in found["rows"]]
         write_lines(cloze.prediction_lines(settings, built(samples), predictions), arguments.output)
     return 0
+
+
+def _replies(settings: Settings, arguments: argparse.Namespace) -> list[dict[str, str]]:
+    from tuning.chat_replies import replies
+    from tuning.data.chat_files import prompts
+    from tuning.tokenizers import open_for
+
+    prompts(settings)  # mistakes in the file come before the model is loaded
+    tokenizer = open_for(settings, arguments.load)
+    return list(replies(load_tuned(arguments), settings, tokenizer, arguments.load, arguments.eval_batch_size))
