@@ -43,6 +43,9 @@ def test_lora_beside_a_frozen_base_plain_or_packed(base, more, tmp_path, capsys)
     assert {path.name for path in save.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert not list(save.glob("latest*")) and read_adapter(save, "glm").base == base_of(base)
     assert loss_with(base, save, capsys, *more) < loss_with(base, None, capsys, *more)
+    found, = run("evaluate", "--task", "copa", "--data-dir", KIT / "data/superglue/COPA", "--cloze-eval",
+                 *tokenizer_flags("bpe"), "--seq-length", 64, "--load", base, "--adapter", save, capsys=capsys)
+    assert found["adapter"] == {"name": "lora", "sha256": read_adapter(save, "glm").sha256}
     assert trained(base, tmp_path / "again", "--lora-rank", 4, "--lora-alpha", 8, "--lora-linears",
                    "query_key_value,dense_4h_to_h", "--lora-dropout", 0.1, *more)
     assert log_of(save) == log_of(tmp_path / "again")

@@ -257,6 +257,20 @@ def test_only_what_is_chosen_learns():
     assert scores_of(model, batch_of([sample], TINY, pool="start")).values.shape == (2,)
 
 
+def test_ids_and_heads_of_another_model():
+    from tuning.evaluate import check_head
+
+    with pytest.raises(UserError, match="has the id 77, but the model's vocabulary has 50"):
+        batch_of([choices([5, 77])], TINY)
+    labelled = Sample("a", Kind.HEAD, (row_of([1, 2]),), 2)
+    check_head(Head(16, 3), [labelled])
+    for head, sample, message in ((Head(16, 2), labelled, "a has the label number 2"),
+                                  (Head(16, 1), labelled, "labels, which need one each"),
+                                  (Head(16, 2), dataclasses.replace(labelled, has_choices=True), "which need 1")):
+        with pytest.raises(UserError, match=message):
+            check_head(head, [sample])
+
+
 def test_a_sample_without_a_label_has_no_loss():
     with pytest.raises(UserError, match="a has no label"):
         loss_of(tiny(), batch_of([choices([5, 41], label=None)], TINY))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from glm.config import ModelConfig
 from glm.inputs import position_ids
+from runtime.errors import UserError
 from tuning.data.sample import Kind, Row, Sample
 
 PADDING = -1  # segment of what lies behind a row's end
@@ -127,6 +128,10 @@ def _joined(rows: list[_Packed], begin: int, row: Row) -> tuple[int, int]:
 
 def _tensors(samples, rows, wanted, scored, pieces, widths, numbers, config, device, width) -> Batch:
     width = max([width, *(len(row.ids) for row in rows)])
+    most = max((*(max(row.ids) for row in rows), *(target for _, target, _ in scored)))
+    if most >= config.vocab_size:
+        raise UserError(f"a sample has the id {most}, but the model's vocabulary has {config.vocab_size}: the "
+                        "tokenizer is another model's")
 
     def padded(name: str, fill: int) -> Tensor:
         values = [getattr(row, name) for row in rows]

@@ -15,7 +15,7 @@ from tuning.batch import Batch, batch_of
 from tuning.data import cloze
 from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.losses import loss_of_scores
-from tuning.model import Tuned
+from tuning.model import Head, Tuned
 from tuning.options import LOSSES, Settings
 from tuning.scores import Scores, scores_of
 from tuning.tasks import module_of
@@ -70,10 +70,24 @@ def scored(tuned: Tuned, settings: Settings, samples: Sequence[Sample],
     if any(sample.kind is Kind.HEAD for sample in samples) and tuned.head is None:
         raise UserError("the task's samples are for a classification head: --head FILE; or ask by a cloze question: "
                         "--cloze-eval")
+    if tuned.head is not None:
+        check_head(tuned.head, samples)
     device = next(tuned.model.parameters()).device
     for begin in range(0, len(samples), batch_size):
         batch = batch_of(samples[begin:begin + batch_size], tuned.model.config, device, settings.cloze.pool_token)
         yield batch, scores_of(tuned, batch, settings.cloze.length_penalty)
+
+
+def check_head(head: Head, samples: Sequence[Sample]) -> None:
+    """UserError where a head has not as many outputs as the samples need."""
+    outputs = head.multichoice_head.out_features
+    for sample in samples:
+        if sample.kind is Kind.HEAD and sample.has_choices != (outputs == 1):
+            raise UserError(f"--head has {outputs} outputs, but the task's samples have "
+                            f"{'choices, which need 1' if sample.has_choices else 'labels, which need one each'}")
+        if sample.kind is Kind.HEAD and not sample.has_choices and (sample.label or 0) >= outputs:
+            raise UserError(f"--head has {outputs} outputs, but {sample.guid} has the label number {sample.label}, "
+                            "counted from 0: it was made for another task")
 
 
 def _by_sample(batch: Batch, scores: Scores) -> Iterator[tuple]:

@@ -63,7 +63,9 @@ def evaluated(settings: Settings,
     call = {CHAT: evaluate.evaluate_chat, "cloze": evaluate.evaluate_choices,
             "language": evaluate_windows if task in TEXTS else evaluate.evaluate_choices,
             "seq2seq": partial(evaluate_texts, load=arguments.load)}[kind]
-    return samples, call(load_tuned(arguments), settings, samples, arguments.eval_batch_size, arguments.losses)
+    tuned = load_tuned(arguments)
+    about = {"load": str(arguments.load)} | ({"adapter": dict(tuned.model.adapter)} if tuned.model.adapter else {})
+    return samples, about | call(tuned, settings, samples, arguments.eval_batch_size, arguments.losses)
 
 
 def _names(word: str) -> tuple[str, ...]:
