@@ -52,13 +52,13 @@ def test_the_best_epoch_is_kept(glm, tmp_path, capsys):
 def test_only_a_better_epoch_is_the_best():
     kept, values = [], iter([50.0, 50.0, 60.0, 55.0])
     progress = Progress()
-    validation = Validation(lambda: {"accuracy": next(values), "f1": 0.0}, keep=kept.append)
+    validation = Validation(lambda epoch: {"accuracy": next(values), "f1": 0.0}, keep=kept.append)
     for epoch in range(4):
         progress.step = epoch
         validated(validation, epoch, progress)
     assert kept == [0, 2] and progress.best == 60.0
     with pytest.raises(UserError, match="accuracy, f1"):
-        validated(Validation(lambda: {"accuracy": 1.0, "f1": 0.0}, metric="em"), 0, Progress())
+        validated(Validation(lambda epoch: {"accuracy": 1.0, "f1": 0.0}, metric="em"), 0, Progress())
     assert validated(Validation(dict, every=2), 0, Progress()) == {"epoch": 0}
 
 

@@ -33,7 +33,7 @@ SHOWN = 8  # rows in a message
 
 @dataclass(frozen=True)
 class Validation:
-    metrics: Callable[[], Mapping[str, float]]  # of the live model
+    metrics: Callable[[int], Mapping[str, float]]  # epoch -> those of the live model
     every: int = 1  # epochs
     metric: str | None = None  # that chooses the best epoch; None: the first
     keep: Callable[[int], None] = lambda steps: None  # called after the best epoch so far
@@ -101,7 +101,7 @@ def validated(validation: Validation, epoch: int, progress: Progress) -> dict[st
     """What the log says of an epoch that has ended; the best so far is kept."""
     if (epoch + 1) % validation.every:
         return {"epoch": epoch}
-    metrics = dict(validation.metrics())
+    metrics = dict(validation.metrics(epoch))
     name = validation.metric or next(iter(metrics))
     if name not in metrics:
         raise UserError(f"--validation-metric {name}: the task has {', '.join(metrics)}")

@@ -20,13 +20,14 @@ from runtime.files import unusual
 from runtime.hashing import hash_file
 from tuning.adapters import begin
 from tuning.batch import batch_of
-from tuning.data.sample import Sample
+from tuning.data.sample import Sample, built
 from tuning.evaluate import evaluate_choices
 from tuning.loop import Progress, Training, Validation, train, validated
 from tuning.losses import loss_of
 from tuning.model import Head, PromptEncoder, Tuned, initialise, load
 from tuning.optimizer import Optimizer
 from tuning.options import GROUPS, CheckpointOptions, PartsOptions, Settings
+from tuning.report import write_report, write_rows
 from tuning.run import Run
 from tuning.saving import save
 from tuning.schedules import Schedule
@@ -73,6 +74,8 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
     finally:
         run.close()
     keep(asked, tuned, asked.save, len(data.steps))
+    if parallel.is_first_process():
+        write_report(asked.save, built(data.validation), data.notes)
     run.finish()
 
 
@@ -86,9 +89,12 @@ def validation_of(asked: Asked, tuned: Tuned,
         return None
     options, settings = asked.options, replace(asked.settings, data=replace(asked.settings.data, split="dev"))
 
-    def metrics() -> Mapping[str, float]:
+    def metrics(epoch: int) -> Mapping[str, float]:
         size = options.eval_batch_size or options.batch_size
-        return evaluate_choices(tuned, settings, data.validation, size)["metrics"]
+        found = evaluate_choices(tuned, settings, data.validation, size)
+        if parallel.is_first_process():
+            write_rows(asked.save, epoch, {"task": settings.data.task, "split": settings.data.split} | found)
+        return found["metrics"]
 
     return partial(validated, Validation(metrics, options.eval_epoch, options.validation_metric,
                                          lambda steps: keep(asked, tuned, asked.save / BEST, steps)))

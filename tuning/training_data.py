@@ -15,9 +15,10 @@ from tuning.data import cloze
 from tuning.data.mixing import open_supervised
 from tuning.data.pretrain import open_pretraining
 from tuning.data.sample import Kind, Sample, Unbuildable, built
+from tuning.notes import notes_on
 from tuning.options import Settings
 from tuning.steps import DrawnSteps, EpochSteps, GivenSteps, Work, epoch_steps, read_batches, read_orders
-from tuning.tasks import PRETRAIN, samples_of
+from tuning.tasks import CHAT, PRETRAIN, module_of, samples_of
 from tuning.tokenizers import open_for
 from tuning.train_options import TrainOptions
 
@@ -30,11 +31,7 @@ class TrainingData:
     rows: Sequence[Sample | Unbuildable] = ()  # of a task
     labels: int = 0  # outputs of a classification head; 0: none is asked
     validation: Sequence[Sample | Unbuildable] = ()  # rows of the validation split
-    lacks: str = ""  # why there are none, where there should be
-
-    @property
-    def lacking(self) -> list[Unbuildable]:
-        return [row for row in self.rows if isinstance(row, Unbuildable)]
+    notes: Sequence[str] = ()  # what is to be known of all of them
 
 
 def read(settings: Settings, options: TrainOptions, load: Path, ranks: int) -> TrainingData:
@@ -51,22 +48,26 @@ def _rows(settings: Settings, options: TrainOptions, load: Path, size: int) -> T
     else:
         known = [number for number in range(len(rows)) if number not in lacking]
         steps = epoch_steps(known, size, options.epochs, options.train_iters, settings.data.seed)
-    held_out, lacks = _validation(settings, options, load)
+    held_out, notes = _validation(settings, options, load)
     contents = {"the rows": hash_of(rows)} | ({"the rows of validation": hash_of(held_out)} if held_out else {})
     return TrainingData(steps, lambda work: [rows[row] for row in work.rows], contents, rows, labels_of(rows),
-                        held_out, lacks)
+                        held_out, [*notes_on(settings, rows), *notes])
 
 
 def _validation(settings: Settings, options: TrainOptions,
-                load: Path) -> tuple[Sequence[Sample | Unbuildable], str]:
-    """Of tasks whose answers are chosen; none with --batches, which have no epochs."""
-    if options.batches is not None or not options.eval_epoch or settings.data.task not in cloze.TASKS:
-        return (), ""
+                load: Path) -> tuple[Sequence[Sample | Unbuildable], list[str]]:
+    """Of tasks whose answers are chosen, and what is to be known of them; none with --batches, which have no epochs."""
+    has_choices = settings.data.task != CHAT and module_of(settings.data.task) is cloze
+    if options.batches is not None or not options.eval_epoch or not has_choices:
+        return (), []
+    held_out = replace(settings, data=replace(settings.data, split="dev"))
     try:
-        rows = samples_of(replace(settings, data=replace(settings.data, split="dev")), load)
+        rows = samples_of(held_out, load)
     except NoSuchFile as error:
-        return (), f"no validation: {error}"
-    return rows, "" if built(rows) else "no validation: its split has no row that makes a sample"
+        return (), [f"no validation: {error}"]
+    if not built(rows):
+        return (), ["no validation: its split has no row that makes a sample"]
+    return rows, [f"validation: {note}" for note in notes_on(held_out, rows)]
 
 
 def _documents(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:

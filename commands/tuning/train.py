@@ -40,17 +40,14 @@ def main(argv: Sequence[str]) -> int:
 
     from runtime import parallel
     from runtime.files import Lock
-    from runtime.program import FORESEEN, Interrupts, ended
+    from runtime.program import FORESEEN, Interrupts, ended, is_first_rank
     from tuning.training import Asked, run_training
     from tuning.training_data import read
 
     parallel.start()
     data = parallel.agree(lambda: read(settings, options, arguments.load, parallel.data_parallel_size()))
-    if lacking := data.lacking:
-        print(f"{len(lacking)} of {len(data.rows)} rows cannot be built, as {lacking[0].guid}: {lacking[0].error}",
-              file=sys.stderr)
-    if data.lacks:
-        print(data.lacks, file=sys.stderr)
+    for note in data.notes if is_first_rank() else ():
+        print(note, file=sys.stderr, flush=True)
     asked = Asked(arguments.save, chosen(CheckpointOptions, arguments), chosen(PartsOptions, arguments), settings,
                   options, chosen(OptimizerOptions, arguments))
     try:
