@@ -171,9 +171,7 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
 def adapted(model, arguments: argparse.Namespace, base: str) -> dict[str, object]:
     """The model with each --adapter on it, by the name that it was given or else its file has; the weights are there
     once. base: the name of the model without any."""
-    from glm.adapters.files import base_of, put_on, read_adapter
-    from glm.loading import sharing
-    from runtime.parallel import agree
+    from glm.loading import adapt, sharing
 
     found: dict[str, object] = {}
     for text in arguments.adapter or ():
@@ -181,9 +179,7 @@ def adapted(model, arguments: argparse.Namespace, base: str) -> dict[str, object
         if not name or name == base or name in found:
             raise UserError(f"--adapter {text}: {name or 'nothing'!r} is no name of its own; say another: NAME=FILE")
         found[name] = sharing(model)
-        agree(lambda made=found[name], path=path: put_on(
-            made, read_adapter(path, model.config.family, arguments.lora_alpha, arguments.lora_layout),
-            base_of(arguments.load)))
+        adapt(found[name], path, arguments.load, arguments.lora_alpha, arguments.lora_layout)
     return found
 
 

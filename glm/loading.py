@@ -60,9 +60,16 @@ def load(options: ModelOptions) -> tuple[GLM, Tokenizer]:
                         "(scripts/serve.sh) any number, chosen by request")
     model = load_model(options, config)
     for path in options.adapter:
-        agree(lambda path=path: put_on(model, read_adapter(path, config.family, options.lora_alpha,
-                                                              options.lora_layout), base_of(options.path)))
+        adapt(model, path, options.path, options.lora_alpha, options.lora_layout)
     return model, tokenizer
+
+
+def adapt(model: GLM, path: str | os.PathLike, base: str | os.PathLike, alpha: float | None = None,
+          layout: str | None = None) -> None:
+    """Put an adapter on a model that does not learn; every rank calls it. base: folder of the model's checkpoint."""
+    agree(lambda: put_on(model, read_adapter(path, model.config.family, alpha, layout), base_of(base)))
+    if model.prefix is not None:
+        model.prefix = model.prefix.flat()
 
 
 def sharing(model: GLM) -> GLM:

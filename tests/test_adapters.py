@@ -8,7 +8,7 @@ import torch
 
 from glm.adapters import files, lora
 from glm.adapters.files import PEFT_CONFIG, base_of, put_on, read_adapter, write_adapter, write_peft
-from glm.adapters.prefix import of_sat
+from glm.adapters.prefix import Prefix, of_sat
 from glm.config import ModelConfig
 from glm.linear import Linear, linears
 from glm.loading import load_without_tokenizer
@@ -164,6 +164,15 @@ def test_a_prefix_stands_in_front_with_a_cache_and_without(family):
                  for at in range(5, s)]
         assert cache.length == s and cache.capacity == s
         torch.testing.assert_close(model.head(torch.cat([first, *steps], dim=1)), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_projection_is_computed_once_for_a_model_that_does_not_learn():
+    from tuning.model import initialise
+
+    prefix = initialise(Prefix(tiny().config, 3, projection=7), seed=1)
+    flat = prefix.flat()
+    assert flat.trans is None and prefix.trans is not None
+    torch.testing.assert_close(flat(), prefix())
 
 
 def test_a_batch_of_a_model_with_a_prefix_gives_what_rows_give_alone():

@@ -59,7 +59,7 @@ def test_generation_from_a_file(files, tmp_path):
 
 
 def test_an_evaluation_names_its_adapter_and_keeps_its_answers_apart(files, tmp_path):
-    base = ["tasks/quickstart", "--load", SMALL, "--fp32", "--device", "cpu", "--limit", "2"]
+    base = ["tasks/quickstart/continue.yaml", "--load", SMALL, "--fp32", "--device", "cpu", "--limit", "2"]
     for name in (None, "task", "prefix"):
         adapter = [] if name is None else ["--adapter", str(files / f"{name}.safetensors")]
         assert evaluate.main([*base, *adapter, "--output", str(tmp_path / str(name))]) == 0
