@@ -83,4 +83,4 @@ def start_processes(arguments: argparse.Namespace, timeout_seconds: float = 1800
     if arguments.model_parallel_size is not None:
         from runtime import parallel
 
-        parallel.start(arguments.model_parallel_size, timeout_seconds=timeout_seconds)
+        parallel.start(arguments.model_parallel_size, timeout_seconds=timeout_seconds, device=arguments.device)

@@ -154,13 +154,13 @@ def _start_parallel(options: ModelOptions) -> None:
     """With the degree that was said, or else that of the shards, where the number of processes allows; a wrong number
     is reported later."""
     if options.degree is not None:
-        parallel.start(options.degree)
+        parallel.start(options.degree, device=options.device)
     if parallel.is_started():
         return
     world = (torch.distributed.get_world_size() if torch.distributed.is_initialized()
              else int(os.environ.get("WORLD_SIZE", "1")))
     parts = open_checkpoint(options.path).parts
-    parallel.start(parts if world % parts == 0 else world)
+    parallel.start(parts if world % parts == 0 else world, device=options.device)
 
 
 def _shards(checkpoint: Checkpoint, config: ModelConfig) -> list[Shard]:

@@ -33,6 +33,8 @@ def backend(weight: torch.Tensor):
 
     from kernels import reference
 
+    if weight.device.type == "cuda":
+        settle_cuda()
     if weight.dtype not in reference.FLOATS or torch.is_grad_enabled():
         return reference
     kind = weight.device.type
@@ -55,6 +57,23 @@ def compiled():
     except cpu.build.BuildError as error:
         print(f"kernels: torch's own operators are used, which are slower: {error}", file=sys.stderr)
         return None
+
+
+@functools.cache
+def settle_cuda() -> None:
+    """Before a process's first pass on a GPU, with gradients or without."""
+    import torch
+
+    avoid_cudnn_attention(torch.backends.cuda)
+
+
+def avoid_cudnn_attention(settings) -> None:
+    """Leave attention to torch's other kernels. settings: torch.backends.cuda.
+
+    cuDNN, which torch (2.11 on) prefers on Hopper, builds a plan of 40 to 50 ms for each new shape, and a decoding step
+    has a new one: one more place (https://github.com/pytorch/pytorch/pull/191576).
+    """
+    settings.enable_cudnn_sdp(False)
 
 
 def _for_cuda():

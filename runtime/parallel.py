@@ -70,11 +70,14 @@ with lean_sat():
     from sat import mpu
 
 
-def start(model_parallel_size: int = 1, backend: str | None = None, timeout_seconds: float = 1800) -> None:
+def start(model_parallel_size: int = 1, backend: str | None = None, timeout_seconds: float = 1800,
+          device: str | torch.device | None = None) -> None:
     """Start the process group (from a launcher's environment, else a world of one) and divide it.
 
-    backend: "nccl" or "gloo"; found out when None. Calling again with the same degree does nothing.
-    Raises UserError when the world is no multiple of the degree, or when the degree would change.
+    backend: "nccl" or "gloo"; None: what the device needs. device: the model's; None: a GPU where there is one.
+    Calling again with the same degree does nothing.
+    Raises UserError when the world is no multiple of the degree, when the degree would change, or without a GPU for
+    this rank.
     """
     if is_started():
         if model_parallel_size != size():
@@ -82,13 +85,19 @@ def start(model_parallel_size: int = 1, backend: str | None = None, timeout_seco
                             f"with {size()}; start a new process to change it")
         return
     if not torch.distributed.is_initialized():
-        _start_process_group(backend or ("nccl" if torch.cuda.is_available() else "gloo"), timeout_seconds)
+        _start_process_group(backend or backend_for(device), timeout_seconds)
     world = torch.distributed.get_world_size()
     if model_parallel_size < 1 or world % model_parallel_size:
         raise UserError(f"{counted(world, 'process', 'es')} cannot be divided into tensor-parallel groups of "
                         f"{model_parallel_size}; start a multiple of --model-parallel-size, for example: "
                         f"python scripts/launch.py {model_parallel_size} generation ...")
     mpu.initialize_model_parallel(model_parallel_size)
+
+
+def backend_for(device: str | torch.device | None) -> str:
+    """NCCL carries tensors of GPUs alone, gloo those of a CPU."""
+    is_gpu = torch.cuda.is_available() if device is None else str(device).startswith("cuda")
+    return "nccl" if is_gpu else "gloo"
 
 
 def _start_process_group(backend: str, timeout_seconds: float) -> None:
@@ -100,7 +109,7 @@ def _start_process_group(backend: str, timeout_seconds: float) -> None:
         return
     limit = _limit()
     if backend == "nccl":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own_gpu(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
     if os.environ.get(AGENT_STORE) == "True":
         torch.distributed.init_process_group(backend, init_method="env://", timeout=timeout)
     else:
@@ -109,6 +118,14 @@ def _start_process_group(backend: str, timeout_seconds: float) -> None:
                                              world_size=world, timeout=timeout)
     if limit:
         _start_watch(limit)
+
+
+def own_gpu(local_rank: int, count: int) -> int:
+    """The GPU of this rank, of the `count` that its host has. UserError where there are too few."""
+    if local_rank >= count:
+        raise UserError(f"rank {local_rank} of this host has no GPU of its own: torch finds {count}; start at most "
+                        f"{counted(count, 'process', 'es')} on it, or use --device cpu (in Python: device='cpu')")
+    return local_rank
 
 
 def _limit() -> float:

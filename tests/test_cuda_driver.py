@@ -102,3 +102,20 @@ def test_the_backend_of_tensors_on_a_gpu():
         assert kernels.backend(on_gpu(torch.float16)) is cuda.operators()
         assert kernels.backend(on_gpu(torch.float64)) is reference
     assert kernels.backend(on_gpu(torch.float16)) is reference  # gradients are on
+
+
+@pytest.mark.parametrize("has_gradients", [True, False])
+def test_attention_on_a_gpu_is_not_cudnn_s(has_gradients, monkeypatch):
+    """Which builds a plan for each length."""
+    import kernels
+
+    switched = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
+    kernels.settle_cuda.cache_clear()
+    with torch.set_grad_enabled(has_gradients):
+        kernels.backend(torch.zeros(1))
+        assert switched == []
+        for _ in range(2):
+            kernels.backend(SimpleNamespace(dtype=torch.float16, device=torch.device("cuda:0")))
+    assert switched == [False]
+    kernels.settle_cuda.cache_clear()  # the stand-in was told, torch was not

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from tuning.training import Asked, run_training
     from tuning.training_data import read
 
-    parallel.start()
+    parallel.start(device=arguments.device)
     data = parallel.agree(lambda: read(settings, options, arguments.load, parallel.data_parallel_size()))
     for note in data.notes if is_first_rank() else ():
         print(note, file=sys.stderr, flush=True)
