@@ -54,8 +54,12 @@ class Asked:
 
 
 def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None = None,
-                 tell: Callable[[Mapping[str, Any]], None] = lambda line: None) -> None:
-    """The whole of it, from where the folder says that it was left. Nothing happens where it is finished."""
+                 tell: Callable[[Mapping[str, Any]], None] = lambda line: None,
+                 say: Callable[[str], None] = lambda note: None) -> None:
+    """The whole of it, from where the folder says that it was left. Nothing happens where it is finished.
+
+    tell: hears of every step. say: of what is to be known of the rows, when all is ready and the first step follows.
+    """
     settings, options, optimizer = asked.settings, asked.options, asked.optimizer
     run = parallel.agree(lambda: Run(asked.save, recorded(asked), contents(asked, data), parallel.is_first_process()),
                          sequential=True)  # the first makes the folder's record
@@ -69,6 +73,8 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
         data.steps, data.samples_of, loss_function(tuned, settings, options),
         Optimizer(learning(tuned, settings), optimizer), schedule, options.gradient_accumulation_steps,
         options.save_interval, validation_of(asked, tuned, data), settings.cloze.loss_func == "hinge")
+    for note in data.notes if parallel.is_first_process() else ():
+        say(note)
     try:
         train(training, run, interrupts, tell)
     finally:

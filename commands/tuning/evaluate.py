@@ -53,8 +53,6 @@ def evaluated(settings: Settings,
     task = settings.data.task
     kind = CHAT if task == CHAT else module_of(task).__name__.rpartition(".")[2]
     samples = samples_of(settings, arguments.load)
-    for note in notes_on(settings, samples):
-        print(note, file=sys.stderr, flush=True)
     from tuning import evaluate
     from tuning.data.language import TEXTS
     from tuning.evaluate_texts import evaluate_texts
@@ -65,7 +63,10 @@ def evaluated(settings: Settings,
             "seq2seq": partial(evaluate_texts, load=arguments.load)}[kind]
     tuned = load_tuned(arguments)
     about = {"load": str(arguments.load)} | ({"adapter": dict(tuned.model.adapter)} if tuned.model.adapter else {})
-    return samples, about | call(tuned, settings, samples, arguments.eval_batch_size, arguments.losses)
+    found = about | call(tuned, settings, samples, arguments.eval_batch_size, arguments.losses)
+    for note in notes_on(settings, samples):  # behind all that may go wrong: a mistake is one line
+        print(note, file=sys.stderr, flush=True)
+    return samples, found
 
 
 def _names(word: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from commands.tuning.common import add_model, add_settings, settings_of
@@ -40,20 +41,18 @@ def main(argv: Sequence[str]) -> int:
 
     from runtime import parallel
     from runtime.files import Lock
-    from runtime.program import FORESEEN, Interrupts, ended, is_first_rank
+    from runtime.program import FORESEEN, Interrupts, ended
     from tuning.training import Asked, run_training
     from tuning.training_data import read
 
     parallel.start(device=arguments.device)
     data = parallel.agree(lambda: read(settings, options, arguments.load, parallel.data_parallel_size()))
-    for note in data.notes if is_first_rank() else ():
-        print(note, file=sys.stderr, flush=True)
     asked = Asked(arguments.save, chosen(CheckpointOptions, arguments), chosen(PartsOptions, arguments), settings,
                   options, chosen(OptimizerOptions, arguments))
     try:
         with ExitStack() as stack, Interrupts() as interrupts:
             parallel.agree(lambda: parallel.is_first_process() and stack.enter_context(Lock(arguments.save, "--save")))
-            run_training(asked, data, interrupts)
+            run_training(asked, data, interrupts, say=partial(print, file=sys.stderr, flush=True))
     except FORESEEN as error:
         return ended(error, f"the same command goes on from the last saved step: {arguments.save}")
     return 0
