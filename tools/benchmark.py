@@ -7,6 +7,7 @@
     python tools/benchmark.py kernels --size 4096 4096
     python tools/benchmark.py evaluation --data-path data --rows 300
     python tools/benchmark.py serving --clients 1 4 16
+    python tools/benchmark.py training --against transformers
 
 Decoding is bound by reading the weights once per step, so its ceiling is the read bandwidth; a prompt is bound by
 arithmetic, so its ceiling is what torch reaches on bare matrix products of the same shapes. Both are measured here,
@@ -77,6 +78,17 @@ def make_parser() -> argparse.ArgumentParser:
     add("--requests", type=int, default=4, help="of every client, one after the other")
     add("--threads", type=int, help="of the processor (default: torch's choice)")
     add("--no-plan", action="store_true", help="load a checkpoint even if it cannot fit in memory")
+    training = commands.add_parser("training", help="a step of tuning, beside transformers with peft")
+    add = training.add_argument
+    add("--model", default="shape-335m", help="preset of glm/config.py")
+    add("--methods", nargs="+", default=["full", "lora"], choices=("full", "lora"), help="all weights, or LoRA")
+    add("--dtype", nargs="+", default=["fp32"], choices=("bf16", "fp32"), help="of the products")
+    add("--rows", type=int, default=4, help="of a step")
+    add("--source", type=int, default=192, metavar="TOKENS", help="of each row, that are read")
+    add("--target", type=int, default=64, metavar="TOKENS", help="of each row, that are learned")
+    add("--steps", type=int, default=5, help="timed for each result")
+    add("--threads", type=int, help="of the processor (default: torch's choice)")
+    add("--against", nargs="*", default=[], choices=("transformers",), metavar="ENGINE", help="also: transformers")
     return parser
 
 
@@ -199,6 +211,25 @@ def measure_serving(arguments: argparse.Namespace) -> None:
     results.show(tables, results.describe("cpu", before), {"model": str(arguments.load), "tokens": serving.TOKENS})
 
 
+def measure_training(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from runtime.show import table
+    from tools.benchmarking import results, training
+
+    before, found = results.load_average(), []
+    works = [(method, precision) for precision in arguments.dtype for method in arguments.methods]
+    for one in training.measure([training.OWN, *arguments.against], works, model=arguments.model, rows=arguments.rows,
+                                source=arguments.source, target=arguments.target, steps=arguments.steps,
+                                threads=torch.get_num_threads()):
+        found.append(one)
+        results.say(f"{one.engine} {one.method} {one.precision}: {one.tokens_per_second:.0f} tokens/s, "
+                    f"{one.peak_gb:.2f} GB")
+    results.show([table(*training.table(found))], results.describe("cpu", before),
+                 {"model": arguments.model, "rows": arguments.rows, "source": arguments.source,
+                  "target": arguments.target})
+
+
 def command() -> str:
     return "python tools/benchmark.py " + shlex.join(sys.argv[1:])
 
@@ -225,7 +256,7 @@ def main() -> int:
 
             torch.set_num_threads(arguments.threads)
         measures = {"model": measure_model, "kernels": measure_kernels, "evaluation": measure_evaluation,
-                    "serving": measure_serving}
+                    "serving": measure_serving, "training": measure_training}
         measures[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
