@@ -26,8 +26,18 @@ static inline Range share(size_t count, size_t block, int thread, int threads) {
 }
 
 template <int R, int M> static inline void sum_all(const vec (&total)[R][M], float (&out)[R][M]) {
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int i = 0; i < M; i++) out[r][i] = sum(total[r][i]);
+    constexpr int all = R * M, fours = all / 4 * 4;
+    const vec* from = &total[0][0];
+    UNROLL for (int j = 0; j < fours; j += 4) sum_four(from + j, &out[0][0] + j);
+    UNROLL for (int j = fours; j < all; j++) (&out[0][0])[j] = sum(from[j]);
+}
+
+// One sum after another waits for the sum before it: with few of them, each is made in CHAINS parts.
+template <int R, int M> struct Chains { enum { COUNT = R * M == 1 ? 4 : R * M == 2 ? 2 : 1 }; };
+template <int C, int R, int M> static inline void join(vec (&total)[C][R][M]) {
+    UNROLL for (int c = 1; c < C; c++)
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int i = 0; i < M; i++) total[0][r][i] = add(total[0][r][i], total[c][r][i]);
 }
 
 // out[r][i] = sum over k of w[r][k] * x[i][k] for R rows of weights and M rows of x.
@@ -35,57 +45,72 @@ template <int R, int M> static inline void sum_all(const vec (&total)[R][M], flo
 // hardware's own prefetching nor the memory is good at.
 template <int R, int M, class T> struct Dots {
     static inline void run(const T* w, size_t k, const float* x, size_t stride, size_t ahead, float (&out)[R][M]) {
-        vec total[R][M];
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
+        constexpr int C = Chains<R, M>::COUNT;
+        vec total[C][R][M];
+        UNROLL for (int c = 0; c < C; c++)
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int i = 0; i < M; i++) total[c][r][i] = fill(0.0f);
         size_t j = 0;
-        for (; j + W <= k; j += W) {
-            vec a[M];
-            UNROLL for (int i = 0; i < M; i++) a[i] = load(x + i * stride + j);
-            UNROLL for (int r = 0; r < R; r++) {
-                prefetch((const char*)(w + j * R + r * W) + ahead);
-                vec b = load(w + r * k + j);
-                UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(a[i], b, total[r][i]);
-            }
-        }
+        for (; j + C * W <= k; j += C * W)
+            UNROLL for (int c = 0; c < C; c++) step(w, k, x, stride, ahead, j + c * W, total[c]);
+        for (; C > 1 && j + W <= k; j += W) step(w, k, x, stride, ahead, j, total[0]);
         if (j < k)
             UNROLL for (int r = 0; r < R; r++) {
                 vec b = load_part(w + r * k + j, k - j);
-                UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(load_part(x + i * stride + j, k - j), b, total[r][i]);
+                UNROLL for (int i = 0; i < M; i++)
+                    total[0][r][i] = fma(load_part(x + i * stride + j, k - j), b, total[0][r][i]);
             }
-        sum_all(total, out);
+        join(total);
+        sum_all(total[0], out);
+    }
+    static inline __attribute__((always_inline)) void step(const T* w, size_t k, const float* x, size_t stride,
+                                                           size_t ahead, size_t j, vec (&total)[R][M]) {
+        vec a[M];
+        UNROLL for (int i = 0; i < M; i++) a[i] = load(x + i * stride + j);
+        UNROLL for (int r = 0; r < R; r++) {
+            prefetch((const char*)(w + j * R + r * W) + ahead);
+            vec b = load(w + r * k + j);
+            UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(a[i], b, total[r][i]);
+        }
     }
 };
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define GLM_BF16_DOTS
 // Pairs of bf16 are multiplied exactly and added in FP32 by one instruction: no conversion of either side.
+template <int R, int M> static inline __attribute__((always_inline)) void bf16_step(
+    const bf16* w, size_t k, const bf16* x, size_t stride, size_t ahead, size_t j, vec (&total)[R][M]) {
+    __m512bh a[M];
+    UNROLL for (int i = 0; i < M; i++) a[i] = (__m512bh)_mm512_loadu_si512(x + i * stride + j);
+    UNROLL for (int r = 0; r < R; r++) {
+        prefetch((const char*)(w + j * R + r * 32) + ahead);
+        __m512bh b = (__m512bh)_mm512_loadu_si512(w + r * k + j);
+        UNROLL for (int i = 0; i < M; i++) total[r][i] = _mm512_dpbf16_ps(total[r][i], a[i], b);
+    }
+}
 template <int R, int M> static inline void bf16_dots(const bf16* w, size_t k, const bf16* x, size_t stride,
                                                      size_t ahead, float (&out)[R][M]) {
-    __m512 total[R][M];
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int i = 0; i < M; i++) total[r][i] = _mm512_setzero_ps();
+    constexpr int C = Chains<R, M>::COUNT;
+    vec total[C][R][M];
+    UNROLL for (int c = 0; c < C; c++)
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int i = 0; i < M; i++) total[c][r][i] = fill(0.0f);
     size_t j = 0;
-    for (; j + 32 <= k; j += 32) {
-        __m512bh a[M];
-        UNROLL for (int i = 0; i < M; i++) a[i] = (__m512bh)_mm512_loadu_si512(x + i * stride + j);
-        UNROLL for (int r = 0; r < R; r++) {
-            prefetch((const char*)(w + j * R + r * 32) + ahead);
-            __m512bh b = (__m512bh)_mm512_loadu_si512(w + r * k + j);
-            UNROLL for (int i = 0; i < M; i++) total[r][i] = _mm512_dpbf16_ps(total[r][i], a[i], b);
-        }
-    }
+    for (; j + C * 32 <= k; j += C * 32)
+        UNROLL for (int c = 0; c < C; c++) bf16_step(w, k, x, stride, ahead, j + c * 32, total[c]);
+    for (; C > 1 && j + 32 <= k; j += 32) bf16_step(w, k, x, stride, ahead, j, total[0]);
     if (j < k) {
         __mmask32 mask = (1u << (k - j)) - 1;
         UNROLL for (int r = 0; r < R; r++) {
             __m512bh b = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + r * k + j);
             UNROLL for (int i = 0; i < M; i++) {
                 __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + i * stride + j);
-                total[r][i] = _mm512_dpbf16_ps(total[r][i], a, b);
+                total[0][r][i] = _mm512_dpbf16_ps(total[0][r][i], a, b);
             }
         }
     }
-    sum_all(total, out);
+    join(total);
+    sum_all(total[0], out);
 }
 template <int R, int M> struct Dots<R, M, bf16> {
     static inline void run(const bf16* w, size_t k, const bf16* x, size_t stride, size_t ahead, float (&out)[R][M]) {

@@ -69,7 +69,17 @@ static inline vec smaller(vec a, vec b) { return _mm512_min_ps(a, b); }
 static inline vec larger(vec a, vec b) { return _mm512_max_ps(a, b); }
 static inline float sum(vec a) { return _mm512_reduce_add_ps(a); }
 static inline float largest(vec a) { return _mm512_reduce_max_ps(a); }
-// out[r][i] = sum(total[r][i]), added in the same order: half to half, each step for two vectors at once.
+// to[i] = sum(a[i]), added in the same order: half to half, each step for two vectors at once.
+static inline void sum_four(const vec* a, float* to) {
+    vec halves[2], quarters;
+    UNROLL for (int i = 0; i < 2; i++)
+        halves[i] = add(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x44), _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xee));
+    quarters = add(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88), _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
+    vec pairs = add(quarters, _mm512_permute_ps(quarters, 0xee));
+    vec sums = add(pairs, _mm512_permute_ps(pairs, 0x55));
+    _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), sums)));
+}
+// out[r][i] = sum(total[r][i]), the same for sixteen.
 static inline void sum_all(const vec (&total)[4][4], float (&out)[4][4]) {
     vec halves[8], quarters[4], pairs[2];
     UNROLL for (int i = 0; i < 8; i++) {
@@ -133,6 +143,13 @@ static inline float largest(vec a) {
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
+static inline void sum_four(const vec* a, float* to) {  // to[i] = sum(a[i]), added in the same order
+    vec first = add(_mm256_permute2f128_ps(a[0], a[1], 0x20), _mm256_permute2f128_ps(a[0], a[1], 0x31));
+    vec second = add(_mm256_permute2f128_ps(a[2], a[3], 0x20), _mm256_permute2f128_ps(a[2], a[3], 0x31));
+    vec pairs = add(_mm256_shuffle_ps(first, second, 0x44), _mm256_shuffle_ps(first, second, 0xee));
+    vec sums = add(_mm256_shuffle_ps(pairs, pairs, 0x88), _mm256_shuffle_ps(pairs, pairs, 0xdd));  // [0 2 . .][1 3 . .]
+    _mm_storeu_ps(to, _mm_unpacklo_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+}
 static inline vec if_negative(vec test, vec yes, vec no) { return _mm256_blendv_ps(no, yes, test); }
 static inline vec round_even(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vec power_of_two(vec a) {
@@ -162,6 +179,7 @@ static inline vec round_even(vec a) { EACH(std::nearbyint(a.v[i])); }
 static inline vec power_of_two(vec a) { EACH(from_bits(uint32_t(int(a.v[i]) + 127) << 23)); }
 static inline float sum(vec a) { float s = 0; for (int i = 0; i < W; i++) s += a.v[i]; return s; }
 static inline float largest(vec a) { float s = a.v[0]; for (int i = 1; i < W; i++) s = a.v[i] > s ? a.v[i] : s; return s; }
+static inline void sum_four(const vec* a, float* to) { for (int i = 0; i < 4; i++) to[i] = sum(a[i]); }
 template <class T> static inline void store(T* p, vec a) { for (int i = 0; i < W; i++) store_float(p + i, a.v[i]); }
 #endif
 
