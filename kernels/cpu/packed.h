@@ -89,18 +89,30 @@ template <int BITS, Scaling S> static inline vec unit_scale(const float* scales,
     return load(scales + unit * W);
 }
 
-// A Form says how x is laid out and multiplied: `add` adds a unit of R rows of weights and M of x to the sums, and `value`
-// makes floats of those of up to SPAN units, a power of two.
+// A Form says how x is laid out and multiplied. `add` adds a unit of R rows of weights, which `loaded` made ready, and M of
+// x to sums; those of a span of up to SPAN units, which have one scale, begin with `start`, and `value` makes floats of them.
+// What is found is to be multiplied with `factor`; and x may be the sum of two SETS.
+
+// Units with one scale and one start.
+template <class Form> static size_t span_of(const Packed& w) {
+    switch (Form::O::scaling(w)) {
+        case BY_ROW: return Form::SPAN;
+        case BY_UNIT: return std::gcd(w.group / Form::O::UNIT, size_t(Form::SPAN));
+        default: return 1;
+    }
+}
 
 // x in FP32: products and sums are FP32, weights are exact.
 template <int BITS_> struct InFloats {
-    enum { BITS = BITS_, SPAN = 1, REMAINDERS = 0 };
+    enum { BITS = BITS_, SPAN = 1, SETS = 1 };
     typedef Order<BITS> O;
     typedef float X;
     typedef vec Sum;
     static size_t padded(size_t k) { return O::padded(k); }
+    static constexpr int together(Scaling, int m) { return m > 1 ? 2 : 1; }
     static size_t widest(Scaling, size_t, size_t rows) { return rows; }
 
+    template <class T> static void arrange(const T* x, const Packed& w, float* to) { arrange(x, w.k, to); }
     template <class T, class E> static void arrange(const T* x, size_t k, E* to) {
         const words lanes = lanes_of(O::LANE, 1);
         for (size_t j = 0; j < k; j += O::UNIT, to += O::UNIT) {
@@ -122,7 +134,10 @@ template <int BITS_> struct InFloats {
         }
         if constexpr (P + 1 < O::LANE) add<R, M, P + 1>(a, x, stride, sums);
     }
-    static ALWAYS vec value(vec sum, const float*, size_t, size_t) { return sum; }
+    static ALWAYS vec start(const float*, size_t, size_t) { return fill(0.0f); }
+    static ALWAYS words loaded(words a) { return a; }
+    static ALWAYS vec value(vec sum) { return sum; }
+    static float factor(const float*, size_t) { return 1.0f; }
 };
 
 // out[r][i] = sum over k of w[row + r][k] * x[i][k], without the row's scale where S is BY_ROW. Not inlined, since that
@@ -132,59 +147,45 @@ static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, cons
                                                size_t ahead, words lanes, float* scales, float (&out)[R][M]) {
     typedef Order<Form::BITS> O;
     const size_t bytes = w.row_bytes(), places = scale_places<Form::BITS, S>(w), groups = O::UNIT / w.group;
-    const size_t units = O::padded(w.k) / O::UNIT;
-    // of units that have one scale and one factor of x: a power of two
-    const size_t span = S == BY_ROW ? Form::SPAN : S == BY_UNIT ? std::gcd(w.group / O::UNIT, size_t(Form::SPAN)) : 1;
+    const size_t units = O::padded(w.k) / O::UNIT, whole = bytes / O::BYTES, span = span_of<Form>(w);
     const uint8_t* data = w.weight + row * bytes;
     vec total[R][M];
     UNROLL for (int r = 0; r < R; r++) {
         scales_of<Form::BITS, S>(w, row + r, scales + r * places);
         UNROLL for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
     }
-    typename Form::Sum sums[R][M] = {};
-    auto add_sums = [&](size_t unit) __attribute__((always_inline)) {  // to the totals; `unit` is the last one in them
+    words a[R];
+    for (size_t first = 0, unit = 0; first < units; first += span) {
+        typename Form::Sum sums[R][M];
+        UNROLL for (int i = 0; i < M; i++) {
+            const typename Form::Sum start = Form::start(x + i * stride, units, first / span);
+            UNROLL for (int r = 0; r < R; r++) sums[r][i] = start;
+        }
+        const size_t last = first + span < units ? first + span : units;
+        for (const size_t end = last < whole ? last : whole; unit < end; unit++) {
+            UNROLL for (int r = 0; r < R; r++) {
+                prefetch(data + (unit * R + r) * O::BYTES + ahead);
+                a[r] = Form::loaded(kept(load_words(data + r * bytes + unit * O::BYTES)));
+            }
+            Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
+        }
+        if (unit < last) {
+            UNROLL for (int r = 0; r < R; r++)
+                a[r] = Form::loaded(load_words(data + r * bytes + unit * O::BYTES, bytes - unit * O::BYTES));
+            Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
+        }
         UNROLL for (int r = 0; r < R; r++) {
             vec scale;
-            if (S != BY_ROW) scale = unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
+            if (S != BY_ROW) scale = unit_scale<Form::BITS, S>(scales + r * places, first, groups, lanes);
             UNROLL for (int i = 0; i < M; i++) {
-                vec value = Form::value(sums[r][i], x + i * stride, unit, units);
+                vec value = Form::value(sums[r][i]);
                 total[r][i] = S == BY_ROW ? add(value, total[r][i]) : fma(value, scale, total[r][i]);
-                sums[r][i] = typename Form::Sum();
             }
         }
-    };
-    words a[R];
-    size_t unit = 0, at = 0;
-    for (; at + O::BYTES <= bytes; at += O::BYTES, unit++) {
-        UNROLL for (int r = 0; r < R; r++) {
-            prefetch(data + at * R + r * O::BYTES + ahead);
-            a[r] = kept(load_words(data + r * bytes + at));
-        }
-        Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
-        if (Form::SPAN == 1 || ((unit + 1) & (span - 1)) == 0) add_sums(unit);
     }
-    if (at < bytes) {
-        UNROLL for (int r = 0; r < R; r++) a[r] = load_words(data + r * bytes + at, bytes - at);
-        Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
-    }
-    if (at < bytes || (Form::SPAN > 1 && units % span)) add_sums(units - 1);
-    if constexpr (Form::REMAINDERS)
-        if (__builtin_expect(Form::has_remainders(x, stride, units, M), 0)) {
-            vec sums[R][M];  // not the totals, which would be kept in memory for it
-            UNROLL for (int r = 0; r < R; r++)
-                UNROLL for (int i = 0; i < M; i++) sums[r][i] = total[r][i];
-            for (size_t unit = 0; unit < units; unit++)
-                for (int r = 0; r < R; r++) {
-                    vec scale = S == BY_ROW ? fill(1.0f) : unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
-                    const size_t at = unit * O::BYTES;
-                    const uint8_t* from = data + r * bytes + at;
-                    words a = at + O::BYTES <= bytes ? load_words(from) : load_words(from, bytes - at);
-                    for (int i = 0; i < M; i++) sums[r][i] = fma(Form::remainder(a, x + i * stride, unit, units), scale, sums[r][i]);
-                }
-            UNROLL for (int r = 0; r < R; r++)
-                UNROLL for (int i = 0; i < M; i++) total[r][i] = sums[r][i];
-        }
     sum_all(total, out);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int i = 0; i < M; i++) out[r][i] *= Form::factor(x + i * stride, units);
 }
 
 template <class Form, Scaling S, int R, int M>
@@ -194,6 +195,18 @@ static inline void few_block(const Packed& w, const typename Form::X* x, size_t 
     const size_t size = w.scale_type == 0 ? 4 : 2;  // the scales are another stream through memory
     prefetch((const char*)w.scale + (row * w.groups() + (S == BY_ROW ? 64 : 4 * w.groups())) * size);
     few_dots<Form, S, R, M>(w, row, x, stride, AHEAD, lanes, scales, products);
+    if constexpr (Form::SETS == 2) {
+        const size_t units = Order<Form::BITS>::padded(w.k) / Order<Form::BITS>::UNIT;
+        const typename Form::X* second = x + stride / 2;
+        bool any = false;
+        for (int i = 0; i < M; i++) any |= Form::factor(second + i * stride, units) != 0.0f;
+        if (__builtin_expect(any, 0)) {
+            float rest[R][M];  // of a row of x that has none, its factor makes zeros
+            few_dots<Form, S, R, M>(w, row, second, stride, 0, lanes, scales, rest);
+            for (int r = 0; r < R; r++)
+                for (int i = 0; i < M; i++) products[r][i] += rest[r][i];
+        }
+    }
     for (int r = 0; r < R; r++) {
         const float scale = S == BY_ROW ? number(w.scale, w.scale_type, row + r) : 1.0f;
         to.put(first, M, row + r, products[r], scale);
@@ -202,7 +215,7 @@ static inline void few_block(const Packed& w, const typename Form::X* x, size_t 
 
 template <class Form, Scaling S, int M>
 static void few_rows(const Packed& w, const typename Form::X* x, const Target& to, size_t first, Range rows) {
-    constexpr int R = M > 1 ? 2 : 1;  // rows of weights that share the loads of x; of one row a single stream is faster
+    constexpr int R = Form::together(S, M);
     const size_t stride = Form::padded(w.k);
     float* scales = scratch<Packed, float>(R * scale_places<Form::BITS, S>(w));
     const words lanes = lanes_of(Order<Form::BITS>::LANE, w.group);

@@ -1,8 +1,8 @@
 // PackedProduct for one number of bits: which form of the product suits the type of x and m.
 #pragma once
 #include <type_traits>
-#include "packed_bf16.h"
 #include "packed_many.h"
+#include "packed_words.h"
 
 static const size_t FEW = 8;  // rows of x; beyond, unpacking a block of weights for all of them pays
 
@@ -12,16 +12,14 @@ template <class Form> struct Chosen { typedef Form type; };
 template <int BITS, class T, class Use> static void choose_form(const Packed& w, size_t m, Use use) {
     const bool many = m > FEW || Order<BITS>::scaling(w) == BY_COLUMN;
 #ifdef GLM_BF16_DOTS
-    if constexpr (std::is_same<T, bf16>::value) {
-        if (many) return use(Chosen<Many<BITS, bf16>>());
-        if constexpr (BITS == 4) return use(Chosen<Few<Int4InBf16>>());
-#ifdef __AVX512VNNI__
-        else return use(Chosen<Few<Int8InWords>>());
-#endif
-    }
+    if (many && std::is_same<T, bf16>::value) return use(Chosen<Many<BITS, bf16>>());
 #endif
     if (many) return use(Chosen<Many<BITS, float>>());
+#ifdef GLM_PAIRS
+    use(Chosen<Few<InWords<BITS>>>());
+#else
     use(Chosen<Few<InFloats<BITS>>>());
+#endif
 }
 
 template <int BITS> struct Product {
@@ -38,7 +36,7 @@ template <int BITS> struct Product {
             typedef typename decltype(chosen)::type Form;
             typename Form::X* to = (typename Form::X*)room;
             for (size_t i = rows.first; i < rows.last; i++)
-                Form::arrange((const T*)x + i * w.k, w.k, to + i * Form::padded(w.k));
+                Form::arrange((const T*)x + i * w.k, w, to + i * Form::padded(w.k));
         })))
     }
     static void rows(const Packed& w, const uint8_t* arranged, size_t m, const Target& to, Range rows) {

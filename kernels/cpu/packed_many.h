@@ -33,7 +33,7 @@ template <int BITS_, class E> struct Many {
     typedef Order<BITS> O;
     typedef E X;
     static size_t padded(size_t k) { return O::padded(k); }
-    template <class T> static void arrange(const T* x, size_t k, E* to) { InFloats<BITS>::arrange(x, k, to); }
+    template <class T> static void arrange(const T* x, const Packed& w, E* to) { InFloats<BITS>::arrange(x, w.k, to); }
 
     template <Scaling S> static void rows(const Packed& w, const E* x, size_t m, const Target& to, Range rows) {
         const size_t columns = O::padded(w.k), places = S == BY_ROW ? 0 : scale_places<BITS, S>(w);

@@ -20,6 +20,39 @@ static inline vec masked_xor(words a, uint32_t mask, uint32_t other) {  // (a & 
 }
 static inline vec choose(const float* p, words lanes) { return _mm512_permutexvar_ps(lanes, _mm512_loadu_ps(p)); }
 static inline vec gather(const float* p, words lanes) { return _mm512_i32gather_ps(lanes, p, 4); }
+#define GLM_PAIRS  // vectors of 16-bit integers, whose pairs are multiplied and added; below, and in the same order for AVX2
+static inline words no_words() { return _mm512_setzero_si512(); }
+static inline void store_words(int16_t* p, words a) { _mm512_storeu_si512(p, a); }
+static inline words same_pairs(short x) { return _mm512_set1_epi16(x); }
+static inline words flipped(words a, uint32_t bits) { return _mm512_xor_si512(a, _mm512_set1_epi32(bits)); }
+static inline vec floats_of(words a) { return _mm512_cvtepi32_ps(a); }
+template <int N> static inline words shifted_negative(words a) { return _mm512_sub_epi32(no_words(), _mm512_slli_epi32(a, N)); }
+static inline words add_pairs(words sum, words a, words b) {
+#ifdef __AVX512VNNI__
+    return _mm512_dpwssd_epi32(sum, a, b);
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+#endif
+}
+// Bits BITS * P ... of every 16-bit integer.
+template <int BITS, int P> static inline words field(words a) {
+    words low = P == 0 ? a : _mm512_srli_epi16(a, BITS * P);
+    return BITS * (P + 1) == 16 ? low : _mm512_and_si512(low, _mm512_set1_epi16((1 << BITS) - 1));
+}
+// Two vectors of floats as one of integers, the nearest ones, at most 32767.
+static inline words rounded(vec a, vec b) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a))),
+                              _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(b)), 1);
+}
+static inline words joined(words a, words b) {  // 32-bit numbers without a sign that fit into 16 bits
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packus_epi32(a, b));
+}
+// The 16-bit integers of even and of odd places of a, then of b.
+static inline void split(words a, words b, words& even, words& odd) {
+    const words mask = _mm512_set1_epi32(0xffff);
+    even = joined(_mm512_and_si512(a, mask), _mm512_and_si512(b, mask));
+    odd = joined(_mm512_srli_epi32(a, 16), _mm512_srli_epi32(b, 16));
+}
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 typedef __m256i words;
 static inline words load_words(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
@@ -38,6 +71,33 @@ static inline vec masked_xor(words a, uint32_t mask, uint32_t other) {
 }
 static inline vec choose(const float* p, words lanes) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), lanes); }
 static inline vec gather(const float* p, words lanes) { return _mm256_i32gather_ps(p, lanes, 4); }
+#define GLM_PAIRS
+static inline words no_words() { return _mm256_setzero_si256(); }
+static inline void store_words(int16_t* p, words a) { _mm256_storeu_si256((__m256i*)p, a); }
+static inline words same_pairs(short x) { return _mm256_set1_epi16(x); }
+static inline words flipped(words a, uint32_t bits) { return _mm256_xor_si256(a, _mm256_set1_epi32(bits)); }
+static inline vec floats_of(words a) { return _mm256_cvtepi32_ps(a); }
+template <int N> static inline words shifted_negative(words a) { return _mm256_sub_epi32(no_words(), _mm256_slli_epi32(a, N)); }
+static inline words add_pairs(words sum, words a, words b) {
+#ifdef __AVXVNNI__
+    return _mm256_dpwssd_avx_epi32(sum, a, b);
+#else
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+#endif
+}
+template <int BITS, int P> static inline words field(words a) {
+    words low = P == 0 ? a : _mm256_srli_epi16(a, BITS * P);
+    return BITS * (P + 1) == 16 ? low : _mm256_and_si256(low, _mm256_set1_epi16((1 << BITS) - 1));
+}
+static inline words rounded(vec a, vec b) {
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)), 0xd8);
+}
+static inline words joined(words a, words b) { return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8); }
+static inline void split(words a, words b, words& even, words& odd) {
+    const words mask = _mm256_set1_epi32(0xffff);
+    even = joined(_mm256_and_si256(a, mask), _mm256_and_si256(b, mask));
+    odd = joined(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
+}
 #else
 struct words { uint32_t v[W]; };
 #define EACH_WORD(expression) words r; for (int i = 0; i < W; i++) r.v[i] = (expression); return r
