@@ -17,6 +17,7 @@ from glm.options import ModelOptions
 from glm.prompt_form import MASKS
 from runtime.errors import UserError
 from tests.golden_finetune import refused, run
+from tuning.__main__ import main
 from tuning.data.form import GLM_REPOSITORY, form_of
 from tuning.options import TokenizerOptions
 from tuning.tokenizers import open_tokenizer
@@ -119,3 +120,18 @@ def test_forms_of_the_families():
 @pytest.mark.parametrize(("task", "message"), [("blank", "several blanks"), ("lambda", "python -m evaluation")])
 def test_tasks_that_only_glms_models_have_are_refused(folder, task, message, capsys):
     assert message in refused("inspect", "--task", task, "--data-dir", folder, "--load", SMALL, capsys=capsys)
+
+
+def test_a_step_on_the_embedded_model_leaves_a_checkpoint_that_is_used_as_it_lies(folder, capsys):
+    """With its vocabulary, a report, and the rows of its validation, which evaluate finds again."""
+    (folder / "train.jsonl").write_bytes((folder / "val.jsonl").read_bytes())
+    task = ["--task", str(folder / "mine.yaml"), "--cloze-eval", "--multi-token"]
+    saved = folder / "run"
+    assert main(["train", *task, "--load", str(SMALL), "--save", str(saved), "--epochs", "1", "--lr", "1e-3",
+                 "--warmup", "0", "--hidden-dropout", "0", "--attention-dropout", "0"]) == 0, capsys.readouterr().err
+    assert "accuracy" in (saved / "report.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    (before,), (after,) = (run("evaluate", *task, "--load", load, capsys=capsys) for load in (SMALL, saved))
+    assert after["rows"][0]["scores"] != before["rows"][0]["scores"]
+    kept = json.loads((saved / "validation" / "epoch-0.json").read_text(encoding="utf-8"))
+    assert kept["rows"][0]["scores"] == pytest.approx(after["rows"][0]["scores"], abs=1e-3)

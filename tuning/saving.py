@@ -4,6 +4,7 @@ their own files."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ from tuning.adapters import save_adapters
 if TYPE_CHECKING:
     from tuning.model import Tuned
 
+VOCABULARIES = ("ice_text.model", "tokenizer.model", "cog-pretrain.model", "vocab.json", "merges.txt", "vocab.txt",
+                "sp.model")
 HEAD, PROMPT_ENCODER, PREFIX = "head.pt", "prompt_encoder.pt", "pytorch_model.bin"
 
 
@@ -47,8 +50,18 @@ def save(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: P
                                             for each, tensor in part.named_parameters()})
         if tuned.is_adapted:
             save_adapters(folder, tuned, load)
+        else:
+            _copy_vocabulary(folder, load)
     if not tuned.is_adapted:
         _save_model(folder, tuned, iteration, dtype, load)
+
+
+def _copy_vocabulary(folder: Path, load: Path) -> None:
+    """So that what was saved is used without a word of where the vocabulary is, as what was loaded."""
+    for name in (*VOCABULARIES, "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
+        if (load / name).is_file():
+            with replacing(folder / name) as temporary:
+                shutil.copyfile(load / name, temporary)
 
 
 def _save_model(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: Path) -> None:
