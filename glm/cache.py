@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.reference import Lengths
+from runtime.resources import make_large
 
 
 @dataclass
@@ -29,7 +30,7 @@ class KVCache:
         """is_clear: filled with zeros; else rows have to be cleared before they are used. prefix: (layers, 2, k, n, d),
         what stands in front of every row."""
         make, length = torch.zeros if is_clear else torch.empty, 0 if prefix is None else prefix.shape[2]
-        whole = make(2, num_layers, batch, heads, length + capacity, head_size, dtype=dtype, device=device)
+        whole = make_large(make(2, num_layers, batch, heads, length + capacity, head_size, dtype=dtype, device=device))
         if prefix is not None:
             whole[..., :length, :] = prefix.permute(1, 0, 3, 2, 4)[:, :, None]
         return cls(whole, prefix=length)

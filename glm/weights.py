@@ -16,6 +16,7 @@ from kernels import CACHE_LINE
 from quantization.functional import Scheme, quantize
 from runtime import resources
 from runtime.errors import UserError
+from runtime.pages import LargePages
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 SHOWN = 3  # so many names in one message
@@ -101,18 +102,21 @@ def convert_shard(shard: Shard, expected: Iterable[str], dtype: torch.dtype, dev
     file's own dtype, one after another. Packed weights and their scales stay as they are in the file.
     What is already right stays in the mapped file: its pages are brought in here, nothing is copied
     (docs/checkpoints.md has the measurement). Everything else is copied tensor by tensor and its pages are given back
-    at once. Either way host memory holds the result and little more. progress: called with the bytes of each tensor.
+    at once. Either way host memory holds the result and little more; copies share pages of 2 MB. progress: called with
+    the bytes of each tensor.
     """
-    converted = {}
+    converted, pages = {}, LargePages()
     for name in expected:
         if name + SCALE in shard.tensors:
-            converted[name] = _placed(shard, name, torch.int8, device)
+            converted[name] = _placed(shard, name, torch.int8, device, pages)
             converted[name + SCALE] = shard.tensors[name + SCALE].to(device, copy=True).contiguous()
         elif name in schemes:
-            converted[name], converted[name + SCALE] = quantize(shard.tensors[name].to(device), *schemes[name])
+            packed, converted[name + SCALE] = quantize(shard.tensors[name].to(device), *schemes[name])
+            converted[name] = packed if packed.device.type != "cpu" else pages.empty(
+                packed.shape, packed.dtype).copy_(packed)
             _let_go(shard.slices(name))
         else:
-            converted[name] = _placed(shard, name, dtype, device)
+            converted[name] = _placed(shard, name, dtype, device, pages)
         if progress is not None:
             progress(_bytes(shard, name))
     return converted
@@ -127,14 +131,15 @@ def _bytes(shard: Shard, name: str) -> int:
     return sum(part.numel() * part.element_size() for part in shard.slices(name))
 
 
-def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device, pages: LargePages) -> torch.Tensor:
     first, *others = parts = shard.slices(name)
     if not others and _is_ready(first, dtype, device):
         resources.read_now(first)
         return first
     axis, shape = axis_number(name), list(first.shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
-    copy = resources.make_large(torch.empty(shape, dtype=dtype, device=device))
+    on_host = torch.device(device).type == "cpu"
+    copy = pages.empty(shape, dtype) if on_host else torch.empty(shape, dtype=dtype, device=device)
     for part, place in zip(parts, copy.split([part.shape[axis] for part in parts], dim=axis), strict=True):
         place.copy_(part)
     _let_go(parts)

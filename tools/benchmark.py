@@ -108,6 +108,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
     from glm.config import ModelConfig
     from glm.loading import DTYPES
     from quantization.functional import Scheme
+    from runtime.pages import large_bytes
     from tools.benchmarking import own, peers, results
     from tools.benchmarking.rates import Bandwidth
 
@@ -128,25 +129,26 @@ def measure_model(arguments: argparse.Namespace) -> None:
             results.say(f"{result.engine} {result.precision} {result.kind} {result.tokens} x{result.width}: "
                         f"{result.tokens_per_second:.1f} tokens/s, {100 * result.share:.0f}% of the ceiling")
 
-    def measure_one(model, name):
+    def measure_one(model, name, large):
+        results.say(f"{name}: {own.in_large_pages(model, large)}")
         keep(own.prefills(model, arguments.prefill, name, arguments.device, arguments.repeats))
         keep(own.decodes(model, arguments.contexts, arguments.widths, name, arguments.steps, bandwidth))
 
     for precision in arguments.dtype:
-        dtype = DTYPES[precision]
+        dtype, large = DTYPES[precision], large_bytes()
         if arguments.load:
             model, _ = glm.load(arguments.load, arguments.device, dtype, model=arguments.model)
         else:
             model = own.random_model(config, dtype, arguments.device)
-        measure_one(model, precision)
+        measure_one(model, precision, large)
         if arguments.device.startswith("cuda"):
             keep(own.recorded_decodes(model, arguments.contexts, arguments.widths, precision, arguments.steps,
                                       bandwidth))
         del model
         for bits in arguments.bits:
-            scheme = Scheme(bits, arguments.group_size)
-            measure_one(own.quantised_model(config, dtype, arguments.device, scheme),
-                        f"{precision}, INT{bits}" + (f" g{arguments.group_size}" if arguments.group_size else ""))
+            scheme, large = Scheme(bits, arguments.group_size), large_bytes()
+            held = f"{precision}, INT{bits}" + (f" g{arguments.group_size}" if arguments.group_size else "")
+            measure_one(own.random_model(config, dtype, arguments.device, scheme), held, large)
     for engine in arguments.against:
         try:
             keep(peers.measure(engine, arguments, shape, bandwidth))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels import UNPACKED_BYTES
 from kernels.reference import PackedWeight
+from runtime.resources import make_large
 
 WORKSPACE_BYTES = 33 << 20  # more than keep_freed_memory leaves to the heap; only what is used becomes memory
 
@@ -69,6 +70,6 @@ def _workspace(name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor
     size = rows * columns * dtype.itemsize
     buffer = getattr(_kept, name, None)
     if buffer is None or buffer.numel() < size:
-        buffer = torch.empty(max(size, WORKSPACE_BYTES), dtype=torch.uint8)
+        buffer = make_large(torch.empty(max(size, WORKSPACE_BYTES), dtype=torch.uint8))
         setattr(_kept, name, buffer)
     return buffer[:size].view(dtype).view(rows, columns)

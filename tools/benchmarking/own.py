@@ -13,8 +13,8 @@ from glm.families import FAMILIES
 from glm.linear import linears, pack_linears
 from glm.model import GLM
 from quantization.functional import Scheme
-from runtime import resources
 from runtime.errors import UserError
+from runtime.pages import LargePages, large_bytes
 from tools.benchmarking.rates import Bandwidth, Steps, repeat
 from tools.benchmarking.results import Result, Shape, decode_result, prefill
 
@@ -27,29 +27,33 @@ def shape_of(config: ModelConfig) -> Shape:
                  config.vocab_size, tuple(spec.linears(config).values()))
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype, device: str) -> GLM:
-    """A model of this shape whose activations stay finite."""
-    model = GLM(config, dtype=dtype, device=device).requires_grad_(False).eval()
+def random_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: Scheme | None = None) -> GLM:
+    """A model of this shape whose activations stay finite; with a scheme, its layers hold packed weights. They lie in
+    memory as weights do that are copied while loading."""
+    model, pages = GLM(config, dtype=dtype, device=device).requires_grad_(False).eval(), LargePages()
+    if scheme is not None:
+        pack_linears(model, dict.fromkeys(filter(spec.is_packed, spec.expected(config)), scheme))
     for name, parameter in model.named_parameters():
-        resources.make_large(parameter)
-        if parameter.dim() > 1:
+        if parameter.device.type == "cpu":
+            parameter.data = pages.empty(parameter.shape, parameter.dtype)
+        if parameter.dtype is torch.int8:
+            parameter.random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
+        elif name.endswith("weight_scale"):
+            parameter.fill_(0.035 / (2 ** (scheme.bits - 1) - 1))  # a standard deviation of 0.02
+        elif parameter.dim() > 1:
             parameter.normal_(std=0.02)
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     return model
 
 
-def quantised_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: Scheme) -> GLM:
-    """A model of this shape with random packed weights in its layers."""
-    model = random_model(config, dtype, device)
-    pack_linears(model, dict.fromkeys(filter(spec.is_packed, spec.expected(config)), scheme))
-    largest = 2 ** (scheme.bits - 1) - 1
-    for _, linear in linears(model):
-        resources.make_large(linear.weight).random_(-128, 128)  # with 4 bits two values a byte, all of them as likely
-        linear.weight_scale.fill_(0.035 / largest)  # a standard deviation of 0.02
-        if linear.bias is not None:
-            linear.bias.zero_()
-    return model
+def in_large_pages(model: GLM, before: int | None) -> str:
+    """How much of the weights lies in pages of 2 MB, in words. before: large_bytes() before there was the model."""
+    weights, now = sum(parameter.nbytes for parameter in model.parameters()), large_bytes()
+    if before is None or now is None:
+        return f"{weights / 1e6:.0f} MB of weights"
+    share = max(0, min(1, (now - before) / weights))
+    return f"{weights / 1e6:.0f} MB of weights, {100 * share:.0f}% of them in pages of 2 MB (files' own pages aside)"
 
 
 def bytes_per_weight(model: GLM) -> float:
