@@ -4,13 +4,15 @@ Differentiable (training runs through them), and fast where matrix products domi
 Nothing here knows of ranks, checkpoints or configurations. Shapes: b batch, s sequence, h hidden, n heads, d head size.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import HEAD_BYTES
 from kernels.packing import BITS, dequantize
 
 Drop = Callable[[Tensor], Tensor]  # of probabilities (b, n, s, total)
@@ -49,13 +51,33 @@ def weight_only_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | 
     """x (..., k) times the packed weight (n, k) transposed, plus bias (n) -> (..., n) of x's dtype.
 
     x float32, bfloat16 or float16; weight, scale, bits and group_size as in PackedWeight. Weights are rounded to x's
-    dtype, and so is the result; compiled backends keep both in higher precision. Raises ValueError (check_packed).
+    dtype, and so is the result; compiled backends keep both in higher precision. No more than `_rows_at_once` of the
+    weight are unpacked at a time. Raises ValueError (check_packed).
     """
     check_packed(x, weight, scale, bias, bits, group_size)
     if torch.is_grad_enabled() and x.requires_grad:
         output = PackedProduct.apply(x, weight, scale, bits)
         return output if bias is None else output + bias
-    return F.linear(x, dequantize(weight, scale, bits, x.dtype), bias)
+    return _unpacked_product(x, weight, scale, bits, bias)
+
+
+def _unpacked_product(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None = None) -> Tensor:
+    products = [F.linear(x, piece, None if bias is None else bias[rows])
+                for rows, piece in _pieces(weight, scale, bits, x.dtype)]
+    return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def _pieces(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """A packed weight, dequantised a piece at a time, with the rows of each."""
+    step = _rows_at_once(weight.shape[1] * 8 // bits)
+    for begin in range(0, max(1, weight.shape[0]), step):
+        rows = slice(begin, begin + step)
+        yield rows, dequantize(weight[rows], scale[rows], bits, dtype)
+
+
+def _rows_at_once(columns: int) -> int:
+    """Of a matrix that is made piece by piece: as many as take HEAD_BYTES in float32."""
+    return max(1, HEAD_BYTES // (4 * columns))
 
 
 class PackedProduct(torch.autograd.Function):
@@ -63,7 +85,7 @@ class PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-        return F.linear(x, dequantize(weight, scale, bits, x.dtype))
+        return _unpacked_product(x, weight, scale, bits)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -73,8 +95,9 @@ class PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        weight, scale = ctx.saved_tensors
-        return gradient @ dequantize(weight, scale, ctx.bits, gradient.dtype), None, None, None
+        parts = ((gradient[..., rows] @ piece).float()  # 16-bit sums would be rounded once for each piece
+                 for rows, piece in _pieces(*ctx.saved_tensors, ctx.bits, gradient.dtype))
+        return functools.reduce(torch.add, parts).to(gradient.dtype), None, None, None
 
 
 def check_packed(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int,
@@ -107,10 +130,17 @@ def head(x: Tensor, weight: Tensor) -> Tensor:
     """(..., k) times weight (v, k) transposed -> float32 logits (..., v).
 
     16-bit sums near 16 lie 1/16 or more apart, which makes ties of likely tokens: CUDA keeps the product's FP32.
+    Without gradients no second, 16-bit copy of all logits is made.
     """
-    if x.device.type == "cuda" and x.dtype != torch.float32 and not torch.is_grad_enabled():
-        return torch.mm(x.reshape(-1, x.shape[-1]), weight.t(), out_dtype=torch.float32).view(*x.shape[:-1], -1)
-    return F.linear(x, weight).float()
+    if x.dtype == torch.float32 or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        return F.linear(x, weight).float()
+    places, v = x.reshape(-1, x.shape[-1]), weight.shape[0]
+    if x.device.type == "cuda":
+        return torch.mm(places, weight.t(), out_dtype=torch.float32).view(*x.shape[:-1], v)
+    output, step = torch.empty(places.shape[0], v, dtype=torch.float32, device=x.device), _rows_at_once(v)
+    for part, logits in zip(places.split(step), output.split(step), strict=True):
+        logits.copy_(F.linear(part, weight))
+    return output.view(*x.shape[:-1], v)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
