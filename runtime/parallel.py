@@ -207,6 +207,12 @@ def sum_over_data(x: torch.Tensor) -> None:
     torch.distributed.all_reduce(x, group=mpu.get_data_parallel_group())
 
 
+def sum_over_parts(x: torch.Tensor) -> None:
+    """In place, over the tensor-parallel ranks; for what has no gradient."""
+    step()
+    torch.distributed.all_reduce(x, group=group())
+
+
 def sum_over_all(x: torch.Tensor) -> None:
     """In place, over all processes."""
     step()

@@ -175,3 +175,38 @@ def test_two_ranks_give_what_one_gives(glm, tmp_path):
     for name, tensor in weights_of(tmp_path / "two").items():
         if "query_key_value.bias" not in name:  # of the keys' biases the gradient is rounding alone
             assert torch.allclose(tensor, whole[name], atol=2e-4), name
+
+
+def test_tensor_parallel_ranks_give_what_one_gives(glm, tmp_path):
+    """Also when the first run of both ends in the middle."""
+    one = train(glm, tmp_path / "one", "--train-iters", 6, "--lr", 1e-3)
+    (tmp_path / "ranks").mkdir()
+    flags = training_flags(glm, "--save", tmp_path / "two", "--train-iters", 6, "--lr", 1e-3,
+                           "--model-parallel-size", 2)
+    assert run_ranks(interrupted, 2, tmp_path / "ranks", flags) == [130, 130]
+    assert len(log_of(tmp_path / "two")) == 4
+    (tmp_path / "again").mkdir()
+    assert run_ranks(on_a_rank, 2, tmp_path / "again", flags) == [0, 0]
+    two = log_of(tmp_path / "two")
+    for name in ("loss", "gradient_norm"):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-3, abs=1e-4)
+    assert len(list((tmp_path / "two" / "6").iterdir())) == 2 and not list((tmp_path / "two").glob("state*"))
+
+
+def interrupted(flags):
+    """SIGINT on one rank ends both, behind the step in which it came."""
+    import os
+    import signal
+
+    from runtime import parallel
+    from tuning import run as runs
+
+    log = runs.Run.log
+
+    def interrupting(self, line):
+        log(self, line)
+        if line["step"] == 3 and parallel.rank():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    runs.Run.log = interrupting
+    return main(["train", *flags])

@@ -51,6 +51,7 @@ class Training:
     parts: int = 1  # that a step's samples are computed in, on each rank
     saved_every: int = 5000  # steps
     validate: Callable[[int, Progress], Mapping[str, Any]] | None = None  # at an epoch's end -> what the log says of it
+    is_split: Callable[[str], bool] = lambda name: False  # whether tensor-parallel ranks hold parts of a parameter
     is_hinge: bool = False  # a loss of 0 is what it should be
 
 
@@ -69,7 +70,7 @@ def train(training: Training, run: Run, asked: Interrupts | None = None,
     tell: hears of every line of the log.
     """
     optimizer, progress = training.optimizer, Progress()
-    if (state := run.state()) is not None:
+    if (state := parallel.agree(run.state)) is not None:
         progress = restored(state, optimizer, run)
     run.write_parameters(optimizer.decayed, optimizer.not_decayed)
     parallel.agree(lambda: run.begin_log(progress.step))
@@ -83,7 +84,7 @@ def train(training: Training, run: Run, asked: Interrupts | None = None,
         is_last = progress.step == len(training.steps)
         is_asked = any_rank(bool(asked))
         if (step + 1) % training.saved_every == 0 or is_last or is_asked:
-            parallel.agree(lambda: run.save_state(asdict(progress) | optimizer.state()))
+            run.save_state(asdict(progress) | optimizer.state())
         if is_asked and not is_last:
             asked.check()
             raise KeyboardInterrupt  # another rank was asked
@@ -124,7 +125,7 @@ def one_step(training: Training, work: Work, progress: Progress) -> dict[str, An
     optimizer.gather()
     if parallel.data_parallel_size() > 1:
         optimizer.share(parallel.sum_over_data)
-    norm = optimizer.norm()
+    norm = optimizer.norm(training.is_split, parallel.sum_over_parts) if parallel.size() > 1 else optimizer.norm()
     rate = optimizer.options.lr * training.schedule.factor(progress.updates)
     line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm,
                             "targets": total}

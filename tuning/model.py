@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from glm import spec
 from glm.adapters.files import base_of, put_on, read_adapter, read_tensors
 from glm.families import FAMILIES
 from glm.linear import linears
@@ -119,6 +120,10 @@ class Tuned(torch.nn.Module):
     def frozen(self) -> set[str]:
         """Names of what belongs to the model itself."""
         return {name for name in Tuned(self.model).named() if ".matrix_" not in name and ".prefix_encoder." not in name}
+
+    def is_split(self, name: str) -> bool:
+        """Whether tensor-parallel ranks hold parts of the parameter of this name; what is beside the model is whole."""
+        return spec.cut_of(FAMILIES[self.model.config.family].own_name(name)) is not spec.Cut.WHOLE
 
     def learn(self, choose: Callable[[str], bool]) -> dict[str, torch.nn.Parameter]:
         """Give gradients to the chosen parameters, by their names, and to no others -> these. What is not kept in

@@ -110,10 +110,18 @@ class Optimizer:
     def gradients(self) -> dict[str, Tensor]:
         return {name: master.grad for name, master in self.masters.items() if master.grad is not None}
 
-    def norm(self) -> float:
-        """Of the whole gradient, in one process; float32 sums, may be infinite or NaN."""
-        found = list(self.gradients().values())
-        return float(torch.nn.utils.get_total_norm(found, foreach=False)) if found else 0.0
+    def norm(self, is_split: Callable[[str], bool] = lambda name: False,
+             add: Callable[[Tensor], None] = lambda squares: None) -> float:
+        """Of the whole gradient; float32 sums, may be infinite or NaN.
+
+        is_split: whether tensor-parallel ranks hold parts of a parameter of this name; add: sums over them in place.
+        """
+        found = self.gradients()
+        split, whole = (torch.stack([torch.zeros((), device=next(iter(self.masters.values())).device), *(
+            gradient.norm() for name, gradient in found.items() if is_split(name) is kind)]).square().sum()
+            for kind in (True, False))
+        add(split)
+        return float((split + whole).sqrt())
 
     def step(self, rate: float, norm: float) -> None:
         """Move the masters at this rate, the gradient shortened to its bound, and the parameters with them."""

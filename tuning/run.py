@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime import parallel
 from runtime.errors import UserError, shown
 from runtime.files import AppendOnlyFile, replacing, write_torch
 from runtime.reading import parse_json, read_json, read_text
@@ -78,27 +79,45 @@ class Run:
 
     def state(self) -> dict[str, Any] | None:
         """The last one that was saved; None: the run begins. Raises UserError where it is damaged."""
-        import torch
-
         path = self.folder / STATE
         if not path.is_file():
             return None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            state["step"]
-            return state
-        except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
-                pickle.UnpicklingError):
-            raise UserError(f"{path} is damaged; delete it to begin again, or name another --save") from None
+        state = _read_state(path)
+        if (parts := state.get("parts", 1)) != parallel.size():
+            raise UserError(f"{path} was saved by {parts} tensor-parallel ranks, but {parallel.size()} are running; go "
+                            f"on with --model-parallel-size {parts}, or name another --save")
+        return state if parts == 1 else _read_state(self._part(state["step"]))
 
     def wrong_state(self) -> UserError:
         """What to say where the state does not fit the training."""
         return UserError(f"the state in {self.folder} is of another model; name another --save")
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        if self.is_writer:
+        """Every rank calls it. With several tensor-parallel ranks each writes its part, and then the first one what
+        names the step that all parts are of."""
+        parallel.agree(lambda: self._save_state(dict(state)))
+        if parallel.size() > 1:
+            parallel.agree(lambda: self.is_writer and write_torch(
+                self.folder / STATE, {"step": state["step"], "parts": parallel.size()}))
+            self._drop_parts(state["step"])
+
+    def _save_state(self, state: dict[str, Any]) -> None:
+        if self._log is not None:
             os.fsync(self._log.number)
-            write_torch(self.folder / STATE, dict(state))
+        if parallel.size() == 1 and self.is_writer:
+            write_torch(self.folder / STATE, state)
+        elif parallel.size() > 1 and parallel.data_parallel_rank() == 0:
+            write_torch(self._part(state["step"]), state)
+
+    def _part(self, step: int) -> Path:
+        return self.folder / f"state-{step}-{parallel.rank():02d}.pt"
+
+    def _drop_parts(self, step: int | None = None) -> None:
+        """All but those of the step."""
+        if self.is_writer:
+            for path in self.folder.glob("state-*-*.pt"):
+                if path.name.split("-")[1] != str(step):
+                    path.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Everything else is written."""
@@ -106,12 +125,25 @@ class Run:
         if self.is_writer:
             _write_json(self.folder / FACTS, self.facts | {FINISHED: True})
             (self.folder / STATE).unlink(missing_ok=True)
+            self._drop_parts()
         self.is_finished = True
 
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state["step"]
+        return state
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
+            pickle.UnpicklingError):
+        raise UserError(f"{path} is damaged; delete it to begin again, or name another --save") from None
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -72,7 +72,8 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
     training = Training(
         data.steps, data.samples_of, loss_function(tuned, settings, options),
         Optimizer(learning(tuned, settings), optimizer), schedule, options.gradient_accumulation_steps,
-        options.save_interval, validation_of(asked, tuned, data), settings.cloze.loss_func == "hinge")
+        options.save_interval, validation_of(asked, tuned, data), tuned.is_split,
+        settings.cloze.loss_func == "hinge")
     for note in data.notes if parallel.is_first_process() else ():
         say(note)
     try:

@@ -37,18 +37,21 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("no checkpoint was named: --load DIR")
     if arguments.save.resolve() == arguments.load.resolve():
         raise UserError(f"--save {arguments.save} is the folder of --load; name another")
-    settings, options = settings_of(arguments), chosen(TrainOptions, arguments)
+    settings = settings_of(arguments)
 
     from runtime import parallel
     from runtime.files import Lock
     from runtime.program import FORESEEN, Interrupts, ended
+    from tuning.deepspeed_config import settled
     from tuning.training import Asked, run_training
     from tuning.training_data import read
 
-    parallel.start(device=arguments.device)
-    data = parallel.agree(lambda: read(settings, options, arguments.load, parallel.data_parallel_size()))
-    asked = Asked(arguments.save, chosen(CheckpointOptions, arguments), chosen(PartsOptions, arguments), settings,
-                  options, chosen(OptimizerOptions, arguments))
+    parallel.start(arguments.model_parallel_size or 1, device=arguments.device)
+    given = settled(chosen(CheckpointOptions, arguments), chosen(TrainOptions, arguments),
+                    chosen(OptimizerOptions, arguments), parser.said(argv), parallel.data_parallel_size())
+    data = parallel.agree(lambda: read(settings, given.options, arguments.load, parallel.data_parallel_size()))
+    asked = Asked(arguments.save, given.checkpoint, chosen(PartsOptions, arguments), settings, given.options,
+                  given.optimizer)
     try:
         with ExitStack() as stack, Interrupts() as interrupts:
             parallel.agree(lambda: parallel.is_first_process() and stack.enter_context(Lock(arguments.save, "--save")))
