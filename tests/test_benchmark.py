@@ -11,12 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm.config import ModelConfig
+from quantization.functional import Scheme, dequantize
+from runtime import resources
 from runtime.errors import UserError
 from tools import benchmark as program
 from tools.benchmarking import peers, results, training
-from tools.benchmarking.own import check_places, shape_of
+from tools.benchmarking.own import check_places, random_model, shape_of, too_large
 from tools.benchmarking.rates import Bandwidth, Timing, repeat
 from tools.benchmarking.results import decode_result, prefill_result
 
@@ -111,6 +114,55 @@ def test_packed_weights_are_measured_beside_plain_ones(tmp_path):
     layers, vocabulary = 5 * 384 * (4 * 384 + 3 * 1024), 16384 * 384
     expected = [(per_weight * layers + 2 * vocabulary) for per_weight in (2, 1 + 2 / 64, 0.5 + 2 / 64) for _ in "12"]
     assert [size for *_, size in found] == pytest.approx(expected)
+
+
+class Made(TorchDispatchMode):
+    """Bytes of all tensors that operations make on the processor."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        is_new = not function.is_view and not function._schema.is_mutable
+        if is_new and isinstance(result, torch.Tensor) and result.device.type == "cpu":
+            self.bytes += result.nbytes
+        return result
+
+
+@pytest.mark.parametrize("scheme", [None, Scheme(8), Scheme(4), Scheme(4, 32)])
+def test_a_quantised_model_is_never_whole_in_16_bits(scheme):
+    config = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=2, inner_hidden_size=96, vocab_size=64,
+                         max_sequence_length=16)
+    with Made() as made:
+        model = random_model(config, torch.float16, "cpu", scheme)
+    assert made.bytes == model.weight_bytes()
+    tokens = torch.arange(8)[None]
+    with torch.inference_mode():
+        logits = model.logits(tokens, tokens)
+    assert logits.isfinite().all() and 0.05 < logits.std() < 0.5
+    spread = model.transformer.layers[1].mlp.dense_4h_to_h
+    whole = (spread.weight.float() if scheme is None else
+             dequantize(spread.weight, spread.weight_scale, scheme.bits, torch.float32))
+    assert whole.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_glm_130b_is_measured_as_far_as_it_fits():
+    config = ModelConfig.from_name("glm-130b")
+    assert too_large(config, "fp16", 80 * 10**9) == "its weights take 260.4 GB, 80.0 GB are free"
+    assert too_large(config, "fp16", 261 * 10**9) is None
+
+
+def test_what_does_not_fit_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(resources, "free_memory", lambda device: 10**6)
+    command = ["model", "--model", "glm-small", "--prefill", "--contexts", "4", "--widths", "1", "--steps", "1",
+               "--repeats", "1", "--buffer-mb", "1"]
+    with pytest.raises(UserError, match=r"^glm-small in bf16: its weights take 0.0 GB, 0.0 GB are free; with --bits 4"):
+        program.measure_model(program.parse(command))
+    program.measure_model(program.parse([*command, "--bits", "4"]))
+    shown = capsys.readouterr().out
+    assert "glm bf16: not measured: its weights take" in shown and "bf16, INT4" in shown
 
 
 class Counted:

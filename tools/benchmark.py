@@ -108,7 +108,9 @@ def measure_model(arguments: argparse.Namespace) -> None:
     from glm.config import ModelConfig
     from glm.loading import DTYPES
     from quantization.functional import Scheme
+    from runtime.errors import UserError
     from runtime.pages import large_bytes
+    from runtime.resources import free_memory
     from tools.benchmarking import own, peers, results
     from tools.benchmarking.rates import Bandwidth
 
@@ -133,18 +135,20 @@ def measure_model(arguments: argparse.Namespace) -> None:
         results.say(f"{name}: {own.in_large_pages(model, large)}")
         keep(own.prefills(model, arguments.prefill, name, arguments.device, arguments.repeats))
         keep(own.decodes(model, arguments.contexts, arguments.widths, name, arguments.steps, bandwidth))
+        if arguments.device.startswith("cuda"):
+            keep(own.recorded_decodes(model, arguments.contexts, arguments.widths, name, arguments.steps, bandwidth))
 
     for precision in arguments.dtype:
         dtype, large = DTYPES[precision], large_bytes()
-        if arguments.load:
-            model, _ = glm.load(arguments.load, arguments.device, dtype, model=arguments.model)
+        reason = None if arguments.load else own.too_large(config, precision, free_memory(arguments.device))
+        if reason and not arguments.bits:
+            raise UserError(f"{name} in {precision}: {reason}; with --bits 4 only packed weights are made")
+        if reason:
+            skipped[f"{own.ENGINE} {precision}"] = reason
+        elif arguments.load:
+            measure_one(glm.load(arguments.load, arguments.device, dtype, model=arguments.model)[0], precision, large)
         else:
-            model = own.random_model(config, dtype, arguments.device)
-        measure_one(model, precision, large)
-        if arguments.device.startswith("cuda"):
-            keep(own.recorded_decodes(model, arguments.contexts, arguments.widths, precision, arguments.steps,
-                                      bandwidth))
-        del model
+            measure_one(own.random_model(config, dtype, arguments.device), precision, large)
         for bits in arguments.bits:
             scheme, large = Scheme(bits, arguments.group_size), large_bytes()
             held = f"{precision}, INT{bits}" + (f" g{arguments.group_size}" if arguments.group_size else "")

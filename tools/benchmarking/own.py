@@ -12,6 +12,7 @@ from glm.config import ModelConfig
 from glm.families import FAMILIES
 from glm.linear import linears, pack_linears
 from glm.model import GLM
+from planning.shapes import Format, Setup
 from quantization.functional import Scheme
 from runtime.errors import UserError
 from runtime.pages import LargePages, large_bytes
@@ -28,11 +29,13 @@ def shape_of(config: ModelConfig) -> Shape:
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: Scheme | None = None) -> GLM:
-    """A model of this shape whose activations stay finite; with a scheme, its layers hold packed weights. They lie in
-    memory as weights do that are copied while loading."""
-    model, pages = GLM(config, dtype=dtype, device=device).requires_grad_(False).eval(), LargePages()
+    """A model of this shape whose activations stay finite; with a scheme, its layers hold packed weights and never
+    others: GLM-130B in INT4 takes 67 GB from the first moment, not 260. They lie in memory as weights do that are
+    copied while loading."""
+    model, pages = GLM(config, dtype=dtype, device="meta"), LargePages()
     if scheme is not None:
         pack_linears(model, dict.fromkeys(filter(spec.is_packed, spec.expected(config)), scheme))
+    model.to_empty(device=device).requires_grad_(False).eval()
     for name, parameter in model.named_parameters():
         if parameter.device.type == "cpu":
             parameter.data = pages.empty(parameter.shape, parameter.dtype)
@@ -45,6 +48,12 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: S
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     return model
+
+
+def too_large(config: ModelConfig, precision: str, free: int) -> str | None:
+    """Why a model of this shape is not measured unquantised where `free` bytes are left; None: it is."""
+    needed = Setup(config, Format(precision)).source_bytes
+    return f"its weights take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free" if needed > free else None
 
 
 def in_large_pages(model: GLM, before: int | None) -> str:
