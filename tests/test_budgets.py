@@ -34,7 +34,8 @@ def test_files_are_worth_opening():
         "commands/tuning/common.py", "commands/tuning/evaluate.py", "commands/tuning/forget.py",
         "commands/tuning/inspect.py", "commands/tuning/original.py", "commands/tuning/merge.py",
         "tuning/evaluate_windows.py",
-        "tuning/api.py", "tuning/chat_replies.py", "tuning/data/form.py", "tuning/tasks.py", "tuning/tokenizers.py",
+        "tuning/api.py", "tuning/chat_replies.py", "tuning/data/form.py", "tuning/plots.py", "tuning/tasks.py",
+        "tuning/tokenizers.py",
         "evaluation/page.py",  # shared by both reports
         "commands/lm_eval.py",  # hands on to the harness
         "commands/main.py",  # the table of commands
