@@ -2,6 +2,7 @@
 returns. On a machine with a GPU, all cases of the check run here, too (marked gpu)."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import glm
 from kernels import cuda
 from kernels.cuda import linear
 from tests.cuda_emulator import Emulator, shared_folder
 from tools import gpu_check
-from tools.checking_gpu import correctness, model, products, section, setting
+from tools.checking_gpu import answers, correctness, model, products, section, setting
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,15 +174,58 @@ def test_a_section_s_rows_are_a_table(capsys):
         "\ndecoding: ok, 3 s\nlinear  m=1 %\n------  -----\nqkv      91.2\nin        7.1\n\n")
 
 
-def test_without_sat_the_small_model_is_left_out_and_that_is_said(toy, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "glm.loading", None)
-    rows = list(correctness.small_model(toy))
-    assert len(rows) == 1 and rows[0]["right"] and rows[0]["case"].startswith("not checked: ")
-    section.show("glm", {"status": "ok", "seconds": 1.0, "error": None, "rows": rows})
-    assert "1 of 1 cases are right\nnot checked: " in capsys.readouterr().out
+def test_the_product_s_answers_in_rehearsal(toy):
+    rows = list(answers.answers(toy, None, None)) + list(answers.answers(toy, 4, 32))
+    ways = ["greedy, a batch", "sampled, a batch", "beams, a batch", "greedy, one by one"]
+    assert [row["case"] for row in rows] == [f"plain, {way}" for way in (*ways, "greedy, layers streamed")] + [
+        f"INT4 groups of 32, {way}" for way in ways]
+    assert all(row["right"] and row["same as on the processor"] == "3 of 3" for row in rows)
+
+
+def test_a_device_that_answers_otherwise_is_found(toy, monkeypatch):
+    load, loaded = glm.load, []
+
+    def disturbed(*arguments, **options):
+        model, tokenizer = load(*arguments, **options)
+        if loaded:  # not the first one, the processor's
+            model.transformer.final_layernorm.weight.data.neg_()
+        loaded.append(model)
+        return model, tokenizer
+
+    monkeypatch.setattr(glm, "load", disturbed)
+    assert not any(row["right"] for row in answers.answers(toy, None, None))
+
+
+def test_evaluation_is_compared_by_its_samples(toy, tmp_path):
+    [row] = answers.evaluation(toy)
+    assert row == {"case": "evaluation of quickstart-words-chinese", "files": 1, "right": True}
+    for place in ("found", "wanted"):
+        (tmp_path / place / "samples" / "task").mkdir(parents=True)
+        file = tmp_path / place / "samples" / "task" / "test.jsonl"
+        file.write_text(json.dumps({"ids": [1, 2], "loss": 2.5 if place == "found" else 2.501}) + "\n")
+    assert [row["right"] for row in answers.compared(tmp_path / "found", tmp_path / "wanted")] == [True]
+    for other in ({"ids": [1, 3], "loss": 2.501}, {"ids": [1, 2], "loss": 2.6}, {"ids": [1, 2]}):
+        file.write_text(json.dumps(other) + "\n")
+        assert [row["right"] for row in answers.compared(tmp_path / "found", tmp_path / "wanted")] == [False]
+
+
+def test_a_bare_machine_says_what_it_left_out_and_is_right(tmp_path):
+    """A Python that has torch but not SwissArmyTransformer."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *rest: None if name == 'sat' else find(name, *rest)\n")
+    command = ["bash", str(ROOT / "scripts" / "gpu_check.sh"), "--device", "cpu", "--toy", "--only", "product",
+               "model", "--seconds", "2000", "--json", str(tmp_path / "result.json")]
+    done = subprocess.run(command, capture_output=True, text=True,
+                          env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("not checked: SwissArmyTransformer is not installed") == 1
+    found = json.loads((tmp_path / "result.json").read_text())["sections"]
+    assert found["model"]["rows"][0]["model"] == "whole"
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["build", "correctness", "glm"])
+@pytest.mark.parametrize("name", ["build", "correctness", "product", "glm"])
 def test_on_the_gpu(name, tmp_path):
     assert section.run(name, "cuda:0", False, 200, tmp_path / "result.json"), (tmp_path / "result.json").read_text()

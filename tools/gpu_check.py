@@ -4,9 +4,11 @@
     python tools/gpu_check.py --only build correctness     # some of them
     python tools/gpu_check.py --json result.json
 
-Compiles the kernels, compares them with float32, and measures them at GLM-130B's shapes beside the device's read
+Compiles the kernels, compares them with float32, compares the ids that the embedded model generates on the GPU with the
+processor's, and measures them at GLM-130B's shapes beside the device's read
 bandwidth and cuBLAS: single products, layers, and the whole INT4 model with random weights where it fits. It needs
-torch for CUDA and this repository, nothing else. Sections run in processes of their own and under a time limit; one
+torch for CUDA and this repository, nothing else; what more a section would need, SwissArmyTransformer, it names and
+leaves out. Sections run in processes of their own and under a time limit; one
 that fails does not stop the others. Exit code: 0 all is right, 1 a section failed, 2 there is no GPU.
 """
 

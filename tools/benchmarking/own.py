@@ -30,7 +30,7 @@ def shape_of(config: ModelConfig) -> Shape:
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: Scheme | None = None) -> GLM:
     """A model of this shape whose activations stay finite; with a scheme, its layers hold packed weights and never
-    others: GLM-130B in INT4 takes 67 GB from the first moment, not 260. They lie in memory as weights do that are
+    others: GLM-130B in INT4 takes 67 GB from the first moment, not 257. They lie in memory as weights do that are
     copied while loading."""
     model, pages = GLM(config, dtype=dtype, device="meta"), LargePages()
     if scheme is not None:

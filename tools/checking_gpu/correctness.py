@@ -5,7 +5,6 @@ Right: errors against float32, twins that must agree bit for bit, recorded graph
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,9 +12,9 @@ import torch
 from kernels import reference
 from kernels.cuda import build, linear, nvrtc
 from kernels.packing import dequantize
+from tools.checking_gpu.answers import CHECKPOINT, lacking
 from tools.checking_gpu.setting import Setting, random_packed, recorded, scheme_name
 
-CHECKPOINT = Path(__file__).resolve().parent.parent.parent / "checkpoints" / "glm-small"
 PROMPT = "Once upon a time, there was a little girl who lived [gMASK]"
 ALLOWED = 0.02  # of the logits, root mean square; float16 alone makes some thousandths
 
@@ -124,12 +123,11 @@ def rows(setting: Setting) -> Iterator[dict]:
 def small_model(setting: Setting) -> Iterator[dict]:
     """The embedded model, quantised while loading: logits in float16 beside those in float32, which torch computes from
     dequantised weights; an answer of both."""
-    try:
-        import glm.loading  # with SwissArmyTransformer, sentencepiece, ...
-        from generation import SamplingParams, fill_blanks
-    except ImportError as error:
-        yield {"case": f"not checked: {error}", "right": True}
+    if reason := lacking():
+        yield {"case": reason, "right": True}
         return
+    import glm
+    from generation import SamplingParams, fill_blanks
 
     device = str(setting.device)
 

@@ -16,13 +16,14 @@ from runtime.show import table
 # What is run, in this order, with the seconds that each may take.
 SECTIONS = {
     "build": ("tools.checking_gpu.correctness", "builds", 50),
-    "correctness": ("tools.checking_gpu.correctness", "rows", 70),
-    "glm": ("tools.checking_gpu.correctness", "small_model", 50),
-    "decoding": ("tools.checking_gpu.products", "decoding", 75),
-    "prefill": ("tools.checking_gpu.products", "prefill", 35),
-    "layers": ("tools.checking_gpu.model", "layers", 45),
-    "model": ("tools.checking_gpu.model", "whole_model", 90),
-    "tilings": ("tools.checking_gpu.products", "tilings", 40),
+    "correctness": ("tools.checking_gpu.correctness", "rows", 60),
+    "product": ("tools.checking_gpu.answers", "product", 110),
+    "glm": ("tools.checking_gpu.correctness", "small_model", 30),
+    "decoding": ("tools.checking_gpu.products", "decoding", 60),
+    "prefill": ("tools.checking_gpu.products", "prefill", 25),
+    "layers": ("tools.checking_gpu.model", "layers", 35),
+    "model": ("tools.checking_gpu.model", "whole_model", 70),
+    "tilings": ("tools.checking_gpu.products", "tilings", 30),
 }
 
 
