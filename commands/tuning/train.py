@@ -52,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
     data = parallel.agree(lambda: read(settings, given.options, arguments.load, parallel.data_parallel_size()))
     asked = Asked(arguments.save, given.checkpoint, chosen(PartsOptions, arguments), settings, given.options,
                   given.optimizer)
+    if given.deepspeed.stage and parallel.is_first_process():
+        print(f"{given.options.deepspeed_config}: ZeRO is not used here: each data-parallel rank holds the optimiser's "
+              "whole state; all else of the file is", file=sys.stderr)
     try:
         with ExitStack() as stack, Interrupts() as interrupts:
             parallel.agree(lambda: parallel.is_first_process() and stack.enter_context(Lock(arguments.save, "--save")))
