@@ -81,10 +81,10 @@ class Tuned(torch.nn.Module):
             if self.prompt is None:
                 raise UserError("the samples have places for a continuous prompt, but there is no encoder: "
                                 "--prompt-encoder FILE")
-            vectors = self.prompt()
-            if int(batch.prompt_numbers.max()) >= len(vectors):
-                raise UserError(f"the prompt encoder has {len(vectors)} tokens, but the samples "
-                                f"{int(batch.prompt_numbers.max()) + 1} places (--num-prompt-tokens, --prefix-prompt)")
+            vectors, places = self.prompt(), int(batch.prompt_numbers.max()) + 1
+            if places != len(vectors):
+                raise UserError(f"{self.parts.prompt_encoder or 'the prompt encoder'} has {len(vectors)} tokens, but "
+                                f"the samples have {places} places (--num-prompt-tokens, --prefix-prompt)")
             prompts = batch.prompts, vectors[batch.prompt_numbers]
         dropout = None if dropout is None else dropout.of(batch.numbers)
         for _, linear in linears(self.model):
