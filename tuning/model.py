@@ -75,7 +75,7 @@ class Tuned(torch.nn.Module):
         self.is_checkpointed = False  # layers are computed again for their gradients: less memory
 
     def hidden_states(self, batch: Batch, dropout: Dropout | None = None) -> Tensor:
-        """(n, h) at the batch's wanted places."""
+        """(n, h) at the batch's wanted places. dropout: that of its rows."""
         prompts = None
         if len(batch.prompts):
             if self.prompt is None:
@@ -86,7 +86,6 @@ class Tuned(torch.nn.Module):
                 raise UserError(f"{self.parts.prompt_encoder or 'the prompt encoder'} has {len(vectors)} tokens, but "
                                 f"the samples have {places} places (--num-prompt-tokens, --prefix-prompt)")
             prompts = batch.prompts, vectors[batch.prompt_numbers]
-        dropout = None if dropout is None else dropout.of(batch.numbers)
         for _, linear in linears(self.model):
             for adapter in linear.adapters.values():
                 adapter.dropping(dropout, batch.tokens.shape[1], batch.places)
