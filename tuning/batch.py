@@ -1,7 +1,6 @@
 """Samples as one batch of tensors: rows that the model reads, and at which places what is asked of them.
 
-The choices of a sample that have the same context share it: [context | choice | choice ...] is one row, in which a
-choice sees the context and itself. A row's results do not depend on the others.
+A row's results do not depend on the others (tuning/packing.py says how samples share them).
 Shapes: b rows, s sequence, n wanted places, t scored tokens, c choices.
 """
 
@@ -16,7 +15,8 @@ from torch import Tensor
 from glm.config import ModelConfig
 from glm.inputs import position_ids
 from runtime.errors import UserError
-from tuning.data.sample import Kind, Row, Sample
+from tuning.data.sample import Sample
+from tuning.packing import packed
 
 PADDING = -1  # segment of what lies behind a row's end
 
@@ -38,95 +38,11 @@ class Batch:
     numbers: tuple[int, ...]  # of the rows, within the step (glm.dropout)
 
 
-@dataclass
-class _Packed:
-    """A row in the making."""
-
-    ids: list[int]
-    places: list[int]
-    blocks: list[int]
-    segments: list[int]  # 0 for the context, 1, 2, ... for what stands behind it
-    sep: int
-    visible: tuple[str, ...]
-    prompts: tuple[int, ...]
-
-
 def batch_of(samples: Sequence[Sample], config: ModelConfig, device: torch.device | str = "cpu", pool: str = "cls",
              first: int = 0, width: int = 0) -> Batch:
-    """pool: the place that a classification head reads: "cls", "start" (behind the end) or "pad" (the end).
-    first: number of the first sample within its step. width: least length of the rows."""
-    rows: list[_Packed] = []
-    numbers: list[int] = []
-    wanted: dict[tuple[int, int], int] = {}  # (row, place in it) -> number, in order of coming
-    scored: list[tuple[int, int, int]] = []  # (wanted, target, sequence)
-    pieces: list[int] = []
-    widths: list[int] = []
-
-    def ask(row: int, place: int, target: int) -> None:
-        scored.append((wanted.setdefault((row, place), len(wanted)), target, len(pieces)))
-
-    for place, sample in enumerate(samples):
-        choices, before = sum(widths), len(rows)
-        if sample.kind is Kind.VERBALIZER:
-            row = sample.rows[0]
-            rows.append(_begun(row, len(row.input_ids)))
-            for number, token in enumerate(sample.verbalizer_ids):
-                ask(before, row.sep, token)
-                pieces.append(choices + number)
-            widths.append(len(sample.verbalizer_ids))
-        else:
-            for number, row in enumerate(sample.rows):
-                index, begin = (_joined(rows, before, row) if sample.kind is Kind.CHOICES
-                                else (_alone(rows, row, pool if sample.kind is Kind.HEAD else None), 0))
-                if sample.kind is Kind.HEAD:
-                    ask(index, {"cls": 0, "start": row.sep, "pad": row.sep - 1}[pool], 0)
-                else:
-                    for at, (target, counts) in enumerate(zip(row.target, row.loss_mask, strict=True)):
-                        if counts:
-                            ask(index, at if at < row.sep or not begin else begin + at - row.sep, target)
-                pieces.append(choices + (sample.segment_id[number] if sample.segment_id else number))
-            widths.append(len(set(sample.segment_id)) or len(sample.rows))
-        numbers += [(first + place) * 4096 + number for number in range(len(rows) - before)]
-
-    return _tensors(samples, rows, wanted, scored, pieces, widths, numbers, config, device, width)
-
-
-def _begun(row: Row, end: int) -> _Packed:
-    segments = [0] * row.sep + [1] * (end - row.sep)
-    return _Packed(list(row.input_ids[:end]), list(row.places[:end]), list(row.blocks[:end]), segments[:end], row.sep,
-                   row.visible, row.prompt_positions)
-
-
-def _alone(rows: list[_Packed], row: Row, pool: str | None) -> int:
-    made = _begun(row, len(row.input_ids))
-    if pool == "start" and len(made.ids) == row.sep:  # a full sample has a place behind its end, too
-        made.ids.append(made.ids[-1])
-        made.places.append(0)
-        made.blocks.append(0)
-        made.segments.append(1)
-    rows.append(made)
-    return len(rows) - 1
-
-
-def _joined(rows: list[_Packed], begin: int, row: Row) -> tuple[int, int]:
-    """The row that this choice is put into, of those from `begin` on, and where it begins there: in the first one with
-    the same context."""
-    context = (list(row.input_ids[:row.sep]), list(row.places[:row.sep]), list(row.blocks[:row.sep]))
-    for index in range(begin, len(rows)):
-        made = rows[index]
-        if (made.sep == row.sep and made.prompts == row.prompt_positions and not row.visible
-                and (made.ids[:row.sep], made.places[:row.sep], made.blocks[:row.sep]) == context):
-            start = len(made.ids)
-            made.segments += [made.segments[-1] + 1] * (len(row.input_ids) - row.sep)
-            made.ids += row.input_ids[row.sep:]
-            made.places += row.places[row.sep:]
-            made.blocks += row.blocks[row.sep:]
-            return index, start
-    rows.append(_begun(row, len(row.input_ids)))
-    return len(rows) - 1, row.sep
-
-
-def _tensors(samples, rows, wanted, scored, pieces, widths, numbers, config, device, width) -> Batch:
+    """width: least length of the rows. The other arguments are those of `packed`."""
+    made = packed(samples, pool, first)
+    rows, wanted, scored = made.rows, made.wanted, made.scored
     width = max([width, *(len(row.ids) for row in rows)])
     most = max((*(max(row.ids) for row in rows), *(target for _, target, _ in scored)))
     if most >= config.vocab_size:
@@ -155,7 +71,7 @@ def _tensors(samples, rows, wanted, scored, pieces, widths, numbers, config, dev
         numbers_of(number for row in rows for number in range(len(row.prompts))),
         numbers_of(row * width + place for row, place in order), numbers_of(rank[owner] for owner, _, _ in scored),
         numbers_of(target for _, target, _ in scored), numbers_of(number for _, _, number in scored),
-        numbers_of(pieces), tuple(widths), tuple(numbers))
+        numbers_of(made.pieces), tuple(made.widths), tuple(made.numbers))
 
 
 def blocked_of(segments: Tensor, prefix: Tensor) -> Tensor:

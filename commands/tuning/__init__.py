@@ -15,6 +15,7 @@ COMMANDS = {  # name: what it does; commands/tuning/NAME.py has its main
     "evaluate": "scores, predictions, losses and metrics of a task",
     "predict": "predictions of a split as the task's own files have them",
     "train": "tune or pretrain; killed, the same command goes on",
+    "plan": "what a training takes of memory and time, before it begins",
     "score-text": "ROUGE and BLEU of given texts",
     "forget": "what a tuned model still does of what its base could do",
     "original": "a command line of the GLM repository or of ChatGLM's ptuning, as it is",

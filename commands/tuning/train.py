@@ -12,6 +12,8 @@ from commands.tuning.common import add_model, add_settings, settings_of
 from runtime.arguments import CommandParser, chosen, flags
 from runtime.errors import UserError
 from tuning.options import CheckpointOptions, PartsOptions
+from tuning.plan import job_of
+from tuning.plan_fit import choice_of, require_fit
 from tuning.train_options import OptimizerOptions, TrainOptions
 
 ABOUT = """\
@@ -24,14 +26,22 @@ was killed goes on with the same command, and ends with the very same files.
 """
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = CommandParser(description=ABOUT, prog="python -m tuning train")
+def parser_of(name: str, about: str) -> CommandParser:
+    """Of train, and of plan, which takes the same flags."""
+    parser = CommandParser(description=about, prog=f"python -m tuning {name}")
     add_settings(parser)
     parser.set_defaults(split="train")
     add_model(parser)
-    parser.add_argument("--save", type=Path, required=True, metavar="DIR", help="folder of the run and its result")
+    parser.add_argument("--save", type=Path, required=name == "train", metavar="DIR",
+                        help="folder of the run and its result")
+    parser.add_argument("--no-plan", action="store_true", help="start even where there is not memory enough")
     flags(parser.add_argument_group("optimizer"), OptimizerOptions)
     flags(parser.add_argument_group("training"), TrainOptions)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = parser_of("train", ABOUT)
     arguments = parser.parse_args(argv)
     if arguments.load is None:
         raise UserError("no checkpoint was named: --load DIR")
@@ -55,6 +65,9 @@ def main(argv: Sequence[str]) -> int:
     if given.deepspeed.stage and parallel.is_first_process():
         print(f"{given.options.deepspeed_config}: ZeRO is not used here: each data-parallel rank holds the optimiser's "
               "whole state; all else of the file is", file=sys.stderr)
+    if not arguments.no_plan:
+        parallel.agree(lambda: require_fit(job_of(asked.checkpoint, asked.parts, settings, given.options, data),
+                                           choice_of(settings, given.options), arguments.device))
     try:
         with ExitStack() as stack, Interrupts() as interrupts:
             parallel.agree(lambda: parallel.is_first_process() and stack.enter_context(Lock(arguments.save, "--save")))

@@ -1,0 +1,163 @@
+"""Compares plans of trainings with measurements: peak memory, and the time of a step.
+
+    python tools/check_training_plan.py --checkpoint checkpoints/glm-small               # four cases
+    python tools/check_training_plan.py --checkpoint checkpoints/glm-small --cases 0 2   # the first and the third
+
+Rows are random words, made for it below --folder and removed afterwards; shape-110m gets random weights. Every
+measurement is a training by the command itself, in a process of its own. Steps are timed in turn with the machine's
+rates, because on a shared machine these change by the second; the best of each counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ("bell", "rings", "over", "quiet", "town", "while", "people", "walk", "home", "talk", "rain", "snow", "music")
+ROWS, STEPS = 32, 4
+CASES = (  # model, tokens of source and target, flags
+    ("checkpoint", 400, 112, "--batch-size 4"),
+    ("checkpoint", 400, 112, "--batch-size 8 --checkpoint-activations --attention-dropout 0"),
+    ("shape-110m", 96, 32, "--batch-size 8"),
+    ("shape-110m", 400, 112, "--batch-size 2 --checkpoint-activations"),
+)
+
+
+def write_rows(folder: Path) -> None:
+    """A text a line; longer than any case cuts them to."""
+    draw = random.Random(1)
+    for split in ("train", "val"):
+        for name, count in (("source", 700), ("target", 200)):
+            lines = (" ".join(draw.choices(WORDS, k=count)) for _ in range(ROWS))
+            (folder / f"{split}.{name}").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def write_checkpoint(folder: Path, name: str) -> None:
+    import torch
+
+    from glm.config import ModelConfig
+    from glm.shard import save_checkpoint
+    from tools.benchmarking.own import random_model
+
+    config = ModelConfig.from_name(name).override(num_image_tokens=0)  # the tokenizer has none
+    save_checkpoint(folder, 1, random_model(config, torch.float32, "cpu").state_dict(), config)
+
+
+def words_of(case: tuple, load: Path, rows: Path, tokenizer: Path, save: Path) -> list[str]:
+    """The arguments of the training."""
+    _, source, target, flags = case
+    return ["train", "--task", "customization", "--data-dir", str(rows), "--load", str(load), "--save", str(save),
+            "--tokenizer-path", str(tokenizer), "--src-seq-length", str(source), "--tgt-seq-length", str(target),
+            "--train-iters", str(STEPS), "--eval-epoch", "0", "--lr", "1e-5", *flags.split()]
+
+
+def measure(words: list[str]) -> dict:
+    """Peak memory and the time of a step, of a training in this process, and the plan that is made of it."""
+    from planning import machine
+    from planning.shapes import linears
+    from tuning import loop, plan_fit, plan_memory
+    from tuning.__main__ import main
+
+    jobs, found, step_of = [], [], loop.one_step
+    check = plan_fit.require_fit
+
+    def noted(job, *arguments):
+        jobs.append(job)
+        return check(job, *arguments)
+
+    def timed(*arguments):
+        setup, begin = jobs[0].setup, time.perf_counter()
+        line = step_of(*arguments)
+        seconds = time.perf_counter() - begin
+        highest.append(peak())
+        shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
+        found.append((seconds, machine.matrix_rate(setup.run.precision, shapes), machine.bandwidth(1 << 25)))
+        return line
+
+    highest: list[int] = []
+    plan_fit.require_fit, loop.one_step = noted, timed  # before the command imports them
+    if main(words):
+        raise SystemExit("the training failed")
+    needs, job = plan_memory.needs(jobs[0]), jobs[0]
+    seconds, rates, bandwidths = zip(*found[1:], strict=True)  # the first one also makes the moments
+    return {"planned": needs.host, "measured": max(highest[-1], peak()), "seconds": min(seconds), "rate": max(rates),
+            "bandwidth": max(bandwidths), "planned_seconds": planned(job, max(rates), max(bandwidths))}
+
+
+def planned(job, rate: float, bandwidth: float) -> float:
+    """Seconds of a step."""
+    from planning.devices import Device
+    from tuning import plan_time
+
+    here = Device("cpu", "", "cpu", 0, bandwidth, {job.setup.run.precision: rate}, bandwidth, bandwidth, "", True)
+    return plan_time.epoch_seconds(replace(job, of_epoch=1), here)
+
+
+def peak() -> int:
+    """Bytes that this process had in memory at most."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def line(case: tuple, found: dict) -> str:
+    def pair(one: float, other: float, digits: int) -> str:
+        return f"{one:.{digits}f} / {other:.{digits}f} ({100 * (one / other - 1):+.0f}%)"
+
+    model, source, target, flags = case
+    cells = [model, str(source + target), f"`{flags}`", pair(found["planned"] / 1e6, found["measured"] / 1e6, 0),
+             pair(found["planned_seconds"], found["seconds"], 2), f"{found['rate'] / 1e12:.3f}",
+             f"{found['bandwidth'] / 1e9:.0f}", f"{os.getloadavg()[0]:.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> int:
+    from runtime.arguments import CommandParser
+
+    parser = CommandParser(__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR",
+                        help="a small model, whose tokenizer all cases use")
+    parser.add_argument("--cases", type=int, nargs="+", default=range(len(CASES)), metavar="N", help="their numbers")
+    parser.add_argument("--folder", type=Path, help="where files are written (default: the system's for such)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(json.loads(arguments.child))))
+        return 0
+    print("| model | tokens of a row | flags | peak, MB, planned / measured | step, s | TFLOP/s | GB/s | load |")
+    print("|---|---|---|---|---|---|---|---|")
+    records = []
+    for number in arguments.cases:
+        with tempfile.TemporaryDirectory(prefix="check-plan-", dir=arguments.folder) as name:
+            case, folder = CASES[number], Path(name)
+            write_rows(folder)
+            load = arguments.checkpoint
+            if case[0] != "checkpoint":
+                load = folder / "model"
+                write_checkpoint(load, case[0])
+            words = words_of(case, load.resolve(), folder, arguments.checkpoint.resolve(), folder / "run")
+            done = subprocess.run([sys.executable, str(Path(__file__).resolve()), "--checkpoint", str(load), "--child",
+                                   json.dumps(words)], cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            records.append(json.loads(done.stdout.splitlines()[-1]))
+            print(line(case, records[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(records, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from runtime.program import run
+
+    run(main)
