@@ -1,0 +1,160 @@
+"""A device for kernels.cuda without a GPU: the PTX that nvcc makes of its sources, interpreted (ptx_warp.py).
+
+Beside numbers it finds what cuda_emulator.h cannot see: wrong inline assembler, fragments, divergence where lanes must
+meet, races in shared memory between barriers.
+"""
+
+import ctypes
+import fcntl
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from kernels.cuda import build
+from kernels.cuda.linear import ARGUMENTS
+from tests.cuda_emulator import POISON
+from tests.ptx_warp import Fault, Warp
+
+STATEMENT = re.compile(r"(?:@(!?)([%\w]+)\s+)?(\S+)\s*(.*)", re.S)
+OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
+
+
+class Kernel(NamedTuple):
+    code: list[tuple[str, list[str], tuple[bool, str] | None]]  # operation, operands, predicate
+    labels: dict[str, int]  # the instruction behind each
+    shared: dict[str, int]  # where each array begins
+    shared_bytes: int
+
+
+@cache
+def kernels(folder: Path, bits: int, kind: int) -> dict[str, str]:
+    """The text of every kernel's body by name; compiled once in a run of the tests. Skips the test without nvcc."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    path = folder / f"kernels_{bits}_{kind}.ptx"
+    command = ["nvcc", "-arch=compute_80", "-ptx", "-std=c++17", f"-DGLM_BITS={bits}", f"-DGLM_KIND={kind}", "-o",
+               str(path), str(build.SOURCES / build.MAIN)]
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    text = re.sub(r"//[^\n]*", "", path.read_text())
+    entries = re.split(r"\.visible \.entry ", text)[1:]
+    return {entry[:entry.index("(")]: entry[entry.index("{") + 1:entry.rindex("}")] for entry in entries}
+
+
+@cache
+def parsed(folder: Path, bits: int, kind: int, name: str) -> Kernel:
+    code, labels, shared, size = [], {}, {}, 0
+    for statement in kernels(folder, bits, kind)[name].split(";"):
+        statement = statement.strip()
+        while found := re.match(r"(\$\w+):\s*|[{}]\s*", statement):
+            if found[1]:
+                labels[found[1]] = len(code)
+            statement = statement[found.end():]
+        if array := re.match(r"\.shared \.align \d+ \.b8 (\w+)\[(\d+)\]", statement):
+            shared[array[1]], size = size, size + int(array[2])
+        elif statement and not statement.startswith("."):
+            inverted, predicate, operation, operands = STATEMENT.match(statement).groups()
+            code.append((operation, [re.sub(r"\s+", "", operand) for operand in OPERAND.findall(operands)],
+                         (inverted == "!", predicate) if predicate else None))
+    return Kernel(code, labels, shared, size)
+
+
+class Buffer(NamedTuple):
+    begin: int
+    size: int
+    is_output: bool = False
+
+    def holds(self, place: int, count: int) -> bool:
+        return self.begin <= place and place + count <= self.begin + self.size
+
+
+class Block:
+    """The threads that share memory and barriers. written: the output's places that some block has written."""
+
+    def __init__(self, kernel: Kernel, grid, place, threads: int, arguments: bytes, buffers, written: set[int]):
+        self.kernel, self.grid, self.place, self.threads, self.arguments = kernel, grid, place, threads, arguments
+        self.buffers, self.written = buffers, written
+        self.shared, self.epoch = bytearray(kernel.shared_bytes), 0  # epoch: barriers so far
+        self.writers, self.readers = {}, {}  # by a word of shared memory: the last thread and its epoch
+        self.warps = [Warp(self, index) for index in range(threads // 32)]
+
+    def read(self, place: int, count: int, is_shared: bool, thread: int) -> bytes:
+        self.check(place, count, is_shared)
+        if not is_shared:
+            if not any(buffer.holds(place, count) for buffer in self.buffers if not buffer.is_output):
+                raise Fault(f"{count} bytes are read outside of the inputs")
+            return ctypes.string_at(place, count)
+        for word in range(place, place + count, 4):
+            if word not in self.writers:
+                raise Fault("shared memory is read that nobody has written")
+            if self.is_race(self.writers[word], thread):
+                raise Fault("shared memory is read behind a write, and no barrier lies between")
+            self.readers[word] = (thread, self.epoch)
+        return bytes(self.shared[place:place + count])
+
+    def write(self, place: int, raw: bytes, is_shared: bool, thread: int) -> None:
+        self.check(place, len(raw), is_shared)
+        if not is_shared:
+            if not any(buffer.holds(place, len(raw)) for buffer in self.buffers if buffer.is_output):
+                raise Fault(f"{len(raw)} bytes are written outside of the output")
+            places = set(range(place, place + len(raw), 2))
+            if places & self.written:
+                raise Fault("a place of the output is written twice")
+            self.written |= places
+            ctypes.memmove(place, raw, len(raw))
+            return
+        for word in range(place, place + len(raw), 4):
+            if any(word in known and self.is_race(known[word], thread) for known in (self.writers, self.readers)):
+                raise Fault("shared memory is written in which another thread is at work")
+            self.writers[word] = (thread, self.epoch)
+        self.shared[place:place + len(raw)] = raw
+
+    def check(self, place: int, count: int, is_shared: bool) -> None:
+        if place % count:
+            raise Fault(f"{count} bytes at {place:#x}, which is no multiple")
+        if is_shared and place > len(self.shared) - count:
+            raise Fault("beyond the shared memory")
+
+    def is_race(self, last: tuple[int, int], thread: int) -> bool:
+        return last[1] == self.epoch and last[0] != thread
+
+    def run(self) -> None:
+        while any(warp.alive.any() for warp in self.warps):
+            for warp in self.warps:
+                while warp.alive.any() and not warp.waits:
+                    warp.step()
+            if len({bool(warp.waits) for warp in self.warps}) > 1:
+                raise Fault("some warps have ended, others wait at a barrier")
+            for warp in self.warps:
+                warp.waits = False
+            self.epoch += 1
+
+
+class Interpreter:
+    """Takes the place of driver.Device for tensors of the processor; remembers what it was asked to run."""
+
+    def __init__(self, folder: Path, has_tensor_cores: bool = True, processors: int = 4):
+        self.folder, self.has_tensor_cores, self.processors = folder, has_tensor_cores, processors
+        self.launched: list[str] = []
+
+    def launch(self, bits: int, kind: int, name: str, grid: tuple[int, int], threads: int, arguments: bytes) -> None:
+        self.launched.append(name)
+        x, weight, scale, bias, out, m, n, k, groups, _, _, scale_kind, _ = ARGUMENTS.unpack(arguments)
+        produced = n * k if name.startswith("dequantize") else m * n
+        buffers = [Buffer(x, m * k * 2), Buffer(weight, n * k * bits // 8), Buffer(bias, n * 2 if bias else 0),
+                   Buffer(scale, n * max(groups, 1) * (4 if scale_kind == 2 else 2)), Buffer(out, produced * 2, True)]
+        ctypes.memset(out, POISON & 0xFF, produced * 2)
+        kernel, written = parsed(self.folder, bits, kind, name), set()
+        with np.errstate(all="ignore"):
+            for place in np.ndindex(*grid):
+                Block(kernel, grid, place, threads, arguments, buffers, written).run()
+        assert len(written) == produced, f"{name}: {produced - len(written)} outputs are not written"
