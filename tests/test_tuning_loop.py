@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runtime.errors import UserError
-from tests.golden_finetune import KIT
+from tests.golden_finetune import KIT, refused
 from tests.parallel_helper import run_ranks
 from tests.tiny_training import log_of, tiny_glm, training_flags, weights_of
 from tuning.__main__ import main
@@ -66,7 +66,9 @@ def test_without_a_validation_split_one_is_told(glm, tmp_path, capsys):
     rows = tmp_path / "COPA"
     rows.mkdir()
     shutil.copy(KIT / "data" / "superglue" / "COPA" / "train.jsonl", rows)
-    train(glm, tmp_path / "run", "--eval-epoch", 1, "--data-dir", rows, "--train-iters", 1)
+    flags = ["--eval-epoch", 1, "--data-dir", rows, "--train-iters", 1]
+    refused("train", *training_flags(tmp_path / "none", "--save", tmp_path / "run", *flags), capsys=capsys)  # by a line
+    train(glm, tmp_path / "run", *flags)
     assert "no validation: " in capsys.readouterr().err
 
 

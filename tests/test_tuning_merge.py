@@ -86,6 +86,8 @@ def test_refusals_leave_nothing(tmp_path, capsys):
                 "transformer.layers.9.attention.dense.matrix_B.0": torch.zeros(64, 2)}, tmp_path / "far.pt")
     torch.save({"transformer.layers.0.attention.dense.matrix_A.0": torch.zeros(2, 63),
                 "transformer.layers.0.attention.dense.matrix_B.0": torch.zeros(64, 2)}, tmp_path / "thin.pt")
+    torch.save({"transformer.layers.0.attention.dense.matrix_A.0": torch.full((2, 64), torch.nan),
+                "transformer.layers.0.attention.dense.matrix_B.0": torch.zeros(64, 2)}, tmp_path / "nan.pt")
     torch.save({"words": torch.zeros(2)}, tmp_path / "other.pt")
     write_adapter(tmp_path / "other base.safetensors", torch.load(LORA, weights_only=True), {"base": "abc", "alpha": 8})
     (tmp_path / "damaged.pt").write_bytes(b"nothing")
@@ -96,6 +98,7 @@ def test_refusals_leave_nothing(tmp_path, capsys):
             (["--load", TP1, "--adapter", PREFIX], "is a prefix, which is no part of any weight"),
             (["--load", TP1, "--adapter", tmp_path / "far.pt"], "adapts transformer.layers.9.attention.dense"),
             (["--load", TP1, "--adapter", tmp_path / "thin.pt"], "64 outputs and 64 inputs"),
+            (["--load", TP1, "--adapter", tmp_path / "nan.pt"], "layers.0.attention.dense holds NaN"),
             (["--load", TP1, "--adapter", tmp_path / "other.pt"], "is no adapter"),
             (["--load", TP1, "--adapter", tmp_path / "damaged.pt"], "is no checkpoint"),
             (["--load", TP1, "--adapter", tmp_path / "other base.safetensors"], "trained on another base"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.golden_data import family_folder
 from tests.golden_family import checkpoint
@@ -62,6 +63,19 @@ def test_evaluate_tells_what_rows_lost_and_what_rouge_does_not_see(folder, capsy
     assert main(["evaluate", "--data-dir", str(folder), *words]) == 0
     told = capsys.readouterr().err
     assert "1 of 2 rows lost their beginning (source)" in told and "1 of 2 rows have Chinese references" in told
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--load", "nowhere"], "no checkpoint folder nowhere"), (["--losses", "squared"], "there is no loss squared"),
+    (["--continuous-prompt", "--num-prompt-tokens", "3", "--prompt-encoder", "of five.pt"],
+     "of five.pt has 5 tokens, but the samples have 3 places")])
+def test_a_mistake_is_one_line_where_rows_would_be_told_of(more, message, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "mine.yaml").write_text(TASK.replace("- a: [", "- a: [P, "), encoding="utf-8")
+    torch.save({"prompt_spell.spell_embeddings.weight": torch.zeros(5, 384)}, "of five.pt")
+    words = ["--task", folder / "mine.yaml", *CLOZE, "--load", SMALL, *more]
+    assert message in refused("evaluate", *words, "--output", "scores.json", capsys=capsys)
+    assert not (folder / "scores.json").exists()
 
 
 @pytest.mark.parametrize(("more", "message"), [

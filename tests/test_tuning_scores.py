@@ -192,14 +192,26 @@ def test_layers_that_are_computed_again_give_the_same_gradients_with_dropout_too
         torch.testing.assert_close(each, again[1][name])
 
 
-def test_dropout_is_that_of_a_row_however_a_step_is_cut():
+HEAD_SAMPLES = [Sample(guid, Kind.HEAD, (row_of(context),), 1) for guid, context in (("a", [1, 2, 3]), ("b", [4, 5]))]
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, HEAD_SAMPLES], ids=["choices", "classification head"])
+def test_dropout_is_that_of_a_row_however_a_step_is_cut(samples):
     model, drop = tiny(), Dropout(0.2, 0.3, 0.1, seed=5, step=2)
-    width = batch_of(SAMPLES, TINY).tokens.shape[1]
+    width = batch_of(samples, TINY).tokens.shape[1]
     with torch.no_grad():
-        whole = scores_of(model, batch_of(SAMPLES, TINY), dropout=drop).values
+        whole = scores_of(model, batch_of(samples, TINY), dropout=drop).values
         parts = [scores_of(model, batch_of([sample], TINY, first=number, width=width), dropout=drop).values
-                 for number, sample in enumerate(SAMPLES)]
+                 for number, sample in enumerate(samples)]
     torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_a_classification_head_has_a_dropout_of_its_own():
+    model, batch = tiny(), batch_of(HEAD_SAMPLES, TINY)
+    with torch.no_grad():
+        plain, dropped = (scores_of(model, batch, dropout=Dropout(0, 0, share, seed=5, step=2)).values
+                          for share in (0.0, 0.5))
+    assert plain.shape == dropped.shape and (plain != dropped).all()
 
 
 def test_dropout_keeps_the_mean():
@@ -219,7 +231,7 @@ def test_a_continuous_prompt_stands_for_the_words_and_learns(kind):
         before = model.hidden_states(batch_of(prompted, TINY))
         model.model.transformer.word_embeddings.weight[0] += 1  # the id in their places is not read
         assert torch.equal(model.hidden_states(batch_of(prompted, TINY)), before)
-    with pytest.raises(UserError, match="the prompt encoder has 3 tokens, but the samples 4 places"):
+    with pytest.raises(UserError, match="the prompt encoder has 3 tokens, but the samples have 4 places"):
         loss_of(model, batch_of([choices([5, 41], context=(0, 0, 0, 0), prompts=(0, 1, 2, 3))], TINY))
     with pytest.raises(UserError, match="--prompt-encoder FILE"):
         loss_of(tiny(), batch_of(prompted, TINY))

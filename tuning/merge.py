@@ -45,6 +45,9 @@ def merge(options: ModelOptions, path: Path, save: Path, alpha: float | None = N
     adapter = read_adapter(path, config.family, alpha, layout)
     _check(checkpoint, adapter, save, config)
     products = {name: product(config, adapter.lora, name, str(path)) for name in adapter.lora.pairs}
+    if wrong := [name for name, added in products.items() if not bool(added.isfinite().all())]:
+        raise UserError(f"{path}: what it adds to {wrong[0]} holds NaN or infinity: its training diverged, or it is "
+                        "damaged")
     work = save.with_name(save.name + WORK)
     shutil.rmtree(work, ignore_errors=True)
     try:

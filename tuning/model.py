@@ -75,18 +75,17 @@ class Tuned(torch.nn.Module):
         self.is_checkpointed = False  # layers are computed again for their gradients: less memory
 
     def hidden_states(self, batch: Batch, dropout: Dropout | None = None) -> Tensor:
-        """(n, h) at the batch's wanted places."""
+        """(n, h) at the batch's wanted places. dropout: that of its rows."""
         prompts = None
         if len(batch.prompts):
             if self.prompt is None:
                 raise UserError("the samples have places for a continuous prompt, but there is no encoder: "
                                 "--prompt-encoder FILE")
-            vectors = self.prompt()
-            if int(batch.prompt_numbers.max()) >= len(vectors):
-                raise UserError(f"the prompt encoder has {len(vectors)} tokens, but the samples "
-                                f"{int(batch.prompt_numbers.max()) + 1} places (--num-prompt-tokens, --prefix-prompt)")
+            vectors, places = self.prompt(), int(batch.prompt_numbers.max()) + 1
+            if places != len(vectors):
+                raise UserError(f"{self.parts.prompt_encoder or 'the prompt encoder'} has {len(vectors)} tokens, but "
+                                f"the samples have {places} places (--num-prompt-tokens, --prefix-prompt)")
             prompts = batch.prompts, vectors[batch.prompt_numbers]
-        dropout = None if dropout is None else dropout.of(batch.numbers)
         for _, linear in linears(self.model):
             for adapter in linear.adapters.values():
                 adapter.dropping(dropout, batch.tokens.shape[1], batch.places)

@@ -50,6 +50,7 @@ class Scores:
 def scores_of(tuned: Tuned, batch: Batch, length_penalty: float = 0.0, dropout: Dropout | None = None) -> Scores:
     """The logits of verbalizers or head; of other choices the sums of their log-probabilities, each piece's divided by
     (its length)^length_penalty."""
+    dropout = None if dropout is None else dropout.of(batch.numbers)
     hidden = tuned.hidden_states(batch, dropout)
     kinds = {sample.kind for sample in batch.samples}
     if kinds == {Kind.HEAD}:

@@ -58,7 +58,8 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
                  say: Callable[[str], None] = lambda note: None) -> None:
     """The whole of it, from where the folder says that it was left. Nothing happens where it is finished.
 
-    tell: hears of every step. say: of what is to be known of the rows, when all is ready and the first step follows.
+    tell: hears of every step. say: of what is to be known of the rows, when a first step went well: a mistake that ends
+    the program before is a line alone.
     """
     settings, options, optimizer = asked.settings, asked.options, asked.optimizer
     run = parallel.agree(lambda: Run(asked.save, recorded(asked), contents(asked, data), parallel.is_first_process()),
@@ -74,10 +75,15 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
         Optimizer(learning(tuned, settings), optimizer), schedule, options.gradient_accumulation_steps,
         options.save_interval, validation_of(asked, tuned, data), tuned.is_split,
         settings.cloze.loss_func == "hinge")
-    for note in data.notes if parallel.is_first_process() else ():
-        say(note)
+    notes = list(data.notes) if parallel.is_first_process() else []
+
+    def told(line: Mapping[str, Any]) -> None:
+        while notes:
+            say(notes.pop(0))
+        tell(line)
+
     try:
-        train(training, run, interrupts, tell)
+        train(training, run, interrupts, told)
     finally:
         run.close()
     keep(asked, tuned, asked.save, len(data.steps))

@@ -37,17 +37,17 @@ def main(argv: Sequence[str]) -> int:
         "evaluate_seq2seq.sh; the references beside it, in FILE with .refs in place of .hyps")
     arguments = parser.parse_args(argv)
     settings = settings_of(arguments)
-    _, found = evaluated(settings, arguments)
+    samples, found = evaluated(settings, arguments)
     if arguments.hyps:
         write_texts(found["rows"], arguments.hyps)
     write_object({"task": settings.data.task, "split": settings.data.split} | found, arguments.output)
+    tell_notes(settings, samples)
     return 0
 
 
 def evaluated(settings: Settings,
               arguments: argparse.Namespace) -> tuple[Sequence[Sample | Unbuildable], dict[str, Any]]:
     """The samples, and the figures of a task. Files are read, and their mistakes found, before a model is loaded."""
-    from tuning.notes import notes_on
     from tuning.tasks import CHAT, module_of, samples_of
 
     task = settings.data.task
@@ -63,10 +63,15 @@ def evaluated(settings: Settings,
             "seq2seq": partial(evaluate_texts, load=arguments.load)}[kind]
     tuned = load_tuned(arguments)
     about = {"load": str(arguments.load)} | ({"adapter": dict(tuned.model.adapter)} if tuned.model.adapter else {})
-    found = about | call(tuned, settings, samples, arguments.eval_batch_size, arguments.losses)
-    for note in notes_on(settings, samples):  # behind all that may go wrong: a mistake is one line
-        print(note, file=sys.stderr, flush=True)
-    return samples, found
+    return samples, about | call(tuned, settings, samples, arguments.eval_batch_size, arguments.losses)
+
+
+def tell_notes(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> None:
+    """What is to be known of the rows, on standard error: behind the result, for a mistake is one line alone."""
+    from tuning.notes import notes_on
+
+    for note in notes_on(settings, samples):
+        print(note, file=sys.stderr)
 
 
 def _names(word: str) -> tuple[str, ...]:

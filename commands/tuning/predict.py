@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, write_lines
-from commands.tuning.evaluate import evaluated, write_texts
+from commands.tuning.evaluate import evaluated, tell_notes, write_texts
 from runtime.arguments import CommandParser, count
 from runtime.errors import UserError
 from tuning.options import Settings
@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         predictions = [row["prediction"] for row in found["rows"]]
         write_lines(cloze.prediction_lines(settings, built(samples), predictions), arguments.output)
+    tell_notes(settings, samples)
     return 0
 
 

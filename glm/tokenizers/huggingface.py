@@ -96,7 +96,7 @@ def open_vocabulary(folder: str | os.PathLike, kind: Kind, commands: Collection[
         path = Path(folder) / CHINESE_NAME
         if not path.exists() and (also := Path(folder) / CHINESE_ALSO).exists():
             path = also
-        return SentencePieces(path, f"GLM's Chinese vocabulary {CHINESE_NAME}")
+        return SentencePieces(path, f"GLM's Chinese vocabulary {CHINESE_NAME} (or {CHINESE_ALSO})")
     if kind.vocabulary == wordpiece.VOCABULARY_NAME:
         return Wordpiece(folder, is_lower_case, by_character)
     return ByteLevel(folder, commands)
