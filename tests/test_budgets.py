@@ -42,6 +42,7 @@ def test_files_are_worth_opening():
         "generation/batching.py",  # shared by files and evaluation
         "glm/tokenizers/glm.py", "glm/tokenizers/megatron.py",  # a vocabulary each
         "kernels/cuda/build.py", "kernels/packing.py",
+        "runtime/pages.py",
         "serving/errors.py", "serving/page.py", "serving/routes.py", "serving/scoring.py", "serving/streams.py",
         "tasks/lambada/task.py", "tasks/language_modeling/pile.py", "tasks/mmlu/task.py",  # a task's own code
         "tools/convert_tp.py", "tools/verify_checkpoint.py",  # entries

@@ -94,7 +94,7 @@ def open_model(options: argparse.Namespace, tokenizer: IcetkTokenizer) -> GLM:
         raise UserError(f"{options.vocabulary} has {tokenizer.num_tokens} ids, more than vocab_size "
                         f"{config.vocab_size}; leave --vocab-size out")
     if not parallel.is_started():
-        parallel.start()
+        parallel.start(device=options.device)
     torch.manual_seed(options.seed)  # the initial weights are the only use of torch's generator
     return GLM(config, dtype=torch.float32, device=options.device, skip_init=False)
 
