@@ -23,6 +23,7 @@ class Dropout:
     seed: int
     step: int
     rows: Sequence[int] = ()  # numbers within the step of the rows of the batch
+    prefix_share: float | None = None  # of a prefix; None: the hidden one
 
     def of(self, rows: Sequence[int]) -> Dropout:
         """For a part of the step's rows."""
@@ -50,9 +51,10 @@ class Dropout:
         """(b, h), one hidden state for each row."""
         return x * self._factors(self.output_share, "output", x.shape[1:], x) if self.output_share else x
 
-    def whole(self, x: Tensor, share: float, place: str) -> Tensor:
-        """A tensor that all rows share."""
-        return x * _factor(self._drawn(place, None, x.shape, x.device) >= share, share, x) if share else x
+    def prefix(self, x: Tensor) -> Tensor:
+        """Keys and values of a prefix, which all rows share."""
+        share = self.hidden_share if self.prefix_share is None else self.prefix_share
+        return x * _factor(self._drawn("prefix", None, x.shape, x.device) >= share, share, x) if share else x
 
     def _factors(self, share: float, place: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """(b, *shape): 0 with the probability `share`, else what keeps the mean."""

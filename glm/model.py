@@ -84,7 +84,7 @@ class GLM(SATModel):
         cosine, sine = self._angles(position_ids)
         prefix = None if self.prefix is None or cache is not None else self.prefix()
         if prefix is not None and dropout is not None:
-            prefix = dropout.whole(prefix, dropout.hidden_share, "prefix")
+            prefix = dropout.prefix(prefix)
         ahead = cache.prefix if cache is not None else 0 if prefix is None else prefix.shape[2]
         if blocked is not None and ahead:
             blocked = torch.nn.functional.pad(blocked, (ahead, 0))

@@ -216,6 +216,8 @@ def test_a_classification_head_has_a_dropout_of_its_own():
 
 def test_dropout_keeps_the_mean():
     x = torch.ones(2, 300, 40)
+    assert Dropout(0.25, 0, 0, seed=1, step=0, prefix_share=0.0).prefix(x) is x
+    assert not Dropout(0, 0, 0, seed=1, step=0, prefix_share=0.25).prefix(x).all()
     found = Dropout(0.25, 0, 0, seed=1, step=0, rows=(0, 1)).hidden(x, 0, "mlp", 300)
     assert found.unique().tolist() == pytest.approx([0, 4 / 3]) and abs(found.mean() - 1) < 0.02
     assert not torch.equal(found[0], found[1])

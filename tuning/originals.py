@@ -43,7 +43,7 @@ _CHATGLM_NOTHING = dict.fromkeys(
     ("--logging-steps", "--preprocessing-num-workers", "--cache-dir", "--report-to", "--local-rank"), 1)
 # What Hugging Face's Trainer does where ptuning's scripts say nothing: this program's own defaults are GLM's.
 _TRAINER = {"--weight-decay": "0", "--warmup": "0", "--lr-decay-style": "linear", "--lr-decay-ratio": "0",
-            "--lr": "5e-5", "--seed": "42", "--hidden-dropout": "0", "--attention-dropout": "0"}
+            "--lr": "5e-5", "--seed": "42"}
 
 
 @dataclass

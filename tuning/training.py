@@ -12,6 +12,7 @@ import torch
 
 from glm.checkpoint import identity_of, open_checkpoint
 from glm.dropout import Dropout
+from glm.families import chatglm, chatglm2
 from glm.loading import DTYPES
 from runtime import parallel
 from runtime.arguments import flag_name
@@ -165,12 +166,14 @@ def learning(tuned: Tuned, settings: Settings) -> dict[str, torch.nn.Parameter]:
 def loss_function(tuned: Tuned, settings: Settings,
                   options: TrainOptions) -> Callable[[Sequence[Sample], int, int], torch.Tensor]:
     """Samples, the number of the first within the step, the step -> their mean loss, with dropout."""
-    shares = options.hidden_dropout, options.attention_dropout, options.output_dropout
+    shares, prefix = (options.hidden_dropout, options.attention_dropout, options.output_dropout), options.hidden_dropout
+    if tuned.model.config.family in (chatglm.NAME, chatglm2.NAME):  # published without any but their prefix'
+        shares = (0.0, 0.0, options.output_dropout)
     device, cloze = next(tuned.model.parameters()).device, settings.cloze
 
     def loss(samples: Sequence[Sample], first: int, step: int) -> torch.Tensor:
         batch = batch_of(samples, tuned.model.config, device, cloze.pool_token, first)
-        dropout = Dropout(*shares, settings.data.seed, step) if any(shares) else None
+        dropout = Dropout(*shares, settings.data.seed, step, prefix_share=prefix) if any((*shares, prefix)) else None
         return loss_of(tuned, batch, cloze.loss_func, cloze.length_penalty, settings.seq2seq.label_smoothing, dropout)
 
     return loss
