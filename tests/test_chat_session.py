@@ -17,7 +17,7 @@ def talk(monkeypatch):
     """talk(lines) -> what was written and noted; the model answers each message with its number of messages."""
     heard = []
 
-    def answer(_model, _tokenizer, messages, _params, on_text):
+    def answer(_model, _tokenizer, messages, _params, stops, on_text):
         heard.append(messages)
         if messages[-1]["content"] == "interrupt":
             on_text("half")
@@ -40,7 +40,7 @@ def talk(monkeypatch):
 
         model = SimpleNamespace(config=SimpleNamespace(prompt_form=PromptForm(), max_sequence_length=64))
         heard.clear()
-        session = ChatSession(model, None, Options(), read, written.append, noted.append, False)
+        session = ChatSession(model, SimpleNamespace(commands={}), Options(), read, written.append, noted.append, False)
         session.run()
         return SimpleNamespace(session=session, heard=list(heard), written="".join(written), noted=noted)
 

@@ -79,6 +79,7 @@ def test_an_adapter_is_trained_further_and_only_on_its_base(base, tmp_path, caps
     assert not torch.equal(one.pairs["transformer.layers.0.attention.dense"][0][0],
                            two.pairs["transformer.layers.0.attention.dense"][0][0])
     other = tiny_glm(tmp_path / "other", seed=1)
+    capsys.readouterr()
     assert "trained on another base" in refused("train", *training_flags(other, "--save", tmp_path / "x", "--adapter",
                                                                          first), capsys=capsys)
 

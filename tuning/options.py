@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glm.config import ModelConfig
+from glm.spec import QKV
 from quantization import GROUP_SIZES
 from runtime.arguments import count, count_or_zero, option, share
 from tuning.data.form import GLM_REPOSITORY, SampleForm
@@ -181,8 +182,8 @@ class PartsOptions:
                                            "other", choices=LAYOUTS, none="as the model's own rows")
     lora_rank: int | None = option(None, "train: new LoRA of this rank, beside a frozen model", none="none", read=count)
     lora_dropout: float = option(0.0, "train: share of what new LoRA reads", read=share)
-    lora_linears: str = option("query_key_value", "train: which linears of the layers get LoRA, as "
-                                                  "query_key_value,dense", metavar="NAME,NAME")
+    lora_linears: str = option(QKV.rpartition(".")[2], "train: which linears of the layers get LoRA, several with "
+                                                       "commas between", metavar="NAME,NAME")
     lora_split_qkv: bool = option(False, "train: queries, keys and values get a pair each, as SAT has it")
     lora_format: str = option("peft", "train: how LoRA is saved; three pairs take sat's or glm's", choices=FORMATS)
     pre_seq_len: int = option(0, "ChatGLM: tokens of the prefix", read=count_or_zero)

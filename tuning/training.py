@@ -14,6 +14,7 @@ from glm.checkpoint import identity_of, open_checkpoint
 from glm.dropout import Dropout
 from glm.families import chatglm, chatglm2
 from glm.loading import DTYPES
+from glm.spec import in_layer
 from runtime import parallel
 from runtime.arguments import flag_name
 from runtime.errors import UserError
@@ -158,7 +159,7 @@ def learning(tuned: Tuned, settings: Settings) -> dict[str, torch.nn.Parameter]:
     freeze it."""
     if not settings.prompt.freeze_transformer and not tuned.is_adapted:
         return tuned.learn(lambda name: True)
-    layers = tuple(f"transformer.layers.{number}." for number in range(settings.prompt.tune_prefix_layers or 0))
+    layers = tuple(in_layer(number, "") for number in range(settings.prompt.tune_prefix_layers or 0))
     frozen = {name for name in tuned.frozen() if not name.startswith(layers)}
     return tuned.learn(lambda name: name not in frozen)
 

@@ -37,7 +37,7 @@ Pairs = Sequence[tuple[Tensor, Tensor]]  # A (r, k), B (n, r) of whole linears
 class Lora:
     """What a file of adapters says."""
 
-    pairs: Mapping[str, Pairs]  # by the linear's name, transformer.layers.0.attention.dense
+    pairs: Mapping[str, Pairs]  # by the linear's name in the model
     scale: float  # alpha / r
     layout: str | None = None  # None: as the rows of the family's queries, keys and values lie
     dropout: float = 0.0  # share of x, in training

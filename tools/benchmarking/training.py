@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from glm import spec
 from glm.config import ModelConfig
 from glm.loading import DTYPES
 from tools.benchmarking import own
@@ -90,7 +91,7 @@ def _own(work: Work, config: ModelConfig) -> Callable[[], None]:
 
     model = own.random_model(config, DTYPES[work.precision], "cpu")
     if work.method == "lora":
-        lora.attach(model, lora.fresh(config, RANK, 16.0, ("query_key_value", "dense"), 0), "benchmark")
+        lora.attach(model, lora.fresh(config, RANK, 16.0, (spec.QKV, spec.DENSE), 0), "benchmark")
     tuned = Tuned(model)
     frozen = tuned.frozen() if work.method == "lora" else set()
     optimizer = Optimizer(tuned.learn(lambda name: name not in frozen), OptimizerOptions())
