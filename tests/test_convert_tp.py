@@ -187,7 +187,7 @@ def test_what_is_converted_gives_the_same_logits(golden, tmp_path, bits):
         reference = run_ranks(logits_of, 2, tmp_path, tmp_path / "reference", 2)[0]
         (tmp_path / "rendezvous").unlink(missing_ok=True)
     two = run_ranks(logits_of, 2, tmp_path, tmp_path / "two", 2)
-    tolerance = 2e-3 if bits else 1e-4  # packed weights meet x in whole numbers, of which a row's part has other ones
+    tolerance = 1e-2 if bits else 1e-4  # packed weights meet x in whole numbers, of which a row's part has other ones
     assert torch.allclose(two[0], reference, atol=tolerance) and torch.equal(two[0], two[1])
     assert torch.allclose(logits_of(tmp_path / "one"), reference, atol=tolerance)
 
