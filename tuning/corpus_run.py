@@ -176,10 +176,10 @@ def plot_log(log: Path, picture: Path) -> None:
 class Lines:
     """The lines of a training, printed by time, since a step takes milliseconds or minutes.
 
-    step: the last one of an earlier run. steps: when the run ends. tokens: of a step.
+    step: the last one of an earlier run. steps: when the run ends. tokens: of a step; None: they differ.
     """
 
-    def __init__(self, step: int, steps: int, tokens: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, step: int, steps: int, tokens: int | None, clock: Callable[[], float] = time.monotonic):
         self._begin = self._last = step
         self._steps, self._tokens, self._clock = steps, tokens, clock
         self._then = clock()
@@ -193,6 +193,7 @@ class Lines:
         speed = (step - self._last) / max(now - self._then, 1e-9)
         self._last, self._then = step, now
         also = "".join(f", {name} {value:.3f}" for name, value in (held_out or {}).items())
-        return (f"step {step} of {self._steps}: loss {loss:.3f}, {speed * self._tokens:,.0f} tokens/s, "
+        pace = f"{speed * self._tokens:,.0f} tokens/s" if self._tokens else f"{1 / speed:.2f} s a step"
+        return (f"step {step} of {self._steps}: loss {loss:.3f}, {pace}, "
                 f"{duration((self._steps - step) / speed)} left"
                 + (f"; held out: {also[2:]}" if also else ""))

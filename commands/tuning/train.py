@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from commands.tuning.common import add_model, add_settings, settings_of
 from runtime.arguments import CommandParser, chosen, flags
@@ -71,7 +73,29 @@ def main(argv: Sequence[str]) -> int:
     try:
         with ExitStack() as stack, Interrupts() as interrupts:
             parallel.agree(lambda: parallel.is_first_process() and stack.enter_context(Lock(arguments.save, "--save")))
-            run_training(asked, data, interrupts, say=partial(print, file=sys.stderr, flush=True))
+            say = partial(print, file=sys.stderr, flush=True)
+            run_training(asked, data, interrupts, telling(len(data.steps), say), say)
     except FORESEEN as error:
         return ended(error, f"the same command goes on from the last saved step: {arguments.save}")
+    if parallel.is_first_process():
+        report = "; report.html tells of it" if (arguments.save / "report.html").exists() else ""
+        print(f"{arguments.save}: done{report}", file=sys.stderr)
     return 0
+
+
+def telling(steps: int, say: Callable[[str], None]) -> Callable[[Mapping[str, Any]], None]:
+    """What hears of each line of the log: says the first step, one when time has passed, and each validation."""
+    from runtime.parallel import is_first_process
+    from tuning.corpus_run import Lines
+
+    began, lines = [time.monotonic()], []
+
+    def tell(line: Mapping[str, Any]) -> None:
+        if not is_first_process() or line["loss"] is None:
+            return
+        if not lines:
+            lines.append(Lines(line["step"], steps, None, lambda: began.pop() if began else time.monotonic()))
+        if told := lines[0].after(line["step"] + 1, line["loss"], line.get("validation")):
+            say(told)
+
+    return tell
