@@ -10,6 +10,7 @@ import torch
 
 import glm
 from runtime.errors import UserError
+from tests.cloned_scripts import ROOT
 from tests.golden_data import family_folder
 from tests.golden_family import causal, checkpoint
 from tests.golden_finetune import KIT, lines, refused, run, tokenizer_flags
@@ -205,3 +206,10 @@ def test_steps_of_classification_tasks(tmp_path, capsys):
                                 *flags, "--multi-task-data", wrong, capsys=capsys)
     assert "both or neither" in refused("inspect", "--task", "pretrain", "--train-data", DOCUMENTS, *flags,
                                         *tokenizer_flags("bpe"), capsys=capsys)
+
+
+def test_another_family_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "documents.jsonl").write_text('{"prompt": "", "text": "a"}\n')
+    assert "--task pretrain is for the vocabularies of the GLM repository" in refused(
+        "inspect", "--task", "pretrain", "--train-data", tmp_path / "documents.jsonl", "--indices", "0", "--load",
+        ROOT / "checkpoints" / "glm-small", capsys=capsys)

@@ -94,6 +94,9 @@ class Pretraining:
 
 def open_pretraining(settings: Settings, tokenizer: Tokenizer) -> Pretraining:
     documents, objective, cloze = settings.documents, settings.objective, settings.cloze
+    if not hasattr(tokenizer, "vocabulary") or "ENC" not in tokenizer.commands:
+        raise UserError("--task pretrain is for the vocabularies of the GLM repository, which have [CLS]; "
+                        f"{tokenizer.vocabulary_file} is another one: tools/pretrain.py trains such models")
     text = read_documents(documents.train_data, tokenizer)
     layout = Layout(settings.data.seq_length, not objective.no_shuffle_block, not cloze.no_block_position,
                     objective.random_position, objective.block_mask_prob, objective.context_mask_ratio)
