@@ -4,17 +4,6 @@
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 
-# To be edited here, or given as environment variables.
-PRE_SEQ_LEN="${PRE_SEQ_LEN:-128}"
-LR="${LR:-2e-2}"
-MODEL_PATH="${MODEL_PATH:-THUDM/chatglm-6b}"
-DATA="${DATA:-AdvertiseGen}"
-PROMPT_COLUMN="${PROMPT_COLUMN:-content}"
-RESPONSE_COLUMN="${RESPONSE_COLUMN:-summary}"
-OUTPUT="${OUTPUT:-output/adgen-chatglm-6b-pt-$PRE_SEQ_LEN-$LR}"
-
-source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/tune.sh"
-run_original main.py --do_predict --test_file "$DATA/dev.json" --prompt_column "$PROMPT_COLUMN" \
-    --response_column "$RESPONSE_COLUMN" --model_name_or_path "$MODEL_PATH" --ptuning_checkpoint "$OUTPUT" \
-    --output_dir "$OUTPUT" --max_source_length 64 --max_target_length 64 --per_device_eval_batch_size 1 \
-    --pre_seq_len "$PRE_SEQ_LEN" --quantization_bit 4 -- "$@"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/ptuning.sh"
+run_ptuning --do_predict --test_file "$DATA/dev.json" --ptuning_checkpoint "$OUTPUT" \
+    --per_device_eval_batch_size 1 -- "$@"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sourced by the scripts that tune a model: makes the environment (env.sh) and defines read_config and run_original.
+# Sourced by the scripts that tune as the GLM repository and ChatGLM-6B's ptuning do: makes the environment (env.sh) and
+# defines finetune, words_of and run_original.
 #   NUM_GPUS_PER_WORKER=8   processes on this machine, or on each host
 #   HOST_FILE_PATH=FILE     several hosts, a line each (worker-1 slots=8)
 #   MP_SIZE=1               processes that share a model
@@ -33,6 +34,38 @@ words_of() {
     elif [[ -n ${_list:-} ]]; then
         read -r -d '' -a WORDS <<<"$_list" || true
     fi
+}
+
+# Tunes by the two configurations that go first; what follows replaces what they say. $1 is what the second one's name
+# begins with, task or seq; the array OWN holds what the script itself says.
+finetune() {
+    local kind="$1"
+    shift
+    if (($# < 2)); then
+        echo "usage: bash $0 MODEL_CONFIG TASK_CONFIG [arguments of python -m tuning train]" >&2
+        exit 2
+    fi
+    read_config "$1" "config_tasks/model_*.sh"
+    read_config "$2" "config_tasks/${kind}_*.sh"
+    shift 2
+    local name lists=(MODEL_ARGS TRAIN_ARGS COMMON_ARGS)
+    local arguments=(--finetune --experiment-name "$EXPERIMENT_NAME" --task "$TASK_NAME" --data-dir "$DATA_PATH"
+        --save "$SAVE_PATH" --checkpoint-activations --model-parallel-size "$MP_SIZE" ${OWN[@]+"${OWN[@]}"})
+    if [[ $kind == task ]]; then
+        arguments+=(--cloze-eval --seq-length "$MAX_SEQ_LEN" --epochs "$EPOCH_SINGLE")
+    else
+        lists+=(TASK_ARGS)
+    fi
+    for name in "${lists[@]}"; do
+        words_of "$name"
+        arguments+=(${WORDS[@]+"${WORDS[@]}"})
+    done
+    if [[ -n ${DEEPSPEED_CONFIG:-} ]]; then # rates and batches are its own
+        arguments+=(--deepspeed_config "$DEEPSPEED_CONFIG")
+    elif [[ $kind == task ]]; then
+        arguments+=(--lr "$LR_SINGLE" --batch-size "$BATCH_SIZE")
+    fi
+    run_original finetune_glm.py "${arguments[@]}" -- "$@"
 }
 
 # Runs a command line of the originals in all processes, in place of this shell.

@@ -65,7 +65,7 @@ def test_mistakes_stop_before_anything_is_installed(clone, given, message):
     assert not clone.calls("")
 
 
-SOURCED = {"env.sh", "model.sh", "read_config.sh", "tune.sh"}
+SOURCED = {"env.sh", "model.sh", "read_config.sh", "tune.sh", "ptuning.sh"}
 WITH_FILES = {"ds_finetune_superglue.sh", "ds_finetune_superglue_prompt.sh", "ds_finetune_seq2seq.sh",
               "finetune_blank.sh", "ds_pretrain_nvidia.sh", "evaluate_seq2seq.sh"}  # test_tuning_originals.py
 STARTED = [f"scripts/{path.name}" for path in SHELL_FILES
