@@ -16,7 +16,8 @@ from typing import Any
 from glm.checkpoint.folder import checkpoint_folder
 from glm.families.chatglm import COMMANDS
 from runtime.errors import UserError, shown
-from runtime.reading import parse_json, read_json, read_text
+from runtime.reading import read_json, read_text
+from tuning.data.rows import json_lines
 from tuning.data.sample import Kind, Row, Sample, Unbuildable
 
 TASKS = ("chat",)
@@ -65,10 +66,7 @@ def _whole(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def read_tokenized(path: str | Path) -> list[dict[str, list[int]]]:
     """Rows of `input_ids` and `labels`, as chat_rows makes them, from JSON lines. UserError naming line and fault."""
     rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        row = parse_json(line, str(path), number)
+    for number, row in json_lines(read_text(path), path):
         for name, least in (("input_ids", 0), ("labels", NO_LABEL)):
             values = row.get(name) if isinstance(row, dict) else None
             if not isinstance(values, list) or not values or not all(

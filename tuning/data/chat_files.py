@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import UserError, shown
 from runtime.reading import parse_json, read_text
 from tuning.data.chat import chat_prompts, chat_rows, read_special, sample_of
+from tuning.data.rows import json_lines
 from tuning.data.sample import Sample, Unbuildable
 from tuning.options import Settings
 
@@ -80,7 +81,7 @@ def _records(path: Path) -> Sequence[Any]:
         return list(csv.DictReader(io.StringIO(text)))
     if text.lstrip().startswith("["):
         return parse_json(text, str(path))
-    return [parse_json(line, str(path), number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [row for _, row in json_lines(text, path)]
 
 
 def _are_rounds(history: object) -> bool:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import UserError, shown
-from runtime.reading import parse_json, read_text
+from runtime.reading import read_text
+from tuning.data.rows import json_lines
 
 if TYPE_CHECKING:
     from glm.tokenizers.interface import Tokenizer
@@ -56,10 +57,8 @@ def read_documents(path: Path | None, tokenizer: Tokenizer) -> Documents:
     if path is None:
         raise UserError("pretraining needs --train-data FILE: JSON lines of prompt and text")
     ids, prompts = [], []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        prompt, text = _texts(parse_json(line, str(path), number), f"{path}:{number}")
+    for number, row in json_lines(read_text(path), path):
+        prompt, text = _texts(row, f"{path}:{number}")
         before = tokenizer.encode(prompt, special_tokens=True)
         ids.append(np.array(before + tokenizer.encode(text, special_tokens=True), dtype=np.int32))
         prompts.append(len(before))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError, shown
-from runtime.reading import parse_json, read_text
+from runtime.reading import read_text
+from tuning.data.rows import json_lines
 from tuning.data.sample import Example, Kind, Row, Sample, Unbuildable, shown_row
 from tuning.options import Settings
 
@@ -174,14 +175,13 @@ def _file(settings: Settings) -> Path:
 
 def _rows(path: Path, fault) -> Iterator[dict[str, Any]]:
     """The JSON lines of a file. fault: what is wrong with a row, or None."""
-    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
-    if not lines:
-        raise UserError(f"{path}: has no rows; a row is a JSON object on a line of its own")
-    for number, line in lines:
-        row = parse_json(line, str(path), number)
+    number = 0
+    for number, row in json_lines(read_text(path), path):
         if wrong := fault(row) if isinstance(row, dict) else f"{shown(row)} is no object":
             raise UserError(f"{path}:{number}: {wrong}")
         yield row
+    if not number:
+        raise UserError(f"{path}: has no rows; a row is a JSON object on a line of its own")
 
 
 def _text_fault(row: Mapping[str, Any]) -> str | None:

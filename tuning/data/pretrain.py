@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError, shown
-from runtime.reading import parse_json, read_text
+from runtime.reading import read_text
 from tuning.data.documents import Documents, Packed, packed, read_documents
 from tuning.data.mixing import Supervised, open_supervised
+from tuning.data.rows import json_lines
 from tuning.data.sample import Kind, Row, Sample
 from tuning.data.spans import (
     Commands,
@@ -195,10 +196,7 @@ def _piece(ids: Sequence[int], begin: int, size: int, commands: Commands) -> tup
 def read_orders(path: Path) -> list[Order]:
     """Lines of `count`, `indices` and, where dBLOCK is drawn, `random_seed`. UserError naming the line of a fault."""
     orders = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        row = parse_json(line, str(path), number)
+    for number, row in json_lines(read_text(path), path):
         indices = row.get("indices") if isinstance(row, dict) else None
         numbers = [row.get("count"), row.get("random_seed", 0), *indices] if isinstance(indices, list) else [None]
         if not indices or not all(type(each) is int and each >= 0 for each in numbers):

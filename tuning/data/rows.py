@@ -72,7 +72,7 @@ def read_rows(path: Path, has_header: bool = True) -> Iterator[FileRow]:
     elif path.suffix == ".tsv":
         found = _tsv(text, path, has_header)
     else:
-        found = _json_lines(text, path)
+        found = _objects(text, path)
     number = -1
     for number, (line, fields) in enumerate(found):
         yield FileRow(f"{path}:{line}", number, fields)
@@ -80,13 +80,18 @@ def read_rows(path: Path, has_header: bool = True) -> Iterator[FileRow]:
         raise UserError(f"{path}: has no rows")
 
 
-def _json_lines(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(text: str, path: str | Path) -> Iterator[tuple[int, Any]]:
+    """(line from 1, value) of a file's JSON lines, blank ones skipped. path: for messages. UserError for no JSON."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            value = parse_json(line, str(path), number)
-            if not isinstance(value, dict):
-                raise UserError(f"{path}:{number}: a row is an object in JSON, not {shown(value)}")
-            yield number, value
+            yield number, parse_json(line, str(path), number)
+
+
+def _objects(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, value in json_lines(text, path):
+        if not isinstance(value, dict):
+            raise UserError(f"{path}:{number}: a row is an object in JSON, not {shown(value)}")
+        yield number, value
 
 
 def _tsv(text: str, path: Path, has_header: bool) -> Iterator[tuple[int, dict[str, str]]]:
