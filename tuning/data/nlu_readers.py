@@ -17,7 +17,7 @@ from runtime.reading import LARGE, read_json
 from tuning.data.nlu_tasks import NluTask
 from tuning.data.rows import FileRow, read_rows
 from tuning.data.sample import Example
-from tuning.data.templates import standard
+from tuning.data.texts import standardised
 from tuning.options import Settings
 
 CANDIDATES = 9  # that stand beside the right one in training
@@ -91,14 +91,14 @@ def read_multirc(asked: Asked) -> Iterator[Example]:
     """An example for each answer of each question."""
     for row in asked.rows():
         passage = row.inner("passage", row["passage"])
-        text = standard(passage.text("text"))
+        text = standardised(passage.text("text"))
         for question in passage.list_of_rows("questions"):
-            asks = standard(question.text("question"))
+            asks = standardised(question.text("question"))
             for answer in question.list_of_rows("answers"):
                 idx = [row["idx"], question["idx"], answer["idx"]]
                 yield Example("{}-p{}-q{}-a{}".format(asked.split, *idx), text, asks,
                               label_of(asked.task, answer, "label"), idx,
-                              meta={"answer": standard(answer.text("text"))})
+                              meta={"answer": standardised(answer.text("text"))})
 
 
 def read_record(asked: Asked) -> Iterator[Example]:
@@ -107,18 +107,18 @@ def read_record(asked: Asked) -> Iterator[Example]:
     shuffler = random.Random(_RECORD_SEED)
     for row in asked.rows():
         passage = row.inner("passage", row["passage"])
-        text = standard(passage.text("text"))
+        text = standardised(passage.text("text"))
         entities = sorted({text[each.typed("start", int, "a number"):each.typed("end", int, "a number") + 1]
                            for each in passage.list_of_rows("entities")})
         text = text.replace("@highlight\n", "- ")
         for query in row.list_of_rows("qas"):
-            asks, idx = standard(query.text("query")), query["idx"]
+            asks, idx = standardised(query.text("query")), query["idx"]
             before, mark, behind = asks.partition(PLACEHOLDER)
             if not mark or PLACEHOLDER in behind:
                 raise UserError(f"{query.where}: the query needs {PLACEHOLDER} once, and has it "
                                 f"{asks.count(PLACEHOLDER)} times")
             answers = query.list_of_rows("answers") if query.fields.get("answers") is not None else []
-            answers = list(dict.fromkeys(standard(each.text("text")) for each in answers))
+            answers = list(dict.fromkeys(standardised(each.text("text")) for each in answers))
             guid, meta = f"{asked.split}-p{row['idx']}-q{idx}", {"before": before, "behind": behind}
             if not asked.is_training:
                 yield Example(guid, text, asks, "1", idx, len(entities),
@@ -141,8 +141,8 @@ def read_wsc(asked: Asked) -> Iterator[Example]:
         label = label_of(asked.task, row, "label")
         if cloze.cloze_eval and is_training and label != "True":
             continue
-        noun, pronoun = standard(target.text("span1_text")), standard(target.text("span2_text"))
-        words, place = _with_pronoun(standard(row.text("text")).split(), target, pronoun)
+        noun, pronoun = standardised(target.text("span1_text")), standardised(target.text("span2_text"))
+        words, place = _with_pronoun(standardised(row.text("text")).split(), target, pronoun)
         marked = [*words[:place], f"*{words[place]}*", *words[place + 1:]]
         idx = row.fields.get("idx", row.number)
         for others in _others(row, is_training) if cloze.wsc_negative else [[]]:
@@ -169,7 +169,7 @@ def _with_pronoun(words: list[str], target: FileRow, pronoun: str) -> tuple[list
 def _others(row: FileRow, is_training: bool) -> list[list[str]]:
     """Candidates beside the right one; in training in groups of nine, the last of which is filled up with the first
     ones."""
-    candidates = [standard(each.text("text")) for each in row.list_of_rows("candidates")]
+    candidates = [standardised(each.text("text")) for each in row.list_of_rows("candidates")]
     candidates = list(dict.fromkeys(candidates))
     if not is_training or len(candidates) <= CANDIDATES:
         return [candidates]

@@ -1,6 +1,6 @@
 """Texts with places for the fields of a row, as the files of tuning/patterns write them: "{word}: {bare(text_a)}".
 
-A place holds a field's name, or functions of this file around one. Braces stand in no text.
+A place holds a field's name, or functions of FUNCTIONS around one. Braces stand in no text.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.errors import UserError, shown
+from tuning.data.texts import standardised
 
 _PLACE = re.compile(r"\{([^{}]*)\}")
 _CALL = re.compile(r"(\w+)\((.*)\)")
-_STANDARD = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-"})
 
 
 def bare(text: str) -> str:
@@ -28,18 +28,13 @@ def uncapital(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def standard(text: str) -> str:
-    """With straight quotes, and hyphens for dashes of the length of an n."""
-    return text.translate(_STANDARD)
-
-
 def unescaped(text: str) -> str:
     r"""A blank for each \n that is written so, and for other backslashes."""
     return text.replace("\\n", " ").replace("\\", " ")
 
 
 FUNCTIONS: dict[str, Callable[[str], str]] = {
-    "bare": bare, "uncapital": uncapital, "standard": standard, "unescaped": unescaped,
+    "bare": bare, "uncapital": uncapital, "standard": standardised, "unescaped": unescaped,
     "trimmed": str.rstrip,  # without the blanks at its end
 }
 
