@@ -97,8 +97,7 @@ def packed(documents: Documents, index: int, length: int, one_document: bool = F
     one_document: it holds one document, however short. non_sentence_start: share of the samples of long documents that
     begin anywhere.
     """
-    words = random.Random(index)
-    draw = np.random.RandomState([words.randint(0, 2**32 - 1) for _ in range(SEED_WORDS)])
+    draw = generator_of(index)
     ids, mask = _drawn(documents, draw)
     if len(ids) >= length:
         start = _start(documents, ids, length, non_sentence_start, draw)
@@ -113,6 +112,12 @@ def packed(documents: Documents, index: int, length: int, one_document: bool = F
         if is_last:
             break
     return Packed(tuple(ids), tuple(mask))
+
+
+def generator_of(number: int) -> np.random.RandomState:
+    """What the GLM repository draws sample number `number` with."""
+    words = random.Random(number)
+    return np.random.RandomState([words.randint(0, 2**32 - 1) for _ in range(SEED_WORDS)])
 
 
 def _drawn(documents: Documents, draw: np.random.RandomState) -> tuple[list[int], list[int]]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.errors import UserError
 from tuning.data import cloze
+from tuning.data.documents import generator_of
 from tuning.data.nlu_tasks import load_task
 from tuning.data.sample import Kind, Sample, Unbuildable
 from tuning.options import Settings
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 200_000  # of a data set, for its weight
 FLATTENED = 0.8  # exponent of that weight
-SEED_WORDS = 16
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Supervised:
         return [self._row(step * self.size + place) for place in range(self.size)]
 
     def _row(self, number: int) -> Sample:
-        words = random.Random(number)
-        draw = np.random.RandomState([words.randint(0, 2**32 - 1) for _ in range(SEED_WORDS)])
+        draw = generator_of(number)
         weights = np.array([min(len(each), MOST_ROWS) ** FLATTENED for each in self.sets])
         chosen = self.sets[draw.choice(len(self.sets), p=weights / weights.sum())]
         return chosen[draw.choice(len(chosen))]
