@@ -36,9 +36,9 @@ class Supervised:
     ratio: float
     size: int  # rows of a batch
 
-    def is_due(self, step: int, world_size: int = 1, rank: int = 0) -> bool:
+    def is_due(self, step: int) -> bool:
         """Whether a step reads supervised rows."""
-        return random.Random(step * world_size + rank).random() < self.ratio
+        return random.Random(step).random() < self.ratio
 
     def batch(self, step: int) -> list[Sample]:
         """Of a step: row number i of all such batches is a function of i."""
