@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError, shown
 from runtime.reading import read_text
+from tuning.data.blanks import padded
 from tuning.data.documents import Documents, Packed, packed, read_documents
 from tuning.data.mixing import Supervised, open_supervised
 from tuning.data.rows import json_lines
@@ -209,14 +210,10 @@ def read_orders(path: Path) -> list[Order]:
 def shown_batch(order: Order, batch: Batch) -> dict[str, Any]:
     """Rows of equal length, padded with 0, as `python -m tuning inspect` shows them."""
     width = max(len(row.input_ids) for row in batch.rows)
-
-    def padded(numbers: Sequence[int]) -> list[int]:
-        return [*numbers, *[0] * (width - len(numbers))]
-
     left_out = {"left_out": batch.left_out} if batch.left_out else {}
     return {"count": order.count, "mode": batch.mode, **left_out,
-            "input_ids": [padded(row.input_ids) for row in batch.rows],
-            "position_ids": [[padded(row.places), padded(row.blocks)] for row in batch.rows],
-            "target": [padded(row.target) for row in batch.rows],
-            "loss_mask": [padded(row.loss_mask) for row in batch.rows],
+            "input_ids": [padded(row.input_ids, width, 0) for row in batch.rows],
+            "position_ids": [[padded(row.places, width, 0), padded(row.blocks, width, 0)] for row in batch.rows],
+            "target": [padded(row.target, width, 0) for row in batch.rows],
+            "loss_mask": [padded(row.loss_mask, width, 0) for row in batch.rows],
             "sep": [row.sep for row in batch.rows]}
