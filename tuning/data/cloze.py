@@ -12,7 +12,7 @@ from tuning.data.cloze_samples import Builder
 from tuning.data.nlu_readers import Asked, read_examples
 from tuning.data.nlu_tasks import SUFFIXES, NluTask, load_task
 from tuning.data.rows import file_of
-from tuning.data.sample import Example, Kind, Sample, Unbuildable
+from tuning.data.sample import Example, Kind, Sample, Unbuildable, built, facts_of_cuts
 from tuning.metrics import classification_metrics, multirc_metrics, record_metrics
 from tuning.options import Settings
 
@@ -125,19 +125,14 @@ def _of_passages(samples: Sequence[Sample], predictions: Sequence[int]) -> list[
 def facts(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> dict[str, Any]:
     """What reports say of samples, so that nothing happens unseen.
 
-    rows; not_built; shortened: rows whose texts lost their ends, shortened_a, shortened_b: those of them where that is
-    so in this segment of the pattern, tokens_cut: of all rows, most_tokens_cut: of one; empty_text_a, empty_text_b;
-    unlabelled; verbalizers: label -> text, with a cloze question that has some.
+    Those of facts_of_cuts, for the segments a and b of the pattern, whose texts lose their ends; empty_text_a,
+    empty_text_b; unlabelled; verbalizers: label -> text, with a cloze question that has some.
     """
     task, cloze = load_task(settings.data.task), settings.cloze
-    whole = [sample for sample in samples if isinstance(sample, Sample)]
-    cuts = [sample.meta["cut"] for sample in whole]
-    read = [sample.meta["example"] for sample in whole]
-    found = {"rows": len(samples), "not_built": len(samples) - len(whole), "shortened": sum(map(any, cuts)),
-             "shortened_a": sum(a > 0 for a, _ in cuts), "shortened_b": sum(b > 0 for _, b in cuts),
-             "tokens_cut": sum(map(sum, cuts)), "most_tokens_cut": max(map(sum, cuts), default=0),
-             "empty_text_a": sum(example.text_a.strip() == "" for example in read),
-             "empty_text_b": sum(str(example.text_b).strip() == "" for example in read),
-             "unlabelled": sum(example.label is None for example in read)}
+    read = [sample.meta["example"] for sample in built(samples)]
+    found = facts_of_cuts(samples, "a", "b") | {
+        "empty_text_a": sum(example.text_a.strip() == "" for example in read),
+        "empty_text_b": sum(str(example.text_b).strip() == "" for example in read),
+        "unlabelled": sum(example.label is None for example in read)}
     verbalizers = task.patterns[cloze.pattern_id].verbalizers if cloze.cloze_eval else None
     return found | ({"verbalizers": dict(verbalizers)} if verbalizers else {})

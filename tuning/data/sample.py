@@ -113,5 +113,18 @@ def shown_row(row: Row) -> dict[str, Any]:
     return about
 
 
+def facts_of_cuts(samples: Sequence[Sample | Unbuildable], first: str, second: str) -> dict[str, int]:
+    """What reports say of samples whose meta has `cut`: the tokens that each of two parts of the row lost.
+
+    rows; not_built; shortened: rows that lost tokens, shortened_<first>, shortened_<second>: those of them that lost
+    some of this part, tokens_cut: of all rows, most_tokens_cut: of one.
+    """
+    cuts = [sample.meta["cut"] for sample in built(samples)]
+    return {"rows": len(samples), "not_built": len(samples) - len(cuts), "shortened": sum(map(any, cuts)),
+            f"shortened_{first}": sum(cut > 0 for cut, _ in cuts),
+            f"shortened_{second}": sum(cut > 0 for _, cut in cuts),
+            "tokens_cut": sum(map(sum, cuts)), "most_tokens_cut": max(map(sum, cuts), default=0)}
+
+
 def built(samples: Sequence[Sample | Unbuildable]) -> list[Sample]:
     return [sample for sample in samples if isinstance(sample, Sample)]

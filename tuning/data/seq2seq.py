@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError
-from tuning.data.sample import Example, Kind, Sample, Unbuildable
+from tuning.data.sample import Example, Kind, Sample, Unbuildable, built, facts_of_cuts
 from tuning.data.seq2seq_files import CLEANED, QUESTIONS, read_examples
 from tuning.data.seq2seq_samples import BLANKS, NOTHING, WINDOWS, ids_of, made_of
 from tuning.metrics import answer_em, answer_f1
@@ -42,11 +42,11 @@ def samples(settings: Settings, tokenizer: Tokenizer) -> list[Sample | Unbuildab
     chance = random.Random(settings.data.seed)
     for example in _examples(settings, tokenizer):
         try:
-            built = made_of(example, settings, tokenizer, chance)
+            several = made_of(example, settings, tokenizer, chance)
         except ValueError as error:
             found.append(Unbuildable(example.guid, str(error)))
             continue
-        for made in built:
+        for made in several:
             reference = example.meta["ref"] if made.target is None else made.target
             found.append(Sample(example.guid, Kind.SEQ2SEQ, (made.row,), reference=reference, meta={
                 **example.meta, "cut": made.cut, "is_empty": (example.text_a == "", reference == "")}))
@@ -58,19 +58,15 @@ def samples(settings: Settings, tokenizer: Tokenizer) -> list[Sample | Unbuildab
 def facts(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> dict[str, Any]:
     """What reports say of samples, so that nothing happens unseen.
 
-    rows; not_built; shortened: rows that lost tokens, shortened_sources, shortened_targets: those of them whose source
-    or target did, tokens_cut: of all rows, most_tokens_cut: of one, sources_lose: at which end, if any did;
-    empty_sources, empty_targets; chinese_references, which an English ROUGE has no words for.
+    Those of facts_of_cuts, for sources and targets, sources_lose: at which end, if any did; empty_sources,
+    empty_targets; chinese_references, which an English ROUGE has no words for.
     """
-    whole = [sample for sample in samples if isinstance(sample, Sample)]
-    cuts, empty = [sample.meta["cut"] for sample in whole], [sample.meta["is_empty"] for sample in whole]
-    found = {"rows": len(samples), "not_built": len(samples) - len(whole), "shortened": sum(map(any, cuts)),
-             "shortened_sources": sum(source > 0 for source, _ in cuts),
-             "shortened_targets": sum(target > 0 for _, target in cuts),
-             "tokens_cut": sum(map(sum, cuts)), "most_tokens_cut": max(map(sum, cuts), default=0),
-             "empty_sources": sum(source for source, _ in empty), "empty_targets": sum(target for _, target in empty),
-             "chinese_references": 0 if settings.data.task in ("cmrc", *WINDOWS, *BLANKS) else sum(
-                 is_chinese(sample.reference or "") for sample in whole)}
+    whole = built(samples)
+    empty = [sample.meta["is_empty"] for sample in whole]
+    found = facts_of_cuts(samples, "sources", "targets") | {
+        "empty_sources": sum(source for source, _ in empty), "empty_targets": sum(target for _, target in empty),
+        "chinese_references": 0 if settings.data.task in ("cmrc", *WINDOWS, *BLANKS) else sum(
+            is_chinese(sample.reference or "") for sample in whole)}
     ends = {"customization": "their beginning", "squad_generation": "what is far from the answer"}
     return found | ({"sources_lose": ends.get(settings.data.task, "their end")} if found["shortened_sources"] else {})
 
