@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.errors import UserError
 from tuning.data import cloze
+from tuning.data.cloze_samples import Builder
 from tuning.data.documents import generator_of
 from tuning.data.nlu_tasks import load_task
 from tuning.data.sample import Kind, Sample, Unbuildable
@@ -75,10 +76,12 @@ def _of_task(task: str, folder: Path, settings: Settings, tokenizer: Tokenizer) 
         raise UserError(f"--multi-task-data {task}={folder}: there is no such task; there are {', '.join(cloze.TASKS)}")
     data = replace(settings.data, task=task, data_dir=folder, split="train",
                    seq_length=settings.mixing.multi_seq_length or settings.data.seq_length)
-    found = []
-    for pattern in range(len(load_task(task).patterns)):
-        asked = replace(settings, data=data, cloze=replace(settings.cloze, cloze_eval=True, pattern_id=pattern))
-        found += [answered for sample in cloze.samples(asked, tokenizer) for answered in answers(sample)]
+    asked = replace(settings, data=data, cloze=replace(settings.cloze, cloze_eval=True))
+    nlu_task, examples, found = load_task(task), cloze.examples(asked), []
+    for pattern in range(len(nlu_task.patterns)):
+        of_pattern = replace(asked, cloze=replace(asked.cloze, pattern_id=pattern))
+        builder = Builder.of(nlu_task, of_pattern, tokenizer)
+        found += [answered for example in examples for answered in answers(builder.sample(example))]
     return found
 
 
