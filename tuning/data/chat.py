@@ -3,7 +3,7 @@
     ids      question [gMASK] bos answer eos pad ...
     labels   -100 ... -100    bos answer eos -100 ...      what each place holds; the loss looks one place ahead
 
-A turn is spelled as ptuning spells it: `[Round i]`, counted from 0, the question behind 问：, the answer behind 答：.
+A turn is spelled as in a conversation with the model: generation.conversation.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from generation.conversation import FORMATS
 from glm.checkpoint.folder import checkpoint_folder
 from glm.families.chatglm import COMMANDS
 from runtime.errors import UserError, shown
@@ -21,17 +22,16 @@ from tuning.data.rows import json_lines
 from tuning.data.sample import Kind, Row, Sample, Unbuildable
 
 TASKS = ("chat",)
+FORMAT = FORMATS["chatglm"]
 NO_LABEL = -100
 MOST_ID = 2**31
 
 
 def prompt_of(query: str, history: Sequence[Sequence[str]] | None) -> str:
     """history: (question, answer) of the turns before; None: the question stands by itself."""
-    if history is None:
-        return query
-    turns = "".join(f"[Round {number}]\n问：{question}\n答：{answer}\n"
-                    for number, (question, answer) in enumerate(history))
-    return f"{turns}[Round {len(history)}]\n问：{query}\n答："
+    if history:
+        return FORMAT.prompt(history, query)
+    return query if history is None else FORMAT.open.format(number=FORMAT.first, query=query)
 
 
 def chat_rows(rows: Iterable[Mapping[str, Any]], encode: Callable[[str], Sequence[int]], special: Mapping[str, int],
