@@ -52,8 +52,7 @@ def read_plain(asked: Asked) -> Iterator[Example]:
             guid, text_a = fields.guid.value(about), fields.text_a.fill(row.fields)
             text_b = fields.text_b.fill(row.fields) if fields.text_b else None
         except KeyError as error:
-            raise UserError(f"{row.where}: no {error} in this row, which has "
-                            f"{', '.join(map(shown, row.fields)) or 'nothing'}") from None
+            raise row.lacks(error.args[0]) from None
         except TypeError as error:
             raise UserError(f"{row.where}: {error}") from None
         meta = {name: row.fields[name] for name in names if name in row.fields}

@@ -26,8 +26,12 @@ class FileRow:
         try:
             return self.fields[name]
         except KeyError:
-            raise UserError(f"{self.where}: no {name!r} in this row, which has "
-                            f"{', '.join(map(shown, self.fields)) or 'nothing'}") from None
+            raise self.lacks(name) from None
+
+    def lacks(self, name: str) -> UserError:
+        """What is said of a field that the row has not."""
+        return UserError(f"{self.where}: no {name!r} in this row, which has "
+                         f"{', '.join(map(shown, self.fields)) or 'nothing'}")
 
     def text(self, name: str) -> str:
         return self.typed(name, str, "text")
