@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
-from tuning.data.chat import chat_prompts, chat_rows
+from runtime.errors import UserError
+from tuning.data.chat import NO_LABEL, chat_prompts, chat_rows, read_special, sample_of
+from tuning.data.sample import Unbuildable
 from tuning.data.texts import clean_text, fix_text
 from tuning.metrics import (
     answer_em,
@@ -16,6 +18,7 @@ from tuning.metrics import (
     normalise_answer,
     record_metrics,
 )
+from tuning.options import TOKENIZERS, TokenizerOptions
 from tuning.schedules import learning_rates, row_order
 
 __all__ = ["answer_em", "answer_f1", "chat_logits", "chat_prefix", "chat_prompts", "chat_rows",
@@ -36,12 +39,9 @@ def decode(ids: Iterable[int], tokenizer_type: str, tokenizer_path: str | PathLi
 
 
 def _tokenizer(tokenizer_type: str, tokenizer_path: str | PathLike, task_mask: bool, fix_command_token: bool):
-    from tuning.options import TOKENIZERS, TokenizerOptions
     from tuning.tokenizers import open_tokenizer
 
     if tokenizer_type not in TOKENIZERS:
-        from runtime.errors import UserError
-
         raise UserError(f"there is no tokenizer {tokenizer_type!r}; there are {', '.join(TOKENIZERS)}")
     return open_tokenizer(TokenizerOptions(tokenizer_type, Path(tokenizer_path), fix_command_token, task_mask))
 
@@ -74,16 +74,12 @@ def chat_logits(load, input_ids, prefix_encoder=None, pre_seq_len: int = 0, pref
     import torch
 
     from tuning.batch import batch_of
-    from tuning.data.chat import read_special, sample_of
-    from tuning.data.sample import Unbuildable
 
     model, special = _chat_model(load, prefix_encoder, pre_seq_len, prefix_projection), read_special(load)
-    samples = [sample_of({"input_ids": ids, "labels": [-100] * len(ids)}, number, special)
+    samples = [sample_of({"input_ids": ids, "labels": [NO_LABEL] * len(ids)}, number, special)
                for number, ids in enumerate(_lists(input_ids))]
     for sample in samples:
         if isinstance(sample, Unbuildable):
-            from runtime.errors import UserError
-
             raise UserError(f"row {sample.guid}: {sample.error}")
     batch = batch_of(samples, model.config)
     with torch.inference_mode():
@@ -96,8 +92,6 @@ def chat_prefix(load, prefix_encoder=None, pre_seq_len: int = 0, prefix_projecti
 
     model = _chat_model(load, prefix_encoder, pre_seq_len, prefix_projection)
     if model.prefix is None:
-        from runtime.errors import UserError
-
         raise UserError("there is no prefix without its file: prefix_encoder")
     with torch.inference_mode():
         return model.prefix().numpy()
