@@ -6,7 +6,6 @@ the task file (docs/evaluate-your-own-tasks.md).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -208,6 +207,16 @@ class GenerationTask(Task):
             "targets": [self.tokenizer.decode(target) for target in example.targets], "beams": answer["beams"]}
 
 
+def moving_windows(ids: Sequence[int], width: int, step: int, first: int,
+                   later: int) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """(what is read, what is scored) of windows of a text; so many ids of the first and of later ones are only read."""
+    windows = []
+    for start in range(0, max(len(ids) - width, 0) + step, step):
+        window, begin = ids[start:start + width], later if start else first
+        windows.append((window[:begin], window[begin:]))
+    return windows
+
+
 class LanguageModelTask(Task):
     """How well the model foresees a text: losses of windows that move over it."""
 
@@ -240,12 +249,7 @@ class LanguageModelTask(Task):
     def windows(self, ids: Sequence[int]) -> list[tuple[list[int], list[int]]]:
         """(prompt, scored part) of windows that move over a text's ids by generation_length."""
         width, step = self.config.max_seq_length - 1 - self.contexts.begun, self.config.generation_length
-        windows = []
-        for index in range(math.ceil(max(len(ids) - width, 0) / step) + 1):
-            window = ids[index * step:index * step + width]
-            begin = 0 if index == 0 or self.config.unidirectional else width - step
-            windows.append((window[:begin], window[begin:]))
-        return windows
+        return moving_windows(ids, width, step, 0, 0 if self.config.unidirectional else width - step)
 
     def request(self, example: Example) -> ScoreRequest:
         (scored,) = example.targets

@@ -5,7 +5,6 @@ texts         [CLS] beginning [MASK] | sop rest: windows that move on by generat
 unidirectional: in both the beginning is the first token, all others stand behind sop.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from evaluation.contexts import Context
 from evaluation.data import Example, is_text, read_text
 from evaluation.metrics import Metric, perplexity
 from evaluation.requests import ScoreRequest
-from evaluation.tasks import LanguageModelTask, Task, fit_context, score_request
+from evaluation.tasks import LanguageModelTask, Task, fit_context, moving_windows, score_request
 from runtime.errors import UserError
 
 # WikiText's spelling, undone in this order: plain replacements, then what stands in pairs, then the rest.
@@ -39,12 +38,7 @@ def as_written(text: str) -> str:
 def windows(ids: Sequence[int], width: int, step: int) -> list[tuple[Sequence[int], Sequence[int]]]:
     """(what is read, what is scored) of windows of a text that move on by a step; of the first all but a token is
     scored."""
-    found = []
-    for index in range(math.ceil(max(len(ids) - width, 0) / step) + 1):
-        window = ids[index * step:index * step + width]
-        begin = 1 if index == 0 else width - step
-        found.append((window[:begin], window[begin:]))
-    return found
+    return moving_windows(ids, width, step, 1, width - step)
 
 
 def opened(task: Task, text: Sequence[int], end: bool) -> Context:
