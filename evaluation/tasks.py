@@ -159,12 +159,11 @@ class GenerationTask(Task):
         config = self.config
         text, truncated = fit_context(example.inputs, self.room(example), config.max_seq_length)
         context = self.contexts.of_text(text)
-        counts_on = context.advance or context.causal
         params = self.params()
         if isinstance(params, BeamParams) and params.ranking is None:
             params = replace(params, ranking=config.form.beam_ranking)
         return GenerateRequest(
-            context.ids, params, config.max_gen_length, self.end_tokens, None if counts_on else context.first,
+            context.ids, params, config.max_gen_length, self.end_tokens, context.shared_position,
             context.causal, context.opened, (*self.invalid_ids(), *self.contexts.never), self.forbidden_starts(),
             tuple(config.stop), truncated=truncated, input_length=len(text))
 
