@@ -23,8 +23,8 @@ from torch import Tensor
 
 from glm.adapters import prefix as prefixes
 from glm.adapters.lora import Lora, attach
-from glm.checkpoint import identity_of, open_checkpoint, read_file, tensors_of
-from glm.checkpoint.safetensors import DTYPES, METADATA, metadata_of
+from glm.checkpoint import identity_of, open_checkpoint, read_file, safetensors, tensors_of
+from glm.checkpoint.safetensors import metadata_of
 from glm.families import FAMILIES
 from glm.shard import MappedTensors
 from runtime.errors import UserError, shown
@@ -217,18 +217,12 @@ def write_peft(folder: Path, model: GLM, values: Mapping[str, object], lora: Lor
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """There as a whole or not at all. The format: glm/checkpoint/safetensors.py."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    table, place = {METADATA: dict(metadata)}, 0
-    for name in order:
-        tensor = tensors[name]
-        table[name] = {"dtype": names[str(tensor.dtype).removeprefix("torch.")], "shape": list(tensor.shape),
-                       "data_offsets": [place, place + tensor.nbytes]}
-        place += tensor.nbytes
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % 64)
+    described = {name: (safetensors.NAMES[str(tensors[name].dtype).removeprefix("torch.")], tensors[name].shape,
+                        tensors[name].nbytes) for name in order}
+    before = safetensors.table(described, order, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(before)
         for name in order:
             file.write(tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

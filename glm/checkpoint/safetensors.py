@@ -7,7 +7,9 @@ Offsets count from the end of the table. The numbers fill the rest of the file, 
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from glm.checkpoint.entry import SIZES, Entry, FileIndex, Region
@@ -21,6 +23,8 @@ DTYPES = {
 }  # fmt: skip
 LARGEST = 100_000_000  # bytes of a table, by the format's definition
 METADATA = "__metadata__"
+ALIGNMENT = 64  # of the numbers' begin in files that are written, a cache line: they can be mapped
+NAMES = {dtype: name for name, dtype in DTYPES.items()}  # of the format, by torch's
 
 
 def is_one(start: bytes) -> bool:
@@ -64,6 +68,20 @@ def metadata_of(path: Path) -> dict[str, str]:
                            str(path))
     found = table.get(METADATA) if isinstance(table, dict) else None
     return {name: value for name, value in (found or {}).items() if isinstance(value, str)}
+
+
+def table(described: Mapping[str, tuple[str, Sequence[int], int]], order: Iterable[str],
+          metadata: Mapping[str, str]) -> bytes:
+    """What stands before the numbers of a file that is written. described: of each tensor its dtype by the format's
+    name, its shape and bytes. order: the names as the numbers lie."""
+    places, place = {}, 0
+    for name in order:
+        places[name] = [place, place := place + described[name][2]]
+    found = {name: {"dtype": dtype, "shape": list(shape), "data_offsets": places[name]}
+             for name, (dtype, shape, _) in described.items()}
+    text = json.dumps({METADATA: dict(metadata)} | found, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _entry(path: Path, begin: int, name: str, value: dict) -> Entry:

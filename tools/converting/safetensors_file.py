@@ -3,16 +3,12 @@
 The format: glm/checkpoint/safetensors.py.
 """
 
-import json
 import zlib
 from collections.abc import Mapping
 
-from glm.checkpoint import Region
-from glm.checkpoint.safetensors import DTYPES, METADATA
+from glm.checkpoint import Region, safetensors
 from runtime.errors import UserError
-from tools.converting.torchfile import ALIGNMENT, Output, Planned, Written, write_blocks
-
-NAMES = {dtype: name for name, dtype in DTYPES.items()}  # of the format, by torch's
+from tools.converting.torchfile import Output, Planned, Written, write_blocks
 
 
 def write_safetensors(output: Output, tensors: Mapping[str, Planned]) -> Written:
@@ -41,23 +37,16 @@ def planned_bytes(tensors: Mapping[str, Planned]) -> int:
 def _table(tensors: Mapping[str, Planned]) -> tuple[bytes, list[str]]:
     """What stands before the numbers, filled up with blanks so that these can be mapped; the order of the numbers."""
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    places, place = {}, 0
-    for name in order:
-        places[name] = [place, place + tensors[name].bytes]
-        place += tensors[name].bytes
-    described = {name: {"dtype": _dtype(name, tensor), "shape": list(tensor.shape), "data_offsets": places[name]}
-                 for name, tensor in tensors.items()}
-    text = json.dumps({METADATA: {"format": "pt"}} | described, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text, order
+    described = {name: (_dtype(name, tensor), tensor.shape, tensor.bytes) for name, tensor in tensors.items()}
+    return safetensors.table(described, order, {"format": "pt"}), order
 
 
 def _dtype(name: str, tensor: Planned) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in NAMES:
+    if dtype not in safetensors.NAMES:
         raise UserError(f"{name} has the dtype {dtype}, which safetensors files cannot hold; they can: "
-                        f"{', '.join(NAMES)}")
-    return NAMES[dtype]
+                        f"{', '.join(safetensors.NAMES)}")
+    return safetensors.NAMES[dtype]
 
 
 class _Checksum:
