@@ -9,7 +9,7 @@ A file whose name ends with .jsonl holds objects. A faulty prompt is noted at it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,7 @@ def read_prompts(path: str | Path, with_id: bool = False, options: Options | Non
         line = _line(index, row.removesuffix(b"\r"), with_id, is_json, options)
         first = number_of_id.setdefault(line.id, line.number) if line.id is not None else line.number
         if line.error is None and first != line.number:
-            line = PromptLine(index, line.number, line.text, line.id, f"the id {line.id!r} stands in line {first} too",
-                              line.fields)
+            line = replace(line, error=f"the id {line.id!r} stands in line {first} too")
         lines.append(line)
     return lines
 
