@@ -173,7 +173,7 @@ class Options:
 
     def values(self) -> dict[str, object]:
         """Every option by its name."""
-        own = {name: getattr(self, name) for name in _OWN}
+        own = {name: getattr(self, name) for name in OWN}
         return values_of(self.sampling) | values_of(self.beams) | own
 
     def changed(self, **values: object) -> Options:
@@ -183,13 +183,13 @@ class Options:
             params = getattr(self, name)
             mine = {field.name: values[flag_name(field)] for field in fields(params) if flag_name(field) in values}
             parts[name] = replace(params, **mine)
-        own = {name: value for name, value in values.items() if name in _OWN}
+        own = {name: value for name, value in values.items() if name in OWN}
         return replace(self, **parts, **own)
 
     def with_text(self, name: str, text: str) -> Options:
         """A copy with the option `name` (hyphens or underscores) read from `text`."""
         kinds = {flag_name(field): field.type for each in (SamplingParams, BeamParams) for field in fields(each)}
-        kinds |= _OWN
+        kinds |= OWN
         known = name.strip("-").replace("-", "_")
         if known not in kinds:
             close = nearest(known, kinds)
@@ -198,7 +198,7 @@ class Options:
         return self.changed(**{known: _read(known, text.strip(), kinds[known])})
 
 
-_OWN = {"strategy": "str", "print_all_beams": "bool", "stop": "texts"}  # fields of Options that no strategy has
+OWN = {"strategy": "str", "print_all_beams": "bool", "stop": "texts"}  # fields of Options that no strategy has
 
 
 def checked_stops(stops: object) -> tuple[str, ...]:

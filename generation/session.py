@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from generation.blanks import Beam, Filled, Prompt, fault, filled, joined, joint, note_on_left_over
 from generation.fill import begin, fill
-from generation.params import Options, SamplingParams, values_of, without_effect
+from generation.params import OWN, Options, SamplingParams, values_of, without_effect
 from generation.texts import INCOMPLETE, begun_stop, cut
 from runtime import parallel
 from runtime.errors import UserError
@@ -150,7 +150,7 @@ def lines_of(beams: list[tuple[str, float | None]]) -> str:
 
 def shown(options: Options) -> str:
     """The options, a line each; those that the present strategy does not use in brackets."""
-    used = {*values_of(options.params), "strategy", "print_all_beams", "stop"}
+    used = {*values_of(options.params), *OWN}
     rows = [(name, _text(value)) for name, value in options.values().items()]
     return "".join(f"  {name} = {value}\n" if name in used else f"  ({name} = {value})\n" for name, value in rows)
 
