@@ -67,7 +67,11 @@ def load(options: ModelOptions) -> tuple[GLM, Tokenizer]:
 def adapt(model: GLM, path: str | os.PathLike, base: str | os.PathLike, alpha: float | None = None,
           layout: str | None = None) -> None:
     """Put an adapter on a model that does not learn; every rank calls it. base: folder of the model's checkpoint."""
-    agree(lambda: put_on(model, read_adapter(path, model.config.family, alpha, layout), base_of(base)))
+    def put() -> None:
+        adapter = read_adapter(path, model.config.family, alpha, layout)
+        put_on(model, adapter, base_of(base) if adapter.base else None)
+
+    agree(put)
     if model.prefix is not None:
         model.prefix = model.prefix.flat()
 
