@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from glm.dropout import Dropout
 
 NAME = "lora"  # in Linear.adapters
-HEADS, STACKED = "heads", "stacked"
+HEADS = "heads"  # a layout; the other is "stacked"
 Pairs = Sequence[tuple[Tensor, Tensor]]  # A (r, k), B (n, r) of whole linears
 
 
