@@ -34,6 +34,13 @@ def test_rows_of_csv(tmp_path):
     assert rows(settings(path, "dev")) == [{"prompt": "Name a bird, please.", "response": "A heron."}]
 
 
+def test_csv_of_long_cells_and_of_other_line_ends(tmp_path):
+    path = tmp_path / "dev.csv"
+    long = "long " * 40_000
+    path.write_bytes(f"content,summary\r{long},A heron.\r".encode())
+    assert rows(settings(path, "dev")) == [{"prompt": long, "response": "A heron."}]
+
+
 def test_prompts_of_an_evaluation(tmp_path):
     path = tmp_path / "test.json"
     path.write_text(json.dumps(ROWS))

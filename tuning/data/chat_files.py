@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import UserError, shown
 from runtime.reading import parse_json, read_text
 from tuning.data.chat import chat_prompts, chat_rows, read_special, sample_of
-from tuning.data.rows import json_lines
+from tuning.data.rows import csv_records, json_lines
 from tuning.data.sample import Sample, Unbuildable
 from tuning.options import Settings
 
@@ -78,7 +77,7 @@ def prompts(settings: Settings) -> tuple[list[str], list[str]]:
 def _records(path: Path) -> Sequence[Any]:
     text = read_text(path)
     if path.suffix.lower() == ".csv":
-        return list(csv.DictReader(io.StringIO(text)))
+        return [row for _, row in csv_records(text, path, csv.DictReader)]
     if text.lstrip().startswith("["):
         return parse_json(text, str(path))
     return [row for _, row in json_lines(text, path)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def read_rows(path: Path, has_header: bool = True) -> Iterator[FileRow]:
     """UserError for what cannot be read, and for a file without rows."""
     text = read_text(path)
     if path.suffix == ".csv":
-        found = _csv(text, path, has_header)
+        found = _named(iter(csv_records(text, path)), path, has_header)
     elif path.suffix == ".tsv":
         found = _tsv(text, path, has_header)
     else:
@@ -104,16 +104,17 @@ def _tsv(text: str, path: Path, has_header: bool) -> Iterator[tuple[int, dict[st
     yield from _named(lines, path, has_header)
 
 
-def _csv(text: str, path: Path, has_header: bool) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_records(text: str, path: Path, reader_of: Callable = csv.reader) -> list[tuple[int, Any]]:
+    """(line of its end, record) of a CSV file, empty ones left out. path: for messages. reader_of: csv.reader or
+    csv.DictReader. UserError for what is no CSV."""
     before = csv.field_size_limit(_CELL)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""))
-        cells = [(reader.line_num, row) for row in reader if row]
+        reader = reader_of(io.StringIO(text, newline=""))
+        return [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
     finally:
         csv.field_size_limit(before)
-    yield from _named(iter(cells), path, has_header)
 
 
 def _named(lines: Iterator[tuple[int, list[str]]], path: Path,
