@@ -72,7 +72,8 @@ def parse_template(text: Any, where: str) -> Template:
     """where: begins the messages. UserError for what is no text, stray braces and unknown functions."""
     if not isinstance(text, str):
         raise UserError(f"{where}: must be text such as \"{{text_a}}\", is {shown(text)}; quotes make text of a number")
-    literals, places = _PLACE.split(text)[::2], _PLACE.split(text)[1::2]
+    parts = _PLACE.split(text)
+    literals, places = parts[::2], parts[1::2]
     if stray := next((literal for literal in literals if "{" in literal or "}" in literal), None):
         raise UserError(f"{where}: {shown(stray)} has a brace without its partner")
     names, functions = [], []
