@@ -37,12 +37,6 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs --slow"))
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c():
-    """Whatever another test of this process has left, Ctrl-C interrupts."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return IcetkTokenizer(TOKENIZER / "ice_text.model")

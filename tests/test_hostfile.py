@@ -10,6 +10,7 @@ import pytest
 
 from runtime.errors import UserError
 from runtime.hosts import Host, check_layout, read_hostfile, unreachable
+from runtime.program import unlisten
 from scripts.launch_hosts import Run, environment_file, for_pdsh
 from tests.fake_ssh import FakeSsh
 
@@ -164,16 +165,23 @@ def test_the_script_says_what_is_wrong_with_the_hosts(tmp_path):
         assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.fixture
+def signals_given_back():
+    """A launch keeps the signals to the end of its program, so that nothing disturbs the ending of its processes."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    unlisten(before)
+
+
+@pytest.mark.usefixtures("signals_given_back")
 def test_hosts_go_on_when_the_terminal_is_closed_under_nohup():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        run = Run(["sh", "-c", f"sleep 0.3; kill -HUP {os.getpid()}; sleep 0.3; exit 3"], dict(os.environ), True)
-        run.has_reason = True
-        assert run.wait() == 3
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run = Run(["sh", "-c", f"sleep 0.3; kill -HUP {os.getpid()}; sleep 0.3; exit 3"], dict(os.environ), True)
+    run.has_reason = True
+    assert run.wait() == 3
 
 
+@pytest.mark.usefixtures("signals_given_back")
 def test_lines_of_other_hosts_cannot_steer_the_terminal(capfdbinary):
     run = Run([sys.executable, "-c", r"print('a\x1b]0;x\x07 名字')"], dict(os.environ, PYTHONUTF8="1"), True)
     assert run.wait() == 0
