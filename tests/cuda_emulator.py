@@ -18,7 +18,7 @@ POISON = 0x7E7E  # in every 16-bit place of an output: not a number
 
 
 class Buffer(ctypes.Structure):
-    _fields_ = (("begin", ctypes.c_void_p), ("size", ctypes.c_uint64), ("writable", ctypes.c_uint32))
+    _fields_ = (("begin", ctypes.c_uint64), ("size", ctypes.c_uint64), ("writable", ctypes.c_uint32))
 
 
 def shared_folder(tmp_path_factory) -> Path:
@@ -65,8 +65,13 @@ class Emulator:
         read = m * 16 if name == "read_all" else m * k * 2
         scales = n * max(groups, 1) * (4 if scale_kind == 2 else 2)
         sizes = ((x, read), (weight, n * k * bits // 8), (scale, scales), (bias, n * 2 if bias else 0))
-        buffers = [*(Buffer(begin, size, 0) for begin, size in sizes), Buffer(out, produced * 2, 1)]
+        buffers = [*(Buffer(begin, size, False) for begin, size in sizes), Buffer(out, produced * 2, True)]
         ctypes.memset(out, POISON & 0xFF, produced * 2)
+        self.execute(bits, kind, name, grid, threads, arguments, buffers)
+
+    def execute(self, bits: int, kind: int, name: str, grid: tuple[int, int], threads: int, arguments: bytes,
+                buffers: list[Buffer]) -> None:
+        """buffers: all memory that the kernel may use, the output last."""
         loaded = library(self.folder, bits, kind)
         kernel = ctypes.cast(getattr(loaded, name), ctypes.c_void_p)
         problem = loaded.emulate(kernel, *grid, threads, arguments, (Buffer * len(buffers))(*buffers), len(buffers))

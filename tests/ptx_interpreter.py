@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda import build
-from kernels.cuda.linear import ARGUMENTS
-from tests.cuda_emulator import POISON
+from tests.cuda_emulator import Buffer, Emulator
 from tests.ptx_warp import Fault, Warp
 
 STATEMENT = re.compile(r"(?:@(!?)([%\w]+)\s+)?(\S+)\s*(.*)", re.S)
@@ -68,13 +67,8 @@ def parsed(folder: Path, bits: int, kind: int, name: str) -> Kernel:
     return Kernel(code, labels, shared, size)
 
 
-class Buffer(NamedTuple):
-    begin: int
-    size: int
-    is_output: bool = False
-
-    def holds(self, place: int, count: int) -> bool:
-        return self.begin <= place and place + count <= self.begin + self.size
+def holds(buffer: Buffer, place: int, count: int) -> bool:
+    return buffer.begin <= place and place + count <= buffer.begin + buffer.size
 
 
 class Block:
@@ -90,7 +84,7 @@ class Block:
     def read(self, place: int, count: int, is_shared: bool, thread: int) -> bytes:
         self.check(place, count, is_shared)
         if not is_shared:
-            if not any(buffer.holds(place, count) for buffer in self.buffers if not buffer.is_output):
+            if not any(holds(buffer, place, count) for buffer in self.buffers if not buffer.writable):
                 raise Fault(f"{count} bytes are read outside of the inputs")
             return ctypes.string_at(place, count)
         for word in range(place, place + count, 4):
@@ -104,7 +98,7 @@ class Block:
     def write(self, place: int, raw: bytes, is_shared: bool, thread: int) -> None:
         self.check(place, len(raw), is_shared)
         if not is_shared:
-            if not any(buffer.holds(place, len(raw)) for buffer in self.buffers if buffer.is_output):
+            if not any(holds(buffer, place, len(raw)) for buffer in self.buffers if buffer.writable):
                 raise Fault(f"{len(raw)} bytes are written outside of the output")
             places = set(range(place, place + len(raw), 2))
             if places & self.written:
@@ -139,22 +133,13 @@ class Block:
             self.epoch += 1
 
 
-class Interpreter:
-    """Takes the place of driver.Device for tensors of the processor; remembers what it was asked to run."""
+class Interpreter(Emulator):
+    """An emulator that knows the kernels as PTX."""
 
-    def __init__(self, folder: Path, has_tensor_cores: bool = True, processors: int = 4):
-        self.folder, self.has_tensor_cores, self.processors = folder, has_tensor_cores, processors
-        self.launched: list[str] = []
-
-    def launch(self, bits: int, kind: int, name: str, grid: tuple[int, int], threads: int, arguments: bytes) -> None:
-        self.launched.append(name)
-        x, weight, scale, bias, out, m, n, k, groups, _, _, scale_kind, _ = ARGUMENTS.unpack(arguments)
-        produced = n * k if name.startswith("dequantize") else m * n
-        buffers = [Buffer(x, m * k * 2), Buffer(weight, n * k * bits // 8), Buffer(bias, n * 2 if bias else 0),
-                   Buffer(scale, n * max(groups, 1) * (4 if scale_kind == 2 else 2)), Buffer(out, produced * 2, True)]
-        ctypes.memset(out, POISON & 0xFF, produced * 2)
+    def execute(self, bits, kind, name, grid, threads, arguments, buffers):
         kernel, written = parsed(self.folder, bits, kind, name), set()
         with np.errstate(all="ignore"):
             for place in np.ndindex(*grid):
                 Block(kernel, grid, place, threads, arguments, buffers, written).run()
+        produced = buffers[-1].size // 2
         assert len(written) == produced, f"{name}: {produced - len(written)} outputs are not written"
