@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm.config import ModelConfig
 from quantization.functional import Scheme, dequantize
 from runtime import resources
 from runtime.errors import UserError
+from tests.made_tensors import Made
 from tools import benchmark as program
 from tools.benchmarking import peers, results, training
 from tools.benchmarking.own import check_places, random_model, shape_of, too_large
@@ -116,28 +116,13 @@ def test_packed_weights_are_measured_beside_plain_ones(tmp_path):
     assert [size for *_, size in found] == pytest.approx(expected)
 
 
-class Made(TorchDispatchMode):
-    """Bytes of all tensors that operations make on the processor."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        is_new = not function.is_view and not function._schema.is_mutable
-        if is_new and isinstance(result, torch.Tensor) and result.device.type == "cpu":
-            self.bytes += result.nbytes
-        return result
-
-
 @pytest.mark.parametrize("scheme", [None, Scheme(8), Scheme(4), Scheme(4, 32)])
 def test_a_quantised_model_is_never_whole_in_16_bits(scheme):
     config = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=2, inner_hidden_size=96, vocab_size=64,
                          max_sequence_length=16)
-    with Made() as made:
+    with Made("cpu") as made:
         model = random_model(config, torch.float16, "cpu", scheme)
-    assert made.bytes == model.weight_bytes()
+    assert sum(made.sizes) == model.weight_bytes()
     tokens = torch.arange(8)[None]
     with torch.inference_mode():
         logits = model.logits(tokens, tokens)

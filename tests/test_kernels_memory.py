@@ -5,7 +5,6 @@ They are what a GPU without compiled kernels is left with, and a model that is c
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from glm.config import ModelConfig
@@ -14,20 +13,7 @@ from glm.model import GLM
 from kernels import reference
 from quantization.functional import Scheme
 from tests.kernel_cases import random_packed
-
-
-class Largest(TorchDispatchMode):
-    """The size in bytes of the largest tensor that an operation has made; views are none."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and not result._is_view() and not function.is_view:
-            self.bytes = max(self.bytes, result.nbytes)
-        return result
+from tests.made_tensors import Made
 
 
 @pytest.mark.parametrize("bits, group_size", [(8, None), (4, None), (4, 128)])
@@ -38,11 +24,11 @@ def test_a_weight_of_glm_130b_is_unpacked_piece_by_piece(bits, group_size, has_g
     packed = reference.PackedWeight(torch.empty(n, k * bits // 8, dtype=torch.int8, device="meta"),
                                     torch.empty((n, *groups), dtype=torch.float16, device="meta"), bits, group_size)
     x = torch.empty(2, k, dtype=torch.float16, device="meta", requires_grad=has_gradient)
-    with Largest() as largest:
+    with Made() as made:
         output = reference.linear(x, packed, torch.empty(n, dtype=torch.float16, device="meta"))
         if has_gradient:
             output.sum().backward()
-    assert output.shape == (2, n) and 0 < largest.bytes <= kernels.HEAD_BYTES
+    assert output.shape == (2, n) and 0 < max(made.sizes) <= kernels.HEAD_BYTES
 
 
 def test_logits_outside_no_grad_are_made_once():
@@ -51,23 +37,15 @@ def test_logits_outside_no_grad_are_made_once():
                          vocab_size=150528, max_sequence_length=2048)
     model = GLM(config, dtype=torch.bfloat16, device="meta").requires_grad_(False)
     pack_linears(model, {f"{name}.weight": Scheme(4) for name, _ in linears(model)})
-    tokens, made = torch.zeros(1, 400, dtype=torch.int64, device="meta"), []
-    with Largest() as largest:
+    tokens = torch.zeros(1, 400, dtype=torch.int64, device="meta")
+    with Made() as made:
         hidden = model.hidden_states(tokens, tokens)
-    assert torch.is_grad_enabled() and largest.bytes <= kernels.HEAD_BYTES
+    assert torch.is_grad_enabled() and max(made.sizes) <= kernels.HEAD_BYTES
 
-    class Made(Largest):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.bytes, before = 0, self.bytes
-            result = super().__torch_dispatch__(function, types, args, kwargs)
-            made.append(self.bytes)
-            self.bytes = max(before, self.bytes)
-            return result
-
-    with Made():
+    with Made() as made:
         logits = model.head(hidden)
-    assert logits.dtype == torch.float32 and sorted(made)[-1] == logits.nbytes > 3 * kernels.HEAD_BYTES
-    assert sorted(made)[-2] <= kernels.HEAD_BYTES
+    assert logits.dtype == torch.float32 and sorted(made.sizes)[-1] == logits.nbytes > 3 * kernels.HEAD_BYTES
+    assert sorted(made.sizes)[-2] <= kernels.HEAD_BYTES
 
 
 @pytest.mark.parametrize("bits, group_size", [(8, None), (4, 16)])
