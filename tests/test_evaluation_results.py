@@ -18,7 +18,6 @@ from tests.tiny_tasks import arguments, results, samples, write_tasks
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 CONFIG = MultiChoiceTaskConfig(name="colours", path="data/colours", source=Path("tasks/colours.yaml"))
-METRIC_FIELDS = {"max", "median", "average", "interval", "interval_method", "n"}
 
 
 def scores(right: int, rows: int, expected: int | None = None, truncated=(), metrics=("Accuracy",)) -> FileScores:

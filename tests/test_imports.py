@@ -37,7 +37,6 @@ SOURCES = [name for name in FILES if name.endswith(".py")]
 HOUSE = [name for name in SOURCES if name.split("/")[0] in FLOORS]
 STARTED_BY_PATH = ["tools/convert_tp.py", "tools/verify_checkpoint.py"]
 ENTRIES = [name for name in HOUSE if name.endswith("/__main__.py") or name in STARTED_BY_PATH]
-INSTALLED = [floor for floor in FLOORS if floor not in ("tasks", "tools")]
 LIBRARY = [name for name in HOUSE if name.split("/")[0] not in PROGRAMS and name not in ENTRIES]
 
 
