@@ -15,15 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 from glm import spec
 from glm.config import ModelConfig
 from glm.loading import DTYPES
+from runtime.files import REPOSITORY
 from tools.benchmarking import own
-from tools.benchmarking.results import Shape
 
 METHODS = ("full", "lora")
 OWN, PEER = "glm", "transformers"
@@ -59,7 +58,7 @@ def measure(engines: Sequence[str], works: Sequence[tuple[str, str]], **size) ->
         for engine in engines:
             work = Work(engine, method, precision, **size)
             done = subprocess.run([sys.executable, "-m", __name__, json.dumps(asdict(work))], capture_output=True,
-                                  text=True, cwd=Path(__file__).resolve().parents[2])
+                                  text=True, cwd=REPOSITORY)
             if done.returncode:
                 raise RuntimeError(f"{engine}, {method}: {done.stderr.strip().splitlines()[-1]}")
             seconds, peak = json.loads(done.stdout.splitlines()[-1])
@@ -117,7 +116,7 @@ def _peer(work: Work, config: ModelConfig) -> Callable[[], None]:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    shape: Shape = own.shape_of(config)
+    shape = own.shape_of(config)
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.inner,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, tie_word_embeddings=True))

@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 
 from runtime.errors import UserError
+from runtime.files import REPOSITORY
 from tools.checking_gpu.setting import Setting, scheme_name
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CHECKPOINT = REPOSITORY / "checkpoints" / "glm-small"
 QUICKSTART = REPOSITORY / "tasks" / "quickstart"
 PROMPTS = (  # of unlike lengths, so that a batch is padded; each step of an answer is a length of its own
