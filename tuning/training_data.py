@@ -12,7 +12,6 @@ from runtime.errors import UserError
 from runtime.hashing import hash_file
 from runtime.reading import NoSuchFile
 from tuning.data import cloze
-from tuning.data.mixing import open_supervised
 from tuning.data.pretrain import open_pretraining
 from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.notes import notes_on
@@ -71,26 +70,17 @@ def _validation(settings: Settings, options: TrainOptions,
 
 
 def _documents(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:
-    tokenizer = open_for(settings, load)
-    source, supervised = open_pretraining(settings, tokenizer), open_supervised(settings, tokenizer)
-    files = {"--train-data": hash_file(settings.documents.train_data)}
-    if source.supervised is not None:
-        files["--multi-task-data"] = hash_of([row for rows in source.supervised.sets for row in rows])
+    source = open_pretraining(settings, open_for(settings, load))
+    sets = () if source.supervised is None else source.supervised.sets
+    files = {"--train-data": hash_file(settings.documents.train_data)} | {
+        f"--multi-task-data {number}": hash_of(rows) for number, rows in enumerate(sets)}
     if options.batches is not None:
         steps = read_orders(options.batches, options.train_iters)
     elif options.train_iters is None:
         raise UserError("how long to pretrain? --train-iters N, or --batches FILE")
     else:
         steps = DrawnSteps(len(source.documents), size, options.train_iters, settings.data.seed)
-
-    def samples(work: Work) -> Sequence[Sample]:
-        if supervised is not None and supervised.is_due(work.order.count):
-            return supervised.batch(work.order.count)
-        return source.samples(work.order)
-
-    if supervised is not None:
-        files |= {f"--multi-task-data {number}": hash_of(rows) for number, rows in enumerate(supervised.sets)}
-    return TrainingData(steps, samples, files)
+    return TrainingData(steps, lambda work: source.samples(work.order), files)
 
 
 def labels_of(rows: Sequence[Sample | Unbuildable]) -> int:
