@@ -119,13 +119,13 @@ def test_help_shows_every_default(tool):
 
 def test_a_training_has_a_line_by_time_not_by_steps():
     now = iter([0.0, 30.0, 30.1, 39.9, 40.0, 41.0, 1000.0])
-    lines = Lines(100, 110, 32, clock=lambda: next(now))
+    lines = Lines(110, 32, clock=lambda: next(now))
     assert [lines.after(step, 1.5) for step in range(101, 107)] == [
         "step 101 of 110: loss 1.500, 1 tokens/s, 4 min 30 s left", None, None,
         "step 104 of 110: loss 1.500, 10 tokens/s, 20 s left", None,
         "step 106 of 110: loss 1.500, 0 tokens/s, 32 min 00 s left"]
     now = iter([0.0, 1.0, 2.0])
-    lines = Lines(100, 110, 32, clock=lambda: next(now))
+    lines = Lines(110, 32, clock=lambda: next(now))
     lines.after(101, 1.5)
     assert lines.after(102, 1.5, {"zh": 2.0, "zh [MASK]": 3.0}) == (
         "step 102 of 110: loss 1.500, 32 tokens/s, 8.0 s left; held out: zh 2.000, zh [MASK] 3.000")

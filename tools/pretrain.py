@@ -101,9 +101,9 @@ def pretrain(options: argparse.Namespace, asked) -> None:
         losses = from_scratch.held_out_losses(model, texts, options.evaluation_rows, from_scratch.autocast_of(options))
         print(report_held_out(losses, read_index(options.corpus)))
         return
-    step, end = run.progress["step"], len(training.steps)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, from step {step} to {options.steps}", flush=True)
-    lines = corpus_run.Lines(step, end, options.rows * options.width)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, from step {run.progress['step']} to "
+          f"{options.steps}", flush=True)
+    lines = corpus_run.Lines(len(training.steps), options.rows * options.width)
 
     def tell(line: dict) -> None:
         if told := lines.after(line["step"] + 1, line["loss"], line.get("held_out", {})):

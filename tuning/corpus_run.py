@@ -176,11 +176,11 @@ def plot_log(log: Path, picture: Path) -> None:
 class Lines:
     """The lines of a training, printed by time, since a step takes milliseconds or minutes.
 
-    step: the last one of an earlier run. steps: when the run ends. tokens: of a step; None: they differ.
+    steps: when the run ends. tokens: of a step; None: they differ.
     """
 
-    def __init__(self, step: int, steps: int, tokens: int | None, clock: Callable[[], float] = time.monotonic):
-        self._begin = self._last = step
+    def __init__(self, steps: int, tokens: int | None = None, clock: Callable[[], float] = time.monotonic):
+        self._last: int | None = None  # the step of the last line
         self._steps, self._tokens, self._clock = steps, tokens, clock
         self._then = clock()
 
@@ -188,9 +188,9 @@ class Lines:
         """The line that is due after a step, or None: after the first one, which shows how long the others will take,
         after every one with losses of held-out text (by name), else when time has passed."""
         now = self._clock()
-        if not held_out and step > self._begin + 1 and now - self._then < SECONDS_BETWEEN_LINES:
+        if not held_out and self._last is not None and now - self._then < SECONDS_BETWEEN_LINES:
             return None
-        speed = (step - self._last) / max(now - self._then, 1e-9)
+        speed = (1 if self._last is None else step - self._last) / max(now - self._then, 1e-9)
         self._last, self._then = step, now
         also = "".join(f", {name} {value:.3f}" for name, value in (held_out or {}).items())
         pace = f"{speed * self._tokens:,.0f} tokens/s" if self._tokens else f"{1 / speed:.2f} s a step"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -88,14 +87,12 @@ def telling(steps: int, say: Callable[[str], None]) -> Callable[[Mapping[str, An
     from runtime.parallel import is_first_process
     from tuning.corpus_run import Lines
 
-    began, lines = [time.monotonic()], []
+    lines = Lines(steps)
 
     def tell(line: Mapping[str, Any]) -> None:
         if not is_first_process() or line["loss"] is None:
             return
-        if not lines:
-            lines.append(Lines(line["step"], steps, None, lambda: began.pop() if began else time.monotonic()))
-        if told := lines[0].after(line["step"] + 1, line["loss"], line.get("validation")):
+        if told := lines.after(line["step"] + 1, line["loss"], line.get("validation")):
             say(told)
 
     return tell
