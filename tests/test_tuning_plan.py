@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from evaluation.scorer import segments_blocked
 from glm.adapters import lora
 from glm.config import PRESETS, ModelConfig
 from glm.dropout import Dropout
@@ -21,7 +22,7 @@ from runtime import parallel
 from runtime.files import REPOSITORY
 from tuning import plan_fit
 from tuning.__main__ import main
-from tuning.batch import batch_of, blocked_of
+from tuning.batch import batch_of
 from tuning.data.sample import Kind, Row, Sample
 from tuning.model import PromptEncoder, Tuned
 from tuning.options import PartsOptions, PromptOptions
@@ -74,7 +75,7 @@ def kept_by_autograd(config: ModelConfig, size: Size, drops: tuple[float, float]
     tokens = torch.arange(size.tokens).view(size.rows, size.width) % 500
     places = torch.arange(size.width).expand(size.rows, -1)
     segments = (places >= size.width // 2).long()
-    blocked = blocked_of(segments, torch.full((size.rows,), size.width // 2))
+    blocked = segments_blocked(segments, torch.full((size.rows,), size.width // 2))
     dropout = Dropout(*drops, 0.0, 0, 0, tuple(range(size.rows))) if any(drops) else None
     wanted = torch.arange(size.wanted)
     for linear in (each for name, each in model.named_modules() if name.endswith("adapters.lora")):

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evaluation.scorer import PADDING, segments_blocked
 from glm.config import ModelConfig
 from glm.inputs import position_ids
 from runtime.errors import UserError
 from tuning.data.sample import Sample
 from tuning.packing import packed
-
-PADDING = -1  # segment of what lies behind a row's end
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def batch_of(samples: Sequence[Sample], config: ModelConfig, device: torch.devic
         return torch.tensor(list(values), dtype=torch.int64, device=device)
 
     prefix = numbers_of(row.sep for row in rows)
-    blocked = blocked_of(padded("segments", PADDING), prefix)
+    blocked = segments_blocked(padded("segments", PADDING), prefix)
     for index, row in enumerate(rows):
         if row.visible:
             blocked[index] = True
@@ -72,17 +71,3 @@ def batch_of(samples: Sequence[Sample], config: ModelConfig, device: torch.devic
         numbers_of(row * width + place for row, place in order), numbers_of(rank[owner] for owner, _, _ in scored),
         numbers_of(target for _, target, _ in scored), numbers_of(number for _, _, number in scored),
         numbers_of(made.pieces), tuple(made.widths), tuple(made.numbers))
-
-
-def blocked_of(segments: Tensor, prefix: Tensor) -> Tensor:
-    """The mask of rows of a context and choices behind it, bool (b, s, s), True = must not attend.
-
-    segments (b, s): 0 before `prefix` (b,), which all see; 1, 2, ... choices, each of which sees what is left of it in
-    the context and in itself; PADDING, which sees itself at most, and which nothing sees.
-    """
-    s = segments.shape[1]
-    at = torch.arange(s, device=segments.device)
-    future = at[None, :] > at[:, None]
-    in_context = (at[None, :] < prefix[:, None])[:, None, :]
-    same = segments[:, None, :] == segments[:, :, None]
-    return ~(in_context | (same & ~future))
