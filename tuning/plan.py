@@ -179,5 +179,10 @@ def model_parameters(job: Job) -> int:
     return (outside_parameters(setup) if learned.is_whole else 0) + layer * learned.layers // setup.config.num_layers
 
 
+def learned_parameters(job: Job) -> int:
+    """Of this rank's model, and of what is beside it."""
+    return model_parameters(job) + job.learned.beside + low_rank_parameters(job)
+
+
 def outside_parameters(setup: Setup) -> int:
     return sum(weight.count for weight in outside(setup))

@@ -15,7 +15,7 @@ from kernels import HEAD_BYTES
 from planning import memory
 from planning.shapes import ELEMENT, embedding, weights
 from tuning.packing import Size
-from tuning.plan import Job, Learned, LowRank, low_rank_parameters, model_parameters
+from tuning.plan import Job, Learned, LowRank, learned_parameters, low_rank_parameters, model_parameters
 
 PROCESS = 24e6  # what training imports, beside what all programs do (planning.memory.PROCESS)
 TOKEN = 100  # bytes of a token of a sample: its number, places, target and mask, as Python holds them
@@ -89,7 +89,7 @@ def own_copies(job: Job) -> float:
 def gradient_bytes(job: Job) -> float:
     """As they are while the optimiser moves the weights: float32."""
     share = job.ranks if job.zero.stage >= 2 else 1
-    return FLOAT * (model_parameters(job) + job.learned.beside + low_rank_parameters(job)) / share
+    return FLOAT * learned_parameters(job) / share
 
 
 def peak(job: Job, size: Size) -> float:

@@ -15,7 +15,7 @@ from kernels import HEAD_BYTES
 from planning.devices import Device
 from planning.shapes import embedding, linears
 from tuning.packing import Size
-from tuning.plan import Job, low_rank_parameters, model_parameters
+from tuning.plan import Job, learned_parameters, low_rank_parameters
 from tuning.plan_memory import FLOAT, layer_bytes
 
 
@@ -38,10 +38,8 @@ CUDA = Costs(products=0.5, attention=0.35, passes=6.0, draw=2e-11, update=14.0, 
 def epoch_seconds(job: Job, device: Device) -> float:
     """Of an epoch's steps, or of the whole training where it has no epochs; without validation and saving."""
     costs = CPU if device.kind == "cpu" else CUDA
-    sizes: dict[Size, int] = {}
-    for size in job.sizes:
-        sizes[size] = sizes.get(size, 0) + 1
-    part = fmean(part_seconds(job, size, device, costs) for size, count in sizes.items() for _ in range(count))
+    seconds = {size: part_seconds(job, size, device, costs) for size in set(job.sizes)}
+    part = fmean(seconds[size] for size in job.sizes)
     return job.of_epoch * (job.parts * part + update_seconds(job, device, costs))
 
 
@@ -70,7 +68,7 @@ def part_seconds(job: Job, size: Size, device: Device, costs: Costs) -> float:
 
 def update_seconds(job: Job, device: Device, costs: Costs) -> float:
     """Of the optimiser, and of the sum of gradients over data-parallel ranks."""
-    learned = model_parameters(job) + job.learned.beside + low_rank_parameters(job)
+    learned = learned_parameters(job)
     share = job.ranks if job.zero.stage else 1
     seconds = FLOAT * costs.update * learned / share / device.bandwidth
     if job.ranks > 1:

@@ -20,7 +20,7 @@ from runtime.program import FAILED
 from runtime.show import duration
 from tuning.deepspeed_config import settled
 from tuning.options import CheckpointOptions, PartsOptions
-from tuning.plan import Job, job_of, low_rank_parameters, model_parameters
+from tuning.plan import Job, job_of, learned_parameters
 from tuning.plan_fit import Choice, choice_of, lack, room_of, rows, ways
 from tuning.plan_memory import Needs, learned_parts, needs
 from tuning.plan_time import epoch_seconds
@@ -87,7 +87,7 @@ def place_of(job: Job, name: str) -> tuple[Device, Room]:
 def lines(job: Job, choice: Choice, wanted: Needs, device: Device, room: Room, seconds: float) -> Iterator[str]:
     setup, on_cpu = job.setup, device.kind == "cpu"
     yield f"{numerous(sum(weight.count for weight in weights(setup)))} weights, {words(setup)}, on {device.label}"
-    yield f"{numerous(learned_count(job))} parameters learn: {' and '.join(learned_parts(job.learned))}"
+    yield f"{numerous(learned_parameters(job))} parameters learn: {' and '.join(learned_parts(job.learned))}"
     yield f"at most {rows(wanted.size)} at a time, {wanted.size.wanted} of them scored"
     yield ""
     yield f"{'in memory' if on_cpu else 'on the device'}{', each rank' if room.ranks * setup.degree > 1 else ''}"
@@ -117,13 +117,9 @@ def parts_of(wanted: Needs, on_cpu: bool) -> list[tuple[str, float]]:
             ("Python and torch" if on_cpu else "CUDA", wanted.process)]
 
 
-def learned_count(job: Job) -> int:
-    return model_parameters(job) + job.learned.beside + low_rank_parameters(job)
-
-
 def as_json(job: Job, wanted: Needs, room: Room) -> dict[str, Any]:
     """Bytes of one rank."""
-    return {"learned_parameters": learned_count(job), "rows": wanted.size.rows, "width": wanted.size.width,
+    return {"learned_parameters": learned_parameters(job), "rows": wanted.size.rows, "width": wanted.size.width,
             "weights": wanted.weights, "gradients": wanted.gradients, "moments": wanted.moments,
             "activations": wanted.activations, "samples": wanted.samples, "process": wanted.process,
             "saving": wanted.saving, "device": wanted.device, "host": wanted.host, "ranks": room.ranks}
