@@ -64,6 +64,7 @@ def measure(words: list[str]) -> dict:
     """Peak memory and the time of a step, of a training in this process, and the plan that is made of it."""
     from planning import machine
     from planning.shapes import linears
+    from tools.check_plan import highest
     from tuning import loop, plan_fit, plan_memory
     from tuning.__main__ import main
 
@@ -78,18 +79,16 @@ def measure(words: list[str]) -> dict:
         setup, begin = jobs[0].setup, time.perf_counter()
         line = step_of(*arguments)
         seconds = time.perf_counter() - begin
-        highest.append(peak())
         shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
         found.append((seconds, machine.matrix_rate(setup.run.precision, shapes), machine.bandwidth(1 << 25)))
         return line
 
-    highest: list[int] = []
     plan_fit.require_fit, loop.one_step = noted, timed  # before the command imports them
     if main(words):
         raise SystemExit("the training failed")
     needs, job = plan_memory.needs(jobs[0]), jobs[0]
     seconds, rates, bandwidths = zip(*found[1:], strict=True)  # the first one also makes the moments
-    return {"planned": needs.host, "measured": max(highest[-1], peak()), "seconds": min(seconds), "rate": max(rates),
+    return {"planned": needs.host, "measured": highest(), "seconds": min(seconds), "rate": max(rates),
             "bandwidth": max(bandwidths), "planned_seconds": planned(job, max(rates), max(bandwidths))}
 
 
@@ -100,12 +99,6 @@ def planned(job, rate: float, bandwidth: float) -> float:
 
     here = Device("cpu", "", "cpu", 0, bandwidth, {job.setup.run.precision: rate}, bandwidth, bandwidth, "", True)
     return plan_time.epoch_seconds(replace(job, of_epoch=1), here)
-
-
-def peak() -> int:
-    """Bytes that this process had in memory at most."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def line(case: tuple, found: dict) -> str:
