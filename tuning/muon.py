@@ -15,7 +15,6 @@ import torch
 from tuning.optimizer import Optimizer
 from tuning.train_options import OptimizerOptions
 
-NAMES = ("muon", "adamw")
 KINDS = ("matrix", "embedding", "vector")
 # Most rows of the embedding get nothing from a batch but the faint push of the softmax. Usual memory and epsilon of
 # Adam blow it up to full steps until all rare rows point the same way; a longer memory of a row and an epsilon above
@@ -37,7 +36,7 @@ class MatrixOptimizer(Optimizer):
     """Its rate is a share of the peaks, 1 at most."""
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], name: str, rates: Rates, clip: float):
-        """name: of NAMES."""
+        """name: "muon", or "adamw" for all."""
         self.name, self.rates = name, rates
         super().__init__(parameters, OptimizerOptions(lr=1.0, weight_decay=rates.weight_decay, clip_grad=clip))
 

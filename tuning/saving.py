@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,13 +26,11 @@ from runtime import parallel
 from runtime.errors import UserError
 from runtime.files import replacing, write_torch
 from tuning.adapters import save_adapters
-
-if TYPE_CHECKING:
-    from tuning.model import Tuned
+from tuning.model import PROMPT, Tuned
 
 VOCABULARIES = ("ice_text.model", "tokenizer.model", "cog-pretrain.model", "vocab.json", "merges.txt", "vocab.txt",
                 "sp.model")
-HEAD, PROMPT_ENCODER, PREFIX = "head.pt", "prompt_encoder.pt", "pytorch_model.bin"
+HEAD, PROMPT_ENCODER = "head.pt", "prompt_encoder.pt"
 
 
 def save(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: Path) -> None:
@@ -43,9 +40,8 @@ def save(folder: Path, tuned: Tuned, iteration: int, dtype: torch.dtype, load: P
     """
     if parallel.is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
-        for name, part in ((HEAD, tuned.head), (PROMPT_ENCODER, tuned.prompt)):
+        for name, prefix, part in ((HEAD, "", tuned.head), (PROMPT_ENCODER, PROMPT, tuned.prompt)):
             if part is not None:
-                prefix = "prompt_spell." if name == PROMPT_ENCODER else ""
                 write_torch(folder / name, {f"{prefix}{each}": tensor.detach().float().cpu().clone()
                                             for each, tensor in part.named_parameters()})
         if tuned.is_adapted:
