@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from runtime import parallel
 from runtime.errors import UserError
 from tests.golden_finetune import KIT, refused
 from tests.parallel_helper import run_ranks
@@ -92,6 +93,7 @@ def test_the_scale_of_the_loss():
 
 
 def half_trained(loss, **options):
+    parallel.start()
     parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
     optimizer = Optimizer({"weight": parameter}, OptimizerOptions(lr=1e-4, clip_grad=0, weight_decay=0, **options))
     sample = Sample("0", Kind.CHOICES, (Row((1,), (0,), (0,), 1),), label=0)
@@ -200,7 +202,6 @@ def interrupted(flags):
     import os
     import signal
 
-    from runtime import parallel
     from tuning import run as runs
 
     log = runs.Run.log
