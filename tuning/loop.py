@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from runtime.errors import UserError
 from tuning.data.sample import Sample
 from tuning.losses import OF_TOKENS
 from tuning.optimizer import Optimizer
+from tuning.packing import cut
 from tuning.schedules import Schedule
 from tuning.steps import Work
 
@@ -150,12 +150,6 @@ def accumulated(training: Training, samples: Sequence[Sample], total: int, step:
             (share * training.optimizer.loss_factor).backward()
             loss = loss + share.detach().float().cpu()
     return loss
-
-
-def cut(samples: Sequence[Sample], parts: int) -> list[tuple[int, Sequence[Sample]]]:
-    """Neighbours together, the parts as equal as can be, each with the number of its first sample."""
-    bounds = [len(samples) * part // parts for part in range(parts + 1)]
-    return [(begin, samples[begin:end]) for begin, end in pairwise(bounds)]
 
 
 def weight_of(samples: Sequence[Sample]) -> int:

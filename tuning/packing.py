@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
 
 from tuning.data.sample import Kind, Row, Sample
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -82,6 +85,13 @@ def packed(samples: Sequence[Sample], pool: str = "cls", first: int = 0) -> Pack
             made.widths.append(len(set(sample.segment_id)) or len(sample.rows))
         made.numbers += [(first + place) * 4096 + number for number in range(len(rows) - before)]
     return made
+
+
+def cut(values: Sequence[Value], parts: int) -> list[tuple[int, Sequence[Value]]]:
+    """The parts that a step is computed in: neighbours together, as equal as can be, each with the number of its first
+    value; some are empty where there are fewer values."""
+    bounds = [len(values) * part // parts for part in range(parts + 1)]
+    return [(begin, values[begin:end]) for begin, end in pairwise(bounds)]
 
 
 def size_of(samples: Sequence[Sample], pool: str = "cls") -> Size:

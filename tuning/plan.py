@@ -8,10 +8,9 @@ files, without torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 from glm import spec
 from glm.checkpoint import read_config
@@ -21,7 +20,7 @@ from planning.shapes import Format, Setup, outside, weights
 from planning.stored import PRECISIONS
 from runtime.errors import UserError
 from tuning.data.sample import Sample
-from tuning.packing import Size, size_of, together
+from tuning.packing import Size, cut, size_of, together
 
 if TYPE_CHECKING:
     from glm.config import ModelConfig
@@ -115,17 +114,12 @@ def sizes_of(data: TrainingData, settings: Settings, parts: int) -> tuple[list[S
     pool = settings.cloze.pool_token
     if not data.rows:
         drawn = [data.samples_of(work) for work in islice(iter(data.steps), DRAWN_STEPS)]
-        return [size_of(part, pool) for samples in drawn for part in _cut(samples, parts)], 0
+        return [size_of(part, pool) for samples in drawn for _, part in cut(samples, parts) if part], 0
     known = [size_of([row], pool) if isinstance(row, Sample) else None for row in data.rows]
     works = (data.steps[step] for step in range(min(len(data.steps), MOST_STEPS)))
-    sizes = [together(part) for work in works for part in _cut([known[row] for row in work.rows], parts)]
+    sizes = [together(part) for work in works for _, part in cut([known[row] for row in work.rows], parts)
+             if part]
     return sizes, sum(len(row.input_ids) for sample in data.rows if isinstance(sample, Sample) for row in sample.rows)
-
-
-def _cut(values: Sequence[Any], parts: int) -> list[Sequence[Any]]:
-    """As tuning.loop.cut does; empty ones left out."""
-    bounds = [len(values) * part // parts for part in range(parts + 1)]
-    return [values[begin:end] for begin, end in pairwise(bounds) if end > begin]
 
 
 def learned_of(config: ModelConfig, parts: PartsOptions, prompt: PromptOptions, labels: int) -> Learned:
