@@ -15,12 +15,13 @@ from tests.parallel_helper import run_ranks
 from tests.tiny_training import log_of, tiny_glm, training_flags, weights_of
 from tuning.__main__ import main
 from tuning.data.sample import Kind, Row, Sample
-from tuning.loop import Progress, Training, Validation, one_step, validated, weight_of
+from tuning.loop import Progress, Training, one_step, weight_of
 from tuning.optimizer import LossScale, Optimizer, is_decayed
 from tuning.packing import cut
 from tuning.schedules import Schedule
 from tuning.steps import Work
 from tuning.train_options import OptimizerOptions
+from tuning.validation import Validation, validated
 
 
 @pytest.fixture(scope="module")

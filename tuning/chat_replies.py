@@ -5,7 +5,7 @@ A reply is a function of the seed and its row's number, whatever is answered bes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,20 +24,23 @@ DRAWN = SamplingParams(top_p=0.7, temperature=0.95)
 COMMANDS = 2  # of a prompt: gmask, bos
 
 
-def replies(tuned: Tuned, settings: Settings, tokenizer: Tokenizer, load: Path,
-            batch_size: int) -> Iterator[dict[str, str]]:
-    """For each row, in order, its answer in the file and the model's: {"labels", "predict"}."""
+def replies(tuned: Tuned, settings: Settings, tokenizer: Tokenizer, load: Path, batch_size: int,
+            numbers: Sequence[int] | None = None) -> Iterator[dict[str, str]]:
+    """For each row, in order, its answer in the file and the model's: {"labels", "predict"}. numbers: of the rows that
+    are asked for; None: all."""
     prompts, wanted = chat_files.prompts(settings)
     special, chat = read_special(load), settings.chat
-    contexts = []
-    for prompt in prompts:
-        ids = tokenizer.encode(prompt)[:chat.max_source_length - COMMANDS]
-        contexts.append(Context((*ids, special.gmask, special.bos), len(ids), 0))
-    for begin in range(0, len(contexts), batch_size):
-        part = contexts[begin:begin + batch_size]
+    numbers = range(len(prompts)) if numbers is None else numbers
+    contexts = {}
+    for number in numbers:
+        ids = tokenizer.encode(prompts[number])[:chat.max_source_length - COMMANDS]
+        contexts[number] = Context((*ids, special.gmask, special.bos), len(ids), 0)
+    for begin in range(0, len(numbers), batch_size):
+        rows = numbers[begin:begin + batch_size]
+        part = [contexts[number] for number in rows]
         found = generate(tuned.model, [context.ids for context in part], DRAWN, end_tokens=[tokenizer.command("eop")],
                          limits=[chat.max_target_length] * len(part),
                          shared_positions=[context.shared_position for context in part],
-                         seeds=[(settings.data.seed, begin + number) for number in range(len(part))])
-        for label, answers in zip(wanted[begin:begin + batch_size], found, strict=True):
-            yield {"labels": label, "predict": tokenizer.decode(answers[0][0]).strip()}
+                         seeds=[(settings.data.seed, number) for number in rows])
+        for number, answers in zip(rows, found, strict=True):
+            yield {"labels": wanted[number], "predict": tokenizer.decode(answers[0][0]).strip()}

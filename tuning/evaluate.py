@@ -6,12 +6,14 @@ Batches are consecutive samples, so that losses are those of given batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from runtime.errors import UserError
 from tuning.batch import Batch, batch_of
+from tuning.chat_replies import replies
 from tuning.data import cloze
 from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.losses import loss_of_scores
@@ -19,6 +21,10 @@ from tuning.model import Head, Tuned
 from tuning.options import LOSSES, Settings
 from tuning.scores import Scores, scores_of
 from tuning.tasks import module_of
+from tuning.text_metrics import score_pairs
+from tuning.tokenizers import open_for
+
+CHAT_FIGURES = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")  # the first one chooses the best epoch
 
 
 @torch.no_grad()
@@ -50,8 +56,9 @@ def evaluate_choices(tuned: Tuned, settings: Settings, samples: Sequence[Sample 
 
 @torch.no_grad()
 def evaluate_chat(tuned: Tuned, settings: Settings, samples: Sequence[Sample | Unbuildable], batch_size: int,
-                  losses: Sequence[str] = ()) -> dict[str, Any]:
-    """Of ChatGLM's rows: the mean loss of each one's labels, and of each batch's."""
+                  losses: Sequence[str] = (), load: Path | None = None) -> dict[str, Any]:
+    """Of ChatGLM's rows: the mean loss of each one's labels, and of each batch's; of rows of texts the model's reply,
+    too, with BLEU-4 and ROUGE in percent. load: the checkpoint, where the tokenizer is its own."""
     whole = built(samples)
     rows, found = [], []
     for batch, scores in scored(tuned, settings, whole, batch_size):
@@ -60,8 +67,24 @@ def evaluate_chat(tuned: Tuned, settings: Settings, samples: Sequence[Sample | U
                                                           torch.ones_like(scores.tokens.log_probs))
         rows += [{"guid": sample.guid, "loss": loss} for sample, loss in zip(
             batch.samples, (-scores.values / count.clamp(min=1)).tolist(), strict=True)]
+    metrics: dict[str, float] = {}
+    if settings.streams.tokenized is None and not settings.seq2seq.no_decode and whole:
+        replied, metrics = _replied(tuned, settings, [int(sample.guid) for sample in whole], batch_size, load)
+        rows = [row | reply for row, reply in zip(rows, replied, strict=True)]
     return {"rows": rows, "skipped": [sample.guid for sample in samples if isinstance(sample, Unbuildable)],
-            "metrics": {}, "losses": {"cross_entropy": found}}
+            "metrics": metrics, "losses": {"cross_entropy": found}}
+
+
+def _replied(tuned: Tuned, settings: Settings, numbers: Sequence[int], batch_size: int,
+             load: Path | None) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """What is written to the prompts of these rows of the file, with figures, and their means. A reply without words
+    has figures of 0."""
+    written = list(replies(tuned, settings, open_for(settings, load), load, batch_size, numbers))
+    scored, _ = score_pairs([each["predict"] for each in written], [each["labels"] for each in written], "chatglm")
+    figures = [{name: 0.0 if isinstance(each, str) else each[name] for name in CHAT_FIGURES} for each in scored]
+    rows = [{"prediction": each["predict"], "ref": each["labels"], **own}
+            for each, own in zip(written, figures, strict=True)]
+    return rows, {name: sum(own[name] for own in figures) / len(figures) for name in CHAT_FIGURES}
 
 
 def scored(tuned: Tuned, settings: Settings, samples: Sequence[Sample],

@@ -32,14 +32,6 @@ SHOWN = 8  # rows in a message
 
 
 @dataclass(frozen=True)
-class Validation:
-    metrics: Callable[[int], Mapping[str, float]]  # epoch -> those of the live model
-    every: int = 1  # epochs
-    metric: str | None = None  # that chooses the best epoch; None: the first
-    keep: Callable[[int], None] = lambda steps: None  # called after the best epoch so far
-
-
-@dataclass(frozen=True)
 class Training:
     """What is learned from what."""
 
@@ -96,21 +88,6 @@ def restored(state: Mapping[str, Any], optimizer: Optimizer, run: Run) -> Progre
         return Progress(**{field.name: state[field.name] for field in fields(Progress) if field.name in state})
     except (KeyError, RuntimeError, TypeError, ValueError):
         raise run.wrong_state() from None
-
-
-def validated(validation: Validation, epoch: int, progress: Progress) -> dict[str, Any]:
-    """What the log says of an epoch that has ended; the best so far is kept."""
-    if (epoch + 1) % validation.every:
-        return {"epoch": epoch}
-    metrics = dict(validation.metrics(epoch))
-    name = validation.metric or next(iter(metrics))
-    if name not in metrics:
-        raise UserError(f"--validation-metric {name}: the task has {', '.join(metrics)}")
-    is_best = progress.best is None or metrics[name] > progress.best
-    if is_best:
-        progress.best = metrics[name]
-        validation.keep(progress.step)
-    return {"epoch": epoch, "validation": metrics, "is_best": is_best}
 
 
 def one_step(training: Training, work: Work, progress: Progress) -> dict[str, Any]:

@@ -39,7 +39,7 @@ _CHATGLM_NAMES = {
     "--adam-epsilon": "--adam-eps", "--max-grad-norm": "--clip-grad", "--deepspeed": "--deepspeed-config",
 }
 _CHATGLM_NOTHING = dict.fromkeys(
-    ("--overwrite-cache", "--overwrite-output-dir", "--predict-with-generate", "--do-eval"), 0) | dict.fromkeys(
+    ("--overwrite-cache", "--overwrite-output-dir", "--predict-with-generate"), 0) | dict.fromkeys(
     ("--logging-steps", "--preprocessing-num-workers", "--cache-dir", "--report-to", "--local-rank"), 1)
 # What Hugging Face's Trainer does where ptuning's scripts say nothing: this program's own defaults are GLM's.
 _TRAINER = {"--weight-decay": "0", "--warmup": "0", "--lr-decay-style": "linear", "--lr-decay-ratio": "0",
@@ -81,8 +81,8 @@ def _of_glm(program: str, words: Sequence[str]) -> Translated:
 
 def _of_chatglm(words: Sequence[str]) -> Translated:
     flags, left_out = _read(words, _CHATGLM_NAMES, _CHATGLM_NOTHING)
-    wants = {name: flags.pop(name, None) is not None for name in ("--do-train", "--do-predict")}
-    if not any(wants.values()):
+    wants = {name: flags.pop(name, None) is not None for name in ("--do-train", "--do-eval", "--do-predict")}
+    if not (wants["--do-train"] or wants["--do-predict"]):
         raise UserError("main.py: neither --do_train nor --do_predict was said, so there is nothing to do")
     flags["--task"] = ["chat"]
     _settle_device(flags)
@@ -90,6 +90,8 @@ def _of_chatglm(words: Sequence[str]) -> Translated:
     if wants["--do-train"]:
         mine = {name: [value] for name, value in _TRAINER.items()} | flags
         mine.pop("--test-file", None)
+        if not wants["--do-eval"]:
+            mine.pop("--validation-file", None)
         _settle_batch(mine)
         if "--train-iters" in mine:
             mine.pop("--epochs", None)

@@ -33,18 +33,18 @@ def curve(steps: Sequence[int], values: Sequence[float], unit: str, marks: Seque
     return drawing.svg
 
 
-def by_epoch(epochs: Sequence[int], values: Sequence[float], intervals: Sequence[Interval], unit: str,
-             best: int | None = None) -> str:
-    """A figure of validation with its intervals. best: the epoch that was kept."""
+def validations_of(places: Sequence[int], values: Sequence[float], intervals: Sequence[Interval], name: str,
+                   unit: str, best: int | None = None) -> str:
+    """A figure of validation with its intervals. places: epochs or steps, as unit says. best: the one that was kept."""
     with Drawing() as drawing:
         axes = drawing.axes()
-        for epoch, (low, high) in zip(epochs, intervals, strict=True):
+        for place, (low, high) in zip(places, intervals, strict=True):
             if low is not None and high is not None:
-                axes.plot([epoch, epoch], [low, high], color=MAIN, linewidth=5, alpha=0.25, solid_capstyle="butt")
-        axes.plot(epochs, values, color=MAIN, marker="o", markersize=4.5, linewidth=1, markeredgewidth=0)
+                axes.plot([place, place], [low, high], color=MAIN, linewidth=5, alpha=0.25, solid_capstyle="butt")
+        axes.plot(places, values, color=MAIN, marker="o", markersize=4.5, linewidth=1, markeredgewidth=0)
         if best is not None:
             axes.axvline(best, color=SECOND, linewidth=1, linestyle=(0, (3, 2)), zorder=0)
-        axes.set(xlabel="epoch", ylabel=unit)
+        axes.set(xlabel=unit, ylabel=name)
         axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y")
         room(axes, [*values, *(end for interval in intervals for end in interval)], is_upright=True)

@@ -5,7 +5,7 @@ user should know of its rows. Made from the run's folder; needs nothing else but
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,73 +24,87 @@ from runtime.files import replacing
 from runtime.reading import read_json
 from runtime.show import counted
 from tuning.data.sample import Sample
-from tuning.plots import by_epoch, curve
+from tuning.plots import curve, validations_of
 from tuning.run import CONTENTS, FACTS, PARAMETERS, SETTINGS, read_log
 
-REPORT, VALIDATIONS, NOTES = "report.html", "validation", "notes.json"
+REPORT, VALIDATIONS = "report.html", "validation"
+EPOCH, STEP = "epoch", "step"  # what a validation follows, as the log's lines name it
 TEMPLATE = Path(__file__).with_name("report.html")
 _MOST_SAMPLES, _MOST_PLOTS = 8, 3
+_NEARNESS = ("rouge-1", "F1")  # of a text to its reference, one of these
 _CURVES = {"loss": ("Loss", "nats"), "learning_rate": ("Learning rate", "rate"),
            "gradient_norm": ("Gradient norm", "before clipping")}
 
 
 @dataclass(frozen=True)
 class Validated:
-    """What an epoch's validation found."""
+    """What a validation found."""
 
-    epoch: int
+    at: int  # the epoch or, in pretraining, the step that it followed
     figures: Mapping[str, float]
     intervals: Mapping[str, tuple[float | None, float | None]]  # of those figures that rows are enough for
     is_best: bool  # of all epochs: its weights were kept
 
 
-def validation_file(folder: Path, epoch: int) -> Path:
-    """Where the rows of an epoch's validation are kept, in the form of `python -m tuning evaluate --output`."""
-    return folder / VALIDATIONS / f"epoch-{epoch}.json"
+def validation_file(folder: Path, at: int, unit: str = EPOCH) -> Path:
+    """Where the rows of a validation are kept, in the form of `python -m tuning evaluate --output`."""
+    return folder / VALIDATIONS / f"{unit}-{at}.json"
 
 
-def write_rows(folder: Path, epoch: int, found: Mapping[str, Any]) -> None:
-    path = validation_file(folder, epoch)
+def write_rows(folder: Path, at: int, found: Mapping[str, Any], unit: str = EPOCH) -> None:
+    path = validation_file(folder, at, unit)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_report(folder: Path, samples: Sequence[Sample] = (), notes: Sequence[str] = ()) -> Path:
-    """samples: of validation, whose texts are shown. notes: what is to be known of the rows (tuning.notes)."""
+def write_report(folder: Path, samples: Sequence[Sample] = (), notes: Sequence[str] = (),
+                 read: Callable[[Sample], str] = lambda sample: sample.text) -> Path:
+    """samples: of validation, whose texts are shown. notes: what is to be known of the rows (tuning.notes). read: a
+    sample's text for people."""
     path = folder / REPORT
     try:
         with replacing(path) as temporary:
-            temporary.write_text(report(folder, samples, notes), encoding="utf-8", errors="replace")
+            temporary.write_text(report(folder, samples, notes, read), encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     return path
 
 
-def report(folder: Path, samples: Sequence[Sample] = (), notes: Sequence[str] = ()) -> str:
+def report(folder: Path, samples: Sequence[Sample] = (), notes: Sequence[str] = (),
+           read: Callable[[Sample], str] = lambda sample: sample.text) -> str:
     """The page. UserError where the folder holds no training, or a damaged one."""
     facts, lines = read_json(folder / FACTS), read_log(folder)
     if not lines:
         raise UserError(f"{folder}: no step was done, so there is nothing to report")
     validated = [line for line in lines if line.get("validation")]
-    kept = max((line["epoch"] for line in validated if line.get("is_best")), default=None)
-    validations = [_validated(folder, line, kept) for line in validated]
+    unit = EPOCH if any(EPOCH in line for line in validated) else STEP
+    kept = max((line[unit] for line in validated if line.get("is_best")), default=None)
+    validations = [_validated(folder, line, unit, kept) for line in validated]
     names = list(dict.fromkeys(name for each in validations for name in each.figures))
-    last = validation_file(folder, validations[-1].epoch) if validations else None
-    scored = ScoredRows(last) if last is not None and last.is_file() else None
+    scored = _scored(validation_file(folder, validations[-1].at, unit)) if validations else None
     learned = read_json(folder / PARAMETERS) if (folder / PARAMETERS).is_file() else {}
     return rendered(
-        TEMPLATE, title=f"Training of {folder.name}", facts=list(_facts(facts[SETTINGS], lines, validations)),
-        command=None, limited=None, notes=[*notes, *_odd(lines)], plots=list(_plots(lines, validations, names)),
-        validations=validations, names=names, rows=len(scored.items("", "")) if scored else 0,
-        samples=_samples(scored, samples) if scored else [],
+        TEMPLATE, title=f"Training of {folder.name}", facts=list(_facts(facts[SETTINGS], lines, validations, unit)),
+        command=None, limited=None, notes=[*notes, *_odd(lines)], plots=list(_plots(lines, validations, names, unit)),
+        validations=validations, names=names, unit=unit, rows=len(scored.items("", "")) if scored else 0,
+        samples=_samples(scored, samples, read) if scored else [],
         provenance=[("Settings", facts[SETTINGS]),
                     ("What was read", {name: digest[:12] for name, digest in facts[CONTENTS].items()}),
                     ("What learns", {name.replace("_", " "): counted(len(each), "tensor")
                                      for name, each in learned.items()})])
 
 
-def _facts(settings: Mapping[str, Any], lines: Sequence[Mapping], validations: Sequence[Validated]) -> Iterator[tuple]:
+def _scored(path: Path) -> ScoredRows | None:
+    """None where there is no such file, or none of its rows has a figure."""
+    try:
+        return ScoredRows(path) if path.is_file() else None
+    except UserError:
+        return None
+
+
+def _facts(settings: Mapping[str, Any], lines: Sequence[Mapping], validations: Sequence[Validated],
+           unit: str) -> Iterator[tuple]:
     """What stands at the page's head, by name."""
     yield "task", str(settings.get("task", "–"))
     yield "steps", f"{len(lines):,}"
@@ -101,7 +115,7 @@ def _facts(settings: Mapping[str, Any], lines: Sequence[Mapping], validations: S
     best = next((each for each in validations if each.is_best), None)
     if best is not None:
         name, value = next(iter(best.figures.items()))
-        yield f"best {name}", f"{figure(value)} in epoch {best.epoch}"
+        yield f"best {name}", f"{figure(value)} in {unit} {best.at}"
 
 
 def _odd(lines: Sequence[Mapping]) -> Iterator[str]:
@@ -115,18 +129,18 @@ def _odd(lines: Sequence[Mapping]) -> Iterator[str]:
         yield f"{len(zero)} of {len(lines)} steps had a loss of exactly 0, the first of them step {zero[0]}"
 
 
-def _validated(folder: Path, line: Mapping[str, Any], kept: int | None) -> Validated:
-    path, found = validation_file(folder, line["epoch"]), {}
-    if path.is_file():
-        run = ScoredRows(path)
+def _validated(folder: Path, line: Mapping[str, Any], unit: str, kept: int | None) -> Validated:
+    found, run = {}, _scored(validation_file(folder, line[unit], unit))
+    if run is not None:
         for name, metric in run.metrics(next(iter(run.tasks)), run.items("", "")).items():
             if name in line["validation"]:
                 low, high, _ = interval(metric, [statistics_of(metric, run.items("", ""))])
                 found[name] = (low, high)
-    return Validated(line["epoch"], line["validation"], found, line["epoch"] == kept)
+    return Validated(line[unit], line["validation"], found, line[unit] == kept)
 
 
-def _plots(lines: Sequence[Mapping], validations: Sequence[Validated], names: Sequence[str]) -> Iterator[Plot]:
+def _plots(lines: Sequence[Mapping], validations: Sequence[Validated], names: Sequence[str],
+           unit: str) -> Iterator[Plot]:
     ends = [line["step"] for line in lines if "epoch" in line]
     for key, (title, unit) in _CURVES.items():
         known = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
@@ -136,23 +150,26 @@ def _plots(lines: Sequence[Mapping], validations: Sequence[Validated], names: Se
             yield Plot(title, caption, Markup(curve(steps, values, unit, ends)))
     for name in names[:_MOST_PLOTS] if len(validations) > 1 else ():
         having = [each for each in validations if name in each.figures]
-        best = next((each.epoch for each in having if each.is_best), None)
-        yield Plot(f"{name} by epoch", "bars: 95% intervals; dashed: the epoch that was kept", Markup(by_epoch(
-            [each.epoch for each in having], [each.figures[name] for each in having],
-            [each.intervals.get(name, (None, None)) for each in having], name, best)))
+        best = next((each.at for each in having if each.is_best), None)
+        kept = "" if best is None else f"; dashed: the {unit} that was kept"
+        yield Plot(f"{name} by {unit}", f"bars: 95% intervals{kept}", Markup(validations_of(
+            [each.at for each in having], [each.figures[name] for each in having],
+            [each.intervals.get(name, (None, None)) for each in having], name, unit, best)))
 
 
-def _samples(scored: ScoredRows, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+def _samples(scored: ScoredRows, samples: Sequence[Sample], read: Callable[[Sample], str]) -> list[dict[str, Any]]:
     """Rows that a reader should see, in the form that evaluation/parts.html shows."""
     known, shown = {sample.guid: sample for sample in samples}, []
     items = [_item(row) for row in scored.items("", "") if row["index"] in known]
     if not items:
         return []
     score = [float(item["prediction"] == item["label"]) if isinstance(item.get("label"), int) else
-             float(item.get("rouge-1", 0.0)) for item in items]
+             next((float(item[name]) for name in _NEARNESS if name in item), 0.0) for item in items]
+    if max(score) > 1:  # in percent
+        score = [each / 100 for each in score]
     for why, place in report_samples.chosen(items, score)[:_MOST_SAMPLES]:
         item, sample = items[place], known[items[place]["index"]]
-        row = {"inputs_pretokenized": sample.text}
+        row = {"inputs_pretokenized": read(sample)}
         if texts := sample.meta.get("choices"):
             row["choices_pretokenized"] = list(texts)
         is_judged = isinstance(item.get("label"), int)
@@ -162,7 +179,7 @@ def _samples(scored: ScoredRows, samples: Sequence[Sample]) -> list[dict[str, An
 
 def _item(row: Mapping[str, Any]) -> dict[str, Any]:
     """As items of an evaluation are."""
-    found = dict(row)
+    found = {name: value for name, value in row.items() if name != "loss" or "ref" not in row}
     if "scores" in row:
         found["log_probs"] = row["scores"]
     if "ref" in row:

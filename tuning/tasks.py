@@ -49,6 +49,11 @@ def module_of(task: str | None) -> ModuleType:
                     + (f"did you mean {close}?" if close else f"there are {', '.join(sorted(known))}"))
 
 
+def kind_of(task: str | None) -> str:
+    """`chat`, or the module of tuning/data that makes the task's samples. UserError for a task that there is not."""
+    return CHAT if task == CHAT else module_of(task).__name__.rpartition(".")[2]
+
+
 def samples_of(settings: Settings, load: Path | None = None) -> list[Sample | Unbuildable]:
     """The samples of any task but `pretrain`, in the data set's order. load: the checkpoint, where there is one."""
     if settings.data.task == CHAT:

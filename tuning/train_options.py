@@ -50,7 +50,10 @@ class TrainOptions:
     output_dropout: float = option(0.1, "before a classification head", read=share)
     eval_epoch: int = option(1, "epochs between two validations; 0: none", read=count_or_zero)
     eval_batch_size: int | None = option(None, "rows of a batch of validation", none="--batch-size", read=count)
-    validation_metric: str | None = option(None, "which metric chooses the best epoch", none="the task's first")
+    validation_rows: int | None = option(None, "rows of the validation split that are scored, drawn by --seed",
+                                         none="all", read=count)
+    validation_metric: str | None = option(None, "which metric chooses the best epoch; loss: the least",
+                                           none="the task's first")
     save_interval: int = option(5000, "steps between two saved states", read=count)
     save_dtype: str | None = option(None, "of the saved checkpoint", none="that of --dtype", choices=SAVED)
     deepspeed_config: Path | None = option(None, "DeepSpeed's JSON", none="none", metavar="FILE")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,7 @@ from runtime.hashing import hash_file
 from tuning.adapters import begin
 from tuning.batch import batch_of
 from tuning.data.sample import Sample, built
-from tuning.evaluate import evaluate_choices
-from tuning.loop import Progress, Training, Validation, train, validated
+from tuning.loop import Progress, Training, train
 from tuning.losses import loss_of
 from tuning.model import Head, PromptEncoder, Tuned, initialise, load
 from tuning.optimizer import Optimizer
@@ -35,6 +34,7 @@ from tuning.saving import save
 from tuning.schedules import Schedule
 from tuning.train_options import OptimizerOptions, TrainOptions
 from tuning.training_data import TrainingData, hashed
+from tuning.validation import Validation, evaluated, reading, validated
 
 if TYPE_CHECKING:
     from runtime.program import Interrupts
@@ -90,7 +90,9 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
         run.close()
     keep(asked, tuned, asked.save, len(data.steps))
     if parallel.is_first_process():
-        write_report(asked.save, built(data.validation), data.notes)
+        held_out = built(data.validation)
+        read = reading(settings, asked.checkpoint.load) if held_out else lambda sample: sample.text
+        write_report(asked.save, held_out, data.notes, read)
     run.finish()
 
 
@@ -102,13 +104,12 @@ def validation_of(asked: Asked, tuned: Tuned,
                   data: TrainingData) -> Callable[[int, Progress], Mapping[str, Any]] | None:
     if not data.validation:
         return None
-    options, settings = asked.options, replace(asked.settings, data=replace(asked.settings.data, split="dev"))
+    options = asked.options
 
     def metrics(epoch: int) -> Mapping[str, float]:
-        size = options.eval_batch_size or options.batch_size
-        found = evaluate_choices(tuned, settings, data.validation, size)
+        found = evaluated(tuned, asked.settings, options, data.validation, asked.checkpoint.load)
         if parallel.is_first_process():
-            write_rows(asked.save, epoch, {"task": settings.data.task, "split": settings.data.split} | found)
+            write_rows(asked.save, epoch, found)
         return found["metrics"]
 
     return partial(validated, Validation(metrics, options.eval_epoch, options.validation_metric,

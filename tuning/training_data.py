@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,12 @@ from pathlib import Path
 from runtime.errors import UserError
 from runtime.hashing import hash_file
 from runtime.reading import NoSuchFile
-from tuning.data import cloze
 from tuning.data.pretrain import open_pretraining
 from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.notes import notes_on
 from tuning.options import Settings
 from tuning.steps import DrawnSteps, EpochSteps, GivenSteps, Work, epoch_steps, read_batches, read_orders
-from tuning.tasks import CHAT, PRETRAIN, module_of, samples_of
+from tuning.tasks import CHAT, PRETRAIN, kind_of, samples_of
 from tuning.tokenizers import open_for
 from tuning.train_options import TrainOptions
 
@@ -55,9 +55,11 @@ def _rows(settings: Settings, options: TrainOptions, load: Path, size: int) -> T
 
 def _validation(settings: Settings, options: TrainOptions,
                 load: Path) -> tuple[Sequence[Sample | Unbuildable], list[str]]:
-    """Of tasks whose answers are chosen, and what is to be known of them; none with --batches, which have no epochs."""
-    has_choices = settings.data.task != CHAT and module_of(settings.data.task) is cloze
-    if options.batches is not None or not options.eval_epoch or not has_choices:
+    """Rows of the dev split, and what is to be known of them; none with --batches, which have no epochs, and where no
+    file of chats is named for it."""
+    kind = kind_of(settings.data.task)
+    is_missing = kind == CHAT and (settings.streams.tokenized or not settings.chat.validation_file)
+    if options.batches is not None or not options.eval_epoch or kind == "language" or is_missing:
         return (), []
     held_out = replace(settings, data=replace(settings.data, split="dev"))
     try:
@@ -66,7 +68,15 @@ def _validation(settings: Settings, options: TrainOptions,
         return (), [f"no validation: {error}"]
     if not built(rows):
         return (), ["no validation: its split has no row that makes a sample"]
-    return rows, [f"validation: {note}" for note in notes_on(held_out, rows)]
+    return (_drawn(rows, options.validation_rows, settings.data.seed),
+            [f"validation: {note}" for note in notes_on(held_out, rows)])
+
+
+def _drawn(rows: Sequence[Sample | Unbuildable], count: int | None, seed: int) -> Sequence[Sample | Unbuildable]:
+    """So many of the rows, in their order."""
+    if count is None or count >= len(rows):
+        return rows
+    return [rows[number] for number in sorted(random.Random(seed).sample(range(len(rows)), count))]
 
 
 def _documents(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:

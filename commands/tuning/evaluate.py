@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,19 +47,12 @@ def main(argv: Sequence[str]) -> int:
 def evaluated(settings: Settings,
               arguments: argparse.Namespace) -> tuple[Sequence[Sample | Unbuildable], dict[str, Any]]:
     """The samples, and the figures of a task. Files are read, and their mistakes found, before a model is loaded."""
-    from tuning.tasks import CHAT, module_of, samples_of
+    from tuning.tasks import samples_of
 
-    task = settings.data.task
-    kind = CHAT if task == CHAT else module_of(task).__name__.rpartition(".")[2]
     samples = samples_of(settings, arguments.load)
-    from tuning import evaluate
-    from tuning.data.language import TEXTS
-    from tuning.evaluate_texts import evaluate_texts
-    from tuning.evaluate_windows import evaluate_windows
+    from tuning.validation import evaluation_of
 
-    call = {CHAT: evaluate.evaluate_chat, "cloze": evaluate.evaluate_choices,
-            "language": evaluate_windows if task in TEXTS else evaluate.evaluate_choices,
-            "seq2seq": partial(evaluate_texts, load=arguments.load)}[kind]
+    call = evaluation_of(settings.data.task, arguments.load)
     tuned = load_tuned(arguments)
     about = {"load": str(arguments.load)} | ({"adapter": dict(tuned.model.adapter)} if tuned.model.adapter else {})
     return samples, about | call(tuned, settings, samples, arguments.eval_batch_size, arguments.losses)

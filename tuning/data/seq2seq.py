@@ -83,8 +83,11 @@ def figures(settings: Settings, samples: Sequence[Sample],
     task = settings.data.task
     if task in BLANKS or (task == "cmrc" and settings.data.split == "test"):  # cmrc's test rows hide their answers
         return none, {}
-    if task in ("cmrc", *WINDOWS):
+    if task in WINDOWS:
         return none, _of_questions(samples, predictions)
+    if task == "cmrc":  # a row a question
+        return ([_of_questions([sample], [text]) for sample, text in zip(samples, predictions, strict=True)],
+                _of_questions(samples, predictions))
     rules = "cnn_dm" if _is_wordpiece(settings) else "gigaword" if task == "gigaword" else "none"
     rows, means = score_pairs(predictions, [sample.reference or "" for sample in samples], rules)
     return [{} if isinstance(row, str) else row for row in rows], means

@@ -1,0 +1,132 @@
+"""Validation of trainings whose answers are texts: what `evaluate` says of the weights; the best epoch is kept."""
+
+import json
+
+import pytest
+
+from tests.golden_data import family_folder
+from tests.golden_family import checkpoint
+from tests.golden_finetune import run, tokenizer_flags
+from tests.test_evaluation_report import Page
+from tests.tiny_training import log_of, tiny_glm
+from tuning.__main__ import main
+from tuning.data.sample import Kind, Row, Sample
+from tuning.loop import Progress
+from tuning.validation import Validation, mean_loss, validated
+
+ROWS = [("The bell is cast in a pit", "a bell of bronze hangs in the tower"),
+        ("A river runs through the town", "the river of the town runs to the sea"),
+        ("She sang all day long", "all day long she sang of the sea"),
+        ("Rain fell for a week", "for a week the rain fell on the roof")]
+DECODED = ["--num-beams", "2", "--select-topk", "--no-repeat-ngram-size", "2", "--min-tgt-length", "6"]
+STEPS = ["--epochs", "2", "--batch-size", "2", "--lr", "2e-2", "--warmup", "0"]
+
+
+@pytest.fixture(scope="module")
+def titles(tmp_path_factory):
+    """A data set of pairs, and a model."""
+    folder = tmp_path_factory.mktemp("titles")
+    for split, rows in (("train", ROWS), ("val", ROWS[:3])):
+        for place, name in enumerate(("source", "target")):
+            (folder / f"{split}.{name}").write_text("".join(row[place] + "\n" for row in rows), encoding="utf-8")
+    return folder, tiny_glm(folder / "glm")
+
+
+def flags_of(titles, task="customization"):
+    return ["--task", task, "--data-dir", str(titles[0]), "--src-seq-length", "16", "--tgt-seq-length", "12",
+            *tokenizer_flags("bpe"), *DECODED]
+
+
+@pytest.fixture(scope="module")
+def trained(titles, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", *flags_of(titles), "--load", str(titles[1]), "--save", str(folder), *STEPS]) == 0
+    return folder
+
+
+def ends_of(folder):
+    return [line for line in log_of(folder) if "epoch" in line]
+
+
+def test_an_epoch_is_scored_as_evaluate_scores_it(titles, trained, capsys):
+    """By the task's own decoding: rows, ROUGE and loss are those of the saved weights."""
+    last = ends_of(trained)[-1]
+    (found,) = run("evaluate", *flags_of(titles), "--load", trained, "--losses", "cross_entropy", "--eval-batch-size",
+                   "3", capsys=capsys)
+    assert list(last["validation"]) == ["rouge-1", "rouge-2", "rouge-l", "loss"]
+    assert {name: last["validation"][name] for name in found["metrics"]} == pytest.approx(found["metrics"])
+    assert last["validation"]["loss"] == pytest.approx(found["losses"]["cross_entropy"][0], rel=1e-4)
+    kept = json.loads((trained / "validation" / "epoch-1.json").read_text(encoding="utf-8"))
+    assert [row["prediction"] for row in kept["rows"]] == [row["prediction"] for row in found["rows"]]
+
+
+def test_the_best_epoch_by_the_first_metric_is_kept(titles, trained, capsys):
+    values = [line["validation"]["rouge-1"] for line in ends_of(trained)]
+    (found,) = run("evaluate", *flags_of(titles), "--load", trained / "best", capsys=capsys)
+    assert max(values) > 0 and found["metrics"]["rouge-1"] == pytest.approx(max(values))
+
+
+def test_the_report_shows_intervals_and_what_was_written(trained):
+    text = " ".join(Page((trained / "report.html").read_text(encoding="utf-8")).text.split())
+    assert "rouge-l" in text and text.count("]") >= 6 and "kept" in text  # three figures of two epochs
+    assert "The bell is cast in a pit" in text and "a bell of bronze hangs in the tower" in text
+
+
+def test_validation_takes_part_in_no_draw_of_the_training(titles, trained, tmp_path):
+    """The same curve without it."""
+    assert main(["train", *flags_of(titles), "--load", str(titles[1]), "--save", str(tmp_path / "run"), *STEPS,
+                 "--eval-epoch", "0"]) == 0
+    assert [line["loss"] for line in log_of(tmp_path / "run")] == [line["loss"] for line in log_of(trained)]
+
+
+def test_some_rows_and_the_least_loss(titles, tmp_path):
+    assert main(["train", *flags_of(titles), "--load", str(titles[1]), "--save", str(tmp_path / "run"), *STEPS,
+                 "--validation-rows", "2", "--validation-metric", "loss", "--no-decode"]) == 0
+    lines = ends_of(tmp_path / "run")
+    assert [list(line["validation"]) for line in lines] == [["loss"]] * 2
+    least = min(line["validation"]["loss"] for line in lines)
+    assert [line["is_best"] for line in lines] == [True, lines[1]["validation"]["loss"] == least]
+
+
+def test_only_a_lower_loss_is_better():
+    kept, values, progress = [], iter([2.0, 2.5, 1.5]), Progress()
+    validation = Validation(lambda epoch: {"rouge-1": 0.0, "loss": next(values)}, metric="loss", keep=kept.append)
+    for progress.step in range(3):
+        validated(validation, progress.step, progress)
+    assert kept == [0, 2]
+
+
+def test_the_loss_is_the_mean_of_all_tokens():
+    samples = [Sample(str(count), Kind.SEQ2SEQ, (Row((), (), (), 0, (), (1,) * count),)) for count in (3, 1, 4)]
+    assert mean_loss([1.0, 2.0], samples, 2) == pytest.approx((1.0 * 4 + 2.0 * 4) / 8)
+
+
+def test_blanks_have_a_loss_alone(titles, tmp_path):
+    folder = tmp_path / "blank"
+    folder.mkdir()
+    for split in ("train", "valid"):
+        (folder / f"{split}.txt").write_text("".join(f"{source}\n" for source, _ in ROWS), encoding="utf-8")
+    glm = tiny_glm(tmp_path / "glm")
+    flags = ["--task", "blank", "--data-dir", str(folder), "--src-seq-length", "16", "--tgt-seq-length", "8",
+             "--blank-maskratio", "0.3", *tokenizer_flags("wordpiece"), "--load", str(glm)]
+    assert main(["train", *flags, "--save", str(tmp_path / "run"), *STEPS]) == 0
+    assert [list(line["validation"]) for line in ends_of(tmp_path / "run")] == [["loss"]] * 2
+
+
+def test_replies_of_chatglm_are_scored_by_bleu(tmp_path, capsys):
+    words = family_folder("chatglm", tmp_path)
+    rows = [{"prompt": text, "response": f"{text}!"} for text in ("你好", "an old house", "再见")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    base = str(checkpoint("chatglm", "hf_chatglm_untied"))
+    flags = ["--task", "chat", "--validation-file", str(tmp_path / "rows.json"), "--max-source-length", "16",
+             "--max-target-length", "5", "--load", base, "--tokenizer-path", str(words)]
+    saved = tmp_path / "run"
+    assert main(["train", *flags, "--train-file", str(tmp_path / "rows.json"), "--save", str(saved), "--pre-seq-len",
+                 "3", "--epochs", "1", "--batch-size", "2", "--lr", "1e-2"]) == 0
+    (line,) = ends_of(saved)
+    assert list(line["validation"]) == ["bleu-4", "rouge-1", "rouge-2", "rouge-l", "loss"] and line["is_best"]
+    (found,) = run("evaluate", *flags, "--pre-seq-len", "3", "--prefix-encoder", saved / "best", capsys=capsys)
+    kept = json.loads((saved / "validation" / "epoch-0.json").read_text(encoding="utf-8"))
+    assert [row["prediction"] for row in found["rows"]] == [row["prediction"] for row in kept["rows"]]
+    assert found["metrics"] == pytest.approx({name: line["validation"][name] for name in found["metrics"]})
+    assert "an old house" in Page((saved / "report.html").read_text(encoding="utf-8")).text
