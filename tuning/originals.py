@@ -28,7 +28,7 @@ _GLM_NOTHING = dict.fromkeys(
      "--fp32-tokentypes", "--fp32-allreduce", "--cpu-optimizer", "--cpu-torch-adam", "--deep-init", "--loose-json",
      "--adam", "--fast-decode", "--shuffle-blocks", "--load-splits"), 0) | dict.fromkeys(
     ("--num-workers", "--log-interval", "--eval-interval", "--eval-iters", "--save-epoch", "--distributed-backend",
-     "--DDP-impl", "--local-rank", "--checkpoint-num-layers", "--summary-dir", "--vocab-size",
+     "--DDP-impl", "--local-rank", "--checkpoint-num-layers", "--vocab-size",
      "--make-vocab-size-divisible-by", "--layernorm-epsilon", "--out-seq-length", "--temperature", "--top-p",
      "--top-k", "--no-load-optimizer", "--eval-max-preds-per-seq", "--master-port"), 1)
 _CHATGLM_NAMES = {

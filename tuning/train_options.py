@@ -56,4 +56,6 @@ class TrainOptions:
                                            none="the task's first")
     save_interval: int = option(5000, "steps between two saved states", read=count)
     save_dtype: str | None = option(None, "of the saved checkpoint", none="that of --dtype", choices=SAVED)
+    summary_dir: Path | None = option(None, "TensorBoard's events go to a folder of the run's name here", metavar="DIR",
+                                      none="none are written")
     deepspeed_config: Path | None = option(None, "DeepSpeed's JSON", none="none", metavar="FILE")

@@ -32,6 +32,7 @@ from tuning.report import write_report, write_rows
 from tuning.run import Run
 from tuning.saving import save
 from tuning.schedules import Schedule
+from tuning.summaries import Summaries
 from tuning.train_options import OptimizerOptions, TrainOptions
 from tuning.training_data import TrainingData, hashed
 from tuning.validation import Validation, evaluated, reading, validated
@@ -68,6 +69,8 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
                          sequential=True)  # the first makes the folder's record
     if run.is_finished:
         return
+    summaries = parallel.agree(lambda: Summaries(options.summary_dir, asked.save)
+                               if options.summary_dir is not None and parallel.is_first_process() else None)
     tuned = opened(asked, data.labels)
     tuned.is_checkpointed = options.checkpoint_activations
     steps = optimizer.lr_decay_iters or len(data.steps)
@@ -82,12 +85,18 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
     def told(line: Mapping[str, Any]) -> None:
         while notes:
             say(notes.pop(0))
+        if summaries is not None:
+            summaries.add(line)
         tell(line)
 
     try:
         train(training, run, interrupts, told)
+        if summaries is not None:
+            summaries.begin()  # those of a run that was ended behind its last step
     finally:
         run.close()
+        if summaries is not None:
+            summaries.close()
     keep(asked, tuned, asked.save, len(data.steps))
     if parallel.is_first_process():
         held_out = built(data.validation)
