@@ -6,7 +6,8 @@ the originals' state dictionaries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tuning.batch import Batch
 
 NO_PARTS = PartsOptions()
+FIRST_WORDS = 5000  # of the vocabulary, which a prompt's tokens may begin as
 PROMPT = "prompt_spell."  # before the names of a prompt encoder's parameters
 
 
@@ -202,3 +204,20 @@ def initialise(part: torch.nn.Module, seed: int) -> torch.nn.Module:
                 drawn = torch.rand(parameter.shape, generator=generator)
                 parameter.copy_((2 * drawn - 1) / width ** 0.5)
     return part
+
+
+@torch.no_grad()
+def begin_as_words(encoder: PromptEncoder, model: GLM, verbalizers: Sequence[int], seed: int) -> None:
+    """The embedding of each of the prompt's tokens becomes that of a word that is drawn, mixed in a share that is drawn
+    with that of one of the verbalizers' tokens, where there are any. A function of the seed."""
+    draw, words = random.Random(seed), model.transformer.word_embeddings
+    most = min(FIRST_WORDS, model.config.vocab_size)
+    for number in range(encoder.spell_embeddings.num_embeddings):
+        tokens, share = [draw.randrange(most)], 1.0
+        if verbalizers:
+            tokens.append(draw.choice(verbalizers))
+            share = draw.random()
+        ids = torch.tensor(tokens, device=words.weight.device)
+        is_whole = words.weight.shape[0] == words.num_embeddings  # not split over ranks
+        vectors = (words.weight[ids] if is_whole else words(ids)).float()
+        encoder.spell_embeddings.weight[number] = share * vectors[0] + (1 - share) * vectors[-1]

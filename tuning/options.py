@@ -72,6 +72,7 @@ class PromptOptions:
     num_prompt_tokens: int = option(0, "tokens that are spread over the places of the pattern", read=count_or_zero)
     prefix_prompt: int = option(0, "tokens at the very beginning", read=count_or_zero)
     prompt_func: str = option("lstm", "what makes their embeddings", choices=ENCODERS)
+    prompt_init: bool = option(False, "train: their embeddings begin as words, mixed with the verbalizers' tokens")
     freeze_transformer: bool = option(False, "the model itself does not learn")
     tune_prefix_layers: int | None = option(None, "but its first so many layers do", none="none", read=count)
 

@@ -44,9 +44,11 @@ class Run:
         file = folder / FACTS
         if file.is_file():
             before = read_json(file)
-            _compare(before, self.facts, folder)
-            self.is_finished = bool(before.get(FINISHED))
-            return
+            _check_ours(before, folder)
+            if not is_writer or (folder / LOG).exists() or (folder / STATE).exists():
+                _compare(before, self.facts, folder)
+                self.is_finished = bool(before.get(FINISHED))
+                return  # else its command was refused before the first step, and another one may begin here
         if found := [name for name in (LOG, STATE, "latest", "latest_checkpointed_iteration.txt", "config.json",
                                        "pytorch_model.bin") if (folder / name).exists()]:
             raise UserError(f"--save {folder} holds {', '.join(found)}, but no training ({FACTS}); name another folder")
@@ -151,9 +153,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [parse_json(line, str(path), number) for number, line in enumerate(read_text(path).splitlines(), 1)]
 
 
-def _compare(before: Any, now: Mapping[str, Any], folder: Path) -> None:
+def _check_ours(before: Any, folder: Path) -> None:
     if not isinstance(before, dict) or not all(isinstance(before.get(key), dict) for key in (SETTINGS, CONTENTS)):
         raise UserError(f"{folder / FACTS} is not what a training wrote; name another --save")
+
+
+def _compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     old, new = before[SETTINGS], now[SETTINGS]
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):

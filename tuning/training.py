@@ -22,10 +22,11 @@ from runtime.files import unusual
 from runtime.hashing import hash_file
 from tuning.adapters import begin
 from tuning.batch import batch_of
+from tuning.data import cloze
 from tuning.data.sample import Sample, built
 from tuning.loop import Progress, Training, train
 from tuning.losses import loss_of
-from tuning.model import Head, PromptEncoder, Tuned, initialise, load
+from tuning.model import Head, PromptEncoder, Tuned, begin_as_words, initialise, load
 from tuning.optimizer import Optimizer
 from tuning.options import GROUPS, CheckpointOptions, PartsOptions, Settings
 from tuning.report import write_report, write_rows
@@ -33,6 +34,7 @@ from tuning.run import Run
 from tuning.saving import save
 from tuning.schedules import Schedule
 from tuning.summaries import Summaries
+from tuning.tokenizers import open_for
 from tuning.train_options import OptimizerOptions, TrainOptions
 from tuning.training_data import TrainingData, hashed
 from tuning.validation import Validation, evaluated, reading, validated
@@ -161,6 +163,13 @@ def opened(asked: Asked, labels: int) -> Tuned:
     count = prompt.num_prompt_tokens + prompt.prefix_prompt
     if tuned.prompt is None and prompt.continuous_prompt and count:
         tuned.prompt = initialise(PromptEncoder(width, count, prompt.prompt_func), seed).to(device)
+        if prompt.prompt_init:
+            tokens = cloze.verbalizer_tokens(asked.settings, open_for(asked.settings, asked.checkpoint.load))
+            begin_as_words(tuned.prompt, tuned.model, tokens, seed)
+    elif prompt.prompt_init:
+        raise UserError("--prompt-init begins a new prompt encoder: " + (
+            "leave --prompt-encoder away" if tuned.prompt is not None else
+            "say how many tokens it has, --continuous-prompt --num-prompt-tokens N"))
     return tuned
 
 

@@ -36,6 +36,14 @@ def samples(settings: Settings, tokenizer: Tokenizer) -> list[Sample | Unbuildab
     return [builder.sample(example) for example in _examples(task, settings)]
 
 
+def verbalizer_tokens(settings: Settings, tokenizer: Tokenizer) -> list[int]:
+    """Of the pattern, label by label; none where a row's choices are what is answered."""
+    task, cloze = load_task(settings.data.task), settings.cloze
+    verbalizers = task.patterns[cloze.pattern_id].verbalizers if cloze.cloze_eval else None
+    return [token for label in task.labels for token in tokenizer.encode(verbalizers[label], special_tokens=True)
+            ] if verbalizers else []
+
+
 def _examples(task: NluTask, settings: Settings) -> list[Example]:
     data = settings.data
     is_own = data.task.endswith(SUFFIXES)
