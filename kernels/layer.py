@@ -86,22 +86,25 @@ def stack(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor | None], 
             return ops.rms_norm(x, weight, form.epsilon)
         return ops.layer_norm(x, weight, bias, form.epsilon)
 
-    def activated(x: Tensor) -> Tensor:
-        if form.activation is Activation.GEGLU:
-            return ops.geglu(x)
-        if form.activation is Activation.SWIGLU:
-            return ops.swiglu(x)
-        return ops.gelu(x, form.activation is Activation.GELU)
-
     for w, *cached in zip(layers, keys, values, strict=True):
         a = normalised(hidden, w.norm1_weight, w.norm1_bias)
         context = _attend(ops.linear(a, w.qkv_weight, w.qkv_bias), form, cosine, sine, *cached, start, blocked, ops)
         update = ops.linear(context, w.dense_weight, w.dense_bias)
         between = ops.scaled_add(hidden if form.is_pre_norm else a, update, form.alpha)
         m = normalised(between, w.norm2_weight, w.norm2_bias)
-        update = ops.linear(activated(ops.linear(m, w.in_weight, w.in_bias)), w.out_weight, w.out_bias)
+        inner = activated(ops.linear(m, w.in_weight, w.in_bias), form.activation, ops)
+        update = ops.linear(inner, w.out_weight, w.out_bias)
         hidden = ops.scaled_add(between if form.is_pre_norm else m, update, form.alpha)
     return normalised(hidden, *final_norm)
+
+
+def activated(x: Tensor, activation: Activation, operations: ModuleType = reference) -> Tensor:
+    """(..., 2*i) where it is gated, else (..., i) -> (..., i)."""
+    if activation is Activation.GEGLU:
+        return operations.geglu(x)
+    if activation is Activation.SWIGLU:
+        return operations.swiglu(x)
+    return operations.gelu(x, activation is Activation.GELU)
 
 
 def _attend(qkv: Tensor, form: LayerForm, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor,

@@ -6,7 +6,7 @@ typedef void* handle;
 #define EXPORT __attribute__((visibility("default")))
 
 static char story[1 << 16];
-static unsigned char arguments[72];
+static unsigned char arguments[96];
 static int pushed, failing;
 
 static int tell(const char* what) {

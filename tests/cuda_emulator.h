@@ -2,7 +2,8 @@
 //
 // The threads of a block are fibers of one thread, in turns; a fiber gives way only where it waits for others:
 // at __syncthreads, at a shuffle, at a warp's matrix product. Every access to memory is checked: it must lie in a buffer
-// of the arguments, aligned as the instruction wants it, and writes only in the output. Blocks run one after the other.
+// of the arguments, aligned as the instruction wants it, and that may be read or written; what is loaded as constant must
+// be read only. Blocks run one after the other, the first or the last one first.
 #pragma once
 
 #include <setjmp.h>
@@ -25,10 +26,12 @@ static Dimensions threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
+enum Use : u32 { READ = 1, WRITE = 2 };
+
 struct Buffer {
     const char* begin;
     unsigned long long size;
-    u32 writable;
+    u32 uses;
 };
 static std::vector<Buffer> buffers;
 static char failure[256];
@@ -39,29 +42,37 @@ static void fail(const char* what, const void* where, size_t size) {
                  threadIdx.x, blockIdx.x, blockIdx.y);
 }
 
-static bool allowed(const void* p, size_t size, bool write) {
+static bool allowed(const void* p, size_t size, u32 use, u32 never = 0) {
     if ((unsigned long long)p % size) {
         fail("misaligned access", p, size);
         return false;
     }
     for (const Buffer& b : buffers) {
         const char* at = (const char*)p;
-        if (at >= b.begin && at + size <= b.begin + b.size && (bool)b.writable == write) return true;
+        if (at >= b.begin && at + size <= b.begin + b.size && b.uses & use && !(b.uses & never)) return true;
     }
-    fail(write ? "write outside of the output" : "read outside of the inputs", p, size);
+    fail(use == WRITE ? "write outside of the output" : never ? "constant load outside of what nobody writes"
+                                                              : "read outside of the inputs", p, size);
     return false;
 }
 
 template <class T>
 static T read(const void* p) {
     T value{};
-    if (allowed(p, sizeof(T), false)) memcpy(&value, p, sizeof(T));
+    if (allowed(p, sizeof(T), READ)) memcpy(&value, p, sizeof(T));
+    return value;
+}
+
+template <class T>
+static T load(const void* p) {
+    T value{};
+    if (allowed(p, sizeof(T), READ, WRITE)) memcpy(&value, p, sizeof(T));
     return value;
 }
 
 template <class T>
 static void write(void* p, T value) {
-    if (allowed(p, sizeof(T), true)) memcpy(p, &value, sizeof(T));
+    if (allowed(p, sizeof(T), WRITE)) memcpy(p, &value, sizeof(T));
 }
 
 struct Warp {
@@ -82,8 +93,11 @@ static std::vector<Warp> warps;
 static jmp_buf scheduler;
 static u32 at_barrier, barriers;
 static bool progress;
-static void (*kernel)(Arguments);
-static Arguments arguments;
+struct Raw {  // the arguments of any kernel: structs as large as these are handed over in memory, whatever is in them
+    unsigned long long words[40];
+};
+static void (*kernel)(Raw);
+static Raw arguments;
 
 static __attribute__((noinline)) void give_way() {
     if (!_setjmp(fibers[threadIdx.x].here)) _longjmp(scheduler, 1);
@@ -173,12 +187,17 @@ INLINE u32 bytes(u32 a, u32 b, u32 selector) {
 
 INLINE u32 and_xor(u32 a, u32 b, u32 c) { return (a & b) ^ c; }
 
-INLINE Quad load_once(const void* p) { return emulator::read<Quad>(p); }
-INLINE Quad load_if(bool wanted, const void* p) { return wanted ? emulator::read<Quad>(p) : Quad{}; }
-INLINE u32 load_u32(const void* p) { return emulator::read<u32>(p); }
-INLINE u32 load_u16(const void* p) { return emulator::read<u16>(p); }
-INLINE u32 load_u8(const void* p) { return emulator::read<unsigned char>(p); }
+INLINE Quad load_once(const void* p) { return emulator::load<Quad>(p); }
+INLINE u32 load_u32(const void* p) { return emulator::load<u32>(p); }
+INLINE u32 load_u16(const void* p) { return emulator::load<u16>(p); }
+INLINE u32 load_u8(const void* p) { return emulator::load<unsigned char>(p); }
+INLINE Quad read_if(bool wanted, const void* p) { return wanted ? emulator::read<Quad>(p) : Quad{}; }
+INLINE Quad read_once_if(bool wanted, const void* p) { return read_if(wanted, p); }
+INLINE u32 read_u32(const void* p) { return emulator::read<u32>(p); }
+INLINE u32 read_u16(const void* p) { return emulator::read<u16>(p); }
+INLINE u32 read_latest(const void* p) { return read_u32(p); }
 INLINE void store(void* p, Quad q) { emulator::write(p, q); }
+INLINE void store_u32(void* p, u32 value) { emulator::write(p, value); }
 INLINE void store_u16(void* p, u32 value) { emulator::write(p, (u16)value); }
 
 INLINE float as_float(u32 bits) {
@@ -218,7 +237,20 @@ INLINE u32 fma_half2(u32 a, u32 b, u32 c) {
 
 INLINE u32 add_half2(u32 a, u32 b) { return fma_half2(a, 0x3c003c00, b); }
 
-u32 to_bfloat(float value);  // unpack.h
+u32 to_bfloat(float value);  // numbers.h
+
+INLINE bool is_last(u32* counter, u32 count) {
+    const u32 before = emulator::read<u32>(counter);
+    emulator::write(counter, before >= count - 1 ? 0 : before + 1);
+    return before == count - 1;
+}
+
+INLINE void wait_for_earlier_kernels() {}  // kernels run one after the other
+INLINE void let_next_kernel_begin() {}
+INLINE float power_of_two(float exponent) { return exp2f(exponent); }
+INLINE float error_function(float x) { return erff(x); }
+INLINE float hyperbolic_tangent(float x) { return tanhf(x); }
+INLINE float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
 
 INLINE u32 fma_bfloat2(u32 a, u32 b, u32 c) {
     u32 result = 0;
@@ -229,11 +261,12 @@ INLINE u32 fma_bfloat2(u32 a, u32 b, u32 c) {
     return result;
 }
 
-INLINE float shuffle_xor(float value, u32 mask) {
+template <class T>
+static T shuffle_xor(T value, u32 mask) {
     struct Lane {
-        float value, result;
+        T value, result;
         u32 mask;
-    } mine{value, 0.0f, mask};
+    } mine{value, T{}, mask};
     emulator::meet("shuffle", &mine, [](void** lanes) {
         for (u32 i = 0; i < 32; i++)
             ((Lane*)lanes[i])->result = ((Lane*)lanes[i ^ ((Lane*)lanes[i])->mask])->value;
@@ -269,18 +302,19 @@ INLINE void multiply_add(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
 
 // The message of what went wrong, empty if nothing did. buffers: those that the kernel may touch.
 extern "C" __attribute__((visibility("default"))) const char* emulate(void* kernel, u32 grid_x, u32 grid_y, u32 threads,
-                                                                      const Arguments* arguments,
-                                                                      const emulator::Buffer* buffers, u32 count) {
-    emulator::kernel = (void (*)(Arguments))kernel;
-    emulator::arguments = *arguments;
+                                                                      const void* arguments, u32 size,
+                                                                      const emulator::Buffer* buffers, u32 count,
+                                                                      bool backwards) {
+    emulator::kernel = (void (*)(emulator::Raw))kernel;
+    memcpy(&emulator::arguments, arguments, size);
     emulator::buffers.assign(buffers, buffers + count);
     emulator::failure[0] = 0;
     blockDim = {threads, 1, 1};
     gridDim = {grid_x, grid_y, 1};
-    for (u32 y = 0; y < grid_y; y++)
-        for (u32 x = 0; x < grid_x; x++) {
-            blockIdx = {x, y, 0};
-            emulator::run_block();
-        }
+    for (u32 i = 0; i < grid_x * grid_y; i++) {
+        const u32 block = backwards ? grid_x * grid_y - 1 - i : i;
+        blockIdx = {block % grid_x, block / grid_x, 0};
+        emulator::run_block();
+    }
     return emulator::failure;
 }

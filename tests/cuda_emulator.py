@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from kernels.cuda import build
-from kernels.cuda.linear import ARGUMENTS
+from kernels.cuda.build import Program
+from kernels.cuda.driver import Call, spanned
 
 HERE = Path(__file__).resolve().parent
-POISON = 0x7E7E  # in every 16-bit place of an output: not a number
+POISON = 0x7E  # in every byte of an output: not a number
+READ, WRITE = 1, 2  # Use in cuda_emulator.h
 
 
 class Buffer(ctypes.Structure):
-    _fields_ = (("begin", ctypes.c_uint64), ("size", ctypes.c_uint64), ("writable", ctypes.c_uint32))
+    _fields_ = (("begin", ctypes.c_uint64), ("size", ctypes.c_uint64), ("uses", ctypes.c_uint32))
 
 
 def shared_folder(tmp_path_factory) -> Path:
@@ -34,13 +36,13 @@ def shared_folder(tmp_path_factory) -> Path:
 
 
 @cache
-def library(folder: Path, bits: int, kind: int) -> ctypes.CDLL:
+def library(folder: Path, program: Program) -> ctypes.CDLL:
     """Compiled in some seconds, once in a run of the tests."""
     compiler = shutil.which("g++")
-    path = folder / f"emulator_{bits}_{kind}.so"
+    path = folder / f"emulator_{program.source}_{program.bits}_{program.kind}.so"
     command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror",
-               "-Wno-unknown-pragmas", f"-DGLM_BITS={bits}", f"-DGLM_KIND={kind}", f"-I{HERE}", "-x", "c++",
-               str(build.SOURCES / build.MAIN), "-o", str(path)]
+               "-Wno-unknown-pragmas", *program.options("")[2:], f"-I{HERE}", "-x", "c++",
+               str(build.SOURCES / program.source), "-o", str(path)]
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
@@ -54,25 +56,26 @@ def library(folder: Path, bits: int, kind: int) -> ctypes.CDLL:
 class Emulator:
     """Takes the place of driver.Device for tensors of the processor; remembers what it was asked to run."""
 
-    def __init__(self, folder: Path, has_tensor_cores: bool = True, processors: int = 4):
+    def __init__(self, folder: Path, has_tensor_cores: bool = True, processors: int = 4, backwards: bool = False):
         self.folder, self.has_tensor_cores, self.processors = folder, has_tensor_cores, processors
+        self.backwards = backwards  # the last block first
         self.launched: list[str] = []
 
-    def launch(self, bits: int, kind: int, name: str, grid: tuple[int, int], threads: int, arguments: bytes) -> None:
+    def launch(self, program: Program, name: str, grid: tuple[int, int], threads: int, call: Call) -> None:
         self.launched.append(name)
-        x, weight, scale, bias, out, m, n, k, groups, _, _, scale_kind, _ = ARGUMENTS.unpack(arguments)
-        produced = n * k if name.startswith("dequantize") else 1 if name == "read_all" else m * n
-        read = m * 16 if name == "read_all" else m * k * 2
-        scales = n * max(groups, 1) * (4 if scale_kind == 2 else 2)
-        sizes = ((x, read), (weight, n * k * bits // 8), (scale, scales), (bias, n * 2 if bias else 0))
-        buffers = [*(Buffer(begin, size, False) for begin, size in sizes), Buffer(out, produced * 2, True)]
-        ctypes.memset(out, POISON & 0xFF, produced * 2)
-        self.execute(bits, kind, name, grid, threads, arguments, buffers)
+        buffers = [Buffer(tensor.data_ptr(), spanned(tensor), uses)
+                   for tensors, uses in ((call.reads, READ), (call.changes, READ | WRITE), (call.writes, WRITE))
+                   for tensor in tensors if tensor is not None]
+        for buffer in buffers:
+            if buffer.uses == WRITE:
+                ctypes.memset(buffer.begin, POISON, buffer.size)
+        self.execute(program, name, grid, threads, call.packed(), buffers)
 
-    def execute(self, bits: int, kind: int, name: str, grid: tuple[int, int], threads: int, arguments: bytes,
+    def execute(self, program: Program, name: str, grid: tuple[int, int], threads: int, arguments: bytes,
                 buffers: list[Buffer]) -> None:
-        """buffers: all memory that the kernel may use, the output last."""
-        loaded = library(self.folder, bits, kind)
+        """buffers: all memory that the kernel may use."""
+        loaded = library(self.folder, program)
         kernel = ctypes.cast(getattr(loaded, name), ctypes.c_void_p)
-        problem = loaded.emulate(kernel, *grid, threads, arguments, (Buffer * len(buffers))(*buffers), len(buffers))
+        problem = loaded.emulate(kernel, *grid, threads, arguments, len(arguments), (Buffer * len(buffers))(*buffers),
+                                 len(buffers), self.backwards)
         assert not problem, f"{name}: {problem.decode()}"

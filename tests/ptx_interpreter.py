@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from kernels.cuda import build
-from tests.cuda_emulator import Buffer, Emulator
-from tests.ptx_warp import Fault, Warp
+from kernels.cuda.build import Program
+from tests.cuda_emulator import READ, WRITE, Buffer, Emulator
+from tests.ptx_arithmetic import Fault
+from tests.ptx_warp import Warp
 
 STATEMENT = re.compile(r"(?:@(!?)([%\w]+)\s+)?(\S+)\s*(.*)", re.S)
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
@@ -32,13 +34,12 @@ class Kernel(NamedTuple):
 
 
 @cache
-def kernels(folder: Path, bits: int, kind: int) -> dict[str, str]:
+def kernels(folder: Path, program: Program) -> dict[str, str]:
     """The text of every kernel's body by name; compiled once in a run of the tests. Skips the test without nvcc."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
-    path = folder / f"kernels_{bits}_{kind}.ptx"
-    command = ["nvcc", "-arch=compute_80", "-ptx", "-std=c++17", f"-DGLM_BITS={bits}", f"-DGLM_KIND={kind}", "-o",
-               str(path), str(build.SOURCES / build.MAIN)]
+    path = folder / f"{program.source}_{program.bits}_{program.kind}.ptx"
+    command = ["nvcc", "-ptx", *program.options("compute_80"), "-o", str(path), str(build.SOURCES / program.source)]
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
@@ -50,9 +51,9 @@ def kernels(folder: Path, bits: int, kind: int) -> dict[str, str]:
 
 
 @cache
-def parsed(folder: Path, bits: int, kind: int, name: str) -> Kernel:
+def parsed(folder: Path, program: Program, name: str) -> Kernel:
     code, labels, shared, size = [], {}, {}, 0
-    for statement in kernels(folder, bits, kind)[name].split(";"):
+    for statement in kernels(folder, program)[name].split(";"):
         statement = statement.strip()
         while found := re.match(r"(\$\w+):\s*|[{}]\s*", statement):
             if found[1]:
@@ -81,11 +82,13 @@ class Block:
         self.writers, self.readers = {}, {}  # by a word of shared memory: the last thread and its epoch
         self.warps = [Warp(self, index) for index in range(threads // 32)]
 
-    def read(self, place: int, count: int, is_shared: bool, thread: int) -> bytes:
+    def read(self, place: int, count: int, is_shared: bool, thread: int, is_constant: bool = False) -> bytes:
         self.check(place, count, is_shared)
         if not is_shared:
-            if not any(holds(buffer, place, count) for buffer in self.buffers if not buffer.writable):
-                raise Fault(f"{count} bytes are read outside of the inputs")
+            uses = [buffer.uses for buffer in self.buffers if buffer.uses & READ and holds(buffer, place, count)]
+            if not uses or (is_constant and READ not in uses):
+                raise Fault(f"{count} bytes are read outside of the inputs" if not uses else
+                            "memory that is written is read as constant")
             return ctypes.string_at(place, count)
         for word in range(place, place + count, 4):
             if word not in self.writers:
@@ -98,12 +101,14 @@ class Block:
     def write(self, place: int, raw: bytes, is_shared: bool, thread: int) -> None:
         self.check(place, len(raw), is_shared)
         if not is_shared:
-            if not any(holds(buffer, place, len(raw)) for buffer in self.buffers if buffer.writable):
+            uses = [buffer.uses for buffer in self.buffers if buffer.uses & WRITE and holds(buffer, place, len(raw))]
+            if not uses:
                 raise Fault(f"{len(raw)} bytes are written outside of the output")
-            places = set(range(place, place + len(raw), 2))
-            if places & self.written:
-                raise Fault("a place of the output is written twice")
-            self.written |= places
+            if WRITE in uses:
+                places = set(range(place, place + len(raw), 2))
+                if places & self.written:
+                    raise Fault("a place of the output is written twice")
+                self.written |= places
             ctypes.memmove(place, raw, len(raw))
             return
         for word in range(place, place + len(raw), 4):
@@ -136,10 +141,11 @@ class Block:
 class Interpreter(Emulator):
     """An emulator that knows the kernels as PTX."""
 
-    def execute(self, bits, kind, name, grid, threads, arguments, buffers):
-        kernel, written = parsed(self.folder, bits, kind, name), set()
+    def execute(self, program, name, grid, threads, arguments, buffers):
+        kernel, written = parsed(self.folder, program, name), set()
         with np.errstate(all="ignore"):
-            for place in np.ndindex(*grid):
+            places = list(np.ndindex(*grid))
+            for place in reversed(places) if self.backwards else places:
                 Block(kernel, grid, place, threads, arguments, buffers, written).run()
-        produced = buffers[-1].size // 2
+        produced = sum(buffer.size // 2 for buffer in buffers if buffer.uses == WRITE)
         assert len(written) == produced, f"{name}: {produced - len(written)} outputs are not written"

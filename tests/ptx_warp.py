@@ -9,48 +9,9 @@ import re
 
 import numpy as np
 
-LANES, LOW32, ALL64 = np.arange(32), np.uint64(0xFFFFFFFF), 0xFFFFFFFFFFFFFFFF
+from tests.ptx_arithmetic import ALL64, LANES, Fault, brain_pair, computed, filled, float_bits, floats, half_pair
+
 BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
-
-
-class Fault(Exception):
-    """A kernel does what is undefined on a GPU, or what nothing here knows."""
-
-
-def filled(value: int):
-    return np.full(32, value, np.uint64)
-
-
-def signed(x):
-    return (x & LOW32).astype(np.uint32).view(np.int32).astype(np.int64)
-
-
-def floats(x):
-    return (x & LOW32).astype(np.uint32).view(np.float32)
-
-
-def float_bits(x):
-    return np.ascontiguousarray(x, dtype=np.float32).view(np.uint32).astype(np.uint64)
-
-
-def half_pair(x):
-    parts = (x & 0xFFFF, (x >> 16) & 0xFFFF)
-    return tuple(part.astype(np.uint16).view(np.float16).astype(np.float64) for part in parts)
-
-
-def half_bits(x):
-    return x.astype(np.float16).view(np.uint16).astype(np.uint64)
-
-
-def brain_pair(x):
-    return floats((x & 0xFFFF) << 16).astype(np.float64), floats(x & 0xFFFF0000).astype(np.float64)
-
-
-def brain_bits(x):
-    """To the nearest, ties to even."""
-    bits = float_bits(x)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(x), 0x7FFF, rounded & 0xFFFF).astype(np.uint64)
 
 
 def names_of(operand: str) -> list[str]:
@@ -110,38 +71,21 @@ class Warp:
             if not acting.all():
                 raise Fault(f"{operation} by {int(acting.sum())} of 32 lanes")
             self.exchange(operation, operands)
+        elif kind == "fence":
+            pass  # one thread runs at a time
+        elif kind == "atom":
+            self.increase(operands, acting)
         elif kind in ("ld", "st"):
             (self.load if kind == "ld" else self.store)(rest, operands, acting)
         elif operands[0].startswith("{"):  # a register into its halves
             value = self.get(operands[1])
             for name, part in zip(names_of(operands[0]), (value & 0xFFFF, (value >> 16) & 0xFFFF), strict=True):
                 self.put(name, part, acting)
-        else:
-            self.put(operands[0], self.computed(kind, rest, operands), acting)
-
-    def computed(self, kind: str, rest: list[str], operands: list[str]):
-        type_ = rest[-1]
-        if kind == "mov" and operands[1].startswith("{"):
+        elif kind == "mov" and operands[1].startswith("{"):
             low, high = map(self.get, names_of(operands[1]))
-            return (low & 0xFFFF) | (high << 16)
-        x, *others = map(self.get, operands[1:])
-        if kind == "mov":
-            return x & LOW32 if type_ in ("u32", "b32", "f32") else x
-        if kind == "cvt":
-            return converted(x, rest[-2], type_)
-        if kind == "setp":
-            return compared(rest[0], type_, x, *others)
-        if type_ == "pred":
-            return ~x if kind == "not" else x & others[0] if kind == "and" else x | others[0]
-        if type_ == "f32" and kind in ("add", "mul", "fma"):
-            return with_floats(kind, floats, float_bits, x, *others)
-        if type_ in ("f16x2", "bf16x2"):
-            unpack, pack = (half_pair, half_bits) if type_ == "f16x2" else (brain_pair, brain_bits)
-            pairs = [unpack(value) for value in (x, *others)]
-            low, high = (arithmetic(kind, *parts) for parts in zip(*pairs, strict=True))
-            return pack(low) | pack(high) << 16
-        result = with_integers(kind, rest, x, *others)
-        return result if type_.endswith("64") or rest[0] == "wide" else result & LOW32
+            self.put(operands[0], (low & 0xFFFF) | (high << 16), acting)
+        else:
+            self.put(operands[0], computed(kind, rest, *map(self.get, operands[1:])), acting)
 
     def exchange(self, operation: str, operands: list[str]) -> None:
         if operation.startswith("shfl"):  # bfly
@@ -172,11 +116,22 @@ class Warp:
             return
         places, values = self.get(base) + np.uint64(offset), np.zeros((len(names), 32), np.uint64)
         for lane in np.flatnonzero(acting):
-            raw = self.block.read(int(places[lane]), len(names) * size, rest[0] == "shared", self.first + lane)
+            raw = self.block.read(int(places[lane]), len(names) * size, rest[0] == "shared", self.first + lane,
+                                  is_constant="nc" in rest)
             for i in range(len(names)):
                 values[i, lane] = int.from_bytes(raw[i * size:(i + 1) * size], "little")
         for name, value in zip(names, values, strict=True):
             self.put(name, value, acting)
+
+    def increase(self, operands: list[str], acting) -> None:
+        """atom.inc: back to zero behind the bound."""
+        (base, offset), bound = address_of(operands[1]), self.get(operands[2])
+        places, before = self.get(base) + np.uint64(offset), filled(0)
+        for lane in np.flatnonzero(acting):
+            place, thread = int(places[lane]), self.first + lane
+            before[lane] = found = int.from_bytes(self.block.read(place, 4, False, thread), "little")
+            self.block.write(place, (0 if found >= bound[lane] else found + 1).to_bytes(4, "little"), False, thread)
+        self.put(operands[0], before, acting)
 
     def store(self, rest: list[str], operands: list[str], acting) -> None:
         (base, offset), size = address_of(operands[0]), BYTES[rest[-1][1:]]
@@ -185,68 +140,3 @@ class Warp:
             parts = (int(value[lane]) & ((1 << 8 * size) - 1) for value in values)
             self.block.write(int(places[lane]), b"".join(part.to_bytes(size, "little") for part in parts),
                              rest[0] == "shared", self.first + lane)
-
-
-def arithmetic(kind: str, x, y, z=None):
-    """In float64, rounded by the caller: once, as fused operations are."""
-    return x + y if kind == "add" else x * y if kind == "mul" else x * y + z
-
-
-def with_floats(kind: str, unpack, pack, *values):
-    return pack(arithmetic(kind, *(unpack(value).astype(np.float64) for value in values)).astype(np.float32))
-
-
-def converted(x, to: str, source: str):
-    if (to, source) == ("f32", "f16"):
-        return float_bits(half_pair(x)[0])
-    if (to, source) in (("f16", "f32"), ("bf16", "f32")):
-        return (half_bits if to == "f16" else brain_bits)(floats(x))
-    if (to, source) == ("f32", "s32"):
-        return float_bits(signed(x))
-    if "f" in to + source:
-        raise Fault(f"cvt from {source} to {to} is not known")
-    return x & np.uint64((1 << min(int(to[1:]), int(source[1:]))) - 1)
-
-
-def compared(relation: str, type_: str, x, y):
-    if type_ == "s32":
-        x, y = signed(x), signed(y)
-    elif type_ == "s64":
-        x, y = x.view(np.int64), y.view(np.int64)
-    else:
-        x, y = x & LOW32, y & LOW32
-    return {"eq": x == y, "ne": x != y, "lt": x < y, "ge": x >= y, "gt": x > y, "le": x <= y}[relation]
-
-
-def with_integers(kind: str, rest: list[str], x, y=None, z=None, last=None):
-    type_, size = rest[-1], 64 if rest[-1].endswith("64") else 32
-    if kind == "mul" and rest[0] in ("wide", "hi"):
-        return (x & LOW32) * (y & LOW32) >> (32 if rest[0] == "hi" else 0)
-    if kind in ("shl", "shr"):
-        if (kind, type_) == ("shr", "s32"):
-            return (signed(x) >> np.minimum(y, 31).astype(np.int64)).astype(np.uint64)
-        x, count = x if size == 64 else x & LOW32, y & 63
-        return np.where(y >= size, 0, x << count if kind == "shl" else x >> count).astype(np.uint64)
-    if kind == "bfi":
-        at, mask = int(z[0]), ((1 << int(last[0])) - 1) << int(z[0])
-        return (y & ~np.uint64(mask)) | ((x << np.uint64(at)) & np.uint64(mask))
-    if kind == "lop3":
-        table, result = int(last[0]), filled(0)
-        for i in (i for i in range(8) if table >> i & 1):
-            result = result | ((x if i & 4 else x ^ LOW32) & (y if i & 2 else y ^ LOW32) & (z if i & 1 else z ^ LOW32))
-        return result
-    if kind == "prmt":
-        source, result = np.stack([(half >> (8 * i)) & 0xFF for half in (x, y) for i in range(4)]), filled(0)
-        for i in range(4):
-            selector = (z >> (4 * i)) & 0xF
-            byte = source[(selector & 7).astype(int), LANES]
-            byte = np.where(selector & 8, np.where(byte & 0x80, 0xFF, 0), byte).astype(np.uint64)
-            result = result | byte << np.uint64(8 * i)
-        return result
-    simple = {"mul": lambda: x * y, "mad": lambda: x * y + z, "add": lambda: x + y, "sub": lambda: x - y,
-              "and": lambda: x & y, "or": lambda: x | y, "xor": lambda: x ^ y, "selp": lambda: np.where(z, x, y),
-              "min": lambda: np.minimum(x & LOW32, y & LOW32), "max": lambda: np.maximum(x & LOW32, y & LOW32),
-              "div": lambda: (x & LOW32) // np.maximum(y & LOW32, 1)}
-    if kind not in simple:
-        raise Fault(f"{kind}.{'.'.join(rest)} is not known")
-    return simple[kind]()

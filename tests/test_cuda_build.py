@@ -13,6 +13,11 @@ import torch
 from kernels import cuda, reference
 from kernels.cache import BuildError
 from kernels.cuda import build, linear, nvrtc
+from kernels.cuda.build import Program
+
+
+def packed(bits, kind):
+    return Program(linear.SOURCE, kind, bits)
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def test_nvcc_compiles_the_sources_without_spilling_registers(tmp_path, architec
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
     command = ["nvcc", f"-arch=sm_{architecture}", "-cubin", "-std=c++17", "-Xptxas", "-v", f"-DGLM_BITS={bits}",
-               f"-DGLM_KIND={kind}", str(build.SOURCES / build.MAIN), "-o", str(tmp_path / "kernels.cubin")]
+               f"-DGLM_KIND={kind}", str(build.SOURCES / linear.SOURCE), "-o", str(tmp_path / "kernels.cubin")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
@@ -47,15 +52,15 @@ def test_nvrtc_compiles_the_sources_for_every_architecture(compiler):
     generations = [[a for a in known if a // 10 == generation] for generation in {a // 10 for a in known}]
     chosen = sorted({end for generation in generations for end in (min(generation), max(generation))})
     for architecture in chosen:
-        code = build.compiled(architecture, 4, 0)
+        code = build.compiled(architecture, packed(4, 0))
         assert code[:4] == b"\x7fELF" and b"dequantize_eights" in code
         assert (b"skinny_4_2_STAGE" in code) == (architecture >= 80)
     for bits, kind in ((8, 0), (8, 1), (4, 1)):
-        assert b"skinny_1_1_ROW" in build.compiled(chosen[-1], bits, kind)
+        assert b"skinny_1_1_ROW" in build.compiled(chosen[-1], packed(bits, kind))
 
 
 def test_a_younger_device_gets_ptx(compiler):
-    code = build.compiled(compiler.architectures[-1] + 10, 8, 0)
+    code = build.compiled(compiler.architectures[-1] + 10, packed(8, 0))
     assert b".entry skinny_1_1_ROW" in code and code[-1:] == b"\0"
 
 
@@ -88,17 +93,17 @@ def test_compiled_once_and_kept_by_all_that_decides_its_content(tmp_path, monkey
     fake = Fake([80, 90])
     monkeypatch.setattr(nvrtc, "find", lambda: fake)
     monkeypatch.setenv("GLM_KERNEL_CACHE", str(tmp_path))
-    first = build.compiled(90, 4, 0)
-    assert build.compiled(90, 4, 0) == first and len(fake.compiled) == 1
+    first = build.compiled(90, packed(4, 0))
+    assert build.compiled(90, packed(4, 0)) == first and len(fake.compiled) == 1
     assert fake.compiled[0] == (("--gpu-architecture=sm_90", "--std=c++17", "-DGLM_BITS=4", "-DGLM_KIND=0"), "CUBIN")
-    build.compiled(90, 4, 1)
-    build.compiled(80, 4, 0)
+    build.compiled(90, packed(4, 1))
+    build.compiled(80, packed(4, 0))
     fake.version = "99.1"
-    build.compiled(90, 4, 0)
+    build.compiled(90, packed(4, 0))
     assert len(fake.compiled) == len(list(tmp_path.iterdir())) == 4
     assert all(re.fullmatch(r"cuda-sm_[89]0-[0-9a-f]{20}\.cubin", path.name) for path in tmp_path.iterdir())
     with pytest.raises(BuildError, match=r"compute capability 7.0 is needed; this device has 6.1"):
-        build.compiled(61, 4, 0)
+        build.compiled(61, packed(4, 0))
 
 
 def test_without_a_place_to_keep_it_it_works_and_says_so(tmp_path, monkeypatch, capsys):
@@ -106,7 +111,7 @@ def test_without_a_place_to_keep_it_it_works_and_says_so(tmp_path, monkeypatch, 
     blocked.write_text("")
     monkeypatch.setattr(nvrtc, "find", lambda: Fake([90]))
     monkeypatch.setenv("GLM_KERNEL_CACHE", str(blocked / "cache"))
-    assert build.compiled(90, 8, 0)
+    assert build.compiled(90, packed(8, 0))
     assert "cannot keep what was compiled" in capsys.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,11 @@ import torch
 from kernels import cuda, reference
 from kernels.cache import BuildError
 from kernels.cuda import build, driver, linear
+from kernels.cuda.build import Program
+from kernels.cuda.driver import Call
 
 STUB = Path(__file__).resolve().parent / "cuda_driver_stub.c"
+ARGUMENTS = struct.Struct("6P9If")  # linear.h's
 STREAM = 0x7F0012345678  # more than 32 bits, as pointers are
 
 
@@ -25,12 +29,13 @@ def stub(tmp_path, monkeypatch):
     subprocess.run(["gcc", "-shared", "-fPIC", "-fvisibility=hidden", str(STUB), "-o", str(path)], check=True)
     library = ctypes.CDLL(str(path))
     library.stub_story.restype = ctypes.c_char_p
-    library.stub_arguments.restype = ctypes.POINTER(ctypes.c_ubyte * linear.ARGUMENTS.size)
+    library.stub_arguments.restype = ctypes.POINTER(ctypes.c_ubyte * ARGUMENTS.size)
     properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=STREAM))
     monkeypatch.setattr(driver, "make_context", lambda index: None)
-    monkeypatch.setattr(build, "compiled", lambda architecture, bits, kind: f"{architecture} {bits} {kind}".encode())
+    monkeypatch.setattr(build, "compiled", lambda architecture, program: " ".join(
+        map(str, (architecture, program.source, program.bits, program.kind))).encode())
     return library
 
 
@@ -47,11 +52,11 @@ def test_a_kernel_is_loaded_once_and_launched_on_torch_s_stream(stub):
     for _ in range(2):
         out = ops.weight_only_linear(x, weight, scale, bias, 4, 128)
     launch = f"launch 1 4 1, 32 1 1, 0, {hex(STREAM)}"
-    assert story(stub) == ["init", "retain", "load 90 4 0", "function skinny_1_1_STAGE", launch, launch]
+    assert story(stub) == ["init", "retain", "load 90 linear.cu 4 0", "function skinny_1_1_STAGE", launch, launch]
     assert stub.stub_pushed() == 0
-    fields = linear.ARGUMENTS.unpack(bytes(stub.stub_arguments().contents))
-    pointers = tuple(tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
-    assert fields == (*pointers, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0, 1)
+    fields = ARGUMENTS.unpack(bytes(stub.stub_arguments().contents))
+    x_, weight_, scale_, bias_, out_ = (tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
+    assert fields == (x_, weight_, scale_, bias_, 0, out_, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0, 1, 0, 1.0)
 
 
 def test_every_kernel_of_a_module_is_looked_up_by_name(stub):
@@ -61,8 +66,8 @@ def test_every_kernel_of_a_module_is_looked_up_by_name(stub):
         linear.dequantize(device, weight, scale, dtype, 8, None)
     linear.read(device, torch.zeros(64))
     told = [line for line in story(stub)[2:] if not line.startswith("launch")]
-    assert told == ["load 90 8 0", "function dequantize_eights", "load 90 8 1", "function dequantize_eights",
-                    "function read_all"]
+    assert told == ["load 90 linear.cu 8 0", "function dequantize_eights", "load 90 linear.cu 8 1",
+                    "function dequantize_eights", "function read_all"]
 
 
 def test_code_that_does_not_load_is_done_without_and_said_once(stub, capsys):
@@ -79,10 +84,11 @@ def test_code_that_does_not_load_is_done_without_and_said_once(stub, capsys):
 
 def test_a_launch_that_fails_is_an_error(stub):
     device = driver.Device(stub, 1)
-    device.launch(8, 0, "read_all", (1, 1), 32, bytes(linear.ARGUMENTS.size))
-    device._functions[8, 0, "read_all"] = ctypes.c_void_p(1)
+    program, call = Program("linear.cu", 0, 8), Call((), (), (), ())
+    device.launch(program, "read_all", (1, 1), 32, call)
+    device._functions[program, "read_all"] = ctypes.c_void_p(1)
     with pytest.raises(RuntimeError, match=r"cuLaunchKernel failed: another error \(1\)"):
-        device.launch(8, 0, "read_all", (1, 1), 32, bytes(linear.ARGUMENTS.size))
+        device.launch(program, "read_all", (1, 1), 32, call)
     assert stub.stub_pushed() == 0
 
 

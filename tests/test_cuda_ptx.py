@@ -5,10 +5,11 @@ import torch
 
 from kernels import cuda
 from kernels.cuda import linear
+from kernels.cuda.build import Program
 from kernels.packing import dequantize
 from tests.cuda_emulator import shared_folder
+from tests.ptx_arithmetic import Fault
 from tests.ptx_interpreter import Interpreter, parsed
-from tests.ptx_warp import Fault
 from tests.test_cuda_kernels import assert_as_near_as_torch, random_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +44,7 @@ def test_dequantised_weights_are_the_same_bits(folder, bits, k, group_size):
 
 def test_a_barrier_that_is_left_out_is_found(folder):
     case = random_case(1, 20, 288, 4, None, torch.float16)
-    kernel = parsed(folder, 4, 0, "skinny_1_1_ROW")
+    kernel = parsed(folder, Program(linear.SOURCE, 0, 4), "skinny_1_1_ROW")
     places = [place for place, (operation, *_) in enumerate(kernel.code) if operation == "bar.sync"]
     assert places
     kept = {place: kernel.code[place] for place in places}

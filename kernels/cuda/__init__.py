@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.cache import BuildError
-from kernels.cuda import driver, linear
+from kernels.cuda import build, driver, linear
 
 
 class Operators:
@@ -42,7 +42,7 @@ class Operators:
                            group_size: int | None = None) -> Tensor:
         """float32 goes to the reference; so does everything where the kernels cannot be compiled, which is said once
         on standard error."""
-        if self.failure is None and x.dtype in linear.KINDS and x.dtype.itemsize == 2:
+        if self.failure is None and x.dtype in build.KINDS and x.dtype.itemsize == 2:
             try:
                 return linear.weight_only_linear(self.find(x.device), x, weight, scale, bias, bits, group_size)
             except BuildError as error:

@@ -3,13 +3,15 @@
 // side by side.
 #pragma once
 
-#include "unpack.h"
+#include "linear.h"
 
 // k and the columns of a group are multiples of eight. blockIdx.x: row; threads take turns along it.
 template <int BITS, int KIND>
 INLINE void dequantize_eights(const Arguments& a) {
     constexpr int WORDS = BITS / 4, TURNS = 4;
     const u32 eights = a.k / 8;
+    wait_for_earlier_kernels();  // which may read what is written over
+    let_next_kernel_begin();
     const unsigned long long begin = (unsigned long long)blockIdx.x * eights;
     for (u32 first = threadIdx.x; first < eights; first += TURNS * blockDim.x) {
         Packed<BITS> packed[TURNS];
@@ -42,6 +44,8 @@ INLINE void dequantize_eights(const Arguments& a) {
 // Any k and any groups, element by element. blockIdx.x: row.
 template <int BITS, int KIND>
 INLINE void dequantize_any(const Arguments& a) {
+    wait_for_earlier_kernels();
+    let_next_kernel_begin();
     for (u32 column = threadIdx.x; column < a.k; column += blockDim.x) {
         const unsigned long long at = (unsigned long long)blockIdx.x * a.k + column;
         int q;

@@ -10,22 +10,8 @@ struct alignas(16) Quad {  // four words, moved by one 16-byte access
     u32 word[4];
 };
 
-// How the elements of a tensor are stored; the numbers are kernels/cuda/linear.py's.
+// How the elements of a tensor are stored; the numbers are kernels/cuda/build.py's.
 enum Kind { FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2 };
-
-struct Arguments {  // of every kernel; kernels/cuda/linear.py packs it
-    const void* x;       // (m, k) in the module's 16-bit type
-    const void* weight;  // packed (n, k * bits / 8)
-    const void* scale;   // (n) or (n, groups)
-    const void* bias;    // (n) in x's type, or null
-    void* out;           // (m, n) in x's type; the dequantising kernels: (n, k)
-    u32 m, n, k;
-    u32 groups;        // 0: one scale a row
-    u32 group_size;    // columns; k when groups is 0
-    u32 group_magic;   // see divide
-    u32 scale_kind;    // Kind
-    u32 row_groups;    // of a block of a skinny kernel
-};
 
 #ifndef __CUDACC__
 #include "cuda_emulator.h"
@@ -44,7 +30,9 @@ INLINE u32 and_xor(u32 a, u32 b, u32 c) {  // (a & b) ^ c; with two constants th
     return d;
 }
 
-// Loads are volatile so that the compiler leaves them where they are written: ahead of the arithmetic that hides them.
+// load_...: of what no kernel writes: weights, scales, biases. They may be asked for before an earlier kernel has ended.
+// read_...: of what an earlier kernel has written. All are volatile so that the compiler leaves them where they are
+// written: ahead of the arithmetic that hides them.
 INLINE Quad load_once(const void* p) {  // weights: nobody reads them again, they need no place in L1
     Quad q;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -52,13 +40,49 @@ INLINE Quad load_once(const void* p) {  // weights: nobody reads them again, the
     return q;
 }
 
-INLINE Quad load_if(bool wanted, const void* p) {  // zeros where not wanted
+INLINE Quad read_if(bool wanted, const void* p) {  // zeros where not wanted
+    Quad q;  // its registers are written before the address is read: "&"
+    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %5, 0;\n"
+                 "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+                 "@wanted ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "=&r"(q.word[0]), "=&r"(q.word[1]), "=&r"(q.word[2]), "=&r"(q.word[3]) : "l"(p), "r"((u32)wanted));
+    return q;
+}
+
+INLINE Quad read_once_if(bool wanted, const void* p) {  // keys and values: they need no place in L1
     Quad q;
     asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %5, 0;\n"
                  "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
-                 "@wanted ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-                 : "=r"(q.word[0]), "=r"(q.word[1]), "=r"(q.word[2]), "=r"(q.word[3]) : "l"(p), "r"((u32)wanted));
+                 "@wanted ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "=&r"(q.word[0]), "=&r"(q.word[1]), "=&r"(q.word[2]), "=&r"(q.word[3]) : "l"(p), "r"((u32)wanted));
     return q;
+}
+
+INLINE u32 read_u32(const void* p) {
+    u32 value;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(p));
+    return value;
+}
+
+INLINE u32 read_u16(const void* p) {
+    u16 value;
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(value) : "l"(p));
+    return value;
+}
+
+INLINE u32 read_latest(const void* p) {  // what other blocks of this kernel have written: not from L1
+    u32 value;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+    return value;
+}
+
+// Whether this call is the last of `count` for the counter, which begins and ends at zero. What the callers' blocks wrote
+// before (and __syncthreads lies between) is there for the last one to read.
+INLINE bool is_last(u32* counter, u32 count) {
+    u32 before;
+    asm volatile("fence.acq_rel.gpu; atom.relaxed.gpu.global.inc.u32 %0, [%1], %2; fence.acq_rel.gpu;"
+                 : "=r"(before) : "l"(counter), "r"(count - 1) : "memory");
+    return before == count - 1;
 }
 
 INLINE u32 load_u32(const void* p) {
@@ -84,6 +108,10 @@ INLINE void store(void* p, Quad q) {
                  :: "l"(p), "r"(q.word[0]), "r"(q.word[1]), "r"(q.word[2]), "r"(q.word[3]) : "memory");
 }
 
+INLINE void store_u32(void* p, u32 value) {
+    asm volatile("st.global.u32 [%0], %1;" :: "l"(p), "r"(value) : "memory");
+}
+
 INLINE void store_u16(void* p, u32 value) {
     asm volatile("st.global.u16 [%0], %1;" :: "l"(p), "h"((u16)value) : "memory");
 }
@@ -103,6 +131,26 @@ INLINE u32 to_half(float value) {
     return half;
 }
 
+INLINE float power_of_two(float exponent) {
+    float value;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(exponent));
+    return value;
+}
+
+// Where kernels overlap (driver.py), this one may begin while the one before is at work: what that one writes can be read
+// behind the call, and only there may anything be written. Every kernel calls it.
+INLINE void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+INLINE void let_next_kernel_begin() {  // once all blocks have called it or ended
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // Pairs of 16-bit floats in a word: a * b + c, rounded once.
 INLINE u32 fma_half2(u32 a, u32 b, u32 c) {
     u32 d;
@@ -117,6 +165,12 @@ INLINE u32 add_half2(u32 a, u32 b) {
 }
 
 INLINE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+INLINE u32 shuffle_xor(u32 value, u32 mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// The functions of C, which need no headers.
+INLINE float error_function(float x) { return erff(x); }
+INLINE float hyperbolic_tangent(float x) { return tanhf(x); }
+INLINE float reciprocal_root(float x) { return rsqrtf(x); }
 
 #if __CUDA_ARCH__ >= 800
 

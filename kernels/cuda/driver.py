@@ -5,16 +5,51 @@ of a kind compiles and loads, and must come before the recording, as with the li
 """
 
 import ctypes
+import struct
 from collections.abc import Callable
 from ctypes import byref, c_char_p, c_int, c_uint, c_void_p
 from functools import cache
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from kernels.cache import BuildError
 from kernels.cuda import build
+from kernels.cuda.build import Program
 
 TENSOR_CORES = 80  # compute capability from which the kernels for tensor cores are compiled
+
+
+class Call(NamedTuple):
+    """What a kernel is called with: the fields of a kernel's struct of arguments, in its order. None is a null pointer.
+
+    Which tensors are read and which are written says nothing to a GPU; the tests hold the kernels to it.
+    """
+
+    reads: tuple[Tensor | None, ...]  # nobody writes to them before the kernel's end
+    changes: tuple[Tensor | None, ...]  # are read and written
+    writes: tuple[Tensor | None, ...]  # are written once, in every place
+    integers: tuple[int, ...]  # of 32 bits, without a sign
+    floats: tuple[float, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.reads + self.changes + self.writes
+
+    def packed(self) -> bytes:
+        """As C lays it out: pointers, whole numbers, floats, and room to the next multiple of 8 bytes."""
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in self.tensors]
+        form = f"{len(pointers)}P{len(self.integers)}I{len(self.floats)}f0P"
+        return struct.pack(form, *pointers, *self.integers, *self.floats)
+
+
+def spanned(tensor: Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last one."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 class Device:
@@ -26,8 +61,8 @@ class Device:
         self.architecture = 10 * properties.major + properties.minor
         self.processors = properties.multi_processor_count
         self.has_tensor_cores = self.architecture >= TENSOR_CORES
-        self._functions: dict[tuple[int, int, str], c_void_p] = {}
-        self._modules: dict[tuple[int, int], c_void_p] = {}
+        self._functions: dict[tuple[Program, str], c_void_p] = {}
+        self._modules: dict[Program, c_void_p] = {}
         self._context, device = c_void_p(), c_int()
         make_context(index)
         self.call("cuInit", 0)
@@ -41,29 +76,30 @@ class Device:
             self.library.cuGetErrorString(status, byref(text))
             raise RuntimeError(f"{name} failed: {(text.value or b'unknown error').decode()} ({status})")
 
-    def launch(self, bits: int, kind: int, name: str, grid: tuple[int, int], threads: int, arguments: bytes) -> None:
-        """Start a kernel of linear.cu on torch's current stream. Raises BuildError where it cannot be made."""
+    def launch(self, program: Program, name: str, grid: tuple[int, int], threads: int, call: Call) -> None:
+        """Start a kernel on torch's current stream. Raises BuildError where it cannot be made."""
         self.call("cuCtxPushCurrent_v2", self._context)
         try:
-            function = self._functions.get((bits, kind, name)) or self._load(bits, kind, name)
+            function = self._functions.get((program, name)) or self._load(program, name)
             stream = torch.cuda.current_stream(self.index).cuda_stream
+            arguments = call.packed()
             parameters = (c_void_p * 1)(ctypes.cast(arguments, c_void_p))  # copied by the call
             self.call("cuLaunchKernel", function, *map(c_uint, (*grid, 1, threads, 1, 1, 0)), c_void_p(stream),
                       parameters, None)
         finally:
             self.library.cuCtxPopCurrent_v2(byref(c_void_p()))
 
-    def _load(self, bits: int, kind: int, name: str) -> c_void_p:
+    def _load(self, program: Program, name: str) -> c_void_p:
         function = c_void_p()
         try:
-            if (bits, kind) not in self._modules:
+            if program not in self._modules:
                 module = c_void_p()
-                self.call("cuModuleLoadData", byref(module), build.compiled(self.architecture, bits, kind))
-                self._modules[bits, kind] = module
-            self.call("cuModuleGetFunction", byref(function), self._modules[bits, kind], name.encode())
+                self.call("cuModuleLoadData", byref(module), build.compiled(self.architecture, program))
+                self._modules[program] = module
+            self.call("cuModuleGetFunction", byref(function), self._modules[program], name.encode())
         except RuntimeError as error:
             raise error if isinstance(error, BuildError) else BuildError(str(error)) from error
-        self._functions[bits, kind, name] = function
+        self._functions[program, name] = function
         return function
 
 

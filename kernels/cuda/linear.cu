@@ -24,18 +24,26 @@ SIMPLE(4)
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
-// skinny_<tiles of 16 rows>_<slices of 8 rows of x>_<scaling>
-#define SKINNY(TILES, SLICES, STAGES, SCALING) \
-    __global__ void __launch_bounds__(32 * MAXIMUM_WARPS, 1) skinny_##TILES##_##SLICES##_##SCALING(const Arguments a) { \
+// skinny_<tiles of 16 rows>_<slices of 8 rows of x>_<scaling>. BLOCKS: that a processor shall hold, so that one's beginning
+// and end are covered by another's work; two leave 128 registers a thread.
+#define SKINNY(TILES, SLICES, STAGES, SCALING, BLOCKS) \
+    __global__ void __launch_bounds__(32 * MAXIMUM_WARPS, BLOCKS) \
+    skinny_##TILES##_##SLICES##_##SCALING(const Arguments a) { \
         Skinny<GLM_BITS, GLM_KIND, TILES, SLICES, STAGES, SCALING>(a).run(); \
     }
-#define SCALINGS(TILES, SLICES, STAGES) \
-    SKINNY(TILES, SLICES, STAGES, ROW) SKINNY(TILES, SLICES, STAGES, STAGE) SKINNY(TILES, SLICES, STAGES, CHUNK)
 
-SCALINGS(1, 1, 2)
-SCALINGS(2, 1, 2)
-SCALINGS(4, 1, 1)
-SCALINGS(4, 2, 1)
+SKINNY(1, 1, 2, ROW, 2)
+SKINNY(1, 1, 2, STAGE, 2)
+SKINNY(1, 1, 2, CHUNK, 2)
+SKINNY(2, 1, 2, ROW, 2)
+SKINNY(2, 1, 2, STAGE, 1)
+SKINNY(2, 1, 2, CHUNK, 1)
+SKINNY(4, 1, 1, ROW, 2)
+SKINNY(4, 1, 1, STAGE, 1)
+SKINNY(4, 1, 1, CHUNK, 1)
+SKINNY(4, 2, 1, ROW, 1)
+SKINNY(4, 2, 1, STAGE, 1)
+SKINNY(4, 2, 1, CHUNK, 1)
 
 #endif
 

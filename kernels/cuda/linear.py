@@ -1,6 +1,5 @@
 """Which kernel computes a weight-only linear layer, and with what arguments."""
 
-import struct
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -8,17 +7,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import UNPACKED_ROWS
+from kernels import UNPACKED_ROWS, reference
+from kernels.cuda.build import KINDS, Program
+from kernels.cuda.driver import Call
+from kernels.layer import Activation, activated
 from kernels.reference import check_packed
 
-KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}  # Kind in device.h; x is one of the first two
-ARGUMENTS = struct.Struct("5P8I")  # Arguments in device.h
+SOURCE = "linear.cu"
 ALIGNMENT = 16  # bytes; what one load takes
 SIMPLE_ROWS = 16  # of x: the most for a device without tensor cores
 WARPS = 8  # MAXIMUM_WARPS in skinny.h
 STAGES = {1: 2, 2: 2, 4: 1}  # by tiles: STAGES in linear.cu
 LARGEST_INDEX, LARGEST_GRID = 2**31, 65535
 DEQUANTIZE_THREADS = 256
+
+
+class End(NamedTuple):
+    """What stands at the end of a product: activation(x W^T + bias) + alpha * residual."""
+
+    activation: Activation | None = None
+    residual: Tensor | None = None  # shaped as the result, of its dtype
+    alpha: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """Of the weight, for one column of the result."""
+        return 2 if self.activation is not None and self.activation.is_gated else 1
+
+    def of(self, product: Tensor) -> Tensor:
+        """In plain torch, which rounds in between."""
+        if self.activation is not None:
+            product = activated(product, self.activation)
+        return product if self.residual is None else reference.scaled_add(self.residual, product, self.alpha)
+
+    def check(self, x: Tensor, n: int) -> None:
+        if n % self.rows:
+            raise ValueError(f"weight_only_linear: the halves of a gated activation are made of {n} rows of the weight")
+        shape = (*x.shape[:-1], n // self.rows)
+        if self.residual is not None and (self.residual.shape != shape or self.residual.dtype is not x.dtype
+                                          or self.residual.device != x.device):
+            raise ValueError(f"weight_only_linear: the residual is {self.residual.dtype} {tuple(self.residual.shape)}; "
+                             f"{x.dtype} {shape} on x's device is needed")
+
+
+NOTHING = End()
 
 
 class Plan(NamedTuple):
@@ -31,27 +63,33 @@ class Plan(NamedTuple):
 
 
 def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int,
-                       group_size: int | None) -> Tensor:
-    """kernels.reference.weight_only_linear for x in float16 or bfloat16, on `device` (driver.Device).
+                       group_size: int | None, end: End = NOTHING) -> Tensor:
+    """kernels.reference.weight_only_linear for x in float16 or bfloat16, on `device` (driver.Device), and its
+    end. Where one kernel does all, it is in float32 and rounded once.
 
-    Raises ValueError (check_packed, check_alignment) and kernels.cache.BuildError.
+    Raises ValueError (check_packed, check_alignment, End.check) and kernels.cache.BuildError.
     """
     check_packed(x, weight, scale, bias, bits, group_size)
     check_alignment(weight)
     n, k = weight.shape[0], x.shape[-1]
-    rows = x.reshape(-1, k).contiguous()
-    if rows.data_ptr() % ALIGNMENT:
-        rows = rows.clone()
+    end.check(x, n)
+    rows = aligned(x.reshape(-1, k))
     if n == 0 or rows.shape[0] == 0:
-        return x.new_empty((*x.shape[:-1], n))
+        return x.new_empty((*x.shape[:-1], n // end.rows))
     plan = choose(rows.shape[0], n, k, bits, group_size, device.has_tensor_cores, device.processors)
     if plan is None:
-        return F.linear(x, dequantize(device, weight, scale, x.dtype, bits, group_size), bias)
-    out = x.new_empty((*x.shape[:-1], n))
+        return end.of(F.linear(x, dequantize(device, weight, scale, x.dtype, bits, group_size), bias))
+    out = x.new_empty((*x.shape[:-1], n // end.rows))
     if bias is not None:
         bias = bias.contiguous()
-    launch(device, plan, x.dtype, bits, rows, weight, scale, bias, out, rows.shape[0], k, group_size)
+    launch(device, plan, x.dtype, bits, rows, weight, scale, bias, out, rows.shape[0], k, group_size, end)
     return out
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The same values, contiguous, from a multiple of ALIGNMENT bytes on."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % ALIGNMENT else x
 
 
 def dequantize(device, weight: Tensor, scale: Tensor, dtype: torch.dtype, bits: int, group_size: int | None) -> Tensor:
@@ -129,13 +167,14 @@ def fits_eights(n: int, k: int, group_size: int | None) -> bool:
 
 
 def launch(device, plan: Plan, dtype: torch.dtype, bits: int, x: Tensor | None, weight: Tensor, scale: Tensor,
-           bias: Tensor | None, out: Tensor, m: int, k: int, group_size: int | None) -> None:
+           bias: Tensor | None, out: Tensor, m: int, k: int, group_size: int | None, end: End = NOTHING) -> None:
     grouped = group_size is not None and group_size != k
     size = group_size if grouped else k
-    pointers = (0 if tensor is None else tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
-    arguments = ARGUMENTS.pack(*pointers, m, weight.shape[0], k, k // size if grouped else 0, size,
-                               2**31 // size + 1, KINDS[scale.dtype], plan.row_groups)
-    device.launch(bits, KINDS[dtype], plan.name, plan.grid, plan.threads, arguments)
+    numbers = (m, weight.shape[0], k, k // size if grouped else 0, size, 2**31 // size + 1, KINDS[scale.dtype],
+               plan.row_groups, 0 if end.activation is None else end.activation + 1)
+    residual = None if end.residual is None else end.residual.contiguous()
+    device.launch(Program(SOURCE, KINDS[dtype], bits), plan.name, plan.grid, plan.threads,
+                  Call((x, weight, scale, bias, residual), (), (out,), numbers, (end.alpha,)))
 
 
 def read(device, data: Tensor) -> None:
@@ -145,5 +184,5 @@ def read(device, data: Tensor) -> None:
         raise ValueError(f"read: the tensor must be contiguous, begin at a multiple of {ALIGNMENT} bytes and have less "
                          f"than {LARGEST_INDEX * 16} bytes")
     out = torch.empty(1, dtype=torch.float16, device=data.device)
-    arguments = ARGUMENTS.pack(data.data_ptr(), 0, 0, 0, out.data_ptr(), count, *[0] * 7)
-    device.launch(8, 0, "read_all", (8 * device.processors, 1), 256, arguments)
+    call = Call((data, *[None] * 4), (out,), (), (count, *[0] * 8), (0.0,))  # out: hardly ever written
+    device.launch(Program(SOURCE, 0, 8), "read_all", (8 * device.processors, 1), 256, call)

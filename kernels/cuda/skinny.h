@@ -4,8 +4,9 @@
 // A warp owns TILES * 16 rows of the weight; the warps of a block share these rows and take turns along k, and add up
 // their sums at the end. A block needs nothing of the others: no workspace, no second kernel, no atomics, the same sum
 // every time. With row_groups above one the warps of a block are divided among so many groups of rows, and those at the
-// same place of k find x in the L1 cache, where the first of them has brought it. A tensor core's product takes 16 rows of weights and, as its columns, 8 rows of x; SLICES * 8
-// rows of x are taken at a time, blockIdx.x says which, blockIdx.y which rows of the weight.
+// same place of k find x in the L1 cache, where the first of them has brought it. A tensor core's product takes 16 rows of weights
+// and, as its columns, 8 rows of x; SLICES * 8 rows of x are taken at a time, blockIdx.x says which, blockIdx.y which
+// rows of the weight.
 //
 // Lane 4 * g + t holds rows g and g + 8 of a product and four of its 16 columns. Which columns is ours to choose, since a
 // sum has no order: the lane loads 16 neighbouring bytes of its rows (a "chunk": 32 or 16 columns), its four neighbours
@@ -20,7 +21,7 @@
 // float16, 3.7 in bfloat16. (Read off the machine code; not measured on a device.)
 #pragma once
 
-#include "unpack.h"
+#include "linear.h"
 
 // Where scales come in. ROW: in the end. STAGE: the four chunks of a stage lie in one group, whose sum is scaled in
 // float32. CHUNK: groups of whole chunks; the lane scales its weights, rounded as they are in the reference.
@@ -41,6 +42,7 @@ struct Skinny {
 
     const Arguments& a;
     u32 chunks, lane_group, lane_place, block_row, first_row, first_x;
+    u32 tile_step, half_step, last_row;  // see row
     float sum[TILES][SLICES][4];
 
     INLINE Skinny(const Arguments& arguments) : a(arguments) {
@@ -50,6 +52,10 @@ struct Skinny {
         block_row = blockIdx.y * a.row_groups * ROWS;
         first_row = block_row + threadIdx.x / 32 % a.row_groups * ROWS;
         first_x = blockIdx.x * COLUMNS;
+        tile_step = a.is_gated() ? 8 : 16;
+        half_step = a.is_gated() ? a.results() : 8;
+        last_row = a.results() - 1;
+        if (a.is_gated()) block_row /= 2, first_row /= 2;
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -58,8 +64,11 @@ struct Skinny {
                 for (int i = 0; i < 4; i++) sum[t][s][i] = 0.0f;
     }
 
-    INLINE u32 row(int tile, int half) const {  // rows past the end repeat the last one; their sums are not stored
-        return min(first_row + 16 * tile + 8 * half + lane_group, a.n - 1);
+    // Of a gated ending, a lane's second row of a tile is the gate of its first: eight results a tile. Rows past the end
+    // repeat the last one; their sums are not stored.
+    INLINE u32 row(int tile, int half) const {
+        const u32 at = first_row + tile_step * tile + lane_group;
+        return a.is_gated() ? min(at, last_row) + half * half_step : min(at + half * half_step, last_row);
     }
 
     INLINE u32 chunk(u32 turn, int stage) const { return (turn * STAGES + stage) * 4 + lane_place; }
@@ -94,7 +103,7 @@ struct Skinny {
                 const u32 x_row = first_x + 8 * s + lane_group;
                 const char* begin = (const char*)a.x + ((unsigned long long)x_row * a.k + place * WIDTH) * 2;
 #pragma unroll
-                for (int e = 0; e < EIGHTS; e++) x[s][e] = load_if(x_row < a.m && place < chunks, begin + 16 * e);
+                for (int e = 0; e < EIGHTS; e++) x[s][e] = read_if(x_row < a.m && place < chunks, begin + 16 * e);
             }
             u32 pairs[TILES][2] = {};  // of CHUNK: the scale of a row, twice
             if (SCALING == CHUNK)
@@ -166,6 +175,7 @@ struct Skinny {
         Turn even, odd;
         u32 turn = warp;
         if (turn < turns) load(even, turn);
+        wait_for_earlier_kernels();
         while (turn < turns) {
             if (turn + warps < turns) load(odd, turn + warps);
             add(even, turn);
@@ -175,7 +185,8 @@ struct Skinny {
             add(odd, turn);
             turn += warps;
         }
-        float* mine = partial + warp * rows * COLUMNS + (first_row - block_row + lane_group);
+        let_next_kernel_begin();
+        float* mine = partial + warp * rows * COLUMNS + (threadIdx.x / 32 % a.row_groups * ROWS + lane_group);
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -184,12 +195,17 @@ struct Skinny {
                 for (int i = 0; i < 4; i++)
                     mine[(8 * s + 2 * lane_place + i % 2) * rows + 16 * t + 8 * (i / 2)] = sum[t][s][i];
         __syncthreads();
-        for (u32 i = threadIdx.x; i < rows * COLUMNS; i += blockDim.x) {
-            const u32 at_row = block_row + i % rows, at_x = first_x + i / rows;
-            if (at_row >= a.n || at_x >= a.m) continue;
-            float total = 0.0f;
-            for (u32 w = 0; w < warps; w++) total += partial[w * rows * COLUMNS + i];
-            store_result<KIND>(a, SCALING == ROW, total, at_row, at_x);
+        const u32 results = a.is_gated() ? rows / 2 : rows;
+        for (u32 i = threadIdx.x; i < results * COLUMNS; i += blockDim.x) {
+            const u32 at = i % results, x_row = first_x + i / results;
+            if (block_row + at > last_row || x_row >= a.m) continue;
+            const float* sums = partial + i / results * rows + (a.is_gated() ? at / 8 * 16 + at % 8 : at);
+            float total = 0.0f, gated = 0.0f;
+            for (u32 w = 0; w < warps; w++) {
+                total += sums[w * rows * COLUMNS];
+                if (a.is_gated()) gated += sums[w * rows * COLUMNS + 8];
+            }
+            store_result<KIND>(a, SCALING == ROW, total, gated, block_row + at, x_row);
         }
     }
 };

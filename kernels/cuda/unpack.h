@@ -1,4 +1,4 @@
-// Numbers: eight neighbouring packed weights to 16-bit floats in registers, scales and activations to float32.
+// Eight neighbouring packed weights to 16-bit floats in registers.
 //
 // An n-bit integer becomes a float without a conversion by being put into the mantissa of a number whose last place is
 // worth 1: float16 1024 = 0x6400 (10 bits of mantissa), bfloat16 128 = 0x4300 (7 bits). Two's complement q with its sign
@@ -9,7 +9,7 @@
 // Products may take columns in any order, if only the activations come in the same one: see arrange.
 #pragma once
 
-#include "device.h"
+#include "numbers.h"
 
 struct Pairs {  // eight values, two a word, the first in the low half
     u32 pair[4];
@@ -118,42 +118,4 @@ INLINE void unpack_floats(const Packed<BITS>& packed, float (&q)[8]) {
         q[BITS == 4 ? i : 2 * i] = from_half(p.pair[i] & 0xffff);
         q[BITS == 4 ? i + 4 : 2 * i + 1] = from_half(p.pair[i] >> 16);
     }
-}
-
-template <int KIND>
-INLINE float to_float(u32 low_half) {
-    return KIND == FLOAT16 ? from_half(low_half) : as_float(low_half << 16);
-}
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 800
-
-INLINE u32 to_bfloat(float value) {
-    const u32 bits = as_bits(value);
-    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;  // not a number
-    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-
-#endif
-
-// Rounded to the nearest, ties to even, into the low half.
-template <int KIND>
-INLINE u32 from_float(float value) {
-    return KIND == FLOAT16 ? to_half(value) : to_bfloat(value);
-}
-
-INLINE u32 load_scale(const Arguments& a, u32 index) {  // as stored: what waits for it is scale_value
-    if (a.scale_kind == FLOAT32) return load_u32((const u32*)a.scale + index);
-    return load_u16((const u16*)a.scale + index);
-}
-
-INLINE float scale_value(const Arguments& a, u32 stored) {
-    if (a.scale_kind == FLOAT16) return from_half(stored);
-    return as_float(a.scale_kind == FLOAT32 ? stored : stored << 16);
-}
-
-template <int KIND>
-INLINE void store_result(const Arguments& a, bool scaled_by_row, float sum, u32 row, u32 x_row) {
-    if (scaled_by_row) sum *= scale_value(a, load_scale(a, row));
-    if (a.bias) sum += to_float<KIND>(load_u16((const u16*)a.bias + row));
-    store_u16((u16*)a.out + ((unsigned long long)x_row * a.n + row), from_float<KIND>(sum));
 }

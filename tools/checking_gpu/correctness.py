@@ -26,9 +26,9 @@ def builds(setting: Setting) -> Iterator[dict]:
         return
     compiler = nvrtc.find()
     for bits in (8, 4):
-        for dtype, kind in list(linear.KINDS.items())[:2]:
+        for dtype, kind in list(build.KINDS.items())[:2]:
             begin = time.perf_counter()
-            code = build.compiled(device.architecture, bits, kind)
+            code = build.compiled(device.architecture, build.Program(linear.SOURCE, kind, bits))
             yield {"kernels": f"INT{bits} {dtype}", "NVRTC": compiler.version, "library": compiler.path,
                    "target": compiler.target(device.architecture)[0], "bytes": len(code),
                    "seconds": time.perf_counter() - begin}
