@@ -3,6 +3,7 @@ gpt_options=(--block-lm --task-mask --bert-prob 0.5 --gap-sentence-prob 0.3 --gp
     --avg-block-length 3 --experiment-name blocklm-10B
     --num-layers 48 --hidden-size 4096 --num-attention-heads 64 --max-position-embeddings 1024 --seq-length 512
     --tokenizer-type GPT2BPETokenizer --tokenizer-path "$TOKENIZER_PATH" --train-data "$TRAIN_DATA"
+    --split 949,50,1
     --load "$CHECKPOINT_PATH" --save "$SAVE_PATH" --save-interval 2000 --train-iters 250000 --batch-size 21
     --lr 1e-4 --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.95 --adam-eps 1e-8
     --lr-decay-style cosine --lr-decay-ratio 0.1 --lr-decay-iters 175000 --warmup 0.04

@@ -43,8 +43,8 @@ def test_a_line_of_the_glm_repository():
 def test_pretraining():
     line = "--block-lm --bert-prob 0.5 --split 949,50,1 --device cuda --fp16 --train-data file"
     (_, *words), = translated("pretrain_gpt2.py", line.split()).commands
-    assert flags_of(words) == {"--bert-prob": ["0.5"], "--device": ["cuda"], "--train-data": ["file"],
-                               "--task": ["pretrain"], "--dtype": ["float16"]}
+    assert flags_of(words) == {"--bert-prob": ["0.5"], "--split": ["949,50,1"], "--device": ["cuda"],
+                               "--train-data": ["file"], "--task": ["pretrain"], "--dtype": ["float16"]}
 
 
 def test_a_line_of_ptuning():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tuning.run import Run
 
 SHOWN = 8  # rows in a message
+MOST_EMPTY = 100  # drawn batches with nothing to learn, if there was none before that had something
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ def one_step(training: Training, work: Work, progress: Progress) -> dict[str, An
     step, optimizer = progress.step, training.optimizer
     samples = training.samples_of(work)
     total = weight_of(samples)
+    if not total and work.is_drawn and (progress.updates or step < MOST_EMPTY):
+        progress.step += 1
+        return {"step": step, "loss": None, "learning_rate": None, "gradient_norm": None, "targets": 0, "empty": True}
     if not total:
         raise UserError(f"step {step}: its samples have no target, so there is nothing to learn{rows_of(work)}")
     loss = accumulated(training, samples, total, step)

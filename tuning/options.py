@@ -5,6 +5,8 @@ Names and defaults are those of the GLM repository, unless its default was a tra
 
 from __future__ import annotations
 
+import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +39,31 @@ class TokenizerOptions:
     task_mask: bool = option(False, "the tokenizer has [gMASK] and [sMASK], and tasks use them")
 
 
+def split_of(word: str) -> str:
+    """One of SPLITS, or their shares."""
+    if word not in SPLITS and shares_of(word) is None:
+        raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(SPLITS)}, and no shares of these (of "
+                                         "pretraining's documents), as 949,50,1")
+    return word
+
+
+def shares_of(split: str) -> tuple[float, ...] | None:
+    """Of the documents of pretraining that are for training, validation and test, together 1; None: it says none."""
+    try:
+        shares = [float(share) for share in split.split(",")]
+    except ValueError:
+        return None
+    if len(shares) > len(SPLITS) or not all(0 <= share < math.inf for share in shares) or not shares[0]:
+        return None
+    return tuple(share / sum(shares) for share in (shares + [0.0, 0.0])[:len(SPLITS)])
+
+
 @dataclass(frozen=True)
 class DataOptions:
     task: str | None = option(None, "the task's name, as rte, copa, gigaword, blank, pretrain, chat")
     data_dir: Path | None = option(None, "folder with the task's files")
-    split: str = option("dev", "which of the files; dev is the validation split", choices=SPLITS)
+    split: str = option("dev", "which of the files: train, dev (for validation) or test; of pretraining the documents' "
+                               "shares of these, as 949,50,1", metavar="SPLIT", read=split_of)
     seq_length: int = option(512, "tokens of a sequence", read=count)
     src_seq_length: int = option(464, "seq2seq: tokens of a source", read=count)
     tgt_seq_length: int = option(48, "seq2seq: tokens of a target", read=count)
@@ -72,9 +94,9 @@ class PromptOptions:
     num_prompt_tokens: int = option(0, "tokens that are spread over the places of the pattern", read=count_or_zero)
     prefix_prompt: int = option(0, "tokens at the very beginning", read=count_or_zero)
     prompt_func: str = option("lstm", "what makes their embeddings", choices=ENCODERS)
-    prompt_init: bool = option(False, "train: their embeddings begin as words, mixed with the verbalizers' tokens")
     freeze_transformer: bool = option(False, "the model itself does not learn")
     tune_prefix_layers: int | None = option(None, "but its first so many layers do", none="none", read=count)
+    prompt_init: bool = option(False, "train: their embeddings begin as words, mixed with the verbalizers' tokens")
 
 
 @dataclass(frozen=True)
@@ -131,8 +153,10 @@ class MixingOptions:
 class StreamOptions:
     """Of texts that are scored as they stand, and of rows that have ids already."""
 
-    valid_data: Path | None = option(None, "lambda, wikitext, language_model: the file", metavar="FILE")
-    test_data: Path | None = option(None, "multichoice: the file", metavar="FILE")
+    valid_data: Path | None = option(None, "lambda, wikitext, language_model: the file; pretraining: of documents for "
+                                           "validation", metavar="FILE")
+    test_data: Path | None = option(None, "multichoice: the file; pretraining: of documents for the test",
+                                    metavar="FILE")
     overlapping_eval: int = option(32, "tokens by which a window moves on", read=count)
     unidirectional: bool = option(False, "all but the first token stand in the blank")
     tokenized: Path | None = option(None, "chat: JSON lines of input_ids and labels", metavar="FILE")

@@ -31,6 +31,7 @@ _GLM_NOTHING = dict.fromkeys(
      "--DDP-impl", "--local-rank", "--checkpoint-num-layers", "--vocab-size",
      "--make-vocab-size-divisible-by", "--layernorm-epsilon", "--out-seq-length", "--temperature", "--top-p",
      "--top-k", "--no-load-optimizer", "--eval-max-preds-per-seq", "--master-port"), 1)
+_OF_PRETRAINING = ("--eval-interval", "--eval-iters")  # validation of rows has epochs
 _CHATGLM_NAMES = {
     "--model-name-or-path": "--load", "--output-dir": "--save", "--learning-rate": "--lr",
     "--max-steps": "--train-iters", "--num-train-epochs": "--epochs", "--per-device-train-batch-size": "--batch-size",
@@ -65,11 +66,11 @@ def translated(program: str, words: Sequence[str]) -> Translated:
 
 
 def _of_glm(program: str, words: Sequence[str]) -> Translated:
-    flags, left_out = _read(words, _GLM_NAMES, _GLM_NOTHING)
     is_pretraining = program.startswith("pretrain")
+    nothing = {flag: count for flag, count in _GLM_NOTHING.items() if not (is_pretraining and flag in _OF_PRETRAINING)}
+    flags, left_out = _read(words, _GLM_NAMES, nothing)
     if is_pretraining:
         flags["--task"] = ["pretrain"]
-        flags.pop("--split", None)  # shares of documents there; here --train-data is trained on whole
     elif "--task" in flags:
         flags["--task"] = [flags["--task"][0].lower()]
     if (name := flags.pop("--experiment-name", None)) and "--save" in flags:

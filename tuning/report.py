@@ -86,8 +86,9 @@ def report(folder: Path, samples: Sequence[Sample] = (), notes: Sequence[str] = 
     learned = read_json(folder / PARAMETERS) if (folder / PARAMETERS).is_file() else {}
     return rendered(
         TEMPLATE, title=f"Training of {folder.name}", facts=list(_facts(facts[SETTINGS], lines, validations, unit)),
-        command=None, limited=None, notes=[*notes, *_odd(lines)], plots=list(_plots(lines, validations, names, unit)),
-        validations=validations, names=names, unit=unit, rows=len(scored.items("", "")) if scored else 0,
+        command=None, limited=None, notes=[*notes, *oddities(lines)],
+        plots=list(_plots(lines, validations, names, unit)), validations=validations, names=names, unit=unit,
+        rows=len(scored.items("", "")) if scored else 0,
         samples=_samples(scored, samples, read) if scored else [],
         provenance=[("Settings", facts[SETTINGS]),
                     ("What was read", {name: digest[:12] for name, digest in facts[CONTENTS].items()}),
@@ -112,14 +113,20 @@ def _facts(settings: Mapping[str, Any], lines: Sequence[Mapping], validations: S
     part = max(1, len(losses) // 10)
     if losses:
         yield "loss, first and last tenth", f"{sum(losses[:part]) / part:.4g}, {sum(losses[-part:]) / part:.4g}"
+    for name, value in lines[-1].get("test", {}).items():
+        yield f"{name} of the test documents", figure(value)
     best = next((each for each in validations if each.is_best), None)
     if best is not None:
         name, value = next(iter(best.figures.items()))
         yield f"best {name}", f"{figure(value)} in {unit} {best.at}"
 
 
-def _odd(lines: Sequence[Mapping]) -> Iterator[str]:
+def oddities(lines: Sequence[Mapping]) -> Iterator[str]:
     """What the log itself gives reason to say."""
+    empty = [line["step"] for line in lines if line.get("empty")]
+    if empty:
+        yield (f"{len(empty)} of {len(lines)} steps passed without learning, the first of them step {empty[0]}: no "
+               "sample of their batches had room for its blanks")
     skipped = [line["step"] for line in lines if line.get("skipped")]
     if skipped:
         yield (f"{len(skipped)} of {len(lines)} steps moved nothing, the first of them step {skipped[0]}: the gradient "
@@ -142,12 +149,12 @@ def _validated(folder: Path, line: Mapping[str, Any], unit: str, kept: int | Non
 def _plots(lines: Sequence[Mapping], validations: Sequence[Validated], names: Sequence[str],
            unit: str) -> Iterator[Plot]:
     ends = [line["step"] for line in lines if "epoch" in line]
-    for key, (title, unit) in _CURVES.items():
+    for key, (title, measure) in _CURVES.items():
         known = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if len(known) > 1:
             steps, values = zip(*known, strict=True)
             caption = f"{values[0]:.3g} in the first step, {values[-1]:.3g} in the last"
-            yield Plot(title, caption, Markup(curve(steps, values, unit, ends)))
+            yield Plot(title, caption, Markup(curve(steps, values, measure, ends)))
     for name in names[:_MOST_PLOTS] if len(validations) > 1 else ():
         having = [each for each in validations if name in each.figures]
         best = next((each.at for each in having if each.is_best), None)

@@ -26,7 +26,8 @@ class Work:
 
     rows: tuple[int, ...]  # by the numbers of the lines of `inspect`; of pretraining numbers of packed samples
     order: pretrain.Order | None = None  # of pretraining
-    epoch: int | None = None  # which epoch the step ends; None: none
+    epoch: int | None = None  # which one the step ends; in pretraining, if validation follows, how many steps are done
+    is_drawn: bool = False  # nobody chose what it reads: if there is nothing to learn, the step passes
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,18 @@ class DrawnSteps:
     size: int  # samples of a step, on all data-parallel ranks together
     steps: int
     seed: int
+    validated_every: int = 0  # steps, and behind the last one; 0: never
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Work:
-        draw = random.Random(f"{self.seed} {step}")
-        indices = tuple(draw.randrange(SAMPLES_OF_DOCUMENT * self.documents) for _ in range(self.size))
-        return Work(indices, pretrain.Order(step, indices))
+        order, number = drawn_order(f"{self.seed} {step}", step, self.size, self.documents), step + 1
+        is_due = self.validated_every and (number % self.validated_every == 0 or number == self.steps)
+        return Work(order.indices, order, number if is_due else None, is_drawn=True)
+
+
+def drawn_order(seed: str, count: int, size: int, documents: int) -> pretrain.Order:
+    """Batch number `count`, of samples that are drawn with replacement."""
+    draw = random.Random(seed)
+    return pretrain.Order(count, tuple(draw.randrange(SAMPLES_OF_DOCUMENT * documents) for _ in range(size)))

@@ -49,6 +49,8 @@ class TrainOptions:
     attention_dropout: float = option(0.1, "of attention's shares; not of ChatGLM's", read=share)
     output_dropout: float = option(0.1, "before a classification head", read=share)
     eval_epoch: int = option(1, "epochs between two validations; 0: none", read=count_or_zero)
+    eval_interval: int = option(1000, "pretraining: steps between two validations; 0: none", read=count_or_zero)
+    eval_iters: int = option(100, "pretraining: batches of a validation", read=count)
     eval_batch_size: int | None = option(None, "rows of a batch of validation", none="--batch-size", read=count)
     validation_rows: int | None = option(None, "rows of the validation split that are scored, drawn by --seed",
                                          none="all", read=count)

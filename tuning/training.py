@@ -29,15 +29,15 @@ from tuning.losses import loss_of
 from tuning.model import Head, PromptEncoder, Tuned, begin_as_words, initialise, load
 from tuning.optimizer import Optimizer
 from tuning.options import GROUPS, CheckpointOptions, PartsOptions, Settings
-from tuning.report import write_report, write_rows
-from tuning.run import Run
+from tuning.report import STEP, oddities, write_report, write_rows
+from tuning.run import Run, read_log
 from tuning.saving import save
 from tuning.schedules import Schedule
 from tuning.summaries import Summaries
 from tuning.tokenizers import open_for
 from tuning.train_options import OptimizerOptions, TrainOptions
 from tuning.training_data import TrainingData, hashed
-from tuning.validation import Validation, evaluated, reading, validated
+from tuning.validation import Validation, evaluated, evaluated_documents, reading, validated
 
 if TYPE_CHECKING:
     from runtime.program import Interrupts
@@ -101,6 +101,8 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
             summaries.close()
     keep(asked, tuned, asked.save, len(data.steps))
     if parallel.is_first_process():
+        for note in oddities(read_log(asked.save)):
+            say(note)
         held_out = built(data.validation)
         read = reading(settings, asked.checkpoint.load) if held_out else lambda sample: sample.text
         write_report(asked.save, held_out, data.notes, read)
@@ -113,9 +115,11 @@ def keep(asked: Asked, tuned: Tuned, folder: Path, steps: int) -> None:
 
 def validation_of(asked: Asked, tuned: Tuned,
                   data: TrainingData) -> Callable[[int, Progress], Mapping[str, Any]] | None:
+    options = asked.options
+    if "dev" in data.held_out:
+        return partial(_document_losses, asked, tuned, data)
     if not data.validation:
         return None
-    options = asked.options
 
     def metrics(epoch: int) -> Mapping[str, float]:
         found = evaluated(tuned, asked.settings, options, data.validation, asked.checkpoint.load)
@@ -125,6 +129,15 @@ def validation_of(asked: Asked, tuned: Tuned,
 
     return partial(validated, Validation(metrics, options.eval_epoch, options.validation_metric,
                                          lambda steps: keep(asked, tuned, asked.save / BEST, steps)))
+
+
+def _document_losses(asked: Asked, tuned: Tuned, data: TrainingData, steps: int, progress: Progress) -> dict[str, Any]:
+    """Of the held-out documents, behind so many steps; of those of the test in the end."""
+    found = {name: evaluated_documents(tuned, asked.settings, batches) for name, batches in data.held_out.items()
+             if name == "dev" or steps == len(data.steps)}
+    if parallel.is_first_process():
+        write_rows(asked.save, steps - 1, found["dev"], STEP)
+    return {"validation": found["dev"]["metrics"]} | ({"test": found["test"]["metrics"]} if "test" in found else {})
 
 
 def recorded(asked: Asked) -> dict[str, Any]:

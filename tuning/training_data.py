@@ -5,18 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runtime.errors import UserError
 from runtime.hashing import hash_file
 from runtime.reading import NoSuchFile
-from tuning.data.pretrain import open_pretraining
+from tuning.data.pretrain import Order, Pretraining, open_parts
 from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.notes import notes_on
-from tuning.options import Settings
-from tuning.steps import DrawnSteps, EpochSteps, GivenSteps, Work, epoch_steps, read_batches, read_orders
+from tuning.options import SPLITS, Settings
+from tuning.steps import (
+    DrawnSteps,
+    EpochSteps,
+    GivenSteps,
+    Work,
+    drawn_order,
+    epoch_steps,
+    read_batches,
+    read_orders,
+)
 from tuning.tasks import CHAT, PRETRAIN, kind_of, samples_of
 from tuning.tokenizers import open_for
 from tuning.train_options import TrainOptions
@@ -31,6 +40,8 @@ class TrainingData:
     labels: int = 0  # outputs of a classification head; 0: none is asked
     validation: Sequence[Sample | Unbuildable] = ()  # rows of the validation split
     notes: Sequence[str] = ()  # what is to be known of all of them
+    held_out: Mapping[str, Sequence[Sequence[Sample]]] = field(default_factory=dict)  # of pretraining: batches of `dev`
+    # and of `test`
 
 
 def read(settings: Settings, options: TrainOptions, load: Path, ranks: int) -> TrainingData:
@@ -80,17 +91,45 @@ def _drawn(rows: Sequence[Sample | Unbuildable], count: int | None, seed: int) -
 
 
 def _documents(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:
-    source = open_pretraining(settings, open_for(settings, load))
+    source, *others = open_parts(settings, open_for(settings, load))
     sets = () if source.supervised is None else source.supervised.sets
     files = {"--train-data": hash_file(settings.documents.train_data)} | {
-        f"--multi-task-data {number}": hash_of(rows) for number, rows in enumerate(sets)}
+        f"--multi-task-data {number}": hash_of(rows) for number, rows in enumerate(sets)} | {
+        flag: hash_file(path) for flag, path in (("--valid-data", settings.streams.valid_data),
+                                                 ("--test-data", settings.streams.test_data)) if path is not None}
     if options.batches is not None:
         steps = read_orders(options.batches, options.train_iters)
-    elif options.train_iters is None:
+        return TrainingData(steps, lambda work: source.samples(work.order), files)
+    if options.train_iters is None:
         raise UserError("how long to pretrain? --train-iters N, or --batches FILE")
-    else:
-        steps = DrawnSteps(len(source.documents), size, options.train_iters, settings.data.seed)
-    return TrainingData(steps, lambda work: source.samples(work.order), files)
+    held_out, notes = {}, []
+    for name, part in zip(("dev", "test"), others, strict=True) if options.eval_interval else ():
+        if part is not None:
+            held_out[name] = _held_out(part, options, settings.data.seed, name)
+        elif settings.data.split not in SPLITS:
+            notes.append(f"--split {settings.data.split} leaves no documents for {name}")
+    steps = DrawnSteps(len(source.documents), size, options.train_iters, settings.data.seed,
+                       options.eval_interval if "dev" in held_out else 0)
+    return TrainingData(steps, lambda work: _made(source, work.order), files, notes=notes, held_out=held_out)
+
+
+def _made(source: Pretraining, order: Order) -> Sequence[Sample]:
+    """A batch that was drawn; empty where its blanks find no place."""
+    try:
+        return source.batch(order).samples(order)
+    except UserError:
+        return ()
+
+
+def _held_out(source: Pretraining, options: TrainOptions, seed: int, name: str) -> list[Sequence[Sample]]:
+    """Batches of a validation, which are the same each time; fewer where some cannot be made. UserError: none can."""
+    size = options.eval_batch_size or options.batch_size
+    made = [_made(source, drawn_order(f"{seed} {name} {number}", number, size, len(source.documents)))
+            for number in range(options.eval_iters)]
+    if not any(made):
+        raise UserError(f"no blank finds a place in the documents for {name}: they are too short; give them a larger "
+                        "share (--split), or --eval-interval 0")
+    return [batch for batch in made if batch]
 
 
 def labels_of(rows: Sequence[Sample | Unbuildable]) -> int:

@@ -6,19 +6,24 @@ those rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from runtime.errors import UserError
+from tuning.batch import batch_of
 from tuning.data.language import TEXTS
 from tuning.data.sample import Sample, Unbuildable, built
 from tuning.evaluate import evaluate_chat, evaluate_choices
 from tuning.evaluate_texts import evaluate_texts, readable
 from tuning.evaluate_windows import evaluate_windows
 from tuning.loop import Progress, weight_of
+from tuning.losses import loss_of
 from tuning.model import Tuned
 from tuning.options import Settings
 from tuning.tasks import CHAT, kind_of
@@ -26,6 +31,7 @@ from tuning.tokenizers import open_for
 from tuning.train_options import TrainOptions
 
 Samples = Sequence[Sample | Unbuildable]
+MOST_NATS = 20  # of a perplexity, as the original cuts it off
 LOSS = "loss"  # the metric of which less is better
 WRITING = ("seq2seq", CHAT)  # kinds of tasks whose answers are texts
 
@@ -60,6 +66,18 @@ def evaluated(tuned: Tuned, settings: Settings, options: TrainOptions, samples: 
     if is_written:
         found["metrics"] = {**found["metrics"], LOSS: mean_loss(found["losses"]["cross_entropy"], built(samples), size)}
     return {"task": task, "split": "dev"} | found
+
+
+@torch.no_grad()
+def evaluated_documents(tuned: Tuned, settings: Settings, batches: Sequence[Sequence[Sample]]) -> dict[str, Any]:
+    """The mean losses of batches of pretraining, and that of all their tokens, with its perplexity."""
+    device = next(tuned.model.parameters()).device
+    losses = [loss_of(tuned, batch_of(batch, tuned.model.config, device)).item() for batch in batches]
+    weights = list(map(weight_of, batches))
+    loss = sum(each * weight for each, weight in zip(losses, weights, strict=True)) / sum(weights)
+    return {"task": settings.data.task, "split": "dev", "rows": [
+        {"index": number, LOSS: each} for number, each in enumerate(losses)],
+        "metrics": {LOSS: loss, "ppl": math.exp(min(MOST_NATS, loss))}}
 
 
 def reading(settings: Settings, load: Path) -> Callable[[Sample], str]:

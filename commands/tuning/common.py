@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.arguments import chosen, flags
 from runtime.errors import UserError
 from runtime.files import replacing
-from tuning.options import GROUPS, CheckpointOptions, PartsOptions, Settings
+from tuning.options import GROUPS, SPLITS, CheckpointOptions, PartsOptions, Settings
 
 if TYPE_CHECKING:
     from tuning.model import Tuned
@@ -44,6 +44,10 @@ def load_tuned(arguments: argparse.Namespace) -> Tuned:
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """A tokenizer of the GLM repository's says that the model is one of its own, else --load does."""
     settings = Settings(**{name: chosen(options, arguments) for name, options in GROUPS.items()})
+    split = settings.data.split
+    if split not in SPLITS and settings.data.task not in (None, "pretrain"):
+        raise UserError(f"--split {split}: shares are of pretraining's documents; --task {settings.data.task} has the "
+                        f"splits {', '.join(SPLITS)}")
     load = getattr(arguments, "load", None)
     if load is None or settings.tokenizer.tokenizer_type is not None:
         return settings

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SENTENCE_ENDS = ".?!;:。？！；…\n"  # a piece that contains one ends a sentence
 SEED_WORDS = 16
+SPLIT_SEED = 1234  # of which documents are for training
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,26 @@ def read_documents(path: Path | None, tokenizer: Tokenizer) -> Documents:
         raise UserError(f"{path}: holds no text; a document is a JSON object of prompt and text on a line of its own")
     return Documents(tuple(ids), tuple(prompts), bounds, sentence_ends(tokenizer), tokenizer.command("ENC"),
                      tokenizer.command("eos"))
+
+
+def divided(documents: Documents, shares: Sequence[float]) -> list[Documents | None]:
+    """Parts of these shares (of 1) in a fixed random order, as the GLM repository draws it; None for one of 0.
+
+    A part whose share is less than a document gets one, as there; but none that another part has, so that in a very
+    small corpus the later ones may be None, too.
+    """
+    order, start, rest = np.arange(len(documents)), 0, 0.0
+    np.random.RandomState(SPLIT_SEED).shuffle(order)
+    parts: list[Documents | None] = []
+    for share in shares:
+        rest += len(documents) * share % 1
+        size = int(int(len(documents) * share) + rest) if share else 0
+        numbers = order[start:start + max(size, 1)] if share else ()
+        start, rest = start + len(numbers), rest % 1
+        ids, prompts = (tuple(values[number] for number in numbers) for values in (documents.ids, documents.prompts))
+        bounds = tuple(accumulate(map(len, ids)))
+        parts.append(replace(documents, ids=ids, prompts=prompts, bounds=bounds) if bounds and bounds[-1] else None)
+    return parts
 
 
 def _texts(row: Any, where: str) -> tuple[str, str]:

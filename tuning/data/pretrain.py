@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError, shown
 from runtime.reading import read_text
 from tuning.data.blanks import padded
-from tuning.data.documents import Documents, Packed, packed, read_documents
+from tuning.data.documents import Documents, Packed, divided, packed, read_documents
 from tuning.data.mixing import Supervised, open_supervised
 from tuning.data.rows import json_lines
 from tuning.data.sample import Kind, Row, Sample
@@ -33,7 +33,7 @@ from tuning.data.spans import (
     continued,
     placed,
 )
-from tuning.options import ObjectiveOptions, Settings
+from tuning.options import ObjectiveOptions, Settings, shares_of
 
 if TYPE_CHECKING:
     from glm.tokenizers.interface import Tokenizer
@@ -95,19 +95,35 @@ class Pretraining:
 
 
 def open_pretraining(settings: Settings, tokenizer: Tokenizer) -> Pretraining:
+    """Of the documents that are trained on."""
+    return open_parts(settings, tokenizer)[0]
+
+
+def open_parts(settings: Settings, tokenizer: Tokenizer) -> tuple[Pretraining, Pretraining | None, Pretraining | None]:
+    """Of the documents that are trained on, those of validation, and those of the test, as --split and files say."""
     documents, objective, cloze = settings.documents, settings.objective, settings.cloze
     if not hasattr(tokenizer, "vocabulary") or "ENC" not in tokenizer.commands:
         raise UserError("--task pretrain is for the vocabularies of the GLM repository, which have [CLS]; "
                         f"{tokenizer.vocabulary_file} is another one: tools/pretrain.py trains such models")
-    text = read_documents(documents.train_data, tokenizer)
+    text, shares, held_out = read_documents(documents.train_data, tokenizer), shares_of(settings.data.split), [None] * 2
+    if shares is not None and max(shares) < 1:
+        text, *held_out = divided(text, shares)
+    if text is None:
+        raise UserError(f"--split {settings.data.split} leaves no text of {documents.train_data} to train on")
+    for place, path in enumerate((settings.streams.valid_data, settings.streams.test_data)):
+        if path is not None:
+            held_out[place] = read_documents(path, tokenizer)
     layout = Layout(settings.data.seq_length, not objective.no_shuffle_block, not cloze.no_block_position,
                     objective.random_position, objective.block_mask_prob, objective.context_mask_ratio)
     commands = commands_of(tokenizer, text.ends, settings.tokenizer.task_mask)
     if commands.block is None and (layout.block_mask or layout.context_mask):
         raise UserError("this tokenizer has no dBLOCK; name --tokenizer-type, or leave --block-mask-prob and "
                         "--context-mask-ratio out")
-    return Pretraining(text, commands, objective, layout, documents.sample_one_document, documents.non_sentence_start,
-                       open_supervised(settings, tokenizer))
+    source = Pretraining(text, commands, objective, layout, documents.sample_one_document,
+                         documents.non_sentence_start, open_supervised(settings, tokenizer))
+    validation, test = (each if each is None else replace(source, documents=each, supervised=None)
+                        for each in held_out)
+    return source, validation, test
 
 
 def blanks(samples: Sequence[Packed], draw: random.Random, blocks: random.Random, objective: ObjectiveOptions,
