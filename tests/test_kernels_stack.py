@@ -92,33 +92,6 @@ def test_rows_that_differ_in_length_attend_as_alone(ops, dtype, s):
                 assert (ours[part, :, start + s:].abs() == 50).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(
-    "b, n, d, start, s", [(1, 2, 64, 0, 5), (2, 3, 16, 9, 70), (1, 2, 80, 0, 131), (2, 1, 20, 3, 4)]
-)
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("cached", [False, True])
-def test_attend_over_many_new_tokens(ops, dtype, b, n, d, start, s, masked, cached, monkeypatch):
-    poison(monkeypatch)
-    start = start if cached else 0
-    qkv = random(b, s, n * 3 * d, dtype=dtype)
-    angle = random(b, s, d, dtype=torch.float32, seed=1)
-    blocked = None
-    if masked:
-        blocked = torch.ones(s, start + s, dtype=torch.bool).triu(start + 1).repeat(b, 1, 1)
-        blocked[-1, :, 0] = True  # with nothing cached, the first row may then see nothing
-    buffers = [random(b, n, start + s + 2, d, dtype=dtype, seed=i) for i in (2, 3)]
-    results = {}
-    for name, backend in {"exact": reference, "same": reference, "ours": ops}.items():
-        cache = [buffer.clone() for buffer in buffers] if cached else [None, None]
-        arguments = [qkv, angle.cos(), angle.sin(), *cache, start, blocked]
-        if name == "exact":
-            arguments = doubled(*arguments)
-        results[name] = [backend.attend(*arguments)] + [t for t in arguments[3:5] if t is not None]
-    for ours, same, exact in zip(results["ours"], results["same"], results["exact"], strict=True):
-        assert_as_good(ours, same, exact, d + start + s)
-
-
 def test_attend_works_on_a_view_of_a_larger_cache(ops):
     qkv, cosine, sine, keys, values = attention_case(torch.float32, 2, 3, 16, 6)
     wide = [torch.cat((cached, cached), dim=1)[:, :3] for cached in (keys, values)]

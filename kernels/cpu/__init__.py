@@ -50,6 +50,7 @@ class Operators:
         library.glm_read.restype = c_float
         self.library = library
         self.path = library.glm_path().decode()  # which instructions it uses: "avx512+bf16", "avx2", "generic", ...
+        self.prefill_products = library.glm_prefill_products()  # the best there are: see prefill_products.h
         self._linear = library.glm_linear
         self._packed = library.glm_packed
         self._head = library.glm_head

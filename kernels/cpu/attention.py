@@ -14,7 +14,7 @@ from kernels.reference import Lengths
 
 SIGNATURES = {
     "glm_attend": [c_int, *[c_void_p] * 7, c_int],
-    "glm_prefill": [c_void_p, c_size_t, *[c_void_p] * 6, c_int],
+    "glm_prefill": [c_int, c_int, c_void_p, c_size_t, *[c_void_p] * 6, c_int],
 }
 
 
@@ -42,16 +42,15 @@ def address(tensor: Tensor | None) -> int:
 def attend(operators, qkv: Tensor, heads: int, groups: int, size: int, rotary: Rotary, by_heads: bool, cosine: Tensor,
            sine: Tensor, keys: Tensor | None, values: Tensor | None, start: int | Lengths,
            blocked: Tensor | None) -> Tensor | None:
-    """reference.attend or attend_groups; cosine and sine (b, s, r). None where it is the reference's to compute: many
-    new tokens not in bf16, or with rows of unlike lengths, and caches laid out in another way."""
+    """reference.attend or attend_groups; cosine and sine (b, s, r). None where it is the reference's to compute: caches
+    laid out in another way."""
     b, s, _ = qkv.shape
     start, lengths = (start.longest, start.each) if isinstance(start, Lengths) else (start, None)
-    is_prefill = operators.has_bf16_products and qkv.dtype is torch.bfloat16 and size % 16 == 0 and lengths is None
-    if s > 1 and not is_prefill:
-        return None
     if keys is None:
         keys, values = qkv.new_empty((2, b, groups, s, size))
     total = start + s
+    if blocked is not None and blocked.shape[-1] == total:
+        blocked = blocked.expand(b, s, total)
     if not (qkv.is_contiguous() and keys.dtype is qkv.dtype and keys.stride()[2:] == (size, 1)
             and values.stride() == keys.stride() and total <= keys.shape[2]
             and (blocked is None or blocked.shape[-1] == total)):
@@ -64,7 +63,8 @@ def attend(operators, qkv: Tensor, heads: int, groups: int, size: int, rotary: R
     if s == 1:
         operators.library.glm_attend(operators.TYPES[qkv.dtype], shape, *tensors, torch.get_num_threads())
     else:
-        operators.library.glm_prefill(shape, s, *tensors, torch.get_num_threads())
+        operators.library.glm_prefill(operators.TYPES[qkv.dtype], operators.prefill_products, shape, s, *tensors,
+                                      torch.get_num_threads())
     return out
 
 
