@@ -100,8 +100,15 @@ BACKENDS = {"cpu": compiled, "cuda": _for_cuda}
 def stack(layers, final_norm, keys, values, form, before=None):
     """One call for all layers of a decoding step (layer.stack; cpu.stack.Stack.step), or None where the compiled
     backend cannot take these tensors. layers: list of layer.LayerWeights; keys, values: the cache, layer by layer;
-    form: layer.LayerForm; before: see cpu.stack.Stack.
+    form: layer.LayerForm; before: see cpu.stack.Stack; on a GPU layers that come and go are walked.
     """
+    if keys[0].device.type == "cuda":
+        if before is not None or (operators := BACKENDS["cuda"]()) is None:
+            return None
+        from kernels.cuda.stack import Stack as CudaStack
+
+        return CudaStack(operators, layers, final_norm, keys, values, form)
+
     from kernels.cpu.stack import Stack, fits
 
     if keys[0].device.type != "cpu" or not compiled() or not fits(

@@ -81,21 +81,24 @@ def stack(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor | None], 
     """
     ops = operations
 
-    def normalised(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is None:
-            return ops.rms_norm(x, weight, form.epsilon)
-        return ops.layer_norm(x, weight, bias, form.epsilon)
-
     for w, *cached in zip(layers, keys, values, strict=True):
-        a = normalised(hidden, w.norm1_weight, w.norm1_bias)
-        context = _attend(ops.linear(a, w.qkv_weight, w.qkv_bias), form, cosine, sine, *cached, start, blocked, ops)
+        a = normalised(hidden, w.norm1_weight, w.norm1_bias, form.epsilon, ops)
+        context = attend(ops.linear(a, w.qkv_weight, w.qkv_bias), form, cosine, sine, *cached, start, blocked, ops)
         update = ops.linear(context, w.dense_weight, w.dense_bias)
         between = ops.scaled_add(hidden if form.is_pre_norm else a, update, form.alpha)
-        m = normalised(between, w.norm2_weight, w.norm2_bias)
+        m = normalised(between, w.norm2_weight, w.norm2_bias, form.epsilon, ops)
         inner = activated(ops.linear(m, w.in_weight, w.in_bias), form.activation, ops)
         update = ops.linear(inner, w.out_weight, w.out_bias)
         hidden = ops.scaled_add(between if form.is_pre_norm else m, update, form.alpha)
-    return normalised(hidden, *final_norm)
+    return normalised(hidden, *final_norm, form.epsilon, ops)
+
+
+def normalised(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float,
+               operations: ModuleType = reference) -> Tensor:
+    """(..., h) -> (..., h); without a bias the RMS norm."""
+    if bias is None:
+        return operations.rms_norm(x, weight, epsilon)
+    return operations.layer_norm(x, weight, bias, epsilon)
 
 
 def activated(x: Tensor, activation: Activation, operations: ModuleType = reference) -> Tensor:
@@ -107,9 +110,9 @@ def activated(x: Tensor, activation: Activation, operations: ModuleType = refere
     return operations.gelu(x, activation is Activation.GELU)
 
 
-def _attend(qkv: Tensor, form: LayerForm, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor,
-            start: int | Lengths, blocked: Tensor | None, ops: ModuleType) -> Tensor:
-    """(b, s, (n + 2*g)*d) -> (b, s, n*d)."""
+def attend(qkv: Tensor, form: LayerForm, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor,
+           start: int | Lengths, blocked: Tensor | None, ops: ModuleType) -> Tensor:
+    """(b, s, (n + 2*g)*d) -> (b, s, n*d), the form's attention; the rest as in `stack`."""
     _, groups, _, size = keys.shape
     if form.rotary is Rotary.PAIRS:
         return ops.attend_groups(qkv, groups, size, cosine, sine, keys, values, start, blocked)

@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels import reference
 from kernels.cache import BuildError
 from kernels.cuda import build, driver, linear
+from kernels.cuda.linear import NOTHING, End
 
 
 class Operators:
@@ -38,18 +39,25 @@ class Operators:
             return self.weight_only_linear(x, weight.weight, weight.scale, bias, weight.bits, weight.group_size)
         return reference.linear(x, weight, bias)
 
+    def ended_linear(self, x: Tensor, weight: Tensor | reference.PackedWeight, bias: Tensor | None,
+                     end: End) -> Tensor:
+        """`linear` with its end, in one kernel and rounded once where there is one."""
+        if isinstance(weight, reference.PackedWeight):
+            return self.weight_only_linear(x, weight.weight, weight.scale, bias, weight.bits, weight.group_size, end)
+        return end.of(reference.linear(x, weight, bias))
+
     def weight_only_linear(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, bits: int = 8,
-                           group_size: int | None = None) -> Tensor:
+                           group_size: int | None = None, end: End = NOTHING) -> Tensor:
         """float32 goes to the reference; so does everything where the kernels cannot be compiled, which is said once
         on standard error."""
         if self.failure is None and x.dtype in build.KINDS and x.dtype.itemsize == 2:
             try:
-                return linear.weight_only_linear(self.find(x.device), x, weight, scale, bias, bits, group_size)
+                return linear.weight_only_linear(self.find(x.device), x, weight, scale, bias, bits, group_size, end)
             except BuildError as error:
                 self.failure = str(error)
                 print(f"kernels: torch's own operators are used for quantised weights, which are slower: {error}",
                       file=sys.stderr)
-        return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
+        return end.of(reference.weight_only_linear(x, weight, scale, bias, bits, group_size))
 
 
 @cache
