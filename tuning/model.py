@@ -21,6 +21,7 @@ from glm.linear import linears
 from glm.loading import load_without_tokenizer
 from glm.options import ModelOptions
 from runtime.errors import UserError
+from tuning.learned_places import PLACES, lengthen, longer_than_learned
 from tuning.options import CheckpointOptions, PartsOptions
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Tuned(torch.nn.Module):
         super().__init__()
         self.model, self.head, self.prompt = model, head, prompt
         self.parts = NO_PARTS  # what was asked for beside the model
+        self.learned_places: int | None = None  # positions behind these begin as drawn; None: there are none such
         self.is_checkpointed = False  # layers are computed again for their gradients: less memory
 
     def hidden_states(self, batch: Batch, dropout: Dropout | None = None) -> Tensor:
@@ -141,9 +143,15 @@ class Tuned(torch.nn.Module):
 
 def load(options: CheckpointOptions, parts: PartsOptions = NO_PARTS) -> Tuned:
     """A checkpoint's model, without gradients, and what lies beside it in files. UserError for what does not fit."""
+    shape, wanted = options.shape or {}, longer_than_learned(options)
+    if wanted is not None:
+        shape = {name: value for name, value in shape.items() if name != PLACES}
     model = load_without_tokenizer(ModelOptions(
-        path=options.load, model=options.model, shape=options.shape, degree=options.degree, bits=options.bits,
+        path=options.load, model=options.model, shape=shape, degree=options.degree, bits=options.bits,
         group_size=options.group_size, device=options.device, dtype=options.dtype))
+    learned_places = model.config.max_sequence_length
+    if wanted is not None:
+        lengthen(model, wanted)
     device, width = next(model.parameters()).device, model.config.hidden_size
     if parts.adapter is not None:
         put_on(model, read_adapter(parts.adapter, model.config.family, parts.lora_alpha, parts.lora_layout),
@@ -154,7 +162,7 @@ def load(options: CheckpointOptions, parts: PartsOptions = NO_PARTS) -> Tuned:
     head, encoder = parts.head, parts.prompt_encoder
     tuned = Tuned(model, None if head is None else read_head(head, width).to(device),
                  None if encoder is None else read_prompt_encoder(encoder, width).to(device))
-    tuned.parts = parts
+    tuned.parts, tuned.learned_places = parts, None if wanted is None else learned_places
     return tuned
 
 

@@ -24,6 +24,7 @@ from tuning.adapters import begin
 from tuning.batch import batch_of
 from tuning.data import cloze
 from tuning.data.sample import Sample, built
+from tuning.learned_places import check_places, notes_on_places
 from tuning.loop import Progress, Training, train
 from tuning.losses import loss_of
 from tuning.model import Head, PromptEncoder, Tuned, begin_as_words, initialise, load
@@ -74,6 +75,7 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
     summaries = parallel.agree(lambda: Summaries(options.summary_dir, asked.save)
                                if options.summary_dir is not None and parallel.is_first_process() else None)
     tuned = opened(asked, data.labels)
+    check_places(tuned, data, settings)
     tuned.is_checkpointed = options.checkpoint_activations
     steps = optimizer.lr_decay_iters or len(data.steps)
     schedule = Schedule(optimizer.lr_decay_style, max(1, steps), optimizer.warmup, optimizer.lr_decay_ratio)
@@ -82,7 +84,8 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
         Optimizer(learning(tuned, settings), optimizer), schedule, options.gradient_accumulation_steps,
         options.save_interval, validation_of(asked, tuned, data), tuned.is_split,
         settings.cloze.loss_func == "hinge")
-    notes = list(data.notes) if parallel.is_first_process() else []
+    known = [*data.notes, *notes_on_places(tuned)]
+    notes = list(known) if parallel.is_first_process() else []
 
     def told(line: Mapping[str, Any]) -> None:
         while notes:
@@ -105,7 +108,7 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
             say(note)
         held_out = built(data.validation)
         read = reading(settings, asked.checkpoint.load) if held_out else lambda sample: sample.text
-        write_report(asked.save, held_out, data.notes, read)
+        write_report(asked.save, held_out, known, read)
     run.finish()
 
 
