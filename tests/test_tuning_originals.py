@@ -62,6 +62,24 @@ def test_a_line_of_ptuning():
     assert "--train-iters" not in predicted and predicted["--pre-seq-len"] == ["128"]
 
 
+def test_words_of_the_glm_repository_that_are_said_otherwise_here():
+    line = "--no-validation --adapet --optimizer adam --attention-scale 8 --few-superglue --device cpu"
+    found = translated("finetune_glm.py", line.split())
+    assert found.left_out == ["--attention-scale", "--few-superglue"]
+    assert flags_of(found.commands[0][1:]) == {"--eval-epoch": ["0"], "--loss-func": ["adapet"], "--device": ["cpu"]}
+
+
+def test_what_only_a_training_takes_is_not_said_to_predict():
+    line = ("--do_train --do_eval --do_predict --validation_file v.json --test_file t.json --weight_decay 0.1 "
+            "--adam_beta1 0.8 --max_grad_norm 2 --warmup 0.1 --per_device_eval_batch_size 3 --device cpu")
+    (_, *train), (_, *predict) = translated("main.py", line.split()).commands
+    assert flags_of(train)["--validation-file"] == ["v.json"] and flags_of(train)["--clip-grad"] == ["2"]
+    assert set(flags_of(predict)) == {"--split", "--task", "--test-file", "--validation-file", "--eval-batch-size",
+                                      "--device", "--output"}
+    (_, *train), = translated("main.py", ["--do_train", "--validation_file", "v.json", "--device", "cpu"]).commands
+    assert "--validation-file" not in flags_of(train)  # as there, without --do_eval
+
+
 @pytest.mark.parametrize("words, message", [
     (["--lr", "1e-5", "--lr", "2e-5"], "--lr is said twice: 1e-5, and 2e-5"),
     (["COPA"], "'COPA' is no flag"),

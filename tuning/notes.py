@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from runtime.show import counted
+from tuning.data import chat_files
 from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.options import Settings
 from tuning.tasks import CHAT, PRETRAIN, module_of
@@ -18,8 +19,11 @@ _EMPTY = {"empty_text_a": "an empty first text", "empty_text_b": "an empty secon
 
 def notes_on(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> list[str]:
     """Lines; none where there is nothing to say."""
-    module = None if settings.data.task in (CHAT, PRETRAIN) else module_of(settings.data.task)
-    facts = module.facts(settings, samples) if hasattr(module, "facts") else {}
+    if settings.data.task == CHAT:
+        facts = chat_files.facts(samples)
+    else:
+        module = None if settings.data.task == PRETRAIN else module_of(settings.data.task)
+        facts = module.facts(settings, samples) if hasattr(module, "facts") else {}
     return [*_unbuildable(samples), *_counted(facts, settings.data.split == "test"), *_verbalizers(facts, samples)]
 
 

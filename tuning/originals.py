@@ -7,11 +7,13 @@ out, and said. What this one cannot do is refused. Knows no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from planning.machine import default_device
+from runtime.arguments import flag_name
 from runtime.errors import UserError
+from tuning.train_options import OptimizerOptions, TrainOptions
 
 GLM_PROGRAMS = ("finetune_glm.py", "finetune_gpt2.py", "pretrain_glm.py", "pretrain_gpt2.py")
 CHATGLM_PROGRAM = "main.py"
@@ -26,11 +28,14 @@ _GLM_NOTHING = dict.fromkeys(
      "--no-load-rng", "--no-load-lr-scheduler", "--no-load-iteration", "--no-save-optim", "--no-save-rng",
      "--overwrite", "--resume-dataloader", "--lazy-loader", "--shuffle", "--fp32-embedding", "--fp32-layernorm",
      "--fp32-tokentypes", "--fp32-allreduce", "--cpu-optimizer", "--cpu-torch-adam", "--deep-init", "--loose-json",
-     "--adam", "--fast-decode", "--shuffle-blocks", "--load-splits"), 0) | dict.fromkeys(
+     "--adam", "--fast-decode", "--shuffle-blocks", "--load-splits",
+     "--no-lazy-loader", "--half-lazy-loader", "--no-pre-tokenize", "--new-save-directory", "--no-deepspeed-load",
+     "--few-superglue"), 0) | dict.fromkeys(
     ("--num-workers", "--log-interval", "--eval-interval", "--eval-iters", "--save-epoch", "--distributed-backend",
      "--DDP-impl", "--local-rank", "--checkpoint-num-layers", "--vocab-size",
      "--make-vocab-size-divisible-by", "--layernorm-epsilon", "--out-seq-length", "--temperature", "--top-p",
-     "--top-k", "--no-load-optimizer", "--eval-max-preds-per-seq", "--master-port"), 1)
+     "--top-k", "--no-load-optimizer", "--eval-max-preds-per-seq", "--master-port",
+     "--loader-scatter", "--cache-dir", "--save-splits", "--save-test-data", "--attention-scale", "--mem-length"), 1)
 _OF_PRETRAINING = ("--eval-interval", "--eval-iters")  # validation of rows has epochs
 _CHATGLM_NAMES = {
     "--model-name-or-path": "--load", "--output-dir": "--save", "--learning-rate": "--lr",
@@ -42,6 +47,8 @@ _CHATGLM_NAMES = {
 _CHATGLM_NOTHING = dict.fromkeys(
     ("--overwrite-cache", "--overwrite-output-dir", "--predict-with-generate"), 0) | dict.fromkeys(
     ("--logging-steps", "--preprocessing-num-workers", "--cache-dir", "--report-to", "--local-rank"), 1)
+_OF_TRAINING = {f"--{flag_name(each).replace('_', '-')}" for options in (OptimizerOptions, TrainOptions)
+                for each in fields(options)} - {"--eval-batch-size"}
 # What Hugging Face's Trainer does where ptuning's scripts say nothing: this program's own defaults are GLM's.
 _TRAINER = {"--weight-decay": "0", "--warmup": "0", "--lr-decay-style": "linear", "--lr-decay-ratio": "0",
             "--lr": "5e-5", "--seed": "42"}
@@ -75,6 +82,12 @@ def _of_glm(program: str, words: Sequence[str]) -> Translated:
         flags["--task"] = [flags["--task"][0].lower()]
     if (name := flags.pop("--experiment-name", None)) and "--save" in flags:
         flags["--save"] = [str(Path(flags["--save"][0]) / name[0])]
+    if flags.pop("--no-validation", None) is not None:
+        flags["--eval-epoch"] = ["0"]
+    if flags.pop("--adapet", None) is not None:
+        flags["--loss-func"] = ["adapet"]
+    if flags.get("--optimizer") == ["adam"]:
+        del flags["--optimizer"]
     _settle_device(flags)
     _settle_batch(flags)
     return Translated([["train", *_joined(flags)]], left_out)
@@ -98,9 +111,7 @@ def _of_chatglm(words: Sequence[str]) -> Translated:
             mine.pop("--epochs", None)
         commands.append(["train", *_joined(mine)])
     if wants["--do-predict"]:
-        mine = {name: value for name, value in flags.items() if name not in (
-            "--lr", "--train-iters", "--epochs", "--batch-size", "--save-interval", "--gradient-accumulation-steps",
-            "--train-file", "--deepspeed-config")}
+        mine = {name: value for name, value in flags.items() if name not in (*_OF_TRAINING, "--train-file")}
         save = mine.pop("--save", ["."])[0]
         commands.append(["predict", "--split", "test", *_joined(mine), "--output",
                          str(Path(save) / "generated_predictions.txt")])

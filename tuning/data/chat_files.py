@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from runtime.errors import UserError, shown
 from runtime.reading import parse_json, read_text
 from tuning.data.chat import chat_prompts, chat_rows, read_special, sample_of
 from tuning.data.rows import csv_records, json_lines
-from tuning.data.sample import Sample, Unbuildable
+from tuning.data.sample import Sample, Unbuildable, built, facts_of_cuts
 from tuning.options import Settings
 
 if TYPE_CHECKING:
@@ -56,15 +57,33 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
 
 
 def samples(settings: Settings, tokenizer: Tokenizer, load: str | Path | None) -> list[Sample | Unbuildable]:
-    """As ptuning trains on them, padded to one length."""
+    """As ptuning trains on them, padded to one length; `cut` of their meta: the tokens that question and answer
+    lost."""
     if load is None:
         raise UserError("--task chat needs --load DIR")
     special, chat = read_special(load), settings.chat
     ids = {"gmask": special.gmask, "bos": special.bos, "eos": tokenizer.command("eop"),
            "pad": tokenizer.commands.get("pad", tokenizer.command("eop"))}
-    made = chat_rows(rows(settings), tokenizer.encode, ids, chat.max_source_length, chat.max_target_length,
+    sizes: list[int] = []  # of questions and answers, in turns
+
+    def encode(text: str) -> Sequence[int]:
+        found = tokenizer.encode(text)
+        sizes.append(len(found))
+        return found
+
+    made = chat_rows(rows(settings), encode, ids, chat.max_source_length, chat.max_target_length,
                      chat.history_column is not None, chat.source_prefix)
-    return [sample_of(row, number, special) for number, row in enumerate(made)]
+    lost = [(max(0, source - chat.max_source_length + 1), max(0, target - chat.max_target_length + 2))
+            for source, target in zip(sizes[::2], sizes[1::2], strict=True)]
+    found = [sample_of(row, number, special) for number, row in enumerate(made)]
+    return [replace(sample, meta={**sample.meta, "cut": cut}) for sample, cut in zip(found, lost, strict=True)]
+
+
+def facts(samples: Sequence[Sample | Unbuildable]) -> dict[str, Any]:
+    """Those of facts_of_cuts, for sources and targets; none of rows of ids, whose texts nobody knows."""
+    if not all("cut" in sample.meta for sample in built(samples)):
+        return {}
+    return facts_of_cuts(samples, "sources", "targets") | {"sources_lose": "their end"}
 
 
 def prompts(settings: Settings) -> tuple[list[str], list[str]]:
