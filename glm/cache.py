@@ -29,8 +29,11 @@ class KVCache:
                  device: torch.device | str, is_clear: bool = True, prefix: torch.Tensor | None = None) -> KVCache:
         """is_clear: filled with zeros; else rows have to be cleared before they are used. prefix: (layers, 2, k, n, d),
         what stands in front of every row."""
-        make, length = torch.zeros if is_clear else torch.empty, 0 if prefix is None else prefix.shape[2]
-        whole = make_large(make(2, num_layers, batch, heads, length + capacity, head_size, dtype=dtype, device=device))
+        length = 0 if prefix is None else prefix.shape[2]
+        whole = make_large(torch.empty(2, num_layers, batch, heads, length + capacity, head_size, dtype=dtype,
+                                       device=device))
+        if is_clear:  # only now: pages that have been written to stay small
+            whole.zero_()
         if prefix is not None:
             whole[..., :length, :] = prefix.permute(1, 0, 3, 2, 4)[:, :, None]
         return cls(whole, prefix=length)
