@@ -58,6 +58,10 @@ class Operators:
         self._scaled_add = library.glm_scaled_add
         self._activate = library.glm_activate
         self.has_bf16_products = self.path.endswith("+bf16")
+        # torch's F.linear fills its result with the bias and then adds the product to it; this operation of torch adds
+        # the bias while it stores
+        self.adds_bias = self.has_bf16_products and torch.backends.mkldnn.is_available() and hasattr(
+            torch.ops.mkldnn, "_linear_pointwise")
         self.has_fp16_products = self.path.startswith("avx512") and "avx512_fp16" in build.processor_features()
 
     def multiplies(self, dtype) -> bool:
@@ -91,8 +95,12 @@ class Operators:
         if rows > MAXIMUM_ROWS and weight.dtype is kind and width == weight.shape[1] and not self.multiplies(kind):
             return many_rows.linear(x.reshape(rows, width), weight, bias, x.new_empty((rows, weight.shape[0]))).view(
                 *shape, -1)
-        if (rows > MAXIMUM_ROWS or weight.dtype is not kind or not (x.is_contiguous() and weight.is_contiguous())
-                or (bias is not None and bias.dtype is not kind)):
+        is_plain = (weight.dtype is kind and x.is_contiguous() and weight.is_contiguous()
+                    and (bias is None or bias.dtype is kind))
+        if (rows > MAXIMUM_ROWS and is_plain and kind is torch.bfloat16 and bias is not None and self.adds_bias
+                and width == weight.shape[1]):
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        if rows > MAXIMUM_ROWS or not is_plain:
             return reference.linear(x, weight, bias)
         n, k = weight.shape
         if width != k:
