@@ -3,7 +3,8 @@
     batch = Batch(model);  numbers = batch.add(rows);  events = batch.step();  batch.drop(number)
 
 A row brings its own options, and gets the ids that it would get alone. Ids in, ids and scores out.
-One thread drives a batch.
+On a GPU a step begins before the last one's tokens are read: the next token of a row is there already, and what is
+computed for a row that has ended is thrown away. One thread drives a batch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import count, groupby
 
 import torch
 
-from generation.groups import Answer, Event, Member, Row, Sampled, Searched, index_of
+from generation.groups import Answer, Ending, Event, Member, Row, Sampled, Searched, index_of
 from generation.params import BeamParams, SamplingParams
 from generation.sampling import rules
 from generation.sequences import Sequences
@@ -28,6 +29,8 @@ class Batch:
         that it does not exceed, as long as those that join leave it a choice."""
         self.sequences = Sequences(model, rows, places, most)
         self._groups: list[Sampled | Searched] = []
+        self.goes_ahead = self.sequences.device.type == "cuda"
+        self._begun: list[Ending] = []  # of a step that is under way
         self._numbers = count()
 
     @property
@@ -64,18 +67,26 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One token for every row -> an event for each, in the order of their numbers; none when no row is left."""
-        if not self._groups:
-            return []
-        logits = self.sequences.logits()
-        events, left = [], []
+        """One token for every row -> an event for each, in the order of their numbers; none when no row is left.
+
+        Where a step was under way when a row joined, the row's first event comes with the next one.
+        """
+        while self._groups:
+            begun, self._begun = self._begun or self._begin(), []
+            if self.goes_ahead and all(group.may_go_ahead for group in self._groups):
+                self._begun = self._begin()
+            ended = [ending() for ending in begun]
+            self._leave([place for _, places in ended for place in places])
+            if events := [event for found, _ in ended for event in found]:
+                return sorted(events, key=lambda event: event.number)
+        return []
+
+    def _begin(self) -> list[Ending]:
+        logits, endings = self.sequences.logits(), []
         for group in self._groups:
             index = index_of(group.places, logits.device)
-            found, gone = group.step(logits[index], self.sequences, index)
-            events += found
-            left += gone
-        self._leave(left)
-        return sorted(events, key=lambda event: event.number)
+            endings.append(group.begin(logits[index], self.sequences, index))
+        return endings
 
     @torch.inference_mode()
     def drop(self, number: int) -> None:
@@ -84,6 +95,7 @@ class Batch:
 
     def _leave(self, places: list[int]) -> None:
         self._groups = [group for group in self._groups if group.width]
+        self._begun = self._begun if self._groups else []
         if places:
             moved = self.sequences.leave(places)
             for group in self._groups:

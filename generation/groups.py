@@ -1,20 +1,22 @@
 """Rows to be decoded, in groups that are treated alike: a step of a group chooses each row's next token.
 
-A group is sampled, or searched with beams. What a step meant for a row is an event.
+A group is sampled, or searched with beams. What a step meant for a row is an event. A step is begun on the device, and
+what it chose is read when the host needs it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from generation import beam, sampling
 from generation.params import BeamParams, SamplingParams
 from generation.sampling import Rules, Ruling
-from generation.sequences import Sequences
+from generation.sequences import Coming, Sequences, sent
 
 Answer = tuple[list[int], float | None]  # generated ids with their end token, score (None when sampled)
 
@@ -62,14 +64,18 @@ class Event:
     score: sampling.Score | None = None  # where the row asks for alternatives
 
 
-@dataclass
+Ending = Callable[[], tuple[list[Event], list[int]]]  # reads what a step chose: events, the places of those that left
+
+
+@dataclass(eq=False)
 class Member:
     """A row in a group."""
 
     number: int  # the batch's
     row: Row
     place: int  # its row in Sequences
-    ids: list[int] = field(default_factory=list)
+    steps: int = 0  # begun
+    ids: list[int] = field(default_factory=list)  # read; one less than there are steps where one is under way
     keys: list[list[int]] | None = None  # of every step
 
 
@@ -98,39 +104,55 @@ class Sampled:
         self.members = [member for member in self.members if member.number != number]
         return gone
 
-    def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
-        """logits (b, v) of this group's rows, at `index` in sequences -> events, and the places of those that left."""
+    @property
+    def may_go_ahead(self) -> bool:
+        """Whether another step can begin before the last one is read: nothing in it depends on the last one's ids, and
+        no row is known to end."""
+        return self.params.repetition_penalty == 1 and all(
+            self.ruling.longest_start <= member.steps < member.row.limit for member in self.members)
+
+    def begin(self, logits: torch.Tensor, sequences: Sequences, index) -> Ending:
+        """logits (b, v) of this group's rows, at `index` in sequences. Each row gets its next token."""
         sums = logits.sum(-1)  # one that is no number makes its sum none
-        asking = {place: member.row.alternatives for place, member in enumerate(self.members)
+        members, device = list(self.members), logits.device
+        asking = {place: member.row.alternatives for place, member in enumerate(members)
                   if member.row.alternatives is not None}
-        plain = logits[[*asking]] if asking else None  # a copy: what is forbidden has its probability, too
+        chosen = sent([*asking], device) if asking else None
+        plain = logits[chosen] if asking else None  # a copy: what is forbidden has its probability, too
         if self.params.repetition_penalty != 1:
-            seen = [{*member.row.context, *member.ids} for member in self.members]
+            seen = [{*member.row.context, *member.ids} for member in members]
             sampling.penalise_(logits, seen, self.params.repetition_penalty)
         self._forbid(logits)
-        tokens = sampling.sample(logits, self.params, self._keys(logits.device))
+        tokens = sampling.sample(logits, self.params, self._keys(device))
         sequences.go_on(index, tokens)
-        found = torch.cat((tokens.to(sums.dtype), sums)).tolist()  # one transfer; ids are exact below 2^24
-        scores = sampling.scores(plain, tokens[[*asking]], [*asking.values()]) if asking else []
-        scores = dict(zip(asking, scores, strict=True))
+        for member in members:
+            member.steps += 1
+        found = Coming(torch.cat((tokens.to(sums.dtype), sums)))  # one transfer; ids are exact below 2^24
+        return lambda: self._end(members, found.read(), dict(zip(asking, sampling.scores(
+            plain, tokens[chosen], [*asking.values()]), strict=True)) if asking else {})
+
+    def _end(self, members: list[Member], found: list[float], scores: dict) -> tuple[list[Event], list[int]]:
+        """found: a token of each of these members, then sums. Those that have left since are passed over."""
         events, left = [], []
-        for place, member in enumerate(self.members):
-            token, is_broken = int(found[place]), not math.isfinite(found[len(self.members) + place])
+        for place, member in enumerate(members):
+            if member not in self.members:
+                continue
+            token, is_broken = int(found[place]), not math.isfinite(found[len(members) + place])
             if is_broken:
                 events.append(Event(member.number, None, [(member.ids, None)], is_broken=True))
-                left.append(member.place)
+                left.append(member)
                 continue
             member.ids.append(token)
             is_complete = token in self.rules.end_tokens or len(member.ids) == member.row.limit
             events.append(Event(member.number, token, [(member.ids, None)] if is_complete else None,
                                 score=scores.get(place)))
-            left += [member.place] if is_complete else []
-        self.members = [member for member in self.members if member.place not in left]
-        return events, left
+            left += [member] if is_complete else []
+        self.members = [member for member in self.members if member not in left]
+        return events, [member.place for member in left]
 
     def _forbid(self, logits: torch.Tensor) -> None:
         self.ruling.forbid_invalid_(logits)
-        steps = [len(member.ids) for member in self.members]
+        steps = [member.steps for member in self.members]
         for step in {step for step in steps if step < max(self.params.min_gen_length, self.ruling.longest_start)}:
             places = [place for place, own in enumerate(steps) if own == step]
             part = logits if len(places) == len(steps) else logits[places]
@@ -148,7 +170,7 @@ class Sampled:
         for member in self.members:
             if member.keys is None:
                 member.keys = sampling.keys_of(member.row.seed, member.row.limit).tolist()
-        return torch.tensor([member.keys[len(member.ids)] for member in self.members], device=device)
+        return sent([member.keys[member.steps] for member in self.members], device)
 
 
 class Searched:
@@ -169,6 +191,8 @@ class Searched:
     def width(self) -> int:
         return len(self.members) * self.params.num_beams
 
+    may_go_ahead = False
+
     def move(self, moved: dict[int, int]) -> None:
         self.places = [moved.get(place, place) for place in self.places]
         width = len(self.places) // len(self.members)
@@ -177,7 +201,11 @@ class Searched:
     def drop(self, number: int) -> list[int]:
         return self._keep([place for place, member in enumerate(self.members) if member.number != number])
 
-    def step(self, logits: torch.Tensor, sequences: Sequences, index) -> tuple[list[Event], list[int]]:
+    def begin(self, logits: torch.Tensor, sequences: Sequences, index) -> Ending:
+        """logits (b, v) of this group's rows, at `index` in sequences. Which beams go on is the host's choice."""
+        return partial(self._step, logits, sequences)
+
+    def _step(self, logits: torch.Tensor, sequences: Sequences) -> tuple[list[Event], list[int]]:
         params, state = self.params, self.state
         self.ruling.forbid_invalid_(logits)
         if state.steps < params.min_gen_length:
@@ -233,4 +261,4 @@ class Searched:
 def index_of(places: list[int], device: torch.device) -> slice | torch.Tensor:
     """Of these rows; a slice, which copies nothing, where they lie side by side."""
     first, end = places[0], places[0] + len(places)
-    return slice(first, end) if places == list(range(first, end)) else torch.tensor(places, device=device)
+    return slice(first, end) if places == list(range(first, end)) else sent(places, device)

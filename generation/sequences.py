@@ -4,6 +4,8 @@ A row's context is read at once, but for its last token (sop, for a blank); from
 step. Each row fills its own places of the cache and sees no others, so a row's result is what it would be alone. Rows
 in use lie at the front of the cache, so that a step meets them as one block: the last row takes the place of one that
 leaves.
+On a GPU a step is recorded (kernels.graphs) for a number of rows and of places to look at, both rounded up: what
+a row's next token needs lies in one tensor there, and the host only knows how far the longest row is.
 Shapes: b rows in use, v vocabulary.
 """
 
@@ -13,11 +15,13 @@ from collections.abc import Sequence
 
 import torch
 
+import kernels
 from generation.batching import CPU_READ_TOKENS
 from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad, row_positions
 from kernels.reference import Lengths
 
 _POSITION, _PLACE, _LENGTH, _TOKEN = range(4)  # what a row's next token needs
+FEWEST_PLACES = 256  # that a recorded step looks at
 
 
 class Sequences:
@@ -26,7 +30,7 @@ class Sequences:
         together that the cache has at most, as long as no more are asked for."""
         self.model, self.most = model, most
         self.device = next(model.parameters()).device
-        self.cache, self.count = None, 0
+        self.cache, self.count, self._graphs = None, 0, None
         self.lengths: list[int] = []  # of the rows in use: filled places, as the host knows them
         self._state = torch.zeros(2, 4, 0, dtype=torch.int64, device=self.device)  # of every row, and how it counts on
         self.reserve(rows, places)
@@ -47,6 +51,7 @@ class Sequences:
         self.cache = self.model.new_cache(rows, places, is_clear=False) if rows and places else None
         self._state = torch.zeros(2, 4, rows, dtype=torch.int64, device=self.device)
         self._state[..., :self.count] = state[..., :self.count]
+        self._graphs = None if self.model.stream else kernels.graphs(self.device)  # the old ones are of the old cache
         if old is not None and self.count:
             longest = max(self.lengths)
             self.cache.take_over(old, self.count, longest)
@@ -98,18 +103,28 @@ class Sequences:
                                  places=torch.zeros(1, dtype=torch.int64, device=self.device))
 
     def logits(self) -> torch.Tensor:
-        """Every row's next token goes in -> float32 logits (b, v) of what follows."""
-        state, pace = self._state[..., :self.count]
-        positions = position_ids(self.model.config, state[_POSITION, :, None], state[_PLACE, :, None])
-        longest = max(self.lengths)
-        if self.count == self.cache.batch and min(self.lengths) == longest:  # nothing to be masked: faster on a GPU
-            self.cache.length = longest
+        """Every row's next token goes in -> float32 logits (b, v) of what follows, which the next call may overwrite.
+        """
+        longest, rows = max(self.lengths), self.count
+        if self._graphs is not None and (self.model.last_position is None or longest < self.model.last_position):
+            rows = min(rounded(rows), self.cache.batch)
+            seen = min(max(FEWEST_PLACES, rounded(longest + 1)), self.cache.capacity)
+            logits = self._graphs.run((rows, seen), lambda: self._logits(rows, seen - 1))[:self.count]
         else:
-            self.cache.length = Lengths(state[_LENGTH].clone(), longest)
-        hidden = self.model.hidden_states(state[_TOKEN, :, None], positions, None, self.cache)
+            is_alike = rows == self.cache.batch and min(self.lengths) == longest
+            logits = self._logits(rows, longest, is_alike)  # nothing to be masked: faster on a GPU
+        state, pace = self._state[..., :self.count]
         state += pace
         self.lengths = [length + 1 for length in self.lengths]
-        return self.model.head(hidden[:, -1])
+        return logits
+
+    def _logits(self, rows: int, longest: int, is_alike: bool = False) -> torch.Tensor:
+        """(rows, v) of the first rows, those not in use included; the state stays, so that again means the same.
+        is_alike: all are as long as the longest; otherwise no row is longer."""
+        state = self._state[0, :, :rows]
+        positions = position_ids(self.model.config, state[_POSITION, :, None], state[_PLACE, :, None])
+        self.cache.length = longest if is_alike else Lengths(state[_LENGTH].clone(), longest)
+        return self.model.head(self.model.hidden_states(state[_TOKEN, :, None], positions, None, self.cache)[:, -1])
 
     def go_on(self, rows: torch.Tensor | slice, tokens: torch.Tensor) -> None:
         """The next tokens of some rows."""
@@ -152,8 +167,34 @@ class Sequences:
         if moving:
             for source, target in zip(moving, holes, strict=True):
                 self.lengths[target] = self.lengths[source]
-            here, there = (torch.tensor(rows, device=self.device) for rows in (moving, holes))
+            here, there = sent(moving, self.device), sent(holes, self.device)
             self._state[..., there] = self._state[..., here]
             self.cache.move_rows(here, there, max(self.lengths[row] for row in holes))
+        self._state[..., count:self.count] = 0  # a recorded step may compute rows that are not in use
         self.count, self.lengths = count, self.lengths[:count]
         return dict(zip(moving, holes, strict=True))
+
+
+def rounded(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
+
+
+def sent(values: Sequence, device: torch.device) -> torch.Tensor:
+    """Numbers of the host as a tensor, without waiting for what the device has yet to do."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Coming:
+    """Numbers of a device on their way to the host."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._numbers = tensor.to("cpu", non_blocking=True)
+        self._event = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    def read(self) -> list:
+        """Waits for them, and not for what the device was given to do since."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._numbers.tolist()

@@ -104,6 +104,12 @@ class GLM(SATModel):
         return hidden
 
     @property
+    def last_position(self) -> int | None:
+        """Where positions are learned; None: there is none."""
+        learned = getattr(self.transformer, "position_embeddings", None)
+        return None if learned is None else learned.num_embeddings - 1
+
+    @property
     def head_weight(self) -> torch.nn.Parameter:
         """(v, h) of this rank: what hidden states are multiplied with."""
         return self.transformer.word_embeddings.weight if self.config.tie_word_embeddings else self.lm_head.weight

@@ -10,6 +10,7 @@ Importing this package does not import torch: what the operations keep to is kno
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 ISA = "GLM_CPU_ISA"  # environment variable: the instructions to compile for, if not this processor's
+CUDA_GRAPH = "GLM_CUDA_GRAPH"  # environment variable: "no" leaves decoding on a GPU to the host, kernel by kernel
 UNPACKED_ROWS = {"cpu": 64, "cuda": 64}  # of x; with more it was faster to unpack a weight for torch's product
 UNPACKED_BYTES = 8 << 20  # of a weight that a CPU unpacks at once: more leaves its caches, less slows the products
 FEW_ROWS = 48  # of x; a product of fewer sums in another order, so that a row's result depends on how many there are
@@ -115,3 +117,20 @@ def stack(layers, final_norm, keys, values, form, before=None):
             layers, final_norm, keys, values, form):
         return None
     return Stack(compiled(), layers, final_norm, keys, values, form, before)
+
+
+def graphs(device: torch.device):
+    """What records decoding steps on this device (cuda.graph.Graphs), for tensors that stay where they are; None where
+    nothing does, or where it is not wanted."""
+    if device.type != "cuda" or os.environ.get(CUDA_GRAPH) == "no" or BACKENDS["cuda"]() is None:
+        return None
+    from kernels.cuda.graph import Graphs, Recorder
+
+    return Graphs(Recorder(device))
+
+
+def is_recording() -> bool:
+    """Whether the operations that are called now are recorded: then nothing may wait for the device."""
+    import torch
+
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -20,6 +20,7 @@ class FakeModel:
                                       position_encoding_2d=False, num_layers=1, key_value_heads=1, head_size=1,
                                       max_sequence_length=max_sequence_length)
         self.script, self.sharpness = script, sharpness
+        self.stream = self.last_position = None
         self.rows_read = []  # rows of every forward pass
 
     def parameters(self):

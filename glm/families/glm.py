@@ -195,9 +195,12 @@ def rotary_parts(config: ModelConfig) -> int:
 
 
 def embed(transformer: torch.nn.Module, words: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    """Raises UserError for positions behind the tables, which a GPU would only answer with its own end."""
-    most, rows = int(position_ids.max()), transformer.position_embeddings.num_embeddings
-    if most >= rows:
+    """Raises UserError for positions behind the tables, which a GPU would only answer with its own end; of a step that
+    is recorded the positions are still to come."""
+    import kernels
+
+    rows = transformer.position_embeddings.num_embeddings
+    if not kernels.is_recording() and (most := int(position_ids.max())) >= rows:
         raise UserError(f"a text needs the position {most}, but the model learned {rows} (max_sequence_length): texts "
                         "must be shorter, in an evaluation by max_seq_length of the task")
     if position_ids.dim() == 2:

@@ -1,0 +1,218 @@
+"""Decoding with steps that are recorded and begun before the last one is read, as on a GPU, against decoding without:
+here torch's operations are recorded, on a CPU (recorded_operations.py)."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import kernels
+from generation import BeamParams, SamplingParams, sequences
+from generation.batch import Batch, generate
+from generation.groups import Row
+from generation.sampling import rules
+from glm.config import ModelConfig
+from glm.linear import pack_linears
+from glm.model import GLM
+from kernels.cache import BuildError
+from kernels.cuda import Operators, graph
+from kernels.cuda.stack import Stack
+from quantization.functional import Scheme
+from runtime.errors import UserError
+from tests.fake_model import FakeModel
+from tests.recorded_operations import Recorder
+from tests.test_batch import assert_same, collect, finish
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, inner_hidden_size=48, vocab_size=40,
+                   max_sequence_length=64, num_image_tokens=0)
+GREEDY, SAMPLED, BEAMS = SamplingParams(top_k=1), SamplingParams(top_p=0.9, temperature=1.3), BeamParams(num_beams=3)
+CONTEXTS = ([7, 8, 9, 10], [5], [9, 30, 31, 7, 8, 8, 9, 11, 12, 5], [6, 6])
+SHARED = (None, 0, 2, None)
+
+
+def nowhere(_):
+    raise BuildError("no driver")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Decoding goes as on a GPU, whose operators are torch's; gives the recorder."""
+    operators, recorder = Operators(nowhere), Recorder()
+    monkeypatch.setattr(kernels, "BACKENDS", {"cpu": lambda: operators})
+    monkeypatch.setattr(kernels, "stack", lambda *arguments: Stack(operators, *arguments[:5]))
+    monkeypatch.setattr(kernels, "graphs", lambda device: graph.Graphs(recorder))
+    monkeypatch.setattr(graph, "EAGER_RUNS", 1)
+    monkeypatch.setattr(sequences, "FEWEST_PLACES", 8)
+    monkeypatch.setattr(Batch, "goes_ahead", property(lambda self: True, lambda self, value: None), raising=False)
+    monkeypatch.setattr(kernels, "is_recording", lambda: recorder.is_recording)
+    return recorder
+
+
+def model_of(fields=None, scheme=None, config=TINY):
+    torch.manual_seed(3)
+    model = GLM(config.override(**fields or {}), device="meta")
+    if scheme is not None:
+        names = [name for name, _ in model.named_parameters() if "layers" in name and name.endswith("weight")]
+        pack_linears(model, {name: scheme for name in names if "layernorm" not in name})
+    model.to_empty(device="cpu").requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if weight.dtype is torch.int8:
+            weight.random_(-128, 128)
+        elif name.endswith("weight_scale"):
+            weight.fill_(1.0 / 2 ** (scheme.bits - 1))
+        elif weight.dim() == 2:
+            weight.normal_(std=0.5 if "embeddings" in name else 0.6)
+        else:
+            weight.fill_(float(name.endswith("weight")))
+    return model
+
+
+def answers(model, params, contexts=CONTEXTS, limit=13):
+    return generate(model, contexts, params, end_tokens=[1, 2, 3], limits=[limit - n for n in range(len(contexts))],
+                    shared_positions=SHARED[:len(contexts)], seeds=[(n,) for n in range(len(contexts))])
+
+
+FAMILIES = {
+    "glm-130b": {}, "2d": {"position_encoding_2d": True}, "chatglm": {"family": "chatglm"},
+    "glm": {"family": "glm", "position_encoding_2d": True},
+    "chatglm2": {"family": "chatglm2", "tie_word_embeddings": False, "num_key_value_groups": 2}}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED, BEAMS], ids=["greedy", "sampled", "beams"])
+def test_recorded_steps_give_the_same_ids(family, params, request, monkeypatch):
+    """Rows of unlike lengths that leave one after the other, and become longer than what a recording looked at."""
+    monkeypatch.setattr(kernels, "BACKENDS", {})
+    model = model_of(FAMILIES[family])
+    wanted = answers(model, params)
+    recorder = request.getfixturevalue("on_gpu")
+    for found, expected in zip(answers(model, params), wanted, strict=True):
+        assert_same(found, expected)
+    assert recorder.recordings >= 2 and recorder.replays > recorder.recordings
+
+
+@pytest.mark.parametrize("scheme", [Scheme(8, None), Scheme(4, 16)], ids=str)
+def test_packed_weights(scheme, request, monkeypatch):
+    monkeypatch.setattr(kernels, "BACKENDS", {})
+    model = model_of(scheme=scheme)
+    wanted = answers(model, GREEDY)
+    recorder = request.getfixturevalue("on_gpu")
+    assert answers(model, GREEDY) == wanted and recorder.replays
+
+
+def test_layers_that_are_walked_one_by_one(request, monkeypatch):
+    """As on tensor-parallel ranks, or with adapters."""
+    monkeypatch.setattr(kernels, "BACKENDS", {})
+    model = model_of()
+    wanted = answers(model, GREEDY)
+    recorder = request.getfixturevalue("on_gpu")
+    monkeypatch.setattr(kernels, "stack", lambda *arguments: None)
+    assert answers(model, GREEDY) == wanted and recorder.replays
+
+
+def test_what_waits_for_the_device_is_said_once_and_computed_as_before(on_gpu, monkeypatch, capsys):
+    model = model_of()
+    wanted = answers(model, GREEDY)
+    head = GLM.head
+    monkeypatch.setattr(GLM, "head", lambda self, hidden: head(self, hidden / float(hidden.isfinite().all())))
+    assert answers(model, GREEDY) == wanted
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("kernels: decoding goes on without CUDA graphs")
+
+
+def test_positions_behind_the_learned_ones_are_met_before_they_are_looked_up(on_gpu):
+    """A recorded step cannot tell; a GPU would end."""
+    model = model_of({"family": "glm", "max_sequence_length": 12})
+    with pytest.raises(UserError, match="max_sequence_length"):
+        generate(model, [[5, 6, 7]], SamplingParams(top_k=1, min_gen_length=20), end_tokens=[1], limits=[20])
+    assert on_gpu.replays
+
+
+def test_rows_that_join_leave_and_are_dropped_while_a_step_is_under_way(request, monkeypatch):
+    monkeypatch.setattr(kernels, "BACKENDS", {})
+    model, common = model_of(), rules((1, 2))
+    waves = [[Row([7, 8, 9, 10], GREEDY, 9, common), Row([5, 6], SAMPLED, 12, common, seed=(1,), alternatives=2)],
+             [Row([9, 30, 31, 7, 8, 8, 9], SAMPLED, 12, common, shared_position=2, seed=(5,)),
+              Row([8, 8], GREEDY, 30, common)],
+             [Row([6, 6], BEAMS, 5, common, unidirectional=True), Row([12, 13], GREEDY, 3, common)]]
+    batch = Batch(model)
+    wanted = [[finish_alone(model, row) for row in wave] for wave in waves]
+    request.getfixturevalue("on_gpu")
+    batch, found, told, numbers = Batch(model), {}, {}, []
+    for wave in waves:
+        numbers.append(batch.add(wave))
+        for _ in range(2):
+            collect(batch.step(), found, told)
+    batch.drop(numbers[1][1])
+    found |= finish(batch)
+    for wave, results in zip(numbers, wanted, strict=True):
+        for number, result in zip(wave, results, strict=True):
+            if number != numbers[1][1]:
+                assert_same(found[number], result)
+    assert numbers[1][1] not in found
+
+
+def finish_alone(model, row):
+    batch = Batch(model)
+    number, = batch.add([row])
+    return finish(batch)[number]
+
+
+def test_a_step_begins_before_the_last_one_is_read(monkeypatch):
+    """One more pass for the model than there are tokens, where an end comes unforeseen; none where the limit ends."""
+    for end, passes in ((4, 4 + 1), (49, 6)):
+        model = FakeModel(script=lambda ids: len(ids))
+        batch = Batch(model)
+        batch.goes_ahead = True
+        batch.add([Row([7], GREEDY, 6, rules((end,)))])
+        ids = []
+        while events := batch.step():
+            ids.append(events[0].token)
+        assert ids == list(range(1, 7))[:4 if end == 4 else 6] and len(model.rows_read) == passes
+
+
+def test_a_step_waits_where_it_depends_on_the_last_ones_ids():
+    for params, given in ((SamplingParams(top_k=1, repetition_penalty=1.5), rules((49,))),
+                          (GREEDY, rules((49,), (), ((8, 9, 10, 11, 12, 13),)))):
+        model = FakeModel(script=lambda ids: len(ids))
+        batch = Batch(model)
+        batch.goes_ahead = True
+        batch.add([Row([7], params, 6, given)])
+        for step in range(1, 4):
+            batch.step()
+            assert len(model.rows_read) == step
+
+
+def test_a_key_is_recorded_once_it_is_worth_it():
+    recorder, runs = Recorder(), []
+    graphs, total = graph.Graphs(recorder), torch.zeros(2)
+    given = torch.ones(2)
+
+    def work():
+        runs.append(1)
+        return total + given
+
+    for n in range(graph.EAGER_RUNS + 3):
+        given.fill_(n)
+        assert graphs.run("key", work).tolist() == [n, n]
+    assert recorder.recordings == 1 and recorder.replays == 3 and len(runs) == graph.EAGER_RUNS + 2
+    graphs.run("other", work)
+    assert recorder.recordings == 1
+
+
+def test_where_steps_are_recorded(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setitem(kernels.BACKENDS, "cuda", lambda: Operators(nowhere))
+    monkeypatch.setattr(graph, "Recorder", lambda device: device)
+    assert kernels.graphs(torch.device("cpu")) is None
+    assert kernels.graphs(gpu).record == gpu
+    monkeypatch.setenv(kernels.CUDA_GRAPH, "no")
+    assert kernels.graphs(gpu) is None
+    monkeypatch.delenv(kernels.CUDA_GRAPH)
+    monkeypatch.setitem(kernels.BACKENDS, "cuda", lambda: None)
+    assert kernels.graphs(gpu) is None
+    monkeypatch.setattr(kernels, "graphs", lambda device: pytest.fail("layers that come and go are not recorded"))
+    model = FakeModel()
+    model.stream = SimpleNamespace()
+    sequences.Sequences(model, 1, 4)
