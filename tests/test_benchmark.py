@@ -18,14 +18,15 @@ from runtime import resources
 from runtime.errors import UserError
 from tests.made_tensors import Made
 from tools import benchmark as program
-from tools.benchmarking import peers, results, training
+from tools.benchmarking import pairs, peers, results, training
 from tools.benchmarking.own import check_places, random_model, shape_of, too_large
 from tools.benchmarking.rates import Bandwidth, Timing, repeat
 from tools.benchmarking.results import decode_result, prefill_result
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = shape_of(ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, inner_hidden_size=12, vocab_size=20,
-                            max_sequence_length=8))
+SMALL = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, inner_hidden_size=12, vocab_size=20,
+                    max_sequence_length=8)
+TINY = shape_of(SMALL)
 
 
 def benchmark(*arguments):
@@ -179,6 +180,24 @@ def test_engines_are_measured_by_one_loop(monkeypatch):
     monkeypatch.setitem(peers.ENGINES, "openvino", ([], "", peers.__name__))
     with pytest.raises(peers.Missing, match="measured on CPUs only"):
         next(peers.measure("openvino", arguments, TINY, None))
+
+
+def test_pairs_take_turns_and_are_compared_round_by_round():
+    turns, ours, theirs = [], iter([9.0, 10.0, 30.0, 12.0]), iter([9.0, 5.0, 10.0, 24.0])
+    rates = pairs.in_turn(lambda: turns.append("ours") or next(ours), lambda: turns.append("theirs") or next(theirs), 3)
+    assert rates == ((10.0, 5.0), (30.0, 10.0), (12.0, 24.0))
+    assert turns == ["theirs", "ours", "ours", "theirs"] * 2
+    heads, rows = pairs.table([pairs.Pair("INT4, rows", "Q4_0", "decode 1", 200.0, 190.0, rates)])
+    assert dict(zip(heads, rows[0], strict=True))["least - most"] == "0.50 - 3.00"
+    assert rows[0][5:8] == ["10.0", "190", "2.00"] and rows[1][1] == "decode, geometric mean" and rows[1][7] == "2.00"
+
+
+def test_a_pair_is_measured(monkeypatch):
+    monkeypatch.setattr(pairs, "engines_of", lambda *_: [Counted()])
+    arguments = SimpleNamespace(against="llama.cpp", dtype=["fp32"], prefill=[4], contexts=[2], steps=2, rounds=1)
+    found = list(pairs.measure(arguments, SMALL))
+    assert [(pair.precision, pair.work) for pair in found] == [("fp32", "prefill 4"), ("fp32", "decode 2")]
+    assert all(ours > 0 and theirs > 0 for pair in found for ours, theirs in pair.rates)
 
 
 def test_a_table_of_products():

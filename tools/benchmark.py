@@ -4,7 +4,7 @@
     python tools/benchmark.py --load checkpoints/glm-small
     python tools/benchmark.py --model shape-335m --against transformers llama.cpp openvino --json result.json
     python tools/benchmark.py --model glm-1.3b --bits 8 4 --group-size 32
-    python tools/benchmark.py kernels --size 4096 4096
+    python tools/benchmark.py pairs --model shape-335m --against llama.cpp --rounds 5
     python tools/benchmark.py evaluation --data-path data --rows 300
     python tools/benchmark.py serving --clients 1 4 16
     python tools/benchmark.py training --against transformers
@@ -51,6 +51,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--buffer-mb", type=int, default=1024, help="read to measure the bandwidth; far more than any cache")
     add("--against", nargs="+", default=[], choices=PEERS, metavar="ENGINE", help=f"also: {', '.join(PEERS)}")
     parser.epilog = "Of model, or without a COMMAND:\n\n" + model.format_help().partition("\n\n")[2]
+    pairs = commands.add_parser("pairs", help="this model and another engine in turn, round by round")
+    add = pairs.add_argument
+    add("--model", default="shape-335m", help="preset of glm/config.py")
+    add("--dtype", nargs="+", default=["bf16"], choices=("bf16", "fp16", "fp32"), help="of x, too: the first")
+    add("--prefill", nargs="*", type=int, default=[128, 512, 2048], metavar="TOKENS", help="prompt lengths")
+    add("--contexts", nargs="*", type=int, default=[1, 512], metavar="TOKENS", help="places before the decoded")
+    add("--steps", type=int, default=16, help="decoding steps of a round")
+    add("--rounds", type=int, default=5, help="that both take part in")
+    add("--threads", type=int, help="of the processor (default: torch's choice)")
+    add("--against", default="llama.cpp", choices=PEERS, metavar="ENGINE", help=", ".join(PEERS))
     kernels = commands.add_parser("kernels", help="products with packed weights, beside torch's and the memory")
     add = kernels.add_argument
     add("--size", nargs=2, type=int, default=[4096, 4096], metavar=("N", "K"), help="of the weights")
@@ -171,6 +181,19 @@ def measure_model(arguments: argparse.Namespace) -> None:
         results.write(arguments.json, found, skipped, machine, facts, vars(arguments), command())
 
 
+def measure_pairs(arguments: argparse.Namespace) -> None:
+    from glm.config import ModelConfig
+    from runtime.show import table
+    from tools.benchmarking import pairs, results
+
+    before, config, found = results.load_average(), ModelConfig.from_name(arguments.model), []
+    for pair in pairs.measure(arguments, config):
+        found.append(pair)
+        results.say(f"{pair.precision} {pair.work}: {pair.ratio:.2f} times {pair.other}")
+    results.show([table(*pairs.table(found))], results.describe("cpu", before),
+                 {"model": arguments.model, "rounds": arguments.rounds})
+
+
 def measure_evaluation(arguments: argparse.Namespace) -> None:
     import glm
     from glm.loading import DTYPES
@@ -261,8 +284,8 @@ def main() -> int:
             import torch
 
             torch.set_num_threads(arguments.threads)
-        measures = {"model": measure_model, "kernels": measure_kernels, "evaluation": measure_evaluation,
-                    "serving": measure_serving, "training": measure_training}
+        measures = {"model": measure_model, "pairs": measure_pairs, "kernels": measure_kernels,
+                    "evaluation": measure_evaluation, "serving": measure_serving, "training": measure_training}
         measures[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -79,7 +79,7 @@ def prefills(model: GLM, lengths: list[int], precision: str, device: str, repeat
     shape, dtype = shape_of(model.config), model.transformer.word_embeddings.weight.dtype
     for length in lengths:
         tokens = torch.randint(model.config.vocab_size, (1, length), device=device)
-        positions = _positions(model, length, device)
+        positions = places(model, length, device)
 
         @torch.inference_mode()
         def work(tokens=tokens, positions=positions, length=length):
@@ -154,7 +154,8 @@ def record(model: GLM, context: int, width: int, device: str) -> torch.cuda.CUDA
     return graph
 
 
-def _positions(model: GLM, length: int, device: str) -> torch.Tensor:
+def places(model: GLM, length: int, device: str) -> torch.Tensor:
+    """Position ids of one row from its beginning."""
     places = torch.arange(length, device=device)[None]
     return inputs.position_ids(model.config, places, torch.zeros_like(places))
 

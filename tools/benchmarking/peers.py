@@ -37,8 +37,9 @@ class Engine(Protocol):
         """One token more."""
 
 
-def measure(name: str, arguments, shape: Shape, bandwidth: Bandwidth) -> Iterator[Result]:
-    """Prefill and decoding of one engine. arguments: device, dtype, prefill, contexts, steps, repeats."""
+def engines_of(name: str, arguments, shape: Shape) -> Iterator[Engine]:
+    """The models of one engine, in memory one after the other. arguments: device, dtype, prefill, contexts, steps.
+    Raises Missing."""
     modules, install, file = ENGINES[name]
     missing = []
     for module in modules:
@@ -50,7 +51,12 @@ def measure(name: str, arguments, shape: Shape, bandwidth: Bandwidth) -> Iterato
         raise Missing(f"the package {' and '.join(missing)} is not installed; {install}")
     if arguments.device != "cpu" and name != "transformers":
         raise Missing("measured on CPUs only")
-    for engine in importlib.import_module(file).engines(shape, arguments):
+    yield from importlib.import_module(file).engines(shape, arguments)
+
+
+def measure(name: str, arguments, shape: Shape, bandwidth: Bandwidth) -> Iterator[Result]:
+    """Prefill and decoding of one engine. arguments: those of its models, and repeats."""
+    for engine in engines_of(name, arguments, shape):
         size, kind = engine.bytes_per_weight, (name, engine.precision, engine.shape)
         for length in arguments.prefill:
             tokens = torch.randint(shape.vocabulary, (1, length), device=arguments.device)

@@ -1,0 +1,135 @@
+"""This model and another engine in turn, round by round: on a shared machine only such pairs can be compared."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from statistics import geometric_mean, median
+from types import SimpleNamespace
+
+import torch
+
+from generation.params import SamplingParams
+from glm.config import ModelConfig
+from glm.loading import DTYPES
+from glm.model import GLM
+from quantization.functional import Scheme
+from runtime.errors import UserError
+from tools.benchmarking import own
+from tools.benchmarking.peers import Engine, Missing, engines_of
+from tools.benchmarking.rates import clock
+
+PACKED = {"Q8_0": (Scheme(8), Scheme(8, 32)), "Q4_0": (Scheme(4), Scheme(4, 32))}  # what meets them here
+PLAIN = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # llama.cpp's names
+SKIPPED = 2  # steps of decoding
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same work done by both, in turn."""
+
+    precision: str  # ours
+    other: str
+    work: str  # "prefill 512", "decode 1": a token behind so many
+    own_mb: float  # of weights, read in one pass
+    other_mb: float
+    rates: tuple[tuple[float, float], ...]  # tokens a second of each round: ours, theirs
+
+    @property
+    def ratios(self) -> list[float]:
+        return [ours / theirs for ours, theirs in self.rates]
+
+    @property
+    def ratio(self) -> float:
+        return median(self.ratios)
+
+
+def measure(arguments, config: ModelConfig) -> Iterator[Pair]:
+    """All models of the engine `against`, each beside ours of its precision. arguments: dtype (the first is of x beside
+    packed weights), prefill, contexts, steps, rounds. Raises UserError where it cannot be measured."""
+    own.check_lengths(arguments.prefill, arguments.contexts, [arguments.steps, arguments.rounds])
+    at = SimpleNamespace(**vars(arguments), device="cpu")
+    try:
+        engines = engines_of(arguments.against, at, own.shape_of(config))
+        yield from (pair for engine in engines for pair in beside(engine, arguments, config))
+    except Missing as reason:
+        raise UserError(f"{arguments.against}: {reason}") from None
+
+
+def beside(engine: Engine, arguments, config: ModelConfig) -> Iterator[Pair]:
+    shape, steps, rounds = own.shape_of(config), arguments.steps, arguments.rounds
+    for scheme in PACKED.get(engine.precision, (None,)):
+        plain = PLAIN.get(engine.precision, engine.precision)
+        model = own.random_model(config, DTYPES[arguments.dtype[0] if scheme else plain], "cpu", scheme)
+        name = plain if scheme is None else f"INT{scheme.bits}, " + (
+            f"groups of {scheme.group_size}" if scheme.group_size else "rows")
+        sizes = (own.bytes_per_weight(model) * shape.parameters / 1e6,
+                 engine.bytes_per_weight * engine.shape.parameters / 1e6)
+        for length in arguments.prefill:
+            tokens = torch.randint(shape.vocabulary, (1, length))
+            yield Pair(name, engine.precision, f"prefill {length}", *sizes, in_turn(
+                partial(read_rate, partial(read, model), tokens), partial(read_rate, engine.read, tokens), rounds))
+        for context in arguments.contexts:
+            yield Pair(name, engine.precision, f"decode {context}", *sizes, in_turn(
+                partial(own_steps, model, context, steps), partial(other_steps, engine, context, steps), rounds))
+
+
+def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[tuple[float, float], ...]:
+    """Who begins changes from round to round. A round before does not count."""
+    found = []
+    for number in range(rounds + 1):
+        if number % 2:
+            found.append((ours(), theirs()))
+        else:
+            found.append(tuple(reversed((theirs(), ours()))))
+    return tuple(found[1:])
+
+
+def read_rate(read: Callable[[torch.Tensor], None], tokens: torch.Tensor) -> float:
+    began = clock()
+    read(tokens)
+    return tokens.shape[1] / (clock() - began)
+
+
+@torch.inference_mode()
+def read(model: GLM, tokens: torch.Tensor) -> None:
+    length = tokens.shape[1]
+    hidden = model.hidden_states(tokens, own.places(model, length, "cpu"), None, model.new_cache(1, length))
+    model.head(hidden[:, -1:])
+
+
+def own_steps(model: GLM, context: int, steps: int) -> float:
+    """Tokens a second by the median step of generation, with all that it does besides."""
+    times = [clock()]
+    ids, end = torch.randint(model.config.vocab_size - 1, (context,)).tolist(), model.config.vocab_size - 1
+    own.generate(model, [ids], SamplingParams(top_k=1, min_gen_length=steps + SKIPPED), end_tokens=[end],
+                 limits=[steps + SKIPPED], on_step=lambda _: times.append(clock()))
+    return rate(times)
+
+
+def other_steps(engine: Engine, context: int, steps: int) -> float:
+    """The same of the bare steps."""
+    engine.read(torch.randint(engine.shape.vocabulary, (1, context)))
+    times = [clock()]
+    for _ in range(steps + SKIPPED):
+        engine.step()
+        times.append(clock())
+    return rate(times)
+
+
+def rate(times: list[float]) -> float:
+    return 1 / median(after - before for before, after in zip(times[SKIPPED:], times[SKIPPED + 1:], strict=False))
+
+
+def table(pairs: list[Pair]) -> tuple[list[str], list[list[str]]]:
+    """Medians over the rounds; the ratio is that of the rounds' ratios, with the least and the most."""
+    rows = []
+    for pair in pairs:
+        ours, theirs = (median(side) for side in zip(*pair.rates, strict=True))
+        rows.append([pair.precision, pair.work, f"{ours:.1f}", f"{pair.own_mb:.0f}", pair.other, f"{theirs:.1f}",
+                     f"{pair.other_mb:.0f}", f"{pair.ratio:.2f}",
+                     f"{min(pair.ratios):.2f} - {max(pair.ratios):.2f}"])
+    for kind in ("decode", "prefill"):
+        if ratios := [pair.ratio for pair in pairs if pair.work.startswith(kind)]:
+            rows.append(["", f"{kind}, geometric mean", *[""] * 5, f"{geometric_mean(ratios):.2f}",
+                         f"{min(ratios):.2f} - {max(ratios):.2f}"])
+    return ["weights", "work", "tokens/s", "MB", "the other's", "tokens/s", "MB", "ratio", "least - most"], rows
