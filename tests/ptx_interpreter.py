@@ -59,8 +59,9 @@ def parsed(folder: Path, program: Program, name: str) -> Kernel:
             if found[1]:
                 labels[found[1]] = len(code)
             statement = statement[found.end():]
-        if array := re.match(r"\.shared \.align \d+ \.b8 (\w+)\[(\d+)\]", statement):
-            shared[array[1]], size = size, size + int(array[2])
+        if array := re.match(r"\.shared \.align (\d+) \.[a-z](\d+) (\w+)(?:\[(\d+)\])?", statement):
+            size += -size % int(array[1])
+            shared[array[3]], size = size, size + int(array[2]) // 8 * int(array[4] or 1)
         elif statement and not statement.startswith("."):
             inverted, predicate, operation, operands = STATEMENT.match(statement).groups()
             code.append((operation, [re.sub(r"\s+", "", operand) for operand in OPERAND.findall(operands)],

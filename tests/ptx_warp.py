@@ -40,6 +40,8 @@ class Warp:
             return self.registers[name]
         if name.startswith("0f"):
             return filled(int(name[2:], 16))
+        if name.endswith("_param_0"):  # where the arguments lie
+            return filled(0)
         if re.match(r"-?\d", name):
             return filled(int(name, 0) & ALL64)
         raise Fault(f"{name} is read before it is written")
@@ -110,6 +112,7 @@ class Warp:
     def load(self, rest: list[str], operands: list[str], acting) -> None:
         names, (base, offset), size = names_of(operands[0]), address_of(operands[1]), BYTES[rest[-1][1:]]
         if rest[0] == "param":
+            offset += int(self.get(base)[0])
             raw = [self.block.arguments[offset + i * size:offset + (i + 1) * size] for i in range(len(names))]
             for name, part in zip(names, raw, strict=True):
                 self.put(name, filled(int.from_bytes(part, "little")), acting)

@@ -46,6 +46,19 @@ def test_nvcc_compiles_the_sources_without_spilling_registers(tmp_path, architec
     assert max(map(int, re.findall(r"Used (\d+) registers", done.stderr))) <= 65536 // (32 * linear.WARPS)
 
 
+@pytest.mark.parametrize("architecture, kind", [(90, 0), pytest.param(75, 1, marks=pytest.mark.slow),
+                                                pytest.param(120, 2, marks=pytest.mark.slow)])
+def test_nvcc_compiles_what_lies_between_products_without_spilling(tmp_path, architecture, kind):
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    command = ["nvcc", "-cubin", *Program("step.cu", kind).options(f"sm_{architecture}"), "-Xptxas", "-v",
+               str(build.SOURCES / "step.cu"), "-o", str(tmp_path / "kernels.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert len(spills) == 10 and set(spills) == {("0", "0")}
+
+
 def test_nvrtc_compiles_the_sources_for_every_architecture(compiler):
     """The first and the last that are known of each generation; the code of all kinds is tested on one."""
     known = [architecture for architecture in compiler.architectures if architecture >= build.OLDEST]

@@ -1,38 +1,41 @@
 """The backend for CUDA devices: kernels.reference's operations, without gradients.
 
-torch's own kernels serve everything but weight-only linear layers (linear.cu), which are compiled at their first use by
-the library that torch brings for it (nvrtc.py), and launched through the driver (driver.py).
+Our own kernels (linear.cu, step.cu) compute weight-only linear layers, norms, and attention of one new token a row over
+a cache; torch's serve the rest. They are compiled at their first use by the library that torch brings for it
+(nvrtc.py), and launched through the driver (driver.py). $GLM_CUDA_KERNELS=no leaves everything to torch.
 """
 
+import os
 import sys
+from collections.abc import Callable
 from functools import cache
 
+import torch
 from torch import Tensor
 
-from kernels import reference
+from kernels import CUDA_KERNELS, reference
 from kernels.cache import BuildError
-from kernels.cuda import build, driver, linear
+from kernels.cuda import attention, build, driver, linear, rows
 from kernels.cuda.linear import NOTHING, End
+from kernels.layer import Rotary
+from kernels.reference import Lengths
 
 
 class Operators:
     """kernels.reference's functions. `find` gives a tensor's device, which launches kernels (driver.Device)."""
 
     head = staticmethod(reference.head)
-    layer_norm = staticmethod(reference.layer_norm)
-    residual_layer_norm = staticmethod(reference.residual_layer_norm)
     scaled_add = staticmethod(reference.scaled_add)
     geglu = staticmethod(reference.geglu)
     rotate = staticmethod(reference.rotate)
-    attend = staticmethod(reference.attend)
-    attend_groups = staticmethod(reference.attend_groups)
     gelu = staticmethod(reference.gelu)
     swiglu = staticmethod(reference.swiglu)
-    rms_norm = staticmethod(reference.rms_norm)
 
     def __init__(self, find: driver.Finder = driver.find):
         self.find = find
         self.failure: str | None = None  # why there are no compiled kernels, once that is known
+        if os.environ.get(CUDA_KERNELS) == "no":
+            self.failure = f"{CUDA_KERNELS} is no"
 
     def linear(self, x: Tensor, weight: Tensor | reference.PackedWeight, bias: Tensor | None = None) -> Tensor:
         if isinstance(weight, reference.PackedWeight):
@@ -50,14 +53,68 @@ class Operators:
                            group_size: int | None = None, end: End = NOTHING) -> Tensor:
         """float32 goes to the reference; so does everything where the kernels cannot be compiled, which is said once
         on standard error."""
-        if self.failure is None and x.dtype in build.KINDS and x.dtype.itemsize == 2:
+        def in_torch() -> Tensor:
+            return end.of(reference.weight_only_linear(x, weight, scale, bias, bits, group_size))
+
+        if x.dtype not in build.KINDS or x.dtype.itemsize != 2:
+            return in_torch()
+        return self._first(lambda: linear.weight_only_linear(self.find(x.device), x, weight, scale, bias, bits,
+                                                             group_size, end), in_torch)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        return self._norm(x, weight, bias, epsilon, lambda: reference.layer_norm(x, weight, bias, epsilon))
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        return self._norm(x, weight, None, epsilon, lambda: reference.rms_norm(x, weight, epsilon))
+
+    def residual_layer_norm(self, residual: Tensor, update: Tensor, alpha: float, weight: Tensor, bias: Tensor,
+                            epsilon: float) -> Tensor:
+        return self._norm(
+            update, weight, bias, epsilon,
+            lambda: reference.residual_layer_norm(residual, update, alpha, weight, bias, epsilon), residual, alpha)
+
+    def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, in_torch: Callable[[], Tensor],
+              residual: Tensor | None = None, alpha: float = 1.0) -> Tensor:
+        if not rows.fits(x, weight, bias):
+            return in_torch()
+        return self._first(lambda: rows.norm(self.find(x.device), x, weight, bias, epsilon, residual, alpha), in_torch)
+
+    def attend(self, qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor | None = None,
+               values: Tensor | None = None, start: int | Lengths = 0, blocked: Tensor | None = None,
+               positions_2d: bool = False) -> Tensor:
+        rotary = Rotary.HALVES_2D if positions_2d else Rotary.HALVES
+        return self._attend(qkv, rotary, True, cosine, sine, keys, values, start, blocked, lambda: reference.attend(
+            qkv, cosine, sine, keys, values, start, blocked, positions_2d))
+
+    def attend_groups(self, qkv: Tensor, groups: int, size: int, cosine: Tensor, sine: Tensor,
+                      keys: Tensor | None = None, values: Tensor | None = None, start: int | Lengths = 0,
+                      blocked: Tensor | None = None) -> Tensor:
+        return self._attend(qkv, Rotary.PAIRS, False, cosine, sine, keys, values, start, blocked,
+                            lambda: reference.attend_groups(qkv, groups, size, cosine, sine, keys, values, start,
+                                                            blocked))
+
+    def _attend(self, qkv: Tensor, rotary: Rotary, is_by_heads: bool, cosine: Tensor, sine: Tensor,
+                keys: Tensor | None, values: Tensor | None, start: int | Lengths, blocked: Tensor | None,
+                in_torch: Callable[[], Tensor]) -> Tensor:
+        b, s, width = qkv.shape
+        if (s != 1 or keys is None or values is None or blocked is not None or qkv.dtype is not keys.dtype
+                or not attention.fits(keys, width // keys.shape[-1] - 2 * keys.shape[1])):
+            return in_torch()
+        lengths = start.each if isinstance(start, Lengths) else torch.full((b,), start, device=qkv.device)
+        cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
+        return self._first(lambda: attention.decode_attention(
+            self.find(qkv.device), qkv, keys, values, lengths, rotary, is_by_heads, cosine, sine), in_torch)
+
+    def _first(self, compiled: Callable[[], Tensor], in_torch: Callable[[], Tensor]) -> Tensor:
+        """By our kernels, or where they cannot be compiled, which is said once on standard error, by torch's."""
+        if self.failure is None:
             try:
-                return linear.weight_only_linear(self.find(x.device), x, weight, scale, bias, bits, group_size, end)
+                return compiled()
             except BuildError as error:
                 self.failure = str(error)
-                print(f"kernels: torch's own operators are used for quantised weights, which are slower: {error}",
-                      file=sys.stderr)
-        return end.of(reference.weight_only_linear(x, weight, scale, bias, bits, group_size))
+                print(f"kernels: torch's own operators are used for quantised weights and in decoding, which are "
+                      f"slower: {error}", file=sys.stderr)
+        return in_torch()
 
 
 @cache

@@ -18,6 +18,7 @@ from kernels.cache import BuildError
 from kernels.cuda import build
 from kernels.cuda.build import Program
 
+ALIGNMENT = 16  # bytes; what one load takes
 TENSOR_CORES = 80  # compute capability from which the kernels for tensor cores are compiled
 
 
@@ -42,6 +43,12 @@ class Call(NamedTuple):
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in self.tensors]
         form = f"{len(pointers)}P{len(self.integers)}I{len(self.floats)}f0P"
         return struct.pack(form, *pointers, *self.integers, *self.floats)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The same values, contiguous, from a multiple of ALIGNMENT bytes on."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % ALIGNMENT else x
 
 
 def spanned(tensor: Tensor) -> int:

@@ -24,8 +24,8 @@ SIMPLE(4)
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
-// skinny_<tiles of 16 rows>_<slices of 8 rows of x>_<scaling>. BLOCKS: that a processor shall hold, so that one's beginning
-// and end are covered by another's work; two leave 128 registers a thread.
+// skinny_<tiles of 16 rows>_<slices of 8 rows of x>_<scaling>. BLOCKS: that a processor shall hold, so that one's
+// beginning and end are covered by another's work; two leave 128 registers a thread.
 #define SKINNY(TILES, SLICES, STAGES, SCALING, BLOCKS) \
     __global__ void __launch_bounds__(32 * MAXIMUM_WARPS, BLOCKS) \
     skinny_##TILES##_##SLICES##_##SCALING(const Arguments a) { \

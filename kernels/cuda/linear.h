@@ -3,8 +3,8 @@
 
 #include "unpack.h"
 
-// What stands at the end of a product: nothing, or one of kernels.layer.Activation, whose numbers are one less. Gated ones
-// take two rows of the weight for one column of the result: row i and row n / 2 + i.
+// What stands at the end of a product: nothing, or one of kernels.layer.Activation, whose numbers are one less. Gated
+// ones take two rows of the weight for one column of the result: row i and row n / 2 + i.
 enum Ending : u32 { PLAIN, GEGLU, GELU, GELU_TANH, SWIGLU };
 
 struct Arguments {  // kernels/cuda/linear.py fills it

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from kernels import UNPACKED_ROWS, reference
 from kernels.cuda.build import KINDS, Program
-from kernels.cuda.driver import Call
+from kernels.cuda.driver import ALIGNMENT, Call, aligned
 from kernels.layer import Activation, activated
 from kernels.reference import check_packed
 
 SOURCE = "linear.cu"
-ALIGNMENT = 16  # bytes; what one load takes
 SIMPLE_ROWS = 16  # of x: the most for a device without tensor cores
 WARPS = 8  # MAXIMUM_WARPS in skinny.h
 STAGES = {1: 2, 2: 2, 4: 1}  # by tiles: STAGES in linear.cu
@@ -84,12 +83,6 @@ def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: T
         bias = bias.contiguous()
     launch(device, plan, x.dtype, bits, rows, weight, scale, bias, out, rows.shape[0], k, group_size, end)
     return out
-
-
-def aligned(x: Tensor) -> Tensor:
-    """The same values, contiguous, from a multiple of ALIGNMENT bytes on."""
-    x = x.contiguous()
-    return x.clone() if x.data_ptr() % ALIGNMENT else x
 
 
 def dequantize(device, weight: Tensor, scale: Tensor, dtype: torch.dtype, bits: int, group_size: int | None) -> Tensor:
