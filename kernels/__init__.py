@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ISA = "GLM_CPU_ISA"  # environment variable: the instructions to compile for, if not this processor's
 CUDA_GRAPH = "GLM_CUDA_GRAPH"  # environment variable: "no" leaves decoding on a GPU to the host, kernel by kernel
 CUDA_KERNELS = "GLM_CUDA_KERNELS"  # environment variable: "no" leaves all work on a GPU to torch's operators
+CUDA_OVERLAP = "GLM_CUDA_OVERLAP"  # environment variable: "yes" lets a kernel begin before the one before it has ended
 UNPACKED_ROWS = {"cpu": 64, "cuda": 64}  # of x; with more it was faster to unpack a weight for torch's product
 UNPACKED_BYTES = 8 << 20  # of a weight that a CPU unpacks at once: more leaves its caches, less slows the products
 FEW_ROWS = 48  # of x; a product of fewer sums in another order, so that a row's result depends on how many there are

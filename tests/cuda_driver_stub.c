@@ -6,7 +6,8 @@ typedef void* handle;
 #define EXPORT __attribute__((visibility("default")))
 
 static char story[1 << 16];
-static unsigned char arguments[96];
+static unsigned char arguments[256];
+static unsigned argument_bytes;
 static int pushed, failing;
 
 static int tell(const char* what) {
@@ -18,6 +19,7 @@ static int tell(const char* what) {
 EXPORT const char* stub_story(void) { return story; }
 EXPORT const unsigned char* stub_arguments(void) { return arguments; }
 EXPORT int stub_pushed(void) { return pushed; }
+EXPORT void stub_take(unsigned bytes) { argument_bytes = bytes; }  // of a kernel's arguments
 EXPORT void stub_fail(int status) { failing = status; }
 
 EXPORT int cuInit(unsigned flags) { return flags == 0 ? tell("init") : 1; }
@@ -63,9 +65,36 @@ EXPORT int cuLaunchKernel(handle function, unsigned grid_x, unsigned grid_y, uns
                           void** extra) {
     char line[128];
     if (function != (handle)0x9abc00000000 || extra != 0 || pushed != 1) return 1;
-    memcpy(arguments, parameters[0], sizeof arguments);
+    memcpy(arguments, parameters[0], argument_bytes);
     snprintf(line, sizeof line, "launch %u %u %u, %u %u %u, %u, %p", grid_x, grid_y, grid_z, block_x, block_y, block_z,
              shared, stream);
+    return tell(line);
+}
+
+// Laid out as in cuda.h.
+struct attribute {
+    int id;
+    char padding[4];
+    union {
+        char all[64];
+        int allowed;
+    } value;
+};
+struct config {
+    unsigned grid[3], block[3], shared;
+    handle stream;
+    struct attribute* attributes;
+    unsigned count;
+};
+
+EXPORT int cuLaunchKernelEx(const struct config* c, handle function, void** parameters, void** extra) {
+    char line[128];
+    if (function != (handle)0x9abc00000000 || extra != 0 || pushed != 1 || sizeof *c != 56 || sizeof *c->attributes != 72)
+        return 1;
+    memcpy(arguments, parameters[0], argument_bytes);
+    snprintf(line, sizeof line, "launch %u %u %u, %u %u %u, %u, %p, %u attribute: %d is %d", c->grid[0], c->grid[1],
+             c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, c->count, c->attributes[0].id,
+             c->attributes[0].value.allowed);
     return tell(line);
 }
 

@@ -12,9 +12,11 @@ import torch
 
 from kernels import cuda, reference
 from kernels.cache import BuildError
-from kernels.cuda import build, driver, linear
+from kernels.cuda import build, driver, linear, rows
+from kernels.cuda.attention import Shared, Workspace, decode_attention
 from kernels.cuda.build import Program
 from kernels.cuda.driver import Call
+from kernels.layer import Rotary
 
 STUB = Path(__file__).resolve().parent / "cuda_driver_stub.c"
 ARGUMENTS = struct.Struct("6P9If")  # linear.h's
@@ -28,8 +30,9 @@ def stub(tmp_path, monkeypatch):
     path = tmp_path / "libcuda.so.1"  # of its own for every test: it remembers
     subprocess.run(["gcc", "-shared", "-fPIC", "-fvisibility=hidden", str(STUB), "-o", str(path)], check=True)
     library = ctypes.CDLL(str(path))
+    library.stub_take(ARGUMENTS.size)
     library.stub_story.restype = ctypes.c_char_p
-    library.stub_arguments.restype = ctypes.POINTER(ctypes.c_ubyte * ARGUMENTS.size)
+    library.stub_arguments.restype = ctypes.POINTER(ctypes.c_ubyte * 256)
     properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=STREAM))
@@ -37,6 +40,10 @@ def stub(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "compiled", lambda architecture, program: " ".join(
         map(str, (architecture, program.source, program.bits, program.kind))).encode())
     return library
+
+
+def fields_of(library, form):
+    return form.unpack(bytes(library.stub_arguments().contents)[:form.size])
 
 
 def story(library):
@@ -54,9 +61,44 @@ def test_a_kernel_is_loaded_once_and_launched_on_torch_s_stream(stub):
     launch = f"launch 1 4 1, 32 1 1, 0, {hex(STREAM)}"
     assert story(stub) == ["init", "retain", "load 90 linear.cu 4 0", "function skinny_1_1_STAGE", launch, launch]
     assert stub.stub_pushed() == 0
-    fields = ARGUMENTS.unpack(bytes(stub.stub_arguments().contents))
+    fields = fields_of(stub, ARGUMENTS)
     x_, weight_, scale_, bias_, out_ = (tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
     assert fields == (x_, weight_, scale_, bias_, 0, out_, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0, 1, 0, 1.0)
+
+
+def test_where_it_is_asked_for_kernels_may_begin_before_the_one_before_has_ended(stub, monkeypatch):
+    """On devices that can: the attribute for it, in the structs of cuda.h."""
+    monkeypatch.setenv("GLM_CUDA_OVERLAP", "yes")
+    x, weight, scale = torch.randn(3, 256).half(), torch.ones(64, 128, dtype=torch.int8), torch.ones(64, 2).half()
+    device = driver.Device(stub, 1)
+    cuda.Operators(lambda _: device).weight_only_linear(x, weight, scale, None, 4, 128)
+    assert story(stub)[-1] == f"launch 1 4 1, 32 1 1, 0, {hex(STREAM)}, 1 attribute: 6 is 1"
+    assert fields_of(stub, ARGUMENTS)[0] == x.data_ptr() and stub.stub_pushed() == 0
+    monkeypatch.setattr(torch.cuda, "get_device_properties",
+                        lambda index: SimpleNamespace(major=8, minor=9, multi_processor_count=132))
+    assert not driver.Device(stub, 1).overlaps
+
+
+def test_a_step_s_kernels_are_given_their_structs(stub):
+    """Pointers, numbers and floats in the order of AttentionArguments and NormArguments."""
+    device = driver.Device(stub, 1)
+    qkv, angles, lengths = torch.zeros(2, 1, 8 * 64).half(), torch.zeros(2, 1, 32), torch.tensor([3, 4])
+    whole = torch.zeros(2, 3, 2, 2, 50, 64).half()
+    keys, values = whole[0, 1], whole[1, 1]
+    workspace, attention = Workspace.allocate(device, qkv, 2, 4, 2, 64, 50), struct.Struct("12P10If")
+    stub.stub_take(attention.size)
+    out = decode_attention(device, qkv, keys, values, lengths, Rotary.PAIRS, False, angles, angles, lengths,
+                           Shared(lengths, lengths), workspace)
+    tensors = (qkv, angles, angles, lengths, lengths, lengths, lengths, keys, values, *workspace, out)
+    pointers, fields = [tensor.data_ptr() for tensor in tensors], fields_of(stub, attention)
+    assert list(fields[:-1]) == [*pointers, 4, 2, 64, 32, Rotary.PAIRS, 0, 50, 1, 2 * 50 * 64, 50 * 64]
+    assert fields[-1] == pytest.approx(1.442695 / 8)
+    assert story(stub)[-2:] == ["function attention_8_4", f"launch 1 4 1, 128 1 1, 0, {hex(STREAM)}"]
+    x, weight, norm = torch.zeros(5, 64), torch.ones(64), struct.Struct("6PI2f")
+    stub.stub_take(norm.size)
+    total, normed = rows.sum_and_norm(device, x, weight, None, 0.25, x, 3.0)
+    pointers = [tensor.data_ptr() for tensor in (x, x, weight, total, normed)]
+    assert fields_of(stub, norm) == (*pointers[:3], 0, *pointers[3:], 64, 3.0, 0.25)
 
 
 def test_every_kernel_of_a_module_is_looked_up_by_name(stub):
@@ -84,7 +126,7 @@ def test_code_that_does_not_load_is_done_without_and_said_once(stub, capsys):
 
 def test_a_launch_that_fails_is_an_error(stub):
     device = driver.Device(stub, 1)
-    program, call = Program("linear.cu", 0, 8), Call((), (), (), ())
+    program, call = Program("linear.cu", 0, 8), Call((None,) * 5, (), (None,), (0,) * 9, (0.0,))
     device.launch(program, "read_all", (1, 1), 32, call)
     device._functions[program, "read_all"] = ctypes.c_void_p(1)
     with pytest.raises(RuntimeError, match=r"cuLaunchKernel failed: another error \(1\)"):

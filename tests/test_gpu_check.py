@@ -17,7 +17,7 @@ from kernels import cuda
 from kernels.cuda import linear
 from tests.cuda_emulator import Emulator, shared_folder
 from tools import gpu_check
-from tools.checking_gpu import answers, correctness, model, products, section, setting
+from tools.checking_gpu import answers, correctness, model, products, section, setting, step
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,6 +55,11 @@ def test_cases_cover_every_kernel():
 def test_correctness_on_the_emulator(toy):
     found = list(correctness.rows(toy))
     assert len(found) > 12 and all(row["right"] for row in found)
+
+
+def test_what_lies_between_products_on_the_emulator(toy):
+    bandwidth, *found = step.kernels(toy)
+    assert bandwidth["GB/s"] > 0 and len(found) == 7 and all(row["right"] and row["us"] > 0 for row in found)
 
 
 def test_a_wrong_kernel_is_found(toy):

@@ -5,20 +5,24 @@ of a kind compiles and loads, and must come before the recording, as with the li
 """
 
 import ctypes
+import os
 import struct
 from collections.abc import Callable
-from ctypes import byref, c_char_p, c_int, c_uint, c_void_p
+from ctypes import byref, c_char, c_char_p, c_int, c_uint, c_void_p
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kernels import CUDA_OVERLAP
 from kernels.cache import BuildError
 from kernels.cuda import build
 from kernels.cuda.build import Program
 
 ALIGNMENT = 16  # bytes; what one load takes
+DEPENDENT_LAUNCH = 90  # compute capability from which kernels wait for those before them where they need to
+PROGRAMMATIC_STREAM_SERIALIZATION = 6  # of cuda.h's CUlaunchAttributeID
 TENSOR_CORES = 80  # compute capability from which the kernels for tensor cores are compiled
 
 
@@ -59,6 +63,19 @@ def spanned(tensor: Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
+class LaunchAttribute(ctypes.Structure):
+    """cuda.h's CUlaunchAttribute: a union of 64 bytes, of which an int is used here."""
+
+    _fields_ = (("id", c_int), ("padding", c_char * 4), ("value", c_int), ("rest", c_char * 60))
+
+
+class LaunchConfig(ctypes.Structure):
+    """cuda.h's CUlaunchConfig."""
+
+    _fields_ = (("grid", c_uint * 3), ("block", c_uint * 3), ("shared_bytes", c_uint), ("stream", c_void_p),
+                ("attributes", ctypes.POINTER(LaunchAttribute)), ("attribute_count", c_uint))
+
+
 class Device:
     """One GPU: torch's context on it, and the kernels loaded there."""
 
@@ -68,6 +85,7 @@ class Device:
         self.architecture = 10 * properties.major + properties.minor
         self.processors = properties.multi_processor_count
         self.has_tensor_cores = self.architecture >= TENSOR_CORES
+        self.overlaps = os.environ.get(CUDA_OVERLAP) == "yes" and self.architecture >= DEPENDENT_LAUNCH
         self._functions: dict[tuple[Program, str], c_void_p] = {}
         self._modules: dict[Program, c_void_p] = {}
         self._context, device = c_void_p(), c_int()
@@ -91,8 +109,13 @@ class Device:
             stream = torch.cuda.current_stream(self.index).cuda_stream
             arguments = call.packed()
             parameters = (c_void_p * 1)(ctypes.cast(arguments, c_void_p))  # copied by the call
-            self.call("cuLaunchKernel", function, *map(c_uint, (*grid, 1, threads, 1, 1, 0)), c_void_p(stream),
-                      parameters, None)
+            if self.overlaps:
+                attribute = LaunchAttribute(id=PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
+                config = LaunchConfig((*grid, 1), (threads, 1, 1), 0, stream, ctypes.pointer(attribute), 1)
+                self.call("cuLaunchKernelEx", byref(config), function, parameters, None)
+            else:
+                self.call("cuLaunchKernel", function, *map(c_uint, (*grid, 1, threads, 1, 1, 0)), c_void_p(stream),
+                          parameters, None)
         finally:
             self.library.cuCtxPopCurrent_v2(byref(c_void_p()))
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from kernels import reference
-from kernels.cuda import build, linear, nvrtc
+from kernels.cuda import attention, build, linear, nvrtc
 from kernels.packing import dequantize
 from tools.checking_gpu.answers import CHECKPOINT, lacking
 from tools.checking_gpu.setting import Setting, random_packed, recorded, scheme_name
@@ -25,13 +25,16 @@ def builds(setting: Setting) -> Iterator[dict]:
     if device is None or not hasattr(device, "architecture"):
         return
     compiler = nvrtc.find()
-    for bits in (8, 4):
-        for dtype, kind in list(build.KINDS.items())[:2]:
-            begin = time.perf_counter()
-            code = build.compiled(device.architecture, build.Program(linear.SOURCE, kind, bits))
-            yield {"kernels": f"INT{bits} {dtype}", "NVRTC": compiler.version, "library": compiler.path,
-                   "target": compiler.target(device.architecture)[0], "bytes": len(code),
-                   "seconds": time.perf_counter() - begin}
+    halves = list(build.KINDS)[:2]
+    programs = [(f"INT{bits} {dtype}", build.Program(linear.SOURCE, build.KINDS[dtype], bits))
+                for bits in (8, 4) for dtype in halves]
+    programs += [(f"a step's, {dtype}", build.Program(attention.SOURCE, kind)) for dtype, kind in build.KINDS.items()]
+    for name, program in programs:
+        begin = time.perf_counter()
+        code = build.compiled(device.architecture, program)
+        yield {"kernels": name, "NVRTC": compiler.version, "library": compiler.path,
+               "target": compiler.target(device.architecture)[0], "bytes": len(code),
+               "seconds": time.perf_counter() - begin}
 
 
 class Case(NamedTuple):
