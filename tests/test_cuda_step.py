@@ -7,10 +7,12 @@ import torch
 from kernels import cuda, reference
 from kernels.cuda import rows
 from kernels.cuda.attention import Shared, Workspace, decode_attention
+from kernels.cuda.stack import Stack
 from kernels.layer import Activation, LayerForm, LayerWeights, Rotary, by_heads, stack
-from kernels.reference import Lengths
+from kernels.reference import Lengths, PackedWeight
 from tests.cuda_emulator import Emulator, shared_folder
 from tests.ptx_interpreter import Interpreter
+from tests.test_cuda_kernels import random_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -261,3 +263,34 @@ def test_the_backend_computes_layers_with_these_kernels(folder, start, monkeypat
     monkeypatch.setenv("GLM_CUDA_KERNELS", "no")
     assert torch.equal(run(torch.float16, cuda.Operators(lambda _: emulator)), run(torch.float16, reference))
     assert len(emulator.launched) == 4
+
+
+def test_a_decoding_step_is_seven_kernels_a_layer(folder):
+    """Packed weights: norms, attention, and products with GeGLU and residuals in their ends; lengths on the device."""
+    def packed(n, k, seed):
+        _, weight, scale, bias, *_ = random_case(1, n, k, 4, None, torch.float16, seed=seed)
+        return PackedWeight(weight, scale, 4), bias
+
+    def norms(seed):
+        return random(64, dtype=torch.float16, seed=seed) + 1, random(64, seed=seed + 1, dtype=torch.float16)
+
+    layer = LayerWeights(*norms(0), *packed(192, 64, 1), *packed(64, 64, 2), *norms(2), *packed(192, 64, 3),
+                         *packed(64, 96, 4))
+    form = LayerForm(Activation.GEGLU, Rotary.HALVES, 1.5, 1e-5, is_pre_norm=False, is_by_heads=True)
+    hidden, angles = random(2, 1, 64).half(), random(2, 1, 16).repeat(1, 1, 2)
+    start, emulator = Lengths(torch.tensor([5, 3]), 5), Emulator(folder)
+
+    def run(dtype, step):
+        caches = [[random(2, 2, 9, 32, seed=seed, dtype=torch.float16).to(dtype)] for seed in (1, 2)]
+        weights = LayerWeights(*(part.to(dtype) if isinstance(part, torch.Tensor) else part for part in layer))
+        return step([weights], weights[:2], *caches, hidden.to(dtype), angles.cos(), angles.sin(), start)
+
+    def walked(layers, norm, keys, values, *rest):
+        return stack(layers, norm, keys, values, form, *rest)
+
+    with torch.no_grad():
+        found = run(torch.float16, lambda layers, norm, keys, values, *rest: Stack(
+            cuda.Operators(lambda _: emulator), layers, norm, keys, values, form).step(*rest))
+        assert_as_near_as_torch(found, run(torch.float32, walked), run(torch.float16, walked))
+    names = [name.partition("_")[0] for name in emulator.launched]
+    assert names == ["norm", "skinny", "attention", "skinny", "norm", "skinny", "skinny", "norm"]
