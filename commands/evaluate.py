@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(arguments: argparse.Namespace, output: Path) -> int:
     say = Voice()
     configs = found = failure = None
+    arguments.int8_vocabulary = arguments.int8_vocabulary or "off"  # of the same results whatever batches there are
     try:
         if not arguments.check and arguments.load.is_dir():  # where there is none, what is wrong with data comes first
             require_fit(arguments, "this evaluation")

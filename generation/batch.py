@@ -82,10 +82,10 @@ class Batch:
         return []
 
     def _begin(self) -> list[Ending]:
-        logits, endings = self.sequences.logits(), []
+        logits, endings = self.sequences.logits(any(group.needs_all for group in self._groups)), []
         for group in self._groups:
-            index = index_of(group.places, logits.device)
-            endings.append(group.begin(logits[index], self.sequences, index))
+            index = index_of(group.places, self.sequences.device)
+            endings.append(group.begin(logits.rows(index), self.sequences, index))
         return endings
 
     @torch.inference_mode()

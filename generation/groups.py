@@ -17,6 +17,7 @@ from generation import beam, sampling
 from generation.params import BeamParams, SamplingParams
 from generation.sampling import Rules, Ruling
 from generation.sequences import Coming, Sequences, sent
+from glm.logits import Logits
 
 Answer = tuple[list[int], float | None]  # generated ids with their end token, score (None when sampled)
 
@@ -111,8 +112,14 @@ class Sampled:
         return self.params.repetition_penalty == 1 and all(
             self.ruling.longest_start <= member.steps < member.row.limit for member in self.members)
 
-    def begin(self, logits: torch.Tensor, sequences: Sequences, index) -> Ending:
-        """logits (b, v) of this group's rows, at `index` in sequences. Each row gets its next token."""
+    @property
+    def needs_all(self) -> bool:
+        """Whether a step looks at more exact logits than those it may choose."""
+        return self.params.repetition_penalty != 1 or any(each.row.alternatives is not None for each in self.members)
+
+    def begin(self, found: Logits, sequences: Sequences, index) -> Ending:
+        """Logits of this group's rows, at `index` in sequences. Each row gets its next token."""
+        logits = found.values
         sums = logits.sum(-1)  # one that is no number makes its sum none
         members, device = list(self.members), logits.device
         asking = {place: member.row.alternatives for place, member in enumerate(members)
@@ -123,12 +130,12 @@ class Sampled:
             seen = [{*member.row.context, *member.ids} for member in members]
             sampling.penalise_(logits, seen, self.params.repetition_penalty)
         self._forbid(logits)
-        tokens = sampling.sample(logits, self.params, self._keys(device))
+        tokens = sampling.sample(logits, self.params, self._keys(device), found.refine)
         sequences.go_on(index, tokens)
         for member in members:
             member.steps += 1
-        found = Coming(torch.cat((tokens.to(sums.dtype), sums)))  # one transfer; ids are exact below 2^24
-        return lambda: self._end(members, found.read(), dict(zip(asking, sampling.scores(
+        coming = Coming(torch.cat((tokens.to(sums.dtype), sums)))  # one transfer; ids are exact below 2^24
+        return lambda: self._end(members, coming.read(), dict(zip(asking, sampling.scores(
             plain, tokens[chosen], [*asking.values()]), strict=True)) if asking else {})
 
     def _end(self, members: list[Member], found: list[float], scores: dict) -> tuple[list[Event], list[int]]:
@@ -201,12 +208,16 @@ class Searched:
     def drop(self, number: int) -> list[int]:
         return self._keep([place for place, member in enumerate(self.members) if member.number != number])
 
-    def begin(self, logits: torch.Tensor, sequences: Sequences, index) -> Ending:
-        """logits (b, v) of this group's rows, at `index` in sequences. Which beams go on is the host's choice."""
-        return partial(self._step, logits, sequences)
+    @property
+    def needs_all(self) -> bool:
+        return self.params.stochastic
 
-    def _step(self, logits: torch.Tensor, sequences: Sequences) -> tuple[list[Event], list[int]]:
-        params, state = self.params, self.state
+    def begin(self, found: Logits, sequences: Sequences, index) -> Ending:
+        """Logits of this group's rows, at `index` in sequences. Which beams go on is the host's choice."""
+        return partial(self._step, found, sequences)
+
+    def _step(self, found: Logits, sequences: Sequences) -> tuple[list[Event], list[int]]:
+        params, state, logits = self.params, self.state, found.values
         self.ruling.forbid_invalid_(logits)
         if state.steps < params.min_gen_length:
             self.ruling.forbid_ends_(logits)
@@ -214,7 +225,7 @@ class Searched:
         self.ruling.forbid_starts_(logits, state.history[..., state.tail:])
         noise = None if self.keys is None else sampling.exponentials(
             torch.arange(logits[0].numel(), device=logits.device), self.keys[:, state.steps])
-        self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise)
+        self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise, found.refine)
         if state.steps == 1:
             self.places = sequences.copies(self.places, params.num_beams)
         events, going = [], []

@@ -17,11 +17,13 @@ import numpy
 import torch
 
 from generation.params import SamplingParams
+from glm.logits import Refine
 
 FORBIDDEN = -65504.0  # the original's value: the least half; kept, because scores of golden data were made with it
 _32_BITS = 0xFFFFFFFF
 Score = tuple[float, list[tuple[int, float]]]  # a token's log-probability; the likeliest ids at its place, with theirs
 _SHORTLIST = 256  # tokens that nearly always hold the nucleus; a full sort is needed only where they do not
+REFINED = 64  # exact logits where all count: the logarithm of all exponentials' sum is then right to 1e-4 (docs/design.md)
 
 
 def forbid_(logits: torch.Tensor, ids: slice | torch.Tensor) -> torch.Tensor:
@@ -60,6 +62,11 @@ def exponentials(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     x = x ^ (x >> 16)
     # small values decide a draw: they are the exact ones of log1p
     return -torch.log1p(-(x.to(torch.float32) * 2.0**-32 + 2.0**-33))
+
+
+def gumbels(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Gumbel noise float32 (b, c): the largest sum of a logit and its noise is a draw from the softmax."""
+    return -exponentials(ids, keys).log()
 
 
 def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -107,22 +114,51 @@ def _shortlist(logits: torch.Tensor, top_p: float):
 
 def draw(logits: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Places (b,) in logits (b, c), drawn from their softmax. ids (b, c) or (c): the tokens that the logits are of."""
-    return (logits - exponentials(ids, keys).log()).argmax(dim=-1)
+    return (logits + gumbels(ids, keys)).argmax(dim=-1)
 
 
-def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | None) -> torch.Tensor:
+def leave(count: int, added: torch.Tensor | None = None, least: float = FORBIDDEN) -> bool:
+    """What refines logits that are exact: nothing was to be done."""
+    return False
+
+
+def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | None,
+           refine: Refine = leave) -> torch.Tensor:
     """Next tokens (b,) for float32 logits (b, v): temperature, then top-k, then top-p, then one draw each.
 
     keys: (b, 2) int64, see keys_of. top_k 1 is greedy, looks at nothing else and needs no keys.
+    refine: makes the best logits exact, in place (glm.logits.Logits); the token is that of exact logits then. Only how
+    likely the nucleus is as a whole is known to 1e-4 (REFINED), which may add or drop its last token.
     """
     if params.top_k == 1:
+        refine(1, None, FORBIDDEN)
         return logits.argmax(dim=-1)
+    if 0 < params.top_p < 1:
+        ids, logits = _refined_nucleus(logits, params, refine)
+        return ids.gather(-1, draw(logits, ids, keys)[:, None])[:, 0]
+    noise = gumbels(torch.arange(logits.shape[-1], device=logits.device), keys)
+    if params.top_k:
+        refine(params.top_k, None, FORBIDDEN)
+    else:
+        refine(1, noise * params.temperature, FORBIDDEN)
+    return (_scaled(logits, params) + noise).argmax(dim=-1)
+
+
+def _scaled(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     logits = logits if params.temperature == 1.0 else logits / params.temperature
-    logits = keep_top_k(logits, params.top_k)
-    if not 0 < params.top_p < 1:
-        return draw(logits, torch.arange(logits.shape[-1], device=logits.device), keys)
-    ids, logits = nucleus(logits, params.top_p)
-    return ids.gather(-1, draw(logits, ids, keys)[:, None])[:, 0]
+    return keep_top_k(logits, params.top_k)
+
+
+def _refined_nucleus(logits: torch.Tensor, params: SamplingParams, refine: Refine) -> tuple[torch.Tensor, torch.Tensor]:
+    """`nucleus`, all of whose tokens have exact logits."""
+    count = params.top_k or REFINED
+    is_approximate = refine(count, None, FORBIDDEN)
+    ids, kept = nucleus(_scaled(logits, params), params.top_p)
+    while is_approximate and not params.top_k and count < (widest := int(kept.isfinite().sum(dim=-1).max())):
+        count = widest + widest // 4
+        refine(count, None, FORBIDDEN)
+        ids, kept = nucleus(_scaled(logits, params), params.top_p)
+    return ids, kept
 
 
 class Rules(NamedTuple):

@@ -18,6 +18,7 @@ import torch
 import kernels
 from generation.batching import CPU_READ_TOKENS
 from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad, row_positions
+from glm.logits import Logits
 from kernels.reference import Lengths
 
 _POSITION, _PLACE, _LENGTH, _TOKEN = range(4)  # what a row's next token needs
@@ -102,29 +103,31 @@ class Sequences:
         self.model.hidden_states(tokens, positions, blocked, self.cache.part(rows),
                                  places=torch.zeros(1, dtype=torch.int64, device=self.device))
 
-    def logits(self) -> torch.Tensor:
-        """Every row's next token goes in -> float32 logits (b, v) of what follows, which the next call may overwrite.
-        """
+    def logits(self, is_exact: bool = False) -> Logits:
+        """Every row's next token goes in -> logits (b, v) of what follows, which the next call may overwrite; is_exact:
+        see GLM.choices."""
         longest, rows = max(self.lengths), self.count
         if self._graphs is not None and (self.model.last_position is None or longest < self.model.last_position):
             rows = min(rounded(rows), self.cache.batch)
             seen = min(max(FEWEST_PLACES, rounded(longest + 1)), self.cache.capacity)
-            logits = self._graphs.run((rows, seen), lambda: self._logits(rows, seen - 1))[:self.count]
+            values = self._graphs.run((rows, seen), lambda: self.model.head(self._hidden(rows, seen - 1)))
+            logits = Logits(values[:self.count])
         else:
             is_alike = rows == self.cache.batch and min(self.lengths) == longest
-            logits = self._logits(rows, longest, is_alike)  # nothing to be masked: faster on a GPU
+            hidden = self._hidden(rows, longest, is_alike)  # nothing to be masked: faster on a GPU
+            logits = self.model.choices(hidden, is_exact)
         state, pace = self._state[..., :self.count]
         state += pace
         self.lengths = [length + 1 for length in self.lengths]
         return logits
 
-    def _logits(self, rows: int, longest: int, is_alike: bool = False) -> torch.Tensor:
-        """(rows, v) of the first rows, those not in use included; the state stays, so that again means the same.
+    def _hidden(self, rows: int, longest: int, is_alike: bool = False) -> torch.Tensor:
+        """(rows, h) of the first rows, those not in use included; the state stays, so that again means the same.
         is_alike: all are as long as the longest; otherwise no row is longer."""
         state = self._state[0, :, :rows]
         positions = position_ids(self.model.config, state[_POSITION, :, None], state[_PLACE, :, None])
         self.cache.length = longest if is_alike else Lengths(state[_LENGTH].clone(), longest)
-        return self.model.head(self.model.hidden_states(state[_TOKEN, :, None], positions, None, self.cache)[:, -1])
+        return self.model.hidden_states(state[_TOKEN, :, None], positions, None, self.cache)[:, -1]
 
     def go_on(self, rows: torch.Tensor | slice, tokens: torch.Tensor) -> None:
         """The next tokens of some rows."""

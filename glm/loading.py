@@ -22,12 +22,13 @@ from glm.config import ModelConfig
 from glm.families import FAMILIES
 from glm.linear import linears, pack_linears
 from glm.model import GLM
-from glm.options import ModelOptions
+from glm.options import ModelOptions, holds_int8_vocabulary
 from glm.resplit import resplit, uncut
 from glm.shard import Shard
 from glm.stream import Offloaded, read_offloaded
 from glm.tokenizers.interface import Tokenizer
 from glm.weights import bytes_of, quantization_schemes, read_checked
+from kernels.vocabulary import pack
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme, check_scheme
 from runtime import parallel
@@ -83,7 +84,7 @@ def sharing(model: GLM) -> GLM:
     made = GLM(model.config, dtype=next(model.parameters()).dtype, device="meta")
     pack_linears(made, {f"{name}.weight": linear.scheme for name, linear in linears(model) if linear.scheme})
     made.load_state_dict(model.state_dict(), strict=True, assign=True)
-    made.mapped_files = model.mapped_files
+    made.mapped_files, made.vocabulary = model.mapped_files, model.vocabulary
     return made.requires_grad_(False).eval()
 
 
@@ -129,6 +130,9 @@ def load_model(options: ModelOptions, config: ModelConfig) -> GLM:
     pack_linears(model, schemes)
     model.load_state_dict(found.tensors, strict=True, assign=True)
     model.mapped_files, model.stream = files, found.stream(model)
+    if holds_int8_vocabulary(options.int8_vocabulary, device.type, bool(schemes), parallel.size(),
+                             limit < math.inf) and kernels.compiled():
+        model.vocabulary = pack(model.head_weight.detach())
     return model.requires_grad_(False).eval()
 
 

@@ -17,9 +17,11 @@ from glm.config import ModelConfig
 from glm.dropout import Dropout
 from glm.families import FAMILIES
 from glm.linear import linears
+from glm.logits import Logits, approximate_logits
 from glm.sat import Observer, SATModel, Step, layer_weights, norm_weights
 from glm.stream import Stream
 from kernels.layer import LayerWeights
+from kernels.vocabulary import MOST_ROWS, PackedVocabulary
 from runtime import parallel
 
 
@@ -39,6 +41,7 @@ class GLM(SATModel):
         self.config, self.family = config, FAMILIES[config.family]
         self.is_parallel = parallel.size() > 1
         self.prefix: Prefix | None = None
+        self.vocabulary: PackedVocabulary | None = None  # the head's matrix in INT8, too: for choosing tokens alone
         if torch.device(device).type != "meta":
             self.to_empty(device=device)
         if not skip_init:
@@ -119,6 +122,12 @@ class GLM(SATModel):
         weight = self.head_weight
         logits = kernels.backend(weight).head(hidden, weight)
         return parallel.gather(logits) if self.is_parallel else logits
+
+    def choices(self, hidden: torch.Tensor, is_exact: bool = False) -> Logits:
+        """(b, h) -> logits (b, v) to choose tokens by; is_exact: all that they are looked at for must be exact."""
+        if is_exact or self.vocabulary is None or hidden.shape[0] > MOST_ROWS or torch.is_grad_enabled():
+            return Logits(self.head(hidden))
+        return approximate_logits(hidden, self.head_weight, self.vocabulary)
 
     def logits(self, tokens: torch.Tensor, position_ids: torch.Tensor,
                blocked: torch.Tensor | None = None) -> torch.Tensor:

@@ -38,6 +38,9 @@ class ModelOptions:
         None, "so many columns share a scale", none="a whole row", flag="quantization_group_size", choices=GROUP_SIZES)
     from_quantized: bool = option(  # an error if it is not
         False, "say that the file is quantised; found out without it", flag="from_quantized_checkpoint")
+    int8_vocabulary: str | None = option(  # docs/quantization.md
+        None, "choose tokens by the vocabulary's matrix in INT8 and the exact rows of the likeliest: on a CPU, one rank, "
+              "all weights in memory", none="on with quantised linear layers, off in evaluation", choices=("on", "off"))
     offload_memory_limit: float | None = option(  # None: all weights stay on the device
         None, "the weights may take so much of the device, 10^9 bytes per rank; layers beyond are read again for every "
               "pass (docs/low-resource-inference.md)", aliases=("bminf_memory_limit",), metavar="GB",
@@ -71,3 +74,10 @@ class ModelOptions:
             values["adapter"] = (str(values["adapter"]),)
         shape = {name: value for name, value in values.items() if name in FIELDS}
         return cls(**{name: value for name, value in values.items() if name not in FIELDS}, shape=shape)
+
+
+def holds_int8_vocabulary(asked: str | None, device: str, is_quantised: bool, degree: int, is_streamed: bool) -> bool:
+    """Whether a rank holds its vocabulary's matrix in INT8, too. asked: ModelOptions.int8_vocabulary; device: its type;
+    is_quantised: the linear layers; is_streamed: the weights have a limit."""
+    wanted = asked == "on" or (asked is None and is_quantised)
+    return wanted and device == "cpu" and degree == 1 and not is_streamed

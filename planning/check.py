@@ -16,6 +16,7 @@ from pathlib import Path
 
 from glm.checkpoint import open_checkpoint, read_config
 from glm.config import FIELDS, ModelConfig
+from glm.options import holds_int8_vocabulary
 from glm.spec import undivided
 from planning import machine, memory, stored
 from planning.memory import cache_bytes, least_offloaded, on_device
@@ -126,7 +127,9 @@ def setup_of(arguments: argparse.Namespace, config: ModelConfig, found: Stored |
         limit *= 1e9
     elif getattr(arguments, "bminf", False):
         limit = least_offloaded(setup)
-    return replace(setup, offload_limit=limit)
+    packed = holds_int8_vocabulary(getattr(arguments, "int8_vocabulary", None), kind, bits is not None, degree,
+                                   limit is not None)
+    return replace(setup, offload_limit=limit, int8_vocabulary=packed)
 
 
 def check_divisible(config: ModelConfig, degree: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from kernels import FEW_ROWS, HEAD_BYTES, UNPACKED_BYTES, UNPACKED_ROWS
-from planning.shapes import Setup, layer_bytes, linears, outside, weights
+from planning.shapes import Setup, embedding, layer_bytes, linears, outside, weights
 
 PROCESS = 244e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
 RUNNING = 20e6  # more of torch's libraries, and its heap, once the model has run
@@ -66,11 +66,18 @@ def on_device(setup: Setup) -> tuple[float, float, float]:
     """Bytes of weights that stay on the device, that are streamed in every pass, and of the buffers for these."""
     total = sum(map(setup.run.bytes, weights(setup)))
     if setup.offload_limit is None or total <= setup.offload_limit:
-        return total, 0.0, 0.0
+        return total + int8_vocabulary_bytes(setup), 0.0, 0.0
     least, one = least_offloaded(setup), layer_bytes(setup.run, setup)
     resident = max(0, int((setup.offload_limit - least) // one))
     held = total - (setup.config.num_layers - resident) * one
     return held, total - held, least - (total - setup.config.num_layers * one)
+
+
+def int8_vocabulary_bytes(setup: Setup) -> float:
+    """Of the vocabulary's matrix in INT8 beside the one that is counted among the weights, with its rows' scales and
+    errors (kernels/vocabulary.py)."""
+    matrix = embedding(setup)
+    return float(matrix.count + 8 * matrix.rows) if setup.int8_vocabulary else 0.0
 
 
 def least_offloaded(setup: Setup) -> float:
@@ -90,6 +97,9 @@ def loading_peak(setup: Setup) -> float:
         quantises = weight.packs and setup.run.bits and not setup.source.bits
         source = 0 if setup.stays_in_file(weight) else setup.source.bytes(weight)
         peak = max(peak, done + source + (QUANTISING if quantises else 0))
+    if setup.int8_vocabulary:  # the last thing that is made
+        done += int8_vocabulary_bytes(setup)
+        peak = max(peak, done + QUANTISING)
     return peak if setup.mapped else done + sum(map(setup.source.bytes, weights(setup)))
 
 

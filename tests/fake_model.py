@@ -9,6 +9,7 @@ import numpy
 import torch
 
 from glm.cache import KVCache
+from glm.logits import Logits
 from glm.prompt_form import PromptForm
 from kernels.reference import Lengths
 
@@ -48,6 +49,9 @@ class FakeModel:
 
     def head(self, hidden):
         return hidden.clone()
+
+    def choices(self, hidden, is_exact=False):
+        return Logits(self.head(hidden))
 
     def _logits(self, seen):
         if self.script is not None:

@@ -102,7 +102,7 @@ def _model(load, options: Mapping | None):
     from glm.options import ModelOptions
 
     return load_without_tokenizer(ModelOptions.of(
-        **{"path": Path(load), "device": "cpu", "dtype": "float32"} | dict(options or {})))
+        **{"path": Path(load), "device": "cpu", "dtype": "float32", "int8_vocabulary": "off"} | dict(options or {})))
 
 
 def _chat_model(load, prefix_encoder, pre_seq_len: int, prefix_projection: bool):

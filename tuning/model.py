@@ -148,7 +148,7 @@ def load(options: CheckpointOptions, parts: PartsOptions = NO_PARTS) -> Tuned:
         shape = {name: value for name, value in shape.items() if name != PLACES}
     model = load_without_tokenizer(ModelOptions(
         path=options.load, model=options.model, shape=shape, degree=options.degree, bits=options.bits,
-        group_size=options.group_size, device=options.device, dtype=options.dtype))
+        group_size=options.group_size, device=options.device, dtype=options.dtype, int8_vocabulary="off"))
     learned_places = model.config.max_sequence_length
     if wanted is not None:
         lengthen(model, wanted)

@@ -13,7 +13,7 @@ from functools import cache
 
 import torch
 
-from kernels import UNPACKED_ROWS, reference
+from kernels import UNPACKED_ROWS, reference, vocabulary
 from kernels.cpu import attention, build, many_rows
 from kernels.cpu.attention import address
 from kernels.layer import Activation, Rotary
@@ -26,6 +26,8 @@ SIGNATURES = {
     "glm_arrange": [c_int, c_void_p, c_size_t, c_size_t, c_int, c_int, c_void_p, c_int],
     "glm_unpack": [c_void_p, c_void_p, c_int, c_int, *[c_size_t] * 4, c_int, c_void_p, c_int],
     "glm_head": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_int],
+    "glm_refine": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p, c_float,
+                   c_size_t, c_int],
     "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t, c_int],
     "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_int],
     "glm_activate": [c_int, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
@@ -54,6 +56,7 @@ class Operators:
         self._linear = library.glm_linear
         self._packed = library.glm_packed
         self._head = library.glm_head
+        self._refine = library.glm_refine
         self._norm = library.glm_norm
         self._scaled_add = library.glm_scaled_add
         self._activate = library.glm_activate
@@ -123,6 +126,20 @@ class Operators:
         out = x.new_empty((*x.shape[:-1], n), dtype=torch.float32)
         self._head(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(), out.data_ptr(), n, torch.get_num_threads())
         return out
+
+    def refine_(self, logits, x, weight, error, count, added=None, least=-math.inf):
+        """kernels.vocabulary.refine_."""
+        kind, (n, k) = x.dtype, weight.shape
+        tensors = [tensor for tensor in (logits, x, weight, error, added) if tensor is not None]
+        if (weight.dtype is not kind or x.shape[0] > MAXIMUM_ROWS or count < 1
+                or not all(tensor.is_contiguous() for tensor in tensors)
+                or any(tensor.dtype is not torch.float32 for tensor in tensors if tensor.dtype is not kind)):
+            return vocabulary.refine_(logits, x, weight, error, count, added, least)
+        if (x.shape[1] != k or error.shape != (n,) or any(
+                each is not None and each.shape != (x.shape[0], n) for each in (logits, added))):
+            raise ValueError(f"refine_: x {tuple(x.shape)}, weight {tuple(weight.shape)}, logits {tuple(logits.shape)}")
+        self._refine(TYPES[kind], x.data_ptr(), x.shape[0], k, weight.data_ptr(), n, logits.data_ptr(),
+                     error.data_ptr(), address(added), least, count, torch.get_num_threads())
 
     def layer_norm(self, x, weight, bias, epsilon):
         return self._normalise(None, x, 0.0, weight, bias, epsilon)

@@ -1,6 +1,7 @@
 // The C entry points, called through ctypes with plain pointers. Element types: 0 float, 1 bf16, 2 fp16.
 // Every function does its own share in each thread of one parallel region; sizes were checked by the caller.
 #include "prefill.h"
+#include "refine.h"
 #include "stack.h"
 #include "team.h"
 
@@ -69,6 +70,16 @@ EXPORT void glm_unpack(const void* weight, const void* scale, int scale_type, in
 EXPORT void glm_head(int type, const void* x, size_t m, size_t k, const void* w, float* out, size_t n, int threads) {
     threads = team_for(n * k * width(type), threads);
     TEAM(threads, BY_TYPE(type, linear_part((const T*)x, m, k, (const T*)w, (const T*)nullptr, out, n, thread, team)))
+}
+
+EXPORT void glm_refine(int type, const void* x, size_t m, size_t k, const void* w, size_t n, float* logits,
+                       const float* error, const float* added, float least, size_t count, int threads) {
+    const Approximate approximate = {m, k, n, count, error, added, least, logits};
+    threads = team_for(m * n * 8, threads);
+    std::vector<std::vector<float>> best(threads * m);
+    std::vector<float> bars(m);
+    TEAM(threads, BY_TYPE(type, refine_part((const T*)x, (const T*)w, approximate, best.data(), bars.data(), thread,
+                                            team, wait_for_all)))
 }
 
 EXPORT void glm_norm(int type, const void* residual, const void* update, float alpha, const void* weight,

@@ -12,6 +12,8 @@ from glm.config import ModelConfig
 from glm.families import FAMILIES
 from glm.linear import linears, pack_linears
 from glm.model import GLM
+from glm.options import holds_int8_vocabulary
+from kernels.vocabulary import pack
 from planning.shapes import Format, Setup
 from quantization.functional import Scheme
 from runtime.errors import UserError
@@ -47,6 +49,8 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: S
             parameter.normal_(std=0.02)
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+    if holds_int8_vocabulary(None, torch.device(device).type, scheme is not None, 1, False):
+        model.vocabulary = pack(model.head_weight.detach())
     return model
 
 
@@ -59,6 +63,7 @@ def too_large(config: ModelConfig, precision: str, free: int) -> str | None:
 def in_large_pages(model: GLM, before: int | None) -> str:
     """How much of the weights lies in pages of 2 MB, in words. before: large_bytes() before there was the model."""
     weights, now = sum(parameter.nbytes for parameter in model.parameters()), large_bytes()
+    weights += 0 if model.vocabulary is None else sum(tensor.nbytes for tensor in model.vocabulary)
     if before is None or now is None:
         return f"{weights / 1e6:.0f} MB of weights"
     share = max(0, min(1, (now - before) / weights))
@@ -68,7 +73,7 @@ def in_large_pages(model: GLM, before: int | None) -> str:
 def bytes_per_weight(model: GLM) -> float:
     """Mean over the weights that are read for a token: those of the layers' products, with their scales, and the
     vocabulary's."""
-    read = model.transformer.word_embeddings.weight.nbytes
+    read = model.head_weight.nbytes if model.vocabulary is None else model.vocabulary.weight.nbytes
     for _, linear in linears(model):
         read += linear.weight.nbytes + (0 if linear.scheme is None else linear.weight_scale.nbytes)
     return read / shape_of(model.config).parameters

@@ -1,0 +1,224 @@
+"""The vocabulary's matrix in INT8: whatever is chosen from approximate logits is what the exact product would choose.
+
+The oracle is the exact product of all rows.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import glm
+import kernels
+from generation import BeamParams, SamplingParams, fill_blanks
+from generation.batch import Batch
+from generation.groups import Row
+from generation.sampling import FORBIDDEN, REFINED, rules
+from glm.config import ModelConfig
+from glm.loading import sharing
+from glm.logits import Logits, approximate_logits
+from glm.options import holds_int8_vocabulary
+from kernels import vocabulary
+from kernels.vocabulary import MOST_ROWS, pack
+from planning import memory
+from planning.shapes import Format, Setup
+from tests.kernel_cases import ops  # noqa: F401 (a fixture)
+
+CHECKPOINT = "checkpoints/glm-small"
+ROWS, COLUMNS = 96, 72
+KINDS = ("normal", "outliers", "ties", "zeros", "tiny", "huge", "one column", "equal")
+
+
+def matrix(kind: str, rows: int, columns: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randn(rows, columns, generator=generator)
+    places = torch.randint(rows * columns, (5,), generator=generator)
+    if kind == "outliers":
+        made.view(-1)[places] *= 1000
+    elif kind == "ties":
+        made[rows // 2:] = made[:rows - rows // 2].clone()
+    elif kind == "zeros":
+        made[::2] = 0
+    elif kind == "tiny":
+        made *= 1e-30
+    elif kind == "huge":
+        made *= 1e9
+    elif kind == "one column":
+        made[:, 1:] = 0
+    elif kind == "equal":
+        made[:] = made[0].clone()
+    return made
+
+
+def check(ops, x, weight, count, added=None):
+    """`refine_` on the approximate logits: the best are those of the exact product, bit by bit."""
+    exact = ops.head(x, weight)
+    packed = pack(weight)
+    rough = vocabulary.approximate(x, packed, ops)
+    reach = x.float().norm(dim=-1, keepdim=True) * packed.error
+    assert ((rough - exact).abs() <= reach).all()
+    found = rough.clone()
+    ops.refine_(found, x, weight, packed.error, count, added)
+    ranked, wanted = (each if added is None else each + added for each in (found, exact))
+    assert torch.equal(ranked.topk(count).values, wanted.topk(count).values)
+    assert torch.equal(ranked.argmax(-1), wanted.argmax(-1))
+    changed = found != rough
+    assert torch.equal(found[changed], exact[changed])
+    slow = rough.clone()
+    vocabulary.refine_(slow, x, weight, packed.error, count, added)
+    torch.testing.assert_close(slow, found, rtol=2e-2, atol=2e-2 * float(reach.max()) + 1e-30)
+    return int(changed.any(0).sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(KINDS), st.sampled_from(KINDS), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+       st.integers(1, MOST_ROWS), st.sampled_from([1, 2, 7, 40, ROWS]), st.booleans(), st.integers(0, 10**6))
+def test_the_best_are_those_of_the_exact_product(rows_of, x_of, dtype, m, count, is_noisy, seed):
+    if dtype is torch.float16 and {"huge", "tiny", "outliers"} & {rows_of, x_of}:
+        dtype = torch.float32  # beyond its range
+    if rows_of == x_of == "huge":
+        x_of = "normal"
+    weight, x = matrix(rows_of, ROWS, COLUMNS, seed).to(dtype), matrix(x_of, m, COLUMNS, seed + 1).to(dtype)
+    added = torch.randn(m, ROWS, generator=torch.Generator().manual_seed(seed)) if is_noisy else None
+    with torch.inference_mode():
+        check(kernels.compiled(), x, weight, count, added)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_with_the_instructions_of_all_processors(ops, dtype):  # noqa: F811
+    weight, x = matrix("normal", 2000, 384, 0).to(dtype), matrix("normal", 3, 384, 1).to(dtype)
+    assert check(ops, x, weight, 5) < 200  # a small part of all rows is computed again
+    assert check(ops, x[:1], weight[:1999], 1) < 40
+
+
+def test_what_was_forbidden_stays():
+    weight, x = matrix("normal", 64, 32, 0), matrix("normal", 2, 32, 1)
+    packed, best = pack(weight), (x @ weight.T).argmax(-1)
+    for operations in (kernels.compiled(), vocabulary):
+        logits = vocabulary.approximate(x, packed)
+        logits[:, best] = FORBIDDEN
+        operations.refine_(logits, x, weight, packed.error, 64, None, FORBIDDEN)  # more than there are left
+        assert (logits[:, best] == FORBIDDEN).all()
+        rest = [place for place in range(64) if place not in best]
+        torch.testing.assert_close(logits[:, rest], (x @ weight.T)[:, rest])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_shows(bad):
+    ops, weight, x = kernels.compiled(), matrix("normal", 64, 32, 0), matrix("normal", 1, 32, 1)
+    damaged = weight.clone()
+    damaged[7, 3] = bad
+    packed = pack(damaged)
+    logits = vocabulary.approximate(x, packed, ops)
+    assert not logits.sum().isfinite()  # what a step looks at
+    ops.refine_(logits, x, damaged, packed.error, 1)
+    assert torch.equal(logits[0, 7], ops.head(x, damaged)[0, 7]) or (bad != bad and logits[0, 7].isnan())
+    x[0, 0] = bad
+    packed = pack(weight)
+    logits = vocabulary.approximate(x, packed, ops)
+    ops.refine_(logits, x, weight, packed.error, 3)
+    assert not logits.sum().isfinite()
+
+
+def test_tensors_that_do_not_belong_together_are_refused():
+    ops, weight, x = kernels.compiled(), matrix("normal", 8, 4, 0), matrix("normal", 1, 4, 1)
+    with pytest.raises(ValueError, match="refine_"):
+        ops.refine_(torch.zeros(1, 7), x, weight, torch.zeros(8), 1)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """glm-small in INT4: with the matrix in INT8, as is the default, and without."""
+    both = [glm.load(CHECKPOINT, dtype="float32", bits=4, device="cpu", int8_vocabulary=asked)
+            for asked in (None, "off")]
+    return both[0][1], [model for model, _ in both]
+
+
+def test_quantised_models_hold_it_on_a_cpu(models):
+    _, (model, plain) = models
+    assert model.vocabulary.weight.shape == model.head_weight.shape and plain.vocabulary is None
+    assert sharing(model).vocabulary is model.vocabulary
+    assert holds_int8_vocabulary(None, "cpu", True, 1, False) and holds_int8_vocabulary("on", "cpu", False, 1, False)
+    for refused in ((None, "cpu", False, 1, False), ("off", "cpu", True, 1, False), ("on", "cuda", True, 1, False),
+                    ("on", "cpu", True, 2, False), ("on", "cpu", True, 1, True)):
+        assert not holds_int8_vocabulary(*refused)
+
+
+PROMPTS = ["Ng Adam is a [gMASK]", "The capital of France is [MASK] and lies at a river.", "中国的首都是[gMASK]"]
+CHOICES = {
+    "greedy": SamplingParams(top_k=1), "top-k": SamplingParams(top_k=40, seed=1),
+    "all": SamplingParams(temperature=0.9, seed=2), "top-p": SamplingParams(top_p=0.7, seed=3),
+    "wide nucleus": SamplingParams(top_p=0.97, temperature=1.5, seed=4),
+    "top-k and top-p": SamplingParams(top_k=50, top_p=0.8, seed=5),
+    "penalty": SamplingParams(top_k=1, repetition_penalty=1.3),
+    "least length": SamplingParams(top_k=1, min_gen_length=8),
+    "beams": BeamParams(num_beams=2), "beams, n-grams once": BeamParams(num_beams=2, no_repeat_ngram_size=2),
+    "beams of fine-tuned GLM": BeamParams(num_beams=2, ranking="seq2seq", no_repeat_ngram_size=2),
+    "drawn beams": BeamParams(num_beams=2, stochastic=True, seed=6),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_same_text_with_it_and_without(models, name):
+    tokenizer, both = models
+    params = replace(CHOICES[name], max_gen_length=12)
+    found, wanted = (fill_blanks(model, tokenizer, PROMPTS, params) for model in both)
+    assert [result.text for result in found] == [result.text for result in wanted]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert [beam.text for beam in ours.beams] == [beam.text for beam in theirs.beams]
+        for first, second in zip(ours.beams, theirs.beams, strict=True):
+            if second.score is not None:  # a sum of log-probabilities, each right to 1e-4
+                assert first.score == pytest.approx(second.score, abs=12e-4)
+
+
+def test_it_is_read_where_it_can_decide_and_only_there(models, monkeypatch):
+    _, (model, _) = models
+    read = []
+    monkeypatch.setattr("glm.model.approximate_logits",
+                        lambda hidden, *rest: read.append(len(hidden)) or approximate_logits(hidden, *rest))
+    monkeypatch.setattr(type(model), "head", lambda self, hidden, head=type(model).head: read.append(0) or
+                        head(self, hidden))
+
+    def step(params, rows=1, **more):
+        batch = Batch(model)
+        batch.add([Row([3, 4, 5], params, 4, rules([1]), seed=(1,), **more)] * rows)
+        read.clear()
+        batch.step()
+        return read[:]
+
+    assert step(SamplingParams(top_k=1)) == [1] and step(SamplingParams(top_k=1), MOST_ROWS) == [MOST_ROWS]
+    assert step(SamplingParams(top_k=1), MOST_ROWS + 1) == [0]
+    assert step(SamplingParams(top_p=0.5, seed=1)) == [1]
+    assert step(SamplingParams(top_k=1), alternatives=3) == [0]
+    assert step(SamplingParams(top_k=1, repetition_penalty=1.1)) == [0]
+    assert step(BeamParams(num_beams=2)) == [1] and step(BeamParams(num_beams=2, stochastic=True, seed=1)) == [0]
+
+
+def test_all_logits_together_are_nearly_right(models):
+    """The normaliser of log-probabilities, with the REFINED best exact."""
+    _, (model, _) = models
+    with torch.inference_mode():
+        hidden = model.hidden_states(torch.arange(40)[None] * 7, torch.arange(40)[None])[0, ::5]
+        found, exact = model.choices(hidden), model.head(hidden)
+        assert isinstance(found, Logits) and not torch.equal(found.values, exact)
+        assert found.refine(REFINED)
+        torch.testing.assert_close(found.values.logsumexp(-1), exact.logsumexp(-1), atol=1e-3, rtol=0)
+        assert torch.equal(model.choices(hidden, is_exact=True).values, exact)
+        assert not model.choices(hidden, is_exact=True).refine(1)
+        part = found.rows(slice(2, 4))
+        part.refine(model.config.vocab_size)
+        torch.testing.assert_close(found.values[2:4], exact[2:4], atol=1e-5, rtol=0)
+
+
+def test_the_plan_counts_it():
+    config = ModelConfig.from_name("glm-small")
+    without = Setup(config, Format("bf16", 4), context=8, new_tokens=8)
+    more = replace(without, int8_vocabulary=True)
+    size = config.vocab_size * (config.hidden_size + 8)
+    assert memory.plan(more).weights - memory.plan(without).weights == size
+    assert memory.plan(more).host_running - memory.plan(without).host_running == size
+    limited = replace(more, offload_limit=memory.least_offloaded(more))
+    assert memory.plan(limited).weights == memory.plan(replace(limited, int8_vocabulary=False)).weights
