@@ -39,8 +39,9 @@ class ModelOptions:
     from_quantized: bool = option(  # an error if it is not
         False, "say that the file is quantised; found out without it", flag="from_quantized_checkpoint")
     int8_vocabulary: str | None = option(  # docs/quantization.md
-        None, "choose tokens by the vocabulary's matrix in INT8 and the exact rows of the likeliest: on a CPU, one rank, "
-              "all weights in memory", none="on with quantised linear layers, off in evaluation", choices=("on", "off"))
+        None, "choose tokens by the vocabulary's matrix in INT8 and the exact rows of the likeliest: on a CPU, one "
+              "rank, all weights in memory", none="on with quantised linear layers, off in evaluation",
+        choices=("on", "off"))
     offload_memory_limit: float | None = option(  # None: all weights stay on the device
         None, "the weights may take so much of the device, 10^9 bytes per rank; layers beyond are read again for every "
               "pass (docs/low-resource-inference.md)", aliases=("bminf_memory_limit",), metavar="GB",

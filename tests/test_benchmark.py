@@ -113,7 +113,8 @@ def test_packed_weights_are_measured_beside_plain_ones(tmp_path):
     found = [(r["precision"], r["kind"], r["weight_bytes"]) for r in json.loads(file.read_text())["results"]]
     assert [name for name, *_ in found] == [name for name in ("bf16", "bf16, INT8 g64", "bf16, INT4 g64") for _ in "12"]
     layers, vocabulary = 5 * 384 * (4 * 384 + 3 * 1024), 16384 * 384
-    expected = [(per_weight * layers + 2 * vocabulary) for per_weight in (2, 1 + 2 / 64, 0.5 + 2 / 64) for _ in "12"]
+    expected = [layer * layers + of_vocabulary * vocabulary
+                for layer, of_vocabulary in ((2, 2), (1 + 2 / 64, 1), (0.5 + 2 / 64, 1)) for _ in "12"]
     assert [size for *_, size in found] == pytest.approx(expected)
 
 
