@@ -23,7 +23,7 @@ FORBIDDEN = -65504.0  # the original's value: the least half; kept, because scor
 _32_BITS = 0xFFFFFFFF
 Score = tuple[float, list[tuple[int, float]]]  # a token's log-probability; the likeliest ids at its place, with theirs
 _SHORTLIST = 256  # tokens that nearly always hold the nucleus; a full sort is needed only where they do not
-REFINED = 64  # exact logits where all count: the logarithm of all exponentials' sum is then right to 1e-4 (docs/design.md)
+REFINED = 64  # exact logits where all count: the logarithm of their exponentials' sum is then right to 1e-4
 
 
 def forbid_(logits: torch.Tensor, ids: slice | torch.Tensor) -> torch.Tensor:

@@ -53,8 +53,8 @@ class Setup:
     rows: sequences decoded together, beams count; read_rows: those whose contexts are read (before beams are made).
     context, new_tokens: places of each row. pass_tokens: most tokens of one pass through the layers; None: all
     contexts at once. scored: places of a pass that logits are computed at (evaluation); 0: one of each row, as
-    generation does. offload_limit: bytes of weights that may lie on the device. int8_vocabulary: whether the matrix of the
-    vocabulary is held in INT8, too.
+    generation does. offload_limit: bytes of weights that may lie on the device. int8_vocabulary: whether the
+    vocabulary's matrix is held in INT8, too.
     """
 
     config: ModelConfig

@@ -25,9 +25,10 @@ from kernels import vocabulary
 from kernels.vocabulary import MOST_ROWS, pack
 from planning import memory
 from planning.shapes import Format, Setup
-from tests.kernel_cases import ops  # noqa: F401 (a fixture)
+from tests import kernel_cases
 
 CHECKPOINT = "checkpoints/glm-small"
+variants = kernel_cases.ops  # a fixture: the instruction sets
 ROWS, COLUMNS = 96, 72
 KINDS = ("normal", "outliers", "ties", "zeros", "tiny", "huge", "one column", "equal")
 
@@ -88,10 +89,10 @@ def test_the_best_are_those_of_the_exact_product(rows_of, x_of, dtype, m, count,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_with_the_instructions_of_all_processors(ops, dtype):  # noqa: F811
+def test_with_the_instructions_of_all_processors(variants, dtype):
     weight, x = matrix("normal", 2000, 384, 0).to(dtype), matrix("normal", 3, 384, 1).to(dtype)
-    assert check(ops, x, weight, 5) < 200  # a small part of all rows is computed again
-    assert check(ops, x[:1], weight[:1999], 1) < 40
+    assert check(variants, x, weight, 5) < 200  # a small part of all rows is computed again
+    assert check(variants, x[:1], weight[:1999], 1) < 40
 
 
 def test_what_was_forbidden_stays():
@@ -179,8 +180,8 @@ def test_it_is_read_where_it_can_decide_and_only_there(models, monkeypatch):
     read = []
     monkeypatch.setattr("glm.model.approximate_logits",
                         lambda hidden, *rest: read.append(len(hidden)) or approximate_logits(hidden, *rest))
-    monkeypatch.setattr(type(model), "head", lambda self, hidden, head=type(model).head: read.append(0) or
-                        head(self, hidden))
+    head = type(model).head
+    monkeypatch.setattr(type(model), "head", lambda self, hidden: read.append(0) or head(self, hidden))
 
     def step(params, rows=1, **more):
         batch = Batch(model)
