@@ -1,5 +1,6 @@
 """tools/benchmark.py: a tiny run gives a table and the JSON file that docs/benchmarks.md is written from."""
 
+import importlib.util
 import itertools
 import json
 import re
@@ -193,12 +194,16 @@ def test_pairs_take_turns_and_are_compared_round_by_round():
     assert rows[0][5:8] == ["10.0", "190", "2.00"] and rows[1][1] == "decode, geometric mean" and rows[1][7] == "2.00"
 
 
-def test_a_pair_is_measured(monkeypatch):
-    monkeypatch.setattr(pairs, "engines_of", lambda *_: [Counted()])
-    arguments = SimpleNamespace(against="llama.cpp", dtype=["fp32"], prefill=[4], contexts=[2], steps=2, rounds=1)
+def test_a_pair_is_measured():
+    """The other engine in another process."""
+    arguments = SimpleNamespace(against="transformers", dtype=["fp32"], prefill=[4], contexts=[2], steps=2, rounds=1)
     found = list(pairs.measure(arguments, SMALL))
     assert [(pair.precision, pair.work) for pair in found] == [("fp32", "prefill 4"), ("fp32", "decode 2")]
     assert all(ours > 0 and theirs > 0 for pair in found for ours, theirs in pair.rates)
+    missing = SimpleNamespace(**{**vars(arguments), "against": "llama.cpp"})
+    if importlib.util.find_spec("llama_cpp") is None:
+        with pytest.raises(UserError, match="llama.cpp: the package llama_cpp and gguf is not installed"):
+            next(pairs.measure(missing, SMALL))
 
 
 def test_a_table_of_products():

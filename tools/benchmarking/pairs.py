@@ -1,10 +1,13 @@
 """This model and another engine in turn, round by round: on a shared machine only such pairs can be compared."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from statistics import geometric_mean, median
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -17,6 +20,7 @@ from runtime.errors import UserError
 from tools.benchmarking import own
 from tools.benchmarking.peers import Engine, Missing, engines_of
 from tools.benchmarking.rates import clock
+from tools.benchmarking.results import Shape
 
 PACKED = {"Q8_0": (Scheme(8), Scheme(8, 32)), "Q4_0": (Scheme(4), Scheme(4, 32))}  # what meets them here
 PLAIN = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # llama.cpp's names
@@ -47,30 +51,80 @@ def measure(arguments, config: ModelConfig) -> Iterator[Pair]:
     """All models of the engine `against`, each beside ours of its precision. arguments: dtype (the first is of x beside
     packed weights), prefill, contexts, steps, rounds. Raises UserError where it cannot be measured."""
     own.check_lengths(arguments.prefill, arguments.contexts, [arguments.steps, arguments.rounds])
-    at = SimpleNamespace(**vars(arguments), device="cpu")
-    try:
-        engines = engines_of(arguments.against, at, own.shape_of(config))
-        yield from (pair for engine in engines for pair in beside(engine, arguments, config))
-    except Missing as reason:
-        raise UserError(f"{arguments.against}: {reason}") from None
+    with Elsewhere(SimpleNamespace(**vars(arguments), device="cpu"), own.shape_of(config)) as other:
+        try:
+            while (kind := other.ask("next")) is not None:
+                yield from beside(other, *kind, arguments, config)
+        except Missing as reason:
+            raise UserError(f"{arguments.against}: {reason}") from None
 
 
-def beside(engine: Engine, arguments, config: ModelConfig) -> Iterator[Pair]:
+def beside(other: "Elsewhere", precision: str, megabytes: float, arguments, config: ModelConfig) -> Iterator[Pair]:
     shape, steps, rounds = own.shape_of(config), arguments.steps, arguments.rounds
-    for scheme in PACKED.get(engine.precision, (None,)):
-        plain = PLAIN.get(engine.precision, engine.precision)
+    for scheme in PACKED.get(precision, (None,)):
+        plain = PLAIN.get(precision, precision)
         model = own.random_model(config, DTYPES[arguments.dtype[0] if scheme else plain], "cpu", scheme)
         name = plain if scheme is None else f"INT{scheme.bits}, " + (
             f"groups of {scheme.group_size}" if scheme.group_size else "rows")
-        sizes = (own.bytes_per_weight(model) * shape.parameters / 1e6,
-                 engine.bytes_per_weight * engine.shape.parameters / 1e6)
+        sizes = own.bytes_per_weight(model) * shape.parameters / 1e6, megabytes
         for length in arguments.prefill:
-            tokens = torch.randint(shape.vocabulary, (1, length))
-            yield Pair(name, engine.precision, f"prefill {length}", *sizes, in_turn(
-                partial(read_rate, partial(read, model), tokens), partial(read_rate, engine.read, tokens), rounds))
+            yield Pair(name, precision, f"prefill {length}", *sizes, in_turn(
+                partial(read_rate, partial(read, model), shape, length), partial(other.ask, "read", length), rounds))
         for context in arguments.contexts:
-            yield Pair(name, engine.precision, f"decode {context}", *sizes, in_turn(
-                partial(own_steps, model, context, steps), partial(other_steps, engine, context, steps), rounds))
+            yield Pair(name, precision, f"decode {context}", *sizes, in_turn(
+                partial(own_steps, model, context, steps), partial(other.ask, "steps", context, steps), rounds))
+
+
+class Elsewhere:
+    """The other engine in a process of its own, whose threads share nothing with ours: registers of matrix tiles are
+    set up once a thread by some programs, and anew by others."""
+
+    def __init__(self, arguments: SimpleNamespace, shape: Shape) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=answer, args=(theirs, arguments, shape), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, *question: Any) -> Any:
+        try:
+            self.pipe.send(question)
+            found = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            raise Missing(f"its process ended with {self.process.exitcode}") from None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def __enter__(self) -> "Elsewhere":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def answer(pipe: Connection, arguments: SimpleNamespace, shape: Shape) -> None:
+    """What stands at the other end, until nobody asks."""
+    if getattr(arguments, "threads", None):
+        torch.set_num_threads(arguments.threads)
+    engines, engine = engines_of(arguments.against, arguments, shape), None
+    while True:
+        try:
+            what, *of = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if what == "next":
+                engine = next(engines, None)
+                found = engine and (engine.precision, engine.bytes_per_weight * engine.shape.parameters / 1e6)
+            else:
+                found = read_rate(engine.read, shape, *of) if what == "read" else other_steps(engine, *of)
+        except Missing as reason:
+            found = reason
+        pipe.send(found)
 
 
 def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[tuple[float, float], ...]:
@@ -84,10 +138,11 @@ def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int)
     return tuple(found[1:])
 
 
-def read_rate(read: Callable[[torch.Tensor], None], tokens: torch.Tensor) -> float:
+def read_rate(read: Callable[[torch.Tensor], None], shape: Shape, length: int) -> float:
+    tokens = torch.randint(shape.vocabulary, (1, length))
     began = clock()
     read(tokens)
-    return tokens.shape[1] / (clock() - began)
+    return length / (clock() - began)
 
 
 @torch.inference_mode()
