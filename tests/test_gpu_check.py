@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import glm
+import kernels
 from kernels import cuda
 from kernels.cuda import linear
 from tests.cuda_emulator import Emulator, shared_folder
 from tools import gpu_check
-from tools.checking_gpu import answers, correctness, model, products, section, setting, step
+from tools.checking_gpu import answers, correctness, model, products, recorded, section, setting, step
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -185,6 +186,21 @@ def test_the_product_s_answers_in_rehearsal(toy):
     assert [row["case"] for row in rows] == [f"plain, {way}" for way in (*ways, "greedy, layers streamed")] + [
         f"INT4 groups of 32, {way}" for way in ways]
     assert all(row["right"] and row["same as on the processor"] == "3 of 3" for row in rows)
+
+
+def test_recorded_steps_are_compared_with_those_of_the_host(toy, monkeypatch):
+    rows = list(recorded.eager_and_recorded(toy))
+    assert [row["case"] for row in rows] == ["plain, greedy", "plain, sampled", "plain, beams", "2 rows, 100 tokens"]
+    assert all(row["right"] for row in rows)
+    assert {"eager ms", "recorded ms", "eager host ms", "recorded host ms"} <= rows[-1].keys()
+
+    class Negative:
+        def run(self, key, work):
+            return -work()
+
+    monkeypatch.setattr(kernels, "graphs", lambda _: None if os.environ.get(kernels.CUDA_GRAPH) == "no" else Negative())
+    assert not any(row["right"] for row in list(recorded.eager_and_recorded(toy))[:3])
+    assert kernels.CUDA_GRAPH not in os.environ
 
 
 def test_a_device_that_answers_otherwise_is_found(toy, monkeypatch):

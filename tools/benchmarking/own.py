@@ -1,18 +1,20 @@
 """This repository's model: prefill as one pass, decoding through the real decode loop (generation.batch), and on a GPU
 as a recorded step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from generation.batch import generate
 from generation.params import BeamParams, SamplingParams
+from generation.sequences import Sequences
 from glm import inputs, spec
 from glm.config import ModelConfig
 from glm.families import FAMILIES
 from glm.linear import linears, pack_linears
 from glm.model import GLM
 from glm.options import holds_int8_vocabulary
+from kernels.cuda.graph import EAGER_RUNS
 from kernels.vocabulary import pack
 from planning.shapes import Format, Setup
 from quantization.functional import Scheme
@@ -22,7 +24,7 @@ from tools.benchmarking.rates import Bandwidth, Steps, repeat
 from tools.benchmarking.results import Result, Shape, decode_result, prefill
 
 ENGINE, RECORDED = "glm", "glm, CUDA graph"
-WARM_UP = 3  # runs on a side stream before recording: libraries choose their algorithms and take their workspaces
+WARM_UP = EAGER_RUNS + 2  # steps: by then they are recorded
 
 
 def shape_of(config: ModelConfig) -> Shape:
@@ -122,41 +124,28 @@ def decode(model: GLM, context: int, width: int, steps: int, clock: Steps) -> No
 @torch.inference_mode()
 def recorded_decodes(model: GLM, contexts: list[int], widths: list[int], precision: str, steps: int,
                      bandwidth: Bandwidth) -> Iterator[Result]:
-    """Decoding on a GPU without the host: one step recorded as a CUDA graph and replayed.
-
-    A graph holds addresses and sizes, so that a recorded step always writes the same place of the cache and looks at
-    the same number of places: right for a clock, not yet a way to generate. Not run yet on a GPU.
-    """
+    """Greedy decoding on a GPU by steps that are recorded as CUDA graphs, as generation does them, without its host's
+    share: no token is read. Not run yet on a GPU."""
     for context in contexts:
         for width in widths:
-            graph = record(model, context, width, bandwidth.device)
+            step = product_step(model, context, width, steps + WARM_UP)
             ceiling = bandwidth.measure()
-            timing = repeat(graph.replay, steps, bandwidth.device, warm_up=2)
+            timing = repeat(step, steps, bandwidth.device, warm_up=WARM_UP)
             ceiling = max(ceiling, bandwidth.measure())
             yield decode_result(RECORDED, precision, shape_of(model.config), context, width, timing, ceiling,
                                 bytes_per_weight(model))
 
 
-def record(model: GLM, context: int, width: int, device: str) -> torch.cuda.CUDAGraph:
-    """One token for each of `width` rows behind `context` cached places."""
-    cache = model.new_cache(width, context + 1)
-    tokens = torch.ones(width, 1, dtype=torch.int64, device=device)
-    positions = inputs.position_ids(model.config, context * tokens, context * tokens)
+def product_step(model: GLM, context: int, width: int, count: int) -> Callable[[], None]:
+    """`width` rows behind `context` tokens -> a function that gives each its likeliest next token, `count` times."""
+    ids = torch.randint(model.config.vocab_size, (context + 1,)).tolist()
+    sequences = Sequences(model, width, context + count)
+    sequences.read([ids] * width, [None] * width, [0] * width, [False] * width, False)
 
-    def step():
-        cache.length = context
-        return model.head(model.hidden_states(tokens, positions, None, cache)[:, -1]).argmax(-1)
+    def step() -> None:
+        sequences.go_on(slice(0, width), sequences.logits().argmax(-1))
 
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            step()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        graph.kept = (step(), cache, tokens, positions)  # what the recorded addresses point to
-    return graph
+    return step
 
 
 def places(model: GLM, length: int, device: str) -> torch.Tensor:

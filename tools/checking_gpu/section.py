@@ -18,13 +18,14 @@ SECTIONS = {
     "build": ("tools.checking_gpu.correctness", "builds", 50),
     "correctness": ("tools.checking_gpu.correctness", "rows", 60),
     "step": ("tools.checking_gpu.step", "kernels", 30),
-    "product": ("tools.checking_gpu.answers", "product", 100),
+    "product": ("tools.checking_gpu.answers", "product", 85),
+    "recorded": ("tools.checking_gpu.recorded", "eager_and_recorded", 30),
     "glm": ("tools.checking_gpu.correctness", "small_model", 30),
     "decoding": ("tools.checking_gpu.products", "decoding", 50),
     "prefill": ("tools.checking_gpu.products", "prefill", 25),
     "layers": ("tools.checking_gpu.model", "layers", 35),
-    "model": ("tools.checking_gpu.model", "whole_model", 70),
-    "tilings": ("tools.checking_gpu.products", "tilings", 20),
+    "model": ("tools.checking_gpu.model", "whole_model", 60),
+    "tilings": ("tools.checking_gpu.products", "tilings", 15),
 }
 
 
