@@ -39,6 +39,7 @@ def nowhere(_):
 def on_gpu(monkeypatch):
     """Decoding goes as on a GPU, whose operators are torch's; gives the recorder."""
     operators, recorder = Operators(nowhere), Recorder()
+    operators.failure = "no driver"  # and has been said
     monkeypatch.setattr(kernels, "BACKENDS", {"cpu": lambda: operators})
     monkeypatch.setattr(kernels, "stack", lambda *arguments: Stack(operators, *arguments[:5]))
     monkeypatch.setattr(kernels, "graphs", lambda device: graph.Graphs(recorder))
