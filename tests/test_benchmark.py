@@ -13,17 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import kernels
 from glm.config import ModelConfig
-from kernels.cuda import graph
 from quantization.functional import Scheme, dequantize
 from runtime import resources
 from runtime.errors import UserError
 from tests.made_tensors import Made
-from tests.recorded_operations import Recorder
 from tools import benchmark as program
 from tools.benchmarking import pairs, peers, results, training
-from tools.benchmarking.own import WARM_UP, check_places, random_model, recorded_decodes, shape_of, too_large
+from tools.benchmarking.own import check_places, random_model, shape_of, too_large
 from tools.benchmarking.rates import Bandwidth, Timing, repeat
 from tools.benchmarking.results import decode_result, prefill_result
 
@@ -291,15 +288,3 @@ def test_figures_of_training_stand_beside_the_peer_s():
              training.Result(training.PEER, "lora", "fp32", 1.5, 200.0, 4.0)]
     _, rows = training.table(found)
     assert rows[0][-2:] == ["1.50", "0.50"] and rows[1][-2:] == ["", ""]
-
-
-def test_steps_of_generation_alone(monkeypatch):
-    """What is timed as recorded on a GPU: the product's step, once a repetition, behind a context of its own."""
-    config = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, inner_hidden_size=48, vocab_size=40,
-                         max_sequence_length=64, num_image_tokens=0)
-    model, recorder = random_model(config, torch.float32, "cpu"), Recorder()
-    monkeypatch.setattr(kernels, "BACKENDS", {})
-    monkeypatch.setattr(kernels, "graphs", lambda device: graph.Graphs(recorder))
-    rows = list(recorded_decodes(model, [1, 9], [1, 4], "FP32", 3, Bandwidth("cpu", 1 << 20)))
-    assert [(row.tokens, row.width) for row in rows] == [(1, 1), (1, 4), (9, 1), (9, 4)]
-    assert recorder.recordings == 4 and recorder.replays == 4 * (WARM_UP - graph.EAGER_RUNS + 3)

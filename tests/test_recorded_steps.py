@@ -22,6 +22,8 @@ from runtime.errors import UserError
 from tests.fake_model import FakeModel
 from tests.recorded_operations import Recorder
 from tests.test_batch import assert_same, collect, finish
+from tools.benchmarking.own import WARM_UP, random_model, recorded_decodes
+from tools.benchmarking.rates import Bandwidth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, inner_hidden_size=48, vocab_size=40,
@@ -217,3 +219,13 @@ def test_where_steps_are_recorded(monkeypatch):
     model = FakeModel()
     model.stream = SimpleNamespace()
     sequences.Sequences(model, 1, 4)
+
+
+def test_steps_of_generation_alone(monkeypatch):
+    """What is timed as recorded on a GPU: the product's step, once a repetition, behind a context of its own."""
+    model, recorder = random_model(TINY, torch.float32, "cpu"), Recorder()
+    monkeypatch.setattr(kernels, "BACKENDS", {})
+    monkeypatch.setattr(kernels, "graphs", lambda device: graph.Graphs(recorder))
+    rows = list(recorded_decodes(model, [1, 9], [1, 4], "FP32", 3, Bandwidth("cpu", 1 << 20)))
+    assert [(row.tokens, row.width) for row in rows] == [(1, 1), (1, 4), (9, 1), (9, 4)]
+    assert recorder.recordings == 4 and recorder.replays == 4 * (WARM_UP - graph.EAGER_RUNS + 3)
