@@ -143,7 +143,7 @@ def product_step(model: GLM, context: int, width: int, count: int) -> Callable[[
     sequences.read([ids] * width, [None] * width, [0] * width, [False] * width, False)
 
     def step() -> None:
-        sequences.go_on(slice(0, width), sequences.logits().argmax(-1))
+        sequences.go_on(slice(0, width), sequences.logits().values.argmax(-1))
 
     return step
 
