@@ -158,11 +158,11 @@ def measure_model(arguments: argparse.Namespace) -> None:
         elif arguments.load:
             measure_one(glm.load(arguments.load, arguments.device, dtype, model=arguments.model)[0], precision, large)
         else:
-            measure_one(own.random_model(config, dtype, arguments.device), precision, large)
+            measure_one(own.ready_model(config, dtype, arguments.device), precision, large)
         for bits in arguments.bits:
             scheme, large = Scheme(bits, arguments.group_size), large_bytes()
             held = f"{precision}, INT{bits}" + (f" g{arguments.group_size}" if arguments.group_size else "")
-            measure_one(own.random_model(config, dtype, arguments.device, scheme), held, large)
+            measure_one(own.ready_model(config, dtype, arguments.device, scheme), held, large)
     for engine in arguments.against:
         try:
             keep(peers.measure(engine, arguments, shape, bandwidth))

@@ -63,7 +63,7 @@ def beside(other: "Elsewhere", precision: str, megabytes: float, arguments, conf
     shape, steps, rounds = own.shape_of(config), arguments.steps, arguments.rounds
     for scheme in PACKED.get(precision, (None,)):
         plain = PLAIN.get(precision, precision)
-        model = own.random_model(config, DTYPES[arguments.dtype[0] if scheme else plain], "cpu", scheme)
+        model = own.ready_model(config, DTYPES[arguments.dtype[0] if scheme else plain], "cpu", scheme)
         name = plain if scheme is None else f"INT{scheme.bits}, " + (
             f"groups of {scheme.group_size}" if scheme.group_size else "rows")
         sizes = own.bytes_per_weight(model) * shape.parameters / 1e6, megabytes
