@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from kernels import FEW_ROWS, HEAD_BYTES, UNPACKED_BYTES, UNPACKED_ROWS
+from kernels import FEW_ROWS, HEAD_BYTES, PANEL_BYTES, UNPACKED_ROWS
 from planning.shapes import Setup, embedding, layer_bytes, linears, outside, weights
 
 PROCESS = 244e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
@@ -147,13 +147,9 @@ def logits_bytes(setup: Setup) -> float:
 
 
 def workspace(setup: Setup) -> float:
-    """Where packed weights are expanded for products of many rows."""
-    if not setup.run.bits or setup.largest_pass <= UNPACKED_ROWS[setup.kind]:
-        return 0.0
+    """What products of many rows need: on a CPU their rows in another order, on a GPU a packed weight expanded."""
     if setup.kind == "cuda":
-        return max(weight.count for weight in linears(setup)) * float(setup.element)
-    wide = 2 if setup.run.precision == "bf16" else 4
-    widest = max(weight.columns for weight in linears(setup))
-    block = max(min(UNPACKED_BYTES, weight.count * wide) for weight in linears(setup))
-    part = max(min(weight.rows, UNPACKED_BYTES // (weight.columns * wide)) for weight in linears(setup))
-    return setup.largest_pass * (widest + part) * wide + block
+        is_expanded = setup.run.bits and setup.largest_pass > UNPACKED_ROWS
+        return max(weight.count for weight in linears(setup)) * float(setup.element) if is_expanded else 0.0
+    row = max(weight.columns for weight in linears(setup)) * (2.0 if setup.run.precision == "bf16" else 4.0)
+    return min(setup.largest_pass * row, max(512 * row, PANEL_BYTES))

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.cpu import many_rows
 from tests import kernel_cases
 from tests.kernel_cases import DTYPES, doubled, poison, random
 from tests.rounding import assert_as_good
@@ -39,9 +38,7 @@ def test_linear_at_odd_and_real_sizes(ops, dtype, n, k, monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n, k", [(1, 1), (37, 33), (75, 136), (300, 1026)])
 def test_products_of_many_rows(ops, dtype, n, k, monkeypatch):
-    """By torch, in blocks of the weight as float32 where the processor has no products of x's type."""
     poison(monkeypatch)
-    monkeypatch.setattr(many_rows, "UNPACKED_BYTES", 16 * 4 * k)
     weight, bias = random(n, k, dtype=dtype, seed=1), random(n, dtype=dtype, seed=2)
     for x in (random(2, 20, k, dtype=dtype), random(41, 2 * k, dtype=dtype)[:, ::2]):
         check(ops, "linear", x, weight, bias, terms=k)
@@ -51,6 +48,19 @@ def test_products_of_many_rows(ops, dtype, n, k, monkeypatch):
     x[3, 0], x[4, -1] = float("inf"), float("nan")
     found = ops.linear(x, weight.abs() + 1)
     assert (found[3] == float("inf")).all() and found[4].isnan().all() and found[5:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_rows_give_the_same_for_any_threads_and_any_other_rows(ops, dtype):
+    """Bit by bit: one thread makes a sum, in an order that k alone decides."""
+    x, weight = random(700, 530, dtype=dtype), random(150, 530, dtype=dtype, seed=1)
+    check(ops, "linear", x, weight, None, terms=530)
+    found = ops.linear(x, weight)
+    for first, last in ((0, 9), (3, 52), (300, 700)):
+        assert torch.equal(ops.linear(x[first:last], weight), found[first:last])
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(ops.linear(x, weight), found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

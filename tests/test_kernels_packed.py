@@ -8,8 +8,8 @@ import os
 import pytest
 import torch
 
-from kernels import UNPACKED_ROWS, cpu, packing, reference
-from kernels.cpu import build, many_rows, stack
+from kernels import cpu, packing, reference
+from kernels.cpu import build, stack
 from kernels.layer import LayerWeights
 from kernels.layer import stack as walk
 from tests.kernel_cases import FORMS, random_layers, random_packed
@@ -162,12 +162,14 @@ def test_rows_of_any_stride_and_addresses_of_any_alignment(ops, bits):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("group_size", [None, 128, 12, 3])
-def test_so_many_rows_that_torch_multiplies(ops, bits, dtype, group_size, poisoned, monkeypatch):
-    monkeypatch.setattr(many_rows, "UNPACKED_BYTES", 16 * 384 * dtype.itemsize)
-    check(ops, random(2, UNPACKED_ROWS["cpu"], 384, dtype=dtype), random_packed(37, 384, bits, group_size),
-          random(37, dtype=dtype, seed=3))
-    check(ops, random(UNPACKED_ROWS["cpu"] + 1, 102, dtype=dtype), random_packed(5, 102, bits, 102))
+@pytest.mark.parametrize("group_size", [None, 256, 128, 32, 16, 12, 3])
+def test_many_rows(ops, bits, dtype, group_size, poisoned):
+    k = 1536
+    check(ops, random(2, 33, k, dtype=dtype), random_packed(70, k, bits, group_size), random(70, dtype=dtype, seed=3))
+    check(ops, random(65, 102, dtype=dtype), random_packed(5, 102, bits, 102))
+    packed, x = random_packed(130, k, bits, group_size), random(80, k, dtype=dtype)
+    found = ops.weight_only_linear(x, *packed[:2], None, *packed[2:])
+    assert torch.equal(ops.weight_only_linear(x[20:35], *packed[:2], None, *packed[2:]), found[20:35])
 
 
 @pytest.mark.parametrize("bits", [8, 4])

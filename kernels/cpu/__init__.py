@@ -1,8 +1,7 @@
 """The compiled backend for CPUs: kernels.reference's operations, without gradients.
 
-Its products serve decoding (few rows, bound by reading the weights once); for more rows torch's are used (many_rows),
-and only what lies between the products is compiled. Each function checks what the C code relies on (types, contiguity,
-shapes) and hands anything else to the reference.
+Products of few rows are bound by reading the weights once, of many rows by arithmetic (tile.h). Each function checks
+what the C code relies on (types, contiguity, shapes) and hands anything else to the reference.
 """
 
 import ctypes
@@ -12,20 +11,17 @@ from ctypes import c_float, c_int, c_size_t, c_void_p
 from functools import cache
 
 import torch
+from torch import Tensor
 
-from kernels import UNPACKED_ROWS, reference, vocabulary
-from kernels.cpu import attention, build, many_rows
+from kernels import reference, vocabulary
+from kernels.cpu import attention, build
 from kernels.cpu.attention import address
 from kernels.layer import Activation, Rotary
+from kernels.reference import PackedWeight
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SIGNATURES = {
-    "glm_linear": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_void_p, c_size_t, c_int],
-    "glm_packed": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_int, c_int, c_size_t, c_void_p, c_void_p,
-                   c_size_t, c_int],
-    "glm_arrange": [c_int, c_void_p, c_size_t, c_size_t, c_int, c_int, c_void_p, c_int],
-    "glm_unpack": [c_void_p, c_void_p, c_int, c_int, *[c_size_t] * 4, c_int, c_void_p, c_int],
-    "glm_head": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_int],
+    "glm_linear": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_int, c_void_p, c_size_t, c_int],
     "glm_refine": [c_int, c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p, c_void_p, c_void_p, c_float,
                    c_size_t, c_int],
     "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t, c_int],
@@ -33,7 +29,22 @@ SIGNATURES = {
     "glm_activate": [c_int, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
     "glm_threads": [c_int],
 } | attention.SIGNATURES
-MAXIMUM_ROWS = 32  # beyond, a product is bound by arithmetic, and torch's library is the better one
+X86 = ("x86_64", "AMD64")
+MAXIMUM_ROWS = 32  # elsewhere nothing is written in vectors, and for more rows torch's products are the better ones
+
+
+class Matrix(ctypes.Structure):
+    """packed_product.h's Matrix: of a plain tensor only the address."""
+
+    _fields_ = [("weight", c_void_p), ("scale", c_void_p), ("group", c_size_t), ("bits", c_size_t),
+                ("scale_type", c_size_t)]
+
+    @classmethod
+    def of(cls, weight: Tensor | PackedWeight) -> "Matrix":
+        if isinstance(weight, Tensor):
+            return cls(weight.data_ptr())
+        data, scale, bits, group_size = weight
+        return cls(data.data_ptr(), scale.data_ptr(), group_size or weight.shape[1], bits, TYPES[scale.dtype])
 
 
 class Operators:
@@ -47,84 +58,58 @@ class Operators:
         for name in SIGNATURES.keys() - {"glm_threads"}:
             getattr(library, name).restype = None
         library.glm_path.restype = ctypes.c_char_p
-        library.glm_padded.argtypes, library.glm_padded.restype = [c_int, c_size_t], c_size_t
         library.glm_read.argtypes = [c_void_p, c_size_t, c_int]
         library.glm_read.restype = c_float
         self.library = library
         self.path = library.glm_path().decode()  # which instructions it uses: "avx512+bf16", "avx2", "generic", ...
         self.prefill_products = library.glm_prefill_products()  # the best there are: see prefill_products.h
         self._linear = library.glm_linear
-        self._packed = library.glm_packed
-        self._head = library.glm_head
         self._refine = library.glm_refine
         self._norm = library.glm_norm
         self._scaled_add = library.glm_scaled_add
         self._activate = library.glm_activate
         self.has_bf16_products = self.path.endswith("+bf16")
-        # torch's F.linear fills its result with the bias and then adds the product to it; this operation of torch adds
-        # the bias while it stores
-        self.adds_bias = self.has_bf16_products and torch.backends.mkldnn.is_available() and hasattr(
-            torch.ops.mkldnn, "_linear_pointwise")
         self.has_fp16_products = self.path.startswith("avx512") and "avx512_fp16" in build.processor_features()
 
     def multiplies(self, dtype) -> bool:
         """Whether torch's products of this type are worth having: on an x86 processor without instructions for it they
         are imitated, which takes ten times as long as converting both sides to float32."""
-        return (dtype is torch.float32 or platform.machine() not in ("x86_64", "AMD64")
+        return (dtype is torch.float32 or platform.machine() not in X86
                 or (self.has_bf16_products if dtype is torch.bfloat16 else self.has_fp16_products))
 
     def weight_only_linear(self, x, weight, scale, bias=None, bits=8, group_size=None):
         reference.check_packed(x, weight, scale, bias, bits, group_size)
-        kind, k = x.dtype, x.shape[-1]
-        out = x.new_empty((*x.shape[:-1], weight.shape[0]))
-        if out.numel() == 0 or k == 0:
+        if x.numel() == 0 or weight.numel() == 0 or not self._takes(x):
             return reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
-        x, bias = x.contiguous(), None if bias is None else bias.contiguous()
-        rows = x.numel() // k
-        if rows > UNPACKED_ROWS["cpu"]:
-            packed = reference.PackedWeight(weight, scale, bits, group_size)
-            return many_rows.packed_linear(self, x.view(rows, k), packed, bias, out.view(rows, -1)).view(out.shape)
-        self._packed(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(), scale.data_ptr(), TYPES[scale.dtype], bits,
-                     group_size or k, address(bias), out.data_ptr(), weight.shape[0],
-                     torch.get_num_threads())
-        return out
+        packed = PackedWeight(weight, scale, bits, group_size)
+        return self._product(x, packed, None if bias is None else bias.contiguous(), x.dtype)
 
     def linear(self, x, weight, bias=None):
-        if isinstance(weight, reference.PackedWeight):
+        if isinstance(weight, PackedWeight):
             return self.weight_only_linear(x, weight.weight, weight.scale, bias, weight.bits, weight.group_size)
-        kind = x.dtype
-        *shape, width = x.shape
-        rows = x.numel() // width
-        if rows > MAXIMUM_ROWS and weight.dtype is kind and width == weight.shape[1] and not self.multiplies(kind):
-            return many_rows.linear(x.reshape(rows, width), weight, bias, x.new_empty((rows, weight.shape[0]))).view(
-                *shape, -1)
-        is_plain = (weight.dtype is kind and x.is_contiguous() and weight.is_contiguous()
-                    and (bias is None or bias.dtype is kind))
-        if (rows > MAXIMUM_ROWS and is_plain and kind is torch.bfloat16 and bias is not None and self.adds_bias
-                and width == weight.shape[1]):
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        if rows > MAXIMUM_ROWS or not is_plain:
+        if (weight.dtype is not x.dtype or not weight.is_contiguous() or not self._takes(x)
+                or (bias is not None and bias.dtype is not x.dtype)):
             return reference.linear(x, weight, bias)
-        n, k = weight.shape
-        if width != k:
-            raise ValueError(f"linear: x has {width} columns, weight {k}")
-        out = x.new_empty((*shape, n))
-        self._linear(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(),
-                     None if bias is None else bias.data_ptr(), out.data_ptr(), n, torch.get_num_threads())
-        return out
+        if x.shape[-1] != weight.shape[1]:
+            raise ValueError(f"linear: x has {x.shape[-1]} columns, weight {weight.shape[1]}")
+        return self._product(x, weight, bias, x.dtype)
 
     def head(self, x, weight):
-        kind, (n, k) = x.dtype, weight.shape
-        rows = x.numel() // k
-        if rows > MAXIMUM_ROWS and weight.dtype is kind and x.shape[-1] == k and not self.multiplies(kind):
-            out = x.new_empty((rows, n), dtype=torch.float32)
-            return many_rows.linear(x.reshape(rows, k), weight, None, out).view(*x.shape[:-1], n)
-        if rows > MAXIMUM_ROWS or weight.dtype is not kind or not (x.is_contiguous() and weight.is_contiguous()):
+        if weight.dtype is not x.dtype or not weight.is_contiguous() or not self._takes(x):
             return reference.head(x, weight)
-        if x.shape[-1] != k:
-            raise ValueError(f"head: x has {x.shape[-1]} columns, weight {k}")
-        out = x.new_empty((*x.shape[:-1], n), dtype=torch.float32)
-        self._head(TYPES[kind], x.data_ptr(), rows, k, weight.data_ptr(), out.data_ptr(), n, torch.get_num_threads())
+        if x.shape[-1] != weight.shape[1]:
+            raise ValueError(f"head: x has {x.shape[-1]} columns, weight {weight.shape[1]}")
+        return self._product(x, weight, None, torch.float32)
+
+    def _takes(self, x: Tensor) -> bool:
+        return platform.machine() in X86 or x.shape[:-1].numel() <= MAXIMUM_ROWS
+
+    def _product(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """x (..., k) times weight (n, k) transposed, plus bias -> (..., n), float32 or of x's type."""
+        n, k = weight.shape
+        x, out = x.contiguous(), x.new_empty((*x.shape[:-1], n), dtype=dtype)
+        self._linear(TYPES[x.dtype], x.data_ptr(), x.numel() // k, k, ctypes.byref(Matrix.of(weight)), address(bias),
+                     TYPES[dtype], out.data_ptr(), n, torch.get_num_threads())
         return out
 
     def refine_(self, logits, x, weight, error, count, added=None, least=-math.inf):

@@ -18,6 +18,16 @@ static inline int type_number(const fp16*) { return 2; }
 
 struct Range { size_t first, last; };
 
+// Scratch of one thread that only grows, from the start of a cache line on: a vector that lies in two lines costs two
+// loads. Its content is lost with the next call for the same Tag.
+template <class Tag, class T> static T* scratch(size_t count) {
+    struct alignas(64) Line { uint8_t bytes[64]; };
+    static thread_local std::vector<Line> buffer;
+    const size_t lines = (count * sizeof(T) + 63) / 64;
+    if (buffer.size() < lines) buffer = std::vector<Line>(lines);
+    return (T*)buffer.data();
+}
+
 // The part of 0 .. count that falls to one of `threads`, in whole blocks.
 static inline Range share(size_t count, size_t block, int thread, int threads) {
     size_t blocks = (count + block - 1) / block;

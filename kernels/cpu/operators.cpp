@@ -10,6 +10,46 @@ static const size_t WORTH_A_TEAM = 96 << 10;
 static inline int team_for(size_t bytes, int threads) { return bytes < WORTH_A_TEAM ? 1 : threads; }
 static inline size_t width(int type) { return type == 0 ? 4 : 2; }
 
+template <class T, class O>
+static void few_rows(const T* x, size_t m, size_t k, const T* w, const T* bias, O* out, size_t n, int threads) {
+    TEAM(threads, linear_part(x, m, k, w, bias, out, n, thread, team);)
+}
+// All threads put x in order, each some rows of it.
+template <class T>
+static void few_packed_rows(const T* x, size_t m, size_t k, const Packed& w, const Target& to, int threads) {
+    const PackedProduct& product = packed_product(w.bits);
+    uint8_t* room = product.room(w, m);
+    TEAM(threads, {
+        product.arrange(type_number(x), w, x, m, share(m, 1, thread, team), room);
+        wait_for_all();
+        product.rows(w, room, m, to, share(to.n, 4, thread, team));
+    })
+}
+static const size_t MOST_BYTES = 32 << 20;  // of x in panels, of which more rows are taken one part after the other
+template <class T>
+static void many_rows(const T* x, size_t m, size_t k, const Matrix& w, const Target& to, int threads) {
+    const size_t fitting = MOST_BYTES / (4 * k), most = fitting < 512 ? 512 : fitting;
+    if (m > most) {
+        many_rows(x, most, k, w, to, threads);
+        return many_rows(x + most * k, m - most, k, w, to.from_row(most), threads);
+    }
+    tile::with_engine<T>([&](auto engine) {
+        typedef typename decltype(engine)::type Engine;
+        tile::with_rows(x, k, w, [&](auto rows, auto weights) {
+            tile::Operand<Engine> operand(m, rows.template words<typename Engine::Element>());
+            operand.data = scratch<Engine*, float>(operand.size());
+            const tile::Units units(operand.panels, operand.height, to.n, threads);
+            std::atomic<size_t> next{0};
+            TEAM(threads, {
+                operand.pack(rows, share(operand.panels, 1, thread, team));
+                wait_for_all();
+                for (size_t unit; (unit = next++) < units.count();)
+                    tile::columns(operand, units.panels_of(unit), weights, units.rows_of(unit), to);
+            })
+        });
+    });
+}
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT const char* glm_path() {
@@ -26,50 +66,18 @@ EXPORT int glm_threads(int threads) {  // how many the runtime really gives
     return seen;
 }
 
-EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const void* w, const void* bias, void* out,
-                       size_t n, int threads) {
-    threads = team_for(n * k * width(type), threads);
-    TEAM(threads, BY_TYPE(type, linear_part((const T*)x, m, k, (const T*)w, (const T*)bias, (T*)out, n, thread, team)))
-}
-
-// All threads put x in order, each some rows of it.
-EXPORT void glm_packed(int type, const void* x, size_t m, size_t k, const void* weight, const void* scale,
-                       int scale_type, int bits, size_t group, const void* bias, void* out, size_t n, int threads) {
-    const Packed w = {(const uint8_t*)weight, scale, k, group, bits, scale_type};
-    const PackedProduct& product = packed_product(bits);
-    const Target to = {type, bias, out, n};
-    uint8_t* room = product.room(type, w, m);
-    threads = team_for(n * w.row_bytes() + m * k, threads);
-    TEAM(threads, {
-        product.arrange(type, w, x, m, share(m, 1, thread, team), room);
-        wait_for_all();
-        product.rows(w, room, m, to, share(n, 4, thread, team));
+// out (m, n) = x (m, k) w (n, k)^T + bias, w packed where it has bits; out is of x's type or, where wanted, float.
+EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const Matrix* w, const void* bias, int out_type,
+                       void* out, size_t n, int threads) {
+    const size_t row_bytes = w->bits ? w->packed(k).row_bytes() : k * width(type);
+    threads = team_for(n * row_bytes + m * k, threads);
+    const Target to = {out_type, type, bias, out, n};
+    BY_TYPE(type, {
+        if (is_many(*w, m, k)) many_rows((const T*)x, m, k, *w, to, threads);
+        else if (w->bits) few_packed_rows((const T*)x, m, k, w->packed(k), to, threads);
+        else if (out_type == type) few_rows((const T*)x, m, k, (const T*)w->weight, (const T*)bias, (T*)out, n, threads);
+        else few_rows((const T*)x, m, k, (const T*)w->weight, (const T*)bias, (float*)out, n, threads);
     })
-}
-
-EXPORT size_t glm_padded(int bits, size_t k) { return packed_product(bits).padded(k); }
-
-EXPORT void glm_arrange(int type, const void* x, size_t m, size_t k, int bits, int to_type, void* to, int threads) {
-    threads = team_for(m * k * 4, threads);
-    TEAM(threads, packed_product(bits).arrange_plain(type, x, k, share(m, 1, thread, team), to_type, to);)
-}
-
-// Rows first ... first + count of the matrix.
-EXPORT void glm_unpack(const void* weight, const void* scale, int scale_type, int bits, size_t group, size_t k,
-                       size_t first, size_t count, int to_type, void* to, int threads) {
-    const Packed w = {(const uint8_t*)weight, scale, k, group, bits, scale_type};
-    const PackedProduct& product = packed_product(bits);
-    const size_t row_bytes = product.padded(k) * width(to_type);
-    threads = team_for(count * row_bytes, threads);
-    TEAM(threads, {
-        const Range part = share(count, 1, thread, team);
-        product.unpack(w, {first + part.first, first + part.last}, to_type, (uint8_t*)to + part.first * row_bytes);
-    })
-}
-
-EXPORT void glm_head(int type, const void* x, size_t m, size_t k, const void* w, float* out, size_t n, int threads) {
-    threads = team_for(n * k * width(type), threads);
-    TEAM(threads, BY_TYPE(type, linear_part((const T*)x, m, k, (const T*)w, (const T*)nullptr, out, n, thread, team)))
 }
 
 EXPORT void glm_refine(int type, const void* x, size_t m, size_t k, const void* w, size_t n, float* logits,

@@ -13,7 +13,7 @@ enum Scaling {
     BY_UNIT,   // a group is one or more whole units
     BY_PARTS,  // a unit is one or more whole groups
     BY_LANE,   // groups are whole lanes: scales are laid out lane by lane first
-    BY_COLUMN  // any group: weights are scaled one by one (packed_many.h)
+    BY_COLUMN  // any group: weights are scaled one by one (packed_unpack.h)
 };
 template <int BITS> struct Order {
     enum { LANE = 32 / BITS, UNIT = LANE * W, BYTES = 4 * W };
@@ -28,16 +28,6 @@ template <int BITS> struct Order {
 };
 
 static const size_t AHEAD = 8192;  // bytes; measured: less leaves the memory idle
-
-// Scratch of one thread that only grows, from the start of a cache line on: a vector that lies in two lines costs two
-// loads. Its content is lost with the next call for the same Tag.
-template <class Tag, class T> static T* scratch(size_t count) {
-    struct alignas(64) Line { uint8_t bytes[64]; };
-    static thread_local std::vector<Line> buffer;
-    const size_t lines = (count * sizeof(T) + 63) / 64;
-    if (buffer.size() < lines) buffer.resize(lines);
-    return (T*)buffer.data();
-}
 
 // The scales of one row of weights as floats, as its Scaling wants them; W places behind them may be read.
 template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, const T* scale, float* to) {
@@ -226,7 +216,6 @@ static void few_rows(const Packed& w, const typename Form::X* x, const Target& t
 
 // Decoding: up to four rows of x at once, the next ones while the weights are in a cache.
 template <class Form> struct Few : Form {
-    enum { FEW_ROWS = true };
     template <Scaling S> static void rows(const Packed& w, const typename Form::X* x, size_t m, const Target& to, Range rows) {
         const size_t width = Form::widest(S, w.k, m < 4 ? m : 4), step = m <= width ? rows.last : 16;
         for (size_t row = rows.first; row < rows.last; row += step)

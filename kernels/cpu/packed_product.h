@@ -15,34 +15,58 @@ static inline float number(const void* numbers, int type, size_t i) {
     BY_TYPE(type, return to_float(((const T*)numbers)[i]))
 }
 
-// Where results go: out (m, n) and the bias that is added, both of one type; no templates, so that there is one copy of
-// the code above for all types.
+// Where results go: out (m, n), and the bias that is added; no templates, so that there is one copy of the code above for
+// all types.
 struct Target {
-    int type;
+    int type, bias_type;
     const void* bias;
     void* out;
     size_t n;
+    Target from_row(size_t row) const { return {type, bias_type, bias, (uint8_t*)out + row * n * (type == 0 ? 4 : 2), n}; }
     // out[first + i][row] = sums[i] * scale + bias[row]
-    void put(size_t first, size_t count, size_t row, const float* sums, float scale, size_t stride = 1) const {
-        const float added = bias ? number(bias, type, row) : 0.0f;
+    void put(size_t first, size_t count, size_t row, const float* sums, float scale) const {
+        const float added = bias ? number(bias, bias_type, row) : 0.0f;
         BY_TYPE(type, {
             T* to = (T*)out + first * n + row;
-            for (size_t i = 0; i < count; i++) store_float(to + i * n, sums[i * stride] * scale + added);
+            for (size_t i = 0; i < count; i++) store_float(to + i * n, sums[i] * scale + added);
+        })
+    }
+    // out[row][columns] = sums[row] + bias[columns]; columns: STRIDE at most, of which sums has so many a row
+    template <size_t STRIDE> void put_rows(Range rows, Range columns, const float* sums) const {
+        const size_t count = columns.last - columns.first;
+        float added[STRIDE] = {0};
+        if (bias) for (size_t j = 0; j < count; j++) added[j] = number(bias, bias_type, columns.first + j);
+        BY_TYPE(type, {
+            for (size_t i = rows.first; i < rows.last; i++, sums += STRIDE) {
+                T* to = (T*)out + i * n + columns.first;
+                size_t j = 0;
+                for (; j + W <= count; j += W) store(to + j, add(load(sums + j), load(added + j)));
+                if (j < count) store_part(to + j, add(load(sums + j), load(added + j)), count - j);
+            }
         })
     }
 };
 
-// x (m, k) is first put in order, into a room of the calling thread, some rows by each thread of a team; then each
+// Few rows: x (m, k) is first put in order, into a room of the calling thread, some rows by each thread of a team; then each
 // thread computes some columns of out (m, n) = x w^T + bias. `type` is that of x, as BY_TYPE says.
 struct PackedProduct {
-    uint8_t* (*room)(int type, const Packed& w, size_t m);
+    bool (*is_few)(const Packed& w, size_t m);  // whether it is made for so many rows; tile.h is for the others
+    uint8_t* (*room)(const Packed& w, size_t m);
     void (*arrange)(int type, const Packed& w, const void* x, size_t m, Range rows, uint8_t* room);
     void (*rows)(const Packed& w, const uint8_t* arranged, size_t m, const Target& to, Range rows);
-    // For products that are somebody else's: x and rows of w, scaled, as elements of type 0 or 1 in one order of columns,
-    // of which there are `padded`.
+    // Many rows: x and w, scaled, as elements of type 0 or 1 in one order of columns, of which there are `padded`. Both are
+    // taken from a multiple of 256 columns on, a multiple of 256 or up to the end.
     size_t (*padded)(size_t k);
-    void (*arrange_plain)(int type, const void* x, size_t k, Range rows, int to_type, void* to);
-    void (*unpack)(const Packed& w, Range rows, int to_type, void* to);
+    void (*arrange_plain)(int type, const void* x, size_t columns, int to_type, void* to);
+    size_t (*scale_places)(const Packed& w);  // of the scales of one row, as floats
+    void (*scales)(const Packed& w, size_t row, float* to);
+    void (*unpack)(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, int to_type, void* to);
 };
 extern const PackedProduct packed_int4, packed_int8;
 static inline const PackedProduct& packed_product(int bits) { return bits == 4 ? packed_int4 : packed_int8; }
+
+struct Matrix {  // plain weights of x's type where bits is 0, otherwise as Packed
+    const void *weight, *scale;
+    size_t group, bits, scale_type;
+    Packed packed(size_t k) const { return {(const uint8_t*)weight, scale, k, group, int(bits), int(scale_type)}; }
+};

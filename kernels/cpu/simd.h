@@ -99,6 +99,22 @@ static inline void sum_all(const vec (&total)[4][4], float (&out)[4][4]) {
     UNROLL for (int r = 0; r < 4; r++)
         UNROLL for (int i = 0; i < 4; i++) out[r][i] = sums[4 * i + r];
 }
+// to[i] = float `at` + i of each of W rows: the loads put fours of rows 4 apart together, shuffles turn them.
+static inline void transposed(const float* const (&rows)[16], size_t at, vec (&to)[16]) {
+    UNROLL for (int c = 0; c < 16; c += 4) {
+        vec a[4];
+        UNROLL for (int r = 0; r < 4; r++) {
+            a[r] = _mm512_castps128_ps512(_mm_loadu_ps(rows[r] + at + c));
+            a[r] = _mm512_mask_broadcast_f32x4(a[r], 0x00f0, _mm_loadu_ps(rows[r + 4] + at + c));
+            a[r] = _mm512_mask_broadcast_f32x4(a[r], 0x0f00, _mm_loadu_ps(rows[r + 8] + at + c));
+            a[r] = _mm512_mask_broadcast_f32x4(a[r], 0xf000, _mm_loadu_ps(rows[r + 12] + at + c));
+        }
+        vec low = _mm512_unpacklo_ps(a[0], a[1]), high = _mm512_unpackhi_ps(a[0], a[1]);
+        vec low2 = _mm512_unpacklo_ps(a[2], a[3]), high2 = _mm512_unpackhi_ps(a[2], a[3]);
+        to[c] = _mm512_shuffle_ps(low, low2, 0x44), to[c + 1] = _mm512_shuffle_ps(low, low2, 0xee);
+        to[c + 2] = _mm512_shuffle_ps(high, high2, 0x44), to[c + 3] = _mm512_shuffle_ps(high, high2, 0xee);
+    }
+}
 static inline vec if_negative(vec test, vec yes, vec no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(test, _mm512_setzero_ps(), _CMP_LT_OQ), no, yes);
 }
@@ -150,6 +166,17 @@ static inline void sum_four(const vec* a, float* to) {  // to[i] = sum(a[i]), ad
     vec sums = add(_mm256_shuffle_ps(pairs, pairs, 0x88), _mm256_shuffle_ps(pairs, pairs, 0xdd));  // [0 2 . .][1 3 . .]
     _mm_storeu_ps(to, _mm_unpacklo_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
 }
+static inline void transposed(const float* const (&rows)[8], size_t at, vec (&to)[8]) {  // to[i] = float `at` + i of each row
+    UNROLL for (int c = 0; c < 8; c += 4) {
+        vec a[4];
+        UNROLL for (int r = 0; r < 4; r++)
+            a[r] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[r] + at + c)), _mm_loadu_ps(rows[r + 4] + at + c), 1);
+        vec low = _mm256_unpacklo_ps(a[0], a[1]), high = _mm256_unpackhi_ps(a[0], a[1]);
+        vec low2 = _mm256_unpacklo_ps(a[2], a[3]), high2 = _mm256_unpackhi_ps(a[2], a[3]);
+        to[c] = _mm256_shuffle_ps(low, low2, 0x44), to[c + 1] = _mm256_shuffle_ps(low, low2, 0xee);
+        to[c + 2] = _mm256_shuffle_ps(high, high2, 0x44), to[c + 3] = _mm256_shuffle_ps(high, high2, 0xee);
+    }
+}
 static inline vec if_negative(vec test, vec yes, vec no) { return _mm256_blendv_ps(no, yes, test); }
 static inline vec round_even(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vec power_of_two(vec a) {
@@ -181,9 +208,15 @@ static inline float sum(vec a) { float s = 0; for (int i = 0; i < W; i++) s += a
 static inline float largest(vec a) { float s = a.v[0]; for (int i = 1; i < W; i++) s = a.v[i] > s ? a.v[i] : s; return s; }
 static inline void sum_four(const vec* a, float* to) { for (int i = 0; i < 4; i++) to[i] = sum(a[i]); }
 template <class T> static inline void store(T* p, vec a) { for (int i = 0; i < W; i++) store_float(p + i, a.v[i]); }
+static inline void transposed(const float* const (&rows)[W], size_t at, vec (&to)[W]) {
+    for (int i = 0; i < W; i++)
+        for (int r = 0; r < W; r++) to[i].v[r] = rows[r][at + i];
+}
 #endif
 
-static inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+#define ALWAYS inline __attribute__((always_inline))  // what holds vectors in arrays must end up in registers
+
+static ALWAYS void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // The first `count` < W places of p, zeros behind them; and the reverse.
 template <class T> static inline vec load_part(const T* p, size_t count) {

@@ -5,12 +5,7 @@
 #pragma once
 #include <initializer_list>
 #include "attention.h"
-#include "packed_product.h"
-
-struct Matrix {  // plain weights of x's type where bits is 0, otherwise as Packed
-    const void *weight, *scale;
-    size_t group, bits, scale_type;
-};
+#include "tile.h"
 
 struct LayerWeights {  // the order of kernels.layer.LayerWeights, then the layer's cache; all parts of 8 bytes
     const void *norm1_weight, *norm1_bias;
@@ -56,17 +51,18 @@ template <class T> struct StackScratch {
 template <class T>
 static void product(const Matrix& w, const T* x, size_t m, size_t k, const void* bias, T* out, size_t n,
                     std::initializer_list<Range> parts) {
+    const int type = type_number(x);
+    if (is_many(w, m, k)) return tile::linear_part(x, m, k, w, {type, type, bias, out, n}, parts);
     if (w.bits == 0) {
         auto operand_x = operand(x, m * k);
         for (Range part : parts) linear_rows(operand_x, m, k, (const T*)w.weight, (const T*)bias, out, n, part);
         return;
     }
-    const Packed packed = {(const uint8_t*)w.weight, w.scale, k, w.group, int(w.bits), int(w.scale_type)};
+    const Packed packed = w.packed(k);
     const PackedProduct& forms = packed_product(packed.bits);
-    const int type = type_number(x);
-    uint8_t* room = forms.room(type, packed, m);
+    uint8_t* room = forms.room(packed, m);
     forms.arrange(type, packed, x, m, {0, m}, room);
-    for (Range part : parts) forms.rows(packed, room, m, {type, bias, out, n}, part);
+    for (Range part : parts) forms.rows(packed, room, m, {type, type, bias, out, n}, part);
 }
 
 // hidden (b, h) -> out (b, h) after the final norm. Run by every thread of the team; `wait` is its barrier.

@@ -2,8 +2,6 @@
 #pragma once
 #include "simd.h"
 
-#define ALWAYS inline __attribute__((always_inline))  // what holds vectors in arrays must end up in registers
-
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 typedef __m512i words;
 static inline words load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -113,7 +113,7 @@ def choose(m: int, n: int, k: int, bits: int, group_size: int | None, tensor_cor
         return None
     group_size = None if group_size == k else group_size
     if tensor_cores and (group_size is None or group_size % width == 0):
-        few = m <= UNPACKED_ROWS["cuda"]
+        few = m <= UNPACKED_ROWS
         return skinny(m, n, k, bits, group_size, *tiling(m, n, bits, processors)) if few else None
     return choose_simple(m, n)
 
