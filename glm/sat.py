@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -23,6 +24,7 @@ from glm.dropout import Dropout
 from glm.families import FAMILIES
 from glm.linear import Linear
 from glm.stream import Stream
+from kernels.gradients import made_again
 from kernels.layer import LayerWeights
 from runtime import parallel
 from runtime.parallel import lean_sat
@@ -95,6 +97,12 @@ class Step:
             return x
         is_all = self.places is None or layer < self.config.num_layers - 1
         return self.dropout.hidden(x, layer, site, self.position_ids.shape[-1], None if is_all else self.places)
+
+    def product(self, linear: Linear, x: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """linear(x), where `make` gives x again and is cheap: that is done for gradients, and x not kept. Of a layer
+        that is computed twice nothing is kept in the first place."""
+        with nullcontext() if self.is_checkpointed else made_again(x, make):
+            return linear(x, self.operations)
 
     def _attention_dropout(self, layer: int) -> dict:
         """Training alone has it, whose operations are the reference's."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import HEAD_BYTES
+from kernels.gradients import Geglu, Turned
 from kernels.packing import BITS, dequantize
 
 Drop = Callable[[Tensor], Tensor]  # of probabilities (b, n, s, total)
@@ -162,8 +163,7 @@ def scaled_add(residual: Tensor, update: Tensor, alpha: float) -> Tensor:
 
 def geglu(x: Tensor) -> Tensor:
     """x (..., 2i) = halves (x1, x2) -> x1 * gelu(x2) (..., i), with the exact (erf) GELU."""
-    value, gate = x.chunk(2, dim=-1)
-    return value * F.gelu(gate)
+    return Geglu.apply(x)
 
 
 def gelu(x: Tensor, is_exact: bool) -> Tensor:
@@ -180,20 +180,6 @@ def swiglu(x: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + epsilon) over the last dimension; the mean is FP32 whatever the dtype of x."""
     return F.rms_norm(x, weight.shape, weight, epsilon)
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor, positions_2d: bool = False) -> Tensor:
-    """Rotary embedding of x (..., d): x * cos + rotate_half(x) * sin; cosine and sine broadcast against x.
-
-    In 2D each half of d is rotated as a head of its own; cosine and sine are laid out over d in both cases.
-    """
-    if positions_2d:
-        first, second, third, fourth = x.chunk(4, dim=-1)
-        half_turned = torch.cat((-second, first, -fourth, third), dim=-1)
-    else:
-        first, second = x.chunk(2, dim=-1)
-        half_turned = torch.cat((-second, first), dim=-1)
-    return torch.addcmul(x * cosine, half_turned, sine)
 
 
 def attend(
@@ -219,11 +205,8 @@ def attend(
     """
     b, s, _ = qkv.shape
     d = cosine.shape[-1]
-    qkv = qkv.view(b, s, -1, 3, d)
-    # q and k rotate together: (b, s, n, 2, d)
-    rotated = rotate(qkv[:, :, :, :2], cosine[:, :, None, None].to(qkv.dtype), sine[:, :, None, None].to(qkv.dtype),
-                     positions_2d)
-    return _attention(rotated[:, :, :, 0], rotated[:, :, :, 1], qkv[:, :, :, 2], keys, values, start, blocked, drop)
+    query, key, value = Turned.apply(qkv.view(b, s, -1, 3, d), cosine, sine, positions_2d, _sees_nothing(blocked))
+    return _attention(query, key, value, keys, values, start, blocked, drop)
 
 
 def attend_groups(
@@ -248,7 +231,15 @@ def attend_groups(
     qkv = qkv.view(b, s, -1, size)
     turned, value = qkv[:, :, :-groups], qkv[:, :, -groups:]
     turned = _rotate_pairs(turned, cosine[:, :, None].to(qkv.dtype), sine[:, :, None].to(qkv.dtype))
-    return _attention(turned[:, :, :-groups], turned[:, :, -groups:], value, keys, values, start, blocked, drop)
+    query = turned[:, :, :-groups]
+    if (even := _sees_nothing(blocked)) is not None:
+        query = query.masked_fill(even[..., None, None], 0.0)
+    return _attention(query, turned[:, :, -groups:], value, keys, values, start, blocked, drop)
+
+
+def _sees_nothing(blocked: Tensor | None) -> Tensor | None:
+    """(b, s) bool: where all scores are made equal, by a query of zeros."""
+    return None if blocked is None else blocked.all(dim=-1)
 
 
 def _rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -263,7 +254,8 @@ def _rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, values: Tensor | None,
                start: int | Lengths, blocked: Tensor | None, drop: Drop | None = None) -> Tensor:
-    """query (b, s, n, d), key and value (b, s, g, d), ready for the cache -> (b, s, n*d); the rest as in `attend`."""
+    """query (b, s, n, d), key and value (b, s, g, d), ready for the cache -> (b, s, n*d); the rest as in `attend`.
+    Queries that see nothing are zero."""
     b, s, n, _ = query.shape
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (b, n, s, d), (b, g, s, d)
     if isinstance(start, Lengths):
@@ -280,9 +272,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, v
             key, value = keys[:, :, : start + s], values[:, :, : start + s]
     allowed = None
     if blocked is not None:
-        nothing = blocked.all(dim=-1, keepdim=True)
-        query = query.masked_fill(nothing[:, None], 0.0)  # equal scores
-        allowed = (~blocked | nothing)[:, None]  # (b, 1, s, start + s)
+        allowed = (~blocked | blocked.all(dim=-1, keepdim=True))[:, None]  # (b, 1, s, start + s)
     groups = key.shape[1]
     if drop is not None:
         key, value = (x.repeat_interleave(n // groups, dim=1) for x in (key, value))

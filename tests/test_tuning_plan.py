@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from glm.dropout import Dropout
 from glm.inputs import position_ids
 from glm.model import GLM
 from glm.spec import LINEARS, MLP_OUT, QKV
+from kernels import gradients
 from planning.check import Room
 from planning.devices import Device
 from planning.shapes import Format, Setup
@@ -80,7 +82,17 @@ def kept_by_autograd(config: ModelConfig, size: Size, drops: tuple[float, float]
     wanted = torch.arange(size.wanted)
     for linear in (each for name, each in model.named_modules() if name.endswith("adapters.lora")):
         linear.dropping(dropout, size.width, wanted)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks
+
+    def inner(pack, unpack):
+        """The hooks of what is made again, behind which those from outside see nothing."""
+        def kept_of(tensor):
+            packed = pack(tensor)
+            return keep(packed) if isinstance(packed, torch.Tensor) else packed
+
+        return hooks(kept_of, unpack)
+
+    with mock.patch.object(gradients, "saved_tensors_hooks", inner), hooks(keep, lambda tensor: tensor):
         model.hidden_states(tokens, position_ids(config, places, torch.zeros_like(places)), blocked, places=wanted,
                             dropout=dropout)
     return sum(kept.values())
@@ -119,7 +131,7 @@ def test_what_saves_memory():
     whole = needs(job()).host
     assert needs(job(is_checkpointed=True)).host < whole
     assert needs(job(attention_dropout=0.0)).host < whole
-    assert needs(job(learned=LORA)).host < whole - 3 * 4 * model_parameters(job()) * 0.9
+    assert needs(job(learned=LORA)).host < whole - 2 * 4 * model_parameters(job())
     packed = needs(job(learned=LORA, run=Format("fp32", 4)))
     assert packed.weights < 0.6 * needs(job(learned=LORA)).weights
     assert needs(job(model="shape-335m")).host > 2 * whole
@@ -193,7 +205,7 @@ def test_advice_names_the_mildest_flags_that_suffice_with_what_they_save():
     whole = job(Size(64, 256, 3200))
     total = needs(whole).host
     assert advice(whole, total - 0.01 * GB, 64)[0].startswith("--checkpoint-activations (")
-    some = advice(whole, 0.4 * total, 64)
+    some = advice(whole, 0.5 * total, 64)
     assert any(way.startswith("--gradient-accumulation-steps 4 (") for way in some), some
     assert any(way.startswith("--batch-size ") for way in some)
     assert advice(whole, 0.25 * GB, 64) == []

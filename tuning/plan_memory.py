@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from glm import spec
+from glm.families import chatglm, chatglm2, glm130b
 from kernels import HEAD_BYTES
 from planning import memory
 from planning.shapes import ELEMENT, embedding, weights
@@ -25,6 +26,7 @@ RANDOM = 2  # values of a probability at a time, while some are dropped
 LOGITS = 3  # float32 copies of logits at a time, while their gradient is made
 HEAP_BLOCK = 32 << 20  # bytes; smaller blocks share the C library's heap, in which gaps stay
 GAPS, GAPS_TWICE = 0.65, 1.45  # bytes of them for every byte of activations in such blocks; computed twice
+POST_NORM = (glm130b.NAME, chatglm.NAME)
 PASSING = (5, 5)  # values of h and of i at a time, of every token, in the layer whose gradients are made
 
 
@@ -137,14 +139,17 @@ def layer_blocks(job: Job, size: Size, layer: int) -> list[float]:
     inputs = {name for name, each in low.items() if not each.has_dropout}  # linears whose inputs are kept
     if layer < learned.layers and not setup.run.bits:
         inputs |= set(spec.LINEARS)
+    if not job.is_checkpointed:  # made again (glm.sat.Step.product); behind a residual a norm's result is not
+        inputs -= {spec.QKV, spec.MLP_OUT} | ({spec.MLP_IN} if config.family not in POST_NORM else set())
     has_bias = f"{spec.FINAL_NORM}.bias" in config.table.lines
     norm = [h] if has_bias or layer >= learned.layers else [h, h]  # an RMS norm keeps its result for its weight, too
     before = [*norm, *[h] * (spec.QKV in inputs), *_low_rank(low.get(spec.QKV), h)]
     rows, _ = spec.linears(config, setup.degree)[spec.MLP_IN]
-    behind = [*norm, *[w] * (spec.DENSE in inputs), *[h] * (spec.MLP_IN in inputs), *[i] * (spec.MLP_OUT in inputs),
-              rows, *[i] * (rows == 2 * i), *[h, h] * bool(job.hidden_dropout),
-              *_low_rank(low.get(spec.DENSE), w), *_low_rank(low.get(spec.MLP_IN), h),
-              *_low_rank(low.get(spec.MLP_OUT), i)]
+    is_swiglu = rows == 2 * i and config.family == chatglm2.NAME  # keeps the gate's; kernels.gradients.Geglu does not
+    context = [w] * (spec.DENSE in inputs and job.attention_dropout > 0)  # without it, the result that is kept anyway
+    behind = [*norm, *context, *[h] * (spec.MLP_IN in inputs), *[i] * (spec.MLP_OUT in inputs), rows,
+              *[i] * is_swiglu, *[h, h] * bool(job.hidden_dropout), *_low_rank(low.get(spec.DENSE), w),
+              *_low_rank(low.get(spec.MLP_IN), h), *_low_rank(low.get(spec.MLP_OUT), i)]
     shapes = spec.linears(config, setup.degree)
     matrices = [e * each.rank * each.pairs * sum(shapes[each.linear]) for each in learned.low_rank]
     return ([e * size.tokens * width for width in before] + [e * places * width for width in behind]
@@ -160,17 +165,17 @@ def _low_rank(pair: LowRank | None, width: int) -> list[int]:
 
 def attention_blocks(job: Job, size: Size) -> list[float]:
     """Between the products: with dropout the probabilities, what is dropped of them, and the rest; without it queries,
-    keys, values, the result and the mask as numbers."""
+    keys and values (turned in pairs, the ones before that, too), the result and the mask as numbers."""
     setup, e, tokens, s = job.setup, job.setup.element, size.tokens, size.width + job.learned.prefix
     w, keys = setup.heads_width, setup.cache_width
     heads = setup.config.num_attention_heads // setup.degree
-    is_learned = spec.POSITION_EMBEDDINGS in {tensor.name for tensor in setup.config.table.before}
-    angles = [] if e == FLOAT or is_learned else [tokens * setup.config.head_size * e] * 2  # rounded for each layer
+    in_pairs = setup.config.family == chatglm2.NAME
+    angles = [tokens * setup.config.head_size * e] * 2 if in_pairs and e < FLOAT else []  # rounded for each layer
     if job.attention_dropout:
         probabilities = tokens * heads * s
         return [*angles, *[tokens * w * e] * 3, *[probabilities * FLOAT] * 2, probabilities * e, tokens * s]
-    return [*angles, *[tokens * w * e] * 2, tokens * (w + keys) * e, tokens * (w + 2 * keys) * e,
-            tokens * heads * FLOAT, tokens * s * e]
+    before = [tokens * w * e, tokens * (w + keys) * e] if in_pairs else []
+    return [*angles, *before, tokens * w * e, tokens * (w + 2 * keys) * e, tokens * heads * FLOAT, tokens * s * e]
 
 
 def layer_passing(job: Job, size: Size, layer: int) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from glm.prompt_form import PromptForm
@@ -138,12 +138,14 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
     ops, config, mlp = step.operations, step.config, layer.mlp
     norm1, norm2, epsilon = layer.input_layernorm, layer.post_attention_layernorm, config.layernorm_epsilon
 
-    a = ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon)
-    context = step.attend(number, layer.attention.query_key_value(a, ops))
+    normalise = partial(ops.layer_norm, hidden, norm1.weight, norm1.bias, epsilon)
+    a = normalise()
+    context = step.attend(number, step.product(layer.attention.query_key_value, a, normalise))
     update = step.dropped(number, "attention", layer.attention.dense(context, ops))
     m = ops.residual_layer_norm(step.wanted(number, a), update, RESIDUAL_SCALE, norm2.weight, norm2.bias, epsilon)
-    inner = ops.gelu(mlp.dense_h_to_4h(m, ops), config.gelu == "exact")
-    return ops.scaled_add(m, step.dropped(number, "mlp", mlp.dense_4h_to_h(inner, ops)), RESIDUAL_SCALE)
+    activate = partial(ops.gelu, mlp.dense_h_to_4h(m, ops), config.gelu == "exact")
+    update = step.product(mlp.dense_4h_to_h, activate(), activate)
+    return ops.scaled_add(m, step.dropped(number, "mlp", update), RESIDUAL_SCALE)
 
 
 def layer_form(config: ModelConfig) -> LayerForm:

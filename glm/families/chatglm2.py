@@ -11,6 +11,7 @@ half of a head's coordinates turns with the position, in adjacent pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from glm.prompt_form import PromptForm
@@ -151,11 +152,14 @@ def embed(transformer: torch.nn.Module, words: torch.Tensor, position_ids: torch
 def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step) -> torch.Tensor:
     ops, epsilon, mlp = step.operations, step.config.layernorm_epsilon, layer.mlp
 
-    qkv = layer.attention.query_key_value(ops.rms_norm(hidden, layer.input_layernorm.weight, epsilon), ops)
+    normalise = partial(ops.rms_norm, hidden, layer.input_layernorm.weight, epsilon)
+    qkv = step.product(layer.attention.query_key_value, normalise(), normalise)
     update = step.dropped(number, "attention", layer.attention.dense(step.attend_groups(number, qkv), ops))
     x = ops.scaled_add(step.wanted(number, hidden), update, 1.0)
-    inner = ops.swiglu(mlp.dense_h_to_4h(ops.rms_norm(x, layer.post_attention_layernorm.weight, epsilon), ops))
-    return ops.scaled_add(x, step.dropped(number, "mlp", mlp.dense_4h_to_h(inner, ops)), 1.0)
+    normalise = partial(ops.rms_norm, x, layer.post_attention_layernorm.weight, epsilon)
+    activate = partial(ops.swiglu, step.product(mlp.dense_h_to_4h, normalise(), normalise))
+    update = step.product(mlp.dense_4h_to_h, activate(), activate)
+    return ops.scaled_add(x, step.dropped(number, "mlp", update), 1.0)
 
 
 def layer_form(config: ModelConfig) -> LayerForm:

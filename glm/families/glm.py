@@ -12,7 +12,7 @@ there is no table B, and P has a row less.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from glm.prompt_form import PromptForm
@@ -215,13 +215,15 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
     ops, config, mlp = step.operations, step.config, layer.mlp
     norm1, norm2, epsilon = layer.input_layernorm, layer.post_attention_layernorm, config.layernorm_epsilon
 
-    qkv = layer.attention.query_key_value(ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon), ops)
+    normalise = partial(ops.layer_norm, hidden, norm1.weight, norm1.bias, epsilon)
+    qkv = step.product(layer.attention.query_key_value, normalise(), normalise)
     context = step.attend(number, by_heads(qkv, config.head_size))
     update = step.dropped(number, "attention", layer.attention.dense(context, ops))
     x = ops.scaled_add(step.wanted(number, hidden), update, 1.0)
-    inner = mlp.dense_h_to_4h(ops.layer_norm(x, norm2.weight, norm2.bias, epsilon), ops)
-    update = step.dropped(number, "mlp", mlp.dense_4h_to_h(ops.gelu(inner, config.gelu == "exact"), ops))
-    return ops.scaled_add(x, update, 1.0)
+    normalise = partial(ops.layer_norm, x, norm2.weight, norm2.bias, epsilon)
+    activate = partial(ops.gelu, step.product(mlp.dense_h_to_4h, normalise(), normalise), config.gelu == "exact")
+    update = step.product(mlp.dense_4h_to_h, activate(), activate)
+    return ops.scaled_add(x, step.dropped(number, "mlp", update), 1.0)
 
 
 def layer_form(config: ModelConfig) -> LayerForm:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from glm.prompt_form import DEFAULT, PromptForm
@@ -142,11 +143,13 @@ def block(layer: torch.nn.Module, number: int, hidden: torch.Tensor, step: Step)
     alpha, epsilon = residual_scale(config.num_layers), config.layernorm_epsilon
     norm1, norm2 = layer.input_layernorm, layer.post_attention_layernorm
 
-    a = ops.layer_norm(hidden, norm1.weight, norm1.bias, epsilon)
-    qkv = layer.attention.query_key_value(a, ops)
+    normalise = partial(ops.layer_norm, hidden, norm1.weight, norm1.bias, epsilon)
+    a = normalise()
+    qkv = step.product(layer.attention.query_key_value, a, normalise)
     update = step.dropped(number, "attention", layer.attention.dense(step.attend(number, qkv), ops))
     m = ops.residual_layer_norm(step.wanted(number, a), update, alpha, norm2.weight, norm2.bias, epsilon)
-    update = mlp.dense_4h_to_h(ops.geglu(mlp.dense_h_to_4h(m, ops)), ops)
+    activate = partial(ops.geglu, mlp.dense_h_to_4h(m, ops))
+    update = step.product(mlp.dense_4h_to_h, activate(), activate)
     return ops.scaled_add(m, step.dropped(number, "mlp", update), alpha)
 
 

@@ -27,7 +27,6 @@ class Operators:
     head = staticmethod(reference.head)
     scaled_add = staticmethod(reference.scaled_add)
     geglu = staticmethod(reference.geglu)
-    rotate = staticmethod(reference.rotate)
     gelu = staticmethod(reference.gelu)
     swiglu = staticmethod(reference.swiglu)
 
