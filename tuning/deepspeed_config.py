@@ -23,6 +23,7 @@ NUMBERS: dict[str, str] = {  # place in the JSON -> field of OptimizerOptions
     "gradient_clipping": "clip_grad", "fp16.loss_scale_window": "loss_scale_window", "fp16.hysteresis": "hysteresis",
     "fp16.min_loss_scale": "min_scale",
 }
+OFFLOADS, HOST = ("offload_optimizer", "offload_param"), "cpu"
 MICRO, PARTS, WHOLE = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
 
 
@@ -35,6 +36,10 @@ class DeepSpeed:
     @property
     def stage(self) -> int:
         return self.zero.get("stage", 0)
+
+    @property
+    def is_offloaded(self) -> bool:
+        return any(device_of(self.zero, part) == HOST for part in OFFLOADS)
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,8 @@ def settled(checkpoint: CheckpointOptions, options: TrainOptions, optimizer: Opt
     kind = both.at("optimizer.type")
     if kind is not None and str(kind).lower() not in OPTIMIZERS:
         raise UserError(f"{path}: optimizer.type is {shown(kind)}; only Adam and AdamW train as the originals do")
-    zero = both.at("zero_optimization") or {}
-    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
-        raise UserError(f"{path}: zero_optimization must be an object whose stage is 0, 1, 2 or 3")
     return Settled(_precision(both, checkpoint), _batch(both, options, ranks), replace(optimizer, **numbers),
-                   DeepSpeed(zero))
+                   DeepSpeed(_zero(both)))
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,29 @@ class _Both:
             raise UserError(f"--{name.replace('_', '-')} is {flag}, but {place} of {self.path} is {found}: say it in "
                             "one place, or the same in both")
         return found
+
+
+def device_of(zero: Mapping[str, Any], part: str) -> str:
+    """Where a part is kept: "none" is where the model is."""
+    found = zero.get(part) or {}
+    return found.get("device", "none") if isinstance(found, dict) else shown(found)
+
+
+def _zero(both: _Both) -> Mapping[str, Any]:
+    """zero_optimization without what is automatic. UserError for what cannot be done."""
+    path, zero = both.path, both.at("zero_optimization") or {}
+    if not isinstance(zero, dict) or isinstance(zero.get("stage"), bool) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization must be an object whose stage is 0, 1, 2 or 3")
+    for part in OFFLOADS:
+        if (device := device_of(zero, part)) not in ("none", HOST):
+            raise UserError(f"{path}: zero_optimization.{part}.device is {device}; weights, gradients and moments are "
+                            f"kept with the model (none) or in the host's memory ({HOST})")
+    stage = zero.get("stage", 0)
+    for part, least in zip(OFFLOADS, (1, 3), strict=True):
+        if stage < least and device_of(zero, part) == HOST:
+            raise UserError(f"{path}: zero_optimization.{part} needs stage {least}{' or more' * (least < 3)}, and the "
+                            f"stage is {stage}")
+    return {key: value for key, value in zero.items() if value != AUTO}
 
 
 def _precision(both: _Both, checkpoint: CheckpointOptions) -> CheckpointOptions:

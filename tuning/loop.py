@@ -71,7 +71,8 @@ def train(training: Training, run: Run, asked: Interrupts | None = None,
         work, step = training.steps[progress.step], progress.step
         line = one_step(training, work, progress)
         if training.validate is not None and work.epoch is not None:
-            line |= training.validate(work.epoch, progress)
+            with optimizer.whole():
+                line |= training.validate(work.epoch, progress)
         run.log(line)
         tell(line)
         is_last = progress.step == len(training.steps)
@@ -101,21 +102,14 @@ def one_step(training: Training, work: Work, progress: Progress) -> dict[str, An
         return {"step": step, "loss": None, "learning_rate": None, "gradient_norm": None, "targets": 0, "empty": True}
     if not total:
         raise UserError(f"step {step}: its samples have no target, so there is nothing to learn{rows_of(work)}")
-    loss = accumulated(training, samples, total, step)
-    loss = float(all_summed(loss))
-    optimizer.gather()
-    if parallel.data_parallel_size() > 1:
-        optimizer.share(parallel.sum_over_data)
-    norm = optimizer.norm(training.is_split, parallel.sum_over_parts) if parallel.size() > 1 else optimizer.norm()
+    loss = float(all_summed(accumulated(training, samples, total, step)))
     rate = optimizer.options.lr * training.schedule.factor(progress.updates)
+    norm, is_skipped = optimizer.move(rate, training.is_split, lambda norm: check(training, work, step, loss, norm))
     line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm,
                             "targets": total}
-    if optimizer.skips(norm):
+    if is_skipped:
         line |= {"skipped": True, "gradient_norm": None, "loss": loss if math.isfinite(loss) else None}
-        optimizer.forget()
     else:
-        check(training, work, step, loss, norm)
-        optimizer.step(rate, norm)
         progress.updates += 1
     progress.step += 1
     return line | ({"rows": list(work.rows)} if work.order is None else {})
@@ -126,10 +120,14 @@ def accumulated(training: Training, samples: Sequence[Sample], total: int, step:
     ranks, rank = parallel.data_parallel_size(), parallel.data_parallel_rank()
     loss = torch.zeros(())
     for first, part in cut(samples, ranks * training.parts)[rank * training.parts:(rank + 1) * training.parts]:
-        if weight := weight_of(part):
-            share = training.loss(part, first, step) * (weight / total)
-            (share * training.optimizer.loss_factor).backward()
-            loss = loss + share.detach().float().cpu()
+        weight = weight_of(part)
+        if not weight and training.optimizer.is_divided:  # passes of all ranks meet: one that counts nothing
+            part, first = [next(sample for sample in samples if weight_of([sample]))], 0
+        elif not weight:
+            continue
+        share = training.loss(part, first, step) * (weight / total)
+        training.optimizer.backward(share)
+        loss = loss + share.detach().float().cpu()
     return loss
 
 

@@ -4,13 +4,15 @@ float16 a scale of the loss that finds itself."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from runtime import parallel
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +51,12 @@ class LossScale:
 
 
 class Optimizer:
-    """AdamW of named parameters. What is half precision in the model has a float32 master here, which is moved."""
+    """AdamW of named parameters. What is half precision in the model has a float32 master here, which is moved.
+
+    Each data-parallel rank holds all of it; tuning/zero.py has one that is divided over them.
+    """
+
+    is_divided = False  # whether all ranks have to make the same number of passes
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], options: OptimizerOptions):
         if not parameters:
@@ -86,6 +93,33 @@ class Optimizer:
     def _moving_of(self, master: Tensor) -> torch.optim.Optimizer:
         return next(moving for moving in self._moving
                     if any(master is each for group in moving.param_groups for each in group["params"]))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a part of the step's mean loss to the parameters'."""
+        (loss * self.loss_factor).backward()
+
+    def move(self, rate: float, is_split: Callable[[str], bool], check: Callable[[float], None]) -> tuple[float, bool]:
+        """Move the weights by the gradients of all ranks -> the norm of the whole gradient before its bound, and
+        whether the step was skipped, since it has overflowed.
+
+        is_split: whether tensor-parallel ranks hold parts of a parameter of this name. check: raises what a norm says
+        against moving.
+        """
+        self.gather()
+        if parallel.data_parallel_size() > 1:
+            self.share(parallel.sum_over_data)
+        norm = self.norm(is_split, parallel.sum_over_parts) if parallel.size() > 1 else self.norm()
+        if is_skipped := self.skips(norm):
+            self.forget()
+        else:
+            check(norm)
+            self.step(rate, norm)
+        return norm, is_skipped
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """While it lasts, each rank can read all weights."""
+        yield
 
     def gather(self) -> None:
         """The parameters' gradients become the masters', without the loss' scale."""

@@ -24,6 +24,7 @@ from tuning.adapters import begin
 from tuning.batch import batch_of
 from tuning.data import cloze
 from tuning.data.sample import Sample, built
+from tuning.deepspeed_config import DeepSpeed
 from tuning.learned_places import check_places, notes_on_places
 from tuning.loop import Progress, Training, train
 from tuning.losses import loss_of
@@ -57,6 +58,7 @@ class Asked:
     settings: Settings
     options: TrainOptions
     optimizer: OptimizerOptions
+    deepspeed: DeepSpeed = DeepSpeed()
 
 
 def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None = None,
@@ -79,9 +81,16 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
     tuned.is_checkpointed = options.checkpoint_activations
     steps = optimizer.lr_decay_iters or len(data.steps)
     schedule = Schedule(optimizer.lr_decay_style, max(1, steps), optimizer.warmup, optimizer.lr_decay_ratio)
+    loss, learned, moving = loss_function(tuned, settings, options), learning(tuned, settings), None
+    if is_divided(asked.deepspeed):
+        from tuning.zero import DividedOptimizer
+
+        moving = DividedOptimizer(learned, optimizer, tuned, loss, asked.deepspeed.zero,
+                                  options.gradient_accumulation_steps, tuned.is_split)
+        loss = moving.loss
     training = Training(
-        data.steps, data.samples_of, loss_function(tuned, settings, options),
-        Optimizer(learning(tuned, settings), optimizer), schedule, options.gradient_accumulation_steps,
+        data.steps, data.samples_of, loss, moving or Optimizer(learned, optimizer), schedule,
+        options.gradient_accumulation_steps,
         options.save_interval, validation_of(asked, tuned, data), tuned.is_split,
         settings.cloze.loss_func == "hinge")
     known = [*data.notes, *notes_on_places(tuned)]
@@ -102,7 +111,8 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
         run.close()
         if summaries is not None:
             summaries.close()
-    keep(asked, tuned, asked.save, len(data.steps))
+    with training.optimizer.whole():
+        keep(asked, tuned, asked.save, len(data.steps))
     if parallel.is_first_process():
         for note in oddities(read_log(asked.save)):
             say(note)
@@ -110,6 +120,15 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
         read = reading(settings, asked.checkpoint.load) if held_out else lambda sample: sample.text
         write_report(asked.save, held_out, known, read)
     run.finish()
+
+
+def is_divided(deepspeed: DeepSpeed) -> bool:
+    """Whether DeepSpeed divides the training over ranks. UserError where it cannot. One rank without offloading has all
+    in any case."""
+    if deepspeed.stage == 3 and parallel.size() > 1:
+        raise UserError("zero_optimization.stage 3 divides weights that --model-parallel-size divides already; give "
+                        "stage 1 or 2, or --model-parallel-size 1")
+    return bool(deepspeed.stage) and (parallel.data_parallel_size() > 1 or deepspeed.is_offloaded)
 
 
 def keep(asked: Asked, tuned: Tuned, folder: Path, steps: int) -> None:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from runtime.files import Lock
     from runtime.program import FORESEEN, Interrupts, ended
     from tuning.deepspeed_config import settled
-    from tuning.training import Asked, run_training
+    from tuning.training import Asked, is_divided, run_training
     from tuning.training_data import read
 
     parallel.start(arguments.model_parallel_size or 1, device=arguments.device)
@@ -62,10 +62,10 @@ def main(argv: Sequence[str]) -> int:
                     chosen(OptimizerOptions, arguments), parser.said(argv), parallel.data_parallel_size())
     data = parallel.agree(lambda: read(settings, given.options, arguments.load, parallel.data_parallel_size()))
     asked = Asked(arguments.save, given.checkpoint, chosen(PartsOptions, arguments), settings, given.options,
-                  given.optimizer)
-    if given.deepspeed.stage and parallel.is_first_process():
-        print(f"{given.options.deepspeed_config}: ZeRO is not used here: each data-parallel rank holds the optimiser's "
-              "whole state; all else of the file is", file=sys.stderr)
+                  given.optimizer, given.deepspeed)
+    if given.deepspeed.stage and not parallel.agree(lambda: is_divided(given.deepspeed)) and parallel.is_first_process():
+        print(f"{given.options.deepspeed_config}: one data-parallel rank, so that ZeRO has nothing to divide",
+              file=sys.stderr)
     if not arguments.no_plan:
         parallel.agree(lambda: require_fit(job_of(asked.checkpoint, asked.parts, settings, given.options, data),
                                            choice_of(settings, given.options), arguments.device))
