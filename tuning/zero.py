@@ -73,6 +73,7 @@ class DividedOptimizer(Optimizer):
         engine, *_ = deepspeed.initialize(model=Passes(self._modules, self.loss_of), optimizer=moving,
                                           config=self._config(), mpu=parallel.mpu if parallel.size() > 1 else None,
                                           dist_init_required=False)
+        begin_moments(engine.optimizer)
         return engine
 
     def made(self) -> list[torch.optim.Optimizer]:
@@ -168,8 +169,8 @@ class DividedOptimizer(Optimizer):
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         step = max((int(moments["step"]) for moments in state["moments"].values()), default=0)
-        if step:
-            begin_moments(optimizer, step)
+        for moments in optimizer.optimizer.state.values():
+            moments["step"].fill_(step)
         for name, parameter in self.parameters.items():
             safe_set_full_fp32_param(parameter, state["parameters"][name].float().to(parameter.device))
             for key in MOMENTS if step else ():
@@ -186,13 +187,15 @@ def shape_of(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def begin_moments(optimizer: Any, step: int) -> None:
-    """Moments of 0, as torch begins them, after so many steps."""
-    inner = optimizer.optimizer
-    for group in inner.param_groups:
-        for part in group["params"]:
-            inner.state[part] = {"step": torch.tensor(float(step), dtype=torch.float32),
-                                 **{key: torch.zeros_like(part) for key in MOMENTS}}
+def begin_moments(optimizer: Any) -> None:
+    """Moments of 0 for all groups, as torch's AdamW begins them. Else DeepSpeed's stages 1 and 2 link parameters with
+    what there is after the first group's first step, and never find those of the other groups."""
+    is_third = hasattr(optimizer, "fp32_partitioned_groups_flat")
+    for part in optimizer.fp32_partitioned_groups_flat if is_third else optimizer.single_partition_of_fp32_groups:
+        optimizer.optimizer.state[part] = {"step": torch.zeros((), device=part.device),
+                                           **{key: torch.zeros_like(part) for key in MOMENTS}}
+    if not is_third:
+        optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def imported() -> Any:
