@@ -22,7 +22,7 @@ def test_the_original_s_file_for_10b():
     found = of(OF_10B)
     assert found.optimizer == OptimizerOptions(lr=5e-6, weight_decay=0.01, adam_beta1=0.9, adam_beta2=0.95)
     assert (found.options.batch_size, found.options.gradient_accumulation_steps) == (8, 2)
-    assert found.checkpoint.dtype == "float16" and found.deepspeed.stage == 2
+    assert found.checkpoint.dtype == "float16" and found.deepspeed.stage == 2 and found.deepspeed.is_offloaded
 
 
 def test_no_file():
@@ -65,3 +65,10 @@ def test_files_that_cannot_be_meant(config, named, tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=named):
         of(path)
+
+
+def test_what_changes_nothing_is_named(tmp_path):
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps({"scheduler": {"type": "WarmupLR"}, "wall_clock_breakdown": False,
+                                "steps_per_print": 5}))
+    assert of(path).deepspeed.unused == ("scheduler", "steps_per_print")

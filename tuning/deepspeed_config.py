@@ -24,14 +24,23 @@ NUMBERS: dict[str, str] = {  # place in the JSON -> field of OptimizerOptions
     "fp16.min_loss_scale": "min_scale",
 }
 OFFLOADS, HOST = ("offload_optimizer", "offload_param"), "cpu"
+OF_ZERO = {
+    "stage", *OFFLOADS, "cpu_offload", "contiguous_gradients", "overlap_comm", "reduce_scatter", "sub_group_size",
+    "reduce_bucket_size", "allgather_partitions", "allgather_bucket_size", "round_robin_gradients",
+    "ignore_unused_parameters", "load_from_fp32_weights", "elastic_checkpoint", "stage3_max_live_parameters",
+    "stage3_max_reuse_distance", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+    "stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save"}  # what DeepSpeed is told
 MICRO, PARTS, WHOLE = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
+USED = {"optimizer", "gradient_clipping", "fp16", "bf16", "zero_optimization", MICRO, PARTS, WHOLE,
+        "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"}  # keys of the file
 
 
 @dataclass(frozen=True)
 class DeepSpeed:
     """What remains for DeepSpeed itself."""
 
-    zero: Mapping[str, Any] = field(default_factory=dict)  # zero_optimization, as it stands in the file
+    zero: Mapping[str, Any] = field(default_factory=dict)  # zero_optimization, with its own names
+    unused: tuple[str, ...] = ()  # keys of the file that say something and change nothing
 
     @property
     def stage(self) -> int:
@@ -79,7 +88,7 @@ def settled(checkpoint: CheckpointOptions, options: TrainOptions, optimizer: Opt
     if kind is not None and str(kind).lower() not in OPTIMIZERS:
         raise UserError(f"{path}: optimizer.type is {shown(kind)}; only Adam and AdamW train as the originals do")
     return Settled(_precision(both, checkpoint), _batch(both, options, ranks), replace(optimizer, **numbers),
-                   DeepSpeed(_zero(both)))
+                   DeepSpeed(_zero(both), tuple(key for key, value in config.items() if key not in USED and value)))
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,12 @@ def _zero(both: _Both) -> Mapping[str, Any]:
     path, zero = both.path, both.at("zero_optimization") or {}
     if not isinstance(zero, dict) or isinstance(zero.get("stage"), bool) or zero.get("stage", 0) not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization must be an object whose stage is 0, 1, 2 or 3")
+    if unknown := sorted(set(zero) - OF_ZERO):
+        raise UserError(f"{path}: zero_optimization.{unknown[0]} cannot be used here; leave it away (used are "
+                        f"{', '.join(sorted(OF_ZERO))})")
+    zero = dict(zero)
+    if zero.pop("cpu_offload", False) is True:  # the name of old versions
+        zero.setdefault(OFFLOADS[0], {"device": HOST})
     for part in OFFLOADS:
         if (device := device_of(zero, part)) not in ("none", HOST):
             raise UserError(f"{path}: zero_optimization.{part}.device is {device}; weights, gradients and moments are "

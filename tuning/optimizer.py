@@ -62,13 +62,16 @@ class Optimizer:
         if not parameters:
             raise UserError("nothing learns: all of the model is frozen, and there is nothing beside it")
         self.parameters, self.options = dict(parameters), options
-        self.masters = {name: parameter if parameter.dtype == torch.float32 else
-                        torch.nn.Parameter(parameter.detach().float()) for name, parameter in parameters.items()}
+        self.masters = self.masters_of(parameters)
         self.scale = None
         if any(parameter.dtype == torch.float16 for parameter in parameters.values()):
             self.scale = (LossScale(left=options.hysteresis) if options.loss_scale is None
                           else LossScale(options.loss_scale))
         self._moving = self.made()
+
+    def masters_of(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+        return {name: parameter if parameter.dtype == torch.float32 else
+                torch.nn.Parameter(parameter.detach().float()) for name, parameter in parameters.items()}
 
     def made(self) -> list[torch.optim.Optimizer]:
         """What moves the masters. A group's `share`, where it has one, is that of the rate."""
@@ -118,7 +121,12 @@ class Optimizer:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """While it lasts, each rank can read all weights."""
+        """While it lasts, each rank can compute with all weights."""
+        yield
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """While it lasts, the ranks that write can read all weights."""
         yield
 
     def gather(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ class Asked:
     settings: Settings
     options: TrainOptions
     optimizer: OptimizerOptions
-    deepspeed: DeepSpeed = DeepSpeed()
+    deepspeed: DeepSpeed = field(default_factory=DeepSpeed)
 
 
 def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None = None,
@@ -111,7 +111,7 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
         run.close()
         if summaries is not None:
             summaries.close()
-    with training.optimizer.whole():
+    with training.optimizer.written():
         keep(asked, tuned, asked.save, len(data.steps))
     if parallel.is_first_process():
         for note in oddities(read_log(asked.save)):
@@ -163,10 +163,16 @@ def _document_losses(asked: Asked, tuned: Tuned, data: TrainingData, steps: int,
 
 
 def recorded(asked: Asked) -> dict[str, Any]:
-    """Flag -> value, of all that decides what a training computes and is not at its default."""
+    """Flag -> value, of all that decides what a training computes and is not at its default.
+
+    Rows and parts of a step are counted over all data-parallel ranks, whose number may change.
+    """
     found: dict[str, Any] = {}
+    ranks, options = parallel.data_parallel_size(), asked.options
+    options = replace(options, batch_size=options.batch_size * ranks,
+                      gradient_accumulation_steps=options.gradient_accumulation_steps * ranks)
     groups = [getattr(asked.settings, name) for name in GROUPS]
-    for group in (*groups, asked.checkpoint, asked.parts, asked.options, asked.optimizer):
+    for group in (*groups, asked.checkpoint, asked.parts, options, asked.optimizer):
         names = {field.name: flag_name(field) for field in fields(group)}
         found |= {names[name]: value for name, value in unusual(group).items() if names[name] not in FREE}
     return {name: value for name, value in found.items() if value and not isinstance(value, Path)}
@@ -178,7 +184,7 @@ def contents(asked: Asked, data: TrainingData) -> dict[str, str]:
     found = {"--load": hashed(identity_of(file) for file in checkpoint.index.files), **data.contents}
     for name, path in (("--head", parts.head), ("--prompt-encoder", parts.prompt_encoder),
                        ("--prefix-encoder", parts.prefix_encoder), ("--adapter", parts.adapter),
-                       ("--batches", options.batches), ("--deepspeed-config", options.deepspeed_config)):
+                       ("--batches", options.batches)):
         if path is not None:
             if not path.exists():
                 raise UserError(f"{name} {path}: there is no such file")

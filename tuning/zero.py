@@ -2,7 +2,7 @@
 
 Stage 1 divides masters and moments, 2 the gradients, too, 3 the weights, too; offloading keeps what is divided in the
 host's memory. States have the form of the plain optimiser's, whole and by name: a run can go on with another stage,
-another number of ranks, or without ZeRO. A parameter to which no loss gives a gradient moves as one whose gradient is 0.
+another number of ranks, or without ZeRO. A parameter without a gradient moves as one whose gradient is 0.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,11 +34,11 @@ Loss = Callable[..., Tensor]
 
 
 class Passes(torch.nn.Module):
-    """What DeepSpeed calls in a forward pass: a function that uses the modules."""
+    """What DeepSpeed calls in a forward pass: a function, beside all that is to be divided."""
 
-    def __init__(self, modules: torch.nn.Module, function: Loss) -> None:
+    def __init__(self, divided: torch.nn.Module, function: Loss) -> None:
         super().__init__()
-        self.modules_used, self.function = modules, function
+        self.divided, self.function = divided, function
 
     def forward(self, *arguments: Any) -> Tensor:
         return self.function(*arguments)
@@ -52,48 +54,47 @@ class DividedOptimizer(Optimizer):
                  is_split: Callable[[str], bool]):
         """modules: all that the loss uses. loss: a part of a step -> its mean loss. zero: zero_optimization of
         DeepSpeed's JSON. parts: passes of a step."""
-        if not parameters:
-            raise UserError("nothing learns: all of the model is frozen, and there is nothing beside it")
-        self.parameters, self.options, self.scale = dict(parameters), options, None
-        self.loss_of, self._modules = loss, modules
+        super().__init__(parameters, options)
+        divided = modules if zero["stage"] == 3 else torch.nn.ParameterList(parameters.values())
+        dtypes = {each.dtype for each in parameters.values()}
+        if dtypes != {torch.float32}:  # DeepSpeed converts all that it divides
+            dtypes |= {each.dtype for each in divided.parameters() if each.is_floating_point()}
+        if len(dtypes) > 1:
+            raise UserError("zero_optimization: what is divided must have one precision, and this has "
+                            f"{', '.join(sorted(map(str, dtypes)))}; give --dtype float32, or leave the stage away")
+        self._divided, self._modules = Passes(divided, loss), modules
         self._zero, self._parts, self._passes = dict(zero), parts, 0
         self._engine: Any = None
         for name, parameter in parameters.items():
             parameter.model_parallel = is_split(name)  # DeepSpeed's mark of what counts on each tensor-parallel rank
 
+    def masters_of(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+        return dict(parameters)  # DeepSpeed makes the masters, divided
+
     @property
     def engine(self) -> Any:
         if self._engine is None:
-            self._engine = self._begun()
+            try:
+                self._engine, *_ = imported().initialize(
+                    model=self._divided, optimizer=self._moving[0], config=self._config(),
+                    mpu=parallel.mpu if parallel.size() > 1 else None, dist_init_required=False)
+            except (AssertionError, ValueError) as error:
+                raise UserError(f"zero_optimization: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
+            begin_moments(self._engine.optimizer)
         return self._engine
 
-    def _begun(self) -> Any:
-        deepspeed = imported()
-        moving = self.made()[0]
-        engine, *_ = deepspeed.initialize(model=Passes(self._modules, self.loss_of), optimizer=moving,
-                                          config=self._config(), mpu=parallel.mpu if parallel.size() > 1 else None,
-                                          dist_init_required=False)
-        begin_moments(engine.optimizer)
-        return engine
-
-    def made(self) -> list[torch.optim.Optimizer]:
-        self.masters = self.parameters  # DeepSpeed makes the masters
-        return super().made()
-
     def _config(self) -> dict[str, Any]:
-        options, some = self.options, next(iter(self.parameters.values()))
+        dtype = next(iter(self.parameters.values())).dtype
         largest = sum(parameter.numel() for parameter in self.parameters.values())
         zero = self._zero | {name: min(largest, int(self._zero.get(name, largest))) for name in BUCKETS}
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": self._parts,
-            "gradient_clipping": options.clip_grad, "zero_optimization": zero, "communication_data_type": "fp32",
+            "gradient_clipping": self.options.clip_grad, "zero_optimization": zero, "communication_data_type": "fp32",
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False}  # torch's AdamW is as fast on a CPU, and needs no compiler
-        if some.dtype == torch.float16:
-            scale = 0 if options.loss_scale is None else options.loss_scale
-            config["fp16"] = {"enabled": True, "loss_scale": scale, "hysteresis": options.hysteresis,
-                              "loss_scale_window": options.loss_scale_window, "min_loss_scale": options.min_scale}
-        elif some.dtype == torch.bfloat16:
+            "zero_force_ds_cpu_optimizer": False}  # torch's fused AdamW needs no compiler
+        if dtype == torch.float16:
+            config["fp16"] = {"enabled": True, "loss_scale": self._scale}  # constant there: backward() sets it
+        elif dtype == torch.bfloat16:
             config["bf16"] = {"enabled": True}
         return config
 
@@ -102,62 +103,77 @@ class DividedOptimizer(Optimizer):
         return self.engine(*arguments)
 
     def backward(self, loss: Tensor) -> None:
+        self._set_scale()
         self.engine.backward(loss * parallel.data_parallel_size(), scale_wrt_gas=False)  # it takes means over ranks
         self._passes += 1
         if self._passes % self._parts:
             self.engine.step()  # only counts
+
+    @property
+    def _scale(self) -> float:
+        """With backward()'s number of ranks it makes float16 gradients as large as the plain optimiser's."""
+        return self.loss_factor / parallel.data_parallel_size()
+
+    def _set_scale(self) -> None:
+        if self.scale is not None:
+            self.engine.optimizer.loss_scaler.cur_scale = self._scale
 
     def move(self, rate: float, is_split: Callable[[str], bool], check: Callable[[float], None]) -> tuple[float, bool]:
         engine = self.engine
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         engine.step()
-        norm = float(engine.get_global_grad_norm())
-        if not getattr(engine.optimizer, "overflow", False):
+        norm = math.inf if engine.optimizer.overflow else float(engine.get_global_grad_norm())
+        is_skipped = self.skips(norm)
+        if not is_skipped:
             check(norm)
-            return norm, False
-        if next(iter(self.parameters.values())).dtype != torch.float16 or self.options.loss_scale is not None:
-            check(math.inf)
-        return norm, True
+        return norm, is_skipped
 
     @contextmanager
     def whole(self) -> Iterator[None]:
+        """Stage 3: each rank holds all weights while it lasts."""
+        with self._gathered(list(self._modules.parameters())):
+            yield
+
+    def _gathered(self, parameters: list[torch.nn.Parameter]) -> AbstractContextManager[None]:
         if self._zero["stage"] < 3 or self._engine is None:
+            return nullcontext()
+        return imported().zero.GatheredParameters(parameters)
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Stage 3: one parameter at a time becomes whole, in the host's memory of the ranks that write."""
+        kept = [(parameter, parameter.data) for parameter in self._modules.parameters()]
+        if self._zero["stage"] == 3 and self._engine is not None:
+            copies = []
+            for parameter, _ in kept:
+                with self._gathered([parameter]):
+                    copies.append(parameter.detach().cpu() + 0 if parallel.data_parallel_rank() == 0 else None)
+            for (parameter, _), copy in zip(kept, copies, strict=True):
+                if copy is not None:
+                    parameter.data = copy
+        try:
             yield
-            return
-        with imported().zero.GatheredParameters(list(self._engine.module.parameters())):
-            yield
+        finally:
+            for parameter, data in kept:
+                parameter.data = data
 
     def state(self) -> dict[str, Any]:
         """As the plain optimiser's; only on the ranks that write does it hold tensors. Every rank calls it."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        self.engine  # noqa: B018  a run that ends before its first step
-        is_writer, step = parallel.data_parallel_rank() == 0, self._steps()
-        found: dict[str, Any] = {"parameters": {}, "moments": {}}
+        optimizer, is_writer = self.engine.optimizer, parallel.data_parallel_rank() == 0
+        step = next(iter(optimizer.optimizer.state.values()))["step"].cpu()
+        found: dict[str, Any] = {"parameters": {}, "moments": {},
+                                 "scale": None if self.scale is None else list(astuple(self.scale))}
         for name, parameter in self.parameters.items():
-            master = safe_get_full_fp32_param(parameter)
-            moments = {} if not step else {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            shape = shape_of(parameter)
+            master = safe_get_full_fp32_param(parameter).reshape(shape)
+            moments = {key: safe_get_full_optimizer_state(parameter, key).reshape(shape) for key in MOMENTS}
             if is_writer:
-                found["parameters"][name] = master.reshape(shape_of(parameter)).cpu()
-                if step:
-                    found["moments"][name] = {"step": torch.tensor(float(step))} | {
-                        key: tensor.reshape(shape_of(parameter)).cpu() for key, tensor in moments.items()}
-        return found | {"scale": self._scale()}
-
-    def _steps(self) -> int:
-        """Updates so far."""
-        return next((int(state["step"]) for state in self.engine.optimizer.optimizer.state.values() if "step" in state),
-                    0)
-
-    def _scale(self) -> list | None:
-        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
-        if next(iter(self.parameters.values())).dtype != torch.float16:
-            return None
-        if self.options.loss_scale is not None:
-            return [self.options.loss_scale, 0, self.options.hysteresis]
-        good = (scaler.cur_iter - scaler.last_overflow_iter - 1) % self.options.loss_scale_window
-        return [scaler.cur_scale, good, scaler.cur_hysteresis]
+                found["parameters"][name] = master.cpu()
+                found["moments"][name] = {"step": step.clone(), **{key: each.cpu() for key, each in moments.items()}}
+        return found
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
@@ -165,21 +181,16 @@ class DividedOptimizer(Optimizer):
             raise KeyError(*set(state["parameters"]) ^ set(self.parameters))
         for name, parameter in self.parameters.items():
             parameter.copy_(state["parameters"][name])
-        optimizer = self.engine.optimizer
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        step = max((int(moments["step"]) for moments in state["moments"].values()), default=0)
-        for moments in optimizer.optimizer.state.values():
-            moments["step"].fill_(step)
+        optimizer, moments = self.engine.optimizer, state["moments"]
+        step = max((float(each["step"]) for each in moments.values()), default=0.0)
+        for each in optimizer.optimizer.state.values():
+            each["step"].fill_(step)
         for name, parameter in self.parameters.items():
-            safe_set_full_fp32_param(parameter, state["parameters"][name].float().to(parameter.device))
-            for key in MOMENTS if step else ():
-                moment = state["moments"].get(name, {}).get(key, torch.zeros(shape_of(parameter)))
-                safe_set_full_optimizer_state(parameter, moment.to(parameter.device), key)
+            put(parameter, state["parameters"][name].float())
+            for key in MOMENTS:
+                put(parameter, moments[name][key] if name in moments else torch.zeros(shape_of(parameter)), key)
         if state["scale"] is not None:
-            scale, scaler = LossScale(*state["scale"]), optimizer.loss_scaler
-            scaler.cur_scale, scaler.cur_hysteresis = scale.value, scale.left
-            scaler.cur_iter, scaler.last_overflow_iter = 0, -1 - scale.good
+            self.scale = LossScale(*state["scale"])
 
 
 def shape_of(parameter: Tensor) -> torch.Size:
@@ -187,9 +198,26 @@ def shape_of(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
+def put(parameter: torch.nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+    """This rank's part of a parameter's master, or of one of its moments. value: the whole."""
+    from deepspeed import utils
+
+    value = value.to(parameter.device)
+    if not hasattr(parameter, "ds_id"):
+        utils.safe_set_full_fp32_param(parameter, value) if moment is None else (
+            utils.safe_set_full_optimizer_state(parameter, value, moment))
+        return
+    size = parameter.ds_tensor.numel()  # the last rank's is filled up
+    parts = torch.zeros(size * parallel.data_parallel_size(), device=value.device)
+    parts[:value.numel()] = value.flatten()
+    own = parts[parallel.data_parallel_rank() * size:][:size]
+    utils.safe_set_local_fp32_param(parameter, own) if moment is None else (
+        utils.safe_set_local_optimizer_state(parameter, own, moment))
+
+
 def begin_moments(optimizer: Any) -> None:
-    """Moments of 0 for all groups, as torch's AdamW begins them. Else DeepSpeed's stages 1 and 2 link parameters with
-    what there is after the first group's first step, and never find those of the other groups."""
+    """Moments of 0, as torch begins them: DeepSpeed's parameters find those alone that are there when the first group
+    has moved."""
     is_third = hasattr(optimizer, "fp32_partitioned_groups_flat")
     for part in optimizer.fp32_partitioned_groups_flat if is_third else optimizer.single_partition_of_fp32_groups:
         optimizer.optimizer.state[part] = {"step": torch.zeros((), device=part.device),
@@ -207,6 +235,7 @@ def imported() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # DeepSpeed's calls
     if not deepspeed.comm.is_initialized():
         deepspeed.ops.__compatible_ops__[COMPILED_SUMS] = False
         os.environ.setdefault("LOCAL_RANK", "0")  # of a single process

@@ -63,9 +63,14 @@ def main(argv: Sequence[str]) -> int:
     data = parallel.agree(lambda: read(settings, given.options, arguments.load, parallel.data_parallel_size()))
     asked = Asked(arguments.save, given.checkpoint, chosen(PartsOptions, arguments), settings, given.options,
                   given.optimizer, given.deepspeed)
-    if given.deepspeed.stage and not parallel.agree(lambda: is_divided(given.deepspeed)) and parallel.is_first_process():
-        print(f"{given.options.deepspeed_config}: one data-parallel rank, so that ZeRO has nothing to divide",
-              file=sys.stderr)
+    divides = parallel.agree(lambda: is_divided(given.deepspeed))
+    if parallel.is_first_process():
+        if given.deepspeed.unused:
+            print(f"{given.options.deepspeed_config}: not used here: {', '.join(given.deepspeed.unused)}",
+                  file=sys.stderr)
+        if given.deepspeed.stage and not divides:
+            print(f"{given.options.deepspeed_config}: one data-parallel rank, so that ZeRO has nothing to divide",
+                  file=sys.stderr)
     if not arguments.no_plan:
         parallel.agree(lambda: require_fit(job_of(asked.checkpoint, asked.parts, settings, given.options, data),
                                            choice_of(settings, given.options), arguments.device))
