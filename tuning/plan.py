@@ -20,6 +20,7 @@ from planning.shapes import Format, Setup, outside, weights
 from planning.stored import PRECISIONS
 from runtime.errors import UserError
 from tuning.data.sample import Sample
+from tuning.deepspeed_config import HOST, OFFLOADS, DeepSpeed, device_of
 from tuning.packing import Size, cut, size_of, together
 
 if TYPE_CHECKING:
@@ -55,11 +56,15 @@ class Learned:
 
 @dataclass(frozen=True)
 class Zero:
-    """What DeepSpeed's ZeRO divides among the data-parallel ranks; `train` divides nothing yet."""
+    """What DeepSpeed's ZeRO divides among the data-parallel ranks."""
 
     stage: int = 0  # 1: optimiser; 2: gradients, too; 3: weights, too
     offloads_optimizer: bool = False  # to host memory
     offloads_weights: bool = False
+
+    @classmethod
+    def of(cls, deepspeed: DeepSpeed) -> Zero:
+        return cls(deepspeed.stage, *(device_of(deepspeed.zero, part) == HOST for part in OFFLOADS))
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Job:
 
 
 def job_of(checkpoint: CheckpointOptions, parts: PartsOptions, settings: Settings, options: TrainOptions,
-           data: TrainingData | None, ranks: int | None = None) -> Job:
+           data: TrainingData | None, ranks: int | None = None, zero: Zero = Zero()) -> Job:
     """data: None for rows of --seq-length tokens, all of which are scored. ranks: data-parallel; None: as many as were
     started. Raises UserError for what cannot be a training."""
     config = read_config(checkpoint.load, checkpoint.model, **(checkpoint.shape or {}))
@@ -106,7 +111,7 @@ def job_of(checkpoint: CheckpointOptions, parts: PartsOptions, settings: Setting
     learned = learned_of(config, parts, settings.prompt, 0 if data is None else data.labels)
     return Job(setup, learned, tuple(sizes), steps, getattr(data and data.steps, "of_epoch", steps), count, ranks,
                options.hidden_dropout, options.attention_dropout, options.checkpoint_activations,
-               saved=SHORT[options.save_dtype or checkpoint.dtype], held_tokens=held)
+               saved=SHORT[options.save_dtype or checkpoint.dtype], held_tokens=held, zero=zero)
 
 
 def sizes_of(data: TrainingData, settings: Settings, parts: int) -> tuple[list[Size], int]:

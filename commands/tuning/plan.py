@@ -20,7 +20,7 @@ from runtime.program import FAILED
 from runtime.show import duration
 from tuning.deepspeed_config import settled
 from tuning.options import CheckpointOptions, PartsOptions
-from tuning.plan import Job, job_of, learned_parameters
+from tuning.plan import Job, Zero, job_of, learned_parameters
 from tuning.plan_fit import Choice, choice_of, lack, room_of, rows, ways
 from tuning.plan_memory import Needs, learned_parts, needs
 from tuning.plan_time import epoch_seconds
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         from tuning.training_data import read
 
         data = read(settings, options, arguments.load, job_of(*model, settings, options, None).ranks)
-    job = job_of(*model, settings, options, data)
+    job = job_of(*model, settings, options, data, zero=Zero.of(given.deepspeed))
     device, room = place_of(job, arguments.device)
     choice, wanted = choice_of(settings, options), needs(job)
     found, seconds = as_json(job, wanted, room), epoch_seconds(job, device)

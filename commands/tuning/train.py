@@ -13,7 +13,7 @@ from commands.tuning.common import add_model, add_settings, settings_of
 from runtime.arguments import CommandParser, chosen, flags
 from runtime.errors import UserError
 from tuning.options import CheckpointOptions, PartsOptions
-from tuning.plan import job_of
+from tuning.plan import Zero, job_of
 from tuning.plan_fit import choice_of, require_fit
 from tuning.train_options import OptimizerOptions, TrainOptions
 
@@ -72,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"{given.options.deepspeed_config}: one data-parallel rank, so that ZeRO has nothing to divide",
                   file=sys.stderr)
     if not arguments.no_plan:
-        parallel.agree(lambda: require_fit(job_of(asked.checkpoint, asked.parts, settings, given.options, data),
+        parallel.agree(lambda: require_fit(job_of(asked.checkpoint, asked.parts, settings, given.options, data,
+                                                  zero=Zero.of(given.deepspeed)),
                                            choice_of(settings, given.options), arguments.device))
     try:
         with ExitStack() as stack, Interrupts() as interrupts:
