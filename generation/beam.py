@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 
 from generation.params import BeamParams
-from generation.sampling import FORBIDDEN, REFINED, forbid_, leave
-from glm.logits import Refine
+from generation.sampling import FORBIDDEN, forbid_
 from runtime.errors import UserError
 
 
@@ -83,28 +82,23 @@ def start(contexts: Sequence[Sequence[int]], lengths: Sequence[int], params: Bea
 
 
 def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_tokens: Sequence[int],
-              noise: torch.Tensor | None = None, refine: Refine = leave) -> BeamState:
+              noise: torch.Tensor | None = None) -> BeamState:
     """Extend every beam by one token.
 
     logits (p, k, v) float32, whose forbidden ids already have the forbidden value; they are changed in place.
     noise (p, k * v): independent draws of the unit exponential distribution for the stochastic variant, else None.
-    refine(count, added, least): makes the best logits exact, in place; not asked for where there is noise.
     """
     k, v = params.num_beams, logits.shape[-1]
     width = (len(end_tokens) + 1) * k
     if width > v:
         raise UserError(f"num_beams {k} needs a vocabulary of at least {width} tokens, the model has {v}")
     rule = RANKINGS[params.ranking or "glm"]
-    if noise is None and not rule.renormalises:
-        refine(max(width, REFINED), None, FORBIDDEN)
     sums = None if rule.renormalises else logits.logsumexp(dim=-1, keepdim=True)
     if state.steps < params.min_gen_length:
         for end in end_tokens:
             forbid_(logits, slice(end, end + 1))
     if params.no_repeat_ngram_size > 0:
         forbid_repeats_(logits, state.history, params.no_repeat_ngram_size)
-    if noise is None:  # behind all that is forbidden: the best of what is left
-        refine(max(width, REFINED), None, FORBIDDEN)
     scores, beams, tokens = _candidates(logits, state.scores, width, noise, sums)
 
     # the first k candidates that do not end go on, in order: at most len(end_tokens) * k of them can end

@@ -208,9 +208,7 @@ class Searched:
     def drop(self, number: int) -> list[int]:
         return self._keep([place for place, member in enumerate(self.members) if member.number != number])
 
-    @property
-    def needs_all(self) -> bool:
-        return self.params.stochastic
+    needs_all = True  # scores are sums over all
 
     def begin(self, found: Logits, sequences: Sequences, index) -> Ending:
         """Logits of this group's rows, at `index` in sequences. Which beams go on is the host's choice."""
@@ -225,7 +223,7 @@ class Searched:
         self.ruling.forbid_starts_(logits, state.history[..., state.tail:])
         noise = None if self.keys is None else sampling.exponentials(
             torch.arange(logits[0].numel(), device=logits.device), self.keys[:, state.steps])
-        self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise, found.refine)
+        self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise)
         if state.steps == 1:
             self.places = sequences.copies(self.places, params.num_beams)
         events, going = [], []

@@ -169,10 +169,7 @@ def test_the_same_text_with_it_and_without(models, name):
     found, wanted = (fill_blanks(model, tokenizer, PROMPTS, params) for model in both)
     assert [result.text for result in found] == [result.text for result in wanted]
     for ours, theirs in zip(found, wanted, strict=True):
-        assert [beam.text for beam in ours.beams] == [beam.text for beam in theirs.beams]
-        for first, second in zip(ours.beams, theirs.beams, strict=True):
-            if second.score is not None:  # a sum of log-probabilities, each right to 1e-4
-                assert first.score == pytest.approx(second.score, abs=12e-4)
+        assert ours.beams == theirs.beams
 
 
 def test_it_is_read_where_it_can_decide_and_only_there(models, monkeypatch):
@@ -195,7 +192,7 @@ def test_it_is_read_where_it_can_decide_and_only_there(models, monkeypatch):
     assert step(SamplingParams(top_p=0.5, seed=1)) == [1]
     assert step(SamplingParams(top_k=1), alternatives=3) == [0]
     assert step(SamplingParams(top_k=1, repetition_penalty=1.1)) == [0]
-    assert step(BeamParams(num_beams=2)) == [1] and step(BeamParams(num_beams=2, stochastic=True, seed=1)) == [0]
+    assert step(BeamParams(num_beams=2)) == [0]
 
 
 def test_all_logits_together_are_nearly_right(models):

@@ -62,6 +62,8 @@ def measure(arguments, config: ModelConfig) -> Iterator[Pair]:
 def beside(other: "Elsewhere", precision: str, megabytes: float, arguments, config: ModelConfig) -> Iterator[Pair]:
     shape, steps, rounds = own.shape_of(config), arguments.steps, arguments.rounds
     for scheme in PACKED.get(precision, (None,)):
+        if scheme and scheme.group_size and any(k % scheme.group_size for _, k in shape.linears):
+            continue
         plain = PLAIN.get(precision, precision)
         model = own.ready_model(config, DTYPES[arguments.dtype[0] if scheme else plain], "cpu", scheme)
         name = plain if scheme is None else f"INT{scheme.bits}, " + (
