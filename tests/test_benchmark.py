@@ -196,7 +196,8 @@ def test_pairs_take_turns_and_are_compared_round_by_round():
 
 def test_a_pair_is_measured():
     """The other engine in another process."""
-    arguments = SimpleNamespace(against="transformers", dtype=["fp32"], prefill=[4], contexts=[2], steps=2, rounds=1)
+    arguments = SimpleNamespace(against="transformers", dtype=["fp32"], prefill=[4], contexts=[2], steps=2, rounds=1,
+                                threads=1)
     found = list(pairs.measure(arguments, SMALL))
     assert [(pair.precision, pair.work) for pair in found] == [("fp32", "prefill 4"), ("fp32", "decode 2")]
     assert all(ours > 0 and theirs > 0 for pair in found for ours, theirs in pair.rates)

@@ -189,7 +189,7 @@ def measure_pairs(arguments: argparse.Namespace) -> None:
     before, config, found = results.load_average(), ModelConfig.from_name(arguments.model), []
     for pair in pairs.measure(arguments, config):
         found.append(pair)
-        results.say(f"{pair.precision} {pair.work}: {' '.join(pairs.table([pair])[1][0][2:])}")
+        results.say(f"{pair.precision} {pair.work}: {' '.join(pairs.row(pair)[2:])}")
     results.show([table(*pairs.table(found))], results.describe("cpu", before),
                  {"model": arguments.model, "rounds": arguments.rounds})
 

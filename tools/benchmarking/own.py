@@ -2,6 +2,7 @@
 as a recorded step."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -20,7 +21,7 @@ from planning.shapes import Format, Setup
 from quantization.functional import Scheme
 from runtime.errors import UserError
 from runtime.pages import LargePages, large_bytes
-from tools.benchmarking.rates import Bandwidth, Steps, repeat
+from tools.benchmarking.rates import Bandwidth, Steps, StepsBesideReading, repeat
 from tools.benchmarking.results import Result, Shape, decode_result, prefill
 
 ENGINE, RECORDED = "glm", "glm, CUDA graph"
@@ -91,15 +92,16 @@ def prefills(model: GLM, lengths: list[int], precision: str, device: str, repeat
     """One unmasked prompt of each length, logits at its last place, a fresh cache every time as in real use."""
     shape, dtype = shape_of(model.config), model.transformer.word_embeddings.weight.dtype
     for length in lengths:
-        tokens = torch.randint(model.config.vocab_size, (1, length), device=device)
-        positions = places(model, length, device)
-
-        @torch.inference_mode()
-        def work(tokens=tokens, positions=positions, length=length):
-            hidden = model.hidden_states(tokens, positions, None, model.new_cache(1, length))
-            return model.head(hidden[:, -1:])
-
+        work = partial(read, model, torch.randint(model.config.vocab_size, (1, length), device=device))
         yield prefill(ENGINE, precision, shape, length, work, repeats, dtype, device, bytes_per_weight(model))
+
+
+@torch.inference_mode()
+def read(model: GLM, tokens: torch.Tensor) -> torch.Tensor:
+    """A prompt (1, s) into a fresh cache -> logits (1, 1, v) at its last place."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    positions = inputs.position_ids(model.config, places, torch.zeros_like(places))
+    return model.head(model.hidden_states(tokens, positions, None, model.new_cache(*tokens.shape))[:, -1:])
 
 
 def decodes(model: GLM, contexts: list[int], widths: list[int], precision: str, steps: int,
@@ -108,7 +110,7 @@ def decodes(model: GLM, contexts: list[int], widths: list[int], precision: str, 
     shape, size = shape_of(model.config), bytes_per_weight(model)
     for context in contexts:
         for width in widths:
-            clock = Steps(bandwidth, shape.parameters * size)
+            clock = StepsBesideReading(bandwidth, shape.parameters * size)
             decode(model, context, width, steps, clock)
             timing, ceiling = clock.result()
             yield decode_result(ENGINE, precision, shape, context, width, timing, ceiling, size)
@@ -152,12 +154,6 @@ def product_step(model: GLM, context: int, width: int, count: int) -> Callable[[
         sequences.go_on(slice(0, width), sequences.logits().values.argmax(-1))
 
     return step
-
-
-def places(model: GLM, length: int, device: str) -> torch.Tensor:
-    """Position ids of one row from its beginning."""
-    places = torch.arange(length, device=device)[None]
-    return inputs.position_ids(model.config, places, torch.zeros_like(places))
 
 
 def check_lengths(prefill: list[int], contexts: list[int], widths: list[int]) -> None:

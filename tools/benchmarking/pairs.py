@@ -11,20 +11,17 @@ from typing import Any
 
 import torch
 
-from generation.params import SamplingParams
 from glm.config import ModelConfig
 from glm.loading import DTYPES
-from glm.model import GLM
 from quantization.functional import Scheme
 from runtime.errors import UserError
 from tools.benchmarking import own
-from tools.benchmarking.peers import Engine, Missing, engines_of
-from tools.benchmarking.rates import clock
+from tools.benchmarking.peers import Missing, decode, engines_of
+from tools.benchmarking.rates import Steps, clock
 from tools.benchmarking.results import Shape
 
 PACKED = {"Q8_0": (Scheme(8), Scheme(8, 32)), "Q4_0": (Scheme(4), Scheme(4, 32))}  # what meets them here
 PLAIN = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # llama.cpp's names
-SKIPPED = 2  # steps of decoding
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,12 @@ def beside(other: "Elsewhere", precision: str, megabytes: float, arguments, conf
         sizes = own.bytes_per_weight(model) * shape.parameters / 1e6, megabytes
         for length in arguments.prefill:
             yield Pair(name, precision, f"prefill {length}", *sizes, in_turn(
-                partial(read_rate, partial(read, model), shape, length), partial(other.ask, "read", length), rounds))
+                partial(read_rate, partial(own.read, model), shape, length), partial(other.ask, "read", length),
+                rounds))
         for context in arguments.contexts:
             yield Pair(name, precision, f"decode {context}", *sizes, in_turn(
-                partial(own_steps, model, context, steps), partial(other.ask, "steps", context, steps), rounds))
+                partial(step_rate, own.decode, model, context, 1, steps), partial(other.ask, "steps", context, steps),
+                rounds))
 
 
 class Elsewhere:
@@ -110,7 +109,7 @@ class Elsewhere:
 
 def answer(pipe: Connection, arguments: SimpleNamespace, shape: Shape) -> None:
     """What stands at the other end, until nobody asks."""
-    if getattr(arguments, "threads", None):
+    if arguments.threads:
         torch.set_num_threads(arguments.threads)
     engines, engine = engines_of(arguments.against, arguments, shape), None
     while True:
@@ -123,7 +122,7 @@ def answer(pipe: Connection, arguments: SimpleNamespace, shape: Shape) -> None:
                 engine = next(engines, None)
                 found = engine and (engine.precision, engine.bytes_per_weight * engine.shape.parameters / 1e6)
             else:
-                found = read_rate(engine.read, shape, *of) if what == "read" else other_steps(engine, *of)
+                found = read_rate(engine.read, shape, *of) if what == "read" else step_rate(decode, engine, *of)
         except Missing as reason:
             found = reason
         pipe.send(found)
@@ -147,44 +146,22 @@ def read_rate(read: Callable[[torch.Tensor], None], shape: Shape, length: int) -
     return length / (clock() - began)
 
 
-@torch.inference_mode()
-def read(model: GLM, tokens: torch.Tensor) -> None:
-    length = tokens.shape[1]
-    hidden = model.hidden_states(tokens, own.places(model, length, "cpu"), None, model.new_cache(1, length))
-    model.head(hidden[:, -1:])
+def step_rate(decode: Callable[..., None], *of: Any) -> float:
+    """Tokens a second by the median step."""
+    steps = Steps()
+    decode(*of, steps)
+    return 1 / steps.timing().median
 
 
-def own_steps(model: GLM, context: int, steps: int) -> float:
-    """Tokens a second by the median step of generation, with all that it does besides."""
-    times = [clock()]
-    ids, end = torch.randint(model.config.vocab_size - 1, (context,)).tolist(), model.config.vocab_size - 1
-    own.generate(model, [ids], SamplingParams(top_k=1, min_gen_length=steps + SKIPPED), end_tokens=[end],
-                 limits=[steps + SKIPPED], on_step=lambda _: times.append(clock()))
-    return rate(times)
-
-
-def other_steps(engine: Engine, context: int, steps: int) -> float:
-    """The same of the bare steps."""
-    engine.read(torch.randint(engine.shape.vocabulary, (1, context)))
-    times = [clock()]
-    for _ in range(steps + SKIPPED):
-        engine.step()
-        times.append(clock())
-    return rate(times)
-
-
-def rate(times: list[float]) -> float:
-    return 1 / median(after - before for before, after in zip(times[SKIPPED:], times[SKIPPED + 1:], strict=False))
+def row(pair: Pair) -> list[str]:
+    """Medians over the rounds; the ratio is that of the rounds' ratios, with the least and the most."""
+    ours, theirs = (median(side) for side in zip(*pair.rates, strict=True))
+    return [pair.precision, pair.work, f"{ours:.1f}", f"{pair.own_mb:.0f}", pair.other, f"{theirs:.1f}",
+            f"{pair.other_mb:.0f}", f"{pair.ratio:.2f}", f"{min(pair.ratios):.2f} - {max(pair.ratios):.2f}"]
 
 
 def table(pairs: list[Pair]) -> tuple[list[str], list[list[str]]]:
-    """Medians over the rounds; the ratio is that of the rounds' ratios, with the least and the most."""
-    rows = []
-    for pair in pairs:
-        ours, theirs = (median(side) for side in zip(*pair.rates, strict=True))
-        rows.append([pair.precision, pair.work, f"{ours:.1f}", f"{pair.own_mb:.0f}", pair.other, f"{theirs:.1f}",
-                     f"{pair.other_mb:.0f}", f"{pair.ratio:.2f}",
-                     f"{min(pair.ratios):.2f} - {max(pair.ratios):.2f}"])
+    rows = [row(pair) for pair in pairs]
     for kind in ("decode", "prefill"):
         if ratios := [pair.ratio for pair in pairs if pair.work.startswith(kind)]:
             rows.append(["", f"{kind}, geometric mean", *[""] * 5, f"{geometric_mean(ratios):.2f}",

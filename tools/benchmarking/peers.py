@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from glm.loading import DTYPES
-from tools.benchmarking.rates import Bandwidth, Steps
+from tools.benchmarking.rates import Bandwidth, Steps, StepsBesideReading
 from tools.benchmarking.results import Result, Shape, decode_result, prefill
 
 # engine: (modules it needs, how to get them, the file that has engines(shape, arguments))
@@ -63,12 +63,18 @@ def measure(name: str, arguments, shape: Shape, bandwidth: Bandwidth) -> Iterato
             yield prefill(*kind, length, lambda engine=engine, tokens=tokens: engine.read(tokens), arguments.repeats,
                           engine.dtype, arguments.device, size)
         for context in arguments.contexts:
-            engine.read(torch.randint(shape.vocabulary, (1, context), device=arguments.device))
-            clock = Steps(bandwidth, engine.shape.parameters * size)
-            for _ in range(arguments.steps + Steps.SKIPPED):
-                engine.step()
-                clock.done()
+            clock = StepsBesideReading(bandwidth, engine.shape.parameters * size)
+            decode(engine, context, arguments.steps, clock, arguments.device)
             yield decode_result(*kind, context, 1, *clock.result(), size)
+
+
+def decode(engine: Engine, context: int, steps: int, clock: Steps, device: str = "cpu") -> None:
+    """Steps of decoding behind `context` tokens, each told to the clock."""
+    engine.read(torch.randint(engine.shape.vocabulary, (1, context), device=device))
+    clock.start()
+    for _ in range(steps + Steps.SKIPPED):
+        engine.step()
+        clock.done()
 
 
 class Transformers:

@@ -68,17 +68,13 @@ class Bandwidth:
 
 
 class Steps:
-    """Clock of a decoding: start(), then done() after every step. Between the steps of a model that fits no cache the
-    read bandwidth is sampled, so that both medians are of the same seconds; of a small one, before and after."""
+    """Clock of a decoding: start(), then done() after every step."""
 
     SKIPPED = 2  # steps during which caches, beams and libraries are being set up
-    NO_CACHE_HOLDS = 256 << 20  # bytes
 
-    def __init__(self, bandwidth: Bandwidth, weight_bytes: float):
-        self.bandwidth, self.device = bandwidth, bandwidth.device
-        self.between = weight_bytes > self.NO_CACHE_HOLDS and self.device == "cpu"
+    def __init__(self, device: str = "cpu"):
+        self.device = device
         self.seconds: list[float] = []
-        self.rates = [] if self.between else [bandwidth.measure()]
         self.start()
 
     def start(self) -> None:
@@ -86,15 +82,34 @@ class Steps:
 
     def done(self) -> None:
         self.seconds.append(clock(self.device) - self.began)
+        self.start()
+
+    def timing(self) -> Timing:
+        return Timing.of(self.seconds[self.SKIPPED :])
+
+
+class StepsBesideReading(Steps):
+    """Between the steps of a model that fits no cache the read bandwidth is sampled, so that both medians are of the
+    same seconds; of a small one, before and after."""
+
+    NO_CACHE_HOLDS = 256 << 20  # bytes
+
+    def __init__(self, bandwidth: Bandwidth, weight_bytes: float):
+        self.bandwidth = bandwidth
+        self.between = weight_bytes > self.NO_CACHE_HOLDS and bandwidth.device == "cpu"
+        self.rates = [] if self.between else [bandwidth.measure()]
+        super().__init__(bandwidth.device)
+
+    def done(self) -> None:
+        super().done()
         if self.between:
             self.rates.append(self.bandwidth.sample())
-        self.start()
+            self.start()
 
     def result(self) -> tuple[Timing, float]:
         """Time of a step, and the ceiling in bytes per second."""
-        timing = Timing.of(self.seconds[self.SKIPPED :])
-        return timing, (median(self.rates[self.SKIPPED :]) if self.between else
-                        max(*self.rates, self.bandwidth.measure()))
+        return self.timing(), (median(self.rates[self.SKIPPED :]) if self.between else
+                               max(*self.rates, self.bandwidth.measure()))
 
 
 def matrix_rate(rows: int, shapes: list[tuple[int, int]], dtype: torch.dtype, device: str, repeats: int = 3) -> float:
