@@ -248,6 +248,7 @@ def test_evaluation_on_own_rows(tmp_path):
     (["evaluation", "--data-path", "nowhere", "--rows", "0"], "--rows 0: must be at least 1"),
     (["--model", "shape-335n"], "did you mean 'shape-335m'"),
     (["--contexts", "0"], "--contexts: 0"),
+    (["pairs", "--rounds", "0"], "--rounds: 0"),
     (["--bits", "4", "--group-size", "32"], "--group-size 32: must divide the columns of the model's"),
     (["kernels", "--size", "64", "100", "--groups", "32"], "multiple of every group size [32]"),
     (["--load", "nowhere"], "nowhere"),

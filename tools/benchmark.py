@@ -125,7 +125,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
     from tools.benchmarking.rates import Bandwidth
 
     torch.manual_seed(0)
-    own.check_lengths(arguments.prefill, arguments.contexts, arguments.widths)
+    own.check_counts(prefill=arguments.prefill, contexts=arguments.contexts, widths=arguments.widths)
     name = arguments.model or "shape-335m"
     config = read_config(arguments.load, arguments.model) if arguments.load else ModelConfig.from_name(name)
     own.check_places(config, arguments.prefill, arguments.contexts, arguments.steps)

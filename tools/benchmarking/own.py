@@ -156,10 +156,11 @@ def product_step(model: GLM, context: int, width: int, count: int) -> Callable[[
     return step
 
 
-def check_lengths(prefill: list[int], contexts: list[int], widths: list[int]) -> None:
-    for name, values in (("--prefill", prefill), ("--contexts", contexts), ("--widths", widths)):
+def check_counts(**flags: list[int]) -> None:
+    """flags: the values of each, by its name. UserError for one below 1."""
+    for name, values in flags.items():
         if any(value < 1 for value in values):
-            raise UserError(f"{name}: {min(values)} is not a whole number of at least 1")
+            raise UserError(f"--{name}: {min(values)} is not a whole number of at least 1")
 
 
 def check_places(config: ModelConfig, prefill: list[int], contexts: list[int], steps: int) -> None:

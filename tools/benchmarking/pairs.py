@@ -47,7 +47,8 @@ class Pair:
 def measure(arguments, config: ModelConfig) -> Iterator[Pair]:
     """All models of the engine `against`, each beside ours of its precision. arguments: dtype (the first is of x beside
     packed weights), prefill, contexts, steps, rounds. Raises UserError where it cannot be measured."""
-    own.check_lengths(arguments.prefill, arguments.contexts, [arguments.steps, arguments.rounds])
+    own.check_counts(prefill=arguments.prefill, contexts=arguments.contexts, steps=[arguments.steps],
+                     rounds=[arguments.rounds])
     with Elsewhere(SimpleNamespace(**vars(arguments), device="cpu"), own.shape_of(config)) as other:
         try:
             while (kind := other.ask("next")) is not None:
