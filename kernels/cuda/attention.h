@@ -202,15 +202,20 @@ struct Attention {
         return a.partial + (((u64)row * a.heads + first_head + head) * a.splits + split) * (2 + a.size);
     }
 
+    // Of a head: each of its lanes brings 16 bytes' part and gets the whole.
+    INLINE static float score_of(const float (&q)[PACK], const float* key) {
+        float score = 0.0f;
+#pragma unroll
+        for (int i = 0; i < PACK; i++) score += q[i] * key[i];
+        return sum_over_lanes<1, LANES>(score);
+    }
+
     // All lanes compute, those of one slot keep it.
     INLINE void take_new(Sums& sums, const float (&q)[HEADS][PACK], const float* key, const float* value,
                          bool is_mine) {
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
-            float score = 0.0f;
-#pragma unroll
-            for (int i = 0; i < PACK; i++) score += q[h][i] * key[i];
-            score = sum_over_lanes<1, LANES>(score);
+            const float score = score_of(q[h], key);
             if (!is_mine) continue;
             sums.top[h] = score, sums.sum[h] = 1.0f;
 #pragma unroll
@@ -218,18 +223,18 @@ struct Attention {
         }
     }
 
+    INLINE void read_places(Quad (&quad)[DEPTH], const void* from, u32 place, u32 column) const {
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) {
+            const bool wanted = place + d * SLOTS < end && column < a.size;
+            quad[d] = read_once_if(wanted, element<KIND>(from, cached(place + d * SLOTS) + column));
+        }
+    }
+
     INLINE void take(Sums& sums, const float (&q)[HEADS][PACK], u32 place, u32 column) {
         Quad key[DEPTH], value[DEPTH];
-#pragma unroll
-        for (int d = 0; d < DEPTH; d++) {
-            const bool wanted = place + d * SLOTS < end && column < a.size;
-            key[d] = read_once_if(wanted, element<KIND>(a.keys, cached(place + d * SLOTS) + column));
-        }
-#pragma unroll
-        for (int d = 0; d < DEPTH; d++) {
-            const bool wanted = place + d * SLOTS < end && column < a.size;
-            value[d] = read_once_if(wanted, element<KIND>(a.values, cached(place + d * SLOTS) + column));
-        }
+        read_places(key, a.keys, place, column);
+        read_places(value, a.values, place, column);
         float score[HEADS][DEPTH];
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
@@ -237,11 +242,8 @@ struct Attention {
             to_floats<KIND>(key[d], k);
 #pragma unroll
             for (int h = 0; h < HEADS; h++) {
-                float part = 0.0f;
-#pragma unroll
-                for (int i = 0; i < PACK; i++) part += q[h][i] * k[i];
-                part = sum_over_lanes<1, LANES>(part);
-                score[h][d] = place + d * SLOTS < end ? part : 2.0f * LEAST;
+                const float whole = score_of(q[h], k);
+                score[h][d] = place + d * SLOTS < end ? whole : 2.0f * LEAST;
             }
         }
 #pragma unroll

@@ -40,23 +40,20 @@ INLINE Quad load_once(const void* p) {  // weights: nobody reads them again, the
     return q;
 }
 
-INLINE Quad read_if(bool wanted, const void* p) {  // zeros where not wanted
-    Quad q;  // its registers are written before the address is read: "&"
-    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %5, 0;\n"
-                 "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
-                 "@wanted ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-                 : "=&r"(q.word[0]), "=&r"(q.word[1]), "=&r"(q.word[2]), "=&r"(q.word[3]) : "l"(p), "r"((u32)wanted));
-    return q;
-}
+// Zeros where not wanted. The registers of q are written before the address is read: "&".
+#define READ_IF(NAME, LOAD) \
+    INLINE Quad NAME(bool wanted, const void* p) { \
+        Quad q; \
+        asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %5, 0;\n" \
+                     "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n" \
+                     "@wanted " LOAD " {%0, %1, %2, %3}, [%4]; }" \
+                     : "=&r"(q.word[0]), "=&r"(q.word[1]), "=&r"(q.word[2]), "=&r"(q.word[3]) \
+                     : "l"(p), "r"((u32)wanted)); \
+        return q; \
+    }
 
-INLINE Quad read_once_if(bool wanted, const void* p) {  // keys and values: they need no place in L1
-    Quad q;
-    asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %5, 0;\n"
-                 "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
-                 "@wanted ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-                 : "=&r"(q.word[0]), "=&r"(q.word[1]), "=&r"(q.word[2]), "=&r"(q.word[3]) : "l"(p), "r"((u32)wanted));
-    return q;
-}
+READ_IF(read_if, "ld.global.v4.u32")
+READ_IF(read_once_if, "ld.global.L1::no_allocate.v4.u32")  // keys and values: they need no place in L1
 
 INLINE u32 read_u32(const void* p) {
     u32 value;

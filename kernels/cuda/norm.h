@@ -50,8 +50,9 @@ struct Norm {
                 to_floats<KIND>(read_if(quad < quads, element<KIND>(a.residual, begin + quad * PACK)), residual);
 #pragma unroll
                 for (int i = 0; i < PACK; i++) x[q][i] += a.alpha * residual[i];
-                if (a.sum && quad < quads) store((void*)element<KIND>(a.sum, begin + quad * PACK),
-            from_floats<KIND>(x[q])); }
+                if (a.sum && quad < quads)
+                    store((void*)element<KIND>(a.sum, begin + quad * PACK), from_floats<KIND>(x[q]));
+            }
         float mean = 0.0f;
         if (a.bias) {
 #pragma unroll

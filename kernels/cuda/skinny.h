@@ -4,9 +4,9 @@
 // A warp owns TILES * 16 rows of the weight; the warps of a block share these rows and take turns along k, and add up
 // their sums at the end. A block needs nothing of the others: no workspace, no second kernel, no atomics, the same sum
 // every time. With row_groups above one the warps of a block are divided among so many groups of rows, and those at the
-// same place of k find x in the L1 cache, where the first of them has brought it. A tensor core's product takes 16 rows of weights
-// and, as its columns, 8 rows of x; SLICES * 8 rows of x are taken at a time, blockIdx.x says which, blockIdx.y which
-// rows of the weight.
+// same place of k find x in the L1 cache, where the first of them has brought it. A tensor core's product takes 16 rows
+// of weights and, as its columns, 8 rows of x; SLICES * 8 rows of x are taken at a time, blockIdx.x says which,
+// blockIdx.y which rows of the weight.
 //
 // Lane 4 * g + t holds rows g and g + 8 of a product and four of its 16 columns. Which columns is ours to choose, since a
 // sum has no order: the lane loads 16 neighbouring bytes of its rows (a "chunk": 32 or 16 columns), its four neighbours
