@@ -32,11 +32,9 @@ INLINE void dequantize_eights(const Arguments& a) {
             const float factor = scale_value(a, scale[turn]);
             float q[8];
             unpack_floats<BITS>(packed[turn], q);
-            Quad result;
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                result.word[i] = from_float<KIND>(q[2 * i] * factor) | from_float<KIND>(q[2 * i + 1] * factor) << 16;
-            store((Quad*)a.out + begin + eight, result);
+            for (int i = 0; i < 8; i++) q[i] *= factor;
+            store((Quad*)a.out + begin + eight, from_floats<KIND>(q));
         }
     }
 }
