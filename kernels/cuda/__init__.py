@@ -36,14 +36,9 @@ class Operators:
         if os.environ.get(CUDA_KERNELS) == "no":
             self.failure = f"{CUDA_KERNELS} is no"
 
-    def linear(self, x: Tensor, weight: Tensor | reference.PackedWeight, bias: Tensor | None = None) -> Tensor:
-        if isinstance(weight, reference.PackedWeight):
-            return self.weight_only_linear(x, weight.weight, weight.scale, bias, weight.bits, weight.group_size)
-        return reference.linear(x, weight, bias)
-
-    def ended_linear(self, x: Tensor, weight: Tensor | reference.PackedWeight, bias: Tensor | None,
-                     end: End) -> Tensor:
-        """`linear` with its end, in one kernel and rounded once where there is one."""
+    def linear(self, x: Tensor, weight: Tensor | reference.PackedWeight, bias: Tensor | None = None,
+               end: End = NOTHING) -> Tensor:
+        """With what stands at its end, in one kernel and rounded once where there is one."""
         if isinstance(weight, reference.PackedWeight):
             return self.weight_only_linear(x, weight.weight, weight.scale, bias, weight.bits, weight.group_size, end)
         return end.of(reference.linear(x, weight, bias))

@@ -38,9 +38,9 @@ class Stack:
             qkv = ops.linear(a, w.qkv_weight, w.qkv_bias)
             context = attend(qkv, form, cosine, sine, keys[:b], values[:b], start, blocked, ops)
             residual = hidden if form.is_pre_norm else a
-            between = ops.ended_linear(context, w.dense_weight, w.dense_bias, End(None, residual, form.alpha))
+            between = ops.linear(context, w.dense_weight, w.dense_bias, End(None, residual, form.alpha))
             m = normalised(between, w.norm2_weight, w.norm2_bias, form.epsilon, ops)
-            inner = ops.ended_linear(m, w.in_weight, w.in_bias, End(form.activation))
+            inner = ops.linear(m, w.in_weight, w.in_bias, End(form.activation))
             residual = between if form.is_pre_norm else m
-            hidden = ops.ended_linear(inner, w.out_weight, w.out_bias, End(None, residual, form.alpha))
+            hidden = ops.linear(inner, w.out_weight, w.out_bias, End(None, residual, form.alpha))
         return normalised(hidden, *self.final_norm, form.epsilon, ops)
