@@ -39,7 +39,7 @@ class Workspace(NamedTuple):
     @classmethod
     def allocate(cls, device, like: Tensor, b: int, n: int, g: int, size: int, capacity: int) -> Workspace:
         """For rows of `like`'s device; device: driver.Device."""
-        tasks = b * g * -(-n // g // heads_of_block(n, g))
+        tasks = tasks_of(b, n, g)
         splits = max(1, min(-(-BLOCKS * device.processors // tasks), capacity // FEWEST_PLACES))
         return cls(torch.empty(b, n, splits, 2 + size, dtype=torch.float32, device=like.device),
                    torch.zeros(tasks, dtype=torch.int32, device=like.device))
@@ -47,6 +47,11 @@ class Workspace(NamedTuple):
 
 def heads_of_block(n: int, g: int) -> int:
     return 1 if n == g else SHARED_HEADS
+
+
+def tasks_of(b: int, n: int, g: int) -> int:
+    """Rows times the blocks that serve a row's heads: blockIdx.y in attention.h."""
+    return b * g * -(-n // g // heads_of_block(n, g))
 
 
 def decode_attention(device, qkv: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, rotary: Rotary,
@@ -68,7 +73,7 @@ def decode_attention(device, qkv: Tensor, keys: Tensor, values: Tensor, lengths:
         return out
     workspace = workspace or Workspace.allocate(device, qkv, b, n, g, d, capacity)
     splits, tasks = workspace.partial.shape[2], workspace.arrived.shape[0]
-    if workspace.partial.shape != (b, n, splits, 2 + d) or tasks != b * g * -(-n // g // heads_of_block(n, g)):
+    if workspace.partial.shape != (b, n, splits, 2 + d) or tasks != tasks_of(b, n, g):
         raise ValueError(f"decode_attention: the workspace is of {tuple(workspace.partial.shape)}, made for other "
                          f"shapes than {b} rows of {n} heads of {d}")
     numbers = (n, g, d, 0 if cosine is None else cosine.shape[-1], rotary, is_by_heads, capacity, splits,
