@@ -69,6 +69,7 @@ def eager_and_recorded(setting: Setting) -> Iterator[dict]:
 def times(setting: Setting, model, rows: int) -> dict:
     """Milliseconds of a greedy step of `rows` rows, eager and recorded: until the device is done, and of the host."""
     from tools.benchmarking.own import WARM_UP, product_step
+    from tools.benchmarking.rates import clock
 
     count, row = setting.sizes(50, 2), {"case": f"{rows} rows, {CONTEXT} tokens", "right": True}
     for name, value in (("eager", "no"), ("recorded", None)):
@@ -76,16 +77,10 @@ def times(setting: Setting, model, rows: int) -> dict:
             step = product_step(model, CONTEXT, rows, count + WARM_UP)
         for _ in range(WARM_UP):
             step()
-        synchronize(setting)
-        begin = time.perf_counter()
+        begin = clock(setting.device.type)
         for _ in range(count):
             step()
         host = time.perf_counter() - begin
-        synchronize(setting)
-        row |= {f"{name} ms": 1e3 * (time.perf_counter() - begin) / count, f"{name} host ms": 1e3 * host / count}
+        whole = clock(setting.device.type) - begin
+        row |= {f"{name} ms": 1e3 * whole / count, f"{name} host ms": 1e3 * host / count}
     return row
-
-
-def synchronize(setting: Setting) -> None:
-    if setting.device.type == "cuda":
-        torch.cuda.synchronize(setting.device)
