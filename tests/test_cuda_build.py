@@ -28,34 +28,34 @@ def compiler():
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("architecture, bits, kind", [(75, 4, 1), (80, 8, 1), (90, 4, 0)])
-def test_nvcc_compiles_the_sources_without_spilling_registers(tmp_path, architecture, bits, kind):
+def told_by_nvcc(folder: Path, program: Program, architecture: int) -> str:
+    """What it says of each kernel. Skips the test without it."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
-    command = ["nvcc", f"-arch=sm_{architecture}", "-cubin", "-std=c++17", "-Xptxas", "-v", f"-DGLM_BITS={bits}",
-               f"-DGLM_KIND={kind}", str(build.SOURCES / linear.SOURCE), "-o", str(tmp_path / "kernels.cubin")]
+    command = ["nvcc", "-cubin", *program.options(f"sm_{architecture}"), "-Xptxas", "-v",
+               str(build.SOURCES / program.source), "-o", str(folder / "kernels.cubin")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
-    names = set(re.findall(r"Compiling entry function '(\w+)'", done.stderr))
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("architecture, bits, kind", [(75, 4, 1), (80, 8, 1), (90, 4, 0)])
+def test_nvcc_compiles_the_sources_without_spilling_registers(tmp_path, architecture, bits, kind):
+    told = told_by_nvcc(tmp_path, packed(bits, kind), architecture)
+    names = set(re.findall(r"Compiling entry function '(\w+)'", told))
     assert names >= {"dequantize_eights", "dequantize_any", "simple_1", "simple_2", "simple_4", "read_all"}
     skinny = {name for name in names if name.startswith("skinny")}
     assert len(skinny) == (12 if architecture >= 80 else 0)
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", told)
     assert len(spills) == len(names) and set(spills) == {("0", "0", "0")}
-    assert max(map(int, re.findall(r"Used (\d+) registers", done.stderr))) <= 65536 // (32 * linear.WARPS)
+    assert max(map(int, re.findall(r"Used (\d+) registers", told))) <= 65536 // (32 * linear.WARPS)
 
 
 @pytest.mark.parametrize("architecture, kind", [(90, 0), pytest.param(75, 1, marks=pytest.mark.slow),
                                                 pytest.param(120, 2, marks=pytest.mark.slow)])
 def test_nvcc_compiles_what_lies_between_products_without_spilling(tmp_path, architecture, kind):
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not installed")
-    command = ["nvcc", "-cubin", *Program("step.cu", kind).options(f"sm_{architecture}"), "-Xptxas", "-v",
-               str(build.SOURCES / "step.cu"), "-o", str(tmp_path / "kernels.cubin")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    told = told_by_nvcc(tmp_path, Program("step.cu", kind), architecture)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
     assert len(spills) == 10 and set(spills) == {("0", "0")}
 
 

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from kernels import reference
 from kernels.cuda import linear
 from kernels.cuda.linear import End
 from kernels.layer import Activation
 from tests.cuda_emulator import Emulator, shared_folder
 from tests.ptx_interpreter import Interpreter
-from tests.test_cuda_kernels import HALVES, random_case
+from tests.test_cuda_kernels import HALVES, assert_as_near_as_torch, random_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ENDS = [None, *Activation]
@@ -27,20 +26,10 @@ def end_of(case, activation, has_residual=True) -> End:
     return End(activation, residual.to(x.dtype), 1.7) if has_residual else end
 
 
-def assert_near(result, case, end):
-    """To twice the error of torch's own operations at the same precision, and one rounding of the result."""
-    x, weight, scale, bias, bits, group_size = case
-    exact = end.of(reference.weight_only_linear(x.float(), weight, scale, bias.float(), bits, group_size))
-    torch_s = end.of(reference.weight_only_linear(x, weight, scale, bias, bits, group_size))
-    rounding = exact.abs().max() * torch.finfo(x.dtype).eps / 2
-    assert result.dtype is x.dtype and result.shape == exact.shape
-    assert (result.float() - exact).abs().max() <= 2 * (torch_s.float() - exact).abs().max() + rounding
-
-
 def run(device, case, end):
     with torch.no_grad():
         result = linear.weight_only_linear(device, *case, end)
-    assert_near(result, case, end)
+    assert_as_near_as_torch(result, *case, end)
     return device.launched
 
 

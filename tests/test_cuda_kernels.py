@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kernels import cuda, reference
 from kernels.cuda import linear
+from kernels.cuda.linear import NOTHING
 from kernels.packing import dequantize
 from tests.cuda_emulator import Emulator, shared_folder
 
@@ -31,12 +32,12 @@ def random_case(m, n, k, bits, group_size, dtype, scale_dtype=torch.float16, bia
     return x, weight, scale, bias, bits, group_size
 
 
-def assert_as_near_as_torch(result, x, weight, scale, bias, bits, group_size):
+def assert_as_near_as_torch(result, x, weight, scale, bias, bits, group_size, end=NOTHING):
     """Errors against float32 are at most twice those of the same product in torch at x's precision: the largest one,
     and their mean square. One rounding of the result is granted to both."""
-    exact = reference.weight_only_linear(x.float(), weight, scale, None if bias is None else bias.float(), bits,
-                                         group_size)
-    torch_s = reference.weight_only_linear(x, weight, scale, bias, bits, group_size)
+    exact = end.of(reference.weight_only_linear(x.float(), weight, scale, None if bias is None else bias.float(), bits,
+                                                group_size))
+    torch_s = end.of(reference.weight_only_linear(x, weight, scale, bias, bits, group_size))
     rounding = exact.abs().max() * torch.finfo(x.dtype).eps / 2
     assert result.dtype is x.dtype and result.shape == exact.shape
     error, allowed = (result.float() - exact).abs(), (torch_s.float() - exact).abs()
