@@ -1,7 +1,8 @@
 """All layers of a decoding step on a GPU: kernels.layer.stack with what stands between the products in their ends.
 
-Seven kernels a layer where ours are used: norm, qkv, attention, dense, norm, in, out. What changes from step to step is
-read from tensors (the rows' lengths, positions, tokens), so that a step can be recorded (graph.py).
+Seven kernels a layer where ours are used: norm, qkv, attention, dense, norm, in, out; and one that zeroes attention's
+counters. What changes from step to step is read from tensors (the rows' lengths, positions, tokens), so that a step can
+be recorded (graph.py).
 """
 
 from __future__ import annotations
