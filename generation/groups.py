@@ -183,6 +183,9 @@ class Sampled:
 class Searched:
     """Rows that joined together and are searched with the same beams, step by step."""
 
+    may_go_ahead = False
+    needs_all = True  # scores are sums over all
+
     def __init__(self, params: BeamParams, rules: Rules, members: list[Member], device: torch.device):
         self.params, self.rules, self.members = params, rules, members
         self.ruling = Ruling(rules, device)
@@ -198,8 +201,6 @@ class Searched:
     def width(self) -> int:
         return len(self.members) * self.params.num_beams
 
-    may_go_ahead = False
-
     def move(self, moved: dict[int, int]) -> None:
         self.places = [moved.get(place, place) for place in self.places]
         width = len(self.places) // len(self.members)
@@ -208,14 +209,12 @@ class Searched:
     def drop(self, number: int) -> list[int]:
         return self._keep([place for place, member in enumerate(self.members) if member.number != number])
 
-    needs_all = True  # scores are sums over all
-
     def begin(self, found: Logits, sequences: Sequences, index) -> Ending:
         """Logits of this group's rows, at `index` in sequences. Which beams go on is the host's choice."""
-        return partial(self._step, found, sequences)
+        return partial(self._step, found.values, sequences)
 
-    def _step(self, found: Logits, sequences: Sequences) -> tuple[list[Event], list[int]]:
-        params, state, logits = self.params, self.state, found.values
+    def _step(self, logits: torch.Tensor, sequences: Sequences) -> tuple[list[Event], list[int]]:
+        params, state = self.params, self.state
         self.ruling.forbid_invalid_(logits)
         if state.steps < params.min_gen_length:
             self.ruling.forbid_ends_(logits)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy
 import torch
 
 from generation.params import SamplingParams
-from glm.logits import Refine
+from glm.logits import Logits, Refine
 
 FORBIDDEN = -65504.0  # the original's value: the least half; kept, because scores of golden data were made with it
 _32_BITS = 0xFFFFFFFF
@@ -117,30 +118,26 @@ def draw(logits: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor) -> torch.T
     return (logits + gumbels(ids, keys)).argmax(dim=-1)
 
 
-def leave(count: int, added: torch.Tensor | None = None, least: float = FORBIDDEN) -> bool:
-    """What refines logits that are exact: nothing was to be done."""
-    return False
-
-
 def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | None,
-           refine: Refine = leave) -> torch.Tensor:
+           refine: Refine | None = None) -> torch.Tensor:
     """Next tokens (b,) for float32 logits (b, v): temperature, then top-k, then top-p, then one draw each.
 
     keys: (b, 2) int64, see keys_of. top_k 1 is greedy, looks at nothing else and needs no keys.
-    refine: makes the best logits exact, in place (glm.logits.Logits); the token is that of exact logits then. Only how
-    likely the nucleus is as a whole is known to 1e-4 (REFINED), which may add or drop its last token.
+    refine: makes the best logits exact, in place (glm.logits.Logits; None: all are); the token is that of exact logits
+    then. Only how likely the nucleus is as a whole is known to 1e-4 (REFINED), which may add or drop its last token.
     """
+    refine = partial(refine or Logits(logits).refine, least=FORBIDDEN)
     if params.top_k == 1:
-        refine(1, None, FORBIDDEN)
+        refine(1)
         return logits.argmax(dim=-1)
     if 0 < params.top_p < 1:
         ids, logits = _refined_nucleus(logits, params, refine)
         return ids.gather(-1, draw(logits, ids, keys)[:, None])[:, 0]
     noise = gumbels(torch.arange(logits.shape[-1], device=logits.device), keys)
     if params.top_k:
-        refine(params.top_k, None, FORBIDDEN)
+        refine(params.top_k)
     else:
-        refine(1, noise * params.temperature, FORBIDDEN)
+        refine(1, noise * params.temperature)
     return (_scaled(logits, params) + noise).argmax(dim=-1)
 
 
@@ -152,11 +149,11 @@ def _scaled(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
 def _refined_nucleus(logits: torch.Tensor, params: SamplingParams, refine: Refine) -> tuple[torch.Tensor, torch.Tensor]:
     """`nucleus`, all of whose tokens have exact logits."""
     count = params.top_k or REFINED
-    is_approximate = refine(count, None, FORBIDDEN)
+    is_approximate = refine(count)
     ids, kept = nucleus(_scaled(logits, params), params.top_p)
     while is_approximate and not params.top_k and count < (widest := int(kept.isfinite().sum(dim=-1).max())):
         count = widest + widest // 4
-        refine(count, None, FORBIDDEN)
+        refine(count)
         ids, kept = nucleus(_scaled(logits, params), params.top_p)
     return ids, kept
 
