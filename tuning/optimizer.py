@@ -4,9 +4,9 @@ float16 a scale of the loss that finds itself."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,15 +119,13 @@ class Optimizer:
             self.step(rate, norm)
         return norm, is_skipped
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
+    def whole(self) -> AbstractContextManager[None]:
         """While it lasts, each rank can compute with all weights."""
-        yield
+        return nullcontext()
 
-    @contextmanager
-    def written(self) -> Iterator[None]:
+    def written(self) -> AbstractContextManager[None]:
         """While it lasts, the ranks that write can read all weights."""
-        yield
+        return nullcontext()
 
     def gather(self) -> None:
         """The parameters' gradients become the masters', without the loss' scale."""
@@ -199,25 +197,35 @@ class Optimizer:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, by the parameters' names; tensors are not copied."""
-        moments = {name: dict(moving.state[master]) for moving in self._moving
-                   for name, master in self.masters.items() if master in moving.state}
-        scale = None if self.scale is None else [self.scale.value, self.scale.good, self.scale.left]
-        return {"parameters": {name: master.detach() for name, master in self.masters.items()}, "moments": moments,
-                "scale": scale}
+        masters, moments = self.held()
+        return {"parameters": masters, "moments": moments,
+                "scale": None if self.scale is None else list(astuple(self.scale))}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
         """Raises KeyError, RuntimeError or TypeError for a state of other parameters."""
-        if set(state["parameters"]) != set(self.masters):
-            raise KeyError(*set(state["parameters"]) ^ set(self.masters))
-        for name, master in self.masters.items():
-            master.copy_(state["parameters"][name])
-            if master is not self.parameters[name]:
-                self.parameters[name].copy_(master)
-            if moments := state["moments"].get(name):
-                moving = self._moving_of(master)
-                if set(moments) != MOMENTS[type(moving).__name__]:
-                    raise KeyError(*moments)  # of another kind of optimiser
-                moving.state[master] = {key: tensor.to(master.device) for key, tensor in moments.items()}
+        masters = state["parameters"]
+        if set(masters) != set(self.parameters):
+            raise KeyError(*set(masters) ^ set(self.parameters))
+        for name, parameter in self.parameters.items():
+            parameter.copy_(masters[name])
+        self.take(masters, state["moments"])
         if state["scale"] is not None:
             self.scale = LossScale(*state["scale"])
+
+    def held(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """The masters and their moments, by the parameters' names."""
+        return {name: master.detach() for name, master in self.masters.items()}, {
+            name: dict(moving.state[master]) for moving in self._moving
+            for name, master in self.masters.items() if master in moving.state}
+
+    def take(self, masters: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """What held() gave. The parameters themselves have their values already."""
+        for name, master in self.masters.items():
+            if master is not self.parameters[name]:
+                master.copy_(masters[name])
+            if own := moments.get(name):
+                moving = self._moving_of(master)
+                if set(own) != MOMENTS[type(moving).__name__]:
+                    raise KeyError(*own)  # of another kind of optimiser
+                moving.state[master] = {key: tensor.to(master.device) for key, tensor in own.items()}

@@ -81,18 +81,18 @@ def run_training(asked: Asked, data: TrainingData, interrupts: Interrupts | None
     tuned.is_checkpointed = options.checkpoint_activations
     steps = optimizer.lr_decay_iters or len(data.steps)
     schedule = Schedule(optimizer.lr_decay_style, max(1, steps), optimizer.warmup, optimizer.lr_decay_ratio)
-    loss, learned, moving = loss_function(tuned, settings, options), learning(tuned, settings), None
+    loss, learned = loss_function(tuned, settings, options), learning(tuned, settings)
     if is_divided(asked.deepspeed):
         from tuning.zero import DividedOptimizer
 
         moving = DividedOptimizer(learned, optimizer, tuned, loss, asked.deepspeed.zero,
                                   options.gradient_accumulation_steps, tuned.is_split)
         loss = moving.loss
+    else:
+        moving = Optimizer(learned, optimizer)
     training = Training(
-        data.steps, data.samples_of, loss, moving or Optimizer(learned, optimizer), schedule,
-        options.gradient_accumulation_steps,
-        options.save_interval, validation_of(asked, tuned, data), tuned.is_split,
-        settings.cloze.loss_func == "hinge")
+        data.steps, data.samples_of, loss, moving, schedule, options.gradient_accumulation_steps, options.save_interval,
+        validation_of(asked, tuned, data), tuned.is_split, settings.cloze.loss_func == "hinge")
     known = [*data.notes, *notes_on_places(tuned)]
     notes = list(known) if parallel.is_first_process() else []
 

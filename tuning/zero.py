@@ -12,8 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import astuple
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from runtime import parallel
 from runtime.errors import UserError
-from tuning.optimizer import LossScale, Optimizer
+from tuning.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from tuning.train_options import OptimizerOptions
@@ -63,7 +62,7 @@ class DividedOptimizer(Optimizer):
             raise UserError("zero_optimization: what is divided must have one precision, and this has "
                             f"{', '.join(sorted(map(str, dtypes)))}; give --dtype float32, or leave the stage away")
         self._divided, self._modules = Passes(divided, loss), modules
-        self._zero, self._parts, self._passes = dict(zero), parts, 0
+        self._zero, self._parts = dict(zero), parts
         self._engine: Any = None
         for name, parameter in parameters.items():
             parameter.model_parallel = is_split(name)  # DeepSpeed's mark of what counts on each tensor-parallel rank
@@ -103,20 +102,17 @@ class DividedOptimizer(Optimizer):
         return self.engine(*arguments)
 
     def backward(self, loss: Tensor) -> None:
-        self._set_scale()
-        self.engine.backward(loss * parallel.data_parallel_size(), scale_wrt_gas=False)  # it takes means over ranks
-        self._passes += 1
-        if self._passes % self._parts:
-            self.engine.step()  # only counts
+        engine = self.engine
+        if self.scale is not None:
+            engine.optimizer.loss_scaler.cur_scale = self._scale
+        engine.backward(loss * parallel.data_parallel_size(), scale_wrt_gas=False)  # it takes means over ranks
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()  # only counts
 
     @property
     def _scale(self) -> float:
         """With backward()'s number of ranks it makes float16 gradients as large as the plain optimiser's."""
         return self.loss_factor / parallel.data_parallel_size()
-
-    def _set_scale(self) -> None:
-        if self.scale is not None:
-            self.engine.optimizer.loss_scaler.cur_scale = self._scale
 
     def move(self, rate: float, is_split: Callable[[str], bool], check: Callable[[float], None]) -> tuple[float, bool]:
         engine = self.engine
@@ -129,68 +125,60 @@ class DividedOptimizer(Optimizer):
             check(norm)
         return norm, is_skipped
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
+    @property
+    def _is_parted(self) -> bool:
+        """Whether no rank holds all weights."""
+        return self._zero["stage"] == 3 and self._engine is not None
+
+    def whole(self) -> AbstractContextManager[None]:
         """Stage 3: each rank holds all weights while it lasts."""
-        with self._gathered(list(self._modules.parameters())):
-            yield
+        if not self._is_parted:
+            return super().whole()
+        return imported().zero.GatheredParameters(list(self._modules.parameters()))
 
-    def _gathered(self, parameters: list[torch.nn.Parameter]) -> AbstractContextManager[None]:
-        if self._zero["stage"] < 3 or self._engine is None:
-            return nullcontext()
-        return imported().zero.GatheredParameters(parameters)
+    def written(self) -> AbstractContextManager[None]:
+        """Stage 3: one parameter at a time becomes whole, in the host's memory of the ranks that write."""
+        return self._copied() if self._is_parted else super().written()
 
     @contextmanager
-    def written(self) -> Iterator[None]:
-        """Stage 3: one parameter at a time becomes whole, in the host's memory of the ranks that write."""
-        kept = [(parameter, parameter.data) for parameter in self._modules.parameters()]
-        if self._zero["stage"] == 3 and self._engine is not None:
-            copies = []
-            for parameter, _ in kept:
-                with self._gathered([parameter]):
-                    copies.append(parameter.detach().cpu() + 0 if parallel.data_parallel_rank() == 0 else None)
-            for (parameter, _), copy in zip(kept, copies, strict=True):
-                if copy is not None:
-                    parameter.data = copy
+    def _copied(self) -> Iterator[None]:
+        parameters, is_writer = list(self._modules.parameters()), parallel.data_parallel_rank() == 0
+        kept, copies = [parameter.data for parameter in parameters], []
+        for parameter in parameters:
+            with imported().zero.GatheredParameters([parameter]):
+                copies.append(parameter.detach().to("cpu", copy=True) if is_writer else None)
+        for parameter, copy in zip(parameters, copies, strict=True):
+            if copy is not None:
+                parameter.data = copy
         try:
             yield
         finally:
-            for parameter, data in kept:
+            for parameter, data in zip(parameters, kept, strict=True):
                 parameter.data = data
 
-    def state(self) -> dict[str, Any]:
-        """As the plain optimiser's; only on the ranks that write does it hold tensors. Every rank calls it."""
+    def held(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """As the plain optimiser's; empty on the ranks that do not write. Every rank calls it."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        optimizer, is_writer = self.engine.optimizer, parallel.data_parallel_rank() == 0
-        step = next(iter(optimizer.optimizer.state.values()))["step"].cpu()
-        found: dict[str, Any] = {"parameters": {}, "moments": {},
-                                 "scale": None if self.scale is None else list(astuple(self.scale))}
+        step = next(iter(self.engine.optimizer.optimizer.state.values()))["step"].cpu()
+        masters, moments = {}, {}
         for name, parameter in self.parameters.items():
             shape = shape_of(parameter)
             master = safe_get_full_fp32_param(parameter).reshape(shape)
-            moments = {key: safe_get_full_optimizer_state(parameter, key).reshape(shape) for key in MOMENTS}
-            if is_writer:
-                found["parameters"][name] = master.cpu()
-                found["moments"][name] = {"step": step.clone(), **{key: each.cpu() for key, each in moments.items()}}
-        return found
+            own = {key: safe_get_full_optimizer_state(parameter, key).reshape(shape) for key in MOMENTS}
+            if parallel.data_parallel_rank() == 0:
+                masters[name] = master.cpu()
+                moments[name] = {"step": step.clone(), **{key: each.cpu() for key, each in own.items()}}
+        return masters, moments
 
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Any]) -> None:
-        if set(state["parameters"]) != set(self.parameters):
-            raise KeyError(*set(state["parameters"]) ^ set(self.parameters))
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state["parameters"][name])
-        optimizer, moments = self.engine.optimizer, state["moments"]
+    def take(self, masters: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]]) -> None:
         step = max((float(each["step"]) for each in moments.values()), default=0.0)
-        for each in optimizer.optimizer.state.values():
+        for each in self.engine.optimizer.optimizer.state.values():
             each["step"].fill_(step)
         for name, parameter in self.parameters.items():
-            put(parameter, state["parameters"][name].float())
+            put(parameter, masters[name].float())
             for key in MOMENTS:
                 put(parameter, moments[name][key] if name in moments else torch.zeros(shape_of(parameter)), key)
-        if state["scale"] is not None:
-            self.scale = LossScale(*state["scale"])
 
 
 def shape_of(parameter: Tensor) -> torch.Size:
