@@ -98,7 +98,7 @@ def test_only_a_lower_loss_is_better():
 
 def test_the_loss_is_the_mean_of_all_tokens():
     samples = [Sample(str(count), Kind.SEQ2SEQ, (Row((), (), (), 0, (), (1,) * count),)) for count in (3, 1, 4)]
-    assert mean_loss([1.0, 2.0], samples, 2) == pytest.approx((1.0 * 4 + 2.0 * 4) / 8)
+    assert mean_loss([1.0, 2.0], [samples[:2], samples[2:]]) == pytest.approx((1.0 * 4 + 2.0 * 4) / 8)
 
 
 def test_blanks_have_a_loss_alone(titles, tmp_path):

@@ -64,7 +64,9 @@ def evaluated(tuned: Tuned, settings: Settings, options: TrainOptions, samples: 
     is_written = kind_of(task) in WRITING
     found = evaluation_of(task, load)(tuned, of_dev(settings), samples, size, ("cross_entropy",) if is_written else ())
     if is_written:
-        found["metrics"] = {**found["metrics"], LOSS: mean_loss(found["losses"]["cross_entropy"], built(samples), size)}
+        whole, losses = built(samples), found["losses"]["cross_entropy"]
+        found["metrics"] = {**found["metrics"], LOSS: mean_loss(losses, [
+            whole[begin:begin + size] for begin in range(0, len(whole), size)])}
     return {"task": task, "split": "dev"} | found
 
 
@@ -73,8 +75,7 @@ def evaluated_documents(tuned: Tuned, settings: Settings, batches: Sequence[Sequ
     """The mean losses of batches of pretraining, and that of all their tokens, with its perplexity."""
     device = next(tuned.model.parameters()).device
     losses = [loss_of(tuned, batch_of(batch, tuned.model.config, device)).item() for batch in batches]
-    weights = list(map(weight_of, batches))
-    loss = sum(each * weight for each, weight in zip(losses, weights, strict=True)) / sum(weights)
+    loss = mean_loss(losses, batches)
     return {"task": settings.data.task, "split": "dev", "rows": [
         {"index": number, LOSS: each} for number, each in enumerate(losses)],
         "metrics": {LOSS: loss, "ppl": math.exp(min(MOST_NATS, loss))}}
@@ -96,9 +97,9 @@ def reading(settings: Settings, load: Path) -> Callable[[Sample], str]:
     return read
 
 
-def mean_loss(losses: Sequence[float], samples: Sequence[Sample], size: int) -> float:
-    """Of all tokens. losses: means of those of consecutive batches."""
-    weights = [weight_of(samples[begin:begin + size]) for begin in range(0, len(samples), size)]
+def mean_loss(losses: Sequence[float], batches: Sequence[Sequence[Sample]]) -> float:
+    """Of all tokens. losses: means of those of each batch."""
+    weights = list(map(weight_of, batches))
     return sum(loss * weight for loss, weight in zip(losses, weights, strict=True) if weight) / max(sum(weights), 1)
 
 
