@@ -7,4 +7,5 @@ set -euo pipefail
 
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/ptuning.sh"
 run_ptuning --do_train --train_file "$DATA/train.json" --validation_file "$DATA/dev.json" \
-    --per_device_train_batch_size 1 --gradient_accumulation_steps 16 --max_steps "$MAX_STEPS" --save_steps 1000 --learning_rate "$LR" -- "$@"
+    --per_device_train_batch_size 1 --gradient_accumulation_steps 16 --max_steps "$MAX_STEPS" \
+    --save_steps 1000 --learning_rate "$LR" -- "$@"
