@@ -1,56 +1,6 @@
-// The C entry points, called through ctypes with plain pointers. Element types: 0 float, 1 bf16, 2 fp16.
-// Every function does its own share in each thread of one parallel region; sizes were checked by the caller.
-#include "prefill.h"
-#include "refine.h"
+// Entry points of decoding's layers, and of what lies between products.
+#include "exports.h"
 #include "stack.h"
-#include "team.h"
-
-// Below this many bytes of work waking the other threads costs more than it saves.
-static const size_t WORTH_A_TEAM = 96 << 10;
-static inline int team_for(size_t bytes, int threads) { return bytes < WORTH_A_TEAM ? 1 : threads; }
-static inline size_t width(int type) { return type == 0 ? 4 : 2; }
-
-template <class T, class O>
-static void few_rows(const T* x, size_t m, size_t k, const T* w, const T* bias, O* out, size_t n, int threads) {
-    TEAM(threads, linear_part(x, m, k, w, bias, out, n, thread, team);)
-}
-// All threads put x in order, each some rows of it.
-template <class T>
-static void few_packed_rows(const T* x, size_t m, size_t k, const Packed& w, const Target& to, int threads) {
-    const PackedProduct& product = packed_product(w.bits);
-    uint8_t* room = product.room(w, m);
-    TEAM(threads, {
-        product.arrange(type_number(x), w, x, m, share(m, 1, thread, team), room);
-        wait_for_all();
-        product.rows(w, room, m, to, share(to.n, 4, thread, team));
-    })
-}
-static const size_t MOST_BYTES = 32 << 20;  // of x in panels, of which more rows are taken one part after the other
-template <class T>
-static void many_rows(const T* x, size_t m, size_t k, const Matrix& w, const Target& to, int threads) {
-    const size_t fitting = MOST_BYTES / (4 * k), most = fitting < 512 ? 512 : fitting;
-    if (m > most) {
-        many_rows(x, most, k, w, to, threads);
-        return many_rows(x + most * k, m - most, k, w, to.from_row(most), threads);
-    }
-    tile::with_engine<T>([&](auto engine) {
-        typedef typename decltype(engine)::type Engine;
-        tile::with_rows(x, k, w, [&](auto rows, auto weights) {
-            tile::Operand<Engine> operand(m, rows.template words<typename Engine::Element>());
-            operand.data = scratch<Engine*, float>(operand.size());
-            const tile::Units units(operand.panels, operand.height, to.n, threads);
-            std::atomic<size_t> next{0};
-            TEAM(threads, {
-                operand.pack(rows, share(operand.panels, 1, thread, team));
-                wait_for_all();
-                for (size_t unit; (unit = next++) < units.count();)
-                    tile::columns(operand, units.panels_of(unit), weights, units.rows_of(unit), to);
-            })
-        });
-    });
-}
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT const char* glm_path() {
 #ifdef GLM_BF16_DOTS
@@ -64,30 +14,6 @@ EXPORT int glm_threads(int threads) {  // how many the runtime really gives
     int seen = 1;
     TEAM(threads, if (thread == 0) seen = team;)
     return seen;
-}
-
-// out (m, n) = x (m, k) w (n, k)^T + bias, w packed where it has bits; out is of x's type or, where wanted, float.
-EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const Matrix* w, const void* bias, int out_type,
-                       void* out, size_t n, int threads) {
-    const size_t row_bytes = w->bits ? w->packed(k).row_bytes() : k * width(type);
-    threads = team_for(n * row_bytes + m * k, threads);
-    const Target to = {out_type, type, bias, out, n};
-    BY_TYPE(type, {
-        if (is_many(*w, m, k)) many_rows((const T*)x, m, k, *w, to, threads);
-        else if (w->bits) few_packed_rows((const T*)x, m, k, w->packed(k), to, threads);
-        else if (out_type == type) few_rows((const T*)x, m, k, (const T*)w->weight, (const T*)bias, (T*)out, n, threads);
-        else few_rows((const T*)x, m, k, (const T*)w->weight, (const T*)bias, (float*)out, n, threads);
-    })
-}
-
-EXPORT void glm_refine(int type, const void* x, size_t m, size_t k, const void* w, size_t n, float* logits,
-                       const float* error, const float* added, float least, size_t count, int threads) {
-    const Approximate approximate = {m, k, n, count, error, added, least, logits};
-    threads = team_for(m * n * 8, threads);
-    std::vector<std::vector<float>> best(threads * m);
-    std::vector<float> bars(m);
-    TEAM(threads, BY_TYPE(type, refine_part((const T*)x, (const T*)w, approximate, best.data(), bars.data(), thread,
-                                            team, wait_for_all)))
 }
 
 EXPORT void glm_norm(int type, const void* residual, const void* update, float alpha, const void* weight,
@@ -114,24 +40,6 @@ EXPORT void glm_attend(int type, const AttentionShape* shape, const void* qkv, c
     threads = team_for(shape->batch * shape->heads * shape->size * shape->total * 2 * width(type), threads);
     TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, cosine, sine, (T*)keys, (T*)values, *shape, (T*)out, thread,
                                             team, wait_for_all)))
-}
-
-EXPORT int glm_prefill_products() { return prefill::best_products(); }
-
-// Many new tokens per sequence. products: at most glm_prefill_products(); types other than bf16 have but FP32's.
-EXPORT void glm_prefill(int type, int products, const AttentionShape* shape, size_t length, const void* qkv,
-                        const float* cosine, const float* sine, void* keys, void* values, void* out, int threads) {
-    threads = team_for(shape->batch * shape->heads * shape->size * shape->total * length, threads);
-#define PREFILL(Products, T) prefill::attend_part<prefill::Products>((const T*)qkv, cosine, sine, (T*)keys, (T*)values, \
-                                                                     *shape, length, (T*)out, thread, team, wait_for_all)
-#ifdef GLM_TILES
-    if (type == 1 && products == 2) { TEAM(threads, PREFILL(Tiles, bf16);) return; }
-#endif
-#ifdef GLM_BF16_DOTS
-    if (type == 1 && products == 1) { TEAM(threads, PREFILL(Dots, bf16);) return; }
-#endif
-    TEAM(threads, BY_TYPE(type, PREFILL(Floats, T)))
-#undef PREFILL
 }
 
 template <class T>

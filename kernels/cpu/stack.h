@@ -5,7 +5,7 @@
 #pragma once
 #include <initializer_list>
 #include "attention.h"
-#include "tile.h"
+#include "products.h"
 
 struct LayerWeights {  // the order of kernels.layer.LayerWeights, then the layer's cache; all parts of 8 bytes
     const void *norm1_weight, *norm1_bias;
@@ -47,22 +47,10 @@ template <class T> struct StackScratch {
     }
 };
 
-// The columns `parts` of out (m, n) = x (m, k) w^T + bias.
 template <class T>
 static void product(const Matrix& w, const T* x, size_t m, size_t k, const void* bias, T* out, size_t n,
                     std::initializer_list<Range> parts) {
-    const int type = type_number(x);
-    if (is_many(w, m, k)) return tile::linear_part(x, m, k, w, {type, type, bias, out, n}, parts);
-    if (w.bits == 0) {
-        auto operand_x = operand(x, m * k);
-        for (Range part : parts) linear_rows(operand_x, m, k, (const T*)w.weight, (const T*)bias, out, n, part);
-        return;
-    }
-    const Packed packed = w.packed(k);
-    const PackedProduct& forms = packed_product(packed.bits);
-    uint8_t* room = forms.room(packed, m);
-    forms.arrange(type, packed, x, m, {0, m}, room);
-    for (Range part : parts) forms.rows(packed, room, m, {type, type, bias, out, n}, part);
+    product_part(type_number(x), x, m, k, w, {type_number(x), type_number(x), bias, out, n}, parts);
 }
 
 // hidden (b, h) -> out (b, h) after the final norm. Run by every thread of the team; `wait` is its barrier.
