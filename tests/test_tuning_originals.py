@@ -69,6 +69,59 @@ def test_words_of_the_glm_repository_that_are_said_otherwise_here():
     assert flags_of(found.commands[0][1:]) == {"--eval-epoch": ["0"], "--loss-func": ["adapet"], "--device": ["cpu"]}
 
 
+def test_a_configuration_of_the_original_names_a_vocabulary_that_is_downloaded_there():
+    line = "--tokenizer-type BertWordPieceTokenizer --tokenizer-model-type bert-large-uncased --text-key text"
+    found = translated("finetune_glm.py", [*line.split(), "--device", "cpu"])
+    assert found.left_out == ["--tokenizer-model-type", "--text-key"]
+    assert flags_of(found.commands[0][1:])["--tokenizer-type"] == ["BertWordPieceTokenizer"]
+
+
+@pytest.mark.parametrize(("line", "split"), [
+    ("--task RTE --epochs 0 --load-pretrained m --save runs --experiment-name x --lr 1e-5 --cloze-eval", ["test"]),
+    ("--task RTE --epochs 0 --eval-valid --load-pretrained m --cloze-eval --batch-size 8", ["dev"]),
+    ("--task wikitext --valid-data f --load-pretrained m --save runs --checkpoint-activations --cloze-eval", None)])
+def test_what_trains_nothing_is_evaluated(line, split):
+    found = translated("finetune_glm.py", [*line.split(), "--device", "cpu"])
+    (command, *words), = found.commands
+    flags = flags_of(words)
+    assert command == "evaluate" and flags.get("--split") == split and flags["--load"] == ["m"]
+    assert not {"--save", "--epochs", "--lr", "--batch-size", "--checkpoint-activations"} & set(flags)
+    assert "--cloze-eval" in flags and ("--save" in found.left_out) == ("--save" in line)
+
+
+def test_the_last_validation_in_place_of_a_test_has_no_effect_on_a_training():
+    found = translated("finetune_glm.py", ["--task", "rte", "--epochs", "3", "--eval-valid", "--device", "cpu"])
+    assert found.commands[0][0] == "train" and found.left_out == ["--eval-valid"]
+
+
+def test_tasks_of_pretraining_lie_where_the_original_looks_for_them():
+    line = "--train-data f --data-dir glue --multi-task-data cola SQuAD --multi-task-ratio 0.05 --device cpu"
+    flags = flags_of(translated("pretrain_glm.py", line.split()).commands[0][1:])
+    assert flags["--multi-task-data"] == ["cola=glue/CoLA,squad-cloze=glue/SQuAD"] and "--data-dir" not in flags
+    assert flags_of(translated("pretrain_glm.py", ["--multi-task-data", "rte=RTE", "--device", "cpu"]).commands[0][1:])[
+        "--multi-task-data"] == ["rte=RTE"]
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("--masked-lm", "--masked-lm trains a BERT, which has no block positions"),
+    ("--sentinel-token", "no published checkpoint has"),
+    ("--switch-linear", "--lr RATE --lr-decay-style linear"),
+    ("--filter-english", "leave them out of the file"),
+    ("--load-splits FILE", "--split 949,50,1"),
+    ("--eval-seq-length 128", "--seq-length here"),
+    ("--train-data pile cc-news", "one file is read here"),
+    ("--multi-task-data superglue", "there are mnli, cola")])
+def test_what_would_change_a_training_and_cannot_is_refused(line, message):
+    with pytest.raises(UserError, match=message):
+        translated("pretrain_glm.py", line.split())
+
+
+@pytest.mark.parametrize("flag", ["--task", "--save", "--batch-size", "--device"])
+def test_a_flag_without_its_value_is_one_line(flag, capsys):
+    assert main(["original", "finetune_glm.py", "--gradient-accumulation-steps", "2", flag]) == 2
+    assert flag in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_what_only_a_training_takes_is_not_said_to_predict():
     line = ("--do_train --do_eval --do_predict --validation_file v.json --test_file t.json --weight_decay 0.1 "
             "--adam_beta1 0.8 --max_grad_norm 2 --warmup 0.1 --per_device_eval_batch_size 3 --device cpu")

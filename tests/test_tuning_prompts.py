@@ -1,6 +1,7 @@
 """Continuous prompts of a training: how they begin, what learns with them, and what is left."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -56,6 +57,15 @@ def test_a_prompt_begins_between_words_and_verbalizers(glm):
         near = distances.argmin()
         assert distances.flatten()[near] < 1e-5 and 0 <= shares.flatten()[near] <= 1
     assert torch.equal(begun(model, verbalizers), found) and not torch.equal(begun(model, verbalizers, 2), found)
+
+
+def test_a_prompt_is_drawn_in_the_originals_order(glm):
+    """For each vector a word among the first 5,000, a verbalizer's token, and the word's share in the mixture."""
+    model = open_model(CheckpointOptions(glm)).model
+    words, draw = model.transformer.word_embeddings.weight.detach(), random.Random(3)
+    for vector in begun(model, [5, 9, 7], seed=3):
+        word, token, share = draw.randrange(len(words)), draw.choice([5, 9, 7]), draw.random()
+        assert torch.allclose(vector, share * words[word] + (1 - share) * words[token], atol=1e-6)
 
 
 def test_without_verbalizers_a_prompt_begins_as_words(glm):

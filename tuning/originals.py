@@ -28,15 +28,41 @@ _GLM_NOTHING = dict.fromkeys(
      "--no-load-rng", "--no-load-lr-scheduler", "--no-load-iteration", "--no-save-optim", "--no-save-rng",
      "--overwrite", "--resume-dataloader", "--lazy-loader", "--shuffle", "--fp32-embedding", "--fp32-layernorm",
      "--fp32-tokentypes", "--fp32-allreduce", "--cpu-optimizer", "--cpu-torch-adam", "--deep-init", "--loose-json",
-     "--adam", "--fast-decode", "--shuffle-blocks", "--load-splits",
+     "--adam", "--fast-decode", "--shuffle-blocks",
      "--no-lazy-loader", "--half-lazy-loader", "--no-pre-tokenize", "--new-save-directory", "--no-deepspeed-load",
-     "--few-superglue"), 0) | dict.fromkeys(
+     "--few-superglue", "--presplit-sentences",
+     "--reset-position-ids", "--reset-attention-mask"), 0) | dict.fromkeys(  # read without --block-lm alone
     ("--num-workers", "--log-interval", "--eval-interval", "--eval-iters", "--save-epoch", "--distributed-backend",
      "--DDP-impl", "--local-rank", "--checkpoint-num-layers", "--vocab-size",
      "--make-vocab-size-divisible-by", "--layernorm-epsilon", "--out-seq-length", "--temperature", "--top-p",
      "--top-k", "--no-load-optimizer", "--eval-max-preds-per-seq", "--master-port",
-     "--loader-scatter", "--cache-dir", "--save-splits", "--save-test-data", "--attention-scale", "--mem-length"), 1)
-_OF_PRETRAINING = ("--eval-interval", "--eval-iters")  # validation of rows has epochs
+     "--loader-scatter", "--cache-dir", "--save-splits", "--save-test-data", "--attention-scale", "--mem-length",
+     "--text-key", "--eval-text-key", "--delim", "--input-data-sizes-file", "--max-preds-per-seq",  # of no reader there
+     "--eval-seq-length",
+     "--tokenizer-model-type"), 1)  # whose vocabulary is downloaded there; here it is a folder's
+_OF_PRETRAINING = ("--eval-interval", "--eval-iters", "--eval-seq-length")  # validation of rows has epochs
+# Flags that would change what is computed, and cannot here: why, and what does instead.
+_ANOTHER_MODEL = "trains another architecture than GLM's"
+_GLM_REFUSED = {
+    "--transformer-xl": _ANOTHER_MODEL, "--encoder-decoder": _ANOTHER_MODEL, "--pretrained-bert": _ANOTHER_MODEL,
+    "--masked-lm": "trains a BERT, which has no block positions and of which no checkpoint was published; leave it out "
+                   "and give --bert-prob 1, for short blanks alone",
+    "--sentinel-token": "needs a mask and a sop of its own for each blank, which no published checkpoint has; leave it "
+                        "out: blanks are told apart by their positions",
+    "--switch-linear": "goes on from the schedule within a checkpoint, which is not read here; say the rate that it "
+                       "had: --lr RATE --lr-decay-style linear --warmup 0, and the rest of --train-iters",
+    "--use-tfrecords": "reads BERT's TFRecords; --train-data FILE takes JSON lines of prompt and text",
+    "--filter-english": "leaves out documents of other languages; leave them out of the file",
+    "--load-splits": "takes a division of documents from a file; say the files of each part, --valid-data and "
+                     "--test-data, or their shares, --split 949,50,1",
+    "--eval-seq-length": "validates at another length; validation has that of --seq-length here",
+}
+_EVALUATED = ("lambda", "wikitext", "language_model", "multichoice")  # tasks that finetune_glm.py evaluates alone
+_FOLDERS = {"mnli": "MNLI", "cola": "CoLA", "mrpc": "MRPC", "qnli": "QNLI", "qqp": "QQP", "sst2": "SST-2",
+            "agnews": "Agnews", "yelp-polarity": "yelp_review_polarity_csv", "yelp-full": "yelp_review_full_csv",
+            "yahoo": "Yahoo", "squad": "SQuAD", "race": "RACE"}  # of --multi-task-data, within --data-dir
+_TASK_NAMES = {"squad": "squad-cloze"}  # of these, where another one has the name here
+_OF_SAVING = ("--save", "--experiment-name", "--no-validation", "--optimizer", "--adapet")  # beside _OF_TRAINING
 _CHATGLM_NAMES = {
     "--model-name-or-path": "--load", "--output-dir": "--save", "--learning-rate": "--lr",
     "--max-steps": "--train-iters", "--num-train-epochs": "--epochs", "--per-device-train-batch-size": "--batch-size",
@@ -76,12 +102,22 @@ def _of_glm(program: str, words: Sequence[str]) -> Translated:
     is_pretraining = program.startswith("pretrain")
     nothing = {flag: count for flag, count in _GLM_NOTHING.items() if not (is_pretraining and flag in _OF_PRETRAINING)}
     flags, left_out = _read(words, _GLM_NAMES, nothing)
+    if wrong := [flag for flag in flags if flag in _GLM_REFUSED]:
+        raise UserError(f"{wrong[0]} {_GLM_REFUSED[wrong[0]]}")
     if is_pretraining:
         flags["--task"] = ["pretrain"]
-    elif "--task" in flags:
-        flags["--task"] = [flags["--task"][0].lower()]
-    if (name := flags.pop("--experiment-name", None)) and "--save" in flags:
-        flags["--save"] = [str(Path(flags["--save"][0]) / name[0])]
+        _settle_corpora(flags)
+    elif task := _value(flags, "--task"):
+        flags["--task"] = [task.lower()]
+    is_of_validation = flags.pop("--eval-valid", None) is not None  # in place of the test, behind the last epoch
+    if _value(flags, "--task") in _EVALUATED or _value(flags, "--epochs") == "0":
+        return _evaluated(flags, left_out, "dev" if is_of_validation else "test")
+    if is_of_validation:
+        left_out.append("--eval-valid")
+    name, folder = _value(flags, "--experiment-name"), _value(flags, "--save")
+    flags.pop("--experiment-name", None)
+    if name and folder:
+        flags["--save"] = [str(Path(folder) / name)]
     if flags.pop("--no-validation", None) is not None:
         flags["--eval-epoch"] = ["0"]
     if flags.pop("--adapet", None) is not None:
@@ -91,6 +127,30 @@ def _of_glm(program: str, words: Sequence[str]) -> Translated:
     _settle_device(flags)
     _settle_batch(flags)
     return Translated([["train", *_joined(flags)]], left_out)
+
+
+def _evaluated(flags: dict[str, list[str]], left_out: list[str], split: str) -> Translated:
+    """What trains nothing."""
+    _settle_device(flags)
+    kept = {flag: values for flag, values in flags.items() if flag not in (*_OF_TRAINING, *_OF_SAVING)}
+    if _value(kept, "--task") not in _EVALUATED:
+        kept["--split"] = [split]
+    return Translated([["evaluate", *_joined(kept)]], left_out + [flag for flag in flags if flag not in kept])
+
+
+def _settle_corpora(flags: dict[str, list[str]]) -> None:
+    """Files in place of the names of corpora that are classes of that program; tasks with their folders."""
+    if len(files := flags.get("--train-data", [])) > 1:
+        raise UserError(f"--train-data {' '.join(files)}: one file is read here, of JSON lines of prompt and text; "
+                        "put the documents of all into one")
+    tasks = flags.get("--multi-task-data", [])
+    if tasks and not any("=" in task for task in tasks):
+        if unknown := [task for task in tasks if task.lower() not in _FOLDERS]:
+            raise UserError(f"--multi-task-data {unknown[0]}: there are {', '.join(_FOLDERS)}")
+        folder = Path(_value(flags, "--data-dir", "."))
+        flags.pop("--data-dir", None)
+        flags["--multi-task-data"] = [",".join(
+            f"{_TASK_NAMES.get(task.lower(), task.lower())}={folder / _FOLDERS[task.lower()]}" for task in tasks)]
 
 
 def _of_chatglm(words: Sequence[str]) -> Translated:
@@ -112,15 +172,18 @@ def _of_chatglm(words: Sequence[str]) -> Translated:
         commands.append(["train", *_joined(mine)])
     if wants["--do-predict"]:
         mine = {name: value for name, value in flags.items() if name not in (*_OF_TRAINING, "--train-file")}
-        save = mine.pop("--save", ["."])[0]
+        save = Path(_value(mine, "--save", "."))
+        mine.pop("--save", None)
         commands.append(["predict", "--split", "test", *_joined(mine), "--output",
-                         str(Path(save) / "generated_predictions.txt")])
+                         str(save / "generated_predictions.txt")])
     return Translated(commands, left_out)
 
 
 def _settle_device(flags: dict[str, list[str]]) -> None:
     """The originals run on GPUs; without one a CPU does, which has no use for their float16."""
-    device = flags.setdefault("--device", [default_device()])[0]
+    if "--device" not in flags:
+        flags["--device"] = [default_device()]
+    device = _value(flags, "--device")
     if flags.pop("--fp16", None) is not None:
         flags.setdefault("--dtype", ["float16" if device.startswith("cuda") else "float32"])
 
@@ -128,9 +191,9 @@ def _settle_device(flags: dict[str, list[str]]) -> None:
 def _settle_batch(flags: dict[str, list[str]]) -> None:
     """There a batch is what is computed at once, and a step has several; here it is a step's rows, computed in
     parts."""
-    parts = flags.get("--gradient-accumulation-steps", ["1"])[0]
+    parts = _value(flags, "--gradient-accumulation-steps", "1")
     if parts.isdecimal() and int(parts) > 1:
-        batch = flags.get("--batch-size", ["4"])[0]
+        batch = _value(flags, "--batch-size", "4")
         if batch.isdecimal():
             flags["--batch-size"] = [str(int(batch) * int(parts))]
 
@@ -167,6 +230,11 @@ def _read(words: Sequence[str], names: Mapping[str, str],
                             "original would take the last without a word; leave one of them out")
         found[flag] = values
     return found, left_out
+
+
+def _value(flags: Mapping[str, Sequence[str]], flag: str, default: str = "") -> str:
+    """Its first value; that none was given is said later, by the command's own parser."""
+    return next(iter(flags.get(flag, [default])), "")
 
 
 def _joined(flags: Mapping[str, Sequence[str]]) -> list[str]:
