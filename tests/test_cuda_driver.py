@@ -13,10 +13,11 @@ import torch
 from kernels import cuda, reference
 from kernels.cache import BuildError
 from kernels.cuda import build, driver, linear, rows
-from kernels.cuda.attention import Shared, Workspace, decode_attention
+from kernels.cuda.attention import Workspace, decode_attention
 from kernels.cuda.build import Program
 from kernels.cuda.driver import Call
 from kernels.layer import Rotary
+from kernels.reference import Shared
 
 STUB = Path(__file__).resolve().parent / "cuda_driver_stub.c"
 ARGUMENTS = struct.Struct("6P9If")  # linear.h's
@@ -153,12 +154,13 @@ def test_the_backend_of_tensors_on_a_gpu():
 
 
 @pytest.mark.parametrize("has_gradients", [True, False])
-def test_attention_on_a_gpu_is_not_cudnn_s(has_gradients, monkeypatch):
-    """Which builds a plan for each length."""
+def test_attention_on_a_gpu_is_not_cudnn_s_and_sums_are_float32(has_gradients, monkeypatch):
+    """cuDNN builds a plan for each length."""
     import kernels
 
-    switched = []
+    switched, matmul = [], torch.backends.cuda.matmul
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
+    before = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
     kernels.settle_cuda.cache_clear()
     with torch.set_grad_enabled(has_gradients):
         kernels.backend(torch.zeros(1))
@@ -166,4 +168,6 @@ def test_attention_on_a_gpu_is_not_cudnn_s(has_gradients, monkeypatch):
         for _ in range(2):
             kernels.backend(SimpleNamespace(dtype=torch.float16, device=torch.device("cuda:0")))
     assert switched == [False]
+    assert not (matmul.allow_fp16_reduced_precision_reduction or matmul.allow_bf16_reduced_precision_reduction)
+    matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = before
     kernels.settle_cuda.cache_clear()  # the stand-in was told, torch was not

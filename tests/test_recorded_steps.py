@@ -1,6 +1,7 @@
 """Decoding with steps that are recorded and begun before the last one is read, as on a GPU, against decoding without:
 here torch's operations are recorded, on a CPU (recorded_operations.py)."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -202,6 +203,38 @@ def test_a_key_is_recorded_once_it_is_worth_it():
     assert recorder.recordings == 1 and recorder.replays == 3 and len(runs) == graph.EAGER_RUNS + 2
     graphs.run("other", work)
     assert recorder.recordings == 1
+
+
+def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was(monkeypatch, capsys):
+    """torch ends the recording with an error of its own, and leaves the stream that was recorded."""
+    class Graph:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            streams.append("side")
+
+        def __exit__(self, *_):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    streams = ["torch's"]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _: streams.append("torch's"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    graphs, calls = graph.Graphs(graph.Recorder(torch.device("cuda"))), []
+
+    def work():
+        calls.append(1)
+        if streams[-1] == "side":
+            raise RuntimeError("this waits for the device\nand more")
+        return len(calls)
+
+    assert [graphs.run("key", work) for _ in range(graph.EAGER_RUNS + 2)][-2:] == [7, 8] and streams[-1] == "torch's"
+    assert capsys.readouterr().err.splitlines() == [
+        "kernels: decoding goes on without CUDA graphs, which is slower: this waits for the device"]
 
 
 def test_where_steps_are_recorded(monkeypatch):

@@ -91,11 +91,12 @@ def lanes(size: int, dtype: torch.dtype) -> int:
     return max(2 * dtype.itemsize, 1 << (needed - 1).bit_length())
 
 
-def fits(keys: Tensor, n: int) -> bool:
-    """Whether there is a kernel for such a cache (rows, g, capacity, d) and n heads."""
+def fits(keys: Tensor, n: int, b: int = 1) -> bool:
+    """Whether there is a kernel for such a cache (rows, g, capacity, d), n heads and b new tokens."""
     _, g, _, d = keys.shape
     return (keys.dtype in KINDS and d % 8 == 0 and d <= LARGEST_SIZE and n % g == 0 and keys.stride()[2:] == (d, 1)
-            and keys.data_ptr() % 16 == 0 and max(keys.stride()) < LARGEST_STRIDE)
+            and keys.data_ptr() % 16 == 0 and max(keys.stride()) < LARGEST_STRIDE
+            and tasks_of(b, n, g) <= LARGEST_GRID)
 
 
 def check(qkv: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, rotary: Rotary, is_by_heads: bool,
@@ -109,10 +110,10 @@ def check(qkv: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, rotary: Ro
     if values.shape != keys.shape or values.stride() != keys.stride() or {keys.dtype, values.dtype} != {qkv.dtype}:
         raise ValueError(f"decode_attention: keys are {keys.dtype} {tuple(keys.shape)}, values {values.dtype} "
                          f"{tuple(values.shape)}; both must be of {qkv.dtype} and lie alike")
-    if not (fits(keys, n) and fits(values, n)):
+    if not (fits(keys, n, b) and fits(values, n, b)):
         raise ValueError(f"decode_attention: {n} heads, and keys {keys.dtype} {tuple(keys.shape)} with strides "
                          f"{keys.stride()}; heads of a multiple of 8 up to {LARGEST_SIZE}, which the groups divide, "
-                         "are needed, place by place, from a multiple of 16 bytes on")
+                         f"are needed, place by place, from a multiple of 16 bytes on, for at most {LARGEST_GRID} blocks")
     numbers = (lengths, starts, *(shared or ()))
     if any(x is not None and (x.shape != (b,) or x.dtype is not torch.int64 or not x.is_contiguous()) for x in numbers):
         raise ValueError(f"decode_attention: lengths, starts and shared places must be ({b},) int64 each, contiguous")

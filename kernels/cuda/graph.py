@@ -40,7 +40,7 @@ class Graphs:
             try:
                 self._recorded[key] = self.record(work)
             except RuntimeError as error:  # torch's, of CUDA, of memory
-                self.failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self.failure = reason(error)
                 print(f"kernels: decoding goes on without CUDA graphs, which is slower: {self.failure}",
                       file=sys.stderr)
                 return work()
@@ -63,9 +63,13 @@ class Recorder:
             work()
         current.wait_stream(self.side)
         graph = torch.cuda.CUDAGraph()
-        # other threads (a server's, NCCL's) may go on calling CUDA
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.side, capture_error_mode="thread_local"):
-            result = work()
+        try:
+            # other threads (a server's, NCCL's) may go on calling CUDA
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.side, capture_error_mode="thread_local"):
+                result = work()
+        except BaseException:
+            torch.cuda.set_stream(current)  # where ending the recording fails, too, torch leaves the other one
+            raise
         self.pool = graph.pool()
 
         def replay() -> Tensor:
@@ -73,3 +77,11 @@ class Recorder:
             return result
 
         return replay
+
+
+def reason(error: BaseException) -> str:
+    """One line: of errors that followed from one another the first one's, since a recording that was broken off ends
+    with an error of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
