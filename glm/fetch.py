@@ -105,6 +105,11 @@ def aligned_bytes(size: int, pinned: bool = False) -> torch.Tensor:
     return memory[begin:begin + size]
 
 
+def pinned_bytes(size: int) -> int:
+    """What aligned_bytes of pinned memory takes: torch rounds it up to a power of two."""
+    return 1 << (size + ALIGNMENT - 1).bit_length()
+
+
 class LayerFiles:
     """Files of a checkpoint that stay open while a model runs.
 

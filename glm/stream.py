@@ -29,6 +29,7 @@ from glm.fetch import (
     aligned_bytes,
     file_layout,
     packed_layout,
+    pinned_bytes,
     views,
 )
 from glm.shard import Shard
@@ -168,7 +169,7 @@ def _uploads(shard: Shard, units: Mapping[int, Shapes], streamed: Sequence[int],
 
     layouts = {layer: packed_layout(units[layer]) for layer in streamed}
     sizes = [layout.size for layout in layouts.values()]
-    if sum(sizes) <= HOST_SHARE * free_host_memory() / local_ranks():
+    if sum(map(pinned_bytes, sizes)) <= HOST_SHARE * free_host_memory() / local_ranks():
         host = {layer: aligned_bytes(layout.size, pinned=True) for layer, layout in layouts.items()}
         for layer, layout in layouts.items():
             places = views(host[layer], layout.tensors)

@@ -12,6 +12,7 @@ from glm.families import FAMILIES
 from glm.inputs import inverse_frequencies
 from glm.shard import Shard, read_part
 from glm.spec import INVERSE_FREQUENCIES, SCALE, WORD_EMBEDDINGS, Part, axis_number, extras
+from glm.upload import Upload
 from kernels import CACHE_LINE
 from quantization.functional import Scheme, quantize
 from runtime import resources
@@ -102,21 +103,23 @@ def convert_shard(shard: Shard, expected: Iterable[str], dtype: torch.dtype, dev
     file's own dtype, one after another. Packed weights and their scales stay as they are in the file.
     What is already right stays in the mapped file: its pages are brought in here, nothing is copied
     (docs/checkpoints.md has the measurement). Everything else is copied tensor by tensor and its pages are given back
-    at once. Either way host memory holds the result and little more; copies share pages of 2 MB. progress: called with
-    the bytes of each tensor.
+    at once. Either way host memory holds the result and little more; copies share pages of 2 MB. On a GPU it holds no
+    more than some pieces on their way (glm.upload). progress: called with the bytes of each tensor.
     """
-    converted, pages = {}, LargePages()
+    converted, pages, upload = {}, LargePages(), Upload.to(device)
     for name in expected:
         if name + SCALE in shard.tensors:
-            converted[name] = _placed(shard, name, torch.int8, device, pages)
+            converted[name] = _placed(shard, name, torch.int8, device, pages, upload)
             converted[name + SCALE] = shard.tensors[name + SCALE].to(device, copy=True).contiguous()
         elif name in schemes:
-            packed, converted[name + SCALE] = quantize(shard.tensors[name].to(device), *schemes[name])
+            weight = shard.tensors[name]
+            weight = weight.to(device) if upload is None else upload.copied(weight)
+            packed, converted[name + SCALE] = quantize(weight, *schemes[name])
             converted[name] = packed if packed.device.type != "cpu" else pages.empty(
                 packed.shape, packed.dtype).copy_(packed)
             _let_go(shard.slices(name))
         else:
-            converted[name] = _placed(shard, name, dtype, device, pages)
+            converted[name] = _placed(shard, name, dtype, device, pages, upload)
         if progress is not None:
             progress(_bytes(shard, name))
     return converted
@@ -131,7 +134,8 @@ def _bytes(shard: Shard, name: str) -> int:
     return sum(part.numel() * part.element_size() for part in shard.slices(name))
 
 
-def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device, pages: LargePages) -> torch.Tensor:
+def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device, pages: LargePages,
+            upload: Upload | None) -> torch.Tensor:
     first, *others = parts = shard.slices(name)
     if not others and _is_ready(first, dtype, device):
         resources.read_now(first)
@@ -141,7 +145,10 @@ def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device, p
     on_host = torch.device(device).type == "cpu"
     copy = pages.empty(shape, dtype) if on_host else torch.empty(shape, dtype=dtype, device=device)
     for part, place in zip(parts, copy.split([part.shape[axis] for part in parts], dim=axis), strict=True):
-        place.copy_(part)
+        if upload is None:
+            place.copy_(part)
+        else:
+            upload.copy(part, place)
     _let_go(parts)
     return copy
 

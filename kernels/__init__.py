@@ -68,16 +68,19 @@ def settle_cuda() -> None:
     """Before a process's first pass on a GPU, with gradients or without."""
     import torch
 
-    avoid_cudnn_attention(torch.backends.cuda)
+    settle(torch.backends.cuda)
 
 
-def avoid_cudnn_attention(settings) -> None:
-    """Leave attention to torch's other kernels. settings: torch.backends.cuda.
+def settle(settings) -> None:
+    """Leave attention to torch's other kernels, and sum 16-bit products in float32. settings: torch.backends.cuda.
 
     cuDNN, which torch (2.11 on) prefers on Hopper, builds a plan of 40 to 50 ms for each new shape, and a decoding step
-    has a new one: one more place (https://github.com/pytorch/pytorch/pull/191576).
+    has a new one: one more place (https://github.com/pytorch/pytorch/pull/191576). cuBLAS may cut a sum into parts,
+    which torch lets it add in 16 bits; 32,768 columns with outliers are too much for float16.
     """
     settings.enable_cudnn_sdp(False)
+    settings.matmul.allow_fp16_reduced_precision_reduction = False
+    settings.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def _for_cuda():

@@ -33,11 +33,20 @@ class PackedWeight(NamedTuple):
         return self.weight.shape[0], self.weight.shape[1] * 8 // self.bits
 
 
+class Shared(NamedTuple):
+    """Places that rows of a cache have in common, as the beams of a context: the first lengths[i] of row i are those of
+    row rows[i]. Row i has them, too; but read there, the same numbers come from memory once for every beam."""
+
+    rows: Tensor  # (b) int64
+    lengths: Tensor  # (b) int64
+
+
 class Lengths(NamedTuple):
     """How many places of a cache are filled where its rows differ in it."""
 
     each: Tensor  # (b,) int64, on the device of the cache
     longest: int  # the largest of them, known to the host
+    shared: Shared | None = None
 
 
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from kernels.packing import dequantize, pack_int4, unpack_int4
 
 __all__ = ["dequantize", "pack_int4", "quantize", "unpack_int4"]
 PIECE = 1 << 18  # so many weights are quantised at a time: they stay in the cache
+PIECE_ON_DEVICE = 1 << 24  # there each piece is some ten launches, which take the host longer than a small one's work
 
 
 class Scheme(NamedTuple):
@@ -28,14 +29,14 @@ def quantize(weight: Tensor, bits: int, group_size: int | None = None) -> tuple[
     A float16 weight gives, bit for bit, what the original computes in half precision: the quotient is rounded to
     float16 before it is rounded to a whole number (half to even). Other dtypes are divided in float32, by the scale as
     it is stored. Where a row (group) is too small for a float16 scale, its weights become zeros.
-    Needs, beside the result, memory for some rows in float32 only (PIECE values).
+    Needs, beside the result, memory for some rows in float32 only (PIECE values; on a device PIECE_ON_DEVICE).
     Raises ValueError for other bits, an odd number of columns (4 bits) or groups that do not divide the columns.
     """
     rows, columns = weight.shape
     check_scheme(columns, bits, group_size)
     packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=weight.device)
     scale = torch.empty(rows, columns // (group_size or columns), dtype=torch.float16, device=weight.device)
-    step = max(1, PIECE // columns)
+    step = max(1, (PIECE if weight.device.type == "cpu" else PIECE_ON_DEVICE) // columns)
     for start in range(0, rows, step):
         piece = slice(start, start + step)
         packed[piece], scale[piece] = _quantize_rows(weight[piece], bits, scale.shape[1])

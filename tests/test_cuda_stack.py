@@ -9,6 +9,7 @@ import kernels
 from kernels import reference
 from kernels.cache import BuildError
 from kernels.cuda import Operators
+from kernels.cuda.attention import LARGEST_GRID, Workspaces, fits
 from kernels.cuda.stack import Stack
 from kernels.layer import stack as walk
 from tests.kernel_cases import FORMS, random, random_layers
@@ -58,3 +59,19 @@ def test_layers_that_come_and_go_are_walked(monkeypatch):
     monkeypatch.setitem(kernels.BACKENDS, "cuda", lambda: None)
     assert kernels.stack(layers, final, *halves, FORMS["glm-130b"]) is None
 
+
+def test_launches_share_a_workspace_that_grows():
+    """What an earlier launch was recorded with stays where it is."""
+    device, workspaces, like = SimpleNamespace(processors=16), Workspaces(), torch.zeros(1)
+    first = workspaces.find(device, like, 2, 2, 2, 32, 300)
+    assert first.partial.shape == (2, 2, 4, 34) and first.arrived.tolist() == [0] * 4
+    again = workspaces.find(device, like, 1, 2, 1, 40, 300)
+    assert again.partial.shape == (1, 2, 4, 42) and again.partial.data_ptr() == first.partial.data_ptr()
+    larger = workspaces.find(device, like, 9, 2, 2, 32, 300)
+    assert larger.partial.data_ptr() != first.partial.data_ptr()
+    assert workspaces.find(device, like, 2, 2, 2, 32, 300).partial.data_ptr() == larger.partial.data_ptr()
+
+
+def test_more_blocks_than_a_launch_can_have_are_torch_s():
+    keys = torch.zeros(1, 32, 1, 8)
+    assert fits(keys, 32, LARGEST_GRID // 32) and not fits(keys, 32, LARGEST_GRID // 32 + 1)

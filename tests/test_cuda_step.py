@@ -6,7 +6,7 @@ import torch
 
 from kernels import cuda, reference
 from kernels.cuda import rows
-from kernels.cuda.attention import LARGEST_GRID, Workspace, Workspaces, decode_attention, fits
+from kernels.cuda.attention import Workspace, decode_attention
 from kernels.cuda.stack import Stack
 from kernels.layer import Activation, LayerForm, LayerWeights, Rotary, by_heads, stack
 from kernels.reference import Lengths, PackedWeight, Shared
@@ -103,29 +103,6 @@ def test_heads_that_share_keys_and_values(folder, n, g, dtype):
     emulator = Emulator(folder, processors=8)
     check_attention(emulator, *case)
     assert emulator.launched[0].endswith("_4")
-
-
-def test_launches_share_a_workspace_that_grows(folder):
-    """What an earlier launch was recorded with stays where it is."""
-    emulator, workspaces, like = Emulator(folder, processors=16), Workspaces(), torch.zeros(1)
-    first = workspaces.find(emulator, like, 2, 2, 2, 32, 300)
-    assert first.partial.shape == (2, 2, 4, 34) and first.arrived.tolist() == [0] * 4
-    again = workspaces.find(emulator, like, 1, 2, 1, 40, 300)
-    assert again.partial.shape == (1, 2, 4, 42) and again.partial.data_ptr() == first.partial.data_ptr()
-    larger = workspaces.find(emulator, like, 9, 2, 2, 32, 300)
-    assert larger.partial.data_ptr() != first.partial.data_ptr()
-    assert workspaces.find(emulator, like, 2, 2, 2, 32, 300).partial.data_ptr() == larger.partial.data_ptr()
-    ops, (arguments, in_torch) = cuda.Operators(lambda _: emulator), attention_case(
-        2, 2, 2, 32, 300, [40, 290], Rotary.HALVES, torch.float16)
-    qkv, keys, values, lengths, *_, cosine, sine = arguments
-    for _ in range(2):
-        (exact, _), (torch_s, _) = in_torch(torch.float64), in_torch(torch.float16)
-        assert_as_near_as_torch(ops.attend(qkv, cosine, sine, keys, values, Lengths(lengths, 290)), exact, torch_s)
-
-
-def test_more_blocks_than_a_launch_can_have_are_torch_s():
-    keys = torch.zeros(1, 32, 1, 8)
-    assert fits(keys, 32, LARGEST_GRID // 32) and not fits(keys, 32, LARGEST_GRID // 32 + 1)
 
 
 def test_places_before_the_start_are_not_seen(folder):

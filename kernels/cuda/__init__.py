@@ -31,7 +31,7 @@ class Operators:
     swiglu = staticmethod(reference.swiglu)
 
     def __init__(self, find: driver.Finder = driver.find):
-        self.find = find
+        self.find, self.workspaces = find, attention.Workspaces()
         self.failure: str | None = None  # why there are no compiled kernels, once that is known
         if os.environ.get(CUDA_KERNELS) == "no":
             self.failure = f"{CUDA_KERNELS} is no"
@@ -91,13 +91,22 @@ class Operators:
                 keys: Tensor | None, values: Tensor | None, start: int | Lengths, blocked: Tensor | None,
                 in_torch: Callable[[], Tensor]) -> Tensor:
         b, s, width = qkv.shape
-        if (s != 1 or keys is None or values is None or blocked is not None or qkv.dtype is not keys.dtype
-                or not attention.fits(keys, width // keys.shape[-1] - 2 * keys.shape[1])):
+        if s != 1 or keys is None or values is None or blocked is not None or qkv.dtype is not keys.dtype:
             return in_torch()
-        lengths = start.each if isinstance(start, Lengths) else torch.full((b,), start, device=qkv.device)
+        _, g, capacity, d = keys.shape
+        n = width // d - 2 * g
+        if b == 0 or not attention.fits(keys, n, b):
+            return in_torch()
+        at = start if isinstance(start, Lengths) else Lengths(torch.full((b,), start, device=qkv.device), start)
         cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
-        return self._first(lambda: attention.decode_attention(
-            self.find(qkv.device), qkv, keys, values, lengths, rotary, is_by_heads, cosine, sine), in_torch)
+
+        def compiled() -> Tensor:
+            device = self.find(qkv.device)
+            workspace = self.workspaces.find(device, qkv, b, n, g, d, capacity)
+            return attention.decode_attention(device, qkv, keys, values, at.each, rotary, is_by_heads, cosine, sine,
+                                              shared=at.shared, workspace=workspace)
+
+        return self._first(compiled, in_torch)
 
     def _first(self, compiled: Callable[[], Tensor], in_torch: Callable[[], Tensor]) -> Tensor:
         """By our kernels, or where they cannot be compiled, which is said once on standard error, by torch's."""

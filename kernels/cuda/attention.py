@@ -12,22 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels import is_recording
 from kernels.cuda.build import KINDS, Program
 from kernels.cuda.driver import Call
 from kernels.layer import Rotary
+from kernels.reference import Shared
 
 SOURCE = "step.cu"
 THREADS, SHARED_HEADS = 128, 4  # ATTENTION_THREADS in attention.h; heads of a block that share keys and values
 BLOCKS = 2  # for each processor, about
 FEWEST_PLACES = 64  # of the capacity, that another block is worth
 LARGEST_SIZE, LARGEST_STRIDE, LARGEST_GRID = 128, 2**32, 65535
-
-
-class Shared(NamedTuple):
-    """Places that rows have in common, as the beams of a context: row i reads the first lengths[i] of row rows[i]."""
-
-    rows: Tensor  # (b) int64, of the cache
-    lengths: Tensor  # (b) int64
 
 
 class Workspace(NamedTuple):
@@ -39,10 +34,32 @@ class Workspace(NamedTuple):
     @classmethod
     def allocate(cls, device, like: Tensor, b: int, n: int, g: int, size: int, capacity: int) -> Workspace:
         """For rows of `like`'s device; device: driver.Device."""
+        return Workspaces().find(device, like, b, n, g, size, capacity)
+
+
+class Workspaces:
+    """One area of a device for the workspaces of all shapes, since launches come one after the other there. A larger
+    one takes its place where it is too small, and the old one stays: recorded launches hold its address."""
+
+    def __init__(self):
+        self._areas: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
+
+    def find(self, device, like: Tensor, b: int, n: int, g: int, size: int, capacity: int) -> Workspace:
+        """As Workspace.allocate."""
         tasks = tasks_of(b, n, g)
         splits = max(1, min(-(-BLOCKS * device.processors // tasks), capacity // FEWEST_PLACES))
-        return cls(torch.empty(b, n, splits, 2 + size, dtype=torch.float32, device=like.device),
-                   torch.zeros(tasks, dtype=torch.int32, device=like.device))
+        count, kept = b * n * splits * (2 + size), self._areas.setdefault(like.device, [])
+        area = kept[-1] if kept else None
+        if area is None or area[0].numel() < count or area[1].numel() < tasks:
+            area = (torch.empty(_power_of_two(count), dtype=torch.float32, device=like.device),
+                    torch.zeros(_power_of_two(tasks), dtype=torch.int32, device=like.device))
+            if not is_recording():  # else its zeros are written when that is replayed, and not before
+                kept.append(area)
+        return Workspace(area[0][:count].view(b, n, splits, 2 + size), area[1][:tasks])
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
 
 
 def heads_of_block(n: int, g: int) -> int:
@@ -113,7 +130,8 @@ def check(qkv: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, rotary: Ro
     if not (fits(keys, n, b) and fits(values, n, b)):
         raise ValueError(f"decode_attention: {n} heads, and keys {keys.dtype} {tuple(keys.shape)} with strides "
                          f"{keys.stride()}; heads of a multiple of 8 up to {LARGEST_SIZE}, which the groups divide, "
-                         f"are needed, place by place, from a multiple of 16 bytes on, for at most {LARGEST_GRID} blocks")
+                         "are needed, place by place, from a multiple of 16 bytes on, for at most "
+                         f"{LARGEST_GRID} blocks of heads and rows")
     numbers = (lengths, starts, *(shared or ()))
     if any(x is not None and (x.shape != (b,) or x.dtype is not torch.int64 or not x.is_contiguous()) for x in numbers):
         raise ValueError(f"decode_attention: lengths, starts and shared places must be ({b},) int64 each, contiguous")

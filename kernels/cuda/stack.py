@@ -1,14 +1,14 @@
 """All layers of a decoding step on a GPU: kernels.layer.stack with what stands between the products in their ends.
 
-Seven kernels a layer where ours are used: norm, qkv, attention, dense, norm, in, out; and one that zeroes attention's
-counters. What changes from step to step is read from tensors (the rows' lengths, positions, tokens), so that a step can
-be recorded (graph.py).
+Seven kernels a layer where ours are used: norm, qkv, attention, dense, norm, in, out. What changes from step to step is
+read from tensors (the rows' lengths, positions, tokens), so that a step can be recorded (graph.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from kernels.cuda.linear import End
@@ -34,6 +34,8 @@ class Stack:
         -> (b, 1, h) after the final norm; keys and values are written at place `start`, of each row its own under
         Lengths."""
         ops, form, b = self.operators, self.form, hidden.shape[0]
+        if ops.failure is None and blocked is None and not isinstance(start, Lengths):  # once for all layers
+            start = Lengths(torch.full((b,), start, device=hidden.device), start)
         for w, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             a = normalised(hidden, w.norm1_weight, w.norm1_bias, form.epsilon, ops)
             qkv = ops.linear(a, w.qkv_weight, w.qkv_bias)
