@@ -1,7 +1,7 @@
 """Two hosts on one machine: network namespaces joined by a cable, 10.77.0.1 (name: first) and 10.77.0.2 (second).
 
 They share files and processes, as hosts with a network file system share the former. Everything lives inside namespaces
-of its own and ends with them, whatever happens.
+of its own and ends with them, whatever happens. An account's shell start-up is left out: it may print.
 """
 
 import getpass
@@ -35,6 +35,7 @@ ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/client
 printf 'first,second,10.77.0.1,10.77.0.2 %s\n' "$(cut -d' ' -f1,2 /etc/ssh/server.pub)" >/etc/ssh/known
 printf 'Host *\\nIdentityFile /etc/ssh/client\\nGlobalKnownHostsFile /etc/ssh/known\\n' >/etc/ssh/ssh_config
 [[ ! -d ~/.ssh ]] || mount -t tmpfs none ~/.ssh
+for file in ~/.bashrc ~/.bash_profile ~/.profile; do [[ ! -e $file ]] || mount --bind /dev/null $file; done
 printf '%s\\n' 'HostKey /etc/ssh/server' 'AuthorizedKeysFile /etc/ssh/client.pub' 'StrictModes no' 'UsePAM no' \\
     'PermitRootLogin yes' 'PidFile none' >/etc/ssh/sshd_config
 /usr/sbin/sshd
