@@ -154,34 +154,47 @@ static inline void store_key(const T* qkv, const float* cosine, const float* sin
     std::memcpy(values + target, qkv + s.value(group), s.size * sizeof(T));
 }
 
-// This thread's heads. qkv (batch, width), cosine and sine (batch, turned), out (batch, heads, size). Keys and values
-// that several heads share are stored before any is read: `wait` is the team's barrier.
-template <class T, class Wait>
-static void attend_part(const T* qkv, const float* cosine, const float* sine, T* keys, T* values, const AttentionShape& s,
-                        T* out, int thread, int threads, Wait wait) {
-    static thread_local std::vector<float> scratch;
-    if (scratch.size() < s.total + 2 * s.size + W) scratch.resize(s.total + 2 * s.size + W);
-    float *q = scratch.data(), *k = q + s.size, *scores = k + s.size;
-    float scale = 1.0f / std::sqrt(float(s.size));
-    const bool are_shared = s.groups < s.heads;
-    auto total_of = [&](size_t row) { return s.lengths ? size_t(s.lengths[row]) + 1 : s.total; };
-    auto keep = [&](size_t row, size_t group) {
-        store_key(qkv, cosine, sine, keys, values, s, row, row, group, total_of(row) - 1, k);
-    };
-    if (are_shared) {
-        Range tasks = share(s.batch * s.groups, 1, thread, threads);
-        for (size_t task = tasks.first; task < tasks.last; task++) keep(task / s.groups, task % s.groups);
-        wait();
+// Attention of one new token of each row, head by head. qkv (batch, width), cosine and sine (batch, turned), out (batch,
+// heads, size).
+template <class T> struct Attention {
+    const T* qkv;
+    const float *cosine, *sine;
+    T *keys, *values;
+    const AttentionShape& s;
+    T* out;
+
+    size_t total_of(size_t row) const { return s.lengths ? size_t(s.lengths[row]) + 1 : s.total; }
+    // Whether several heads read the same keys, which must be kept before any does; otherwise each head keeps its own.
+    bool are_shared() const { return s.groups < s.heads; }
+    // Tasks: each group of each row.
+    void keep(size_t row, size_t group, float* turned) const {
+        store_key(qkv, cosine, sine, keys, values, s, row, row, group, total_of(row) - 1, turned);
     }
-    Range tasks = share(s.batch * s.heads, 1, thread, threads);
-    for (size_t task = tasks.first; task < tasks.last; task++) {
-        const size_t row = task / s.heads, head = task % s.heads, group = s.group_of(head), total = total_of(row);
-        const size_t cached = row * s.batch_stride + group * s.head_stride;
-        if (!are_shared) keep(row, group);
-        rotate(qkv + row * s.width() + s.query(head), cosine, sine, row, s, q);
-        for (size_t j = 0; j < s.size; j++) q[j] *= scale;
-        score(q, keys + cached, s.size, total, scores);
-        softmax(scores, total, s.blocked ? s.blocked + row * s.total : nullptr);
-        gather(scores, values + cached, s.size, total, out + task * s.size);
+    void keep_some(Range tasks) const {
+        float* turned = scratch<Attention, float>(s.size);
+        for (size_t task = tasks.first; task < tasks.last; task++) keep(task / s.groups, task % s.groups, turned);
     }
-}
+    // Tasks: each head of each row.
+    void attend(Range tasks) const {
+        float *q = scratch<Attention, float>(s.total + 2 * s.size + W), *k = q + s.size, *scores = k + s.size;
+        const float scale = 1.0f / std::sqrt(float(s.size));
+        for (size_t task = tasks.first; task < tasks.last; task++) {
+            const size_t row = task / s.heads, head = task % s.heads, group = s.group_of(head), total = total_of(row);
+            const size_t cached = row * s.batch_stride + group * s.head_stride;
+            if (!are_shared()) keep(row, group, k);
+            rotate(qkv + row * s.width() + s.query(head), cosine, sine, row, s, q);
+            for (size_t j = 0; j < s.size; j++) q[j] *= scale;
+            score(q, keys + cached, s.size, total, scores);
+            softmax(scores, total, s.blocked ? s.blocked + row * s.total : nullptr);
+            gather(scores, values + cached, s.size, total, out + task * s.size);
+        }
+    }
+    // This thread's part; `wait` is the team's barrier.
+    template <class Wait> void attend_part(int thread, int threads, Wait wait) const {
+        if (are_shared()) {
+            keep_some(share(s.batch * s.groups, 1, thread, threads));
+            wait();
+        }
+        attend(share(s.batch * s.heads, 1, thread, threads));
+    }
+};

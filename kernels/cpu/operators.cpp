@@ -38,17 +38,17 @@ EXPORT void glm_activate(int type, size_t activation, const void* x, size_t m, s
 EXPORT void glm_attend(int type, const AttentionShape* shape, const void* qkv, const float* cosine, const float* sine,
                        void* keys, void* values, void* out, int threads) {
     threads = team_for(shape->batch * shape->heads * shape->size * shape->total * 2 * width(type), threads);
-    TEAM(threads, BY_TYPE(type, attend_part((const T*)qkv, cosine, sine, (T*)keys, (T*)values, *shape, (T*)out, thread,
-                                            team, wait_for_all)))
+    TEAM(threads, BY_TYPE(type, (Attention<T>{(const T*)qkv, cosine, sine, (T*)keys, (T*)values, *shape, (T*)out}
+                                     .attend_part(thread, team, wait_for_all))))
 }
 
 template <class T>
 static void stack(const LayerWeights* layers, const StackShape& shape, const AttentionShape& attention,
                   const void* hidden, const float* cosine, const float* sine, const void* final_weight,
                   const void* final_bias, void* out, BeforeLayer before, int threads) {
-    StackScratch<T> shared(shape, attention);
-    TEAM(threads, stack_part(layers, shape, attention, (const T*)hidden, cosine, sine, (const T*)final_weight,
-                             (const T*)final_bias, (T*)out, shared, before, thread, team, wait_for_all);)
+    Stack<T> stack(layers, shape, attention, (const T*)hidden, cosine, sine, (const T*)final_weight, (const T*)final_bias,
+                   (T*)out, before, threads);
+    TEAM(threads, stack.run(thread, team);)
 }
 
 EXPORT void glm_stack(int type, const StackShape* shape, const LayerWeights* layers, const void* final_weight,

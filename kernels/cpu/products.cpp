@@ -68,21 +68,29 @@ EXPORT void glm_refine(int type, const void* x, size_t m, size_t k, const void* 
                                             team, wait_for_all)))
 }
 
-template <class T>
-static void plain_part(const T* x, size_t m, size_t k, const T* w, const T* bias, T* out, size_t n,
-                       std::initializer_list<Range> parts) {
-    auto operand_x = operand(x, m * k);
-    for (Range part : parts) linear_rows(operand_x, m, k, w, bias, out, n, part);
-}
-
-void product_part(int type, const void* x, size_t m, size_t k, const Matrix& w, const Target& out,
-                  std::initializer_list<Range> parts) {
-    if (is_many(w, m, k)) BY_TYPE(type, return tile::linear_part((const T*)x, m, k, w, out, parts))
-    if (w.bits == 0)
-        BY_TYPE(type, return plain_part((const T*)x, m, k, (const T*)w.weight, (const T*)out.bias, (T*)out.out, out.n, parts))
+const void* product_operand(int type, const void* x, size_t m, size_t k, const Matrix& w) {
+    if (is_many(w, m, k)) BY_TYPE(type, return tile::operand((const T*)x, m, k, w))
+    if (w.bits == 0) BY_TYPE(type, return operand((const T*)x, m * k))
     const Packed packed = w.packed(k);
     const PackedProduct& forms = packed_product(packed.bits);
     uint8_t* room = forms.room(packed, m);
     forms.arrange(type, packed, x, m, {0, m}, room);
-    for (Range part : parts) forms.rows(packed, room, m, out, part);
+    return room;
+}
+
+template <class T, class X> static void plain_columns(const X*, const void* x, size_t m, size_t k, const Matrix& w, const Target& out, Range part) {
+    linear_rows((const X*)x, m, k, (const T*)w.weight, (const T*)out.bias, (T*)out.out, out.n, part);
+}
+void product_columns(int type, const void* x, size_t m, size_t k, const Matrix& w, const Target& out, Range part) {
+    if (is_many(w, m, k)) BY_TYPE(type, return tile::columns_of<T>((float*)x, m, k, w, out, part))
+    if (w.bits == 0) BY_TYPE(type, return plain_columns<T>(operand((const T*)nullptr, 0), x, m, k, w, out, part))
+    const Packed packed = w.packed(k);
+    packed_product(packed.bits).rows(packed, (const uint8_t*)x, m, out, part);
+}
+
+size_t product_piece(size_t m, size_t k, const Matrix& w, size_t weight_bytes) {
+    enum { BYTES = 32 << 10 };  // of weights: many pieces, each of them long enough for the memory
+    if (is_many(w, m, k)) return tile::PIECE;
+    const size_t rows = BYTES / (w.bits ? w.packed(k).row_bytes() : k * weight_bytes) / 4 * 4;
+    return rows < 4 ? 4 : rows;
 }

@@ -1,11 +1,10 @@
-// All layers of one decoding step in one parallel region: what remains between the products is a few barriers.
+// All layers of one decoding step in one parallel region, whose work is taken piece by piece, stage after stage:
 //     a = norm1(x);  y = alpha * r + dense(attend(qkv(a)));  m = norm2(y);  x' = alpha * r' + W2 activation(W1 m)
-// where r and r' are x and y (pre-norm), or a and m. Norms are computed by every thread for itself: a copy of a few rows
-// costs less than waiting for them.
+// where r and r' are x and y (pre-norm), or a and m.
 #pragma once
-#include <initializer_list>
 #include "attention.h"
 #include "products.h"
+#include "stages.h"
 
 struct LayerWeights {  // the order of kernels.layer.LayerWeights, then the layer's cache; all parts of 8 bytes
     const void *norm1_weight, *norm1_bias;
@@ -31,66 +30,115 @@ struct StackShape {  // all parts of 8 bytes; the order of stack.py's Shape
 // on the table has this layer's addresses, and no other layer is looked at. Anything but 0: stop.
 typedef int (*BeforeLayer)(size_t layer);
 
-// What the threads share: qkv (b, width), context (b, n * d), update (b, h), halves (b, 2i or i), activated (b, i).
-template <class T> struct StackScratch {
+template <class T> class Stack {
+    enum Stage { LOAD, QKV, ATTEND, DENSE, IN, OUT };  // of a layer; LOAD is left out where nobody brings weights
+    const LayerWeights* layers;
+    const StackShape& s;
+    const AttentionShape& shape;
+    const float *cosine, *sine;
+    const T *hidden, *final_weight, *final_bias;
+    T* out;
+    BeforeLayer before;
+    const size_t m, h, local, width, first_stage, count;  // local: h of this rank's heads; count: stages of a layer
+    // normed and sums (m, h), qkv (m, width), context (m, local), update (m, h), halves (m, 2i or i), activated (m, i)
     std::vector<T> buffer;
-    T *qkv, *context, *update, *halves, *activated;
+    T *normed, *sums, *qkv, *context, *update, *halves, *activated;
+    const void* operand = nullptr;  // of the product that goes on
     bool is_stopped = false;
-    StackScratch(const StackShape& s, const AttentionShape& a) {
-        size_t local = a.heads * a.size;
-        buffer.resize(a.batch * (a.width() + local + s.hidden + s.halves() + s.inner));
-        qkv = buffer.data();
-        context = qkv + a.batch * a.width();
-        update = context + a.batch * local;
-        halves = update + a.batch * s.hidden;
-        activated = halves + a.batch * s.halves();
+    const size_t threads;
+    Stages stages;
+
+    struct Product {  // of a stage: x (m, k) -> to (m, n), some columns at a time
+        const Matrix& w;
+        const void* bias;
+        const T* x;
+        size_t k;
+        T* to;
+        size_t n;
+    };
+    Product product(size_t layer, size_t stage) const {
+        const LayerWeights& w = layers[layer];
+        switch (stage) {
+            case QKV: return {w.qkv, w.qkv_bias, normed, h, qkv, width};
+            case DENSE: return {w.dense, w.dense_bias, context, local, update, h};
+            case IN: return {w.in, w.in_bias, normed, h, halves, s.halves()};
+            default: return {w.out, w.out_bias, activated, s.inner, update, h};
+        }
+    }
+    size_t kind(size_t stage) const { return first_stage + stage % count; }
+    // Columns of the product that are shared out: of both halves the same ones, so that nobody has to be waited for.
+    size_t columns(size_t stage, const Product& p) const { return stage == IN ? s.inner : p.n; }
+    size_t piece_of(size_t columns, const Product& p) const {
+        const size_t fair = columns / (4 * threads) / 4 * 4, best = product_piece(m, p.k, p.w, sizeof(T));
+        return fair < 4 ? 4 : fair < best ? fair : best;
+    }
+    Attention<T> attention(size_t layer) const {
+        return {qkv, cosine, sine, (T*)layers[layer].keys, (T*)layers[layer].values, shape, context};
+    }
+
+    size_t pieces(size_t stage, int thread) const {
+        switch (kind(stage)) {
+            case LOAD: return thread == 0;  // the caller's own: it may be Python
+            case ATTEND: return m * shape.heads;
+        }
+        const Product p = product(stage / count, kind(stage));
+        const size_t all = columns(kind(stage), p), each = piece_of(all, p);
+        return (all + each - 1) / each;
+    }
+    void piece(size_t stage, size_t number) {
+        const size_t layer = stage / count;
+        if (kind(stage) == LOAD) { is_stopped = before(layer) != 0; return; }
+        if (kind(stage) == ATTEND) return attention(layer).attend({number, number + 1});
+        const Product p = product(layer, kind(stage));
+        const size_t all = columns(kind(stage), p), each = piece_of(all, p), first = number * each;
+        const Range part = {first, first + each < all ? first + each : all};
+        const int type = type_number(p.x);
+        const Target to = {type, type, p.bias, p.to, p.n};
+        product_columns(type, operand, m, p.k, p.w, to, part);
+        if (kind(stage) != IN) return;
+        if (is_gated(s.activation)) product_columns(type, operand, m, p.k, p.w, to, {s.inner + part.first, s.inner + part.last});
+        activate_columns(s.activation, halves, m, s.inner, activated, part);
+    }
+    // What lies between a stage and the one before it, by one thread alone: norms of a few rows cost less than waiting.
+    void prepare(size_t stage) {
+        const size_t layer = stage / count;
+        if (stage == count * s.layers) return normalise(stage == 0, final_weight, final_bias, out);
+        switch (kind(stage)) {
+            case LOAD: return;
+            case QKV: normalise(layer == 0, layers[layer].norm1_weight, layers[layer].norm1_bias, normed); break;
+            case ATTEND:
+                if (attention(layer).are_shared()) attention(layer).keep_some({0, m * shape.groups});
+                return;
+            case IN: normalise(false, layers[layer].norm2_weight, layers[layer].norm2_bias, normed);
+        }
+        const Product p = product(layer, kind(stage));
+        operand = product_operand(type_number(p.x), p.x, m, p.k, p.w);
+    }
+    void normalise(bool is_first, const void* weight, const void* bias, T* to) {
+        norm_rows(is_first ? (const T*)nullptr : sums ? sums : normed, is_first ? hidden : update, s.alpha, (const T*)weight,
+                  (const T*)bias, s.epsilon, sums, to, h, {0, m});
+    }
+
+public:
+    // hidden (b, h) -> out (b, h) after the final norm.
+    Stack(const LayerWeights* layers, const StackShape& s, const AttentionShape& shape, const T* hidden, const float* cosine,
+          const float* sine, const T* final_weight, const T* final_bias, T* out, BeforeLayer before, int threads)
+        : layers(layers), s(s), shape(shape), cosine(cosine), sine(sine), hidden(hidden), final_weight(final_weight),
+          final_bias(final_bias), out(out), before(before), m(shape.batch), h(s.hidden), local(shape.heads * shape.size),
+          width(shape.width()), first_stage(before ? LOAD : QKV), count(OUT + 1 - first_stage),
+          buffer(m * (3 * h + width + local + s.halves() + s.inner)), threads(threads), stages(count * s.layers, threads) {
+        normed = buffer.data(), sums = normed + m * h, update = sums + m * h, qkv = update + m * h, context = qkv + m * width;
+        halves = context + m * local, activated = halves + m * s.halves();
+        if (!s.is_pre_norm) sums = nullptr;
+        prepare(0);
+    }
+    void run(int thread, int team) {  // by every thread of the team
+        stages.run(thread, team, [&](size_t stage) { return pieces(stage, thread); },
+                   [&](size_t stage, size_t number) { piece(stage, number); },
+                   [&](size_t next) {
+                       if (is_stopped) return count * s.layers;
+                       prepare(next);
+                       return next;
+                   });
     }
 };
-
-template <class T>
-static void product(const Matrix& w, const T* x, size_t m, size_t k, const void* bias, T* out, size_t n,
-                    std::initializer_list<Range> parts) {
-    product_part(type_number(x), x, m, k, w, {type_number(x), type_number(x), bias, out, n}, parts);
-}
-
-// hidden (b, h) -> out (b, h) after the final norm. Run by every thread of the team; `wait` is its barrier.
-template <class T, class Wait>
-static void stack_part(const LayerWeights* layers, const StackShape& s, const AttentionShape& shape, const T* hidden,
-                       const float* cosine, const float* sine, const T* final_weight, const T* final_bias, T* out,
-                       StackScratch<T>& shared, BeforeLayer before, int thread, int threads, Wait wait) {
-    static thread_local std::vector<T> own;  // not the scratch of the stages, which they resize
-    const size_t m = shape.batch, h = s.hidden, local = shape.heads * shape.size;
-    own.resize(2 * m * h);
-    T *a = own.data(), *sums = s.is_pre_norm ? a + m * h : nullptr, *residual = sums ? sums : a;
-    const Range all = {0, m};
-    auto normalise = [&](bool is_first, const void* weight, const void* bias, T* to) {
-        norm_rows(is_first ? (const T*)nullptr : residual, is_first ? hidden : shared.update, s.alpha, (const T*)weight,
-                  (const T*)bias, s.epsilon, sums, to, h, all);
-    };
-    for (size_t i = 0; i < s.layers; i++) {
-        if (before) {
-            if (thread == 0) shared.is_stopped = before(i) != 0;
-            wait();
-            if (shared.is_stopped) return;
-        }
-        const LayerWeights& w = layers[i];
-        normalise(i == 0, w.norm1_weight, w.norm1_bias, a);
-        const size_t width = shape.width();
-        product(w.qkv, a, m, h, w.qkv_bias, shared.qkv, width, {share(width, 4, thread, threads)});
-        wait();
-        attend_part(shared.qkv, cosine, sine, (T*)w.keys, (T*)w.values, shape, shared.context, thread, threads, wait);
-        wait();
-        product(w.dense, shared.context, m, local, w.dense_bias, shared.update, h, {share(h, 4, thread, threads)});
-        wait();
-        normalise(false, w.norm2_weight, w.norm2_bias, a);
-        // the same columns of both halves, so that nobody has to be waited for
-        const Range first = share(s.inner, 4, thread, threads), second = {s.inner + first.first, s.inner + first.last};
-        if (is_gated(s.activation)) product(w.in, a, m, h, w.in_bias, shared.halves, 2 * s.inner, {first, second});
-        else product(w.in, a, m, h, w.in_bias, shared.halves, s.inner, {first});
-        activate_columns(s.activation, shared.halves, m, s.inner, shared.activated, first);
-        wait();  // also: everybody has read `update` before it is written again
-        product(w.out, shared.activated, m, s.inner, w.out_bias, shared.update, h, {share(h, 4, thread, threads)});
-        wait();
-    }
-    if (thread == 0) normalise(s.layers == 0, final_weight, final_bias, out);
-}

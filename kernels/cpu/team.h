@@ -21,38 +21,50 @@ static inline void pause_briefly() {
 #endif
 }
 
-// The OpenMP runtime's own barrier spins for milliseconds: where another process wants the core, the thread that is waited
-// for does not run meanwhile, and a decoding step has more than a hundred barriers. This one soon gives the core away.
-// It belongs to one call, since several threads of the program may decode at once.
-class Barrier {
+// A number that threads wait for to change. The OpenMP runtime's own barrier spins for milliseconds: where another process
+// wants the core, the thread that is waited for does not run meanwhile, and a decoding step has more than a hundred waits.
+// Here the core is soon given away. It belongs to one call, since several threads of the program may decode at once.
+class Signal {
     enum { PAUSES = 500 };  // 10 to 25 us: longer than threads lag behind each other where nobody else runs
-    std::atomic<int> arrived{0}, generation{0}, sleepers{0};
+    std::atomic<int> number{0}, sleepers{0};
 
 #ifdef __linux__
-    void sleep(int seen) { syscall(SYS_futex, &generation, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0); }
-    void wake() { syscall(SYS_futex, &generation, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0); }
+    void sleep(int seen) { syscall(SYS_futex, &number, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0); }
+    void wake() { syscall(SYS_futex, &number, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0); }
 #else
     void sleep(int) { std::this_thread::yield(); }
     void wake() {}
 #endif
 
 public:
-    void wait(int team) {
-        if (team < 2) return;
-        const int mine = generation.load();
-        if (arrived.fetch_add(1) + 1 == team) {
-            arrived.store(0);
-            generation.fetch_add(1);
-            if (sleepers.load()) wake();
-            return;
-        }
+    int value() const { return number.load(std::memory_order_acquire); }
+    void change(int to) {
+        number.store(to);
+        if (sleepers.load()) wake();
+    }
+    void wait_for_change(int seen) {
         for (int i = 0; i < PAUSES; i++) {
-            if (generation.load(std::memory_order_acquire) != mine) return;
+            if (value() != seen) return;
             pause_briefly();
         }
-        sleepers.fetch_add(1);  // before looking again: who comes last looks at it behind having changed `generation`
-        while (generation.load() == mine) sleep(mine);
+        sleepers.fetch_add(1);  // before looking again: who changes it looks at `sleepers` behind having done so
+        while (number.load() == seen) sleep(seen);
         sleepers.fetch_sub(1);
+    }
+};
+
+// Where all threads of a team wait for each other.
+class Barrier {
+    std::atomic<int> arrived{0};
+    Signal generation;
+
+public:
+    void wait(int team) {
+        if (team < 2) return;
+        const int mine = generation.value();
+        if (arrived.fetch_add(1) + 1 < team) return generation.wait_for_change(mine);
+        arrived.store(0);
+        generation.change(mine + 1);
     }
 };
 

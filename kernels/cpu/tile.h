@@ -269,16 +269,28 @@ template <class T, class Use> static void with_rows(const T* x, size_t k, const 
     use(ArrangedRows{x, type_number(x), k, product}, PackedRows{packed, product});
 }
 
-// This thread's columns of out, without the others' help.
-template <class T>
-static void linear_part(const T* x, size_t m, size_t k, const Matrix& w, const Target& out, std::initializer_list<Range> parts) {
+// x (m, k) as `columns_of` wants it, packed by this thread alone in memory of its own.
+template <class T> static const float* operand(const T* x, size_t m, size_t k, const Matrix& w) {
+    float* packed = nullptr;
     with_engine<T>([&](auto engine) {
         typedef typename decltype(engine)::type Engine;
-        with_rows(x, k, w, [&](auto rows, auto weights) {
+        with_rows(x, k, w, [&](auto rows, auto) {
             Operand<Engine> operand(m, rows.template words<typename Engine::Element>());
-            operand.data = scratch<Engine*, float>(operand.size());
+            operand.data = packed = scratch<Engine*, float>(operand.size());
             operand.pack(rows, {0, operand.panels});
-            for (Range part : parts) columns(operand, {0, operand.panels}, weights, part, out);
+        });
+    });
+    return packed;
+}
+// Columns `part` of out, of x of type T.
+template <class T>
+static void columns_of(float* packed, size_t m, size_t k, const Matrix& w, const Target& out, Range part) {
+    with_engine<T>([&](auto engine) {
+        typedef typename decltype(engine)::type Engine;
+        with_rows((const T*)nullptr, k, w, [&](auto rows, auto weights) {
+            Operand<Engine> operand(m, rows.template words<typename Engine::Element>());
+            operand.data = packed;
+            columns(operand, {0, operand.panels}, weights, part, out);
         });
     });
 }
