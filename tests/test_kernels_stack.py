@@ -218,7 +218,7 @@ def busy_cores():
 
 
 def test_threads_that_decode_at_once_beside_busy_cores(busy_cores):
-    """Each step has a barrier of its own, and every row is computed by one thread, so that not a bit differs."""
+    """Each step has stages of its own, and every row is computed by one thread, so that not a bit differs."""
     if not (ops := compiled()):
         pytest.skip("no compiled backend here")
     layers, final, keys, values, form, *inputs = stack_case(torch.float32, 4, "glm-130b", 2, 4, 4, 32, 500, 4)
