@@ -94,7 +94,8 @@ def test_more_beams_find_a_likelier_answer_and_rows_do_not_depend_on_one_another
 def test_drawn_candidates_depend_on_seed_and_row_alone():
     rows = [row_of(source, []) for source in SOURCES]
     params = BeamParams(num_beams=2, length_penalty=0.0, ranking="seq2seq", stochastic=True)
-    first, again, other = (written(model(), rows, params, EOP, LIMIT, seed) for seed in (1, 1, 2))
+    first, again, other = (written(model(), rows, params, EOP, LIMIT, [(seed, row) for row in range(len(rows))])
+                           for seed in (1, 1, 2))
     assert first == again != other
 
 

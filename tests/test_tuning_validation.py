@@ -1,14 +1,17 @@
 """Validation of trainings whose answers are texts: what `evaluate` says of the weights; the best epoch is kept."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 
+from runtime.errors import UserError
 from tests.golden_data import family_folder
 from tests.golden_family import checkpoint
 from tests.golden_finetune import run, tokenizer_flags
+from tests.parallel_helper import run_ranks
 from tests.test_evaluation_report import Page
-from tests.tiny_training import log_of, tiny_glm
+from tests.tiny_training import log_of, tiny_glm, training_flags
 from tuning.__main__ import main
 from tuning.data.sample import Kind, Row, Sample
 from tuning.loop import Progress
@@ -58,6 +61,73 @@ def test_an_epoch_is_scored_as_evaluate_scores_it(titles, trained, capsys):
     assert last["validation"]["loss"] == pytest.approx(found["losses"]["cross_entropy"][0], rel=1e-4)
     kept = json.loads((trained / "validation" / "epoch-1.json").read_text(encoding="utf-8"))
     assert [row["prediction"] for row in kept["rows"]] == [row["prediction"] for row in found["rows"]]
+
+
+def on_rank(commands):
+    """`evaluate` of each -> how many rows this rank has written, or scored in a forward pass."""
+    from tuning import evaluate, evaluate_texts
+
+    done, written, scores_of = [], evaluate_texts.written, evaluate.scores_of
+
+    def counting_rows(model, rows, *rest, **more):
+        done.append(len(rows))
+        return written(model, rows, *rest, **more)
+
+    def counting_samples(tuned, batch, *rest):
+        done.append(len(batch.samples))
+        return scores_of(tuned, batch, *rest)
+
+    evaluate_texts.written, evaluate.scores_of = counting_rows, counting_samples
+    assert all(main(["evaluate", *command]) == 0 for command in commands)
+    return sum(done)
+
+
+def test_ranks_share_the_rows(titles, tmp_path):
+    """Two data-parallel ranks find what one finds, each with a share of the work."""
+    texts = [*flags_of(titles), "--load", str(titles[1]), "--losses", "cross_entropy", "--eval-batch-size", "2"]
+    choices = [*training_flags(titles[1])[:-10], "--split", "train", "--losses", "cross_entropy,mix",
+               "--eval-batch-size", "3"]
+    for name, command in (("texts", texts), ("choices", choices)):
+        files = [tmp_path / f"{name}-{number}.json" for number in range(2)]
+        (tmp_path / name).mkdir()
+        counts = run_ranks(on_rank, 2, tmp_path / name, [[*command, "--output", str(files[0])]])
+        assert main(["evaluate", *command, "--output", str(files[1])]) == 0
+        shared, alone = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+        assert shared == alone and sum(counts) == len(alone["rows"]) and all(counts)
+
+
+def fails_on_the_second(items):
+    from runtime import parallel
+    from tuning.evaluate import shared
+
+    parallel.start(1)
+
+    def work(own):
+        if parallel.data_parallel_rank():
+            raise UserError("it is broken")
+        return own
+
+    with pytest.raises(UserError, match="it is broken"):
+        shared(items, work)
+    return shared(items, lambda own: [each * 10 for each in own]), shared([], list)
+
+
+def test_an_error_of_one_rank_is_one_of_all(tmp_path):
+    assert run_ranks(fails_on_the_second, 2, tmp_path, [1, 2, 3]) == [([10, 20, 30], [])] * 2
+
+
+def test_all_weights_are_gathered_for_epochs_that_are_scored_alone():
+    gathered = []
+
+    @contextmanager
+    def whole():
+        gathered.append(progress.step)
+        yield
+
+    validation, progress = Validation(lambda epoch: {"accuracy": 1.0}, every=3), Progress()
+    for progress.step in range(6):
+        validated(validation, progress.step, progress, whole)
+    assert gathered == [2, 5]
 
 
 def test_the_best_epoch_by_the_first_metric_is_kept(titles, trained, capsys):

@@ -135,6 +135,37 @@ def test_a_run_that_was_ended_goes_on(glm, tmp_path, zero):
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights_of(tmp_path / "ended").items())
 
 
+def killed_in_step_4(command):
+    """On a rank: all end at once, between a state and the next one, and before the step's line."""
+    from tuning import run as runs
+
+    log = runs.Run.log
+
+    def killing(self, line):
+        if line["step"] == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        log(self, line)
+
+    runs.Run.log = killing
+    return main(["train", *command])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", STAGES[:3] + STAGES[5:], ids=str)
+def test_a_run_that_was_killed_ends_with_the_same_files(glm, tmp_path, zero):
+    """Bit for bit: its state is of step 3, its log has one line more."""
+    whole, killed = flags_of(glm, tmp_path / "whole", 2, zero=zero), flags_of(glm, tmp_path / "killed", 2, zero=zero)
+    run(tmp_path, 2, whole)
+    (tmp_path / "kill").mkdir()
+    with pytest.raises(AssertionError, match="died"):
+        run_ranks(killed_in_step_4, 2, tmp_path / "kill", killed)
+    assert len(log_of(tmp_path / "killed")) == 4 and (tmp_path / "killed" / "state.pt").exists()
+    run(tmp_path, 2, killed)
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+    expected = weights_of(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(tmp_path / "killed").items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_goes_on_with_other_ranks(glm, tmp_path, stage):

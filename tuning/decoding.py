@@ -33,14 +33,15 @@ def source_of(row: Row) -> list[int]:
         *source]
 
 
-def written(model: GLM, rows: Sequence[Row], params: BeamParams, end: int, limit: int, seed: int = 0,
-            advances: bool = False, has_places: bool = True) -> list[list[int]]:
+def written(model: GLM, rows: Sequence[Row], params: BeamParams, end: int, limit: int,
+            seeds: Sequence[tuple[int, int]] | None = None, advances: bool = False,
+            has_places: bool = True) -> list[list[int]]:
     """The best answer to each row, with the end token where it has one.
 
     rows: what stands behind sop is not read. end: the id of eop. limit: most tokens, the end included. advances: the
     answer's positions count on, they are not all the mask's. has_places: generated tokens count 2, 3, ... behind sop in
-    the second channel; without it all have 1. seed: of draws, with a row's number. Raises NonFinite where logits are no
-    numbers.
+    the second channel; without it all have 1. seeds: of each row's draws; None: by its number. Raises NonFinite
+    where logits are no numbers.
     """
     contexts = [[*source_of(row), row.input_ids[row.sep]] for row in rows]
     answers: list[list[int]] = [[] for _ in rows]
@@ -49,7 +50,8 @@ def written(model: GLM, rows: Sequence[Row], params: BeamParams, end: int, limit
         found = generate(
             model, [contexts[number] for number in numbers], params, end_tokens=[end], limits=[limit] * len(numbers),
             shared_positions=[None if advances else rows[number].places[rows[number].sep] for number in numbers],
-            has_places=has_places, counted_lengths=[0] * len(numbers), seeds=[(seed, number) for number in numbers])
+            has_places=has_places, counted_lengths=[0] * len(numbers),
+            seeds=[(0, number) if seeds is None else seeds[number] for number in numbers])
         for number, best in zip(numbers, found, strict=True):
             answers[number] = best[0][0]
     return answers

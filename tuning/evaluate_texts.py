@@ -18,6 +18,7 @@ from tuning.data.sample import Sample, Unbuildable, built
 from tuning.data.seq2seq_samples import BLANKS, mask_of
 from tuning.data.texts import fix_text
 from tuning.decoding import filled, written
+from tuning.evaluate import shared
 from tuning.losses import loss_of
 from tuning.options import Settings
 from tuning.tokenizers import open_for
@@ -51,13 +52,14 @@ def evaluate_texts(tuned: Tuned, settings: Settings, samples: Sequence[Sample | 
 def _losses(tuned: Tuned, settings: Settings, samples: Sequence[Sample], batch_size: int) -> list[float]:
     """Means over the tokens of consecutive batches."""
     device = next(tuned.model.parameters()).device
-    return [float(loss_of(tuned, batch_of(samples[begin:begin + batch_size], tuned.model.config, device),
-                          label_smoothing=settings.seq2seq.label_smoothing))
-            for begin in range(0, len(samples), batch_size)]
+    return shared(range(0, len(samples), batch_size), lambda begins: [
+        float(loss_of(tuned, batch_of(samples[begin:begin + batch_size], tuned.model.config, device),
+                      label_smoothing=settings.seq2seq.label_smoothing)) for begin in begins])
 
 
 def _written(tuned: Tuned, samples: Sequence[Sample], settings: Settings, batch_size: int,
              tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Data-parallel ranks share the rows."""
     model, asked, limit = tuned.model, settings.seq2seq, settings.data.tgt_seq_length
     sop, end = map(tokenizer.command, ("sop", "eop"))
     params = BeamParams(num_beams=asked.num_beams, length_penalty=settings.cloze.length_penalty,
@@ -65,16 +67,17 @@ def _written(tuned: Tuned, samples: Sequence[Sample], settings: Settings, batch_
                         ranking="seq2seq", stochastic=not asked.select_topk)
     sequences = [sample.rows[0] for sample in samples]
     if settings.data.task in BLANKS:
-        answers, mask = [], tokenizer.command(MASK)
+        mask = tokenizer.command(MASK)
         sources = [row.input_ids[:row.sep] for row in sequences]
-        for begin in range(0, len(sources), batch_size):
-            part = sources[begin:begin + batch_size]
-            generated = filled(model, part, mask, sop, end, params, limit)
-            answers += [put_in_place(*each, mask, sop) for each in zip(part, generated, strict=True)]
+        parts = [sources[begin:begin + batch_size] for begin in range(0, len(sources), batch_size)]
+        generated = shared(parts, lambda own: [filled(model, part, mask, sop, end, params, limit) for part in own])
+        answers = [put_in_place(*each, mask, sop) for part, of_part in zip(parts, generated, strict=True)
+                   for each in zip(part, of_part, strict=True)]
     else:
-        answers = written(model, sequences, params, end, limit, settings.data.seed,
-                          mask_of(settings) in settings.form.advancing,
-                          has_places=not settings.cloze.no_block_position)
+        answers = shared(range(len(sequences)), lambda numbers: written(
+            model, [sequences[number] for number in numbers], params, end, limit,
+            [(settings.data.seed, number) for number in numbers], mask_of(settings) in settings.form.advancing,
+            has_places=not settings.cloze.no_block_position))
     rows, rules = [], seq2seq.rules_of_answers(settings)
     for sample, answer in zip(samples, answers, strict=True):
         ids = [token for token in answer if token not in (end, tokenizer.commands.get("pad"))]

@@ -25,10 +25,11 @@ def evaluate_windows(tuned: Tuned, settings: Settings, samples: Sequence[Sample 
     """
     if set(losses) - {"cross_entropy"}:
         raise UserError(f"--losses {','.join(losses)}: a text has cross_entropy alone")
-    whole, values, found = built(samples), [], []
-    for batch, scores in scored(tuned, settings, whole, batch_size):
-        values += scores.is_right.int().tolist() if settings.data.task == "lambda" else (-scores.values).tolist()
-        found.append(loss_of_scores(scores, batch).item())
+    whole, is_lambda = built(samples), settings.data.task == "lambda"
+    batches = scored(tuned, settings, whole, batch_size, lambda batch, scores: (
+        scores.is_right.int().tolist() if is_lambda else (-scores.values).tolist(),
+        loss_of_scores(scores, batch).item()))
+    values, found = [value for own, _ in batches for value in own], [loss for _, loss in batches]
     of_window = iter(values)
     rows = [{"index": number} | ({"error": each.error} if isinstance(each, Unbuildable) else {"value": next(of_window)})
             for number, each in enumerate(samples)]

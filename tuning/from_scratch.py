@@ -113,8 +113,9 @@ def training_of(options: argparse.Namespace, model: GLM, texts: Texts, run: Corp
         with autocast():
             return loss_of(model, rows, options.embedding_gradient_shrink)
 
-    def validate(step: int, progress: Progress) -> dict[str, Any]:
-        return {"held_out": held_out_losses(model, texts, options.evaluation_rows, autocast)}
+    def validate(step: int, progress: Progress, whole: Callable[[], AbstractContextManager[None]]) -> dict[str, Any]:
+        with whole():
+            return {"held_out": held_out_losses(model, texts, options.evaluation_rows, autocast)}
 
     optimizer = MatrixOptimizer(dict(model.named_parameters()), options.optimizer,
                                 Rates(options.matrix_rate, options.rate, options.weight_decay), options.clip)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,10 @@ SHOWN = 8  # rows in a message
 MOST_EMPTY = 100  # drawn batches with nothing to learn, if there was none before that had something
 
 
+# An epoch, where the training stands, and what gives every rank all weights while it lasts -> what the log says.
+Validate = Callable[[int, "Progress", Callable[[], AbstractContextManager[None]]], Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Training:
     """What is learned from what."""
@@ -43,7 +48,7 @@ class Training:
     schedule: Schedule
     parts: int = 1  # that a step's samples are computed in, on each rank
     saved_every: int = 5000  # steps
-    validate: Callable[[int, Progress], Mapping[str, Any]] | None = None  # at an epoch's end -> what the log says of it
+    validate: Validate | None = None  # at an epoch's end -> what the log says of it
     is_split: Callable[[str], bool] = lambda name: False  # whether tensor-parallel ranks hold parts of a parameter
     is_hinge: bool = False  # a loss of 0 is what it should be
 
@@ -71,8 +76,7 @@ def train(training: Training, run: Run, asked: Interrupts | None = None,
         work, step = training.steps[progress.step], progress.step
         line = one_step(training, work, progress)
         if training.validate is not None and work.epoch is not None:
-            with optimizer.whole():
-                line |= training.validate(work.epoch, progress)
+            line |= training.validate(work.epoch, progress, optimizer.whole)
         run.log(line)
         tell(line)
         is_last = progress.step == len(training.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from tuning.data import cloze
 from tuning.data.sample import Sample, built
 from tuning.deepspeed_config import DeepSpeed
 from tuning.learned_places import check_places, notes_on_places
-from tuning.loop import Progress, Training, train
+from tuning.loop import Progress, Training, Validate, train
 from tuning.losses import loss_of
 from tuning.model import Head, PromptEncoder, Tuned, begin_as_words, initialise, load
 from tuning.optimizer import Optimizer
@@ -136,7 +137,7 @@ def keep(asked: Asked, tuned: Tuned, folder: Path, steps: int) -> None:
 
 
 def validation_of(asked: Asked, tuned: Tuned,
-                  data: TrainingData) -> Callable[[int, Progress], Mapping[str, Any]] | None:
+                  data: TrainingData) -> Validate | None:
     options = asked.options
     if "dev" in data.held_out:
         return partial(_document_losses, asked, tuned, data)
@@ -153,10 +154,12 @@ def validation_of(asked: Asked, tuned: Tuned,
                                          lambda steps: keep(asked, tuned, asked.save / BEST, steps)))
 
 
-def _document_losses(asked: Asked, tuned: Tuned, data: TrainingData, steps: int, progress: Progress) -> dict[str, Any]:
+def _document_losses(asked: Asked, tuned: Tuned, data: TrainingData, steps: int, progress: Progress,
+                     whole: Callable[[], AbstractContextManager[None]]) -> dict[str, Any]:
     """Of the held-out documents, behind so many steps; of those of the test in the end."""
-    found = {name: evaluated_documents(tuned, asked.settings, batches) for name, batches in data.held_out.items()
-             if name == "dev" or steps == len(data.steps)}
+    with whole():
+        found = {name: evaluated_documents(tuned, asked.settings, batches) for name, batches in data.held_out.items()
+                 if name == "dev" or steps == len(data.steps)}
     if parallel.is_first_process():
         write_rows(asked.save, steps - 1, found["dev"], STEP)
     return {"validation": found["dev"]["metrics"]} | ({"test": found["test"]["metrics"]} if "test" in found else {})

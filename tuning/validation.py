@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from runtime.errors import UserError
 from tuning.batch import batch_of
 from tuning.data.language import TEXTS
 from tuning.data.sample import Sample, Unbuildable, built
-from tuning.evaluate import evaluate_chat, evaluate_choices
+from tuning.evaluate import evaluate_chat, evaluate_choices, shared
 from tuning.evaluate_texts import evaluate_texts, readable
 from tuning.evaluate_windows import evaluate_windows
 from tuning.loop import Progress, weight_of
@@ -74,7 +75,8 @@ def evaluated(tuned: Tuned, settings: Settings, options: TrainOptions, samples: 
 def evaluated_documents(tuned: Tuned, settings: Settings, batches: Sequence[Sequence[Sample]]) -> dict[str, Any]:
     """The mean losses of batches of pretraining, and that of all their tokens, with its perplexity."""
     device = next(tuned.model.parameters()).device
-    losses = [loss_of(tuned, batch_of(batch, tuned.model.config, device)).item() for batch in batches]
+    losses = shared(batches, lambda own: [
+        loss_of(tuned, batch_of(batch, tuned.model.config, device)).item() for batch in own])
     loss = mean_loss(losses, batches)
     return {"task": settings.data.task, "split": "dev", "rows": [
         {"index": number, LOSS: each} for number, each in enumerate(losses)],
@@ -103,10 +105,17 @@ def mean_loss(losses: Sequence[float], batches: Sequence[Sequence[Sample]]) -> f
     return sum(loss * weight for loss, weight in zip(losses, weights, strict=True) if weight) / max(sum(weights), 1)
 
 
-def validated(validation: Validation, epoch: int, progress: Progress) -> dict[str, Any]:
-    """What the log says of an epoch that has ended; the best so far is kept."""
+def validated(validation: Validation, epoch: int, progress: Progress,
+              whole: Callable[[], AbstractContextManager[None]] = nullcontext) -> dict[str, Any]:
+    """What the log says of an epoch that has ended; the best so far is kept. whole: in which every rank has all
+    weights."""
     if (epoch + 1) % validation.every:
         return {"epoch": epoch}
+    with whole():
+        return _validated(validation, epoch, progress)
+
+
+def _validated(validation: Validation, epoch: int, progress: Progress) -> dict[str, Any]:
     metrics = dict(validation.metrics(epoch))
     name = validation.metric or next(iter(metrics))
     if name not in metrics:
