@@ -14,6 +14,7 @@ source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/tune.sh"
 TRAIN_DATA="${TRAIN_DATA:-documents.jsonl}"
 TOKENIZER_PATH="${TOKENIZER_PATH:-$CHECKPOINT_PATH}"
 read_config "$1" "config/ds_block_*.sh"
+wants "$1" gpt_options
 shift
 words_of gpt_options
 run_original pretrain_glm.py "${WORDS[@]}" --model-parallel-size "$MP_SIZE" -- "$@"

@@ -7,6 +7,5 @@
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 
-MASK_RATIO="${MASK_RATIO:-0.1}" # share of the words that become blanks
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/tune.sh"
 finetune seq "$@"

@@ -12,6 +12,14 @@ MP_SIZE="${MP_SIZE:-1}"
 DATA_ROOT="${DATA_ROOT:-data}"                  # where the tasks' folders are
 CHECKPOINT_PATH="${CHECKPOINT_PATH:-checkpoints}" # where the models' folders are
 SAVE_PATH="${SAVE_PATH:-runs}"                  # where a folder for each experiment is made
+MASK_RATIO="${MASK_RATIO:-0.1}"                 # of config_tasks/seq_blank.sh: share of the words that become blanks
+
+for _name in NUM_GPUS_PER_WORKER MP_SIZE; do
+    if [[ ! ${!_name} =~ ^[1-9][0-9]*$ ]]; then
+        echo "error: $_name=${!_name}: must be a number of 1 or more" >&2
+        exit 2
+    fi
+done
 
 # Reads a configuration, which is taken from the working directory first, then from the repository.
 read_config() {
@@ -23,6 +31,18 @@ read_config() {
     fi
     [[ $file == /* ]] || file="$PWD/$file"
     source "$REPOSITORY/scripts/read_config.sh" "$file"
+}
+
+# Stops where a configuration, named first, does not set one of the variables of such a configuration.
+wants() {
+    local file="$1" name
+    shift
+    for name in "$@"; do
+        if [[ -z ${!name+set} ]]; then
+            echo "error: $file sets no $name; is it a configuration of another kind?" >&2
+            exit 2
+        fi
+    done
 }
 
 # An argument list that a configuration wrote as an array or, as the originals do, as one string: into the array WORDS.
@@ -46,7 +66,15 @@ finetune() {
         exit 2
     fi
     read_config "$1" "config_tasks/model_*.sh"
+    wants "$1" MODEL_ARGS
     read_config "$2" "config_tasks/${kind}_*.sh"
+    wants "$2" EXPERIMENT_NAME TASK_NAME DATA_PATH
+    if [[ $kind == task ]]; then
+        wants "$2" MAX_SEQ_LEN EPOCH_SINGLE
+        [[ -n ${DEEPSPEED_CONFIG:-} ]] || wants "$2" LR_SINGLE BATCH_SIZE
+    else
+        wants "$2" TASK_ARGS
+    fi
     shift 2
     local name lists=(MODEL_ARGS TRAIN_ARGS COMMON_ARGS)
     local arguments=(--finetune --experiment-name "$EXPERIMENT_NAME" --task "$TASK_NAME" --data-dir "$DATA_PATH"

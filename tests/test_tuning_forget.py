@@ -45,6 +45,12 @@ def test_exactly_one_thing_was_tuned(folder, more, capsys):
     assert "name one" in refused(*words(folder, *more), capsys=capsys)
 
 
+@pytest.mark.parametrize("flag", ["--load", "--adapter"])
+def test_what_is_not_there_is_said_before_the_base_is_scored(folder, flag, capsys):
+    assert "there is no" in refused(*words(folder, flag, str(folder / "nothing")), capsys=capsys)
+    assert not (folder / "out").exists()
+
+
 def test_what_the_evaluation_refuses_is_refused(folder, capsys):
     assert main([*words(folder, "--load", str(TP1)), "--limit", "0"]) == 2
     assert "--limit 0" in capsys.readouterr().err

@@ -60,8 +60,6 @@ def test_only_a_better_epoch_is_the_best():
         progress.step = epoch
         validated(validation, epoch, progress)
     assert kept == [0, 2] and progress.best == 60.0
-    with pytest.raises(UserError, match="accuracy, f1"):
-        validated(Validation(lambda epoch: {"accuracy": 1.0, "f1": 0.0}, metric="em"), 0, Progress())
     assert validated(Validation(dict, every=2), 0, Progress()) == {"epoch": 0}
 
 

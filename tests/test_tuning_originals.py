@@ -63,10 +63,18 @@ def test_a_line_of_ptuning():
 
 
 def test_words_of_the_glm_repository_that_are_said_otherwise_here():
-    line = "--no-validation --adapet --optimizer adam --attention-scale 8 --few-superglue --device cpu"
+    line = "--no-validation --adapet --attention-scale 8 --few-superglue --device cpu"
     found = translated("finetune_glm.py", line.split())
     assert found.left_out == ["--attention-scale", "--few-superglue"]
     assert flags_of(found.commands[0][1:]) == {"--eval-epoch": ["0"], "--loss-func": ["adapet"], "--device": ["cpu"]}
+
+
+def test_adafactor_gets_the_rate_alone():
+    line = "--optimizer adafactor --lr 1e-3 --weight-decay 0.1 --adam-beta1 0.9 --device cpu"
+    found = translated("finetune_glm.py", line.split())
+    assert found.left_out == ["--adam-beta1", "--weight-decay"]
+    assert flags_of(found.commands[0][1:]) == {"--optimizer": ["adafactor"], "--lr": ["1e-3"],
+                                               "--weight-decay": ["0"], "--device": ["cpu"]}
 
 
 def test_a_configuration_of_the_original_names_a_vocabulary_that_is_downloaded_there():
@@ -143,7 +151,9 @@ def test_mistakes(words, message):
         translated("finetune_glm.py", words)
 
 
-def test_another_program():
+def test_another_program(capsys):
+    assert main(["original"]) == 2
+    assert "which program's command line? There are finetune_glm.py" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"train_gpt.py: not a program of the originals; there are finetune_glm.py"):
         translated("train_gpt.py", [])
     with pytest.raises(UserError, match="neither --do_train nor --do_predict"):
@@ -210,6 +220,23 @@ def test_configurations_that_are_not_there(clone):
     process = clone.run("ds_finetune_superglue.sh", "config_tasks/model_x.sh", "config_tasks/task_copa.sh")
     assert process.returncode == 2 and "config_tasks/model_x.sh: no such file; there are: config_tasks/" in process.err
     assert clone.run("ds_finetune_seq2seq.sh").returncode == 2
+
+
+@pytest.mark.parametrize(("script", "configs", "message"), [
+    ("ds_finetune_superglue.sh", ("model_blocklm_2B.sh", "seq_blank.sh"), "seq_blank.sh sets no MAX_SEQ_LEN"),
+    ("ds_finetune_superglue.sh", ("task_rte.sh", "task_rte.sh"), "config_tasks/task_rte.sh sets no MODEL_ARGS"),
+    ("ds_finetune_seq2seq.sh", ("model_blocklm_2B.sh", "task_rte.sh"), "config_tasks/task_rte.sh sets no TASK_ARGS"),
+    ("ds_pretrain_nvidia.sh", ("model_blocklm_2B.sh",), "config_tasks/model_blocklm_2B.sh sets no gpt_options")])
+def test_configurations_of_another_kind(clone, script, configs, message):
+    process = clone.run(script, *(f"config_tasks/{name}" for name in configs), STUB_COMPLETE="yes")
+    assert process.returncode == 2 and message in process.err and process.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["NUM_GPUS_PER_WORKER", "MP_SIZE"])
+def test_numbers_of_processes(clone, name):
+    process = clone.run("ds_finetune_superglue.sh", "config_tasks/model_blocklm_2B.sh", "config_tasks/task_rte.sh",
+                        **{name: "x"})
+    assert process.returncode == 2 and process.err == f"error: {name}=x: must be a number of 1 or more\n"
 
 
 def test_configurations_of_the_original_are_strings(clone, tmp_path):

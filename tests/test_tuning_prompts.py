@@ -92,8 +92,9 @@ def test_a_prompt_alone_learns_and_is_used_again(kind, glm, task, tmp_path, caps
 
 @pytest.mark.parametrize(("more", "message"), [
     (["--prompt-init"], "--continuous-prompt --num-prompt-tokens N"),
+    (["--freeze-transformer", "--tune-prefix-layers", "9"], "--tune-prefix-layers 9: the model has 2 layers"),
     ([*PROMPT, "--prompt-init", "--prompt-encoder", "FILE"], "leave --prompt-encoder away")])
-def test_a_beginning_without_a_prompt_is_refused(more, message, glm, task, tmp_path, capsys):
+def test_what_cannot_begin_is_refused(more, message, glm, task, tmp_path, capsys):
     file = tmp_path / "encoder.pt"
     torch.save({"prompt_spell.spell_embeddings.weight": torch.zeros(5, 32)}, file)
     words = [str(file) if word == "FILE" else word for word in more]

@@ -8,7 +8,7 @@ import pytest
 from runtime.errors import UserError
 from tests.golden_data import family_folder
 from tests.golden_family import checkpoint
-from tests.golden_finetune import run, tokenizer_flags
+from tests.golden_finetune import refused, run, tokenizer_flags
 from tests.parallel_helper import run_ranks
 from tests.test_evaluation_report import Page
 from tests.tiny_training import log_of, tiny_glm, training_flags
@@ -128,6 +128,25 @@ def test_all_weights_are_gathered_for_epochs_that_are_scored_alone():
     for progress.step in range(6):
         validated(validation, progress.step, progress, whole)
     assert gathered == [2, 5]
+
+
+def test_a_metric_that_there_is_not_is_said_before_the_first_step(titles, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert "--validation-metric rouge-9: the task has rouge-1, rouge-2" in refused(
+        "train", *flags_of(titles), "--load", titles[1], "--save", folder, *STEPS, "--validation-metric", "rouge-9",
+        capsys=capsys)
+    assert not (folder / "log.jsonl").exists()
+
+
+def test_rows_without_labels_validate_nothing(titles, tmp_path, capsys):
+    (tmp_path / "task.yaml").write_text(
+        "files: {train: train.jsonl, dev: dev.jsonl}\ntext_a: '{text}'\nlabels: ['a', 'b']\n"
+        "verbalizers: {a: A, b: B}\npatterns:\n- a: ['~{text_a}', _]\n", encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text('{"text": "one", "label": "a"}\n', encoding="utf-8")
+    (tmp_path / "dev.jsonl").write_text('{"text": "two"}\n', encoding="utf-8")
+    assert main(["train", "--task", str(tmp_path / "task.yaml"), "--cloze-eval", *tokenizer_flags("bpe"), "--load",
+                 str(titles[1]), "--seq-length", "16", "--save", str(tmp_path / "run"), "--epochs", "1"]) in (0, 2)
+    assert "no validation: 1 of the 1 rows of its split have no label" in capsys.readouterr().err
 
 
 def test_the_best_epoch_by_the_first_metric_is_kept(titles, trained, capsys):

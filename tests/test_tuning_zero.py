@@ -93,6 +93,21 @@ def test_all_stages_and_offloading(glm, tmp_path, more, tolerance):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("beside", ["head", "prompt"])
+def test_what_is_float32_beside_a_model_of_half_precision(glm, tmp_path, beside):
+    """It computes in the model's precision, and has float32 masters, which begin with its own values."""
+    prompt = ("--continuous-prompt", "--num-prompt-tokens", 3)
+    commands = []
+    for name, zero in (("plain", None), ("two", {"stage": 2}), ("three", {"stage": 3})):
+        flags = flags_of(glm, tmp_path / name, 2, "--dtype", "bfloat16", *(prompt if beside == "prompt" else ()),
+                         zero=zero)
+        commands.append([flag for flag in flags if beside == "prompt" or flag != "--cloze-eval"])
+    run(tmp_path, 2, *commands)
+    for name in ("two", "three"):
+        assert_same(tmp_path / name, tmp_path / "plain", 2e-2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_float16_finds_its_scale(glm, tmp_path, stage):
     """Steps that overflow move nothing; the scale falls, and later rises. (Several parts are summed in float16 by the

@@ -87,8 +87,13 @@ def settled(checkpoint: CheckpointOptions, options: TrainOptions, optimizer: Opt
     kind = both.at("optimizer.type")
     if kind is not None and str(kind).lower() not in OPTIMIZERS:
         raise UserError(f"{path}: optimizer.type is {shown(kind)}; only Adam and AdamW train as the originals do")
+    zero = _zero(both)
+    if optimizer.optimizer != "adam" and (kind is not None or zero.get("stage")):
+        raise UserError(f"--optimizer {optimizer.optimizer}, but {path} "
+                        + (f"says {kind}" if kind is not None else "divides by zero_optimization, which is AdamW's")
+                        + "; leave one of them out")
     return Settled(_precision(both, checkpoint), _batch(both, options, ranks), replace(optimizer, **numbers),
-                   DeepSpeed(_zero(both), tuple(key for key, value in config.items() if key not in USED and value)))
+                   DeepSpeed(zero, tuple(key for key, value in config.items() if key not in USED and value)))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""AdamW as the originals use it: two groups, a bound for the norm of the whole gradient, masters in float32, and in
-float16 a scale of the loss that finds itself."""
+"""AdamW or Adafactor as the originals use them: two groups, a bound for the norm of the whole gradient, masters in
+float32, and in float16 a scale of the loss that finds itself."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from torch import Tensor
 
 from runtime import parallel
 from runtime.errors import UserError
+from tuning.adafactor import Adafactor
 
 if TYPE_CHECKING:
     from tuning.train_options import OptimizerOptions
 
 FIRST_SCALE = 2.0**16  # of the loss in float16, as DeepSpeed begins
 CLIP_EPSILON = 1e-6  # beside the norm
-MOMENTS = {"AdamW": {"exp_avg", "exp_avg_sq", "step"}, "Muon": {"momentum_buffer"}}  # torch's, of a parameter
+MOMENTS = {"AdamW": ({"exp_avg", "exp_avg_sq", "step"},), "Muon": ({"momentum_buffer"},),
+           "Adafactor": ({"rows", "columns", "step"}, {"squares", "step"})}  # of a parameter
 
 
 def is_decayed(name: str) -> bool:
@@ -51,7 +53,7 @@ class LossScale:
 
 
 class Optimizer:
-    """AdamW of named parameters. What is half precision in the model has a float32 master here, which is moved.
+    """Of named parameters. What is half precision in the model has a float32 master here, which is moved.
 
     Each data-parallel rank holds all of it; tuning/zero.py has one that is divided over them.
     """
@@ -78,6 +80,8 @@ class Optimizer:
         options = self.options
         groups = [{"params": [self.masters[name] for name in names], "weight_decay": decay}
                   for names, decay in ((self.decayed, options.weight_decay), (self.not_decayed, 0.0)) if names]
+        if options.optimizer == "adafactor":
+            return [Adafactor(groups, options.lr)]
         return [torch.optim.AdamW(groups, lr=options.lr, betas=(options.adam_beta1, options.adam_beta2),
                                   eps=options.adam_eps, fused=True)]
 
@@ -226,6 +230,6 @@ class Optimizer:
                 master.copy_(masters[name])
             if own := moments.get(name):
                 moving = self._moving_of(master)
-                if set(own) != MOMENTS[type(moving).__name__]:
+                if set(own) not in MOMENTS[type(moving).__name__]:
                     raise KeyError(*own)  # of another kind of optimiser
                 moving.state[master] = {key: tensor.to(master.device) for key, tensor in own.items()}

@@ -15,7 +15,7 @@ from typing import Any
 from glm.config import ModelConfig
 from glm.spec import QKV
 from quantization import GROUP_SIZES
-from runtime.arguments import count, count_or_zero, option, share
+from runtime.arguments import amount, count, count_or_zero, option, share
 from tuning.data.form import GLM_REPOSITORY, SampleForm
 
 TOKENIZERS = ("GPT2BPETokenizer", "BertWordPieceTokenizer", "ChineseSPTokenizer")
@@ -83,6 +83,8 @@ class ClozeOptions:
     wsc_negative: bool = option(False, "WSC with candidates")
     loss_func: str = option("cross_entropy", "of the scores of the choices", choices=LOSSES)
     length_penalty: float = option(0.0, "exponent of the length that a choice's score, or a beam's, is divided by")
+    block_lm_ratio: float = option(0.0, "train: for each step of the task so many of pretraining's objective, on the "
+                                        "patterns with their answers", read=amount)
     pool_token: str = option("cls", "whose hidden state the classification head reads", choices=POOLED)
 
 

@@ -62,7 +62,8 @@ _FOLDERS = {"mnli": "MNLI", "cola": "CoLA", "mrpc": "MRPC", "qnli": "QNLI", "qqp
             "agnews": "Agnews", "yelp-polarity": "yelp_review_polarity_csv", "yelp-full": "yelp_review_full_csv",
             "yahoo": "Yahoo", "squad": "SQuAD", "race": "RACE"}  # of --multi-task-data, within --data-dir
 _TASK_NAMES = {"squad": "squad-cloze"}  # of these, where another one has the name here
-_OF_SAVING = ("--save", "--experiment-name", "--no-validation", "--optimizer", "--adapet")  # beside _OF_TRAINING
+_OF_ADAM = ("--adam-beta1", "--adam-beta2", "--adam-eps")
+_OF_SAVING = ("--save", "--experiment-name", "--no-validation", "--adapet")  # beside _OF_TRAINING
 _CHATGLM_NAMES = {
     "--model-name-or-path": "--load", "--output-dir": "--save", "--learning-rate": "--lr",
     "--max-steps": "--train-iters", "--num-train-epochs": "--epochs", "--per-device-train-batch-size": "--batch-size",
@@ -122,8 +123,9 @@ def _of_glm(program: str, words: Sequence[str]) -> Translated:
         flags["--eval-epoch"] = ["0"]
     if flags.pop("--adapet", None) is not None:
         flags["--loss-func"] = ["adapet"]
-    if flags.get("--optimizer") == ["adam"]:
-        del flags["--optimizer"]
+    if flags.get("--optimizer") == ["adafactor"]:  # which gets nothing but the rate there
+        left_out += [flag for flag in (*_OF_ADAM, "--weight-decay") if flags.pop(flag, None)]
+        flags["--weight-decay"] = ["0"]
     _settle_device(flags)
     _settle_batch(flags)
     return Translated([["train", *_joined(flags)]], left_out)

@@ -80,12 +80,14 @@ class Job:
     attention_dropout: float = 0.1
     is_checkpointed: bool = False
     zero: Zero = Zero()
+    has_moments: bool = True  # AdamW's
     saved: str = "fp32"  # precision of the saved checkpoint
     held_tokens: int = 0  # of all samples, in memory
 
 
 def job_of(checkpoint: CheckpointOptions, parts: PartsOptions, settings: Settings, options: TrainOptions,
-           data: TrainingData | None, ranks: int | None = None, zero: Zero = Zero()) -> Job:
+           data: TrainingData | None, ranks: int | None = None, zero: Zero = Zero(),
+           has_moments: bool = True) -> Job:
     """data: None for rows of --seq-length tokens, all of which are scored. ranks: data-parallel; None: as many as were
     started. Raises UserError for what cannot be a training."""
     config = read_config(checkpoint.load, checkpoint.model, **(checkpoint.shape or {}))
@@ -111,7 +113,8 @@ def job_of(checkpoint: CheckpointOptions, parts: PartsOptions, settings: Setting
     learned = learned_of(config, parts, settings.prompt, 0 if data is None else data.labels)
     return Job(setup, learned, tuple(sizes), steps, getattr(data and data.steps, "of_epoch", steps), count, ranks,
                options.hidden_dropout, options.attention_dropout, options.checkpoint_activations,
-               saved=SHORT[options.save_dtype or checkpoint.dtype], held_tokens=held, zero=zero)
+               saved=SHORT[options.save_dtype or checkpoint.dtype], held_tokens=held, zero=zero,
+               has_moments=has_moments)
 
 
 def sizes_of(data: TrainingData, settings: Settings, parts: int) -> tuple[list[Size], int]:

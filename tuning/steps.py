@@ -6,7 +6,7 @@ A step's work is a function of its number, the seed and the files alone, so that
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,6 +62,26 @@ class EpochSteps:
         chosen = _epoch(len(self.rows), self.size, self.seed, epoch)[place]
         is_last = place + 1 == self.of_epoch
         return Work(tuple(self.rows[each] for each in chosen), epoch=epoch if is_last else None)
+
+
+@dataclass(frozen=True)
+class MixedSteps:
+    """Some of the steps read texts with blanks in the place of their rows."""
+
+    steps: EpochSteps
+    order: Callable[[int, int], pretrain.Order | None]  # step, rows of it -> what it reads; None: its own rows
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def of_epoch(self) -> int:
+        return self.steps.of_epoch
+
+    def __getitem__(self, step: int) -> Work:
+        work = self.steps[step]
+        order = self.order(step, len(work.rows))
+        return work if order is None else Work(order.indices, order, work.epoch, is_drawn=True)
 
 
 @lru_cache(maxsize=1)

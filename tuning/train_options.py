@@ -11,6 +11,7 @@ from pathlib import Path
 from runtime.arguments import amount, count, count_or_zero, option, share
 from tuning.options import STYLES
 
+OPTIMIZERS = ("adam", "adafactor")
 SAVED = ("float16", "bfloat16", "float32")
 
 
@@ -18,6 +19,8 @@ SAVED = ("float16", "bfloat16", "float32")
 class OptimizerOptions:
     """How a gradient moves the weights, and at which rate in which step."""
 
+    optimizer: str = option("adam", "AdamW, or Adafactor, which keeps no moments and knows no betas",
+                            choices=OPTIMIZERS)
     lr: float = option(1e-4, "peak learning rate", read=amount)
     weight_decay: float = option(0.01, "of all but biases and LayerNorms, decoupled from the gradient", read=amount)
     adam_beta1: float = option(0.9, "memory of the gradient", read=share)

@@ -45,6 +45,7 @@ from tuning.validation import Validation, evaluated, evaluated_documents, readin
 if TYPE_CHECKING:
     from runtime.program import Interrupts
 
+FEW = 2  # rows of validation, which tell the names of its metrics
 BEST = "best"  # folder within --save: the checkpoint of the best epoch
 FREE = ("save_interval",)  # flags that may change; of a file its contents count, not its name
 
@@ -136,8 +137,7 @@ def keep(asked: Asked, tuned: Tuned, folder: Path, steps: int) -> None:
     save(folder, tuned, steps, DTYPES[asked.options.save_dtype or asked.checkpoint.dtype], asked.checkpoint.load)
 
 
-def validation_of(asked: Asked, tuned: Tuned,
-                  data: TrainingData) -> Validate | None:
+def validation_of(asked: Asked, tuned: Tuned, data: TrainingData) -> Validate | None:
     options = asked.options
     if "dev" in data.held_out:
         return partial(_document_losses, asked, tuned, data)
@@ -150,6 +150,10 @@ def validation_of(asked: Asked, tuned: Tuned,
             write_rows(asked.save, epoch, found)
         return found["metrics"]
 
+    if (name := options.validation_metric) is not None:  # a wrong one is said before an epoch is lost to it
+        some = evaluated(tuned, asked.settings, options, built(data.validation)[:FEW], asked.checkpoint.load)["metrics"]
+        if name not in some:
+            raise UserError(f"--validation-metric {name}: the task has {', '.join(some)}")
     return partial(validated, Validation(metrics, options.eval_epoch, options.validation_metric,
                                          lambda steps: keep(asked, tuned, asked.save / BEST, steps)))
 
@@ -222,7 +226,10 @@ def learning(tuned: Tuned, settings: Settings) -> dict[str, torch.nn.Parameter]:
     freeze it."""
     if not settings.prompt.freeze_transformer and not tuned.is_adapted:
         return tuned.learn(lambda name: True)
-    layers = tuple(in_layer(number, "") for number in range(settings.prompt.tune_prefix_layers or 0))
+    count, known = settings.prompt.tune_prefix_layers or 0, tuned.model.config.num_layers
+    if count > known:
+        raise UserError(f"--tune-prefix-layers {count}: the model has {known} layers")
+    layers = tuple(in_layer(number, "") for number in range(count))
     frozen = {name for name in tuned.frozen() if not name.startswith(layers)}
     return tuned.learn(lambda name: name not in frozen)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from runtime.errors import UserError
 from runtime.hashing import hash_file
 from runtime.reading import NoSuchFile
+from tuning.data.pattern_texts import open_pattern_texts
 from tuning.data.pretrain import Order, Pretraining, open_parts
 from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.notes import notes_on
@@ -20,6 +21,7 @@ from tuning.steps import (
     DrawnSteps,
     EpochSteps,
     GivenSteps,
+    MixedSteps,
     Work,
     drawn_order,
     epoch_steps,
@@ -33,7 +35,7 @@ from tuning.train_options import TrainOptions
 
 @dataclass(frozen=True)
 class TrainingData:
-    steps: GivenSteps | EpochSteps | DrawnSteps
+    steps: GivenSteps | EpochSteps | MixedSteps | DrawnSteps
     samples_of: Callable[[Work], Sequence[Sample]]
     contents: dict[str, str]  # what is read -> its hash
     rows: Sequence[Sample | Unbuildable] = ()  # of a task
@@ -53,14 +55,24 @@ def read(settings: Settings, options: TrainOptions, load: Path, ranks: int) -> T
 def _rows(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:
     rows = samples_of(settings, load)
     lacking = {number: row.error for number, row in enumerate(rows) if isinstance(row, Unbuildable)}
+    mixed = open_pattern_texts(settings, open_for(settings, load), rows) if settings.cloze.block_lm_ratio else None
+    if mixed is not None and options.batches is not None:
+        raise UserError("--block-lm-ratio draws which steps read other texts, and --batches says what each reads: "
+                        "leave one of them out")
     if options.batches is not None:
         steps = read_batches(options.batches, options.train_iters, len(rows), lacking)
     else:
         known = [number for number in range(len(rows)) if number not in lacking]
         steps = epoch_steps(known, size, options.epochs, options.train_iters, settings.data.seed)
+        if mixed is not None:
+            steps = MixedSteps(steps, mixed.order)
     held_out, notes = _validation(settings, options, load)
     contents = {"the rows": hash_of(rows)} | ({"the rows of validation": hash_of(held_out)} if held_out else {})
-    return TrainingData(steps, lambda work: [rows[row] for row in work.rows], contents, rows, labels_of(rows),
+
+    def read(work: Work) -> Sequence[Sample]:
+        return [rows[row] for row in work.rows] if work.order is None else mixed.samples(work.order)
+
+    return TrainingData(steps, read, contents, rows, labels_of(rows),
                         held_out, [*notes_on(settings, rows), *notes])
 
 
@@ -77,8 +89,11 @@ def _validation(settings: Settings, options: TrainOptions,
         rows = samples_of(held_out, load)
     except NoSuchFile as error:
         return (), [f"no validation: {error}"]
-    if not built(rows):
+    if not (whole := built(rows)):
         return (), ["no validation: its split has no row that makes a sample"]
+    if kind == "cloze" and (lacking := sum(
+            sample.label is None and sample.kind is not Kind.GENERATIVE for sample in whole)):
+        return (), [f"no validation: {lacking} of the {len(whole)} rows of its split have no label"]
     return (_drawn(rows, options.validation_rows, settings.data.seed),
             [f"validation: {note}" for note in notes_on(held_out, rows)])
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from runtime.errors import UserError
 from tuning.batch import batch_of
 from tuning.data.language import TEXTS
 from tuning.data.sample import Sample, Unbuildable, built
@@ -118,8 +117,6 @@ def validated(validation: Validation, epoch: int, progress: Progress,
 def _validated(validation: Validation, epoch: int, progress: Progress) -> dict[str, Any]:
     metrics = dict(validation.metrics(epoch))
     name = validation.metric or next(iter(metrics))
-    if name not in metrics:
-        raise UserError(f"--validation-metric {name}: the task has {', '.join(metrics)}")
     is_best = progress.best is None or (
         metrics[name] < progress.best if name == LOSS else metrics[name] > progress.best)
     if is_best:

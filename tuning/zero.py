@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")  # elements, of which DeepSpeed takes half a billion
+ALIGNED = 2  # elements, of whose number DeepSpeed wants a multiple
 COMPILED_SUMS = "deepspeed_shm_comm"  # compiled for minutes at first use on a CPU; gloo sums as well
 
 Loss = Callable[..., Tensor]
@@ -54,6 +55,7 @@ class DividedOptimizer(Optimizer):
         """modules: all that the loss uses. loss: a part of a step -> its mean loss. zero: zero_optimization of
         DeepSpeed's JSON. parts: passes of a step."""
         super().__init__(parameters, options)
+        self._first = narrowed(parameters)
         divided = modules if zero["stage"] == 3 else torch.nn.ParameterList(parameters.values())
         dtypes = {each.dtype for each in parameters.values()}
         if dtypes != {torch.float32}:  # DeepSpeed converts all that it divides
@@ -80,11 +82,15 @@ class DividedOptimizer(Optimizer):
             except (AssertionError, ValueError) as error:
                 raise UserError(f"zero_optimization: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
             begin_moments(self._engine.optimizer)
+            for name, value in self._first.items():
+                put(self.parameters[name], value)
+            self._first.clear()
         return self._engine
 
     def _config(self) -> dict[str, Any]:
         dtype = next(iter(self.parameters.values())).dtype
         largest = sum(parameter.numel() for parameter in self.parameters.values())
+        largest += largest % ALIGNED
         zero = self._zero | {name: min(largest, int(self._zero.get(name, largest))) for name in BUCKETS}
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": self._parts,
@@ -179,6 +185,19 @@ class DividedOptimizer(Optimizer):
             put(parameter, masters[name].float())
             for key in MOMENTS:
                 put(parameter, moments[name][key] if name in moments else torch.zeros(shape_of(parameter)), key)
+
+
+def narrowed(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """Gives all the precision of those that have less, which DeepSpeed wants: a head, a prompt encoder beside a model
+    of float16 compute in float16 then, as in the original. -> the float32 values, with which their masters begin."""
+    narrow = {parameter.dtype for parameter in parameters.values()} - {torch.float32}
+    if len(narrow) != 1:
+        return {}
+    values = {name: parameter.detach().clone() for name, parameter in parameters.items()
+              if parameter.dtype == torch.float32}
+    for name in values:
+        parameters[name].data = parameters[name].data.to(*narrow)
+    return values
 
 
 def shape_of(parameter: Tensor) -> torch.Size:

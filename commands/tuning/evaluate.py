@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
         "evaluate_seq2seq.sh; the references beside it, in FILE with .refs in place of .hyps")
     arguments = parser.parse_args(argv)
     settings = settings_of(arguments)
+    if arguments.hyps and settings.data.task is not None:
+        check_writes(settings)
     samples, found = evaluated(settings, arguments)
     if arguments.hyps:
         write_texts(found["rows"], arguments.hyps)
@@ -66,14 +68,21 @@ def tell_notes(settings: Settings, samples: Sequence[Sample | Unbuildable]) -> N
         print(note, file=sys.stderr)
 
 
+def check_writes(settings: Settings) -> None:
+    """UserError where no texts will be written, said before a model is loaded."""
+    from tuning.tasks import kind_of
+
+    if kind_of(settings.data.task) != "seq2seq" or settings.seq2seq.no_decode:
+        raise UserError(f"--task {settings.data.task}: no text is written; only seq2seq tasks write texts, without "
+                        "--no-decode")
+
+
 def _names(word: str) -> tuple[str, ...]:
     return tuple(name for name in word.split(",") if name)
 
 
 def write_texts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Predictions and references in two files, a text a line."""
-    if not rows or "prediction_ids" not in rows[0]:
-        raise UserError("no text was written; only seq2seq tasks write texts, without --no-decode")
     for file, name in ((path, "prediction"), (path.with_suffix(".refs"), "ref")):
         with replacing(file) as temporary:
             temporary.write_text("".join(" ".join(row[name].split()) + "\n" for row in rows), encoding="utf-8")

@@ -34,6 +34,9 @@ def main(argv: Sequence[str]) -> int:
     arguments, others = parser.parse_known_args(argv)
     if (arguments.load is None) == (arguments.adapter is None):
         raise UserError("what was tuned? --adapter FILE, of --base, or --load DIR, a checkpoint of its own: name one")
+    for what, path in (("checkpoint folder", arguments.load), ("adapter", arguments.adapter)):
+        if path is not None and not path.exists():  # said before the base is scored
+            raise UserError(f"there is no {what} {path}")
     adapter = [] if arguments.adapter is None else ["--adapter", str(arguments.adapter)]
     runs = {BEFORE: [str(arguments.base)], AFTER: [str(arguments.load or arguments.base), *adapter]}
     for name, model in runs.items():

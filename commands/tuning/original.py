@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from runtime.errors import UserError
 from runtime.program import is_first_rank
 from tuning.originals import PROGRAMS, translated
 
@@ -20,9 +21,11 @@ What it becomes is said first; the same words with `python -m tuning` do the sam
 
 
 def main(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        raise UserError(f"which program's command line? There are {', '.join(PROGRAMS)}; --help tells more")
+    if argv[0] in ("-h", "--help"):
         print(ABOUT, end="")
-        return 0 if argv else 2
+        return 0
     found = translated(argv[0], argv[1:])
     if is_first_rank():
         if found.left_out:

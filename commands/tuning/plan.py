@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         from tuning.training_data import read
 
         data = read(settings, options, arguments.load, job_of(*model, settings, options, None).ranks)
-    job = job_of(*model, settings, options, data, zero=Zero.of(given.deepspeed))
+    job = job_of(*model, settings, options, data, zero=Zero.of(given.deepspeed),
+                 has_moments=given.optimizer.optimizer == "adam")
     device, room = place_of(job, arguments.device)
     choice, wanted = choice_of(settings, options), needs(job)
     found, seconds = as_json(job, wanted, room), epoch_seconds(job, device)

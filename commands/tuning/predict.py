@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from commands.tuning.common import add_model, add_settings, load_tuned, settings_of, write_lines
-from commands.tuning.evaluate import evaluated, tell_notes, write_texts
+from commands.tuning.evaluate import check_writes, evaluated, tell_notes, write_texts
 from runtime.arguments import CommandParser, count
 from runtime.errors import UserError
 from tuning.options import Settings
@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--task {settings.data.task}: its rows have no predictions; evaluate gives their figures")
     if module is seq2seq and arguments.output is None:
         raise UserError("--output FILE: where are the texts to be written? References go beside it")
+    if module is seq2seq:
+        check_writes(settings)
     samples, found = evaluated(settings, arguments)
     if module is seq2seq:
         write_texts(found["rows"], arguments.output)

@@ -94,6 +94,8 @@ class Special:
 def read_special(folder: str | Path) -> Special:
     """What config.json of the checkpoint says. UserError where it says nothing."""
     file = checkpoint_folder(folder) / "config.json"
+    if not file.is_file():
+        raise UserError(f"--task chat is for the folder of a ChatGLM-6B; --load {folder} has no config.json")
     values = read_json(file)
     ids = {name: values.get(name, COMMANDS[name]) if isinstance(values, dict) else None
            for name in ("bos_token_id", "gmask_token_id", "mask_token_id")}
@@ -123,9 +125,10 @@ def sample_of(row: Mapping[str, Sequence[int]], number: int, special: Special) -
 
 def samples_of(path: Path | None, folder: str | Path | None) -> list[Sample | Unbuildable]:
     """Of the rows of --tokenized, for the checkpoint --load."""
-    for flag, given in (("--tokenized FILE", path), ("--load DIR", folder)):
+    for flags, given in (("--train-file, --validation-file or --test-file, as --split says, or --tokenized FILE", path),
+                         ("--load DIR", folder)):
         if given is None:
-            raise UserError(f"--task chat needs {flag}")
+            raise UserError(f"--task chat needs {flags}")
     special = read_special(folder)
     return [sample_of(row, number, special) for number, row in enumerate(read_tokenized(path))]
 

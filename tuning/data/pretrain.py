@@ -36,6 +36,8 @@ from tuning.data.spans import (
 from tuning.options import ObjectiveOptions, Settings, shares_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from glm.tokenizers.interface import Tokenizer
 
 TASKS = ("pretrain",)
@@ -101,10 +103,8 @@ def open_pretraining(settings: Settings, tokenizer: Tokenizer) -> Pretraining:
 
 def open_parts(settings: Settings, tokenizer: Tokenizer) -> tuple[Pretraining, Pretraining | None, Pretraining | None]:
     """Of the documents that are trained on, those of validation, and those of the test, as --split and files say."""
-    documents, objective, cloze = settings.documents, settings.objective, settings.cloze
-    if not hasattr(tokenizer, "vocabulary") or "ENC" not in tokenizer.commands:
-        raise UserError("--task pretrain is for the vocabularies of the GLM repository, which have [CLS]; "
-                        f"{tokenizer.vocabulary_file} is another one: tools/pretrain.py trains such models")
+    documents, objective = settings.documents, settings.objective
+    check_vocabulary(tokenizer)
     text, shares, held_out = read_documents(documents.train_data, tokenizer), shares_of(settings.data.split), [None] * 2
     if shares is not None and max(shares) < 1:
         text, *held_out = divided(text, shares)
@@ -113,17 +113,31 @@ def open_parts(settings: Settings, tokenizer: Tokenizer) -> tuple[Pretraining, P
     for place, path in enumerate((settings.streams.valid_data, settings.streams.test_data)):
         if path is not None:
             held_out[place] = read_documents(path, tokenizer)
-    layout = Layout(settings.data.seq_length, not objective.no_shuffle_block, not cloze.no_block_position,
-                    objective.random_position, objective.block_mask_prob, objective.context_mask_ratio)
-    commands = commands_of(tokenizer, text.ends, settings.tokenizer.task_mask)
-    if commands.block is None and (layout.block_mask or layout.context_mask):
-        raise UserError("this tokenizer has no dBLOCK; name --tokenizer-type, or leave --block-mask-prob and "
-                        "--context-mask-ratio out")
+    layout, commands = blanking_of(settings, tokenizer, text.ends)
     source = Pretraining(text, commands, objective, layout, documents.sample_one_document,
                          documents.non_sentence_start, open_supervised(settings, tokenizer))
     validation, test = (each if each is None else replace(source, documents=each, supervised=None)
                         for each in held_out)
     return source, validation, test
+
+
+def check_vocabulary(tokenizer: Tokenizer) -> None:
+    if not hasattr(tokenizer, "vocabulary") or "ENC" not in tokenizer.commands:
+        raise UserError("--task pretrain, and --block-lm-ratio, are for the vocabularies of the GLM repository, which "
+                        f"have [CLS]; {tokenizer.vocabulary_file} is another one: tools/pretrain.py trains such models")
+
+
+def blanking_of(settings: Settings, tokenizer: Tokenizer, ends: np.ndarray) -> tuple[Layout, Commands]:
+    """How texts get their blanks. ends: tokens that end a sentence."""
+    check_vocabulary(tokenizer)
+    objective = settings.objective
+    layout = Layout(settings.data.seq_length, not objective.no_shuffle_block, not settings.cloze.no_block_position,
+                    objective.random_position, objective.block_mask_prob, objective.context_mask_ratio)
+    commands = commands_of(tokenizer, ends, settings.tokenizer.task_mask)
+    if commands.block is None and (layout.block_mask or layout.context_mask):
+        raise UserError("this tokenizer has no dBLOCK; name --tokenizer-type, or leave --block-mask-prob and "
+                        "--context-mask-ratio out")
+    return layout, commands
 
 
 def blanks(samples: Sequence[Packed], draw: random.Random, blocks: random.Random, objective: ObjectiveOptions,
