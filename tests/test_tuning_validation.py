@@ -1,9 +1,11 @@
 """Validation of trainings whose answers are texts: what `evaluate` says of the weights; the best epoch is kept."""
 
 import json
+import os
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from runtime.errors import UserError
 from tests.golden_data import family_folder
@@ -67,6 +69,7 @@ def on_rank(commands):
     """`evaluate` of each -> how many rows this rank has written, or scored in a forward pass."""
     from tuning import evaluate, evaluate_texts
 
+    os.environ["RANK"] = str(torch.distributed.get_rank())  # as a launcher says it: the first one writes
     done, written, scores_of = [], evaluate_texts.written, evaluate.scores_of
 
     def counting_rows(model, rows, *rest, **more):

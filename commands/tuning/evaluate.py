@@ -12,6 +12,7 @@ from commands.tuning.common import add_model, add_settings, load_tuned, settings
 from runtime.arguments import CommandParser, count
 from runtime.errors import UserError
 from runtime.files import replacing
+from runtime.program import is_first_rank
 from tuning.options import Settings
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.hyps and settings.data.task is not None:
         check_writes(settings)
     samples, found = evaluated(settings, arguments)
+    if not is_first_rank():  # of several, which share the rows
+        return 0
     if arguments.hyps:
         write_texts(found["rows"], arguments.hyps)
     write_object({"task": settings.data.task, "split": settings.data.split} | found, arguments.output)

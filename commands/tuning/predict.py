@@ -9,6 +9,7 @@ from commands.tuning.common import add_model, add_settings, load_tuned, settings
 from commands.tuning.evaluate import check_writes, evaluated, tell_notes, write_texts
 from runtime.arguments import CommandParser, count
 from runtime.errors import UserError
+from runtime.program import is_first_rank
 from tuning.options import Settings
 
 ABOUT = """\
@@ -38,7 +39,9 @@ def main(argv: Sequence[str]) -> int:
     from tuning.tasks import CHAT, module_of
 
     if settings.data.task == CHAT:
-        write_lines(_replies(settings, arguments), arguments.output)
+        found = _replies(settings, arguments)
+        if is_first_rank():
+            write_lines(found, arguments.output)
         return 0
     module = module_of(settings.data.task)
     if module not in (cloze, seq2seq):
@@ -48,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     if module is seq2seq:
         check_writes(settings)
     samples, found = evaluated(settings, arguments)
+    if not is_first_rank():
+        return 0
     if module is seq2seq:
         write_texts(found["rows"], arguments.output)
     else:
@@ -60,8 +65,10 @@ def main(argv: Sequence[str]) -> int:
 def _replies(settings: Settings, arguments: argparse.Namespace) -> list[dict[str, str]]:
     from tuning.chat_replies import replies
     from tuning.data.chat_files import prompts
+    from tuning.evaluate import shared
     from tuning.tokenizers import open_for
 
-    prompts(settings)  # mistakes in the file come before the model is loaded
-    tokenizer = open_for(settings, arguments.load)
-    return list(replies(load_tuned(arguments), settings, tokenizer, arguments.load, arguments.eval_batch_size))
+    asked, _ = prompts(settings)  # mistakes in the file come before the model is loaded
+    tokenizer, tuned = open_for(settings, arguments.load), load_tuned(arguments)
+    return shared(range(len(asked)), lambda numbers: list(
+        replies(tuned, settings, tokenizer, arguments.load, arguments.eval_batch_size, numbers)))

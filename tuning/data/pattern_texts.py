@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
 from tuning.data.documents import Packed, sentence_ends
-from tuning.data.pretrain import Batch, Order, blanking_of, blanks
+from tuning.data.pretrain import Batch, Order, blanking_of, blanks, check_vocabulary
 from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.data.spans import Commands, Layout
 from tuning.options import ObjectiveOptions, Settings
@@ -58,6 +58,7 @@ def open_pattern_texts(settings: Settings, tokenizer: Tokenizer,
         return None
     if settings.prompt.continuous_prompt or not settings.cloze.cloze_eval:
         raise UserError("--block-lm-ratio wants texts of patterns, with --cloze-eval and without --continuous-prompt")
+    check_vocabulary(tokenizer, "--block-lm-ratio")
     layout, commands = blanking_of(settings, tokenizer, sentence_ends(tokenizer))
     texts = {number: text for number, row in enumerate(rows)
              if isinstance(row, Sample) and (text := filled(row, commands)) is not None}

@@ -104,7 +104,7 @@ def open_pretraining(settings: Settings, tokenizer: Tokenizer) -> Pretraining:
 def open_parts(settings: Settings, tokenizer: Tokenizer) -> tuple[Pretraining, Pretraining | None, Pretraining | None]:
     """Of the documents that are trained on, those of validation, and those of the test, as --split and files say."""
     documents, objective = settings.documents, settings.objective
-    check_vocabulary(tokenizer)
+    check_vocabulary(tokenizer, "--task pretrain")
     text, shares, held_out = read_documents(documents.train_data, tokenizer), shares_of(settings.data.split), [None] * 2
     if shares is not None and max(shares) < 1:
         text, *held_out = divided(text, shares)
@@ -121,15 +121,15 @@ def open_parts(settings: Settings, tokenizer: Tokenizer) -> tuple[Pretraining, P
     return source, validation, test
 
 
-def check_vocabulary(tokenizer: Tokenizer) -> None:
+def check_vocabulary(tokenizer: Tokenizer, what: str) -> None:
+    """UserError, naming what was asked for, where the vocabulary has no [CLS]."""
     if not hasattr(tokenizer, "vocabulary") or "ENC" not in tokenizer.commands:
-        raise UserError("--task pretrain, and --block-lm-ratio, are for the vocabularies of the GLM repository, which "
-                        f"have [CLS]; {tokenizer.vocabulary_file} is another one: tools/pretrain.py trains such models")
+        raise UserError(f"{what} is for the vocabularies of the GLM repository, which have [CLS]; "
+                        f"{tokenizer.vocabulary_file} is another one: tools/pretrain.py trains such models")
 
 
 def blanking_of(settings: Settings, tokenizer: Tokenizer, ends: np.ndarray) -> tuple[Layout, Commands]:
     """How texts get their blanks. ends: tokens that end a sentence."""
-    check_vocabulary(tokenizer)
     objective = settings.objective
     layout = Layout(settings.data.seq_length, not objective.no_shuffle_block, not settings.cloze.no_block_position,
                     objective.random_position, objective.block_mask_prob, objective.context_mask_ratio)
