@@ -21,8 +21,8 @@ class Linear(torch.nn.Module):
     weight_scale, (n,) or (n, groups), with the layout of kernels/packing.py. Cut by rows, each rank computes some of
     the outputs; cut by columns, each sees some of the inputs, and their results are summed over the ranks.
 
-    adapters: modules that are called with the same x and the backend's operations, and whose (..., n) is added before
-    the sum over ranks: an adapter of a linear that is cut by columns sees this rank's inputs, too.
+    adapters: modules that add to the result, by the same x and the backend's operations, before the sum over ranks: an
+    adapter of a linear that is cut by columns sees this rank's inputs, too.
     """
 
     def __init__(self, shape: tuple[int, int], cut: Cut, dtype: torch.dtype, device: torch.device | str = "meta",
@@ -53,7 +53,7 @@ class Linear(torch.nn.Module):
         """This rank's own part of the result, before anything is exchanged."""
         output = operations.linear(x, self.operand, bias)
         for adapter in self.adapters.values():
-            output = output + adapter(x, operations)
+            output = adapter(output, x, operations)
         return output
 
     def pack(self, scheme: Scheme) -> None:

@@ -82,7 +82,7 @@ class GLM(SATModel):
         The tokens see the prefix, where the model has one; no argument counts its places.
         """
         operations = kernels.backend(self.transformer.word_embeddings.weight)
-        if dropout is not None:
+        if dropout is not None and not torch.is_grad_enabled():
             operations = kernels.reference
         cosine, sine = self._angles(position_ids)
         prefix = None if self.prefix is None or cache is not None else self.prefix()
@@ -148,7 +148,8 @@ class GLM(SATModel):
         """
         cache = step.cache
         if (cache is None or tokens.shape[1] != 1 or self.is_parallel or step.operations is kernels.reference
-                or step.observe is not None or step.prompts is not None or not hasattr(self.family, "layer_form")):
+                or torch.is_grad_enabled() or step.observe is not None or step.prompts is not None
+                or not hasattr(self.family, "layer_form")):
             return None
         if cache.stack is None and any(linear.adapters for _, linear in linears(self)):
             cache.stack = False

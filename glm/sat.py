@@ -105,7 +105,7 @@ class Step:
             return linear(x, self.operations)
 
     def _attention_dropout(self, layer: int) -> dict:
-        """Training alone has it, whose operations are the reference's."""
+        """Training alone has it, whose operations know it."""
         is_there = self.dropout is not None and self.dropout.attention_share > 0
         return {"drop": partial(self.dropout.attention, layer=layer)} if is_there else {}
 

@@ -29,7 +29,8 @@ CACHE_LINE = 64  # bytes; the products like tensors that begin at multiples of i
 
 
 def backend(weight: torch.Tensor):
-    """The operations for weights like `weight`: those of its device where no gradients are recorded, else plain torch.
+    """The operations for weights like `weight`: those of its device where no gradients are recorded; with gradients
+    those of training in float32 on a CPU, else plain torch.
 
     All have the signatures of kernels.reference.
     """
@@ -39,9 +40,11 @@ def backend(weight: torch.Tensor):
 
     if weight.device.type == "cuda":
         settle_cuda()
-    if weight.dtype not in reference.FLOATS or torch.is_grad_enabled():
-        return reference
     kind = weight.device.type
+    if torch.is_grad_enabled():
+        return trained() if kind == "cpu" and weight.dtype is torch.float32 else reference
+    if weight.dtype not in reference.FLOATS:
+        return reference
     return (BACKENDS[kind]() if kind in BACKENDS else none_for(kind)) or reference
 
 
@@ -61,6 +64,18 @@ def compiled():
     except cpu.build.BuildError as error:
         print(f"kernels: torch's own operators are used, which are slower: {error}", file=sys.stderr)
         return None
+
+
+@functools.cache
+def trained():
+    """What training takes in float32 on a CPU: plain torch where nothing can be compiled."""
+    from kernels import reference
+
+    if (operators := compiled()) is None:
+        return reference
+    from kernels.cpu.training import Training
+
+    return Training(operators)
 
 
 @functools.cache

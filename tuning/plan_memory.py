@@ -141,12 +141,13 @@ def layer_blocks(job: Job, size: Size, layer: int) -> list[float]:
         inputs |= set(spec.LINEARS)
     if not job.is_checkpointed:  # made again (glm.sat.Step.product); behind a residual a norm's result is not
         inputs -= {spec.QKV, spec.MLP_OUT} | ({spec.MLP_IN} if config.family not in POST_NORM else set())
+    own = is_compiled(job)
     has_bias = f"{spec.FINAL_NORM}.bias" in config.table.lines
-    norm = [h] if has_bias or layer >= learned.layers else [h, h]  # an RMS norm keeps its result for its weight, too
+    norm = [h] if own or has_bias or layer >= learned.layers else [h, h]  # torch keeps the result of an RMS norm, too
     before = [*norm, *[h] * (spec.QKV in inputs), *_low_rank(low.get(spec.QKV), h)]
     rows, _ = spec.linears(config, setup.degree)[spec.MLP_IN]
-    is_swiglu = rows == 2 * i and config.family == chatglm2.NAME  # keeps the gate's; kernels.gradients.Geglu does not
-    context = [w] * (spec.DENSE in inputs and job.attention_dropout > 0)  # without it, the result that is kept anyway
+    is_swiglu = rows == 2 * i and config.family == chatglm2.NAME and not own  # torch keeps the gate's
+    context = [w] * (spec.DENSE in inputs and not keeps_result(job))
     behind = [*norm, *context, *[h] * (spec.MLP_IN in inputs), *[i] * (spec.MLP_OUT in inputs), rows,
               *[i] * is_swiglu, *[h, h] * bool(job.hidden_dropout), *_low_rank(low.get(spec.DENSE), w),
               *_low_rank(low.get(spec.MLP_IN), h), *_low_rank(low.get(spec.MLP_OUT), i)]
@@ -163,9 +164,25 @@ def _low_rank(pair: LowRank | None, width: int) -> list[int]:
     return [pair.rank * pair.pairs] + [width] * (2 * pair.pairs if pair.has_dropout else 0)
 
 
+def is_compiled(job: Job) -> bool:
+    """Whether gradients are those of kernels/cpu/training.py."""
+    return job.setup.kind == "cpu" and job.setup.element == FLOAT
+
+
+def is_attention_compiled(job: Job) -> bool:
+    return (is_compiled(job) and job.setup.config.family != chatglm2.NAME
+            and not job.attention_dropout and not job.learned.prefix)
+
+
+def keeps_result(job: Job) -> bool:
+    """Whether attention itself keeps what it gives."""
+    return not job.attention_dropout and not is_attention_compiled(job)
+
+
 def attention_blocks(job: Job, size: Size) -> list[float]:
     """Between the products: with dropout the probabilities, what is dropped of them, and the rest; without it queries,
-    keys and values (turned in pairs, the ones before that, too), the result and the mask as numbers."""
+    keys and values (turned in pairs, the ones before that, too), the result and the mask as numbers; of the compiled
+    one queries, keys and values alone."""
     setup, e, tokens, s = job.setup, job.setup.element, size.tokens, size.width + job.learned.prefix
     w, keys = setup.heads_width, setup.cache_width
     heads = setup.config.num_attention_heads // setup.degree
@@ -174,6 +191,8 @@ def attention_blocks(job: Job, size: Size) -> list[float]:
     if job.attention_dropout:
         probabilities = tokens * heads * s
         return [*angles, *[tokens * w * e] * 3, *[probabilities * FLOAT] * 2, probabilities * e, tokens * s]
+    if is_attention_compiled(job):
+        return [tokens * (w + 2 * keys) * e]
     before = [tokens * w * e, tokens * (w + keys) * e] if in_pairs else []
     return [*angles, *before, tokens * w * e, tokens * (w + 2 * keys) * e, tokens * heads * FLOAT, tokens * s * e]
 

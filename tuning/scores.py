@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+import kernels
 from kernels import HEAD_BYTES
 from tuning.data.sample import Kind
 
@@ -95,6 +96,9 @@ def _padding(batch: Batch, sums: Tensor) -> Tensor:
 
 def token_scores(tuned: Tuned, hidden: Tensor, owners: Tensor, targets: Tensor) -> Tokens:
     """hidden (n, h); owners (t,) out of n, and targets (t,) -> of each token."""
+    operations = kernels.backend(tuned.model.head_weight)
+    if hasattr(operations, "score_tokens") and hidden.dtype is torch.float32 and not tuned.model.is_parallel:
+        return Tokens(*operations.score_tokens(hidden, tuned.model.head_weight, owners, targets))
     step = max(1, HEAD_BYTES // (4 * tuned.model.config.vocab_size))
     parts = []
     for begin in range(0, len(hidden), step):

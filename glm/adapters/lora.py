@@ -44,7 +44,7 @@ class Lora:
 
 
 class LowRank(torch.nn.Module):
-    """x (..., k) -> what is added to the output (..., n) of a linear; k and n are those of this rank's part."""
+    """What is added to the output (..., n) of a linear, by its x (..., k); k and n are those of this rank's part."""
 
     def __init__(self, pairs: Pairs, scale: float, order: Tensor | None, columns: Tensor | None, dropout: float = 0.0,
                  place: str = "") -> None:
@@ -73,7 +73,16 @@ class LowRank(torch.nn.Module):
         return (first if self.columns is None else first[:, self.columns],
                 second if self.order is None else second[self.order])
 
-    def forward(self, x: Tensor, operations: ModuleType) -> Tensor:
+    def forward(self, output: Tensor, x: Tensor, operations: ModuleType) -> Tensor:
+        """The linear's output (..., n), which nothing else uses, with this adapter's: in place where it learns."""
+        inner, second = self._inner(x, operations)
+        if not (torch.is_grad_enabled() and inner.requires_grad and output.is_contiguous()):
+            return output + operations.linear(inner, second)
+        output.view(-1, output.shape[-1]).addmm_(inner.flatten(0, -2), second.t())
+        return output
+
+    def _inner(self, x: Tensor, operations: ModuleType) -> tuple[Tensor, Tensor]:
+        """A x (..., R), and B."""
         first, second = (each.to(x.dtype) for each in self.matrices())
         if self._dropping is None:
             inner = operations.linear(x, first)
@@ -81,7 +90,7 @@ class LowRank(torch.nn.Module):
             ranks = [each.shape[0] for each in self.matrix_A]
             inner = torch.cat([operations.linear(self._dropped(x, number), part)
                                for number, part in enumerate(first.split(ranks))], dim=-1)
-        return operations.linear(inner, second)
+        return inner, second
 
     def _dropped(self, x: Tensor, number: int) -> Tensor:
         dropout, width, places = self._dropping

@@ -161,16 +161,17 @@ class Operators:
         return out
 
     def geglu(self, x):
-        return self._activated(Activation.GEGLU, x) if x.is_contiguous() else reference.geglu(x)
+        return self.activated(Activation.GEGLU, x) if x.is_contiguous() else reference.geglu(x)
 
     def swiglu(self, x):
-        return self._activated(Activation.SWIGLU, x) if x.is_contiguous() else reference.swiglu(x)
+        return self.activated(Activation.SWIGLU, x) if x.is_contiguous() else reference.swiglu(x)
 
     def gelu(self, x, is_exact):
         activation = Activation.GELU if is_exact else Activation.GELU_TANH
-        return self._activated(activation, x) if x.is_contiguous() else reference.gelu(x, is_exact)
+        return self.activated(activation, x) if x.is_contiguous() else reference.gelu(x, is_exact)
 
-    def _activated(self, activation, x):
+    def activated(self, activation, x):
+        """x is contiguous."""
         *rows, width = x.shape
         inner = width // 2 if activation.is_gated else width
         out = x.new_empty((*rows, inner))

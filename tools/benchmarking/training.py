@@ -104,9 +104,8 @@ def _own(work: Work, config: ModelConfig) -> Callable[[], None]:
 
     def step() -> None:
         batch = batch_of([sample(number) for number in range(work.rows)], config)
-        loss_of(tuned, batch).backward()
-        optimizer.gather()
-        optimizer.step(1e-4, optimizer.norm())
+        optimizer.backward(loss_of(tuned, batch))
+        optimizer.move(1e-4, tuned.is_split, lambda norm: None)
 
     return step
 
