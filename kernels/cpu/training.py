@@ -176,7 +176,6 @@ class Attended(torch.autograd.Function):
         return None, out, None, None, None, None
 
 
-
 class Scored(torch.autograd.Function):
     """Training.score_tokens, some places at a time. Logits become probabilities p in place, and these at once p W,
     which is what the gradient of hidden needs of them. For the gradient of W they are kept where they are few, else
