@@ -60,6 +60,13 @@ EXPORT int cuModuleGetFunction(handle* function, handle module, const char* name
     return tell(line);
 }
 
+EXPORT int cuFuncSetAttribute(handle function, int attribute, int value) {
+    char line[64];
+    if (function != (handle)0x9abc00000000) return 400;
+    snprintf(line, sizeof line, "attribute %d is %d", attribute, value);
+    return tell(line);
+}
+
 EXPORT int cuLaunchKernel(handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                           unsigned block_y, unsigned block_z, unsigned shared, handle stream, void** parameters,
                           void** extra) {

@@ -3,7 +3,9 @@
 // The threads of a block are fibers of one thread, in turns; a fiber gives way only where it waits for others:
 // at __syncthreads, at a shuffle, at a warp's matrix product. Every access to memory is checked: it must lie in a buffer
 // of the arguments, aligned as the instruction wants it, and that may be read or written; what is loaded as constant must
-// be read only. Blocks run one after the other, the first or the last one first.
+// be read only. Blocks run one after the other, the first or the last one first. An asynchronous copy is made as late as
+// a thread's wait allows; where the last block is the first, at once: what is read too early, or overwritten too early,
+// gives wrong numbers in one of the two.
 #pragma once
 
 #include <setjmp.h>
@@ -18,6 +20,7 @@
 #define __global__ __attribute__((visibility("default")))
 #define __launch_bounds__(...)
 #define __shared__ static  // of each kernel, used by one block at a time
+#define DYNAMIC_SHARED(NAME) Quad* const NAME = (Quad*)emulator::dynamic_shared.data()
 
 struct Dimensions {
     u32 x, y, z;
@@ -92,7 +95,17 @@ static std::vector<Fiber> fibers;
 static std::vector<Warp> warps;
 static jmp_buf scheduler;
 static u32 at_barrier, barriers;
-static bool progress;
+static bool progress, backwards;
+static std::vector<char> dynamic_shared;
+
+struct Copy {
+    char* to;
+    Quad value;
+};
+struct Copies {  // of a thread: those of each group, the open one last
+    std::vector<std::vector<Copy>> groups;
+};
+static std::vector<Copies> copies;
 struct Raw {  // the arguments of any kernel: structs as large as these are handed over in memory, whatever is in them
     unsigned long long words[40];
 };
@@ -138,6 +151,8 @@ static void run_block() {
     const u32 threads = blockDim.x;
     fibers.resize(threads);
     warps.assign((threads + 31) / 32, Warp{});
+    copies.assign(threads, Copies{{{}}});
+    for (char& byte : dynamic_shared) byte = 0x7e;
     at_barrier = 0;
     for (Fiber& fiber : fibers) {
         fiber.started = fiber.done = false;
@@ -199,6 +214,35 @@ INLINE u32 read_latest(const void* p) { return read_u32(p); }
 INLINE void store(void* p, Quad q) { emulator::write(p, q); }
 INLINE void store_u32(void* p, u32 value) { emulator::write(p, value); }
 INLINE void store_u16(void* p, u32 value) { emulator::write(p, (u16)value); }
+
+INLINE void check_shared(const void* p, u32 size) {
+    const char* begin = emulator::dynamic_shared.data();
+    if ((const char*)p < begin || (const char*)p + size > begin + emulator::dynamic_shared.size())
+        emulator::fail("access beyond the shared memory", p, size);
+}
+
+INLINE Quad read_shared(const Quad* p) {
+    check_shared(p, sizeof *p);
+    return *p;
+}
+
+INLINE void copy_async(Quad* shared, const void* p, bool wanted) {
+    check_shared(shared, sizeof *shared);
+    const emulator::Copy copy{(char*)shared, read_if(wanted, p)};
+    if (emulator::backwards) memcpy(copy.to, &copy.value, sizeof copy.value);
+    else emulator::copies[threadIdx.x].groups.back().push_back(copy);
+}
+
+INLINE void close_copies() { emulator::copies[threadIdx.x].groups.push_back({}); }
+
+template <int OPEN>
+INLINE void wait_for_copies() {
+    auto& groups = emulator::copies[threadIdx.x].groups;
+    while (groups.size() > OPEN + 1) {
+        for (const emulator::Copy& copy : groups.front()) memcpy(copy.to, &copy.value, sizeof copy.value);
+        groups.erase(groups.begin());
+    }
+}
 
 INLINE float as_float(u32 bits) {
     float value;
@@ -304,11 +348,13 @@ INLINE void multiply_add(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
 extern "C" __attribute__((visibility("default"))) const char* emulate(void* kernel, u32 grid_x, u32 grid_y, u32 threads,
                                                                       const void* arguments, u32 size,
                                                                       const emulator::Buffer* buffers, u32 count,
-                                                                      bool backwards) {
+                                                                      u32 shared_bytes, bool backwards) {
     emulator::kernel = (void (*)(emulator::Raw))kernel;
     memcpy(&emulator::arguments, arguments, size);
     emulator::buffers.assign(buffers, buffers + count);
     emulator::failure[0] = 0;
+    emulator::backwards = backwards;
+    emulator::dynamic_shared.resize(shared_bytes);
     blockDim = {threads, 1, 1};
     gridDim = {grid_x, grid_y, 1};
     for (u32 i = 0; i < grid_x * grid_y; i++) {

@@ -12,7 +12,7 @@ import pytest
 
 from kernels.cuda import build
 from kernels.cuda.build import Program
-from kernels.cuda.driver import Call, spanned
+from kernels.cuda.driver import LARGEST_SHARED, Call, spanned
 
 HERE = Path(__file__).resolve().parent
 POISON = 0x7E  # in every byte of an output: not a number
@@ -61,7 +61,8 @@ class Emulator:
         self.backwards = backwards  # the last block first
         self.launched: list[str] = []
 
-    def launch(self, program: Program, name: str, grid: tuple[int, int], threads: int, call: Call) -> None:
+    def launch(self, program: Program, name: str, grid: tuple[int, int], threads: int, call: Call,
+               shared_bytes: int = 0) -> None:
         self.launched.append(name)
         buffers = [Buffer(tensor.data_ptr(), spanned(tensor), uses)
                    for tensors, uses in ((call.reads, READ), (call.changes, READ | WRITE), (call.writes, WRITE))
@@ -69,13 +70,14 @@ class Emulator:
         for buffer in buffers:
             if buffer.uses == WRITE:
                 ctypes.memset(buffer.begin, POISON, buffer.size)
-        self.execute(program, name, grid, threads, call.packed(), buffers)
+        assert shared_bytes <= LARGEST_SHARED
+        self.execute(program, name, grid, threads, call.packed(), buffers, shared_bytes)
 
     def execute(self, program: Program, name: str, grid: tuple[int, int], threads: int, arguments: bytes,
-                buffers: list[Buffer]) -> None:
+                buffers: list[Buffer], shared_bytes: int) -> None:
         """buffers: all memory that the kernel may use."""
         loaded = library(self.folder, program)
         kernel = ctypes.cast(getattr(loaded, name), ctypes.c_void_p)
         problem = loaded.emulate(kernel, *grid, threads, arguments, len(arguments), (Buffer * len(buffers))(*buffers),
-                                 len(buffers), self.backwards)
+                                 len(buffers), shared_bytes, self.backwards)
         assert not problem, f"{name}: {problem.decode()}"

@@ -29,8 +29,8 @@ OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
 class Kernel(NamedTuple):
     code: list[tuple[str, list[str], tuple[bool, str] | None]]  # operation, operands, predicate
     labels: dict[str, int]  # the instruction behind each
-    shared: dict[str, int]  # where each array begins
-    shared_bytes: int
+    shared: dict[str, int]  # where each array begins; the one whose size the launch says is the last
+    shared_bytes: int  # without that one
 
 
 @cache
@@ -46,8 +46,9 @@ def kernels(folder: Path, program: Program) -> dict[str, str]:
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     text = re.sub(r"//[^\n]*", "", path.read_text())
-    entries = re.split(r"\.visible \.entry ", text)[1:]
-    return {entry[:entry.index("(")]: entry[entry.index("{") + 1:entry.rindex("}")] for entry in entries}
+    outside, *entries = re.split(r"\.visible \.entry ", text)
+    outside = "".join(re.findall(r"\.extern \.shared [^;]+;", outside))  # the array whose size a launch says
+    return {entry[:entry.index("(")]: outside + entry[entry.index("{") + 1:entry.rindex("}")] for entry in entries}
 
 
 @cache
@@ -59,14 +60,17 @@ def parsed(folder: Path, program: Program, name: str) -> Kernel:
             if found[1]:
                 labels[found[1]] = len(code)
             statement = statement[found.end():]
-        if array := re.match(r"\.shared \.align (\d+) \.[a-z](\d+) (\w+)(?:\[(\d+)\])?", statement):
+        if dynamic := re.match(r"\.extern \.shared \.align \d+ \.b8 (\w+)\[\]", statement):
+            shared[dynamic[1]] = None
+        elif array := re.match(r"\.shared \.align (\d+) \.[a-z](\d+) (\w+)(?:\[(\d+)\])?", statement):
             size += -size % int(array[1])
             shared[array[3]], size = size, size + int(array[2]) // 8 * int(array[4] or 1)
         elif statement and not statement.startswith("."):
             inverted, predicate, operation, operands = STATEMENT.match(statement).groups()
             code.append((operation, [re.sub(r"\s+", "", operand) for operand in OPERAND.findall(operands)],
                          (inverted == "!", predicate) if predicate else None))
-    return Kernel(code, labels, shared, size)
+    size += -size % 16
+    return Kernel(code, labels, {array: size if at is None else at for array, at in shared.items()}, size)
 
 
 def holds(buffer: Buffer, place: int, count: int) -> bool:
@@ -76,11 +80,14 @@ def holds(buffer: Buffer, place: int, count: int) -> bool:
 class Block:
     """The threads that share memory and barriers. written: the output's places that some block has written."""
 
-    def __init__(self, kernel: Kernel, grid, place, threads: int, arguments: bytes, buffers, written: set[int]):
+    def __init__(self, kernel: Kernel, grid, place, threads: int, arguments: bytes, buffers, written: set[int],
+                 shared_bytes: int):
         self.kernel, self.grid, self.place, self.threads, self.arguments = kernel, grid, place, threads, arguments
         self.buffers, self.written = buffers, written
-        self.shared, self.epoch = bytearray(kernel.shared_bytes), 0  # epoch: barriers so far
+        self.shared, self.epoch = bytearray(kernel.shared_bytes + shared_bytes), 0  # epoch: barriers so far
         self.writers, self.readers = {}, {}  # by a word of shared memory: the last thread and its epoch
+        self.conflicts = 0
+        self.under_way = set()  # words that an asynchronous copy writes to
         self.warps = [Warp(self, index) for index in range(threads // 32)]
 
     def read(self, place: int, count: int, is_shared: bool, thread: int, is_constant: bool = False) -> bytes:
@@ -92,6 +99,8 @@ class Block:
                             "memory that is written is read as constant")
             return ctypes.string_at(place, count)
         for word in range(place, place + count, 4):
+            if word in self.under_way:
+                raise Fault("shared memory is read before its copy has been waited for")
             if word not in self.writers:
                 raise Fault("shared memory is read that nobody has written")
             if self.is_race(self.writers[word], thread):
@@ -112,11 +121,32 @@ class Block:
                 self.written |= places
             ctypes.memmove(place, raw, len(raw))
             return
-        for word in range(place, place + len(raw), 4):
-            if any(word in known and self.is_race(known[word], thread) for known in (self.writers, self.readers)):
+        self.claim(place, len(raw), thread)
+        self.shared[place:place + len(raw)] = raw
+
+    def copy(self, place: int, raw: bytes, thread: int) -> None:
+        """An asynchronous one, until `arrive`. The bytes are there at once; who looks at them before is told."""
+        self.check(place, len(raw), True)
+        self.claim(place, len(raw), thread)
+        self.under_way |= set(range(place, place + len(raw), 4))
+        self.shared[place:place + len(raw)] = raw
+
+    def arrive(self, place: int, count: int, thread: int) -> None:
+        for word in range(place, place + count, 4):
+            self.under_way.discard(word)
+            self.writers[word] = (thread, self.epoch)
+
+    def claim(self, place: int, count: int, thread: int) -> None:
+        for word in range(place, place + count, 4):
+            if word in self.under_way or any(word in known and self.is_race(known[word], thread) for known in (self.writers, self.readers)):
                 raise Fault("shared memory is written in which another thread is at work")
             self.writers[word] = (thread, self.epoch)
-        self.shared[place:place + len(raw)] = raw
+
+    def count_conflicts(self, places, acting) -> None:
+        """Of 16-byte accesses, eight lanes at a time: to one bank, but not to one place."""
+        for first in range(0, 32, 8):
+            pieces = {int(place) // 16 for place, acts in zip(places[first:first + 8], acting[first:first + 8]) if acts}
+            self.conflicts += len(pieces) - len({piece % 8 for piece in pieces})
 
     def check(self, place: int, count: int, is_shared: bool) -> None:
         if place % count:
@@ -140,13 +170,17 @@ class Block:
 
 
 class Interpreter(Emulator):
-    """An emulator that knows the kernels as PTX."""
+    """An emulator that knows the kernels as PTX; conflicts: of lanes that wait for each other at a bank."""
 
-    def execute(self, program, name, grid, threads, arguments, buffers):
+    conflicts = 0
+
+    def execute(self, program, name, grid, threads, arguments, buffers, shared_bytes):
         kernel, written = parsed(self.folder, program, name), set()
         with np.errstate(all="ignore"):
             places = list(np.ndindex(*grid))
             for place in reversed(places) if self.backwards else places:
-                Block(kernel, grid, place, threads, arguments, buffers, written).run()
+                block = Block(kernel, grid, place, threads, arguments, buffers, written, shared_bytes)
+                block.run()
+                self.conflicts += block.conflicts
         produced = sum(buffer.size // 2 for buffer in buffers if buffer.uses == WRITE)
         assert len(written) == produced, f"{name}: {produced - len(written)} outputs are not written"

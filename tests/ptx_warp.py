@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from tests.ptx_arithmetic import ALL64, LANES, Fault, brain_pair, computed, filled, float_bits, floats, half_pair
+from tests.ptx_arithmetic import ALL64, LANES, LOW32, Fault, brain_pair, computed, filled, float_bits, floats, half_pair
 
 BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 
@@ -30,9 +30,10 @@ class Warp:
         self.block, self.first = block, 32 * index
         self.counters, self.alive = np.zeros(32, np.int64), LANES + self.first < block.threads
         self.registers, self.waits = {}, False  # waits: at a barrier
+        self.copies = [[]]  # asynchronous ones that are under way: those of each group, the open one last
         special = {"%tid.x": LANES.astype(np.uint64) + np.uint64(self.first), "%ntid.x": filled(block.threads),
                    "%ctaid.x": filled(block.place[0]), "%ctaid.y": filled(block.place[1]),
-                   "%nctaid.x": filled(block.grid[0])}
+                   "%nctaid.x": filled(block.grid[0]), "%nctaid.y": filled(block.grid[1])}
         self.registers |= special | {name: filled(at) for name, at in block.kernel.shared.items()}
 
     def get(self, name: str):
@@ -73,6 +74,8 @@ class Warp:
             if not acting.all():
                 raise Fault(f"{operation} by {int(acting.sum())} of 32 lanes")
             self.exchange(operation, operands)
+        elif kind == "cp":
+            self.copy(rest, operands, acting)
         elif kind == "fence":
             pass  # one thread runs at a time
         elif kind == "atom":
@@ -118,6 +121,8 @@ class Warp:
                 self.put(name, filled(int.from_bytes(part, "little")), acting)
             return
         places, values = self.get(base) + np.uint64(offset), np.zeros((len(names), 32), np.uint64)
+        if rest[0] == "shared" and len(names) * size == 16:
+            self.block.count_conflicts(places, acting)
         for lane in np.flatnonzero(acting):
             raw = self.block.read(int(places[lane]), len(names) * size, rest[0] == "shared", self.first + lane,
                                   is_constant="nc" in rest)
@@ -125,6 +130,26 @@ class Warp:
                 values[i, lane] = int.from_bytes(raw[i * size:(i + 1) * size], "little")
         for name, value in zip(names, values, strict=True):
             self.put(name, value, acting)
+
+    def copy(self, rest: list[str], operands: list[str], acting) -> None:
+        """cp.async, of 16 bytes; what is not read is zero."""
+        if rest[1] in ("commit_group", "wait_group") and not acting.all():
+            raise Fault(f"{rest[1]} by {int(acting.sum())} of 32 lanes")
+        if rest[1] == "commit_group":
+            self.copies.append([])
+        elif rest[1] == "wait_group":
+            while len(self.copies) > int(operands[0]) + 1:
+                for place, size, thread in self.copies.pop(0):
+                    self.block.arrive(place, size, thread)
+        else:
+            (to, offset), (source, further) = map(address_of, operands[:2])
+            to, source = self.get(to) + np.uint64(offset), self.get(source) + np.uint64(further)
+            size, wanted = int(operands[2]), self.get(operands[3]) & LOW32
+            for lane in np.flatnonzero(acting):
+                thread, count, place = self.first + lane, int(wanted[lane]), int(to[lane]) & 0xFFFFFFFF
+                raw = self.block.read(int(source[lane]), count, False, thread) if count else b""
+                self.block.copy(place, raw + bytes(size - len(raw)), thread)
+                self.copies[-1].append((place, size, thread))
 
     def increase(self, operands: list[str], acting) -> None:
         """atom.inc: back to zero behind the bound."""

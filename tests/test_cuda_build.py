@@ -12,7 +12,7 @@ import torch
 
 from kernels import cuda, reference
 from kernels.cache import BuildError
-from kernels.cuda import build, linear, nvrtc
+from kernels.cuda import build, choice, linear, nvrtc
 from kernels.cuda.build import Program
 
 
@@ -43,12 +43,12 @@ def told_by_nvcc(folder: Path, program: Program, architecture: int) -> str:
 def test_nvcc_compiles_the_sources_without_spilling_registers(tmp_path, architecture, bits, kind):
     told = told_by_nvcc(tmp_path, packed(bits, kind), architecture)
     names = set(re.findall(r"Compiling entry function '(\w+)'", told))
-    assert names >= {"dequantize_eights", "dequantize_any", "simple_1", "simple_2", "simple_4", "read_all"}
-    skinny = {name for name in names if name.startswith("skinny")}
-    assert len(skinny) == (12 if architecture >= 80 else 0)
+    assert names >= {"dequantize_eights", "dequantize_any", "simple_1", "simple_2", "simple_4", "read_all", "add_parts"}
+    of_tensor_cores = [name for name in names if name.startswith(("skinny", "wide"))]
+    assert len(of_tensor_cores) == (9 + 6 if architecture >= 80 else 0)
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", told)
     assert len(spills) == len(names) and set(spills) == {("0", "0", "0")}
-    assert max(map(int, re.findall(r"Used (\d+) registers", told))) <= 65536 // (32 * linear.WARPS)
+    assert max(map(int, re.findall(r"Used (\d+) registers", told))) <= 65536 // (32 * choice.WARPS)
 
 
 @pytest.mark.parametrize("architecture, kind", [(90, 0), pytest.param(75, 1, marks=pytest.mark.slow),
@@ -67,14 +67,14 @@ def test_nvrtc_compiles_the_sources_for_every_architecture(compiler):
     for architecture in chosen:
         code = build.compiled(architecture, packed(4, 0))
         assert code[:4] == b"\x7fELF" and b"dequantize_eights" in code
-        assert (b"skinny_4_2_STAGE" in code) == (architecture >= 80)
+        assert (b"wide_8_GROUPS" in code) == (architecture >= 80)
     for bits, kind in ((8, 0), (8, 1), (4, 1)):
-        assert b"skinny_1_1_ROW" in build.compiled(chosen[-1], packed(bits, kind))
+        assert b"skinny_1_ROW" in build.compiled(chosen[-1], packed(bits, kind))
 
 
 def test_a_younger_device_gets_ptx(compiler):
     code = build.compiled(compiler.architectures[-1] + 10, packed(8, 0))
-    assert b".entry skinny_1_1_ROW" in code and code[-1:] == b"\0"
+    assert b".entry skinny_1_ROW" in code and code[-1:] == b"\0"
 
 
 def test_an_error_in_the_source_is_one_line(compiler):

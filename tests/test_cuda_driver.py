@@ -20,7 +20,7 @@ from kernels.layer import Rotary
 from kernels.reference import Shared
 
 STUB = Path(__file__).resolve().parent / "cuda_driver_stub.c"
-ARGUMENTS = struct.Struct("6P9If")  # linear.h's
+ARGUMENTS = struct.Struct("7P10If")  # linear.h's
 STREAM = 0x7F0012345678  # more than 32 bits, as pointers are
 
 
@@ -59,12 +59,25 @@ def test_a_kernel_is_loaded_once_and_launched_on_torch_s_stream(stub):
     scale, bias = torch.ones(64, 2).half(), torch.zeros(64).half()
     for _ in range(2):
         out = ops.weight_only_linear(x, weight, scale, bias, 4, 128)
-    launch = f"launch 1 4 1, 32 1 1, 0, {hex(STREAM)}"
-    assert story(stub) == ["init", "retain", "load 90 linear.cu 4 0", "function skinny_1_1_STAGE", launch, launch]
+    launch = f"launch 1 4 1, 32 1 1, 6656, {hex(STREAM)}"
+    assert story(stub) == ["init", "retain", "load 90 linear.cu 4 0", "function skinny_1_STAGE", launch, launch]
     assert stub.stub_pushed() == 0
     fields = fields_of(stub, ARGUMENTS)
     x_, weight_, scale_, bias_, out_ = (tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
-    assert fields == (x_, weight_, scale_, bias_, 0, out_, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0, 1, 0, 1.0)
+    assert fields == (x_, weight_, scale_, bias_, 0, 0, out_, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0, 1, 0, 1, 1.0)
+
+
+def test_a_wide_kernel_asks_for_its_shared_memory_and_its_parts_are_added(stub):
+    device = driver.Device(stub, 1)
+    x, weight, scale = torch.randn(40, 4096).half(), torch.ones(64, 2048, dtype=torch.int8), torch.ones(64).half()
+    with torch.no_grad():
+        out = cuda.Operators(lambda _: device).weight_only_linear(x, weight, scale, None, 4)
+    assert story(stub)[2:] == ["load 90 linear.cu 4 0", "function wide_8_ROW", "attribute 8 is 98304",
+                               f"launch 16 1 1, 256 1 1, 98304, {hex(STREAM)}", "function add_parts",
+                               f"launch 1 40 1, 256 1 1, 0, {hex(STREAM)}"]
+    fields = fields_of(stub, ARGUMENTS)
+    assert fields[:5] == (0, 0, scale.data_ptr(), 0, 0) and fields[5] != 0 and fields[6] == out.data_ptr()
+    assert fields[7:] == (40, 64, 4096, 0, 4096, 2**31 // 4096 + 1, 0, 1, 0, 16, 1.0)
 
 
 def test_where_it_is_asked_for_kernels_may_begin_before_the_one_before_has_ended(stub, monkeypatch):
@@ -73,7 +86,7 @@ def test_where_it_is_asked_for_kernels_may_begin_before_the_one_before_has_ended
     x, weight, scale = torch.randn(3, 256).half(), torch.ones(64, 128, dtype=torch.int8), torch.ones(64, 2).half()
     device = driver.Device(stub, 1)
     cuda.Operators(lambda _: device).weight_only_linear(x, weight, scale, None, 4, 128)
-    assert story(stub)[-1] == f"launch 1 4 1, 32 1 1, 0, {hex(STREAM)}, 1 attribute: 6 is 1"
+    assert story(stub)[-1] == f"launch 1 4 1, 32 1 1, 6656, {hex(STREAM)}, 1 attribute: 6 is 1"
     assert fields_of(stub, ARGUMENTS)[0] == x.data_ptr() and stub.stub_pushed() == 0
     monkeypatch.setattr(torch.cuda, "get_device_properties",
                         lambda index: SimpleNamespace(major=8, minor=9, multi_processor_count=132))
@@ -127,9 +140,9 @@ def test_code_that_does_not_load_is_done_without_and_said_once(stub, capsys):
 
 def test_a_launch_that_fails_is_an_error(stub):
     device = driver.Device(stub, 1)
-    program, call = Program("linear.cu", 0, 8), Call((None,) * 5, (), (None,), (0,) * 9, (0.0,))
+    program, call = Program("linear.cu", 0, 8), Call((None,) * 6, (), (None,), (0,) * 10, (0.0,))
     device.launch(program, "read_all", (1, 1), 32, call)
-    device._functions[program, "read_all"] = ctypes.c_void_p(1)
+    device._functions[program, "read_all", False] = ctypes.c_void_p(1)
     with pytest.raises(RuntimeError, match=r"cuLaunchKernel failed: another error \(1\)"):
         device.launch(program, "read_all", (1, 1), 32, call)
     assert stub.stub_pushed() == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.cuda import linear
+from kernels.cuda import choice, linear
 from kernels.cuda.linear import End
 from kernels.layer import Activation
 from tests.cuda_emulator import Emulator, shared_folder
@@ -35,13 +35,26 @@ def run(device, case, end):
 
 @pytest.mark.parametrize("bits, dtype", [(4, torch.float16), (8, torch.bfloat16)])
 @pytest.mark.parametrize("activation", ENDS)
-@pytest.mark.parametrize("m, n, kernel", [(1, 40, "skinny_1_1"), (3, 72, "skinny_"), (9, 200, "skinny_4_2"),
-                                          (16, 200, "skinny_4_2")])
+@pytest.mark.parametrize("m, n, kernel", [(1, 40, "skinny_1"), (3, 72, "skinny_"), (8, 200, "skinny_"),
+                                          (17, 200, "wide_4")])
 def test_products_end_with_activation_and_residual(folder, bits, dtype, activation, m, n, kernel):
     """Whole tiles and tails, one group of rows a block and two; half of 200 rows ends inside of a tile."""
     case = random_case(m, n, 640, bits, None, dtype)
     [launched] = run(Emulator(folder, processors=2), case, end_of(case, activation, m != 3))
     assert launched.startswith(kernel)
+
+
+@pytest.mark.parametrize("activation", [None, Activation.GEGLU, Activation.GELU])
+def test_the_end_of_a_product_in_parts(folder, activation):
+    """What stands there is done to their sum; more results than a block adds up."""
+    case = random_case(9, 560, 512, 4, 128, torch.float16)
+    x, weight, scale, bias, *_ = case
+    end, emulator = end_of(case, activation), Emulator(folder)
+    out = torch.empty(9, 560 // end.rows, dtype=x.dtype)
+    plan = choice.wide(9, 560, 512, 4, 128, 4, splits=3)
+    linear.launch(emulator, plan, x.dtype, 4, x, weight, scale, bias, out, 9, 512, 128, end)
+    assert_as_near_as_torch(out, *case, end)
+    assert emulator.launched == ["wide_2_GROUPS", "add_parts"]
 
 
 @pytest.mark.parametrize("group_size", [32, 128])
@@ -61,14 +74,14 @@ def test_ends_of_the_simple_kernels(folder, activation, m):
 
 
 def test_many_rows_end_in_torch(folder):
-    case = random_case(70, 24, 256, 4, None, torch.float16)
+    case = random_case(321, 24, 256, 4, None, torch.float16)
     assert run(Emulator(folder), case, end_of(case, Activation.GEGLU)) == ["dequantize_eights"]
 
 
 @pytest.mark.parametrize("activation", ENDS)
 def test_ends_in_ptx(folder, activation):
     case = random_case(2, 24, 256, 4, None, torch.float16)
-    assert run(Interpreter(folder, processors=2), case, end_of(case, activation)) == ["skinny_1_1_ROW"]
+    assert run(Interpreter(folder, processors=2), case, end_of(case, activation)) == ["skinny_1_ROW"]
 
 
 def test_ends_that_do_not_fit_are_refused(folder):

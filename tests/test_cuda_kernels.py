@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import cuda, reference
-from kernels.cuda import linear
+from kernels.cuda import choice, linear
 from kernels.cuda.linear import NOTHING
 from kernels.packing import dequantize
 from tests.cuda_emulator import Emulator, shared_folder
@@ -56,24 +56,58 @@ def run(folder, case, **device):
 # k = 672 is no whole number of stages, 40 and 72 rows no whole number of tiles.
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("m, n, kernels", [(1, 40, "1_1 1_1"), (2, 16, "1_1 1_1"), (3, 40, "1_1 2_1"),
-                                           (8, 72, "2_1 4_1"), (13, 72, "4_2 4_2"), (19, 72, "4_2 4_2")])
+@pytest.mark.parametrize("m, n, kernels", [(1, 40, "1 1"), (2, 16, "1 1"), (3, 40, "1 2"), (8, 72, "2 4")])
 def test_skinny_kernels_with_a_scale_for_each_row(folder, bits, dtype, m, n, kernels):
     kernel = dict(zip((8, 4), kernels.split(), strict=True))[bits]
-    assert run(folder, random_case(m, n, 672, bits, None, dtype), processors=2) == [f"skinny_{kernel}_ROW"]
+    assert run(folder, random_case(m, n, 672, bits, None, dtype), processors=1) == [f"skinny_{kernel}_ROW"]
 
 
 @pytest.mark.parametrize("group_size, scaling", [(None, "ROW"), (128, "STAGE"), (32, "CHUNK")])
-@pytest.mark.parametrize("m, n, k", [(16, 200, 640), (9, 130, 2432), (20, 128, 256)])
-def test_warps_that_share_x(folder, group_size, scaling, m, n, k):
-    assert linear.choose(m, n, k, 4, group_size, True, 2).row_groups == 2
-    assert run(folder, random_case(m, n, k, 4, group_size, torch.float16), processors=2) == [f"skinny_4_2_{scaling}"]
+def test_warps_that_share_x(folder, group_size, scaling):
+    for m, n, k in ((8, 200, 640), (7, 130, 2432)):
+        case, x_dtype = random_case(m, n, k, 4, group_size, torch.float16), torch.float16
+        x, weight, scale, bias, *_ = case
+        out, plan = torch.empty(m, n, dtype=x_dtype), choice.skinny(n, k, 4, group_size, 4, 2, 1)
+        assert plan.name == f"skinny_4_{scaling}"
+        linear.launch(Emulator(folder), plan, x_dtype, 4, x, weight, scale, bias, out, m, k, group_size)
+        assert_as_near_as_torch(out, *case)
+
+
+WIDE = [(9, 40, 1, None, 1), (16, 300, 5, 64, 2), (17, 264, 9, None, 1), (33, 24, 6, 32, 3), (65, 40, 1, None, 1),
+        (70, 300, 6, 96, 1)]  # of x, of the weight, half steps of columns, group, processors
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("bits, dtype", [(8, torch.bfloat16), (4, torch.float16)])
+@pytest.mark.parametrize("m, n, halves, group_size, processors", WIDE)
+def test_wide_kernels(folder, bits, dtype, m, n, halves, group_size, processors, backwards):
+    """No whole blocks of rows, no whole steps, fewer steps than are copied ahead; columns in parts. Copies are made as
+    late as they may be, and (backwards) as early."""
+    k = halves * 256 // bits
+    if group_size and k % group_size:
+        group_size = 256 // bits
+    launched = run(folder, random_case(m, n, k, bits, group_size, dtype), processors=processors, backwards=backwards)
+    slices = 2 if m <= 16 else 4 if m <= 32 else 8
+    assert launched[0] == f"wide_{slices}_{'GROUPS' if group_size else 'ROW'}"
+    assert launched[1:] in ([], ["add_parts"])
+
+
+@pytest.mark.parametrize("splits", [1, 2, 3, 7])
+def test_parts_of_the_columns_are_added(folder, splits):
+    case = random_case(12, 300, 7 * 128, 4, None, torch.bfloat16)
+    x, weight, scale, bias, *_ = case
+    out, plan = torch.empty(12, 300, dtype=x.dtype), choice.wide(12, 300, 7 * 128, 4, None, 4, splits)
+    assert plan.splits == {1: 1, 2: 2, 3: 3, 7: 7}[splits] and plan.grid == (plan.splits, 2)
+    emulator = Emulator(folder)
+    linear.launch(emulator, plan, x.dtype, 4, x, weight, scale, bias, out, 12, 7 * 128, None)
+    assert_as_near_as_torch(out, *case)
+    assert emulator.launched[1:] == (["add_parts"] if splits > 1 else [])
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("group_size", [32, 64, 96, 128, 384])
-@pytest.mark.parametrize("m, n", [(1, 24), (4, 40), (7, 72), (16, 64)])
+@pytest.mark.parametrize("m, n", [(1, 24), (4, 40), (7, 72)])
 def test_skinny_kernels_with_groups(folder, bits, dtype, group_size, m, n):
     stage = 512 // bits
     launched = run(folder, random_case(m, n, 768, bits, group_size, dtype), processors=2)
@@ -91,13 +125,13 @@ def test_simple_kernels_of_older_devices(folder, bits, dtype, group_size, m):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("tiles, slices", [(1, 1), (2, 1), (4, 1), (4, 2)])
+@pytest.mark.parametrize("tiles", [1, 2, 4])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_every_way_to_divide_a_product_among_warps(folder, tiles, slices, groups, bits):
-    case = random_case(9, 150, 736, bits, None, torch.float16)
+def test_every_way_to_divide_a_product_among_warps(folder, tiles, groups, bits):
+    case = random_case(7, 150, 736, bits, None, torch.float16)
     x, weight, scale, bias, *_ = case
-    out, plan = torch.empty(9, 150, dtype=x.dtype), linear.skinny(9, 150, 736, bits, None, tiles, slices, groups)
-    linear.launch(Emulator(folder), plan, x.dtype, bits, x, weight, scale, bias, out, 9, 736, None)
+    out, plan = torch.empty(7, 150, dtype=x.dtype), choice.skinny(150, 736, bits, None, tiles, groups, 2)
+    linear.launch(Emulator(folder), plan, x.dtype, bits, x, weight, scale, bias, out, 7, 736, None)
     assert_as_near_as_torch(out, *case)
 
 
@@ -156,7 +190,7 @@ def test_any_shape(folder, m, n, k_steps, bits, dtype, groups, tensor_cores, see
 
 def test_many_rows_go_through_the_dequantised_weight(folder):
     for bits in (8, 4):
-        assert run(folder, random_case(65, 24, 256, bits, 64, torch.float16)) == ["dequantize_eights"]
+        assert run(folder, random_case(321, 24, 256, bits, 64, torch.float16)) == ["dequantize_eights"]
         assert run(folder, random_case(17, 24, 256, bits, None, torch.bfloat16), has_tensor_cores=False) == [
             "dequantize_eights"]
 
@@ -211,37 +245,52 @@ GLM_130B = [(36864, 12288), (12288, 12288), (65536, 12288), (12288, 32768)]
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("m", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("m", [1, 2, 4, 8])
 def test_decoding_at_glm_130b_s_shapes_fills_an_h100(parts, bits, m):
-    """Skinny kernels throughout; and the loads of two turns, which are under way at a time, are more bytes than keep
-    the memory busy (3.35 TB/s times a microsecond, which is more than it takes to answer)."""
+    """Skinny kernels throughout; and what is under way at a time is more bytes than keep an H200's memory busy (4.8 TB/s
+    times the 0.8 microseconds that it takes to answer under load)."""
     for n, k in GLM_130B:
         column_parallel = k == 12288 and n != 12288
         n, k = (n // parts, k) if column_parallel else (n, k // parts)
         for group_size in (None, 32, 128):
-            plan = linear.choose(m, n, k, bits, group_size, True, 132)
-            _, tiles, slices, _ = plan.name.split("_")
-            assert plan.name.startswith("skinny_") and plan.grid[0] == 1 and int(slices) * 8 >= min(m, 16)
+            plan = choice.choose(m, n, k, bits, group_size, True, 132)
+            _, tiles, _ = plan.name.split("_")
+            assert plan.name.startswith("skinny_") and plan.grid[0] == 1
             blocks, warps = plan.grid[1], plan.threads // 32
-            turn = 32 * 16 * 2 * int(tiles) * linear.STAGES[int(tiles)]  # bytes that a warp loads
-            assert 2 * blocks * warps * turn >= 3.35e6
-            assert blocks * 16 * int(tiles) * plan.row_groups >= n and blocks >= 66
+            turn = 32 * 16 * 2 * int(tiles) * choice.STAGES[int(tiles)]  # bytes that a warp asks for
+            assert (choice.DEPTH[int(tiles)] - 1) * blocks * warps * turn >= 4.8e12 * 0.8e-6
+            assert 132 <= blocks <= 2 * 132
             x_share = m * 2 / (16 * int(tiles) * plan.row_groups * bits / 8)  # read from L2, to bytes of the weight
             assert x_share <= (1 if n < 12288 else 0.5)
 
 
 def test_choice_at_the_edges():
     def name(*arguments):
-        plan = linear.choose(*arguments)
+        plan = choice.choose(*arguments)
         return plan and plan.name
 
-    assert name(64, 12288, 12288, 4, None, True, 132) == "skinny_4_2_ROW"
-    assert name(65, 12288, 12288, 4, None, True, 132) is None
+    assert name(8, 12288, 12288, 4, None, True, 132) == "skinny_4_ROW"
+    assert name(9, 12288, 12288, 4, None, True, 132) == "wide_2_ROW"
+    assert name(33, 12288, 12288, 8, 128, True, 132) == "wide_8_GROUPS"
+    assert name(320, 12288, 12288, 4, None, True, 132) == "wide_8_ROW"
+    assert name(321, 12288, 12288, 4, None, True, 132) is None
     assert name(16, 12288, 12288, 4, None, False, 80) == "simple_4"
     assert name(17, 12288, 12288, 4, None, False, 80) is None
     assert name(1, 12288, 12288 + 16, 4, None, True, 132) is None  # rows that are no whole number of 16 bytes
-    assert name(1, 12288, 12288 + 16, 8, None, True, 132) == "skinny_1_1_ROW"
-    assert name(1, 12288, 12288, 4, 12288, True, 132) == "skinny_1_1_ROW"  # one group is one scale a row
+    assert name(1, 12288, 12288 + 16, 8, None, True, 132) == "skinny_1_ROW"
+    assert name(1, 12288, 12288, 4, 12288, True, 132) == "skinny_1_ROW"  # one group is one scale a row
     assert name(1, 12288, 12288, 4, 4, True, 132) is None
-    assert name(1, 16 * 65536, 256, 4, None, True, 132) is None  # more blocks than a grid has
-    assert name(8, 512, 12288, 4, None, True, 132) == "skinny_1_1_ROW"  # few rows of weights: smaller tiles
+    assert choice.choose(1, 16 * 65536, 256, 4, None, True, 132).grid == (1, 264)  # two blocks a processor, at most
+    assert name(9, 65536 * 256, 128, 4, None, True, 132) is None  # more blocks than a grid has
+    assert name(8, 512, 12288, 4, None, True, 132) == "skinny_1_ROW"  # few rows of weights: smaller tiles
+
+
+def test_the_columns_are_cut_where_blocks_are_few():
+    """An H100's 132 processors, weights of GLM-130B: no processor has more than a quarter above its share of the steps
+    for 64 rows, and each part has some steps."""
+    for n, k in GLM_130B:
+        plan = choice.wide(64, n, k, 4, None, 132)
+        steps, blocks = k // 128, plan.grid[0] * plan.grid[1]
+        most = -(-blocks // 132) * -(-steps // plan.splits)
+        assert most <= 1.25 * n / 256 * steps / 132 and steps // plan.splits >= 6
+    assert choice.wide(64, 65536, 128, 4, None, 132).splits == 1  # there is one step

@@ -18,6 +18,7 @@ enum Kind { FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2 };
 #else
 
 #define INLINE __device__ __forceinline__
+#define DYNAMIC_SHARED(NAME) extern __shared__ Quad NAME[]  // as many bytes as the launch says
 
 // a / d for d from 1, with magic = 2^31 / d + 1: exact while a * d < 2^31.
 INLINE u32 divide(u32 a, u32 magic) { return __umulhi(2 * a, magic); }
@@ -100,6 +101,11 @@ INLINE u32 load_u8(const void* p) {
     return value;
 }
 
+INLINE Quad read_shared(const Quad* p) {
+    const uint4 q = *(const uint4*)p;
+    return Quad{{q.x, q.y, q.z, q.w}};
+}
+
 INLINE void store(void* p, Quad q) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
                  :: "l"(p), "r"(q.word[0]), "r"(q.word[1]), "r"(q.word[2]), "r"(q.word[3]) : "memory");
@@ -170,6 +176,20 @@ INLINE float hyperbolic_tangent(float x) { return tanhf(x); }
 INLINE float reciprocal_root(float x) { return rsqrtf(x); }
 
 #if __CUDA_ARCH__ >= 800
+
+// 16 bytes of memory into shared memory, zeros where not wanted, past the registers. They are there for the thread that
+// asked once it has waited (and for others behind a barrier after that). The rest of the line is brought to the L2 cache.
+INLINE void copy_async(Quad* shared, const void* p, bool wanted) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+                 :: "r"((u32)__cvta_generic_to_shared(shared)), "l"(p), "r"(wanted ? 16 : 0) : "memory");
+}
+
+INLINE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }  // of this thread, into a group
+
+template <int OPEN>
+INLINE void wait_for_copies() {  // all groups of this thread but the last OPEN ones
+    asm volatile("cp.async.wait_group %0;" :: "n"(OPEN) : "memory");
+}
 
 INLINE u32 fma_bfloat2(u32 a, u32 b, u32 c) {
     u32 d;

@@ -23,6 +23,8 @@ from kernels.cuda.build import Program
 ALIGNMENT = 16  # bytes; what one load takes
 DEPENDENT_LAUNCH = 90  # compute capability from which kernels wait for those before them where they need to
 PROGRAMMATIC_STREAM_SERIALIZATION = 6  # of cuda.h's CUlaunchAttributeID
+MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # of cuda.h's CUfunction_attribute
+GRANTED_SHARED, LARGEST_SHARED = 48 << 10, 96 << 10  # bytes of a block: without asking; the most, which all have (sm_80)
 TENSOR_CORES = 80  # compute capability from which the kernels for tensor cores are compiled
 
 
@@ -86,7 +88,7 @@ class Device:
         self.processors = properties.multi_processor_count
         self.has_tensor_cores = self.architecture >= TENSOR_CORES
         self.overlaps = os.environ.get(CUDA_OVERLAP) == "yes" and self.architecture >= DEPENDENT_LAUNCH
-        self._functions: dict[tuple[Program, str], c_void_p] = {}
+        self._functions: dict[tuple[Program, str, bool], c_void_p] = {}
         self._modules: dict[Program, c_void_p] = {}
         self._context, device = c_void_p(), c_int()
         make_context(index)
@@ -101,25 +103,28 @@ class Device:
             self.library.cuGetErrorString(status, byref(text))
             raise RuntimeError(f"{name} failed: {(text.value or b'unknown error').decode()} ({status})")
 
-    def launch(self, program: Program, name: str, grid: tuple[int, int], threads: int, call: Call) -> None:
-        """Start a kernel on torch's current stream. Raises BuildError where it cannot be made."""
+    def launch(self, program: Program, name: str, grid: tuple[int, int], threads: int, call: Call,
+               shared_bytes: int = 0) -> None:
+        """Start a kernel on torch's current stream. shared_bytes: of a block, beside what the kernel declares. Raises
+        BuildError where it cannot be made."""
         self.call("cuCtxPushCurrent_v2", self._context)
         try:
-            function = self._functions.get((program, name)) or self._load(program, name)
+            is_large = shared_bytes > GRANTED_SHARED
+            function = self._functions.get((program, name, is_large)) or self._load(program, name, is_large)
             stream = torch.cuda.current_stream(self.index).cuda_stream
             arguments = call.packed()
             parameters = (c_void_p * 1)(ctypes.cast(arguments, c_void_p))  # copied by the call
             if self.overlaps:
                 attribute = LaunchAttribute(id=PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
-                config = LaunchConfig((*grid, 1), (threads, 1, 1), 0, stream, ctypes.pointer(attribute), 1)
+                config = LaunchConfig((*grid, 1), (threads, 1, 1), shared_bytes, stream, ctypes.pointer(attribute), 1)
                 self.call("cuLaunchKernelEx", byref(config), function, parameters, None)
             else:
-                self.call("cuLaunchKernel", function, *map(c_uint, (*grid, 1, threads, 1, 1, 0)), c_void_p(stream),
-                          parameters, None)
+                self.call("cuLaunchKernel", function, *map(c_uint, (*grid, 1, threads, 1, 1, shared_bytes)),
+                          c_void_p(stream), parameters, None)
         finally:
             self.library.cuCtxPopCurrent_v2(byref(c_void_p()))
 
-    def _load(self, program: Program, name: str) -> c_void_p:
+    def _load(self, program: Program, name: str, is_large: bool) -> c_void_p:
         function = c_void_p()
         try:
             if program not in self._modules:
@@ -127,9 +132,11 @@ class Device:
                 self.call("cuModuleLoadData", byref(module), build.compiled(self.architecture, program))
                 self._modules[program] = module
             self.call("cuModuleGetFunction", byref(function), self._modules[program], name.encode())
+            if is_large:
+                self.call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_SIZE_BYTES, LARGEST_SHARED)
         except RuntimeError as error:
             raise error if isinstance(error, BuildError) else BuildError(str(error)) from error
-        self._functions[program, name] = function
+        self._functions[program, name, is_large] = function
         return function
 
 

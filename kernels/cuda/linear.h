@@ -13,6 +13,7 @@ struct Arguments {  // kernels/cuda/linear.py fills it
     const void* scale;     // (n) or (n, groups)
     const void* bias;      // (n) in x's type, or null
     const void* residual;  // (m, results) in x's type, or null: what `alpha` times is added
+    float* partial;        // (splits, m, n): sums over parts of the columns, before anything else; or null
     void* out;             // (m, results) in x's type; the dequantising kernels: (n, k)
     u32 m, n, k;
     u32 groups;        // 0: one scale a row
@@ -21,6 +22,7 @@ struct Arguments {  // kernels/cuda/linear.py fills it
     u32 scale_kind;    // Kind
     u32 row_groups;    // of a block of a skinny kernel
     u32 ending;        // Ending
+    u32 splits;        // parts of the columns, each of other blocks: of a wide kernel
     float alpha;
 
     INLINE bool is_gated() const { return ending == GEGLU || ending == SWIGLU; }

@@ -1,24 +1,20 @@
-"""Which kernel computes a weight-only linear layer, and with what arguments."""
+"""Weight-only linear layers: the chosen kernel (choice.py) and its arguments."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import UNPACKED_ROWS, reference
+from kernels import reference
 from kernels.cuda.build import KINDS, Program
+from kernels.cuda.choice import LARGEST_INDEX, Plan, choose, fits_eights
 from kernels.cuda.driver import ALIGNMENT, Call, aligned
 from kernels.layer import Activation, activated
 from kernels.reference import check_packed
 
 SOURCE = "linear.cu"
-SIMPLE_ROWS = 16  # of x: the most for a device without tensor cores
-WARPS = 8  # MAXIMUM_WARPS in skinny.h
-STAGES = {1: 2, 2: 2, 4: 1}  # by tiles: STAGES in linear.cu
-LARGEST_INDEX, LARGEST_GRID = 2**31, 65535
-DEQUANTIZE_THREADS = 256
+DEQUANTIZE_THREADS, ADDING_THREADS = 256, 256
 
 
 class End(NamedTuple):
@@ -50,15 +46,6 @@ class End(NamedTuple):
 
 
 NOTHING = End()
-
-
-class Plan(NamedTuple):
-    """One kernel's launch."""
-
-    name: str  # in linear.cu
-    grid: tuple[int, int]
-    threads: int
-    row_groups: int = 1
 
 
 def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int,
@@ -104,70 +91,23 @@ def check_alignment(weight: Tensor) -> None:
                          f"multiple of {ALIGNMENT}, which its kernels cannot read; a copy (weight.clone()) can be read")
 
 
-@lru_cache(4096)
-def choose(m: int, n: int, k: int, bits: int, group_size: int | None, tensor_cores: bool,
-           processors: int) -> Plan | None:
-    """The kernel for m rows of x and a weight of (n, k); None: dequantise, then the library's product."""
-    width = 128 // bits  # columns of a 16-byte load
-    if k % width or not fits_eights(n, k, group_size):
-        return None
-    group_size = None if group_size == k else group_size
-    if tensor_cores and (group_size is None or group_size % width == 0):
-        few = m <= UNPACKED_ROWS
-        return skinny(m, n, k, bits, group_size, *tiling(m, n, bits, processors)) if few else None
-    return choose_simple(m, n)
-
-
-def tiling(m: int, n: int, bits: int, processors: int) -> tuple[int, int, int]:
-    """Tiles of 16 rows of the weight and slices of 8 rows of x that a warp of a skinny kernel takes, and the groups of
-    rows that the warps of a block are divided among.
-
-    A block reads 2 * m bytes of x for 16 * tiles * groups * bits / 8 bytes of the weight. x comes from the L2 cache,
-    the weight passes through it, and H100's L2 gives less than twice what its memory gives: as many tiles and groups
-    as keep x at half of the weight or below, as long as there are blocks for half of the processors.
-    """
-    tiles = next((tiles for tiles in (1, 2, 4) if tiles * bits >= 2 * m), 4)
-    slices = 1 if m <= 8 else 2
-    while tiles > 1 and n < 16 * tiles * (processors // 2):
-        tiles, slices = tiles // 2, 1
-    groups = 2 if tiles * bits < 2 * min(m, 8 * slices) and n >= 32 * tiles * (processors // 2) else 1
-    return tiles, slices, groups
-
-
-def skinny(m: int, n: int, k: int, bits: int, group_size: int | None, tiles: int, slices: int,
-           row_groups: int) -> Plan | None:
-    """The kernel with these template arguments; as many warps as take equally many turns along k."""
-    grid = (-(-m // (8 * slices)), -(-n // (16 * tiles * row_groups)))
-    if grid[1] > LARGEST_GRID:
-        return None
-    stage = 4 * 128 // bits  # columns
-    scaling = "ROW" if group_size is None else "CHUNK" if group_size % stage else "STAGE"
-    turns = -(-k // (stage * STAGES[tiles]))
-    warps = -(-turns // -(-turns // (WARPS // row_groups))) * row_groups
-    return Plan(f"skinny_{tiles}_{slices}_{scaling}", grid, 32 * warps, row_groups)
-
-
-def choose_simple(m: int, n: int) -> Plan | None:
-    rows_of_x = 1 if m == 1 else 2 if m == 2 else 4
-    grid = (-(-m // rows_of_x), -(-n // 8))  # 4 warps of 2 rows
-    return Plan(f"simple_{rows_of_x}", grid, 128) if m <= SIMPLE_ROWS and grid[1] <= LARGEST_GRID else None
-
-
-def fits_eights(n: int, k: int, group_size: int | None) -> bool:
-    """Whether eight neighbouring columns have one scale, and 32-bit indices of them and of scales suffice."""
-    size = group_size or k
-    return k % 8 == 0 and size % 8 == 0 and k * size < LARGEST_INDEX and n * (k // 8) < LARGEST_INDEX
-
-
 def launch(device, plan: Plan, dtype: torch.dtype, bits: int, x: Tensor | None, weight: Tensor, scale: Tensor,
            bias: Tensor | None, out: Tensor, m: int, k: int, group_size: int | None, end: End = NOTHING) -> None:
-    grouped = group_size is not None and group_size != k
-    size = group_size if grouped else k
-    numbers = (m, weight.shape[0], k, k // size if grouped else 0, size, 2**31 // size + 1, KINDS[scale.dtype],
-               plan.row_groups, 0 if end.activation is None else end.activation + 1)
+    n, is_grouped = weight.shape[0], group_size is not None and group_size != k
+    size = group_size if is_grouped else k
+    numbers = (m, n, k, k // size if is_grouped else 0, size, 2**31 // size + 1, KINDS[scale.dtype], plan.row_groups,
+               0 if end.activation is None else end.activation + 1, plan.splits)
     residual = None if end.residual is None else end.residual.contiguous()
-    device.launch(Program(SOURCE, KINDS[dtype], bits), plan.name, plan.grid, plan.threads,
-                  Call((x, weight, scale, bias, residual), (), (out,), numbers, (end.alpha,)))
+    program, floats = Program(SOURCE, KINDS[dtype], bits), (end.alpha,)
+    if plan.splits == 1:
+        call = Call((x, weight, scale, bias, residual, None), (), (out,), numbers, floats)
+        device.launch(program, plan.name, plan.grid, plan.threads, call, plan.shared_bytes)
+        return
+    partial = torch.empty(plan.splits, m, n, dtype=torch.float32, device=out.device)
+    call = Call((x, weight, scale, bias, residual), (), (partial, None), numbers, floats)
+    device.launch(program, plan.name, plan.grid, plan.threads, call, plan.shared_bytes)
+    call = Call((None, None, scale, bias, residual, partial), (), (out,), numbers, floats)
+    device.launch(program, "add_parts", (-(-out.shape[-1] // ADDING_THREADS), m), ADDING_THREADS, call)
 
 
 def read(device, data: Tensor) -> None:
@@ -177,5 +117,5 @@ def read(device, data: Tensor) -> None:
         raise ValueError(f"read: the tensor must be contiguous, begin at a multiple of {ALIGNMENT} bytes and have less "
                          f"than {LARGEST_INDEX * 16} bytes")
     out = torch.empty(1, dtype=torch.float16, device=data.device)
-    call = Call((data, *[None] * 4), (out,), (), (count, *[0] * 8), (0.0,))  # out: hardly ever written
+    call = Call((data, *[None] * 5), (out,), (), (count, *[0] * 9), (0.0,))  # out: hardly ever written
     device.launch(Program(SOURCE, 0, 8), "read_all", (8 * device.processors, 1), 256, call)

@@ -9,7 +9,7 @@
 
 template <int BITS, int KIND, int SLICE>
 INLINE void simple_linear(const Arguments& a) {
-    constexpr int WIDTH = 128 / BITS, EIGHTS = WIDTH / 8, WORDS = BITS / 4, ROWS = 2;
+    constexpr int WIDTH = 128 / BITS, EIGHTS = WIDTH / 8, ROWS = 2;
     const u32 lane = threadIdx.x % 32, chunks = a.k / WIDTH;
     const u32 warp = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32, first_x = blockIdx.x * SLICE;
     const u32 first = a.is_gated() ? warp : warp * ROWS, last = a.results() - 1;  // past the end the last one is repeated
@@ -35,11 +35,8 @@ INLINE void simple_linear(const Arguments& a) {
             }
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                Packed<BITS> packed;
-#pragma unroll
-                for (int i = 0; i < WORDS; i++) packed.word[i] = weight[r].word[e * WORDS + i];
                 float q[8], scale = 1.0f;
-                unpack_floats<BITS>(packed, q);
+                unpack_floats<BITS>(packed_eight<BITS>(weight[r], e), q);
                 if (a.groups) {
                     const u32 index = row[r] * a.groups + divide(column, a.group_magic);
                     scale = scale_value(a, load_scale(a, index));

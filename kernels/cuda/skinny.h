@@ -1,18 +1,22 @@
-// out (m, n) = x (m, k) * weight (n, k)^T for few rows of x, on tensor cores (sm_80 and later): decoding, which is bound
-// by reading the weights once.
+// out (m, n) = x (m, k) * weight (n, k)^T for up to 8 rows of x, on tensor cores (sm_80 and later): decoding, which is
+// bound by reading the weights once.
 //
 // A warp owns TILES * 16 rows of the weight; the warps of a block share these rows and take turns along k, and add up
 // their sums at the end. A block needs nothing of the others: no workspace, no second kernel, no atomics, the same sum
 // every time. With row_groups above one the warps of a block are divided among so many groups of rows, and those at the
 // same place of k find x in the L1 cache, where the first of them has brought it. A tensor core's product takes 16 rows
-// of weights and, as its columns, 8 rows of x; SLICES * 8 rows of x are taken at a time, blockIdx.x says which,
-// blockIdx.y which rows of the weight.
+// of weights and, as its columns, 8 rows of x. There are as many blocks as run at a time: each takes every gridDim.y-th
+// share of the rows, and asks for the next share's first weights while it ends with the one before.
 //
 // Lane 4 * g + t holds rows g and g + 8 of a product and four of its 16 columns. Which columns is ours to choose, since a
-// sum has no order: the lane loads 16 neighbouring bytes of its rows (a "chunk": 32 or 16 columns), its four neighbours
-// the chunks beside, and what they unpack goes into the products as it comes, with x loaded the same way. So all loads
-// of weights are of 16 bytes, four lanes side by side, and no weight passes through shared memory. "stages" are four
-// chunks; a turn takes STAGES of them, while the loads of the next turn are under way.
+// sum has no order: the lane takes 16 neighbouring bytes of its rows (a "chunk": 32 or 16 columns), its four neighbours
+// the chunks beside, and what they unpack goes into the products as it comes, with x loaded the same way. "stages" are
+// four chunks; a turn takes STAGES of them.
+//
+// The lane's chunks come by asynchronous copies into a ring in shared memory, DEPTH - 1 turns ahead. Each lane reads what
+// it has asked for itself, so that warps wait for nobody, and no register holds what is under way. How much must be?
+// Latency times bandwidth: an H200 (4.8 TB/s, 132 processors, 0.8 microseconds under load) has 29 KB a processor on the
+// way, an H100 (3.35) 20. Two blocks of eight warps with two turns of 2 KB have 64.
 //
 // Is there time for the arithmetic? An H100 (132 processors of 4 * 32 instructions a cycle, 1.7 GHz, 3.35 TB/s) that
 // reads INT4 at 85% of its bandwidth unpacks 5.7e12 weights a second, 25 a cycle and processor: 5.0 instructions for
@@ -27,185 +31,213 @@
 // float32. CHUNK: groups of whole chunks; the lane scales its weights, rounded as they are in the reference.
 enum Scaling { ROW, STAGE, CHUNK };
 
-const u32 MAXIMUM_WARPS = 8;
+const u32 MAXIMUM_WARPS = 8, COLUMNS = 8;  // rows of x: the columns of a tensor core's product
 
-template <int BITS, int KIND, int TILES, int SLICES, int STAGES, int SCALING>
+template <int BITS, int KIND, int TILES, int STAGES, int DEPTH, int SCALING>
 struct Skinny {
-    static constexpr int ROWS = 16 * TILES, COLUMNS = 8 * SLICES;
+    static constexpr int ROWS = 16 * TILES;
     static constexpr int WIDTH = 128 / BITS;    // columns of a chunk
     static constexpr int EIGHTS = WIDTH / 8;    // a chunk is unpacked eight columns at a time
+    static constexpr int CHUNKS = STAGES * TILES * 2;  // of a lane in a turn
 
-    struct Turn {  // what a lane has loaded of its rows
-        Quad weight[STAGES][TILES][2];
-        u32 scale[STAGES][TILES][2];
+    struct Cursor {  // a warp's place in its work
+        u32 share, turn;  // of the rows; along k
+    };
+    struct Scales {
+        u32 stored[STAGES][TILES][2];
     };
 
     const Arguments& a;
-    u32 chunks, lane_group, lane_place, block_row, first_row, first_x;
-    u32 tile_step, half_step, last_row;  // see row
-    float sum[TILES][SLICES][4];
+    u32 chunks, lane_group, lane_place, warp, warps, turns, first_row;  // warps: of a group of rows; first_row: of the group
+    u32 share_rows, shares, tile_step, half_step, last_row;  // results of a share; see row
+    Quad* ring;
+    float sum[TILES][4];
 
-    INLINE Skinny(const Arguments& arguments) : a(arguments) {
+    INLINE Skinny(const Arguments& arguments, Quad* shared) : a(arguments) {
         chunks = a.k / WIDTH;
         lane_group = threadIdx.x % 32 / 4;
         lane_place = threadIdx.x % 4;
-        block_row = blockIdx.y * a.row_groups * ROWS;
-        first_row = block_row + threadIdx.x / 32 % a.row_groups * ROWS;
-        first_x = blockIdx.x * COLUMNS;
+        warp = threadIdx.x / 32 / a.row_groups;
+        warps = blockDim.x / 32 / a.row_groups;
+        turns = (chunks + 4 * STAGES - 1) / (4 * STAGES);
+        first_row = threadIdx.x / 32 % a.row_groups * ROWS;
+        share_rows = a.row_groups * ROWS;
+        shares = (a.n + share_rows - 1) / share_rows;
         tile_step = a.is_gated() ? 8 : 16;
         half_step = a.is_gated() ? a.results() : 8;
         last_row = a.results() - 1;
-        if (a.is_gated()) block_row /= 2, first_row /= 2;
+        if (a.is_gated()) share_rows /= 2, first_row /= 2;
+        ring = shared + threadIdx.x / 32 * (DEPTH * CHUNKS * 32) + threadIdx.x % 32;
+        clear();
+    }
+
+    INLINE void clear() {
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
-            for (int s = 0; s < SLICES; s++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) sum[t][s][i] = 0.0f;
+            for (int i = 0; i < 4; i++) sum[t][i] = 0.0f;
+    }
+
+    INLINE Cursor after(Cursor at) const {
+        const u32 turn = at.turn + warps;
+        return turn < turns ? Cursor{at.share, turn} : Cursor{at.share + gridDim.y, warp};
     }
 
     // Of a gated ending, a lane's second row of a tile is the gate of its first: eight results a tile. Rows past the end
     // repeat the last one; their sums are not stored.
-    INLINE u32 row(int tile, int half) const {
-        const u32 at = first_row + tile_step * tile + lane_group;
+    INLINE u32 row(u32 share, int tile, int half) const {
+        const u32 at = share * share_rows + first_row + tile_step * tile + lane_group;
         return a.is_gated() ? min(at, last_row) + half * half_step : min(at + half * half_step, last_row);
     }
 
     INLINE u32 chunk(u32 turn, int stage) const { return (turn * STAGES + stage) * 4 + lane_place; }
 
-    // Chunks past the end repeat the last one; their x is zero.
-    INLINE void load(Turn& loaded, u32 turn) const {
+    INLINE Quad* slot(u32 number, int stage, int tile, int half) const {
+        return ring + (number * CHUNKS + (stage * TILES + tile) * 2 + half) * 32;
+    }
+
+    // Chunks past the end become zeros.
+    INLINE void copy(Cursor at, u32 number) const {
 #pragma unroll
         for (int stage = 0; stage < STAGES; stage++) {
-            const u32 place = min(chunk(turn, stage), chunks - 1);
+            const u32 place = chunk(at.turn, stage);
 #pragma unroll
             for (int t = 0; t < TILES; t++)
 #pragma unroll
                 for (int half = 0; half < 2; half++)
-                    loaded.weight[stage][t][half] = load_once((const Quad*)a.weight + (row(t, half) * chunks + place));
-            if (SCALING == ROW) continue;
-            const u32 group = divide(place * WIDTH, a.group_magic);
-#pragma unroll
-            for (int t = 0; t < TILES; t++)
-#pragma unroll
-                for (int half = 0; half < 2; half++)
-                    loaded.scale[stage][t][half] = load_scale(a, row(t, half) * a.groups + group);
+                    copy_async(slot(number, stage, t, half),
+                               (const Quad*)a.weight + (row(at.share, t, half) * chunks + place), place < chunks);
         }
     }
 
-    INLINE void add(const Turn& loaded, u32 turn) {
+    INLINE void load(Scales& scales, Cursor at) const {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; stage++) {
+            const u32 group = divide(min(chunk(at.turn, stage), chunks - 1) * WIDTH, a.group_magic);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    scales.stored[stage][t][half] = load_scale(a, row(at.share, t, half) * a.groups + group);
+        }
+    }
+
+    INLINE void add(u32 turn, u32 number, const Scales& scales) {
 #pragma unroll
         for (int stage = 0; stage < STAGES; stage++) {
             const u32 place = chunk(turn, stage);
-            Quad x[SLICES][EIGHTS];
+            Quad x[EIGHTS], weight[TILES][2];
+            const char* begin = (const char*)a.x + ((u64)lane_group * a.k + place * WIDTH) * 2;
 #pragma unroll
-            for (int s = 0; s < SLICES; s++) {
-                const u32 x_row = first_x + 8 * s + lane_group;
-                const char* begin = (const char*)a.x + ((unsigned long long)x_row * a.k + place * WIDTH) * 2;
-#pragma unroll
-                for (int e = 0; e < EIGHTS; e++) x[s][e] = read_if(x_row < a.m && place < chunks, begin + 16 * e);
-            }
+            for (int e = 0; e < EIGHTS; e++) x[e] = read_if(lane_group < a.m && place < chunks, begin + 16 * e);
             u32 pairs[TILES][2] = {};  // of CHUNK: the scale of a row, twice
-            if (SCALING == CHUNK)
 #pragma unroll
-                for (int t = 0; t < TILES; t++)
+            for (int t = 0; t < TILES; t++)
 #pragma unroll
-                    for (int half = 0; half < 2; half++)
-                        pairs[t][half] = from_float<KIND>(scale_value(a, loaded.scale[stage][t][half])) * 0x10001;
+                for (int half = 0; half < 2; half++) {
+                    weight[t][half] = read_shared(slot(number, stage, t, half));
+                    if (SCALING == CHUNK)
+                        pairs[t][half] = from_float<KIND>(scale_value(a, scales.stored[stage][t][half])) * 0x10001;
+                }
             if (SCALING == STAGE) {
-                float part[TILES][SLICES][4] = {};
-                multiply_stage(part, loaded, stage, pairs, x);
-                scale_stage(part, loaded, stage);
+                float part[TILES][4] = {};
+                multiply_stage(part, weight, pairs, x);
+                scale_stage(part, scales.stored[stage]);
             } else {
-                multiply_stage(sum, loaded, stage, pairs, x);
+                multiply_stage(sum, weight, pairs, x);
             }
         }
     }
 
-    INLINE void multiply_stage(float (&to)[TILES][SLICES][4], const Turn& loaded, int stage,
-                               const u32 (&scales)[TILES][2], const Quad (&x)[SLICES][EIGHTS]) const {
+    INLINE void multiply_stage(float (&to)[TILES][4], const Quad (&weight)[TILES][2], const u32 (&scales)[TILES][2],
+                               const Quad (&x)[EIGHTS]) const {
 #pragma unroll
         for (int e = 0; e < EIGHTS; e++) {
-            Pairs columns[SLICES];
-#pragma unroll
-            for (int s = 0; s < SLICES; s++) columns[s] = arrange<BITS>(x[s][e]);
+            const Pairs columns = arrange<BITS>(x[e]);
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
                 Pairs rows[2];
 #pragma unroll
-                for (int half = 0; half < 2; half++) rows[half] = weights(loaded.weight[stage][t][half], scales[t][half], e);
+                for (int half = 0; half < 2; half++) rows[half] = weights(weight[t][half], scales[t][half], e);
 #pragma unroll
-                for (int s = 0; s < SLICES; s++)
-#pragma unroll
-                    for (int i = 0; i < 4; i += 2)
-                        multiply_add<KIND>(to[t][s], rows[0].pair[i], rows[1].pair[i], rows[0].pair[i + 1],
-                                           rows[1].pair[i + 1], columns[s].pair[i], columns[s].pair[i + 1]);
+                for (int i = 0; i < 4; i += 2)
+                    multiply_add<KIND>(to[t], rows[0].pair[i], rows[1].pair[i], rows[0].pair[i + 1],
+                                       rows[1].pair[i + 1], columns.pair[i], columns.pair[i + 1]);
             }
         }
     }
 
     INLINE Pairs weights(const Quad& chunk, u32 scales, int eight) const {
-        Packed<BITS> packed;
-#pragma unroll
-        for (int i = 0; i < BITS / 4; i++) packed.word[i] = chunk.word[eight * (BITS / 4) + i];
-        Pairs p = unpack<BITS, KIND>(packed);
+        Pairs p = unpack<BITS, KIND>(packed_eight<BITS>(chunk, eight));
         if (SCALING == CHUNK)
 #pragma unroll
             for (int i = 0; i < 4; i++) p.pair[i] = multiply<KIND>(p.pair[i], scales);
         return p;
     }
 
-    INLINE void scale_stage(const float (&part)[TILES][SLICES][4], const Turn& loaded, int stage) {
+    INLINE void scale_stage(const float (&part)[TILES][4], const u32 (&stored)[TILES][2]) {
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const float scale = scale_value(a, loaded.scale[stage][t][half]);
+                const float scale = scale_value(a, stored[t][half]);
 #pragma unroll
-                for (int s = 0; s < SLICES; s++)
-#pragma unroll
-                    for (int i = 2 * half; i < 2 * half + 2; i++) sum[t][s][i] += scale * part[t][s][i];
+                for (int i = 2 * half; i < 2 * half + 2; i++) sum[t][i] += scale * part[t][i];
             }
     }
 
-    INLINE void run() {
-        __shared__ float partial[MAXIMUM_WARPS * ROWS * COLUMNS];
-        const u32 warps = blockDim.x / 32 / a.row_groups, turns = (chunks + 4 * STAGES - 1) / (4 * STAGES);
-        const u32 warp = threadIdx.x / 32 / a.row_groups, rows = a.row_groups * ROWS;  // warps: of a group
-        Turn even, odd;
-        u32 turn = warp;
-        if (turn < turns) load(even, turn);
-        wait_for_earlier_kernels();
-        while (turn < turns) {
-            if (turn + warps < turns) load(odd, turn + warps);
-            add(even, turn);
-            turn += warps;
-            if (turn >= turns) break;
-            if (turn + warps < turns) load(even, turn + warps);
-            add(odd, turn);
-            turn += warps;
-        }
-        let_next_kernel_begin();
+    // Adds up the warps' sums of a share of the rows, and stores the results.
+    INLINE void end(u32 share, float* partial) {
+        const u32 rows = a.row_groups * ROWS, results = share_rows;
+        __syncthreads();  // the share before has been added up
         float* mine = partial + warp * rows * COLUMNS + (threadIdx.x / 32 % a.row_groups * ROWS + lane_group);
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
-            for (int s = 0; s < SLICES; s++)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    mine[(8 * s + 2 * lane_place + i % 2) * rows + 16 * t + 8 * (i / 2)] = sum[t][s][i];
+            for (int i = 0; i < 4; i++) mine[(2 * lane_place + i % 2) * rows + 16 * t + 8 * (i / 2)] = sum[t][i];
+        clear();
         __syncthreads();
-        const u32 results = a.is_gated() ? rows / 2 : rows;
         for (u32 i = threadIdx.x; i < results * COLUMNS; i += blockDim.x) {
-            const u32 at = i % results, x_row = first_x + i / results;
-            if (block_row + at > last_row || x_row >= a.m) continue;
-            const float* sums = partial + i / results * rows + (a.is_gated() ? at / 8 * 16 + at % 8 : at);
+            const u32 at = i % results, x_row = i / results;
+            if (share * share_rows + at > last_row || x_row >= a.m) continue;
+            const float* sums = partial + x_row * rows + (a.is_gated() ? at / 8 * 16 + at % 8 : at);
             float total = 0.0f, gated = 0.0f;
             for (u32 w = 0; w < warps; w++) {
                 total += sums[w * rows * COLUMNS];
                 if (a.is_gated()) gated += sums[w * rows * COLUMNS + 8];
             }
-            store_result<KIND>(a, SCALING == ROW, total, gated, block_row + at, x_row);
+            store_result<KIND>(a, SCALING == ROW, total, gated, share * share_rows + at, x_row);
+        }
+    }
+
+    INLINE void run(Quad* shared) {
+        float* partial = (float*)(shared + blockDim.x / 32 * (DEPTH * CHUNKS * 32));
+        Cursor now{blockIdx.y, warp}, ahead = now;
+        Scales scales = {}, next = {};
+#pragma unroll
+        for (u32 number = 0; number < DEPTH - 1; number++, ahead = after(ahead)) {
+            if (ahead.share < shares) copy(ahead, number);
+            close_copies();
+        }
+        if (SCALING != ROW) load(next, now);
+        wait_for_earlier_kernels();
+        u32 number = 0, free = DEPTH - 1;  // of slots
+        while (now.share < shares) {
+            const Cursor following = after(now);
+            wait_for_copies<DEPTH - 2>();
+            if (ahead.share < shares) copy(ahead, free);
+            close_copies();
+            ahead = after(ahead);
+            if (SCALING != ROW) {
+                scales = next;
+                if (following.share < shares) load(next, following);
+            }
+            add(now.turn, number, scales);
+            free = number;
+            number = number + 1 == DEPTH ? 0 : number + 1;
+            if (following.share >= shares) let_next_kernel_begin();
+            if (following.share != now.share) end(now.share, partial);
+            now = following;
         }
     }
 };

@@ -93,6 +93,15 @@ INLINE u32 multiply(u32 pair, u32 scales) {
 
 #endif
 
+// Eight neighbouring columns of a 16-byte piece of a weight's row.
+template <int BITS>
+INLINE Packed<BITS> packed_eight(const Quad& chunk, int eight) {
+    Packed<BITS> packed;
+#pragma unroll
+    for (int i = 0; i < BITS / 4; i++) packed.word[i] = chunk.word[eight * (BITS / 4) + i];
+    return packed;
+}
+
 // Eight neighbouring activations in the order of unpack's pairs.
 template <int BITS>
 INLINE Pairs arrange(const Quad& x) {

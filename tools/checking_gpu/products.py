@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from glm.spec import linears
-from kernels.cuda import linear
+from kernels.cuda import choice, linear
 from tools.checking_gpu.setting import Bandwidth, Setting, bytes_of, random_packed, scheme_name, seconds_each
 
 DTYPE = torch.float16
@@ -58,33 +58,41 @@ def decoding(setting: Setting) -> Iterator[dict]:
             yield row | {f"below {DECODE_TARGET}%": " ".join(f"m={m}" for m in short)}
 
 
+def ways(setting: Setting, m: int, n: int, k: int, bits: int) -> dict[str, choice.Plan]:
+    """Every way to divide a product of m rows among blocks; the one that is chosen first."""
+    processors = setting.kernels_device.processors
+    all_ways = [choice.choose(m, n, k, bits, None, True, processors)]
+    if m <= choice.FEW_ROWS:
+        all_ways += [choice.skinny(n, k, bits, None, tiles, groups, processors) for tiles in (1, 2, 4) for groups in (1, 2)]
+    else:
+        all_ways += [choice.wide(m, n, k, bits, None, processors, splits) for splits in (1, 2, 3, 4, 6, 8, 12)]
+    return {f"{plan.name} groups={plan.row_groups} parts={plan.splits}": plan for plan in all_ways}
+
+
 @torch.inference_mode()
 def tilings(setting: Setting) -> Iterator[dict]:
-    """Every way to divide the same product among blocks (tiles x slices x groups of rows: kernels/cuda/linear.py's
-    tiling), beside the one that is chosen: what could be done better on this device."""
+    """The ways to divide the same product among blocks (kernels/cuda/choice.py), beside the one that is chosen: what
+    could be done better on this device."""
     device = setting.kernels_device
     if device is None or not device.has_tensor_cores:
         return
     for bits in (4, 8):
         for (n, k), name in shapes(setting, setting.sizes([1, 8, 4], [1])).items():
             weights = copies(setting, n, k, bits, None)
-            for m in setting.sizes([1, 4, 8, 16, 32], [1, 16]):
+            for m in setting.sizes([1, 4, 8, 16, 64], [1, 16]):
                 if not setting.has_time:
                     return
                 x = torch.randn(m, k, dtype=DTYPE, device=setting.device)
-                chosen = linear.tiling(m, n, bits, device.processors)
-                row = {"linear": name, "weights": f"INT{bits}", "m": m, "chosen": "{}x{}x{}".format(*chosen)}
                 times = {}
-                for tiles, slices in ((1, 1), (2, 1), (4, 1), (4, 2)):
-                    for groups in (1, 2):
-                        plan = linear.skinny(m, n, k, bits, None, tiles, slices, groups)
-                        calls = [partial(launch, device, plan, x, weight) for weight in weights]
-                        times[f"{tiles}x{slices}x{groups}"] = seconds_each(setting, calls, 3) * 1e6
-                yield row | {f"{key} us": value for key, value in times.items()} | {
-                    "chosen / best": times[row["chosen"]] / min(times.values())}
+                for way, plan in ways(setting, m, n, k, bits).items():
+                    calls = [partial(launch, device, plan, x, weight) for weight in weights]
+                    times[way] = seconds_each(setting, calls, 3) * 1e6
+                chosen, best = next(iter(times)), min(times, key=times.get)
+                yield {"linear": name, "weights": f"INT{bits}", "m": m, "chosen": chosen, "chosen us": times[chosen],
+                       "best": best, "best us": times[best], "chosen / best": times[chosen] / times[best]}
 
 
-def launch(device, plan: linear.Plan, x: torch.Tensor, packed) -> torch.Tensor:
+def launch(device, plan: choice.Plan, x: torch.Tensor, packed) -> torch.Tensor:
     out = x.new_empty(x.shape[0], packed.shape[0])
     linear.launch(device, plan, x.dtype, packed.bits, x, packed.weight, packed.scale, None, out, x.shape[0],
                   x.shape[1], packed.group_size)
@@ -93,7 +101,8 @@ def launch(device, plan: linear.Plan, x: torch.Tensor, packed) -> torch.Tensor:
 
 @torch.inference_mode()
 def prefill(setting: Setting) -> Iterator[dict]:
-    """More rows: time beside that of the library's product with the weight in float16."""
+    """More rows: time beside that of the library's product with the weight in float16. Up to 320 rows it is a wide
+    kernel's, behind them that of expanding the weight and the library's."""
     for bits, group_size in SCHEMES[:3]:
         for (n, k), name in shapes(setting, setting.sizes([1, 8], [1])).items():
             if group_size and k % group_size:
@@ -102,7 +111,7 @@ def prefill(setting: Setting) -> Iterator[dict]:
             whole = [torch.randn(n, k, dtype=DTYPE, device=setting.device)
                      for _ in range(-(-NO_CACHE_HOLDS // (2 * n * k)) + 1)][: len(packed)]
             row = {"linear": name, "n": n, "k": k, "weights": scheme_name(bits, group_size)}
-            for m in setting.sizes([32, 64, 128, 512, 2048], [32, 65]):
+            for m in setting.sizes([32, 64, 128, 320, 321, 512, 2048], [32, 321]):
                 if not setting.has_time:
                     return
                 x = torch.randn(m, k, dtype=DTYPE, device=setting.device)
