@@ -20,7 +20,7 @@ from kernels.layer import Rotary
 from kernels.reference import Shared
 
 STUB = Path(__file__).resolve().parent / "cuda_driver_stub.c"
-ARGUMENTS = struct.Struct("7P10If")  # linear.h's
+ARGUMENTS = struct.Struct("7P9If")  # linear.h's
 STREAM = 0x7F0012345678  # more than 32 bits, as pointers are
 
 
@@ -64,7 +64,7 @@ def test_a_kernel_is_loaded_once_and_launched_on_torch_s_stream(stub):
     assert stub.stub_pushed() == 0
     fields = fields_of(stub, ARGUMENTS)
     x_, weight_, scale_, bias_, out_ = (tensor.data_ptr() for tensor in (x, weight, scale, bias, out))
-    assert fields == (x_, weight_, scale_, bias_, 0, 0, out_, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0, 1, 0, 1, 1.0)
+    assert fields == (x_, weight_, scale_, bias_, 0, 0, out_, 3, 64, 256, 2, 128, 2**31 // 128 + 1, 0, 0, 1, 1.0)
 
 
 def test_a_wide_kernel_asks_for_its_shared_memory_and_its_parts_are_added(stub):
@@ -77,7 +77,7 @@ def test_a_wide_kernel_asks_for_its_shared_memory_and_its_parts_are_added(stub):
                                f"launch 1 40 1, 256 1 1, 0, {hex(STREAM)}"]
     fields = fields_of(stub, ARGUMENTS)
     assert fields[:5] == (0, 0, scale.data_ptr(), 0, 0) and fields[5] != 0 and fields[6] == out.data_ptr()
-    assert fields[7:] == (40, 64, 4096, 0, 4096, 2**31 // 4096 + 1, 0, 1, 0, 16, 1.0)
+    assert fields[7:] == (40, 64, 4096, 0, 4096, 2**31 // 4096 + 1, 0, 0, 16, 1.0)
 
 
 def test_where_it_is_asked_for_kernels_may_begin_before_the_one_before_has_ended(stub, monkeypatch):
@@ -140,7 +140,7 @@ def test_code_that_does_not_load_is_done_without_and_said_once(stub, capsys):
 
 def test_a_launch_that_fails_is_an_error(stub):
     device = driver.Device(stub, 1)
-    program, call = Program("linear.cu", 0, 8), Call((None,) * 6, (), (None,), (0,) * 10, (0.0,))
+    program, call = Program("linear.cu", 0, 8), Call((None,) * 6, (), (None,), (0,) * 9, (0.0,))
     device.launch(program, "read_all", (1, 1), 32, call)
     device._functions[program, "read_all", False] = ctypes.c_void_p(1)
     with pytest.raises(RuntimeError, match=r"cuLaunchKernel failed: another error \(1\)"):

@@ -46,11 +46,10 @@ def test_cases_cover_every_kernel():
     for case in correctness.cases():
         plan = choice.choose(*case[:5], True, 132)  # of an H100
         kernels.add(plan.name if plan else None)
-        kernels.add(plan and plan.row_groups)
         kernels.add("eights" if choice.fits_eights(case.n, case.k, case.group_size) else "any")
     expected = {f"skinny_{tiles}_{scaling}" for tiles in (1, 2, 4) for scaling in ("ROW", "STAGE", "CHUNK")}
     expected |= {f"wide_{slices}_{scaling}" for slices in (2, 4, 8) for scaling in ("ROW", "GROUPS")}
-    assert kernels >= expected | {None, "eights", "any", "simple_1", "simple_4", 1, 2}
+    assert kernels >= expected | {None, "eights", "any", "simple_1", "simple_4"}
 
 
 def test_correctness_on_the_emulator(toy):

@@ -31,7 +31,6 @@ class Plan(NamedTuple):
     name: str  # in linear.cu
     grid: tuple[int, int]
     threads: int
-    row_groups: int = 1
     splits: int = 1  # parts of the columns, which another kernel adds up
     shared_bytes: int = 0  # beside what the kernel declares
 
@@ -48,34 +47,32 @@ def choose(m: int, n: int, k: int, bits: int, group_size: int | None, tensor_cor
         return simple(m, n)
     if m > FEW_ROWS:
         return wide(m, n, k, bits, group_size, processors) if m <= UNPACKED_ROWS else None
-    return skinny(n, k, bits, group_size, *tiling(m, n, bits, processors), processors)
+    return skinny(n, k, bits, group_size, tiling(m, n, bits, processors), processors)
 
 
-def tiling(m: int, n: int, bits: int, processors: int) -> tuple[int, int]:
-    """Tiles of 16 rows of the weight that a warp of a skinny kernel takes, and the groups of rows that the warps of a
-    block are divided among.
+def tiling(m: int, n: int, bits: int, processors: int) -> int:
+    """Tiles of 16 rows of the weight that a warp of a skinny kernel takes.
 
-    A block reads 2 * m bytes of x for 16 * tiles * groups * bits / 8 bytes of the weight. x comes from the L2 cache,
-    the weight passes through it, and H100's L2 gives less than twice what its memory gives: as many tiles and groups
-    as keep x at half of the weight or below, as long as there are blocks for all processors.
+    A block reads 2 * m bytes of x for 16 * tiles * bits / 8 bytes of the weight. x comes from the L2 cache,
+    the weight passes through it, and H100's L2 gives less than twice what its memory gives: as many tiles as
+    keep x at half of the weight or below, as long as there are blocks for all processors.
     """
     tiles = next((tiles for tiles in (1, 2, 4) if tiles * bits >= 2 * m), 4)
     while tiles > 1 and n < 16 * tiles * processors:
         tiles //= 2
-    groups = 2 if tiles * bits < 2 * m and n >= 32 * tiles * processors else 1
-    return tiles, groups
+    return tiles
 
 
-def skinny(n: int, k: int, bits: int, group_size: int | None, tiles: int, row_groups: int, processors: int) -> Plan:
+def skinny(n: int, k: int, bits: int, group_size: int | None, tiles: int, processors: int) -> Plan:
     """The kernel with these template arguments; as many warps as take equally many turns along k, as many blocks as the
     device holds at a time."""
-    shares = -(-n // (16 * tiles * row_groups))
+    shares = -(-n // (16 * tiles))
     stage = 4 * 128 // bits  # columns
     scaling = "ROW" if group_size is None else "CHUNK" if group_size % stage else "STAGE"
     turns = -(-k // (stage * STAGES[tiles]))
-    warps = -(-turns // -(-turns // (WARPS // row_groups))) * row_groups
+    warps = -(-turns // -(-turns // WARPS))
     turn, sums = 32 * 16 * 2 * tiles * STAGES[tiles], 4 * 16 * tiles * FEW_ROWS  # bytes, of a warp
-    return Plan(f"skinny_{tiles}_{scaling}", (1, min(shares, BLOCKS * processors)), 32 * warps, row_groups, 1,
+    return Plan(f"skinny_{tiles}_{scaling}", (1, min(shares, BLOCKS * processors)), 32 * warps, 1,
                 warps * (DEPTH[tiles] * turn + sums))
 
 
@@ -90,7 +87,7 @@ def wide(m: int, n: int, k: int, bits: int, group_size: int | None, processors: 
     depth = 3 if slices == 8 else DEEPEST
     shared_bytes = depth * (WIDE_ROWS * STEP_BYTES + 8 * slices * step * 2)
     plan = Plan(f"wide_{slices}_{'ROW' if group_size is None else 'GROUPS'}", (splits * x_blocks, row_blocks), WIDE_ROWS,
-                1, splits, shared_bytes)
+                splits, shared_bytes)
     return plan if row_blocks <= LARGEST_GRID and splits * m * n < LARGEST_INDEX else None
 
 

@@ -20,7 +20,6 @@ struct Arguments {  // kernels/cuda/linear.py fills it
     u32 group_size;    // columns; k when groups is 0
     u32 group_magic;   // see divide
     u32 scale_kind;    // Kind
-    u32 row_groups;    // of a block of a skinny kernel
     u32 ending;        // Ending
     u32 splits;        // parts of the columns, each of other blocks: of a wide kernel
     float alpha;

@@ -95,7 +95,7 @@ def launch(device, plan: Plan, dtype: torch.dtype, bits: int, x: Tensor | None, 
            bias: Tensor | None, out: Tensor, m: int, k: int, group_size: int | None, end: End = NOTHING) -> None:
     n, is_grouped = weight.shape[0], group_size is not None and group_size != k
     size = group_size if is_grouped else k
-    numbers = (m, n, k, k // size if is_grouped else 0, size, 2**31 // size + 1, KINDS[scale.dtype], plan.row_groups,
+    numbers = (m, n, k, k // size if is_grouped else 0, size, 2**31 // size + 1, KINDS[scale.dtype],
                0 if end.activation is None else end.activation + 1, plan.splits)
     residual = None if end.residual is None else end.residual.contiguous()
     program, floats = Program(SOURCE, KINDS[dtype], bits), (end.alpha,)
@@ -117,5 +117,5 @@ def read(device, data: Tensor) -> None:
         raise ValueError(f"read: the tensor must be contiguous, begin at a multiple of {ALIGNMENT} bytes and have less "
                          f"than {LARGEST_INDEX * 16} bytes")
     out = torch.empty(1, dtype=torch.float16, device=data.device)
-    call = Call((data, *[None] * 5), (out,), (), (count, *[0] * 9), (0.0,))  # out: hardly ever written
+    call = Call((data, *[None] * 5), (out,), (), (count, *[0] * 8), (0.0,))  # out: hardly ever written
     device.launch(Program(SOURCE, 0, 8), "read_all", (8 * device.processors, 1), 256, call)

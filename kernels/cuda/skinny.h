@@ -3,10 +3,9 @@
 //
 // A warp owns TILES * 16 rows of the weight; the warps of a block share these rows and take turns along k, and add up
 // their sums at the end. A block needs nothing of the others: no workspace, no second kernel, no atomics, the same sum
-// every time. With row_groups above one the warps of a block are divided among so many groups of rows, and those at the
-// same place of k find x in the L1 cache, where the first of them has brought it. A tensor core's product takes 16 rows
-// of weights and, as its columns, 8 rows of x. There are as many blocks as run at a time: each takes every gridDim.y-th
-// share of the rows, and asks for the next share's first weights while it ends with the one before.
+// every time. A tensor core's product takes 16 rows of weights and, as its columns, 8 rows of x. There are as many
+// blocks as run at a time: each takes every gridDim.y-th share of the rows, and asks for the next share's first weights
+// while it ends with the one before.
 //
 // Lane 4 * g + t holds rows g and g + 8 of a product and four of its 16 columns. Which columns is ours to choose, since a
 // sum has no order: the lane takes 16 neighbouring bytes of its rows (a "chunk": 32 or 16 columns), its four neighbours
@@ -48,8 +47,8 @@ struct Skinny {
     };
 
     const Arguments& a;
-    u32 chunks, lane_group, lane_place, warp, warps, turns, first_row;  // warps: of a group of rows; first_row: of the group
-    u32 share_rows, shares, tile_step, half_step, last_row;  // results of a share; see row
+    u32 chunks, lane_group, lane_place, warp, warps, turns;
+    u32 share_results, shares, tile_step, half_step, last_row;  // of a share of the rows; see row
     Quad* ring;
     float sum[TILES][4];
 
@@ -57,17 +56,15 @@ struct Skinny {
         chunks = a.k / WIDTH;
         lane_group = threadIdx.x % 32 / 4;
         lane_place = threadIdx.x % 4;
-        warp = threadIdx.x / 32 / a.row_groups;
-        warps = blockDim.x / 32 / a.row_groups;
+        warp = threadIdx.x / 32;
+        warps = blockDim.x / 32;
         turns = (chunks + 4 * STAGES - 1) / (4 * STAGES);
-        first_row = threadIdx.x / 32 % a.row_groups * ROWS;
-        share_rows = a.row_groups * ROWS;
-        shares = (a.n + share_rows - 1) / share_rows;
+        share_results = a.is_gated() ? ROWS / 2 : ROWS;
+        shares = (a.n + ROWS - 1) / ROWS;
         tile_step = a.is_gated() ? 8 : 16;
         half_step = a.is_gated() ? a.results() : 8;
         last_row = a.results() - 1;
-        if (a.is_gated()) share_rows /= 2, first_row /= 2;
-        ring = shared + threadIdx.x / 32 * (DEPTH * CHUNKS * 32) + threadIdx.x % 32;
+        ring = shared + warp * (DEPTH * CHUNKS * 32) + threadIdx.x % 32;
         clear();
     }
 
@@ -86,7 +83,7 @@ struct Skinny {
     // Of a gated ending, a lane's second row of a tile is the gate of its first: eight results a tile. Rows past the end
     // repeat the last one; their sums are not stored.
     INLINE u32 row(u32 share, int tile, int half) const {
-        const u32 at = share * share_rows + first_row + tile_step * tile + lane_group;
+        const u32 at = share * share_results + tile_step * tile + lane_group;
         return a.is_gated() ? min(at, last_row) + half * half_step : min(at + half * half_step, last_row);
     }
 
@@ -188,25 +185,24 @@ struct Skinny {
 
     // Adds up the warps' sums of a share of the rows, and stores the results.
     INLINE void end(u32 share, float* partial) {
-        const u32 rows = a.row_groups * ROWS, results = share_rows;
         __syncthreads();  // the share before has been added up
-        float* mine = partial + warp * rows * COLUMNS + (threadIdx.x / 32 % a.row_groups * ROWS + lane_group);
+        float* mine = partial + warp * ROWS * COLUMNS + lane_group;
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) mine[(2 * lane_place + i % 2) * rows + 16 * t + 8 * (i / 2)] = sum[t][i];
+            for (int i = 0; i < 4; i++) mine[(2 * lane_place + i % 2) * ROWS + 16 * t + 8 * (i / 2)] = sum[t][i];
         clear();
         __syncthreads();
-        for (u32 i = threadIdx.x; i < results * COLUMNS; i += blockDim.x) {
-            const u32 at = i % results, x_row = i / results;
-            if (share * share_rows + at > last_row || x_row >= a.m) continue;
-            const float* sums = partial + x_row * rows + (a.is_gated() ? at / 8 * 16 + at % 8 : at);
+        for (u32 i = threadIdx.x; i < share_results * COLUMNS; i += blockDim.x) {
+            const u32 at = i % share_results, x_row = i / share_results;
+            if (share * share_results + at > last_row || x_row >= a.m) continue;
+            const float* sums = partial + x_row * ROWS + (a.is_gated() ? at / 8 * 16 + at % 8 : at);
             float total = 0.0f, gated = 0.0f;
             for (u32 w = 0; w < warps; w++) {
-                total += sums[w * rows * COLUMNS];
-                if (a.is_gated()) gated += sums[w * rows * COLUMNS + 8];
+                total += sums[w * ROWS * COLUMNS];
+                if (a.is_gated()) gated += sums[w * ROWS * COLUMNS + 8];
             }
-            store_result<KIND>(a, SCALING == ROW, total, gated, share * share_rows + at, x_row);
+            store_result<KIND>(a, SCALING == ROW, total, gated, share * share_results + at, x_row);
         }
     }
 

@@ -55,8 +55,7 @@ def cases(is_toy: bool = False) -> list[Case]:
     for dtype in (torch.float16, torch.bfloat16):
         for bits in (8, 4):
             for m in (1, 4, 9, 321) if is_toy else (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 65, 130, 320, 321):
-                # enough rows for the largest tiles and two groups of warps, and no whole number of them
-                n = 140 if is_toy else 4300 if m <= 8 else 8600
+                n = 140 if is_toy else 8600  # enough rows for the largest tiles, and no whole number of them
                 found.append(Case(m, n + m, 336 if is_toy else 672, bits, None, dtype))  # no whole number of stages
                 if not is_toy:
                     found += [Case(m, n + m, 1536, bits, group_size, dtype) for group_size in (32, 64, 128, 256)]

@@ -63,10 +63,10 @@ def ways(setting: Setting, m: int, n: int, k: int, bits: int) -> dict[str, choic
     processors = setting.kernels_device.processors
     all_ways = [choice.choose(m, n, k, bits, None, True, processors)]
     if m <= choice.FEW_ROWS:
-        all_ways += [choice.skinny(n, k, bits, None, tiles, groups, processors) for tiles in (1, 2, 4) for groups in (1, 2)]
+        all_ways += [choice.skinny(n, k, bits, None, tiles, processors) for tiles in (1, 2, 4)]
     else:
         all_ways += [choice.wide(m, n, k, bits, None, processors, splits) for splits in (1, 2, 3, 4, 6, 8, 12)]
-    return {f"{plan.name} groups={plan.row_groups} parts={plan.splits}": plan for plan in all_ways}
+    return {f"{plan.name} parts={plan.splits}": plan for plan in all_ways}
 
 
 @torch.inference_mode()
