@@ -138,14 +138,15 @@ class Block:
 
     def claim(self, place: int, count: int, thread: int) -> None:
         for word in range(place, place + count, 4):
-            if word in self.under_way or any(word in known and self.is_race(known[word], thread) for known in (self.writers, self.readers)):
+            others = any(word in known and self.is_race(known[word], thread) for known in (self.writers, self.readers))
+            if others or word in self.under_way:
                 raise Fault("shared memory is written in which another thread is at work")
             self.writers[word] = (thread, self.epoch)
 
     def count_conflicts(self, places, acting) -> None:
         """Of 16-byte accesses, eight lanes at a time: to one bank, but not to one place."""
         for first in range(0, 32, 8):
-            pieces = {int(place) // 16 for place, acts in zip(places[first:first + 8], acting[first:first + 8]) if acts}
+            pieces = {int(place) // 16 for place in places[first:first + 8][acting[first:first + 8]]}
             self.conflicts += len(pieces) - len({piece % 8 for piece in pieces})
 
     def check(self, place: int, count: int, is_shared: bool) -> None:

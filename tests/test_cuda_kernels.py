@@ -240,8 +240,8 @@ GLM_130B = [(36864, 12288), (12288, 12288), (65536, 12288), (12288, 32768)]
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("m", [1, 2, 4, 8])
 def test_decoding_at_glm_130b_s_shapes_fills_an_h100(parts, bits, m):
-    """Skinny kernels throughout; and what is under way at a time is more bytes than keep an H200's memory busy (4.8 TB/s
-    times the 0.8 microseconds that it takes to answer under load)."""
+    """Skinny kernels throughout; and what is under way at a time is more bytes than keep an H200's memory busy (4.8
+    TB/s times the 0.8 microseconds that it takes to answer under load)."""
     for n, k in GLM_130B:
         column_parallel = k == 12288 and n != 12288
         n, k = (n // parts, k) if column_parallel else (n, k // parts)

@@ -1,11 +1,11 @@
-"""What a decoding step computes between its products on CUDA (step.cu): attention, norms, the choice; on the emulator,
+"""What a decoding step computes between its products on CUDA (step.cu): attention, norms; on the emulator,
 and as interpreted PTX, against kernels.reference."""
 
 import pytest
 import torch
 
 from kernels import cuda, reference
-from kernels.cuda import rows
+from kernels.cuda import norms
 from kernels.cuda.attention import Workspace, decode_attention
 from kernels.cuda.stack import Stack
 from kernels.layer import Activation, LayerForm, LayerWeights, Rotary, by_heads, stack
@@ -188,54 +188,29 @@ def test_norms(folder, dtype, h, kernel, has_bias):
         sums = [x.to(type_) if given is None else reference.scaled_add(given.to(type_), x.to(type_), alpha)
                 for type_ in (torch.float64, dtype)]
         exact, torch_s = (in_torch(total.dtype, total) for total in sums)
-        assert_as_near_as_torch(rows.norm(emulator, x, weight, bias, 1e-5, given, alpha), exact, torch_s)
-    total, normed = rows.sum_and_norm(emulator, x, weight, bias, 1e-5, residual, 11.8)
-    assert_as_near_as_torch(total, *sums)
-    assert_as_near_as_torch(normed, exact, torch_s)
+        assert_as_near_as_torch(norms.norm(emulator, x, weight, bias, 1e-5, given, alpha), exact, torch_s)
     if dtype is not torch.float32:
-        assert emulator.launched == [kernel] * 3
+        assert emulator.launched == [kernel] * 2
 
 
 def test_norms_of_no_rows_and_of_what_does_not_fit(folder):
     weight = torch.ones(12, dtype=torch.float16)
-    assert rows.norm(Emulator(folder), torch.zeros(0, 8), torch.ones(8), None, 1e-5).shape == (0, 8)
+    assert norms.norm(Emulator(folder), torch.zeros(0, 8), torch.ones(8), None, 1e-5).shape == (0, 8)
     with pytest.raises(ValueError, match="in rows of whole 16 bytes"):
-        rows.norm(Emulator(folder), torch.zeros(2, 12, dtype=torch.float16), weight, None, 1e-5)
+        norms.norm(Emulator(folder), torch.zeros(2, 12, dtype=torch.float16), weight, None, 1e-5)
     with pytest.raises(ValueError, match=r"float16 \(2, 8\) torch.float16 \(12,\); they must"):
-        rows.norm(Emulator(folder), torch.zeros(2, 8, dtype=torch.float16), weight, None, 1e-5)
+        norms.norm(Emulator(folder), torch.zeros(2, 8, dtype=torch.float16), weight, None, 1e-5)
     with pytest.raises(ValueError, match="the residual is torch.float32"):
-        rows.norm(Emulator(folder), torch.zeros(2, 8).half(), weight[:8], None, 1e-5, torch.zeros(2, 8))
-
-
-@pytest.mark.parametrize("v", [1, 31, 1024, 8192, 10007])
-def test_the_choice_is_torch_s(folder, v):
-    logits = random(4, v)
-    logits[1] = -torch.inf  # all equal
-    logits[2, v // 2:] = 9.0  # of equal ones the first
-    logits[3, v // 3] = torch.nan
-    assert torch.equal(rows.choose_largest(Emulator(folder), logits), logits.argmax(-1))
-
-
-def test_the_choice_between_both_zeros_is_the_first(folder):
-    logits = torch.tensor([[-1.0, -0.0, 0.0], [0.0, -0.0, -1.0]])
-    assert rows.choose_largest(Emulator(folder), logits).tolist() == [1, 0]
-    with pytest.raises(ValueError, match="float32"):
-        rows.choose_largest(Emulator(folder), logits.half())
+        norms.norm(Emulator(folder), torch.zeros(2, 8).half(), weight[:8], None, 1e-5, torch.zeros(2, 8))
 
 
 def test_norms_in_ptx(folder):
     x, weight, bias = random(1, 264, dtype=torch.float16), random(264).half(), random(264, seed=1).half()
     exact = reference.residual_layer_norm(x.double(), x.double(), 2.0, weight.double(), bias.double(), 1e-5)
     torch_s = reference.residual_layer_norm(x, x, 2.0, weight, bias, 1e-5)
-    assert_as_near_as_torch(rows.norm(Interpreter(folder), x, weight, bias, 1e-5, x, 2.0), exact, torch_s)
+    assert_as_near_as_torch(norms.norm(Interpreter(folder), x, weight, bias, 1e-5, x, 2.0), exact, torch_s)
     exact, torch_s = (reference.rms_norm(x.to(type_), weight.to(type_), 1e-5) for type_ in (torch.float64, x.dtype))
-    assert_as_near_as_torch(rows.norm(Interpreter(folder), x, weight, None, 1e-5), exact, torch_s)
-
-
-@pytest.mark.slow  # the program of float32 takes seconds to compile
-def test_the_choice_in_ptx(folder):
-    logits = random(1, 9000)
-    assert torch.equal(rows.choose_largest(Interpreter(folder), logits), logits.argmax(-1))
+    assert_as_near_as_torch(norms.norm(Interpreter(folder), x, weight, None, 1e-5), exact, torch_s)
 
 
 @pytest.mark.parametrize("start", [5, Lengths(torch.tensor([5, 3]), 5)], ids=["alike", "each its own"])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels import CUDA_KERNELS, reference
 from kernels.cache import BuildError
-from kernels.cuda import attention, build, driver, linear, rows
+from kernels.cuda import attention, build, driver, linear, norms
 from kernels.cuda.linear import NOTHING, End
 from kernels.layer import Rotary
 from kernels.reference import Lengths
@@ -69,9 +69,9 @@ class Operators:
 
     def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, in_torch: Callable[[], Tensor],
               residual: Tensor | None = None, alpha: float = 1.0) -> Tensor:
-        if not rows.fits(x, weight, bias):
+        if not norms.fits(x, weight, bias):
             return in_torch()
-        return self._first(lambda: rows.norm(self.find(x.device), x, weight, bias, epsilon, residual, alpha), in_torch)
+        return self._first(lambda: norms.norm(self.find(x.device), x, weight, bias, epsilon, residual, alpha), in_torch)
 
     def attend(self, qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor | None = None,
                values: Tensor | None = None, start: int | Lengths = 0, blocked: Tensor | None = None,

@@ -1,10 +1,10 @@
 """Which kernel computes a weight-only linear layer, and how its work is divided among blocks.
 
-m rows of x, a weight of (n, k). skinny.h serves up to 8 rows, wide.h those up to UNPACKED_ROWS; for more the weight is
-expanded for the library's product. Why there: to expand a weight and read it again moves 4.5 bytes for each of INT4,
-0.20 s for GLM-130B's 127e9 at an H100's 3.0 TB/s, whatever m is, while a wide kernel reads half a byte, 0.02 s, and then
-multiplies at what mma.sync reaches there, about 600 of the 989 TFLOP/s that the library gets near: 0.14 s for 320 rows
-against 0.10 s in the library. With 320 rows the ways differ by a factor of two, and are equal at about 600.
+m rows of x, a weight of (n, k). skinny.h serves up to 8 rows, wide.h up to UNPACKED_ROWS; for more the weight is
+expanded for the library's product. By arithmetic, for GLM-130B's 127e9 INT4 weights on an H100: expanding moves 2.5
+bytes for each, 0.12 s, and the library then takes 0.085 s, or 0.36 ms a row at 700 TFLOP/s where that is more. A wide
+kernel takes 0.02 s, or 0.42 ms a row at 600 TFLOP/s, which mma.sync may reach there: 0.14 s for 320 rows against
+0.24. The ways meet at 2,000 rows, but at 600 if it reaches 450 TFLOP/s only.
 """
 
 from functools import lru_cache
@@ -86,13 +86,13 @@ def wide(m: int, n: int, k: int, bits: int, group_size: int | None, processors: 
     splits = -(-steps // -(-steps // splits))  # none without a step
     depth = 3 if slices == 8 else DEEPEST
     shared_bytes = depth * (WIDE_ROWS * STEP_BYTES + 8 * slices * step * 2)
-    plan = Plan(f"wide_{slices}_{'ROW' if group_size is None else 'GROUPS'}", (splits * x_blocks, row_blocks), WIDE_ROWS,
-                splits, shared_bytes)
+    name = f"wide_{slices}_{'ROW' if group_size is None else 'GROUPS'}"
+    plan = Plan(name, (splits * x_blocks, row_blocks), WIDE_ROWS, splits, shared_bytes)
     return plan if row_blocks <= LARGEST_GRID and splits * m * n < LARGEST_INDEX else None
 
 
 def fewest_steps(blocks: int, steps: int, slices: int, processors: int) -> int:
-    """Into how many parts to cut the columns, that the processor with most to do has least; of equal ones the fewest."""
+    """Into how many parts to cut the columns, so that the processor with most to do has least; the fewest of equals."""
     def most(splits: int) -> float:
         part, adding = (0, 0) if splits == 1 else (PART * slices / 8, ADDING)
         return -(-blocks * splits // processors) * (-(-steps // splits) + FILLING + part) + adding

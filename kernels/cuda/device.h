@@ -168,7 +168,6 @@ INLINE u32 add_half2(u32 a, u32 b) {
 }
 
 INLINE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-INLINE u32 shuffle_xor(u32 value, u32 mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 // The functions of C, which need no headers.
 INLINE float error_function(float x) { return erff(x); }

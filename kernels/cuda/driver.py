@@ -24,7 +24,7 @@ ALIGNMENT = 16  # bytes; what one load takes
 DEPENDENT_LAUNCH = 90  # compute capability from which kernels wait for those before them where they need to
 PROGRAMMATIC_STREAM_SERIALIZATION = 6  # of cuda.h's CUlaunchAttributeID
 MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # of cuda.h's CUfunction_attribute
-GRANTED_SHARED, LARGEST_SHARED = 48 << 10, 96 << 10  # bytes of a block: without asking; the most, which all have (sm_80)
+GRANTED_SHARED, LARGEST_SHARED = 48 << 10, 96 << 10  # bytes of a block: without asking; at most, on all from sm_80 on
 TENSOR_CORES = 80  # compute capability from which the kernels for tensor cores are compiled
 
 

@@ -4,12 +4,11 @@
 
 #include "numbers.h"
 
-struct NormArguments {  // kernels/cuda/rows.py fills it
+struct NormArguments {  // kernels/cuda/norms.py fills it
     const void* x;         // (rows, h)
     const void* residual;  // (rows, h), of which alpha times is added to x; or null
     const void* weight;    // (h)
     const void* bias;      // (h); null: an RMS norm
-    void* sum;             // (rows, h): x + alpha * residual, or null
     void* out;             // (rows, h)
     u32 h;                 // a multiple of what 16 bytes hold
     float alpha, epsilon;
@@ -50,8 +49,6 @@ struct Norm {
                 to_floats<KIND>(read_if(quad < quads, element<KIND>(a.residual, begin + quad * PACK)), residual);
 #pragma unroll
                 for (int i = 0; i < PACK; i++) x[q][i] += a.alpha * residual[i];
-                if (a.sum && quad < quads)
-                    store((void*)element<KIND>(a.sum, begin + quad * PACK), from_floats<KIND>(x[q]));
             }
         float mean = 0.0f;
         if (a.bias) {

@@ -1,8 +1,7 @@
 // What a decoding step computes between its products. Compiled by kernels/cuda/build.py, once for each GLM_KIND
-// (0 float16, 1 bfloat16, 2 float32) that is used; kernels/cuda/attention.py and rows.py pick the kernel.
+// (0 float16, 1 bfloat16, 2 float32) that is used; kernels/cuda/attention.py and norms.py pick the kernel.
 
 #include "attention.h"
-#include "choice.h"
 #include "norm.h"
 
 extern "C" {
@@ -34,7 +33,5 @@ ATTENTION(4, 4)
 NORM(1)
 NORM(2)
 NORM(4)
-
-__global__ void __launch_bounds__(CHOICE_THREADS) choose_largest(const ChoiceArguments a) { find_largest(a); }
 
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.cuda import linear, rows
+from kernels.cuda import linear, norms
 from kernels.cuda.attention import Workspace, decode_attention
 from kernels.layer import Activation, Rotary
 from kernels.reference import Lengths
@@ -26,7 +26,7 @@ def kernels(setting: Setting) -> Iterator[dict]:
         return
     ceiling = Bandwidth(setting).measure()
     yield {"case": "read bandwidth", "GB/s": ceiling / 1e9}
-    for work in (attention, norms, choice, ends):
+    for work in (attention, residual_norms, ends):
         for row in work(setting, ceiling):
             yield row
             if not setting.has_time:
@@ -79,7 +79,7 @@ def attention(setting: Setting, ceiling: float) -> Iterator[dict]:
                        ceiling)
 
 
-def norms(setting: Setting, ceiling: float) -> Iterator[dict]:
+def residual_norms(setting: Setting, ceiling: float) -> Iterator[dict]:
     h = setting.config.hidden_size
     weight, bias = random(setting, h), random(setting, h)
     for count in setting.sizes([1, 4, 2048], [3]):
@@ -91,20 +91,10 @@ def norms(setting: Setting, ceiling: float) -> Iterator[dict]:
                     return reference.layer_norm(total, weight.to(type_), bias.to(type_), 1e-5)
                 return reference.rms_norm(total, weight.to(type_), 1e-5)
 
-            call = partial(rows.norm, setting.kernels_device, x, weight, bias if has_bias else None, 1e-5, residual,
+            call = partial(norms.norm, setting.kernels_device, x, weight, bias if has_bias else None, 1e-5, residual,
                            11.8)
             yield measured(setting, f"residual and {'layer' if has_bias else 'RMS'} norm of {count} rows", [call] * 8,
                            [in_torch] * 8, in_torch(torch.float64), 6 * count * h, ceiling)
-
-
-def choice(setting: Setting, ceiling: float) -> Iterator[dict]:
-    for count in setting.sizes([1, 8], [2]):
-        logits = torch.randn(count, setting.config.vocab_size, device=setting.device)
-        logits[-1, -5:] = logits.max()  # of equal ones the first
-        call, in_torch = partial(rows.choose_largest, setting.kernels_device, logits), partial(logits.argmax, -1)
-        yield {"case": f"choice of {count} rows", "us": seconds_each(setting, [call] * 8) * 1e6,
-               "floor us": logits.nbytes / ceiling * 1e6, "torch us": seconds_each(setting, [in_torch] * 8) * 1e6,
-               "right": torch.equal(call().cpu(), logits.cpu().argmax(-1))}
 
 
 def ends(setting: Setting, ceiling: float) -> Iterator[dict]:
