@@ -60,9 +60,21 @@ def load(options: ModelOptions) -> tuple[GLM, Tokenizer]:
         raise UserError(f"{len(options.adapter)} adapters were named; a model has one, and the server alone "
                         "(scripts/serve.sh) any number, chosen by request")
     model = load_model(options, config)
+    _share_small_sums(options.device)
     for path in options.adapter:
         adapt(model, path, options.path, options.lora_alpha, options.lora_layout)
     return model, tokenizer
+
+
+def _share_small_sums(device: torch.device) -> None:
+    """Every rank: GPUs add up small tensors themselves, where that is asked for and they see each other's memory."""
+    def exchange(value: object) -> list:
+        found = [None] * parallel.size()
+        torch.distributed.all_gather_object(found, value, group=parallel.group())
+        return found
+
+    sums = kernels.small_sums(device, parallel.rank(), parallel.size(), exchange)
+    parallel.small_sums[:] = [] if sums is None else [sums]
 
 
 def adapt(model: GLM, path: str | os.PathLike, base: str | os.PathLike, alpha: float | None = None,

@@ -21,6 +21,7 @@ ISA = "GLM_CPU_ISA"  # environment variable: the instructions to compile for, if
 CUDA_GRAPH = "GLM_CUDA_GRAPH"  # environment variable: "no" leaves decoding on a GPU to the host, kernel by kernel
 CUDA_KERNELS = "GLM_CUDA_KERNELS"  # environment variable: "no" leaves all work on a GPU to torch's operators
 CUDA_OVERLAP = "GLM_CUDA_OVERLAP"  # environment variable: "yes" lets a kernel begin before the one before it has ended
+CUDA_ALL_REDUCE = "GLM_CUDA_ALL_REDUCE"  # environment variable: "one-shot" lets GPUs add up small tensors themselves
 UNPACKED_ROWS = 320  # of x on a GPU; with more a packed weight is expanded for torch's product (cuda/choice.py)
 PANEL_BYTES = 32 << 20  # of x, which products of many rows on a CPU put in order (products.cpp); 512 rows at least
 FEW_ROWS = 48  # of x; a product of fewer sums in another order, so that a row's result depends on how many there are
@@ -147,6 +148,16 @@ def graphs(device: torch.device):
     from kernels.cuda.graph import Graphs, Recorder
 
     return Graphs(Recorder(device))
+
+
+def small_sums(device: torch.device, rank: int, ranks: int, exchange):
+    """What adds up small tensors over ranks in one launch (cuda.reduce.Sums), for tensors of this device; None where
+    nothing does, or where it is not asked for. All ranks call it; exchange: see cuda.reduce.join."""
+    if device.type != "cuda" or ranks == 1 or os.environ.get(CUDA_ALL_REDUCE) != "one-shot":
+        return None
+    from kernels.cuda import driver, reduce
+
+    return reduce.join(driver.find(device), device, rank, ranks, exchange)
 
 
 def is_recording() -> bool:

@@ -60,6 +60,35 @@ EXPORT int cuModuleGetFunction(handle* function, handle module, const char* name
     return tell(line);
 }
 
+EXPORT int cuMemAlloc_v2(handle* memory, size_t bytes) {
+    char line[64];
+    snprintf(line, sizeof line, "memory of %zu", bytes);
+    *memory = (handle)0x5555;
+    return tell(line);
+}
+
+EXPORT int cuMemsetD8_v2(handle memory, unsigned char value, size_t bytes) {
+    return memory == (handle)0x5555 && value == 0 && bytes > 0 ? tell("zeros") : 1;
+}
+
+EXPORT int cuCtxSynchronize(void) { return 0; }
+
+struct shared_handle {
+    char bytes[64];
+};
+
+EXPORT int cuIpcGetMemHandle(struct shared_handle* shared, handle memory) {
+    memset(shared, 5, sizeof *shared);
+    return memory == (handle)0x5555 ? tell("handle") : 1;
+}
+
+EXPORT int cuIpcOpenMemHandle_v2(handle* memory, struct shared_handle shared, unsigned flags) {
+    char line[64];
+    snprintf(line, sizeof line, "open %d %u", shared.bytes[63], flags);
+    *memory = (handle)0x7777;
+    return tell(line);
+}
+
 EXPORT int cuFuncSetAttribute(handle function, int attribute, int value) {
     char line[64];
     if (function != (handle)0x9abc00000000) return 400;

@@ -8,9 +8,11 @@
 // gives wrong numbers in one of the two.
 #pragma once
 
+#include <sched.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -211,6 +213,28 @@ INLINE Quad read_once_if(bool wanted, const void* p) { return read_if(wanted, p)
 INLINE u32 read_u32(const void* p) { return emulator::read<u32>(p); }
 INLINE u32 read_u16(const void* p) { return emulator::read<u16>(p); }
 INLINE u32 read_latest(const void* p) { return read_u32(p); }
+INLINE void tell_rank(u32* flag, u32 number) {
+    if (emulator::allowed(flag, 4, emulator::WRITE)) __atomic_store_n(flag, number, __ATOMIC_RELEASE);
+}
+
+INLINE bool wait_for_rank(const u32* flag, u32 number, u32 patience) {  // other ranks are other processes
+    if (!emulator::allowed(flag, 4, emulator::READ)) return false;
+    const auto begin = std::chrono::steady_clock::now();
+    while ((int)(__atomic_load_n(flag, __ATOMIC_ACQUIRE) - number) < 0) {
+        if (std::chrono::steady_clock::now() - begin > std::chrono::milliseconds(patience)) return false;
+        sched_yield();
+        emulator::progress = true;
+        emulator::give_way();
+    }
+    return true;
+}
+
+INLINE void give_up(u32* failure, u32 reason) {
+    emulator::write(failure, reason);
+    emulator::fail("a wait in vain", failure, 4);
+}
+
+INLINE Quad read_of_rank(const void* p) { return emulator::read<Quad>(p); }
 INLINE void store(void* p, Quad q) { emulator::write(p, q); }
 INLINE void store_u32(void* p, u32 value) { emulator::write(p, value); }
 INLINE void store_u16(void* p, u32 value) { emulator::write(p, (u16)value); }

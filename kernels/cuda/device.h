@@ -83,6 +83,36 @@ INLINE bool is_last(u32* counter, u32 count) {
     return before == count - 1;
 }
 
+// Between GPUs: what a block's threads wrote before (and __syncthreads lies between) is there for whoever has seen the
+// number that is told.
+INLINE void tell_rank(u32* flag, u32 number) {
+    asm volatile("fence.acq_rel.sys; st.relaxed.sys.global.u32 [%0], %1;" :: "l"(flag), "r"(number) : "memory");
+}
+
+// Whether the flag comes to be the number, or one behind it, in so many milliseconds.
+INLINE bool wait_for_rank(const u32* flag, u32 number, u32 patience) {
+    unsigned long long begin, now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
+    do {
+        u32 found;
+        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
+        if ((int)(found - number) >= 0) return true;
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    } while (now - begin < patience * 1000000ull);
+    return false;
+}
+
+INLINE void give_up(u32* failure, u32 reason) {  // all kernels of the process end, and the host is told
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1; fence.acq_rel.sys; trap;" :: "l"(failure), "r"(reason) : "memory");
+}
+
+INLINE Quad read_of_rank(const void* p) {  // another GPU's memory, as it is now
+    Quad q;
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(q.word[0]), "=r"(q.word[1]), "=r"(q.word[2]), "=r"(q.word[3]) : "l"(p) : "memory");
+    return q;
+}
+
 INLINE u32 load_u32(const void* p) {
     u32 value;
     asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(p));

@@ -1,8 +1,9 @@
 // What a decoding step computes between its products. Compiled by kernels/cuda/build.py, once for each GLM_KIND
-// (0 float16, 1 bfloat16, 2 float32) that is used; kernels/cuda/attention.py and norms.py pick the kernel.
+// (0 float16, 1 bfloat16, 2 float32) that is used; kernels/cuda/attention.py, norms.py and reduce.py pick the kernel.
 
 #include "attention.h"
 #include "norm.h"
+#include "reduce.h"
 
 extern "C" {
 
@@ -33,5 +34,7 @@ ATTENTION(4, 4)
 NORM(1)
 NORM(2)
 NORM(4)
+
+__global__ void __launch_bounds__(REDUCE_THREADS) sum_of_ranks(const ReduceArguments a) { add_ranks<GLM_KIND>(a); }
 
 }

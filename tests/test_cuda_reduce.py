@@ -1,0 +1,124 @@
+"""Sums over GPUs in one launch (reduce.h): ranks as processes, each with an emulator, in memory that they share; how
+they come to see each other's memory; what the model does with it."""
+
+import os
+
+import pytest
+import torch
+
+from kernels.cuda import driver, reduce
+from runtime import parallel
+from tests.cuda_emulator import Emulator, shared_folder
+from tests.test_cuda_driver import story, stub  # noqa: F401  a fixture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return shared_folder(tmp_path_factory)
+
+
+def shared(*shape, dtype=torch.int32):
+    return torch.zeros(shape, dtype=dtype).share_memory_()
+
+
+def sums_of(folder, rank, areas, patience=300.0):
+    counts, failure = torch.zeros(reduce.BLOCKS, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    return reduce.Sums(Emulator(folder), rank, areas, counts, failure, patience)
+
+
+def on_all_ranks(count, work):
+    """work(rank) in a process each; a child's exception is its exit code."""
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work(rank)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_all_ranks_get_the_same_sum(folder, ranks):
+    """Again and again, in two slots by turns; one block and several, none of them whole."""
+    x = [torch.randn(ranks, size, generator=torch.Generator().manual_seed(size)).half() for size in (8, 2056, 24, 4104)]
+    areas = [shared(reduce.area_bytes(ranks) // 4) for _ in range(ranks)]
+    found = [shared(*values.shape, dtype=torch.float16) for values in x]
+    warm = sums_of(folder, 0, areas[:1])
+    assert torch.equal(warm.sum(x[0][0]), x[0][0])  # compiled once; a single rank has its own part
+    areas[0].zero_()
+
+    def work(rank):
+        sums = sums_of(folder, rank, areas)
+        for values, out in zip(x, found, strict=True):
+            out[rank] = sums.sum(values[rank])
+
+    on_all_ranks(ranks, work)
+    for values, out in zip(x, found, strict=True):
+        exact = values[0].float()
+        for part in values[1:]:
+            exact = exact + part.float()
+        assert torch.equal(out, exact.half().expand(ranks, -1))
+
+
+def test_a_rank_that_does_not_come_is_waited_for_in_bounds(folder):
+    sums = sums_of(folder, 0, [shared(reduce.area_bytes(2) // 4) for _ in range(2)], patience=0.01)
+    with pytest.raises(AssertionError, match="a wait in vain"):
+        sums.sum(torch.zeros(8))
+    with pytest.raises(RuntimeError, match=r"^rank 0 has waited 0.01 s for rank 1 to add up a tensor$"):
+        sums.sum(torch.zeros(8))
+
+
+def test_what_fits():
+    sums = reduce.Sums(None, 0, [], torch.zeros(1), torch.zeros(1))
+    assert sums.fits(torch.zeros(1, 1, 12288).half()) and sums.fits(torch.zeros(4))
+    assert not sums.fits(torch.zeros(3)) and not sums.fits(torch.zeros(0)) and not sums.fits(torch.zeros(4).double())
+    assert not sums.fits(torch.zeros(reduce.SLOT_BYTES // 4 + 4))
+
+
+def test_ranks_open_each_other_s_memory(stub):  # noqa: F811
+    device = driver.Device(stub, 1)
+    told = []
+
+    def exchange(mine):
+        """The other rank, 0, runs on the same host and offers what it has."""
+        told.append(mine)
+        return [mine if mine is None else (mine[0], bytes([7] * 64), None), mine]
+
+    sums = reduce.join(device, torch.device("cpu"), 1, 2, exchange)
+    assert [area.data_ptr() for area in sums.areas] == [0x7777, 0x5555]
+    assert told[0][1] == bytes([5] * 64) and told[1] is None
+    assert story(stub)[2:] == [f"memory of {reduce.area_bytes(2)}", "zeros", "handle", "open 7 1"]
+
+
+def test_ranks_that_cannot_see_each_other_leave_sums_to_the_library(stub, capsys):  # noqa: F811
+    device = driver.Device(stub, 1)
+    assert reduce.join(device, torch.device("cpu"), 0, 2, lambda mine: [mine, ("elsewhere", bytes(64), None)]) is None
+    assert reduce.join(device, torch.device("cpu"), 0, 9, lambda mine: [mine]) is None
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["kernels: sums over ranks are left to the library: the ranks run on several hosts",
+                    "kernels: sums over ranks are left to the library: there are 9 ranks, and at most 8 can take part"]
+
+
+def test_the_model_s_sums_go_that_way_where_it_is_asked_for(monkeypatch):
+    class Twice:
+        def fits(self, x):
+            return x.numel() < 4
+
+        def sum(self, x):
+            return 2 * x
+
+    monkeypatch.setattr(parallel, "small_sums", [])
+    monkeypatch.setattr(parallel.mpu, "reduce_from_model_parallel_region", lambda x: 3 * x)
+    few, many = torch.ones(3), torch.ones(4)
+    assert parallel.reduce(few).tolist() == [3.0] * 3
+    parallel.small_sums.append(Twice())
+    with torch.no_grad():
+        assert parallel.reduce(few).tolist() == [2.0] * 3 and parallel.reduce(many).tolist() == [3.0] * 4
+    assert parallel.reduce(few).tolist() == [3.0] * 3  # gradients are on
