@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.cuda import linear, norms
+from kernels.cuda import linear, norms, reduce
 from kernels.cuda.attention import Workspace, decode_attention
 from kernels.layer import Activation, Rotary
 from kernels.reference import Lengths
@@ -26,7 +26,7 @@ def kernels(setting: Setting) -> Iterator[dict]:
         return
     ceiling = Bandwidth(setting).measure()
     yield {"case": "read bandwidth", "GB/s": ceiling / 1e9}
-    for work in (attention, residual_norms, ends):
+    for work in (attention, residual_norms, ends, sums):
         for row in work(setting, ceiling):
             yield row
             if not setting.has_time:
@@ -100,7 +100,7 @@ def residual_norms(setting: Setting, ceiling: float) -> Iterator[dict]:
 def ends(setting: Setting, ceiling: float) -> Iterator[dict]:
     """GeGLU in the end of the MLP's first product, the residual in that of its second."""
     h, inner = setting.config.hidden_size, setting.config.inner_hidden_size
-    for m in setting.sizes([1, 4, 16], [3]):
+    for m in setting.sizes([1, 4, 16, 64], [3]):
         for name, n, k in (("in, GeGLU", 2 * inner, h), ("out, residual", h, inner)):
             weights, x = copies(setting, n, k, 4, None), random(setting, m, k)
             end = linear.End(Activation.GEGLU) if n == 2 * inner else linear.End(None, random(setting, m, n), 11.8)
@@ -110,3 +110,26 @@ def ends(setting: Setting, ceiling: float) -> Iterator[dict]:
             exact = end._replace(residual=None if end.residual is None else end.residual.double()).of(
                 reference.linear(x.float(), weights[0]).double())
             yield measured(setting, f"{name}, {m} rows", calls, apart, exact, bytes_of(weights[0]), ceiling)
+
+
+def sums(setting: Setting, ceiling: float) -> Iterator[dict]:
+    """Two ranks on one GPU: each launch waits on a stream of its own for the other one's part."""
+    if setting.device.type != "cuda":
+        return
+    areas = [torch.zeros(reduce.area_bytes(2), dtype=torch.uint8, device=setting.device) for _ in range(2)]
+    streams = [torch.cuda.Stream(setting.device) for _ in range(2)]
+    ranks = [reduce.Sums(setting.kernels_device, rank, areas, torch.zeros(reduce.BLOCKS, dtype=torch.int32,
+                                                                          device=setting.device),
+                         torch.zeros(1, dtype=torch.int32, pin_memory=True), patience=5) for rank in range(2)]
+    for count in (1, 8):
+        parts = [random(setting, count, setting.config.hidden_size) for _ in range(2)]
+        torch.cuda.synchronize()
+        found = []
+        for _ in range(4):  # both slots, twice
+            found.clear()
+            for rank, stream, part in zip(ranks, streams, parts, strict=True):
+                with torch.cuda.stream(stream):
+                    found.append(rank.sum(part))
+        torch.cuda.synchronize()
+        exact = (parts[0].float() + parts[1].float()).to(DTYPE)
+        yield {"case": f"sum over two ranks, {count} rows", "right": all(torch.equal(out, exact) for out in found)}
