@@ -18,6 +18,7 @@ from tuning.__main__ import main
 from tuning.deepspeed_config import settled
 from tuning.options import CheckpointOptions
 from tuning.train_options import OptimizerOptions, TrainOptions
+from tuning.zero import DividedOptimizer, narrowed
 
 CPU = {"device": "cpu"}
 LORA = ("--lora-rank", 2, "--lora-alpha", 4, "--lora-format", "glm")
@@ -233,6 +234,23 @@ def test_stage_3_over_tensor_parallel_ranks_is_refused(glm, tmp_path):
     command = flags_of(glm, tmp_path / "run", 1, "--model-parallel-size", 2, zero={"stage": 3})
     assert run_ranks(each, 2, tmp_path / "ranks", [command]) == [[2], [2]]
     assert not (tmp_path / "run").exists()
+
+
+def test_an_odd_number_of_parameters_is_divided():
+    """DeepSpeed wants buckets of an even size."""
+    module = torch.nn.Linear(2, 1)
+    optimizer = DividedOptimizer(dict(module.named_parameters()), OptimizerOptions(), module, print, {"stage": 2},
+                                 1, lambda name: False)
+    zero = optimizer._config()["zero_optimization"]
+    assert (zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (4, 4)
+
+
+def test_what_learns_beside_half_precision_has_it_too():
+    model, head = torch.nn.Linear(2, 2, dtype=torch.float16), torch.nn.Linear(2, 1)
+    whole = head.weight.detach().clone()
+    values = narrowed({"model": model.weight, "head": head.weight})
+    assert head.weight.dtype == torch.float16 and torch.equal(values["head"], whole) and list(values) == ["head"]
+    assert narrowed({"head": torch.nn.Parameter(whole)}) == {}
 
 
 def test_one_rank_has_nothing_to_divide(glm, tmp_path, capsys):
