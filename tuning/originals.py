@@ -137,7 +137,8 @@ def _evaluated(flags: dict[str, list[str]], left_out: list[str], split: str) -> 
     kept = {flag: values for flag, values in flags.items() if flag not in (*_OF_TRAINING, *_OF_SAVING)}
     if _value(kept, "--task") not in _EVALUATED:
         kept["--split"] = [split]
-    return Translated([["evaluate", *_joined(kept)]], left_out + [flag for flag in flags if flag not in kept])
+    unused = [flag for flag in flags if flag not in kept and flag != "--epochs"]  # 0 of them
+    return Translated([["evaluate", *_joined(kept)]], left_out + unused)
 
 
 def _settle_corpora(flags: dict[str, list[str]]) -> None:
