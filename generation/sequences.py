@@ -6,6 +6,7 @@ in use lie at the front of the cache, so that a step meets them as one block: th
 leaves.
 On a GPU a step is recorded (kernels.graphs) for a number of rows and of places to look at, both rounded up: what
 a row's next token needs lies in one tensor there, and the host only knows how far the longest row is.
+Copies of a row (beams) have its places in common: attention reads those of one row for all of them.
 Shapes: b rows in use, v vocabulary.
 """
 
@@ -19,9 +20,10 @@ import kernels
 from generation.batching import CPU_READ_TOKENS
 from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad, row_positions
 from glm.logits import Logits
-from kernels.reference import Lengths
+from kernels.reference import Lengths, Shared
 
-_POSITION, _PLACE, _LENGTH, _TOKEN = range(4)  # what a row's next token needs
+# What a row's next token needs; the last two: whose first places the row has in common, and how many (0: none).
+_POSITION, _PLACE, _LENGTH, _TOKEN, _CONTEXT, _COMMON = _FACTS = range(6)
 FEWEST_PLACES = 256  # that a recorded step looks at
 
 
@@ -33,7 +35,9 @@ class Sequences:
         self.device = next(model.parameters()).device
         self.cache, self.count, self._graphs = None, 0, None
         self.lengths: list[int] = []  # of the rows in use: filled places, as the host knows them
-        self._state = torch.zeros(2, 4, 0, dtype=torch.int64, device=self.device)  # of every row, and how it counts on
+        # of every row, and how it counts on
+        self._state = torch.zeros(2, len(_FACTS), 0, dtype=torch.int64, device=self.device)
+        self._has_copies = False  # whether rows in use may have places in common
         self.reserve(rows, places)
 
     def reserve(self, rows: int, places: int) -> None:
@@ -50,7 +54,7 @@ class Sequences:
                 more_rows = max(rows, min(more_rows, self.most // more_places))
             rows, places = more_rows, more_places
         self.cache = self.model.new_cache(rows, places, is_clear=False) if rows and places else None
-        self._state = torch.zeros(2, 4, rows, dtype=torch.int64, device=self.device)
+        self._state = torch.zeros(2, len(_FACTS), rows, dtype=torch.int64, device=self.device)
         self._state[..., :self.count] = state[..., :self.count]
         self._graphs = None if self.model.stream else kernels.graphs(self.device)  # the old ones are of the old cache
         if old is not None and self.count:
@@ -75,7 +79,7 @@ class Sequences:
             position, advance = (length - begun, 1) if shared is None else (shared, 0)
             now, then = (in_blank(position, advance, step) for step in (begun, begun + 1))
             read.append((list(ids[:-1]), length - begun, row_positions(length - begun, [(position, advance, begun)])))
-            facts.append(((*now, length, ids[-1]), (then[0] - now[0], (then[1] - now[1]) * counts, 1, 0)))
+            facts.append(((*now, length, ids[-1], 0, 0), (then[0] - now[0], (then[1] - now[1]) * counts, 1, 0, 0, 0)))
         self._state[..., first:self.count] = torch.tensor(facts, device=self.device).permute(1, 2, 0)
         self.cache.clear(slice(first, self.count))
         most = len(contexts)
@@ -110,10 +114,11 @@ class Sequences:
         if self._graphs is not None and (self.model.last_position is None or longest < self.model.last_position):
             rows = min(rounded(rows), self.cache.batch)
             seen = min(max(FEWEST_PLACES, rounded(longest + 1)), self.cache.capacity)
-            values = self._graphs.run((rows, seen), lambda: self.model.head(self._hidden(rows, seen - 1)))
+            values = self._graphs.run((rows, seen, self._has_copies),
+                                      lambda: self.model.head(self._hidden(rows, seen - 1)))
             logits = Logits(values[:self.count])
         else:
-            is_alike = rows == self.cache.batch and min(self.lengths) == longest
+            is_alike = rows == self.cache.batch and min(self.lengths) == longest and not self._has_copies
             hidden = self._hidden(rows, longest, is_alike)  # nothing to be masked: faster on a GPU
             logits = self.model.choices(hidden, is_exact)
         state, pace = self._state[..., :self.count]
@@ -126,7 +131,8 @@ class Sequences:
         is_alike: all are as long as the longest; otherwise no row is longer."""
         state = self._state[0, :, :rows]
         positions = position_ids(self.model.config, state[_POSITION, :, None], state[_PLACE, :, None])
-        self.cache.length = longest if is_alike else Lengths(state[_LENGTH].clone(), longest)
+        shared = Shared(state[_CONTEXT], state[_COMMON]) if self._has_copies else None
+        self.cache.length = longest if is_alike else Lengths(state[_LENGTH].clone(), longest, shared)
         return self.model.hidden_states(state[_TOKEN, :, None], positions, None, self.cache)[:, -1]
 
     def go_on(self, rows: torch.Tensor | slice, tokens: torch.Tensor) -> None:
@@ -152,6 +158,9 @@ class Sequences:
             new = group[row == group[0]:]
             self.cache.copy_row(row, slice(new[0], new[-1] + 1))
         self._state[..., places] = self._state[..., sources]
+        common = [[group[0] for group in groups for _ in group], [self.lengths[row] for row in sources]]
+        self._state[0, _CONTEXT:, places] = sent(common, self.device)
+        self._has_copies = True
         of_row = dict(zip(places, [self.lengths[row] for row in sources], strict=True))
         self.lengths = [of_row[place] if place in of_row else self.lengths[place] for place in range(self.count)]
         return places
@@ -172,8 +181,12 @@ class Sequences:
                 self.lengths[target] = self.lengths[source]
             here, there = sent(moving, self.device), sent(holes, self.device)
             self._state[..., there] = self._state[..., here]
+            if self._has_copies:
+                now = torch.arange(self._state.shape[-1], device=self.device).index_copy_(0, here, there)
+                self._state[0, _CONTEXT] = now[self._state[0, _CONTEXT]]
             self.cache.move_rows(here, there, max(self.lengths[row] for row in holes))
         self._state[..., count:self.count] = 0  # a recorded step may compute rows that are not in use
+        self._has_copies = self._has_copies and count > 0
         self.count, self.lengths = count, self.lengths[:count]
         return dict(zip(moving, holes, strict=True))
 

@@ -47,9 +47,12 @@ class KVCache:
     def start(self) -> int | Lengths:
         """Filled places with those of the prefix: where the kernels go on."""
         length, prefix = self.length, self.prefix
-        if isinstance(length, Lengths):
-            return Lengths(length.each + prefix, length.longest + prefix) if prefix else length
-        return length + prefix
+        if not isinstance(length, Lengths):
+            return length + prefix
+        if not prefix:
+            return length
+        shared = length.shared and length.shared._replace(lengths=length.shared.lengths + prefix)
+        return Lengths(length.each + prefix, length.longest + prefix, shared)
 
     @property
     def capacity(self) -> int:

@@ -13,12 +13,13 @@ struct AttentionShape {  // all parts of 8 bytes; the order of attention.py's Sh
     size_t by_heads;                         // qkv is [q | k | v] head by head; 0: all of q, all of k, all of v
     const uint8_t* blocked;                  // (batch, total), 1 = must not attend; null: everything is seen
     const int64_t* lengths;                  // (batch), cached places of each row; null: those of all are alike
+    const int64_t* context_rows;             // (batch), whose first places a row has in common; null: there are none
+    const int64_t* context_lengths;          // (batch), how many of them
 
     size_t width() const { return (heads + 2 * groups) * size; }  // of a row of qkv; and where its parts begin:
     size_t query(size_t head) const { return (by_heads ? 3 * head : head) * size; }
     size_t key(size_t group) const { return (by_heads ? 3 * group + 1 : heads + group) * size; }
     size_t value(size_t group) const { return (by_heads ? 3 * group + 2 : heads + groups + group) * size; }
-    size_t group_of(size_t head) const { return head / (heads / groups); }
 };
 
 template <class T>
@@ -119,24 +120,33 @@ static inline void softmax(float* scores, size_t total, const uint8_t* blocked) 
     for (t = 0; t < total; t++) scores[t] *= scale;
 }
 
-// out = sum over t of weights[t] * values[t]; C vectors of the head at once, held in registers.
+// out = sum over t of weights[t] * values[t], the first `context` of which are those of `there`; C vectors of the head at
+// once, held in registers.
 template <int C, class T>
-static inline void gather_columns(const float* weights, const T* values, size_t size, size_t total, T* out) {
+static inline void gather_columns(const float* weights, const T* there, size_t context, const T* values, size_t size,
+                                  size_t total, T* out) {
     vec sums[C];
     UNROLL for (int c = 0; c < C; c++) sums[c] = fill(0.0f);
-    for (size_t t = 0; t < total; t++) {
-        vec p = fill(weights[t]);
-        UNROLL for (int c = 0; c < C; c++) sums[c] = fma(p, load(values + t * size + c * W), sums[c]);
-    }
+    auto add = [&](const T* from, size_t begin, size_t end) {
+        for (size_t t = begin; t < end; t++) {
+            vec p = fill(weights[t]);
+            UNROLL for (int c = 0; c < C; c++) sums[c] = fma(p, load(from + t * size + c * W), sums[c]);
+        }
+    };
+    add(there, 0, context);
+    add(values, context, total);
     UNROLL for (int c = 0; c < C; c++) store(out + c * W, sums[c]);
 }
-template <class T> static void gather(const float* weights, const T* values, size_t size, size_t total, T* out) {
+template <class T>
+static void gather(const float* weights, const T* there, size_t context, const T* values, size_t size, size_t total,
+                   T* out) {
     size_t j = 0;
-    for (; j + 4 * W <= size; j += 4 * W) gather_columns<4>(weights, values + j, size, total, out + j);
-    for (; j + W <= size; j += W) gather_columns<1>(weights, values + j, size, total, out + j);
+    for (; j + 4 * W <= size; j += 4 * W)
+        gather_columns<4>(weights, there + j, context, values + j, size, total, out + j);
+    for (; j + W <= size; j += W) gather_columns<1>(weights, there + j, context, values + j, size, total, out + j);
     for (; j < size; j++) {
         float s = 0;
-        for (size_t t = 0; t < total; t++) s += weights[t] * to_float(values[t * size + j]);
+        for (size_t t = 0; t < total; t++) s += weights[t] * to_float((t < context ? there : values)[t * size + j]);
         store_float(out + j, s);
     }
 }
@@ -174,19 +184,25 @@ template <class T> struct Attention {
         float* turned = scratch<Attention, float>(s.size);
         for (size_t task = tasks.first; task < tasks.last; task++) keep(task / s.groups, task % s.groups, turned);
     }
-    // Tasks: each head of each row.
+    // Tasks: each head of each row, those that read the same places one after the other: the second one finds them in
+    // the cache.
     void attend(Range tasks) const {
         float *q = scratch<Attention, float>(s.total + 2 * s.size + W), *k = q + s.size, *scores = k + s.size;
         const float scale = 1.0f / std::sqrt(float(s.size));
+        const size_t heads_of_group = s.heads / s.groups;
         for (size_t task = tasks.first; task < tasks.last; task++) {
-            const size_t row = task / s.heads, head = task % s.heads, group = s.group_of(head), total = total_of(row);
-            const size_t cached = row * s.batch_stride + group * s.head_stride;
+            const size_t group = task / (s.batch * heads_of_group), row = task / heads_of_group % s.batch;
+            const size_t head = group * heads_of_group + task % heads_of_group, total = total_of(row);
+            const size_t own = row * s.batch_stride + group * s.head_stride;
+            const size_t context = s.context_rows ? size_t(s.context_lengths[row]) : 0;  // places read elsewhere
+            const size_t there = s.context_rows ? s.context_rows[row] * s.batch_stride + group * s.head_stride : 0;
             if (!are_shared()) keep(row, group, k);
             rotate(qkv + row * s.width() + s.query(head), cosine, sine, row, s, q);
             for (size_t j = 0; j < s.size; j++) q[j] *= scale;
-            score(q, keys + cached, s.size, total, scores);
+            score(q, keys + there, s.size, context, scores);
+            score(q, keys + own + context * s.size, s.size, total - context, scores + context);
             softmax(scores, total, s.blocked ? s.blocked + row * s.total : nullptr);
-            gather(scores, values + cached, s.size, total, out + task * s.size);
+            gather(scores, values + there, context, values + own, s.size, total, out + (row * s.heads + head) * s.size);
         }
     }
     // This thread's part; `wait` is the team's barrier.

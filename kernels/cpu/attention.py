@@ -23,16 +23,18 @@ class Shape(ctypes.Structure):
 
     _fields_ = [("batch", c_size_t), ("heads", c_size_t), ("groups", c_size_t), ("size", c_size_t),
                 ("total", c_size_t), ("batch_stride", c_size_t), ("head_stride", c_size_t), ("rotary", c_size_t),
-                ("turned", c_size_t), ("by_heads", c_size_t), ("blocked", c_void_p), ("lengths", c_void_p)]
+                ("turned", c_size_t), ("by_heads", c_size_t), ("blocked", c_void_p), ("lengths", c_void_p),
+                ("context_rows", c_void_p), ("context_lengths", c_void_p)]
 
     @classmethod
     def of(cls, batch: int, heads: int, keys: Tensor, total: int, rotary: Rotary, cosine: Tensor, by_heads: bool,
-           blocked: Tensor | None, lengths: Tensor | None) -> Shape:
-        """keys (b or more, g, total or more, d); cosine (b, s, r); blocked bool (b, s, total) and lengths (b,) int64,
-        both contiguous: they must outlive the structure."""
+           blocked: Tensor | None, lengths: Lengths | None) -> Shape:
+        """keys (b or more, g, total or more, d); cosine (b, s, r); blocked bool (b, s, total) and what lengths holds,
+        all contiguous: they must outlive the structure."""
         _, groups, _, size = keys.shape
+        each, shared = (None, None) if lengths is None else (lengths.each, lengths.shared)
         return cls(batch, heads, groups, size, total, *keys.stride()[:2], rotary, cosine.shape[-1], by_heads,
-                   address(blocked), address(lengths))
+                   address(blocked), address(each), *map(address, shared or (None, None)))
 
 
 def address(tensor: Tensor | None) -> int:
@@ -45,7 +47,7 @@ def attend(operators, qkv: Tensor, heads: int, groups: int, size: int, rotary: R
     """reference.attend or attend_groups; cosine and sine (b, s, r). None where it is the reference's to compute: caches
     laid out in another way."""
     b, s, _ = qkv.shape
-    start, lengths = (start.longest, start.each) if isinstance(start, Lengths) else (start, None)
+    start, lengths = (start.longest, start) if isinstance(start, Lengths) else (start, None)
     if keys is None:
         keys, values = qkv.new_empty((2, b, groups, s, size))
     total = start + s

@@ -81,10 +81,10 @@ class Stack:
         """hidden (b, 1, h), cosine and sine (b, 1, r) float32, blocked None or bool (b, 1, start + 1)
         -> (b, 1, h) after the final norm; keys and values are written at place `start`, of each row its own under
         Lengths. Of the cache's rows, the first b are used."""
-        start, lengths = (start.longest, start.each) if isinstance(start, Lengths) else (start, None)
+        start, lengths = (start.longest, start) if isinstance(start, Lengths) else (start, None)
         batch = hidden.shape[0]
         if (batch > self.batch or hidden.shape[1:] != (1, self.hidden) or hidden.dtype is not self.dtype
-                or start >= self.capacity or (lengths is not None and lengths.shape != (batch,))
+                or start >= self.capacity or (lengths is not None and lengths.each.shape != (batch,))
                 or (blocked is not None and blocked.shape[-1] != start + 1)):
             raise ValueError(f"stack: made for ({self.batch}, 1, {self.hidden}) at most and {self.capacity} places, "
                              f"given {tuple(hidden.shape)} at place {start}")
