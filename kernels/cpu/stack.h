@@ -72,6 +72,8 @@ template <class T> class Stack {
         const size_t fair = columns / (4 * threads) / 4 * 4, best = product_piece(m, p.k, p.w, sizeof(T));
         return fair < 4 ? 4 : fair < best ? fair : best;
     }
+    // Rows that share a context are one thread's, a head at a time: the context stays in its cache.
+    size_t heads_of_piece() const { return shape.context_rows ? m : 1; }
     Attention<T> attention(size_t layer) const {
         return {qkv, cosine, sine, (T*)layers[layer].keys, (T*)layers[layer].values, shape, context};
     }
@@ -79,7 +81,7 @@ template <class T> class Stack {
     size_t pieces(size_t stage, int thread) const {
         switch (kind(stage)) {
             case LOAD: return thread == 0;  // the caller's own: it may be Python
-            case ATTEND: return m * shape.heads;
+            case ATTEND: return m * shape.heads / heads_of_piece();
         }
         const Product p = product(stage / count, kind(stage));
         const size_t all = columns(kind(stage), p), each = piece_of(all, p);
@@ -88,7 +90,10 @@ template <class T> class Stack {
     void piece(size_t stage, size_t number) {
         const size_t layer = stage / count;
         if (kind(stage) == LOAD) { is_stopped = before(layer) != 0; return; }
-        if (kind(stage) == ATTEND) return attention(layer).attend({number, number + 1});
+        if (kind(stage) == ATTEND) {
+            const size_t each = heads_of_piece();
+            return attention(layer).attend({number * each, (number + 1) * each});
+        }
         const Product p = product(layer, kind(stage));
         const size_t all = columns(kind(stage), p), each = piece_of(all, p), first = number * each;
         const Range part = {first, first + each < all ? first + each : all};
