@@ -11,7 +11,7 @@ from kernels import reference
 from kernels.cuda import linear, norms, reduce
 from kernels.cuda.attention import Workspace, decode_attention
 from kernels.layer import Activation, Rotary
-from kernels.reference import Lengths
+from kernels.reference import Lengths, Shared
 from tools.checking_gpu.products import NO_CACHE_HOLDS, copies
 from tools.checking_gpu.setting import Bandwidth, Setting, bytes_of, seconds_each
 
@@ -49,13 +49,13 @@ def random(setting: Setting, *shape: int) -> Tensor:
 
 
 def attention(setting: Setting, ceiling: float) -> Iterator[dict]:
-    """Heads of GLM-130B, whole and an eighth, and of ChatGLM2-6B."""
+    """Heads of GLM-130B, whole and an eighth, and of ChatGLM2-6B; of several rows also those of a shared context."""
     d, n = setting.config.head_size, setting.config.num_attention_heads
     shapes = [(b, heads, groups, places) for b in (1, 4) for heads, groups in ((n, n), (n // 8, n // 8), (32, 2))
               for places in (512, 2048)]
     for b, heads, groups, places in setting.sizes(shapes, [(2, 4, 4, 40), (1, 4, 2, 70)]):
         bytes_ = 2 * b * groups * places * d * 2
-        layers = setting.sizes(-(-NO_CACHE_HOLDS // bytes_) + 1, 2)
+        layers = setting.sizes(-(-NO_CACHE_HOLDS * b // bytes_) + 1, 2)  # also where all rows read those of one
         cache = random(setting, 2, layers, b, groups, places + 8, d)
         qkv = random(setting, b, 1, (heads + 2 * groups) * d)
         lengths = torch.full((b,), places, device=setting.device)
@@ -72,11 +72,16 @@ def attention(setting: Setting, ceiling: float) -> Iterator[dict]:
             return reference.attend(x, cos, sin, keys, values, at)
 
         rotary = Rotary.PAIRS if is_shared else Rotary.HALVES
-        calls = [partial(decode_attention, setting.kernels_device, qkv, cache[0, layer], cache[1, layer], lengths,
-                         rotary, not is_shared, cosine, sine, workspace=workspace) for layer in range(layers)]
-        yield measured(setting, f"attention, {b} rows, {heads} heads of {groups}, {places} places", calls,
-                       [partial(in_torch, layer) for layer in range(layers)], in_torch(0, torch.float64), bytes_,
-                       ceiling)
+        name = f"attention, {b} rows, {heads} heads of {groups}, {places} places"
+        for shared in (None, Shared(torch.zeros_like(lengths), lengths)) if b > 1 else (None,):
+            if shared is not None:  # each row has a copy all the same, which torch reads
+                cache[:, :, 1:, :, :places] = cache[:, :, :1, :, :places]
+                name, bytes_ = f"{name} in common", bytes_ // b
+            calls = [partial(decode_attention, setting.kernels_device, qkv, cache[0, layer], cache[1, layer], lengths,
+                             rotary, not is_shared, cosine, sine, shared=shared, workspace=workspace)
+                     for layer in range(layers)]
+            yield measured(setting, name, calls, [partial(in_torch, layer) for layer in range(layers)],
+                           in_torch(0, torch.float64), bytes_, ceiling)
 
 
 def residual_norms(setting: Setting, ceiling: float) -> Iterator[dict]:
