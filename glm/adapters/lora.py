@@ -76,7 +76,8 @@ class LowRank(torch.nn.Module):
     def forward(self, output: Tensor, x: Tensor, operations: ModuleType) -> Tensor:
         """The linear's output (..., n), which nothing else uses, with this adapter's: in place where it learns."""
         inner, second = self._inner(x, operations)
-        if not (torch.is_grad_enabled() and inner.requires_grad and output.is_contiguous()):
+        is_alike = inner.dtype is second.dtype is output.dtype and output.is_contiguous()
+        if not (is_alike and torch.is_grad_enabled() and inner.requires_grad):
             return output + operations.linear(inner, second)
         output.view(-1, output.shape[-1]).addmm_(inner.flatten(0, -2), second.t())
         return output
