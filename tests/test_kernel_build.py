@@ -12,6 +12,7 @@ import torch
 import kernels
 from kernels import cpu, reference
 from kernels.cpu import build
+from kernels.cpu.training import Training
 from planning.machine import default_precision
 
 
@@ -40,7 +41,8 @@ def test_the_backend_is_chosen_by_gradients_type_and_device():
         assert chosen(dtype=torch.bfloat16) is compiled
         assert chosen(dtype=torch.float64) is reference
         assert chosen(device="meta") is reference
-    assert chosen() is reference  # gradients are on
+    assert isinstance(chosen(), Training)  # gradients are on
+    assert chosen(dtype=torch.bfloat16) is chosen(device="meta") is reference
 
 
 SAY_TWICE = """

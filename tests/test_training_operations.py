@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import kernels
 from kernels import reference
 from kernels.cpu.training import Training
 from tests.kernel_cases import ops as compiled_ops  # noqa: F401
@@ -96,12 +95,3 @@ def test_scores_of_tokens(ops, parts, monkeypatch):
     weight[3] = weight[7]  # a tie is the first's
     is_best = ops.score_tokens(hidden, weight, owners, targets)[3]
     assert is_best.tolist() == (F.linear(hidden, weight).argmax(-1)[owners] == targets).tolist()
-
-
-def test_training_in_float32_takes_them():
-    if kernels.compiled() is None:
-        pytest.skip("nothing is compiled here")
-    weight = torch.zeros(4, 4)
-    assert isinstance(kernels.backend(weight), Training) and kernels.backend(weight.bfloat16()) is reference
-    with torch.no_grad():
-        assert kernels.backend(weight) is kernels.compiled()
