@@ -22,10 +22,10 @@ from pathlib import Path
 
 from commands.model import DEFAULT_CHECKPOINT, add_model_arguments
 from generation.batching import CPU_READ_TOKENS
-from planning import devices, machine, memory, table
+from planning import devices, machine, memory, ranks, table
 from planning.check import Use, config_of, looked_at, remedies, setup_of
 from planning.machine import default_precision, fastest_precision, place_of
-from planning.shapes import Format, Setup, linears
+from planning.shapes import Format, Setup
 from planning.stored import require_own_model
 from runtime.arguments import CommandParser
 from runtime.errors import UserError, printable
@@ -63,7 +63,12 @@ def parser() -> CommandParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == [ranks.COMMAND]:
+        if (line := ranks.of_rank(words[1])) is not None:
+            print(line)
+        return 0
+    arguments = parser().parse_args(words)
     try:
         check(arguments)
         if arguments.hardware:
@@ -122,7 +127,7 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
             print(f"note: {line}", file=sys.stderr)
         if found is None:
             setup = replace(setup, file=Format("fp16"))
-        device = here(setup) if kind == "cpu" else gpu_here(gpus)
+        device = machine.host(setup, memory.plan(setup).weights) if kind == "cpu" else gpu_here(gpus)
     disk = None if found is None else machine.disk_rate(found.first)
     hours = {} if not arguments.paths else hours_of(arguments, setup, device, disk)
     made = table.make(setup, device, disk, hours)
@@ -144,15 +149,6 @@ def with_sequences(setup: Setup, arguments: argparse.Namespace) -> Setup:
     rows = arguments.batch_size
     return replace(setup, rows=rows * arguments.num_beams, read_rows=rows, context=context, new_tokens=new_tokens,
                    pass_tokens=max(CPU_READ_TOKENS, context) if setup.kind == "cpu" else None)
-
-
-def here(setup: Setup) -> devices.Device:
-    """This machine's processor, measured."""
-    shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
-    with machine.measured():
-        found = machine.host(machine.host_room(), [setup.run.precision], shapes, memory.plan(setup).weights)
-    share = {precision: rate / setup.degree for precision, rate in found.rates.items()}  # ranks divide the processor
-    return replace(found, bandwidth=found.bandwidth / setup.degree, rates=share)
 
 
 def gpu_here(gpus: list[machine.Gpu]) -> devices.Device:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
 from runtime.show import nearest
 from runtime.strict_yaml import read_mapping
+
+if TYPE_CHECKING:
+    from planning.trial import Trial
 
 FILE = Path(__file__).with_name("devices.yaml")
 GIB = 2**30
@@ -31,7 +35,7 @@ class Device:
     link: float  # bytes a second from host memory
     peer: float  # bytes a second to the other devices
     source: str  # of these figures
-    reached: bool = False  # the rates are what programs get (measured) rather than peaks
+    trial: Trial | None = None  # what some layers of the model took on it; None: it is not this machine's processor
 
     def rate(self, precision: str) -> float:
         """Of matrix products; UserError where the device has none in this precision."""

@@ -11,12 +11,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from kernels import ISA
 from planning.devices import Device
+from planning.ranks import on_ranks
+from planning.shapes import Setup, linears
 from runtime import resources
 
 BUSY = 1.5  # programs for every core
@@ -175,13 +177,15 @@ def fastest_precision(kind: str, gpus: Sequence[Gpu], cpu_precision: str) -> str
     return cpu_precision
 
 
-def host(memory: float, precisions: Sequence[str], shapes: Sequence[tuple[int, int]], weights: float,
-         rows: int = ROWS) -> Device:
-    """This machine's processor as a device, measured. shapes: (n, k) of the products to try. weights: bytes that a step
-    reads: small ones stay in the processor's caches. Imports torch."""
-    speed = bandwidth(weights)
-    rates = {precision: matrix_rate(precision, shapes, rows) for precision in precisions}
-    return Device("cpu", "this machine's processor", "cpu", memory, speed, rates, speed, speed, "measured now", True)
+def host(setup: Setup, weights: float) -> Device:
+    """This machine's processor as each of the setup's ranks has it, measured by some layers of the model. weights:
+    bytes that a step reads: small ones stay in the processor's caches. Imports torch."""
+    precision, ranks = setup.run.precision, setup.degree
+    shapes = [(weight.rows, weight.columns) for weight in linears(replace(setup, degree=1))]
+    with measured():
+        share, rate = bandwidth(weights) / ranks, matrix_rate(precision, shapes) / ranks
+        return Device("cpu", "this machine's processor", "cpu", host_room(), share, {precision: rate}, share, share,
+                      "measured now", on_ranks(setup))
 
 
 def bandwidth(size: float, choose: Callable = median) -> float:

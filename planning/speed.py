@@ -1,8 +1,9 @@
 """How long a run takes: what the machine allows at best (floor), and what this code makes of it (expected).
 
 Reading contexts is bound by arithmetic: products (2 operations for every weight and token), and attention. Decoding is
-bound by memory: every step reads all weights and the cache once. What comes on top is in the constants: measured on a
-CPU (tools/check_plan.py), assumed for GPUs, on which this code has not been measured.
+bound by memory: every step reads all weights and the cache once. What this code makes of it is put together from some
+layers that were timed on this machine's processor (planning/trial.py); for GPUs, on which it has not been measured, it
+is assumed.
 """
 
 from __future__ import annotations
@@ -11,33 +12,33 @@ from dataclasses import dataclass
 
 from planning.devices import Device
 from planning.memory import Memory
-from planning.shapes import ELEMENT, Setup, embedding, layer_weights, weights
+from planning.shapes import ELEMENT, Setup, embedding, layer_weights, linears, weights
+from planning.trial import Trial
 
 START = 1.5  # seconds until Python, torch and this package are imported
+STEP, CHOICE = 1.5e-4, 1e-5  # seconds of the host, for a decoding step and for each of its rows
+PASS = 5e-4  # the same for a pass that reads
+LOGIT_PASSES = 6  # times that float32 logits are written or read until they are log-probabilities
+EXCHANGE = 2e-5  # seconds that one of a layer's two sums over tensor-parallel ranks takes at least
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one kind of device takes on top of the bounds."""
+    """What a GPU takes on top of the bounds."""
 
     step: float  # seconds of a decoding step beside its layers
-    layer: float  # seconds of one layer's calls in a decoding step
-    read_layer: float  # the same while contexts are read
+    layer: float  # seconds of one layer's calls in a pass
     reading: float  # share of the device's bandwidth that is reached
     products: float  # share of its matrix rate that products reach
     attention: float  # share of its matrix rate that attention reaches
     between: float  # bytes moved between a layer's products for every value of its widths
     packed: float  # times that products of many rows take longer with packed weights
-    convert: float  # bytes of the file a second
-    quantise: float  # bytes of the file a second
 
 
-CPU = Costs(step=2e-4, layer=1.2e-5, read_layer=2e-4, reading=1.0, products=1.0, attention=0.35, between=1.5,
-            packed=1.12, convert=1.5e9, quantise=0.25e9)
-CUDA = Costs(step=3e-4, layer=1.0e-4, read_layer=1.0e-4, reading=0.75, products=0.6, attention=0.4, between=1.5,
-             packed=1.05, convert=8e9, quantise=4e9)
-LOGIT_PASSES = 6  # times that float32 logits are written or read until they are log-probabilities
-EXCHANGE = 2e-5  # seconds that one of a layer's two sums over tensor-parallel ranks takes at least
+CUDA = Costs(step=3e-4, layer=1.0e-4, reading=0.75, products=0.6, attention=0.4, between=1.5, packed=1.05)
+# bytes of the file a second that are converted to another precision, and quantised
+CONVERTED = {"cpu": 1.5e9, "cuda": 8e9}
+QUANTISED = {"cpu": 0.25e9, "cuda": 4e9}
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,17 @@ class Speed:
 
 def plan(setup: Setup, memory: Memory, device: Device, disk: float | None) -> Speed:
     """disk: bytes a second from where the checkpoint lies; all ranks of a host share it."""
-    costs = CPU if device.kind == "cpu" else CUDA
-    return Speed(load_seconds(setup, device, disk, costs),
-                 prefill_seconds(setup, memory, device, disk, None),
-                 prefill_seconds(setup, memory, device, disk, costs),
-                 token_seconds(setup, memory, device, disk, None), token_seconds(setup, memory, device, disk, costs))
+    streamed = streaming(memory, device, disk)
+    if device.trial is not None:
+        prefill, token = reading(setup, device.trial), step(setup, device.trial)
+    else:
+        prefill, token = reading_on_gpu(setup, device, CUDA), step_on_gpu(setup, memory, device, CUDA)
+    return Speed(load_seconds(setup, device, disk), prefill_floor(setup, memory, device, streamed),
+                 max(prefill, passes(setup) * streamed), token_floor(setup, memory, device, streamed),
+                 max(token, streamed))
 
 
-def load_seconds(setup: Setup, device: Device, disk: float | None, costs: Costs) -> float | None:
+def load_seconds(setup: Setup, device: Device, disk: float | None) -> float | None:
     if disk is None:
         return None
     seconds = START
@@ -68,47 +72,81 @@ def load_seconds(setup: Setup, device: Device, disk: float | None, costs: Costs)
         stored = setup.source.bytes(weight)
         seconds += stored * setup.degree / disk
         if weight.packs and setup.run.bits and not setup.source.bits:
-            seconds += stored / costs.quantise
+            seconds += stored / QUANTISED[device.kind]
         elif not setup.stays_in_file(weight):
-            seconds += stored / costs.convert
+            seconds += stored / CONVERTED[device.kind]
     return seconds
 
 
-def prefill_seconds(setup: Setup, memory: Memory, device: Device, disk: float | None, costs: Costs | None) -> float:
+def passes(setup: Setup) -> int:
+    """In which the contexts are read."""
     tokens = setup.read_rows * setup.context
-    passes = max(1, -(-tokens // (setup.pass_tokens or tokens)))
-    rate = device.rate(setup.run.precision)
-    layers = setup.config.num_layers
-    products = 2.0 * tokens * layers * layer_weights(setup) / rate
-    looked_at = 4.0 * tokens * setup.context * setup.heads_width * layers  # scores, and the sums of values
-    if costs is None:
-        return max(products + looked_at / rate, memory.weights / device.bandwidth, streaming(memory, device, disk))
-    reached = 1.0 if device.reached else costs.products
-    seconds = products / reached * (costs.packed if setup.run.bits else 1.0) + looked_at / (rate * costs.attention)
-    h, inner = setup.config.hidden_size, setup.inner
-    moved = tokens * layers * setup.element * (12 * h + 4 * setup.heads_width + 3 * inner)
-    seconds += costs.between * moved / (device.bandwidth * costs.reading) + passes * layers * costs.read_layer
-    seconds += passes * exchanges(setup, tokens // passes, device)
-    return max(seconds, passes * streaming(memory, device, disk))
+    return max(1, -(-tokens // (setup.pass_tokens or tokens)))
 
 
-def token_seconds(setup: Setup, memory: Memory, device: Device, disk: float | None, costs: Costs | None) -> float:
+def reading(setup: Setup, trial: Trial) -> float:
+    """All contexts, by what some layers took. Behind its keys and values the last layer computes the wanted places
+    alone."""
+    tokens, count = setup.read_rows * setup.context, passes(setup)
+    first, *others = (weight.count for weight in linears(setup))
+    wanted = min(1.0, setup.scored / tokens)
+    last = (first + wanted * sum(others)) / (first + sum(others))
+    layers = setup.config.num_layers - 1
+    return (count * (PASS + (layers + last) * trial.read(tokens / count))
+            + (layers + wanted) * trial.pair * tokens * setup.context)
+
+
+def step(setup: Setup, trial: Trial) -> float:
+    """A token of every row, by what some layers took."""
+    layer = trial.step(setup.rows) + trial.seen(setup.rows) * setup.context
+    return setup.config.num_layers * layer + trial.choice(setup.rows) + STEP + CHOICE * setup.rows
+
+
+def prefill_floor(setup: Setup, memory: Memory, device: Device, streamed: float) -> float:
+    products, attention = operations(setup)
+    return max((products + attention) / device.rate(setup.run.precision), memory.weights / device.bandwidth, streamed)
+
+
+def token_floor(setup: Setup, memory: Memory, device: Device, streamed: float) -> float:
     read = memory.weights + memory.streamed + cache_read(setup)
-    products = 2.0 * setup.rows * (setup.config.num_layers * layer_weights(setup) + embedding(setup).count)
-    rate = device.rate(setup.run.precision)
-    if costs is None:
-        return max(read / device.bandwidth, products / rate, streaming(memory, device, disk))
+    return max(read / device.bandwidth, step_operations(setup) / device.rate(setup.run.precision), streamed)
+
+
+def operations(setup: Setup) -> tuple[float, float]:
+    """Of the products of a reading, and of its attention: scores, and the sums of values."""
+    tokens, layers = setup.read_rows * setup.context, setup.config.num_layers
+    return 2.0 * tokens * layers * layer_weights(setup), 4.0 * tokens * setup.context * setup.heads_width * layers
+
+
+def step_operations(setup: Setup) -> float:
+    return 2.0 * setup.rows * (setup.config.num_layers * layer_weights(setup) + embedding(setup).count)
+
+
+def reading_on_gpu(setup: Setup, device: Device, costs: Costs) -> float:
+    rate, layers = device.rate(setup.run.precision), setup.config.num_layers
+    products, attention = operations(setup)
+    seconds = products / (rate * costs.products) * (costs.packed if setup.run.bits else 1.0)
+    seconds += attention / (rate * costs.attention)
+    widths = 12 * setup.config.hidden_size + 4 * setup.heads_width + 3 * setup.inner
+    moved = setup.read_rows * setup.context * layers * setup.element * widths
+    seconds += costs.between * moved / (device.bandwidth * costs.reading)
+    tokens = setup.read_rows * setup.context
+    return seconds + passes(setup) * (layers * costs.layer + exchanges(setup, tokens // passes(setup), device))
+
+
+def step_on_gpu(setup: Setup, memory: Memory, device: Device, costs: Costs) -> float:
+    read = memory.weights + memory.streamed + cache_read(setup)
     bound = max(read / (device.bandwidth * costs.reading),
-                products / (rate * (1.0 if device.reached else costs.products)))
-    seconds = bound + costs.step + setup.config.num_layers * costs.layer + exchanges(setup, setup.rows, device)
-    return max(seconds, streaming(memory, device, disk))
+                step_operations(setup) / (device.rate(setup.run.precision) * costs.products))
+    return bound + costs.step + setup.config.num_layers * costs.layer + exchanges(setup, setup.rows, device)
 
 
 def head_seconds(setup: Setup, device: Device) -> float:
-    """Logits of the scored places of a pass, and the reading of them."""
+    """Log-probabilities at the scored places of a pass."""
+    if device.trial is not None:
+        return device.trial.scores(setup.scored)
     operations = 2.0 * setup.scored * setup.config.hidden_size * setup.vocabulary
-    reached = 1.0 if device.reached else CUDA.products
-    return operations / (device.rate(setup.run.precision) * reached) + (
+    return operations / (device.rate(setup.run.precision) * CUDA.products) + (
         setup.scored * setup.config.vocab_size * 4.0 * LOGIT_PASSES / device.bandwidth)
 
 

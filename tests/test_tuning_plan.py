@@ -184,7 +184,7 @@ def test_sizes_are_those_of_the_batches():
     assert together(map(size_of, ([choices], [single]))) == (*batch.tokens.shape, len(batch.places)) == (2, 9, 6)
 
 
-CPU = Device("cpu", "", "cpu", 0, 20e9, {"fp32": 2e11}, 20e9, 20e9, "", True)
+CPU = Device("cpu", "", "cpu", 0, 20e9, {"fp32": 2e11}, 20e9, 20e9, "")
 
 
 def test_time_grows_with_work():

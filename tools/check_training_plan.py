@@ -97,7 +97,7 @@ def planned(job, rate: float, bandwidth: float) -> float:
     from planning.devices import Device
     from tuning import plan_time
 
-    here = Device("cpu", "", "cpu", 0, bandwidth, {job.setup.run.precision: rate}, bandwidth, bandwidth, "", True)
+    here = Device("cpu", "", "cpu", 0, bandwidth, {job.setup.run.precision: rate}, bandwidth, bandwidth, "")
     return plan_time.epoch_seconds(replace(job, of_epoch=1), here)
 
 

@@ -47,18 +47,17 @@ def part_seconds(job: Job, size: Size, device: Device, costs: Costs) -> float:
     """Forward and backward."""
     setup, config = job.setup, job.setup.config
     layers, rate = config.num_layers, device.rate(setup.run.precision)
-    reached = 1.0 if device.reached else costs.products
     again = int(job.is_checkpointed)
     learn = min(layers, job.learned.layers) / layers
     of_layer = dict(zip(LINEARS, (weight.count for weight in linears(setup)), strict=True))
     products = 2.0 * size.tokens * layers * sum(of_layer.values()) * (2 + again + learn)
     last = 2.0 * (size.tokens - size.wanted) * sum(list(of_layer.values())[1:]) * (2 + again + (learn == 1))
-    seconds = (products - last + 6.0 * size.tokens * low_rank_parameters(job)) / (rate * reached * costs.products)
+    seconds = (products - last + 6.0 * size.tokens * low_rank_parameters(job)) / (rate * costs.products)
     looked_at = 4.0 * size.tokens * size.width * setup.heads_width * layers
     seconds += looked_at * (3 + again) / (rate * costs.attention)
     many = size.wanted * FLOAT * config.vocab_size > HEAD_BYTES
     head = 2.0 * size.wanted * embedding(setup).count * (2 + many + job.learned.is_whole)
-    seconds += head / (rate * reached * costs.products)
+    seconds += head / (rate * costs.products)
     kept = layer_bytes(job, size, 0) * layers + size.wanted * FLOAT * config.vocab_size
     seconds += costs.passes * kept * (1 + again / 3) / device.bandwidth + costs.step * layers * (1 + again / 2)
     drawn = size.tokens * (size.width * config.num_attention_heads * bool(job.attention_dropout)

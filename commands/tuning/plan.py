@@ -72,9 +72,11 @@ def place_of(job: Job, name: str) -> tuple[Device, Room]:
     if name == "cpu":
         setup = job.setup
         shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
-        size = sum(map(setup.run.bytes, weights(setup)))
         with machine.measured():
-            return machine.host(machine.host_room(), [setup.run.precision], shapes, size), room_of(name)
+            rate = machine.matrix_rate(setup.run.precision, shapes)
+            read = machine.bandwidth(sum(map(setup.run.bytes, weights(setup))))
+        return Device("cpu", "this machine's processor", "cpu", machine.host_room(), read,
+                      {setup.run.precision: rate}, read, read, "measured now"), room_of(name)
     if name.partition(":")[0] != "cuda":
         device = devices.named(name)
         endless = float("inf")
