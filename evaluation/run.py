@@ -11,28 +11,27 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from evaluation import table
 from evaluation.config import TaskConfig
 from evaluation.output import RESULTS, SAMPLES, SCHEMA, TIMINGS, claim, sample_names, write_json, write_samples
+from evaluation.pace import Pace
 from evaluation.plan import Found, Limit, Work, prepare
 from evaluation.requests import default_max_tokens
 from evaluation.results import Clock, missing_record, record_of, rounded, scores_of
+from evaluation.rounds import Rounds, from_first, on_first
 from evaluation.store import JOURNAL, Journal, checkpoint_facts, combined, hash_code, hash_files, keys_of
 from generation.chatting import format_of
 from glm.config import ModelConfig
 from glm.linear import quantization_of
 from runtime import parallel
-from runtime.errors import NonFinite, UserError
+from runtime.errors import UserError
 from runtime.files import usual, versions
 from runtime.parallel import agree
 from runtime.show import Progress
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,19 +77,21 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
         keeper = on_first(lambda: Keeper(describe(model, configs, settings, sources), works, settings, stack))
         totals = from_first(lambda: keeper.totals())
         kept = sum(len(work.requests) for work in works.values()) - totals[0]
-        progress = stack.enter_context(Progress(*totals, kept, shown=parallel.is_first_process()))
+        pace = on_first(lambda: Pace(works, keeper.lacking, model.config))
+        progress = stack.enter_context(Progress(*totals, kept, shown=parallel.is_first_process(),
+                                                left=None if pace is None else pace.left))
+        rounds = Rounds(works, scorer, keeper and keeper.keep, pace, progress)
 
         def tell(lines: Sequence[str]) -> None:
             progress.write(lambda: [say(line) for line in lines])
 
-        def begin(config: TaskConfig) -> tuple[list[int], tuple[int, int]]:
+        def begin(config: TaskConfig) -> tuple[list[int], list[int]]:
             tell(table.beginning(config))
             return keeper.begin(works[config.name])
 
-        def end(config: TaskConfig, numbers: Sequence[int], started: float) -> dict:
+        def end(config: TaskConfig, numbers: Collection[int], seconds: float) -> dict:
             work = works[config.name]
             record = keeper.record(work)
-            seconds = time.monotonic() - started
             clock.task(work, numbers, seconds)
             tell(table.task_lines(config, work.groups, record, seconds))
             return record
@@ -107,21 +108,11 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
                 continue
             started = time.monotonic()
             progress.task(config.name)
-            numbers, saved = from_first(lambda config=config: begin(config))
-            progress.skip(*saved)
-            _answer(works[config.name], scorer, keeper, numbers, progress.advance)
-            tasks[config.name] = on_first(lambda each=(config, numbers, started): end(*each))
+            numbers, others = from_first(lambda config=config: begin(config))
+            beside = rounds.finish(config.name, numbers, others)
+            done = config, rounds.done[config.name], time.monotonic() - started - beside
+            tasks[config.name] = on_first(lambda done=done: end(*done))
     return on_first(lambda: keeper.finish(tasks, clock.facts(model, settings.command)))
-
-
-def on_first(compute: Callable[[], T]) -> T | None:
-    """compute() on the first process, its result there and None elsewhere; all hear of an error."""
-    return agree(lambda: compute() if parallel.is_first_process() else None)
-
-
-def from_first(compute: Callable[[], T]) -> T:
-    """compute() on the first process, its result on all."""
-    return parallel.collect(on_first(compute))[0]
 
 
 def _sources(tokenizer, checkpoint: Path) -> dict:
@@ -215,11 +206,15 @@ class Keeper:
         counts = [work.size(self._counted[name]) for name, work in self.works.items()]
         return sum(items for items, _ in counts), sum(tokens for _, tokens in counts)
 
-    def begin(self, work: Work) -> tuple[list[int], tuple[int, int]]:
-        """The batches that are lacking; and items and tokens that were counted in totals(), but another task has
-        answered in the meantime."""
+    @property
+    def lacking(self) -> dict[str, list[int]]:
+        """Of every task the batches that totals() counts."""
+        return self._counted
+
+    def begin(self, work: Work) -> tuple[list[int], list[int]]:
+        """The batches that are lacking; and those that were counted in totals(), but are answered in the meantime."""
         numbers = self._lacking(work)
-        return numbers, work.size(set(self._counted[work.config.name]) - set(numbers))
+        return numbers, sorted(set(self._counted[work.config.name]) - set(numbers))
 
     def keep(self, work: Work, numbers: Sequence[int], found: Sequence[Sequence[dict]]) -> None:
         """found: the answers of the batches `numbers`."""
@@ -241,33 +236,3 @@ class Keeper:
         write_json(self.output / TIMINGS, timings)
         write_json(self.output / RESULTS, results)
         return results
-
-
-def _answer(work: Work, scorer, keeper: Keeper | None, numbers: Sequence[int],
-            advance: Callable[[int, int], None]) -> None:
-    """Compute the batches `numbers`; every process calls it with the same ones.
-
-    advance(items, tokens) is called after every round.
-    """
-    groups, own = parallel.data_parallel_size(), parallel.data_parallel_rank()
-    for start in range(0, len(numbers), groups):
-        now = numbers[start:start + groups]
-        mine = work.batches[now[own]] if own < len(now) else None
-        found = parallel.collect(agree(lambda batch=mine: None if batch is None else _computed(work, scorer, batch)))
-        on_first(lambda now=now, found=found: keeper.keep(work, now, found))
-        advance(*work.size(now))
-
-
-def _computed(work: Work, scorer, batch: Sequence[int]) -> list[dict]:
-    try:
-        return scorer.answer([work.requests[index] for index in batch])
-    except NonFinite as error:
-        raise UserError(f"task {work.config.name}: {work.place_of(batch[error.rows[0]])}: NaN or infinity in the "
-                        f"model: {error}") from None
-    except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or "out of memory" in str(error)
-                or "can't allocate memory" in str(error)):
-            raise
-        tokens = len(batch) * max(work.requests[index].size for index in batch)
-        raise UserError(f"task {work.config.name}: no memory for a batch of {len(batch)} items and {tokens} tokens; "
-                        f"set --max-batch-tokens to {max(1, tokens // 2)} or less") from None

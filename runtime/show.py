@@ -22,12 +22,15 @@ class Progress:
     total: units that are to be done. unit: their name, in the plural; "B": bytes, shown as GB.
     weight: what they cost together, by which the time left goes where units differ; None: all cost the same.
     kept: units that an earlier run has done. shown: False on all processes but one.
+    left: the seconds left, where more is known of them than what the units cost.
     """
 
     def __init__(self, total: int, weight: int | None = None, kept: int = 0, shown: bool = True,
-                 clock: Callable[[], float] = time.monotonic, unit: str = "items", title: str = ""):
+                 clock: Callable[[], float] = time.monotonic, unit: str = "items", title: str = "",
+                 left: Callable[[], float] | None = None):
         self.total, self.weight, self.kept, self.shown = total, total if weight is None else weight, kept, shown
         self.unit, self.title, self._task, self._clock = unit, title, "", clock
+        self._forecast = left
         self._judged_after = 0.0 if weight is None else SECONDS_TO_JUDGE_BY
         self._done = self._done_weight = self._ticks = 0
         self._begin = self._last_line = clock()
@@ -102,7 +105,9 @@ class Progress:
         seconds = self._seconds()
         if seconds < self._judged_after:
             return ""
-        return f"{duration(seconds * (self.weight - self._done_weight) / max(self._done_weight, 1))} left"
+        if self._forecast is None:
+            return f"{duration(seconds * (self.weight - self._done_weight) / max(self._done_weight, 1))} left"
+        return f"{duration(self._forecast())} left"
 
     def _seconds(self) -> float:
         return max(self._clock() - self._begin, 1e-9)
