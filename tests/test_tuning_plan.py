@@ -22,7 +22,7 @@ from planning.devices import Device
 from planning.shapes import Format, Setup
 from runtime import parallel
 from runtime.files import REPOSITORY
-from tuning import plan_fit
+from tuning import plan_fit, plan_trial
 from tuning.__main__ import main
 from tuning.batch import batch_of
 from tuning.data.sample import Kind, Row, Sample
@@ -31,7 +31,7 @@ from tuning.options import PartsOptions, PromptOptions
 from tuning.packing import Size, size_of, together
 from tuning.plan import Job, Learned, LowRank, Zero, learned_of, low_rank_parameters, model_parameters
 from tuning.plan_memory import layer_bytes, needs
-from tuning.plan_time import epoch_seconds
+from tuning.plan_time import Pace, epoch_seconds
 
 SMALL = REPOSITORY / "checkpoints/glm-small"
 SHAPE = dict(num_layers=3, hidden_size=64, num_attention_heads=4, inner_hidden_size=96, vocab_size=512,
@@ -246,7 +246,8 @@ def test_no_plan_starts_all_the_same(rows, tmp_path, monkeypatch):
     assert "no_plan" not in json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
 
 
-def test_the_plan_of_a_command_line(rows, capsys):
+def test_the_plan_of_a_command_line(rows, capsys, monkeypatch):
+    monkeypatch.setattr(plan_trial, "pace", lambda job, device: Pace())
     assert main(["plan", *rows, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] and found["rows"] == 2 and found["seconds"] > 0

@@ -1,11 +1,11 @@
 """Compares plans of trainings with measurements: peak memory, and the time of a step.
 
-    python tools/check_training_plan.py --checkpoint checkpoints/glm-small               # four cases
+    python tools/check_training_plan.py --checkpoint checkpoints/glm-small               # six cases
     python tools/check_training_plan.py --checkpoint checkpoints/glm-small --cases 0 2   # the first and the third
 
-Rows are random words, made for it below --folder and removed afterwards; shape-110m gets random weights. Every
-measurement is a training by the command itself, in a process of its own. Steps are timed in turn with the machine's
-rates, because on a shared machine these change by the second; the best of each counts.
+Rows are random words, made for it below --folder and removed afterwards; shape-110m gets random weights. The plan is
+that of `python -m tuning plan`, made right before the training. Every measurement is a training by the command itself,
+in a process of its own; the fastest of its steps counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +28,8 @@ CASES = (  # model, tokens of source and target, flags
     ("checkpoint", 400, 112, "--batch-size 8 --checkpoint-activations --attention-dropout 0"),
     ("shape-110m", 96, 32, "--batch-size 8"),
     ("shape-110m", 400, 112, "--batch-size 2 --checkpoint-activations"),
+    ("shape-110m", 96, 32, "--batch-size 8 --lora-rank 8"),
+    ("shape-110m", 96, 32, "--batch-size 8 --lora-rank 8 --quantization-bit-width 4"),
 )
 
 
@@ -53,52 +54,44 @@ def write_checkpoint(folder: Path, name: str) -> None:
 
 
 def words_of(case: tuple, load: Path, rows: Path, tokenizer: Path, save: Path) -> list[str]:
-    """The arguments of the training."""
+    """The arguments of the training, and of its plan."""
     _, source, target, flags = case
-    return ["train", "--task", "customization", "--data-dir", str(rows), "--load", str(load), "--save", str(save),
+    return ["--task", "customization", "--data-dir", str(rows), "--load", str(load), "--save", str(save),
             "--tokenizer-path", str(tokenizer), "--src-seq-length", str(source), "--tgt-seq-length", str(target),
             "--train-iters", str(STEPS), "--eval-epoch", "0", "--lr", "1e-5", *flags.split()]
 
 
 def measure(words: list[str]) -> dict:
-    """Peak memory and the time of a step, of a training in this process, and the plan that is made of it."""
-    from planning import machine
-    from planning.shapes import linears
+    """Peak memory and the time of a step, of a training in this process."""
     from tools.check_plan import highest
-    from tuning import loop, plan_fit, plan_memory
+    from tuning import loop
     from tuning.__main__ import main
 
-    jobs, found, step_of = [], [], loop.one_step
-    check = plan_fit.require_fit
-
-    def noted(job, *arguments):
-        jobs.append(job)
-        return check(job, *arguments)
+    seconds, step_of = [], loop.one_step
 
     def timed(*arguments):
-        setup, begin = jobs[0].setup, time.perf_counter()
+        begin = time.perf_counter()
         line = step_of(*arguments)
-        seconds = time.perf_counter() - begin
-        shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
-        found.append((seconds, machine.matrix_rate(setup.run.precision, shapes), machine.bandwidth(1 << 25)))
+        seconds.append(time.perf_counter() - begin)
         return line
 
-    plan_fit.require_fit, loop.one_step = noted, timed  # before the command imports them
-    if main(words):
+    loop.one_step = timed  # before the command imports it
+    if main(["train", *words]):
         raise SystemExit("the training failed")
-    needs, job = plan_memory.needs(jobs[0]), jobs[0]
-    seconds, rates, bandwidths = zip(*found[1:], strict=True)  # the first one also makes the moments
-    return {"planned": needs.host, "measured": highest(), "seconds": min(seconds), "rate": max(rates),
-            "bandwidth": max(bandwidths), "planned_seconds": planned(job, max(rates), max(bandwidths))}
+    return {"measured": highest(), "seconds": min(seconds[1:])}  # the first one also makes the moments
 
 
-def planned(job, rate: float, bandwidth: float) -> float:
-    """Seconds of a step."""
-    from planning.devices import Device
-    from tuning import plan_time
+def planned(words: list[str]) -> dict:
+    """By a process of its own."""
+    plan = json.loads(output_of(["-m", "tuning", "plan", *words, "--json"]))
+    return {"planned": plan["host"], "planned_seconds": plan["seconds"] / plan["of_epoch"]}
 
-    here = Device("cpu", "", "cpu", 0, bandwidth, {job.setup.run.precision: rate}, bandwidth, bandwidth, "")
-    return plan_time.epoch_seconds(replace(job, of_epoch=1), here)
+
+def output_of(arguments: list[str]) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
 
 
 def line(case: tuple, found: dict) -> str:
@@ -107,8 +100,7 @@ def line(case: tuple, found: dict) -> str:
 
     model, source, target, flags = case
     cells = [model, str(source + target), f"`{flags}`", pair(found["planned"] / 1e6, found["measured"] / 1e6, 0),
-             pair(found["planned_seconds"], found["seconds"], 2), f"{found['rate'] / 1e12:.3f}",
-             f"{found['bandwidth'] / 1e9:.0f}", f"{os.getloadavg()[0]:.0f}"]
+             pair(found["planned_seconds"], found["seconds"], 2), f"{os.getloadavg()[0]:.0f}"]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -126,8 +118,8 @@ def main() -> int:
     if arguments.child:
         print(json.dumps(measure(json.loads(arguments.child))))
         return 0
-    print("| model | tokens of a row | flags | peak, MB, planned / measured | step, s | TFLOP/s | GB/s | load |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| model | tokens of a row | flags | peak, MB, planned / measured | step, s | load |")
+    print("|---|---|---|---|---|---|")
     records = []
     for number in arguments.cases:
         with tempfile.TemporaryDirectory(prefix="check-plan-", dir=arguments.folder) as name:
@@ -138,11 +130,8 @@ def main() -> int:
                 load = folder / "model"
                 write_checkpoint(load, case[0])
             words = words_of(case, load.resolve(), folder, arguments.checkpoint.resolve(), folder / "run")
-            done = subprocess.run([sys.executable, str(Path(__file__).resolve()), "--checkpoint", str(load), "--child",
-                                   json.dumps(words)], cwd=ROOT, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            records.append(json.loads(done.stdout.splitlines()[-1]))
+            child = [str(Path(__file__).resolve()), "--checkpoint", str(load), "--child", json.dumps(words)]
+            records.append(planned(words) | json.loads(output_of(child).splitlines()[-1]))
             print(line(case, records[-1]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(records, indent=1))

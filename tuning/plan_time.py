@@ -35,12 +35,20 @@ CPU = Costs(products=0.85, attention=0.5, passes=6.0, draw=2.5e-9, update=14.0, 
 CUDA = Costs(products=0.5, attention=0.35, passes=6.0, draw=2e-11, update=14.0, step=1.5e-3)
 
 
-def epoch_seconds(job: Job, device: Device) -> float:
+@dataclass(frozen=True)
+class Pace:
+    """Times that a device takes longer than is planned here (tuning/plan_trial.py)."""
+
+    part: float = 1.0  # of a pass forward and backward
+    update: float = 1.0  # of the optimiser
+
+
+def epoch_seconds(job: Job, device: Device, pace: Pace = Pace()) -> float:
     """Of an epoch's steps, or of the whole training where it has no epochs; without validation and saving."""
     costs = CPU if device.kind == "cpu" else CUDA
     seconds = {size: part_seconds(job, size, device, costs) for size in set(job.sizes)}
     part = fmean(seconds[size] for size in job.sizes)
-    return job.of_epoch * (job.parts * part + update_seconds(job, device, costs))
+    return job.of_epoch * (job.parts * pace.part * part + pace.update * update_seconds(job, device, costs))
 
 
 def part_seconds(job: Job, size: Size, device: Device, costs: Costs) -> float:
@@ -69,7 +77,12 @@ def update_seconds(job: Job, device: Device, costs: Costs) -> float:
     """Of the optimiser, and of the sum of gradients over data-parallel ranks."""
     learned = learned_parameters(job)
     share = job.ranks if job.zero.stage else 1
-    seconds = FLOAT * costs.update * learned / share / device.bandwidth
+    seconds = moving_seconds(learned / share, device, costs)
     if job.ranks > 1:
         seconds += 2 * FLOAT * learned * (job.ranks - 1) / job.ranks / device.peer
     return seconds
+
+
+def moving_seconds(parameters: float, device: Device, costs: Costs) -> float:
+    """Of the optimiser, for so many of them."""
+    return FLOAT * costs.update * parameters / device.bandwidth

@@ -23,7 +23,7 @@ from tuning.options import CheckpointOptions, PartsOptions
 from tuning.plan import Job, Zero, job_of, learned_parameters
 from tuning.plan_fit import Choice, choice_of, lack, room_of, rows, ways
 from tuning.plan_memory import Needs, learned_parts, needs
-from tuning.plan_time import epoch_seconds
+from tuning.plan_time import Pace, epoch_seconds
 from tuning.train_options import OptimizerOptions, TrainOptions
 
 ABOUT = """\
@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
                  has_moments=given.optimizer.optimizer == "adam")
     device, room = place_of(job, arguments.device)
     choice, wanted = choice_of(settings, options), needs(job)
-    found, seconds = as_json(job, wanted, room), epoch_seconds(job, device)
     fits = lack(wanted, room) is None
+    found, seconds = as_json(job, wanted, room), epoch_seconds(job, device, pace_of(job, device, fits))
     if arguments.json:
         print(json.dumps(found | {"seconds": seconds, "fits": fits}, indent=2))
     else:
@@ -85,6 +85,16 @@ def place_of(job: Job, name: str) -> tuple[Device, Room]:
 
     _, gpus = machine.place_of(name, 1)
     return gpu_here(gpus), room_of(name)
+
+
+def pace_of(job: Job, device: Device, fits: bool) -> Pace:
+    """As a few layers show it, on this machine's processor. fits: whether there is memory for that."""
+    if device.kind != "cpu" or not fits:
+        return Pace()
+    from tuning.plan_trial import pace
+
+    with machine.measured():
+        return pace(job, device)
 
 
 def lines(job: Job, choice: Choice, wanted: Needs, device: Device, room: Room, seconds: float) -> Iterator[str]:
@@ -125,4 +135,5 @@ def as_json(job: Job, wanted: Needs, room: Room) -> dict[str, Any]:
     return {"learned_parameters": learned_parameters(job), "rows": wanted.size.rows, "width": wanted.size.width,
             "weights": wanted.weights, "gradients": wanted.gradients, "moments": wanted.moments,
             "activations": wanted.activations, "samples": wanted.samples, "process": wanted.process,
-            "saving": wanted.saving, "device": wanted.device, "host": wanted.host, "ranks": room.ranks}
+            "saving": wanted.saving, "device": wanted.device, "host": wanted.host, "ranks": room.ranks,
+            "of_epoch": job.of_epoch}
