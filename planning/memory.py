@@ -117,7 +117,7 @@ def activations(setup: Setup) -> float:
     angles = 4 * tokens * (4 * setup.config.head_size)
     rows = max(1, ceil(tokens / max(1, setup.context)))
     blocked = rows * setup.context**2 if rows > 1 or setup.scored else 0  # one context alone needs no mask
-    masks = blocked * (3 + (0 if is_compiled(setup) else setup.element))
+    masks = blocked * (3 + (0 if setup.kind == "cpu" else setup.element))
     return max(layers + angles + masks, logits_bytes(setup))
 
 
@@ -125,16 +125,11 @@ def layer_width(setup: Setup) -> float:
     """Most values that one token has at a time inside a layer (glm/model.py: Block)."""
     h, local, inner = setup.config.hidden_size, setup.heads_width, setup.inner
     mlp = 4 * h + 3 * inner  # hidden, a, update, m; both halves and their product
-    if is_compiled(setup):
+    if setup.kind == "cpu":  # the compiled attention keeps less (kernels/cpu/prefill.h)
         attention = 2 * h + 3 * local + local + (0 if setup.new_tokens else 2 * local)
     else:  # q and k times cosine, turned, and their sum, beside qkv
         attention = 2 * h + 3 * local + 6 * local
     return max(mlp, attention)
-
-
-def is_compiled(setup: Setup) -> bool:
-    """Whether contexts go through the compiled attention (kernels/cpu/prefill.h), which keeps less."""
-    return setup.kind == "cpu" and setup.run.precision == "bf16" and setup.config.head_size % 16 == 0
 
 
 def logits_bytes(setup: Setup) -> float:

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,22 +16,17 @@ from commands.main import main as glm_main
 from commands.plan import gpu_here
 from commands.plan import main as plan_main
 from glm.config import ModelConfig
-from glm.linear import quantization_of
-from glm.tokenizers.icetk import IcetkTokenizer, find_vocabulary
-from planning import check, devices, layers, machine, memory, ranks, speed, stored, table, trial
+from planning import check, devices, machine, stored, table
 from planning.check import Use
-from planning.shapes import Format, Setup, layer_bytes
-from planning.trial import Curve, Trial
+from planning.shapes import Format, Setup
 from runtime import resources
 from runtime.errors import UserError
 from tests.golden_data import split_state, write_checkpoint
 from tests.tiny_checkpoints import TINY, quantized, tiny_checkpoint, tiny_state
+from tests.tried import CPU, TRIAL
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGE = ModelConfig.from_name("glm-130b")
-TRIAL = Trial(step=Curve(((1, 1e-3), (4, 2e-3))), seen=Curve(((1, 1e-7), (8, 8e-7))),
-              read=Curve(((64, 4e-3), (256, 1e-2))), pair=1e-9, scores=Curve(((16, 1e-3),)), choice=Curve(((1, 2e-3),)))
-CPU = devices.Device("cpu", "processor", "cpu", 16e9, 40e9, {"fp32": 2e11, "bf16": 4e11}, 40e9, 40e9, "", TRIAL)
 
 
 def error(capsys, *arguments):
@@ -107,95 +101,6 @@ def test_the_readme_shows_what_the_command_prints(name, capsys):
     printed = capsys.readouterr().out.splitlines()[2:]
     text = (ROOT / name).read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if re.match(r"\| \d × ", line)] == printed
-
-
-def test_a_token_reads_the_weights_at_best_and_a_context_is_multiplied():
-    setup = Setup(ModelConfig.from_name("glm-1.3b"), Format("bf16"), context=512, new_tokens=16)
-    room = memory.plan(setup)
-    times = speed.plan(setup, room, CPU, 1e9)
-    assert times.token_floor == pytest.approx((room.weights + speed.cache_read(setup)) / CPU.bandwidth)
-    assert times.prefill_floor == pytest.approx(2 * 512 * 1.23e9 / 4e11, rel=0.1)
-    assert times.load == pytest.approx(speed.START + room.weights / 1e9, rel=0.01)  # mapped, nothing is converted
-    packed = replace(setup, run=Format("bf16", 4))
-    assert speed.plan(packed, memory.plan(packed), CPU, None).token_floor < 0.5 * times.token_floor
-    assert speed.plan(packed, memory.plan(packed), CPU, None).load is None
-
-
-def test_what_is_expected_is_put_together_from_the_layers_that_were_tried():
-    setup = Setup(ModelConfig.from_name("shape-335m"), Format("bf16"), context=512, new_tokens=16)
-    layers = setup.config.num_layers
-
-    def times(**changes):
-        changed = replace(setup, **changes)
-        return speed.plan(changed, memory.plan(changed), CPU, None)
-
-    assert times().token == pytest.approx(layers * (1e-3 + 512 * 1e-7) + 2e-3 + speed.STEP + speed.CHOICE)
-    assert times(rows=2, read_rows=2).token - times(rows=1, context=1024).token == pytest.approx(
-        layers * (1e-3 / 3 + 512 * 2e-7 - 1024 * 1e-7) + 2e-3 + speed.CHOICE)  # the cache is read once for every row
-    last = layers - 1 + 3 / 16  # of the last layer queries, keys and values: 3 of 4 + 12 widths
-    assert times().prefill == pytest.approx(speed.PASS + last * 2e-2 + (layers - 1) * 512 * 512 * 1e-9, rel=0.02)
-    assert times(read_rows=8).prefill - times(read_rows=4).prefill == pytest.approx(
-        4 * (times(read_rows=2).prefill - times().prefill))  # rows of a length: in proportion
-    split = times(read_rows=4, pass_tokens=512).prefill - times(read_rows=4).prefill
-    assert split == pytest.approx(3 * speed.PASS)  # more passes of full size cost their beginnings alone
-    assert times(scored=512).prefill > times().prefill  # then the last layer is computed, too
-    scored = replace(setup, scored=64)
-    assert speed.head_seconds(scored, CPU) == pytest.approx(4e-3)
-
-
-def test_a_curve_goes_straight_between_its_points_and_on_in_proportion():
-    curve = Curve(((1, 2.0), (3, 4.0)))
-    assert [curve(count) for count in (0.5, 1, 2, 3, 6)] == [2, 2, 3, 4, 8]
-    assert curve.times(2)(2) == 6
-
-
-TRIED = ModelConfig(3, 64, 4, 96, 2048, 64, num_image_tokens=0)
-
-
-@pytest.mark.parametrize("run, changes", [(Format("fp32"), {"scored": 1}),
-                                          (Format("bf16", 4), {"int8_vocabulary": True})])
-def test_layers_are_tried_as_the_run_holds_them(monkeypatch, run, changes):
-    monkeypatch.setattr(trial, "REPEATS", 1)
-    monkeypatch.setattr(trial, "STEP_BYTES", 2 * layer_bytes(run, Setup(TRIED, run)))  # two of the three layers
-    made, sample = [], layers.sample_model
-    monkeypatch.setattr(layers, "sample_model", lambda *asked: made.append(sample(*asked)) or made[0])
-    found = trial.trial(Setup(TRIED, run, rows=3, **changes))
-    assert len(made[0].transformer.layers) == 2 and (made[0].vocabulary is not None) == bool(run.bits)
-    assert (quantization_of(made[0]) or "").startswith("INT4" if run.bits else "")
-    assert 3 in dict(found.step.points) and found.step(1) > 0 and found.read(100) > 0 and found.choice(1) > 0
-    assert found.pair >= 0 and found.seen(5) >= 0 and found.scores(64) > 0
-    assert ranks.read(json.loads(json.dumps(asdict(found)))) == found
-
-
-def test_a_layer_too_wide_to_be_tried_is_tried_narrower():
-    config, times = layers.narrowed(LARGE)
-    assert times == 4 and config.hidden_size == LARGE.hidden_size // 4 and config.head_size == LARGE.head_size
-    assert layers.narrowed(TRIED) == (TRIED, 1)
-
-
-def test_ranks_that_fail_are_said_in_a_line(monkeypatch):
-    def failed(command, **_):
-        assert command[1:4] == [str(ROOT / "scripts" / "launch.py"), "2", "planning"]
-        return subprocess.CompletedProcess(command, 2, "", "warning: x\nerror: no memory\n")
-
-    monkeypatch.setattr(subprocess, "run", failed)
-    with pytest.raises(UserError, match="2 ranks could not be timed here: no memory"):
-        ranks.on_ranks(Setup(TRIED, Format("fp32"), degree=2))
-
-
-@pytest.mark.slow
-def test_ranks_time_their_layers_together():
-    assert ranks.on_ranks(Setup(TRIED, Format("fp32"), degree=2)).step(1) > 0
-
-
-def test_streamed_layers_come_over_the_link_and_ranks_exchange():
-    gpu = devices.named("v100-32g")
-    setup = Setup(LARGE, Format("fp16"), "cuda", 8, context=512, new_tokens=16)
-    alone = speed.plan(setup, memory.plan(setup), gpu, None).token
-    assert speed.exchanges(setup, 1, gpu) > 2 * 70 * speed.EXCHANGE
-    limited = replace(setup, offload_limit=16e9)
-    room = memory.plan(limited)
-    assert speed.plan(limited, room, gpu, None).token == room.streamed / gpu.link > 10 * alone
 
 
 def test_this_machine_is_measured(tmp_path, monkeypatch):
@@ -326,35 +231,3 @@ def test_programs_stop_before_they_load_torch_when_the_memory_is_limited(tmp_pat
                               env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == 2 and "needs 0." in done.stderr and "--no-plan" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
-
-
-HAS_MODEL = (ROOT / "checkpoints" / "glm-small" / "latest").exists()
-
-
-@pytest.mark.skipif(not HAS_MODEL, reason="the embedded model is not in this clone")
-def test_hours_of_tasks_come_from_their_own_requests():
-    from evaluation.hours import hours
-
-    config = ModelConfig.from_name("glm-small")
-    tokenizer = IcetkTokenizer(find_vocabulary(ROOT / "checkpoints" / "glm-small"), config.num_image_tokens)
-    setup = Setup(config, Format("fp32"))
-    found = {limit: hours([str(ROOT / "tasks" / "quickstart")], ROOT / "data", tokenizer, setup, CPU, None, limit, None,
-                          None) for limit in (None, 2)}
-    assert found[None].keys() == found[2].keys() and len(found[2]) == 4
-    assert all(0 < found[2][name] <= found[None][name] < 1 for name in found[2])
-    doubled = {field.name: value.times(2) if isinstance(value, Curve) else 2 * value
-               for field in fields(TRIAL) for value in (getattr(TRIAL, field.name),)}
-    slower = replace(CPU, trial=Trial(**doubled))
-    twice = hours([str(ROOT / "tasks" / "quickstart")], ROOT / "data", tokenizer, setup, slower, None, None, None, None)
-    assert all(1.3 * found[None][name] < twice[name] < 2.1 * found[None][name] for name in twice)
-
-
-def test_hours_use_the_evaluation_s_own_budget():
-    from evaluation import requests as batching
-    from evaluation.hours import batch_tokens
-    from evaluation.requests import ScoreRequest
-
-    request = ScoreRequest((1, 2), ((3,),), 0, 0, 1)
-    setup = Setup(LARGE, Format("fp16"), "cuda", 8)
-    assert batch_tokens(replace(setup, kind="cpu"), CPU, [request]) == batching.CPU_TOKENS
-    assert batch_tokens(setup, devices.named("a100-40g"), [request]) % 1024 == 0
