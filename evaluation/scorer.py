@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import torch
 
+import kernels
 from evaluation.requests import GenerateRequest, Request, ScoreRequest
 from generation.batch import generate
 from generation.texts import cut
 from glm.diagnose import diagnose
 from glm.inputs import position_ids, right_pad, row_positions, whole_row
-from kernels import FEW_ROWS, HEAD_BYTES
+from kernels import FEW_ROWS, scored_bytes
 from runtime.errors import NonFinite
 from runtime.mapped import check_unchanged
 
@@ -146,7 +147,8 @@ class Scorer:
         owners never decrease, so that a slice of hidden is one of targets.
         """
         owner, target = torch.tensor(owners, device=self.device), torch.tensor(targets, device=self.device)
-        most, n = max(FEW_ROWS, HEAD_BYTES // (4 * self.model.config.vocab_size)), len(hidden)
+        most = max(FEW_ROWS, scored_bytes(self.device.type) // (4 * self.model.config.vocab_size))
+        n = len(hidden)
         step = -(-n // -(-n // most))  # all parts alike: the last one is not of few rows
         found, is_best, begin = [], [], 0
         for start in range(0, n, step):
@@ -155,8 +157,7 @@ class Scorer:
             while end < len(owners) and owners[end] < start + step:
                 end += 1
             row = owner[begin:end] - start
-            highest = logits.amax(dim=-1)
-            sums = (logits - highest[:, None]).exp_().sum(dim=-1).log_() + highest  # as torch.logsumexp, bit by bit
+            highest, sums = kernels.backend(logits).log_sums(logits)
             chosen = logits[row, target[begin:end]]
             found.append(chosen - sums[row])
             is_best.append(chosen == highest[row])

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+import kernels
 from generation.params import BeamParams
 from generation.sampling import FORBIDDEN, forbid_
 from runtime.errors import UserError
@@ -93,7 +94,7 @@ def beam_step(state: BeamState, logits: torch.Tensor, params: BeamParams, end_to
     if width > v:
         raise UserError(f"num_beams {k} needs a vocabulary of at least {width} tokens, the model has {v}")
     rule = RANKINGS[params.ranking or "glm"]
-    sums = None if rule.renormalises else logits.logsumexp(dim=-1, keepdim=True)
+    sums = None if rule.renormalises else _log_sums(logits)
     if state.steps < params.min_gen_length:
         for end in end_tokens:
             forbid_(logits, slice(end, end + 1))
@@ -133,7 +134,7 @@ def _candidates(logits: torch.Tensor, beam_scores: torch.Tensor, width: int, noi
     if noise is None:
         # the best of all are among the best of each beam; log-probabilities are needed for these only
         best, ids = logits.topk(width, dim=-1)
-        best = best - (logits.logsumexp(dim=-1, keepdim=True) if sums is None else sums) + beam_scores[..., None]
+        best = best - (_log_sums(logits) if sums is None else sums) + beam_scores[..., None]
         scores, places = best.flatten(1).topk(width, dim=-1)
         return scores, places // width, ids.flatten(1).gather(-1, places)
     scores = logits.log_softmax(dim=-1) if sums is None else logits - sums
@@ -143,6 +144,11 @@ def _candidates(logits: torch.Tensor, beam_scores: torch.Tensor, width: int, noi
     scores, order = scores.gather(-1, places).sort(dim=-1, descending=True, stable=True)
     places = places.gather(-1, order)
     return scores, places // v, places % v
+
+
+def _log_sums(logits: torch.Tensor) -> torch.Tensor:
+    """(p, k, v) -> (p, k, 1): what makes logarithms of probabilities of them."""
+    return kernels.backend(logits).log_sums(logits)[1][..., None]
 
 
 def forbid_repeats_(logits: torch.Tensor, history: torch.Tensor, size: int) -> torch.Tensor:

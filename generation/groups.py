@@ -134,7 +134,7 @@ class Sampled:
         sequences.go_on(index, tokens)
         for member in members:
             member.steps += 1
-        coming = Coming(torch.cat((tokens.to(sums.dtype), sums)))  # one transfer; ids are exact below 2^24
+        coming = Coming(tokens, sums)
         return lambda: self._end(members, coming.read(), dict(zip(asking, sampling.scores(
             plain, tokens[chosen], [*asking.values()]), strict=True)) if asking else {})
 

@@ -129,16 +129,26 @@ def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | No
     refine = partial(refine or Logits(logits).refine, least=FORBIDDEN)
     if params.top_k == 1:
         refine(1)
-        return logits.argmax(dim=-1)
+        return best(logits)
     if 0 < params.top_p < 1:
         ids, logits = _refined_nucleus(logits, params, refine)
         return ids.gather(-1, draw(logits, ids, keys)[:, None])[:, 0]
+    if params.top_k and logits.device.type == "cpu":  # elsewhere to know which are left would be waiting for the device
+        refine(params.top_k)
+        logits = _scaled(logits, params)
+        ids = (logits != -torch.inf).any(dim=0).nonzero()[:, 0]
+        return ids[draw(logits[:, ids], ids, keys)]
     noise = gumbels(torch.arange(logits.shape[-1], device=logits.device), keys)
     if params.top_k:
         refine(params.top_k)
     else:
         refine(1, noise * params.temperature)
-    return (_scaled(logits, params) + noise).argmax(dim=-1)
+    return best(_scaled(logits, params) + noise)
+
+
+def best(logits: torch.Tensor) -> torch.Tensor:
+    """The place (b,) of the largest of logits (b, v), the first of equals. On a CPU argmax takes 2.5 times as long."""
+    return logits.max(dim=-1).indices if logits.device.type == "cpu" else logits.argmax(dim=-1)
 
 
 def _scaled(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:

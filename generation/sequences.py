@@ -205,12 +205,15 @@ def sent(values: Sequence, device: torch.device) -> torch.Tensor:
 class Coming:
     """Numbers of a device on their way to the host."""
 
-    def __init__(self, tensor: torch.Tensor):
-        self._numbers = tensor.to("cpu", non_blocking=True)
-        self._event = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+    def __init__(self, ids: torch.Tensor, values: torch.Tensor):
+        """ids (b,) int64, values (b,) float32."""
+        self._numbers, self._event = (ids, values), None
+        if ids.is_cuda:  # one transfer; ids are exact below 2^24
+            self._numbers = (torch.cat((ids.to(values.dtype), values)).to("cpu", non_blocking=True),)
+            self._event = torch.cuda.current_stream(ids.device).record_event()
 
     def read(self) -> list:
-        """Waits for them, and not for what the device was given to do since."""
+        """The ids, then the values. Waits for them, and not for what the device was given to do since."""
         if self._event is not None:
             self._event.synchronize()
-        return self._numbers.tolist()
+        return [number for part in self._numbers for number in part.tolist()]

@@ -6,6 +6,7 @@ Shape legend: b batch, s sequence, h hidden, n heads (of this rank), d head size
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 
 import torch
 
@@ -91,15 +92,16 @@ class GLM(SATModel):
         ahead = cache.prefix if cache is not None else 0 if prefix is None else prefix.shape[2]
         if blocked is not None and ahead:
             blocked = torch.nn.functional.pad(blocked, (ahead, 0))
-        step = Step(self.config, operations, position_ids, cosine, sine, blocked, cache, embedding_gradient_scale,
-                    places, self.stream, observe, prefix, prompts, dropout, is_checkpointed)
-        if stack := self._stack(step, tokens):
+        is_plain = cache is not None and tokens.shape[1] == 1 and observe is None and prompts is None
+        if is_plain and (stack := self._stack(cache, operations)):
             words = torch.nn.functional.embedding(tokens, self.transformer.word_embeddings.weight)
             embedded = self.family.embed(self.transformer, words, position_ids)
             hidden = stack.step(embedded, cosine, sine, cache.start, blocked)
             hidden = hidden if places is None else hidden.flatten(0, 1)[places]
         else:
-            hidden = self.walk(tokens, step)
+            hidden = self.walk(tokens, Step(
+                self.config, operations, position_ids, cosine, sine, blocked, cache, embedding_gradient_scale, places,
+                self.stream, observe, prefix, prompts, dropout, is_checkpointed))
         if self.stream is not None:
             self.stream.leave()
         if cache is not None:
@@ -141,14 +143,12 @@ class GLM(SATModel):
         return KVCache.allocate(self.config.num_layers, batch, heads, capacity, self.config.head_size,
                                 weight.dtype, weight.device, is_clear, prefix)
 
-    def _stack(self, step: Step, tokens: torch.Tensor):
+    def _stack(self, cache: KVCache, operations: ModuleType):
         """The compiled backend's one call for all layers of a decoding step; None where they are walked.
 
         Made once per cache, whose addresses it holds: at small sizes the calls cost more than the work.
         """
-        cache = step.cache
-        if (cache is None or tokens.shape[1] != 1 or self.is_parallel or step.operations is kernels.reference
-                or torch.is_grad_enabled() or step.observe is not None or step.prompts is not None
+        if (self.is_parallel or operations is kernels.reference or torch.is_grad_enabled()
                 or not hasattr(self.family, "layer_form")):
             return None
         if cache.stack is None and any(linear.adapters for _, linear in linears(self)):

@@ -3,6 +3,7 @@
     ops = kernels.backend(weight)     # once per forward pass
     ops.linear(...); ops.head(...); ops.layer_norm(...); ops.residual_layer_norm(...); ops.scaled_add(...)
     ops.geglu(...); ops.gelu(...); ops.swiglu(...); ops.rms_norm(...); ops.attend(...); ops.attend_groups(...)
+    ops.log_sums(...)
 
 Importing this package does not import torch: what the operations keep to is known to those who plan a run, too.
 """
@@ -26,6 +27,7 @@ UNPACKED_ROWS = 320  # of x on a GPU; with more a packed weight is expanded for 
 PANEL_BYTES = 32 << 20  # of x, which products of many rows on a CPU put in order (products.cpp); 512 rows at least
 FEW_ROWS = 48  # of x; a product of fewer sums in another order, so that a row's result depends on how many there are
 HEAD_BYTES = 64 << 20  # of float32 logits that are computed at a time where many places are scored
+KEPT_BYTES = 32 << 20  # of host memory: the C library keeps what is smaller when it is freed, and it serves again
 CACHE_LINE = 64  # bytes; the products like tensors that begin at multiples of it, where torch.save puts them
 
 
@@ -53,6 +55,11 @@ def weight_only_linear(x, weight, scale, bias=None, bits=8, group_size=None) -> 
     """x (..., k) times a packed INT8 or INT4 weight (n, k) transposed, plus bias: kernels.reference.weight_only_linear
     defines it. Backend by the device and dtype of x."""
     return backend(x).weight_only_linear(x, weight, scale, bias, bits, group_size)
+
+
+def scored_bytes(kind: str) -> int:
+    """Of float32 logits that are computed at a time on a device of this type where continuations are scored."""
+    return HEAD_BYTES if kind == "cuda" else KEPT_BYTES * 3 // 4
 
 
 @functools.cache

@@ -153,14 +153,18 @@ def head(x: Tensor, weight: Tensor) -> Tensor:
     return output.view(*x.shape[:-1], v)
 
 
+def log_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 logits (..., v) -> the highest, and the logarithm of the sum of all exponentials, both (...)."""
+    return logits.amax(dim=-1), logits.logsumexp(dim=-1)
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Normalise the last dimension; the statistics are FP32 whatever the dtype of x (..., h)."""
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
 
-def residual_layer_norm(
-    residual: Tensor, update: Tensor, alpha: float, weight: Tensor, bias: Tensor, epsilon: float
-) -> Tensor:
+def residual_layer_norm(residual: Tensor, update: Tensor, alpha: float, weight: Tensor, bias: Tensor,
+                        epsilon: float) -> Tensor:
     """layer_norm(alpha * residual + update), all (..., h)."""
     return F.layer_norm(scaled_add(residual, update, alpha), weight.shape, weight, bias, epsilon)
 

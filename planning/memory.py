@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from kernels import FEW_ROWS, HEAD_BYTES, PANEL_BYTES, UNPACKED_ROWS
+from kernels import FEW_ROWS, PANEL_BYTES, UNPACKED_ROWS, scored_bytes
 from planning.shapes import Setup, embedding, layer_bytes, linears, outside, weights
 
 PROCESS = 244e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
@@ -137,7 +137,7 @@ def logits_bytes(setup: Setup) -> float:
     one = setup.config.vocab_size * 4.0
     if not setup.scored:
         return setup.rows * one * COPIED_LOGITS
-    places = min(setup.scored, max(FEW_ROWS, HEAD_BYTES // one))
+    places = min(setup.scored, max(FEW_ROWS, scored_bytes(setup.kind) // one))
     return places * one * 2.5
 
 

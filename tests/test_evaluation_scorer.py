@@ -93,7 +93,7 @@ def test_a_window_s_loss_is_its_only_continuation_s(model):
 def test_logits_are_made_in_parts_without_changing_a_score(model, monkeypatch):
     requests = [ScoreRequest((1, 2, i), (tuple(range(1, 50)), (3, 4)), LEAD, 3, 1) for i in range(8)]
     whole = Scorer(model).choice_log_probs(requests)
-    monkeypatch.setattr("evaluation.scorer.HEAD_BYTES", 60 * 4 * 64)
+    monkeypatch.setattr("evaluation.scorer.scored_bytes", lambda kind: 60 * 4 * 64)
     assert Scorer(model).choice_log_probs(requests) == whole
 
 

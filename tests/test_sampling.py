@@ -117,6 +117,22 @@ def test_keys_depend_on_their_seeds_alone():
     assert not sampling.keys_of((2**32, 0), 4).equal(sampling.keys_of((0, 1), 4))
 
 
+def test_of_the_best_k_those_alone_get_noise_and_the_draw_is_that_of_all():
+    generator = torch.Generator().manual_seed(5)
+    for b, v, k in ((1, 300, 7), (6, 300, 40), (3, 9, 9), (2, 5, 50)):
+        logits = (torch.randn(b, v, generator=generator) * 3).round(decimals=1)  # with equals
+        keys = torch.randint(0, 2**32, (b, 2), generator=generator)
+        params = SamplingParams(top_k=k, top_p=0, temperature=0.7)
+        noise = sampling.gumbels(torch.arange(v), keys)
+        wanted = (sampling.keep_top_k(logits / 0.7, k) + noise).argmax(dim=-1)
+        assert torch.equal(sampling.sample(logits, params, keys), wanted)
+
+
+def test_the_first_of_equals_is_the_best():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0], [-5.0, -7.0, -5.0, -6.0]])
+    assert sampling.best(logits).tolist() == [1, 0, 0] == logits.argmax(dim=-1).tolist()
+
+
 def test_a_draw_hardly_feels_rounding():
     """Batches of different size round differently; the answers must not change for it."""
     logits = torch.randn(5000, 300, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels import reference, vocabulary
+from kernels import KEPT_BYTES, reference, vocabulary
 from kernels.cpu import attention, build
 from kernels.cpu.attention import address
 from kernels.layer import Activation, Rotary
@@ -27,6 +27,7 @@ SIGNATURES = {
     "glm_norm": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_size_t, c_int],
     "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_int],
     "glm_activate": [c_int, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
+    "glm_log_sums": [c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_int],
     "glm_threads": [c_int],
 } | attention.SIGNATURES
 X86 = ("x86_64", "AMD64")
@@ -179,6 +180,15 @@ class Operators:
                        torch.get_num_threads())
         return out
 
+    def log_sums(self, logits):
+        if logits.dtype is not torch.float32 or not logits.is_contiguous() or logits.numel() == 0:
+            return reference.log_sums(logits)
+        highest, sums = logits.new_empty((2, *logits.shape[:-1]))
+        v = logits.shape[-1]
+        self.library.glm_log_sums(logits.data_ptr(), logits.numel() // v, v, highest.data_ptr(), sums.data_ptr(),
+                                  torch.get_num_threads())
+        return highest, sums
+
     def attend(self, qkv, cosine, sine, keys=None, values=None, start=0, blocked=None, positions_2d=False):
         size = cosine.shape[-1]
         heads, rotary = qkv.shape[-1] // (3 * size), Rotary.HALVES_2D if positions_2d else Rotary.HALVES
@@ -208,12 +218,13 @@ class Operators:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what is freed, up to 256 MB: a prompt's temporaries (some MB each, every layer) would otherwise
-    go back to the system and be faulted in again page by page, which costs a tenth of a prefill."""
+    """Lets glibc keep what is freed, up to 256 MB, in pieces below KEPT_BYTES: a prompt's temporaries (some MB each,
+    every layer) would otherwise go back to the system and be faulted in again page by page, which costs a tenth of a
+    prefill."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
-        mallopt(mmap_threshold, 32 << 20)
+        mallopt(mmap_threshold, KEPT_BYTES)
         mallopt(trim_threshold, 256 << 20)
 
 

@@ -35,6 +35,11 @@ EXPORT void glm_activate(int type, size_t activation, const void* x, size_t m, s
                                                  share(inner, W, thread, team))))
 }
 
+EXPORT void glm_log_sums(const float* x, size_t m, size_t n, float* highest, float* sums, int threads) {
+    threads = team_for(m * n * 8, threads);
+    TEAM(threads, log_sums(x, n, highest, sums, share(m, 1, thread, team));)
+}
+
 EXPORT void glm_attend(int type, const AttentionShape* shape, const void* qkv, const float* cosine, const float* sine,
                        void* keys, void* values, void* out, int threads) {
     threads = team_for(shape->batch * shape->heads * shape->size * shape->total * 2 * width(type), threads);

@@ -70,6 +70,27 @@ static void add_part(const T* residual, const T* update, float alpha, T* out, si
         store_part(out + j, mixed_part(residual, update, alpha, j, range.last - j), range.last - j);
 }
 
+// Of rows of x (m, n): the largest number, and the logarithm of the sum of all exponentials.
+static inline void log_sums(const float* x, size_t n, float* highest, float* sums, Range rows) {
+    const size_t whole = n / (4 * W) * (4 * W);
+    for (size_t row = rows.first; row < rows.last; row++) {
+        const float* values = x + row * n;
+        vec tops[4], totals[4];
+        UNROLL for (int i = 0; i < 4; i++) tops[i] = fill(-INFINITY), totals[i] = fill(0.0f);
+        for (size_t j = 0; j < whole; j += 4 * W)
+            UNROLL for (int i = 0; i < 4; i++) tops[i] = larger(tops[i], load(values + j + i * W));
+        float top = largest(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
+        for (size_t j = whole; j < n; j++) top = values[j] > top ? values[j] : top;
+        const vec shift = fill(top);
+        for (size_t j = 0; j < whole; j += 4 * W)
+            UNROLL for (int i = 0; i < 4; i++)
+                totals[i] = add(totals[i], exponential(sub(load(values + j + i * W), shift)));
+        float total = sum(add(add(totals[0], totals[1]), add(totals[2], totals[3])));
+        for (size_t j = whole; j < n; j++) total += std::exp(values[j] - top);
+        highest[row] = top, sums[row] = std::log(total) + top;
+    }
+}
+
 enum Activation : size_t { GEGLU, GELU, GELU_TANH, SWIGLU };  // as kernels.layer.Activation
 static inline bool is_gated(Activation activation) { return activation == GEGLU || activation == SWIGLU; }
 

@@ -25,6 +25,7 @@ class Operators:
     """kernels.reference's functions. `find` gives a tensor's device, which launches kernels (driver.Device)."""
 
     head = staticmethod(reference.head)
+    log_sums = staticmethod(reference.log_sums)
     scaled_add = staticmethod(reference.scaled_add)
     geglu = staticmethod(reference.geglu)
     gelu = staticmethod(reference.gelu)
