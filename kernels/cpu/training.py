@@ -36,7 +36,8 @@ SIGNATURES = {
 class Training:
     """The operations of one compiled library, for float32 on a CPU."""
 
-    linear, head, scaled_add = map(staticmethod, (reference.linear, reference.head, reference.scaled_add))
+    linear, head, log_sums, scaled_add = map(staticmethod, (
+        reference.linear, reference.head, reference.log_sums, reference.scaled_add))
     weight_only_linear, attend_groups = map(staticmethod, (reference.weight_only_linear, reference.attend_groups))
 
     def __init__(self, operators: Operators) -> None:
