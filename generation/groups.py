@@ -220,8 +220,8 @@ class Searched:
             self.ruling.forbid_ends_(logits)
         logits = logits.view(len(self.members), -1, logits.shape[-1])
         self.ruling.forbid_starts_(logits, state.history[..., state.tail:])
-        noise = None if self.keys is None else sampling.exponentials(
-            torch.arange(logits[0].numel(), device=logits.device), self.keys[:, state.steps])
+        noise = None if self.keys is None else sampling.exponentials_(
+            sampling.all_uniforms(logits[0].numel(), self.keys[:, state.steps]))
         self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise)
         if state.steps == 1:
             self.places = sequences.copies(self.places, params.num_beams)

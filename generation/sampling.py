@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy
 import torch
 
+import kernels
 from generation.params import SamplingParams
 from glm.logits import Logits, Refine
 
@@ -51,8 +52,9 @@ def keys_of(seeds: Sequence[int], count: int) -> torch.Tensor:
     return torch.from_numpy(numpy.random.default_rng(int.from_bytes(digest, "big")).integers(0, 2**32, (count, 2)))
 
 
-def exponentials(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Unit exponential noise (b, c) float32 for ids (b, c) or (c) int64 and keys (b, 2): a hash, equal for equal input.
+def uniforms(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers between 0 and 1, (b, c) float32, for ids (b, c) or (c) int64 and keys (b, 2): a hash, equal for
+    equal input.
 
     The hash multiplies and shifts in the manner of lowbias32 (Chris Wellons, 2018); products stay below 2^63.
     """
@@ -61,13 +63,23 @@ def exponentials(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     x = x ^ keys[:, 1:]
     x = ((x ^ (x >> 15)) * 0x046CA68B) & _32_BITS
     x = x ^ (x >> 16)
-    # small values decide a draw: they are the exact ones of log1p
-    return -torch.log1p(-(x.to(torch.float32) * 2.0**-32 + 2.0**-33))
+    return x.to(torch.float32) * 2.0**-32 + 2.0**-33
 
 
-def gumbels(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Gumbel noise float32 (b, c): the largest sum of a logit and its noise is a draw from the softmax."""
-    return -exponentials(ids, keys).log()
+def all_uniforms(count: int, keys: torch.Tensor) -> torch.Tensor:
+    """Those of the ids 0 ... count - 1, (b, count)."""
+    compiled = kernels.compiled() if keys.device.type == "cpu" else None
+    return compiled.uniforms(keys, count) if compiled else uniforms(torch.arange(count, device=keys.device), keys)
+
+
+def exponentials_(uniform: torch.Tensor) -> torch.Tensor:
+    """Unit exponential noise of uniform numbers, in place."""
+    return uniform.neg_().log1p_().neg_()  # small values decide a draw: they are the exact ones of log1p
+
+
+def gumbels_(uniform: torch.Tensor) -> torch.Tensor:
+    """Gumbel noise of uniform numbers, in place: the largest sum of a logit and its noise is drawn from the softmax."""
+    return exponentials_(uniform).log_().neg_()
 
 
 def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -115,7 +127,7 @@ def _shortlist(logits: torch.Tensor, top_p: float):
 
 def draw(logits: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Places (b,) in logits (b, c), drawn from their softmax. ids (b, c) or (c): the tokens that the logits are of."""
-    return (logits + gumbels(ids, keys)).argmax(dim=-1)
+    return (logits + gumbels_(uniforms(ids, keys))).argmax(dim=-1)
 
 
 def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | None,
@@ -138,7 +150,7 @@ def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | No
         logits = _scaled(logits, params)
         ids = (logits != -torch.inf).any(dim=0).nonzero()[:, 0]
         return ids[draw(logits[:, ids], ids, keys)]
-    noise = gumbels(torch.arange(logits.shape[-1], device=logits.device), keys)
+    noise = gumbels_(all_uniforms(logits.shape[-1], keys))
     if params.top_k:
         refine(params.top_k)
     else:

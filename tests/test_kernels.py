@@ -6,6 +6,7 @@ tests/rounding.py says how near is near enough.
 import pytest
 import torch
 
+from generation import sampling
 from kernels import reference
 from tests import kernel_cases
 from tests.kernel_cases import DTYPES, doubled, poison, random
@@ -211,3 +212,11 @@ def test_sums_of_exponentials(ops, v):
     assert not sums.flatten()[5:7].isfinite().any()
     assert torch.equal(sums.flatten(), ops.log_sums(logits)[1]) or sums.isnan().any()
     assert torch.equal(ops.log_sums(logits[7:8])[1], sums.flatten()[7:8])  # whatever rows there are beside it
+
+
+@pytest.mark.parametrize("v", [1, 15, 16, 1000])
+def test_random_numbers_are_those_of_the_hash_bit_by_bit(ops, v):
+    keys = torch.randint(0, 2**32, (5, 2), generator=torch.Generator().manual_seed(v))
+    keys[0], keys[1] = 0, 2**32 - 1
+    assert torch.equal(ops.uniforms(keys, v), sampling.uniforms(torch.arange(v), keys))
+    assert torch.equal(ops.uniforms(keys.flip(1).contiguous().flip(1), v), ops.uniforms(keys, v))

@@ -70,7 +70,7 @@ def test_what_has_no_probability_is_never_drawn():
 
 def test_noise_is_exponential_and_independent():
     """Over tokens with one key, over keys for one token, and without correlation of neighbours."""
-    noise = sampling.exponentials(torch.arange(400), keys(400)).double()
+    noise = sampling.exponentials_(sampling.uniforms(torch.arange(400), keys(400))).double()
     assert noise.min() > 0
     for sample in (noise.flatten(), noise[:, 7], noise[7], noise[:, 399]):
         sorted_, n = sample.sort().values, len(sample)
@@ -84,7 +84,7 @@ def test_noise_is_exponential_and_independent():
 def test_noise_belongs_to_an_id_wherever_it_stands():
     ids = torch.tensor([[5, 70000, 2], [2, 5, 70000]])
     same_keys = keys(1).expand(2, -1)
-    first, second = sampling.exponentials(ids, same_keys).tolist()
+    first, second = sampling.exponentials_(sampling.uniforms(ids, same_keys)).tolist()
     assert first == [second[1], second[2], second[0]]
 
 
@@ -123,7 +123,7 @@ def test_of_the_best_k_those_alone_get_noise_and_the_draw_is_that_of_all():
         logits = (torch.randn(b, v, generator=generator) * 3).round(decimals=1)  # with equals
         keys = torch.randint(0, 2**32, (b, 2), generator=generator)
         params = SamplingParams(top_k=k, top_p=0, temperature=0.7)
-        noise = sampling.gumbels(torch.arange(v), keys)
+        noise = sampling.gumbels_(sampling.uniforms(torch.arange(v), keys))
         wanted = (sampling.keep_top_k(logits / 0.7, k) + noise).argmax(dim=-1)
         assert torch.equal(sampling.sample(logits, params, keys), wanted)
 

@@ -28,6 +28,7 @@ SIGNATURES = {
     "glm_scaled_add": [c_int, c_void_p, c_void_p, c_float, c_void_p, c_size_t, c_int],
     "glm_activate": [c_int, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
     "glm_log_sums": [c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_int],
+    "glm_uniforms": [c_void_p, c_size_t, c_size_t, c_void_p, c_int],
     "glm_threads": [c_int],
 } | attention.SIGNATURES
 X86 = ("x86_64", "AMD64")
@@ -188,6 +189,12 @@ class Operators:
         self.library.glm_log_sums(logits.data_ptr(), logits.numel() // v, v, highest.data_ptr(), sums.data_ptr(),
                                   torch.get_num_threads())
         return highest, sums
+
+    def uniforms(self, keys, v):
+        """generation.sampling.uniforms of the ids 0 ... v - 1, bit by bit: keys (b, 2) int64 -> (b, v) float32."""
+        keys, out = keys.contiguous(), torch.empty(keys.shape[0], v)
+        self.library.glm_uniforms(keys.data_ptr(), keys.shape[0], v, out.data_ptr(), torch.get_num_threads())
+        return out
 
     def attend(self, qkv, cosine, sine, keys=None, values=None, start=0, blocked=None, positions_2d=False):
         size = cosine.shape[-1]

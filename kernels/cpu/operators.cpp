@@ -40,6 +40,16 @@ EXPORT void glm_log_sums(const float* x, size_t m, size_t n, float* highest, flo
     TEAM(threads, log_sums(x, n, highest, sums, share(m, 1, thread, team));)
 }
 
+// keys (m, 2), out (m, n).
+EXPORT void glm_uniforms(const int64_t* keys, size_t m, size_t n, float* out, int threads) {
+    threads = team_for(m * n * 4, threads);
+    TEAM(threads, {
+        const Range ids = share(n, 16, thread, team);
+        for (size_t row = 0; row < m; row++)
+            uniforms(uint32_t(keys[2 * row]), uint32_t(keys[2 * row + 1]), out + row * n, ids);
+    })
+}
+
 EXPORT void glm_attend(int type, const AttentionShape* shape, const void* qkv, const float* cosine, const float* sine,
                        void* keys, void* values, void* out, int threads) {
     threads = team_for(shape->batch * shape->heads * shape->size * shape->total * 2 * width(type), threads);

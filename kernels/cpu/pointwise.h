@@ -91,6 +91,24 @@ static inline void log_sums(const float* x, size_t n, float* highest, float* sum
     }
 }
 
+// numbers (n) of the ids 0 ... n - 1: the hash of generation/sampling.py, in the middle of one of 2^32 parts of 0 ... 1.
+static inline void uniforms(uint32_t key, uint32_t second, float* numbers, Range ids) {
+    const size_t block = 16;  // a fixed number, so that the compiler makes vectors of it
+    for (size_t first = ids.first; first < ids.last; first += block) {
+        float found[block];
+        for (size_t i = 0; i < block; i++) {
+            uint32_t x = uint32_t(first + i) * 0x1E3779B1u + key;
+            x = (x ^ x >> 16) * 0x7FEB352Du;
+            x ^= second;
+            x = (x ^ x >> 15) * 0x046CA68Bu;
+            x ^= x >> 16;
+            found[i] = float(x) * 0x1p-32f + 0x1p-33f;
+        }
+        const size_t count = ids.last - first < block ? ids.last - first : block;
+        std::memcpy(numbers + first, found, count * sizeof(float));
+    }
+}
+
 enum Activation : size_t { GEGLU, GELU, GELU_TANH, SWIGLU };  // as kernels.layer.Activation
 static inline bool is_gated(Activation activation) { return activation == GEGLU || activation == SWIGLU; }
 
