@@ -30,7 +30,9 @@ read_config() {
         exit 2
     fi
     [[ $file == /* ]] || file="$PWD/$file"
+    trap 'exit 2' EXIT # where bash names a variable that the configuration reads and nobody has set
     source "$REPOSITORY/scripts/read_config.sh" "$file"
+    trap - EXIT
 }
 
 # Stops where a configuration, named first, does not set one of the variables of such a configuration.

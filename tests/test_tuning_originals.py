@@ -224,7 +224,7 @@ def test_configurations_that_are_not_there(clone):
 
 @pytest.mark.parametrize(("script", "configs", "message"), [
     ("ds_finetune_superglue.sh", ("model_blocklm_2B.sh", "seq_blank.sh"), "seq_blank.sh sets no MAX_SEQ_LEN"),
-    ("ds_finetune_superglue.sh", ("task_rte.sh", "task_rte.sh"), "config_tasks/task_rte.sh sets no MODEL_ARGS"),
+    ("ds_finetune_superglue.sh", ("task_rte.sh", "task_rte.sh"), "MODEL_TYPE: unbound variable"),
     ("ds_finetune_seq2seq.sh", ("model_blocklm_2B.sh", "task_rte.sh"), "config_tasks/task_rte.sh sets no TASK_ARGS"),
     ("ds_pretrain_nvidia.sh", ("model_blocklm_2B.sh",), "config_tasks/model_blocklm_2B.sh sets no gpt_options")])
 def test_configurations_of_another_kind(clone, script, configs, message):
