@@ -42,7 +42,7 @@ def test_files_are_worth_opening():
         "generation/batching.py",  # shared by files and evaluation
         "glm/tokenizers/glm.py", "glm/tokenizers/megatron.py",  # a vocabulary each
         "glm/logits.py",  # shared by model and generation
-        "kernels/cuda/build.py", "kernels/cuda/stack.py", "kernels/packing.py",
+        "kernels/cuda/build.py", "kernels/cuda/norms.py", "kernels/cuda/stack.py", "kernels/packing.py",
         "planning/ranks.py",  # the trial's processes
         "runtime/pages.py",
         "serving/errors.py", "serving/page.py", "serving/routes.py", "serving/scoring.py", "serving/streams.py",
