@@ -144,33 +144,47 @@ static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, cons
         scales_of<Form::BITS, S>(w, row + r, scales + r * places);
         UNROLL for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
     }
-    words a[R];
-    for (size_t first = 0, unit = 0; first < units; first += span) {
-        typename Form::Sum sums[R][M];
+    typename Form::Sum sums[R][M];
+    const auto begin = [&](size_t span_number) __attribute__((always_inline)) {
         UNROLL for (int i = 0; i < M; i++) {
-            const typename Form::Sum start = Form::start(x + i * stride, units, first / span);
+            const typename Form::Sum start = Form::start(x + i * stride, units, span_number);
             UNROLL for (int r = 0; r < R; r++) sums[r][i] = start;
         }
-        const size_t last = first + span < units ? first + span : units;
-        for (const size_t end = last < whole ? last : whole; unit < end; unit++) {
-            UNROLL for (int r = 0; r < R; r++) {
-                prefetch(data + (unit * R + r) * O::BYTES + ahead);
-                a[r] = Form::loaded(kept(load_words(data + r * bytes + unit * O::BYTES)));
-            }
-            Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
+    };
+    const auto add_unit = [&](size_t unit) __attribute__((always_inline)) {
+        words a[R];
+        UNROLL for (int r = 0; r < R; r++) {
+            prefetch(data + (unit * R + r) * O::BYTES + ahead);
+            a[r] = Form::loaded(kept(load_words(data + r * bytes + unit * O::BYTES)));
         }
-        if (unit < last) {
-            UNROLL for (int r = 0; r < R; r++)
-                a[r] = Form::loaded(load_words(data + r * bytes + unit * O::BYTES, bytes - unit * O::BYTES));
-            Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
-        }
+        Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
+    };
+    const auto add_part = [&](size_t unit) {  // of the last unit, what there is
+        words a[R];
+        UNROLL for (int r = 0; r < R; r++)
+            a[r] = Form::loaded(load_words(data + r * bytes + unit * O::BYTES, bytes - unit * O::BYTES));
+        Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
+    };
+    const auto end = [&](size_t unit) __attribute__((always_inline)) {  // the first of the span
         UNROLL for (int r = 0; r < R; r++) {
             vec scale;
-            if (S != BY_ROW) scale = unit_scale<Form::BITS, S>(scales + r * places, first, groups, lanes);
+            if (S != BY_ROW) scale = unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
             UNROLL for (int i = 0; i < M; i++) {
                 vec value = Form::value(sums[r][i]);
                 total[r][i] = S == BY_ROW ? add(value, total[r][i]) : fma(value, scale, total[r][i]);
             }
+        }
+    };
+    if constexpr (S == BY_PARTS || S == BY_LANE) {  // each unit is a span
+        for (size_t unit = 0; unit < whole; unit++) begin(unit), add_unit(unit), end(unit);
+        if (whole < units) begin(whole), add_part(whole), end(whole);
+    } else {
+        for (size_t first = 0, unit = 0; first < units; first += span) {
+            begin(first / span);
+            const size_t last = first + span < units ? first + span : units;
+            for (const size_t there = last < whole ? last : whole; unit < there; unit++) add_unit(unit);
+            if (unit < last) add_part(unit);
+            end(first);
         }
     }
     sum_all(total, out);

@@ -88,6 +88,11 @@ void product_columns(int type, const void* x, size_t m, size_t k, const Matrix& 
     packed_product(packed.bits).rows(packed, (const uint8_t*)x, m, out, part);
 }
 
+void product_fetch(size_t k, const Matrix& w, size_t weight_bytes, size_t row) {
+    const uint8_t* from = (const uint8_t*)w.weight + row * (w.bits ? w.packed(k).row_bytes() : k * weight_bytes);
+    for (size_t i = 0; i < 8192; i += 64) prefetch(from + i);  // products themselves look as far ahead
+}
+
 size_t product_piece(size_t m, size_t k, const Matrix& w, size_t weight_bytes) {
     enum { BYTES = 32 << 10 };  // of weights: many pieces, each of them long enough for the memory
     if (is_many(w, m, k)) return tile::PIECE;

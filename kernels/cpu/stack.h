@@ -104,6 +104,13 @@ template <class T> class Stack {
         if (is_gated(s.activation)) product_columns(type, operand, m, p.k, p.w, to, {s.inner + part.first, s.inner + part.last});
         activate_columns(s.activation, halves, m, s.inner, activated, part);
     }
+    // The first weights of a thread's share on their way from the memory, which has nothing else to do.
+    void fetch(size_t stage, Range pieces) const {
+        if (kind(stage) == LOAD || kind(stage) == ATTEND || before) return;  // who brings weights may replace them
+        const Product p = product(stage / count, kind(stage));
+        const size_t first = pieces.first * piece_of(columns(kind(stage), p), p);
+        product_fetch(p.k, p.w, sizeof(T), first);
+    }
     // What lies between a stage and the one before it, by one thread alone: norms of a few rows cost less than waiting.
     void prepare(size_t stage) {
         const size_t layer = stage / count;
@@ -144,6 +151,7 @@ public:
                        if (is_stopped) return count * s.layers;
                        prepare(next);
                        return next;
-                   });
+                   },
+                   [&](size_t stage, Range pieces) { fetch(stage, pieces); });
     }
 };
