@@ -181,10 +181,3 @@ static inline const bf16* operand(const bf16* x, size_t) { return x; }
 #else
 static inline const float* operand(const bf16* x, size_t count) { return as_floats(x, count); }
 #endif
-
-// This thread's part of out (m, n) = x (m, k) w (n, k)^T + bias (n).
-template <class T, class O>
-static void linear_part(const T* x, size_t m, size_t k, const T* w, const T* bias, O* out, size_t n, int thread,
-                        int threads) {
-    linear_rows(operand(x, m * k), m, k, w, bias, out, n, share(n, 4, thread, threads));
-}

@@ -2,22 +2,19 @@
 #include "exports.h"
 #include "products.h"
 #include "refine.h"
+#include "stages.h"
 #include "tile.h"
 
-template <class T, class O>
-static void few_rows(const T* x, size_t m, size_t k, const T* w, const T* bias, O* out, size_t n, int threads) {
-    TEAM(threads, linear_part(x, m, k, w, bias, out, n, thread, team);)
-}
-// All threads put x in order, each some rows of it.
-template <class T>
-static void few_packed_rows(const T* x, size_t m, size_t k, const Packed& w, const Target& to, int threads) {
-    const PackedProduct& product = packed_product(w.bits);
-    uint8_t* room = product.room(w, m);
-    TEAM(threads, {
-        product.arrange(type_number(x), w, x, m, share(m, 1, thread, team), room);
-        wait_for_all();
-        product.rows(w, room, m, to, share(to.n, 4, thread, team));
-    })
+static void few_rows(int type, const void* x, size_t m, size_t k, const Matrix& w, const Target& to, int threads) {
+    const void* operand = product_operand(type, x, m, k, w);
+    const size_t each = product_piece(m, k, w, width(type), to.n, threads);
+    Stages stages(1, threads);
+    TEAM(threads, stages.run(thread, team, [&](size_t) { return (to.n + each - 1) / each; },
+                             [&](size_t, size_t number) {
+                                 const size_t first = number * each;
+                                 product_columns(type, operand, m, k, w, to, {first, first + each < to.n ? first + each : to.n});
+                             },
+                             [](size_t next) { return next; });)
 }
 static const size_t MOST_BYTES = 32 << 20;  // of x in panels, of which more rows are taken one part after the other
 template <class T>
@@ -52,9 +49,7 @@ EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const Matrix
     const Target to = {out_type, type, bias, out, n};
     BY_TYPE(type, {
         if (is_many(*w, m, k)) many_rows((const T*)x, m, k, *w, to, threads);
-        else if (w->bits) few_packed_rows((const T*)x, m, k, w->packed(k), to, threads);
-        else if (out_type == type) few_rows((const T*)x, m, k, (const T*)w->weight, (const T*)bias, (T*)out, n, threads);
-        else few_rows((const T*)x, m, k, (const T*)w->weight, (const T*)bias, (float*)out, n, threads);
+        else few_rows(type, x, m, k, *w, to, threads);
     })
 }
 
@@ -78,8 +73,11 @@ const void* product_operand(int type, const void* x, size_t m, size_t k, const M
     return room;
 }
 
-template <class T, class X> static void plain_columns(const X*, const void* x, size_t m, size_t k, const Matrix& w, const Target& out, Range part) {
-    linear_rows((const X*)x, m, k, (const T*)w.weight, (const T*)out.bias, (T*)out.out, out.n, part);
+template <class T, class X>
+static void plain_columns(const X*, const void* x, size_t m, size_t k, const Matrix& w, const Target& to, Range part) {
+    const T *weight = (const T*)w.weight, *bias = (const T*)to.bias;
+    if (to.type == type_number(weight)) linear_rows((const X*)x, m, k, weight, bias, (T*)to.out, to.n, part);
+    else linear_rows((const X*)x, m, k, weight, bias, (float*)to.out, to.n, part);
 }
 void product_columns(int type, const void* x, size_t m, size_t k, const Matrix& w, const Target& out, Range part) {
     if (is_many(w, m, k)) BY_TYPE(type, return tile::columns_of<T>((float*)x, m, k, w, out, part))
@@ -88,14 +86,10 @@ void product_columns(int type, const void* x, size_t m, size_t k, const Matrix& 
     packed_product(packed.bits).rows(packed, (const uint8_t*)x, m, out, part);
 }
 
-void product_fetch(size_t k, const Matrix& w, size_t weight_bytes, size_t row) {
-    const uint8_t* from = (const uint8_t*)w.weight + row * (w.bits ? w.packed(k).row_bytes() : k * weight_bytes);
-    for (size_t i = 0; i < 8192; i += 64) prefetch(from + i);  // products themselves look as far ahead
-}
-
-size_t product_piece(size_t m, size_t k, const Matrix& w, size_t weight_bytes) {
+size_t product_piece(size_t m, size_t k, const Matrix& w, size_t weight_bytes, size_t columns, int threads) {
     enum { BYTES = 32 << 10 };  // of weights: many pieces, each of them long enough for the memory
-    if (is_many(w, m, k)) return tile::PIECE;
-    const size_t rows = BYTES / (w.bits ? w.packed(k).row_bytes() : k * weight_bytes) / 4 * 4;
-    return rows < 4 ? 4 : rows;
+    const size_t row_bytes = w.bits ? w.packed(k).row_bytes() : k * weight_bytes;
+    const size_t best = is_many(w, m, k) ? size_t(tile::PIECE) : BYTES / row_bytes, fair = columns / (4 * threads);
+    const size_t each = (best < fair ? best : fair) / 4 * 4;
+    return each < 4 ? 4 : each;
 }

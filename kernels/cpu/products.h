@@ -6,7 +6,5 @@
 const void* product_operand(int type, const void* x, size_t m, size_t k, const Matrix& w);
 // Columns `part`, from a multiple of 4 on, of out (m, n) = x (m, k) w^T + bias.
 void product_columns(int type, const void* operand, size_t m, size_t k, const Matrix& w, const Target& out, Range part);
-// How many columns of k weights are best computed at a time, a multiple of 4.
-size_t product_piece(size_t m, size_t k, const Matrix& w, size_t weight_bytes);
-// The beginning of row `row` of weights into a cache.
-void product_fetch(size_t k, const Matrix& w, size_t weight_bytes, size_t row);
+// How many of all columns are best computed at a time, a multiple of 4.
+size_t product_piece(size_t m, size_t k, const Matrix& w, size_t weight_bytes, size_t columns, int threads);

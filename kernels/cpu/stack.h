@@ -68,10 +68,7 @@ template <class T> class Stack {
     size_t kind(size_t stage) const { return first_stage + stage % count; }
     // Columns of the product that are shared out: of both halves the same ones, so that nobody has to be waited for.
     size_t columns(size_t stage, const Product& p) const { return stage == IN ? s.inner : p.n; }
-    size_t piece_of(size_t columns, const Product& p) const {
-        const size_t fair = columns / (4 * threads) / 4 * 4, best = product_piece(m, p.k, p.w, sizeof(T));
-        return fair < 4 ? 4 : fair < best ? fair : best;
-    }
+    size_t piece_of(size_t columns, const Product& p) const { return product_piece(m, p.k, p.w, sizeof(T), columns, threads); }
     // Rows that share a context are one thread's, a head at a time: the context stays in its cache.
     size_t heads_of_piece() const { return shape.context_rows ? m : 1; }
     Attention<T> attention(size_t layer) const {
@@ -103,13 +100,6 @@ template <class T> class Stack {
         if (kind(stage) != IN) return;
         if (is_gated(s.activation)) product_columns(type, operand, m, p.k, p.w, to, {s.inner + part.first, s.inner + part.last});
         activate_columns(s.activation, halves, m, s.inner, activated, part);
-    }
-    // The first weights of a thread's share on their way from the memory, which has nothing else to do.
-    void fetch(size_t stage, Range pieces) const {
-        if (kind(stage) == LOAD || kind(stage) == ATTEND || before) return;  // who brings weights may replace them
-        const Product p = product(stage / count, kind(stage));
-        const size_t first = pieces.first * piece_of(columns(kind(stage), p), p);
-        product_fetch(p.k, p.w, sizeof(T), first);
     }
     // What lies between a stage and the one before it, by one thread alone: norms of a few rows cost less than waiting.
     void prepare(size_t stage) {
@@ -151,7 +141,6 @@ public:
                        if (is_stopped) return count * s.layers;
                        prepare(next);
                        return next;
-                   },
-                   [&](size_t stage, Range pieces) { fetch(stage, pieces); });
+                   });
     }
 };

@@ -32,16 +32,14 @@ public:
 
     // Run by every thread of the team: piece(stage, number) for all of pieces(stage) numbers of each stage in turn; the thread
     // that ends one runs between(next stage) alone, before the next one begins. It returns the stage that is next. A thread
-    // that is to do nothing of a stage sees no pieces. Before a thread waits it calls fetch(stage, its share of the pieces) for
-    // the stage that comes.
-    template <class Pieces, class Piece, class Between, class Fetch>
-    void run(int thread, int team, Pieces pieces, Piece piece, Between between, Fetch fetch) {
+    // that is to do nothing of a stage sees no pieces.
+    template <class Pieces, class Piece, class Between>
+    void run(int thread, int team, Pieces pieces, Piece piece, Between between) {
         for (size_t stage; (stage = now.value()) < stages; now.wait_for_change(stage)) {
             const size_t all = pieces(stage);
             size_t number;
             uint32_t mine = 0;
             for (; take(stage, all, thread, team, number); mine++) piece(stage, number);
-            if (stage + 1 < stages) fetch(stage + 1, share(pieces(stage + 1), 1, thread, team));
             if (mine && finished[stage].fetch_add(mine) + mine == all) now.change(between(stage + 1));
         }
     }
