@@ -3,13 +3,7 @@
 #include "packed_unpack.h"
 #include "packed_words.h"
 
-// Rows of x, beyond which tiles are faster: an instruction multiplies twice as many integers of 16 bits as floats, of which
-// groups take a part.
-#ifdef GLM_PAIRS
-static inline size_t few(Scaling scaling) { return scaling == BY_ROW ? (W == 8 ? 32 : 16) : W == 8 ? 8 : 12; }
-#else
-static inline size_t few(Scaling) { return 8; }
-#endif
+static const size_t FEW = 8;  // rows of x; beyond, tiles are faster where they are many, and give a row the same result in any batch
 
 template <int BITS> struct Product {
 #ifdef GLM_PAIRS
@@ -18,10 +12,7 @@ template <int BITS> struct Product {
     typedef Few<InFloats<BITS>> Form;
 #endif
     typedef typename Form::X X;
-    static bool is_few(const Packed& w, size_t m) {
-        const Scaling scaling = Order<BITS>::scaling(w);
-        return m <= few(scaling) && scaling != BY_COLUMN;
-    }
+    static bool is_few(const Packed& w, size_t m) { return m <= FEW && Order<BITS>::scaling(w) != BY_COLUMN; }
     static uint8_t* room(const Packed& w, size_t m) { return scratch<Product, uint8_t>(m * Form::padded(w.k) * sizeof(X)); }
     static void arrange(int type, const Packed& w, const void* x, size_t m, Range rows, uint8_t* room) {
         BY_TYPE(type, {
