@@ -7,6 +7,7 @@ batches that it has answered. So answers that end early count with what they tak
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from evaluation.plan import Work
@@ -30,6 +31,7 @@ class Pace:
         self._cost = {name: {number: shape.cost([works[name].requests[index] for index in works[name].batches[number]])
                              for number in numbers} for name, numbers in lacking.items()}
         self._kind = {name: isinstance(work.requests[0], GenerateRequest) for name, work in works.items()}
+        self._own = own_batches(works)
         self._taken: dict[str, tuple[float, float]] = {}  # of tasks: cost and seconds of what is answered
 
     def answered(self, name: str, numbers: Sequence[int], seconds: float | None) -> None:
@@ -46,11 +48,12 @@ class Pace:
     def unknown(self, seconds: float, count: int) -> tuple[str, list[int]] | None:
         """After so many seconds of the run, the dearest task that has answered nothing, and at most `count` of its
         batches, to be answered ahead of its turn; None: there is none, or it is not the time for it."""
-        waiting = {name: costs for name, costs in self._cost.items() if costs and name not in self._taken}
-        if not waiting or not BEGIN <= seconds < END:
+        waiting = {name: sorted(costs.keys() & self._own[name]) for name, costs in self._cost.items()
+                   if name not in self._taken}
+        if not any(waiting.values()) or not BEGIN <= seconds < END:
             return None
-        name = max(waiting, key=lambda name: sum(waiting[name].values()))
-        numbers = sorted(waiting[name])
+        name = max(filter(waiting.get, waiting), key=lambda name: sum(self._cost[name].values()))
+        numbers = waiting[name]
         middle = (len(numbers) - 1) // 2  # neither of the largest nor of the smallest
         return name, numbers[middle:middle + count]
 
@@ -60,6 +63,16 @@ class Pace:
         names = [name] if name in self._taken else alike or list(self._taken)
         cost, seconds = (sum(values) for values in zip((0.0, 0.0), *(self._taken[each] for each in names), strict=True))
         return seconds / cost if cost else 0.0
+
+
+def own_batches(works: Mapping[str, Work]) -> dict[str, set[int]]:
+    """Of every task the numbers of the batches whose questions no other batch asks. The first answer to a question
+    counts for all, and may differ in its last bits from batch to batch: others keep their order, or results would
+    depend on how fast a machine is."""
+    asked = {name: [{work.hashes[index] for index in batch} for batch in work.batches] for name, work in works.items()}
+    counts = Counter(question for batches in asked.values() for batch in batches for question in batch)
+    return {name: {number for number, batch in enumerate(batches) if all(counts[question] == 1 for question in batch)}
+            for name, batches in asked.items()}
 
 
 def is_over(seconds: float) -> bool:

@@ -30,12 +30,13 @@ def generating(width, limit):
     return GenerateRequest((0,) * width, SamplingParams(top_k=1), limit, (1,))
 
 
-def work_of(name, batches):
+def work_of(name, batches, hashes=None):
     requests = [request for batch in batches for request in batch]
     numbers = iter(range(len(requests)))
     places = [[next(numbers) for _ in batch] for batch in batches]
-    return SimpleNamespace(config=SimpleNamespace(name=name), requests=requests, batches=places, size=lambda numbers: (
-        sum(len(places[number]) for number in numbers), 1))
+    return SimpleNamespace(config=SimpleNamespace(name=name), requests=requests, batches=places,
+                           hashes=hashes or [f"{name} {number}" for number in range(len(requests))],
+                           size=lambda numbers: (sum(len(places[number]) for number in numbers), 1))
 
 
 def test_costs_grow_with_rows_widths_and_steps():
@@ -68,6 +69,16 @@ def test_the_dearest_task_that_nothing_is_known_of_is_looked_at_first_and_only_e
     assert pace.unknown(BEGIN - 1, 1) is None and pace.unknown(END, 1) is None
     assert pace.unknown(BEGIN, 2) == ("b", [2, 3])
     pace.answered("b", [2], 1.0)
+    assert pace.unknown(BEGIN, 1) == ("c", [1])
+    pace.answered("c", [1], 1.0)
+    assert pace.unknown(BEGIN, 1) is None
+
+
+def test_a_batch_keeps_its_turn_where_another_one_asks_the_same():
+    works = {"a": work_of("a", [[scoring(64)]] * 2, ["w", "x"]), "b": work_of("b", [[scoring(64)]] * 3, "xyy"),
+             "c": work_of("c", [[scoring(64)] * 2] * 2, ["x", "p", "q", "q"])}
+    pace = Pace(works, {name: range(len(work.batches)) for name, work in works.items()}, MODEL)
+    pace.answered("a", [0], 1.0)
     assert pace.unknown(BEGIN, 1) == ("c", [1])
     pace.answered("c", [1], 1.0)
     assert pace.unknown(BEGIN, 1) is None
