@@ -24,22 +24,26 @@ DIVISIBLE = 1024  # by it
 BLOCK = (1 << 18) + 1  # random values that all weights of the layers repeat, odd so that rows differ
 
 
-def narrowed(config: ModelConfig) -> tuple[ModelConfig, int]:
+def narrowed(config: ModelConfig, ranks: int = 1) -> tuple[ModelConfig, int]:
     """A model that can be tried in the place of this one, and by how many times the widths of its layers are less."""
     times = 1
     while layer_weights(Setup(config, Format("fp32"))) > MOST_WEIGHTS:
-        halved = {name: getattr(config, name) // 2 for name in ("hidden_size", "inner_hidden_size",
-                                                                "num_attention_heads", "num_key_value_groups")}
+        halved = {name: -(-getattr(config, name) // 2) for name in ("hidden_size", "inner_hidden_size",
+                                                                    "num_attention_heads", "num_key_value_groups")}
         try:
-            config, times = replace(config, **halved), 2 * times
+            narrower = replace(config, **halved)
         except UserError:  # such a model cannot be: this one is tried, as large as it is
             break
+        if spec.undivided(narrower, ranks) is not None:
+            break
+        config, times = narrower, 2 * times
     return config, times
 
 
 def sample_model(setup: Setup, layers: int) -> GLM:
     """Its first layers, as the run holds them, and no more of its vocabulary than MOST_TABLE allows."""
-    config = replace(setup.config, num_layers=layers, vocab_size=tried_vocabulary(setup.config), num_image_tokens=0)
+    config = replace(setup.config, num_layers=layers, vocab_size=tried_vocabulary(setup.config, setup.degree),
+                     num_image_tokens=0)
     if setup.degree == 1 and not parallel.is_started():
         alone()
     parallel.start(setup.degree, device="cpu")
@@ -66,10 +70,10 @@ def sample_model(setup: Setup, layers: int) -> GLM:
     return model
 
 
-def tried_vocabulary(config: ModelConfig) -> int:
-    """Every number of ranks that divides the vocabulary divides this one, too, or it is the vocabulary."""
-    most = MOST_TABLE // config.hidden_size // DIVISIBLE * DIVISIBLE
-    return min(config.vocab_size, most)
+def tried_vocabulary(config: ModelConfig, ranks: int = 1) -> int:
+    """No more than MOST_TABLE allows, as far as the ranks divide it."""
+    share = DIVISIBLE * ranks
+    return min(config.vocab_size, max(1, MOST_TABLE // config.hidden_size // share) * share)
 
 
 def part_of(model: GLM, layers: int) -> GLM:

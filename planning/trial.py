@@ -71,7 +71,7 @@ def trial(setup: Setup) -> Trial:
 
     from planning.layers import narrowed, part_of, sample_model, tried_vocabulary
 
-    config, narrower = narrowed(setup.config)
+    config, narrower = narrowed(setup.config, setup.degree)
     tried = replace(setup, config=config)
     count = max(1, min(config.num_layers, STEP_BYTES // (layer_bytes(setup.run, tried) * setup.degree)))
     few = max(1, min(count, READ_WEIGHTS // (layer_weights(tried) * setup.degree)))
@@ -82,7 +82,8 @@ def trial(setup: Setup) -> Trial:
         scores, choice = (_of_places(model, counts, work, clock) for counts, work in (
             (SCORED, _scored), (ROWS, _chosen)))
         read, pair = _reading(part_of(model, few), max(SEEN, min(setup.context, 2 * SEEN)), bool(setup.scored), clock)
-    table = setup.config.vocab_size * setup.config.hidden_size / (tried_vocabulary(config) * config.hidden_size)
+    tried_table = tried_vocabulary(config, setup.degree) * config.hidden_size
+    table = setup.config.vocab_size * setup.config.hidden_size / tried_table
     return Trial(step.times(narrower**2 / count), seen.times(narrower / count), read.times(narrower**2 / few),
                  pair * narrower / few, scores.times(table), choice.times(table))
 
@@ -158,7 +159,7 @@ def _step(model: GLM, rows: int, places: int, clock: Clock) -> float:
     from glm.inputs import position_ids
 
     cache = model.new_cache(rows, places + 1)
-    tokens = torch.arange(rows)[:, None]
+    tokens = torch.arange(rows)[:, None] % model.config.vocab_size
     positions = position_ids(model.config, torch.full_like(tokens, min(places, _last(model))), torch.ones_like(tokens))
 
     def step() -> None:
@@ -180,7 +181,7 @@ def _pass(model: GLM, rows: int, width: int, is_masked: bool, clock: Clock) -> f
 
     from glm.inputs import position_ids
 
-    tokens = torch.arange(rows * width).view(rows, width) % 1000
+    tokens = torch.arange(rows * width).view(rows, width) % model.config.vocab_size
     places = torch.arange(width).expand(rows, width).clamp(max=_last(model))
     positions = position_ids(model.config, places, torch.zeros_like(places))
     blocked = torch.ones(rows, width, width, dtype=torch.bool).triu(1) if is_masked else None

@@ -61,7 +61,7 @@ def test_a_curve_goes_straight_between_its_points_and_on_in_proportion():
     assert curve.times(2)(2) == 6
 
 
-TRIED = ModelConfig(3, 64, 4, 96, 2048, 64, num_image_tokens=0)
+TRIED = ModelConfig(3, 64, 4, 96, 48, 64, num_image_tokens=0)
 
 
 @pytest.mark.parametrize("run, changes", [(Format("fp32"), {"scored": 1}),
@@ -83,6 +83,14 @@ def test_a_layer_too_wide_to_be_tried_is_tried_narrower():
     config, times = layers.narrowed(LARGE)
     assert times == 4 and config.hidden_size == LARGE.hidden_size // 4 and config.head_size == LARGE.head_size
     assert layers.narrowed(TRIED) == (TRIED, 1)
+    assert layers.narrowed(LARGE, 16)[1] == 2  # which has 48 heads, and not 24
+    grouped = replace(ModelConfig.from_name("chatglm2-6b"), hidden_size=4 * 4096, num_attention_heads=4 * 32)
+    assert layers.narrowed(grouped)[0].num_key_value_groups == 1
+
+
+def test_the_ranks_divide_the_vocabulary_that_is_tried():
+    config = replace(LARGE, hidden_size=4608, num_attention_heads=36)
+    assert layers.tried_vocabulary(config, 3) % 3 == 0 and layers.tried_vocabulary(TRIED, 3) == TRIED.vocab_size
 
 
 def test_ranks_that_fail_are_said_in_a_line(monkeypatch):
