@@ -64,7 +64,7 @@ def parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == [ranks.COMMAND]:
+    if len(words) == 2 and words[0] == ranks.COMMAND:
         if (line := ranks.of_rank(words[1])) is not None:
             print(line)
         return 0
@@ -134,7 +134,8 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
     if made.fits:
         return made
     use = Use((0,) * arguments.batch_size, arguments.num_beams, says_new_tokens=True)
-    ways = remedies(setup, use, lambda tried: table.make(tried, device, disk).fits, arguments.load, kind == "cuda")
+    ways = remedies(setup, use, lambda tried: table.fits(tried, memory.plan(tried), device), arguments.load,
+                    kind == "cuda")
     return replace(made, ways=tuple(ways))
 
 

@@ -7,7 +7,6 @@ Every rank runs `python -m planning trial SETUP`.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ def on_ranks(setup: Setup) -> Trial:
         return trial(setup)
     command = [sys.executable, str(REPOSITORY / "scripts" / "launch.py"), str(setup.degree), "planning", COMMAND,
                json.dumps(asdict(setup))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=dict(os.environ))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["nothing says why"]
         raise UserError(f"{setup.degree} ranks could not be timed here: {lines[-1].removeprefix('error: ')}")

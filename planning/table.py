@@ -39,10 +39,14 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """On a processor, where ranks share the memory, without the pages that the system takes back."""
-        if self.device.kind == "cpu":
-            return (self.memory.host - self.memory.mapped) * self.setup.degree <= self.device.memory
-        return self.memory.device <= self.device.memory
+        return fits(self.setup, self.memory, self.device)
+
+
+def fits(setup: Setup, room: Memory, device: Device) -> bool:
+    """On a processor, where ranks share the memory, without the pages that the system takes back."""
+    if device.kind == "cpu":
+        return (room.host - room.mapped) * setup.degree <= device.memory
+    return room.device <= device.memory
 
 
 def make(setup: Setup, device: Device, disk: float | None, hours: dict[str, float] | None = None) -> Plan:
@@ -167,5 +171,5 @@ def _offloading(setup: Setup, device: Device) -> Setup | None:
     beside = memory.plan(setup).device - total
     tried = replace(setup, offload_limit=device.memory - beside)
     room = memory.plan(tried)
-    fits = room.device <= device.memory and tried.offload_limit >= memory.least_offloaded(setup)
-    return tried if fits and room.streamed <= MOST_STREAMED * total else None
+    has_room = fits(tried, room, device) and tried.offload_limit >= memory.least_offloaded(setup)
+    return tried if has_room and room.streamed <= MOST_STREAMED * total else None

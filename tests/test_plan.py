@@ -134,6 +134,13 @@ def test_a_plan_that_does_not_fit_says_so(capsys):
     assert "TOO MUCH" in shown and "would fit with --quantization-bit-width 8" in shown
 
 
+def test_a_way_to_fit_may_be_a_precision_that_was_not_timed(monkeypatch, capsys):
+    for name, found in (("on_ranks", TRIAL), ("bandwidth", 4e10), ("matrix_rate", 1e11), ("host_room", 4e9)):
+        monkeypatch.setattr(machine, name, lambda *_, found=found: found)
+    assert plan_main(["--model", "glm-1.3b", "--device", "cpu", "--fp32"]) == 2
+    assert "would fit with --bf16\n" in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_another_model_is_named_and_no_flags_that_do_not_help(tmp_path, capsys, monkeypatch):
     folder = tiny_checkpoint(tmp_path / "one", 1)
     assert "GB: the checkpoint is another model's" in error(capsys, "--load", str(folder), "--model", "glm-130b")
