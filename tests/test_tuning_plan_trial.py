@@ -44,6 +44,7 @@ def test_the_very_step_is_timed(asked, monkeypatch):
     assert (len(names) == len(tuned.named())) == learned.is_whole
     assert all(".matrix_" in name for name in names) == bool(learned.low_rank)
     assert all("prefix_encoder" in name for name in names) == bool(learned.prefix)
+    assert learned.prefix or any(".layers.0." in name for name in names)  # gradients go down through all layers
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in parameters.values())
 
 

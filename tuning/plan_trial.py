@@ -86,7 +86,8 @@ def learner(job: Job) -> tuple[Tuned, dict[str, torch.nn.Parameter]]:
     layers = tuple(spec.in_layer(number, "") for number in range(learned.layers))
     if layers:
         return tuned, tuned.learn(lambda name: name.startswith(layers))
-    first = min(name for name in frozen if "layernorm" in name)  # gradients go down to what is beside the model
+    lowest = spec.in_layer(0, "")  # gradients go down through all layers to what is beside the model
+    first = min(name for name in frozen if name.startswith(lowest) and "layernorm" in name)
     return tuned, tuned.learn(lambda name: name == first)
 
 
