@@ -15,7 +15,7 @@ from tuning.optimizer import Optimizer
 from tuning.options import CheckpointOptions, PartsOptions, Settings
 from tuning.plan import job_of
 from tuning.plan_memory import needs
-from tuning.train_options import OptimizerOptions, TrainOptions
+from tuning.train_options import OPTIMIZERS, OptimizerOptions, TrainOptions
 
 RATE = 1e-2
 STEPS = 3
@@ -111,8 +111,8 @@ def test_a_training(tmp_path, capsys):
     assert "--optimizer is its default" in refused(
         "train", *training_flags(glm, steps=4), "--save", tmp_path / "run", "--hidden-dropout", "0",
         "--attention-dropout", "0", capsys=capsys)
-    jobs = [job_of(CheckpointOptions(glm), PartsOptions(), Settings(), TrainOptions(), None, has_moments=has)
-            for has in (True, False)]
+    jobs = [job_of(CheckpointOptions(glm), PartsOptions(), Settings(), TrainOptions(), None, optimizer=name)
+            for name in OPTIMIZERS]
     assert needs(jobs[0]).moments > 0 == needs(jobs[1]).moments
 
 

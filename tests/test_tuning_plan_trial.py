@@ -29,13 +29,17 @@ def job(learned: Learned = WHOLE, run: Format = FLOAT, **changes) -> Job:
 
 
 @pytest.mark.parametrize("asked", [
-    job(), job(is_checkpointed=True), job(LORA), job(LORA, Format("bf16", 4)), job(Learned(2, False)),
-    job(Learned(0, False, 100, prefix=3)), job(Learned(0, False, 100), hidden_dropout=0.0, attention_dropout=0.0)])
+    job(), job(is_checkpointed=True, optimizer="adafactor"), job(LORA), job(LORA, Format("bf16", 4)),
+    job(Learned(2, False)), job(Learned(0, False, 100, prefix=3)),
+    job(Learned(0, False, 100), hidden_dropout=0.0, attention_dropout=0.0)])
 def test_the_very_step_is_timed(asked, monkeypatch):
     monkeypatch.setattr(plan_trial, "ENOUGH", 0.0)
-    made, learner = [], plan_trial.learner
+    made, learner, optimizers, optimizer = [], plan_trial.learner, [], plan_trial.Optimizer
     monkeypatch.setattr(plan_trial, "learner", lambda tried: made.append(learner(tried)) or made[0])
+    monkeypatch.setattr(plan_trial, "Optimizer", lambda parameters, options: optimizers.append(options.optimizer)
+                        or optimizer(parameters, options))
     found = plan_trial.pace(asked, CPU)
+    assert optimizers == [asked.optimizer]
     assert found.part > 0 and found.update > 0
     (tuned, parameters), learned = made[0], asked.learned
     assert len(tuned.model.transformer.layers) == 4 and tuned.is_checkpointed == asked.is_checkpointed

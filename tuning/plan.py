@@ -80,14 +80,14 @@ class Job:
     attention_dropout: float = 0.1
     is_checkpointed: bool = False
     zero: Zero = Zero()
-    has_moments: bool = True  # AdamW's
+    optimizer: str = "adam"  # train_options.OPTIMIZERS
     saved: str = "fp32"  # precision of the saved checkpoint
     held_tokens: int = 0  # of all samples, in memory
 
 
 def job_of(checkpoint: CheckpointOptions, parts: PartsOptions, settings: Settings, options: TrainOptions,
            data: TrainingData | None, ranks: int | None = None, zero: Zero = Zero(),
-           has_moments: bool = True) -> Job:
+           optimizer: str = "adam") -> Job:
     """data: None for rows of --seq-length tokens, all of which are scored. ranks: data-parallel; None: as many as were
     started. Raises UserError for what cannot be a training."""
     config = read_config(checkpoint.load, checkpoint.model, **(checkpoint.shape or {}))
@@ -114,7 +114,7 @@ def job_of(checkpoint: CheckpointOptions, parts: PartsOptions, settings: Setting
     return Job(setup, learned, tuple(sizes), steps, getattr(data and data.steps, "of_epoch", steps), count, ranks,
                options.hidden_dropout, options.attention_dropout, options.checkpoint_activations,
                saved=SHORT[options.save_dtype or checkpoint.dtype], held_tokens=held, zero=zero,
-               has_moments=has_moments)
+               optimizer=optimizer)
 
 
 def sizes_of(data: TrainingData, settings: Settings, parts: int) -> tuple[list[Size], int]:

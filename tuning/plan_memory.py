@@ -56,7 +56,7 @@ def needs(job: Job) -> Needs:
     beside = job.learned.beside + low_rank_parameters(job)
     model = sum(map(setup.run.bytes, weights(setup))) / (ranks if zero.stage == 3 else 1) + FLOAT * beside
     masters = FLOAT * learned * (is_half or zero.stage > 0) / (ranks if zero.stage else 1)  # DeepSpeed copies float32
-    moments = MOMENTS * FLOAT * (learned + beside) * job.has_moments / (ranks if zero.stage else 1)
+    moments = MOMENTS * FLOAT * (learned + beside) * (job.optimizer == "adam") / (ranks if zero.stage else 1)
     gradients = gradient_bytes(job)
     held = peak(job, size)
     samples = TOKEN * job.held_tokens

@@ -39,7 +39,7 @@ def pace(job: Job, device: Device) -> Pace:
     tried = smaller(job)
     size = tried.sizes[0]
     tuned, parameters = learner(tried)
-    optimizer = Optimizer(parameters, OptimizerOptions())
+    optimizer = Optimizer(parameters, OptimizerOptions(optimizer=job.optimizer))
     batch = batch_of([sample(size)] * size.rows, tried.setup.config)
     shares = job.hidden_dropout, job.attention_dropout, 0.0
     dropout = Dropout(*shares, 0, 0, prefix_share=job.hidden_dropout) if any(shares) else None

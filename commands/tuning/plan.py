@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
         data = read(settings, options, arguments.load, job_of(*model, settings, options, None).ranks)
     job = job_of(*model, settings, options, data, zero=Zero.of(given.deepspeed),
-                 has_moments=given.optimizer.optimizer == "adam")
+                 optimizer=given.optimizer.optimizer)
     device, room = place_of(job, arguments.device)
     choice, wanted = choice_of(settings, options), needs(job)
     fits = lack(wanted, room) is None
@@ -93,8 +93,7 @@ def pace_of(job: Job, device: Device, fits: bool) -> Pace:
         return Pace()
     from tuning.plan_trial import pace
 
-    with machine.measured():
-        return pace(job, device)
+    return pace(job, device)
 
 
 def lines(job: Job, choice: Choice, wanted: Needs, device: Device, room: Room, seconds: float) -> Iterator[str]:

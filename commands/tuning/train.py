@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     if not arguments.no_plan:
         parallel.agree(lambda: require_fit(job_of(asked.checkpoint, asked.parts, settings, given.options, data,
                                                   zero=Zero.of(given.deepspeed),
-                                                  has_moments=given.optimizer.optimizer == "adam"),
+                                                  optimizer=given.optimizer.optimizer),
                                            choice_of(settings, given.options), arguments.device))
     try:
         with ExitStack() as stack, Interrupts() as interrupts:
