@@ -83,8 +83,7 @@ struct Head {
 static void turn_back(const float* gradient, const float* cosine, const float* sine, size_t place, const AttentionShape& s,
                       float* opposite, float* out) {
     for (size_t j = 0; j < s.turned; j++) opposite[j] = -sine[place * s.turned + j];
-    AttentionShape one = s;
-    rotate(gradient, cosine + place * s.turned, opposite, 0, one, out);
+    rotate(gradient, cosine + place * s.turned, opposite, 0, s, out);
 }
 
 // A row of scores becomes one of weights; one that may see nothing weighs all places alike. -> whether it saw something.
