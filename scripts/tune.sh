@@ -40,7 +40,7 @@ wants() {
     local file="$1" name
     shift
     for name in "$@"; do
-        if [[ -z ${!name+set} ]]; then
+        if ! declare -p "$name" >/dev/null 2>&1; then # which takes an empty array for set
             echo "error: $file sets no $name; is it a configuration of another kind?" >&2
             exit 2
         fi

@@ -246,6 +246,12 @@ def test_configurations_of_the_original_are_strings(clone, tmp_path):
     assert words[words.index("--load-pretrained") + 1] == "models/x"
 
 
+def test_an_empty_list_is_a_list(clone, tmp_path):
+    model = tmp_path / "model.sh"
+    model.write_text("MODEL_TYPE=blocklm\nMODEL_ARGS=()\n")
+    assert "--task" in said(clone, "ds_finetune_superglue.sh", str(model), "config_tasks/task_rte.sh")
+
+
 def test_several_processes(clone):
     process = clone.run("ds_finetune_superglue.sh", "config_tasks/model_blocklm_2B.sh", "config_tasks/task_rte.sh",
                         STUB_COMPLETE="yes", NUM_GPUS_PER_WORKER="4")
