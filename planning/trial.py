@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from kernels import FEW_ROWS, HEAD_BYTES
+from kernels import FEW_ROWS, backend, compiled, scored_bytes
 from planning.shapes import Setup, layer_bytes, layer_weights, weights
 
 if TYPE_CHECKING:
@@ -96,14 +96,12 @@ class Clock:
         """size: bytes of the weights."""
         import torch
 
-        import kernels
         from runtime import parallel
 
         self._agreed = parallel.broadcast_object
-
         buffer = torch.zeros(int(min(size, OTHERS)) // 64 * 64, dtype=torch.uint8)
-        compiled = kernels.compiled()
-        self._others = (lambda: compiled.read(buffer)) if compiled else buffer.sum
+        operations = compiled()
+        self._others = (lambda: operations.read(buffer)) if operations else buffer.sum
 
     def fastest(self, work: Callable[[], object]) -> float:
         """Seconds of it, once everything is in its place."""
@@ -124,21 +122,21 @@ def _of_places(model: GLM, counts: Iterable[int], work: Callable[[GLM, torch.Ten
     """work(model, hidden states) by the places of these, no more of them than logits are computed for at a time."""
     import torch
 
-    most = max(FEW_ROWS, HEAD_BYTES // (4 * model.config.vocab_size))
+    most = max(FEW_ROWS, scored_bytes("cpu") // (4 * model.config.vocab_size))
     x = torch.randn(most, model.config.hidden_size).to(model.head_weight.dtype)
     return Curve(tuple((count, clock.fastest(lambda count=count: work(model, x[:count])))
                        for count in sorted({min(count, most) for count in counts})))
 
 
-def _scored(model: GLM, hidden: torch.Tensor) -> torch.Tensor:
+def _scored(model: GLM, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     logits = model.head(hidden)
-    return (logits - logits.amax(-1, keepdim=True)).exp_().sum(-1)
+    return backend(logits).log_sums(logits)
 
 
 def _chosen(model: GLM, hidden: torch.Tensor) -> torch.Tensor:
     logits = model.choices(hidden)
     logits.refine(1)
-    return logits.values.argmax(-1)
+    return logits.values.max(dim=-1).indices
 
 
 def _steps(model: GLM, setup: Setup, clock: Clock) -> tuple[Curve, Curve]:
