@@ -82,5 +82,6 @@ def test_a_training(glm, tmp_path, capsys):
     batches = tmp_path / "batches.jsonl"
     batches.write_text('{"rows": [0]}\n', encoding="utf-8")
     for more, message in ((["--batches", batches, "--train-iters", 1], "leave one of them out"),
-                          (["--continuous-prompt", "--num-prompt-tokens", 3], "without --continuous-prompt")):
+                          (["--continuous-prompt", "--num-prompt-tokens", 3], "without --continuous-prompt"),
+                          (["--short-seq-prob", 0.5, "--seq-length", 33], "--short-seq-prob wants --seq-length 34")):
         assert message in refused("train", *flags, *more, "--save", tmp_path / "other", capsys=capsys)

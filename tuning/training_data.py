@@ -55,10 +55,11 @@ def read(settings: Settings, options: TrainOptions, load: Path, ranks: int) -> T
 def _rows(settings: Settings, options: TrainOptions, load: Path, size: int) -> TrainingData:
     rows = samples_of(settings, load)
     lacking = {number: row.error for number, row in enumerate(rows) if isinstance(row, Unbuildable)}
-    mixed = open_pattern_texts(settings, open_for(settings, load), rows) if settings.cloze.block_lm_ratio else None
-    if mixed is not None and options.batches is not None:
+    is_mixed = bool(settings.cloze.block_lm_ratio)
+    if is_mixed and options.batches is not None:
         raise UserError("--block-lm-ratio draws which steps read other texts, and --batches says what each reads: "
                         "leave one of them out")
+    mixed = open_pattern_texts(settings, open_for(settings, load), rows) if is_mixed else None
     if options.batches is not None:
         steps = read_batches(options.batches, options.train_iters, len(rows), lacking)
     else:
@@ -69,11 +70,11 @@ def _rows(settings: Settings, options: TrainOptions, load: Path, size: int) -> T
     held_out, notes = _validation(settings, options, load)
     contents = {"the rows": hash_of(rows)} | ({"the rows of validation": hash_of(held_out)} if held_out else {})
 
-    def read(work: Work) -> Sequence[Sample]:
+    def samples_read(work: Work) -> Sequence[Sample]:
         return [rows[row] for row in work.rows] if work.order is None else mixed.samples(work.order)
 
-    return TrainingData(steps, read, contents, rows, labels_of(rows),
-                        held_out, [*notes_on(settings, rows), *notes])
+    return TrainingData(steps, samples_read, contents, rows, labels_of(rows), held_out,
+                        [*notes_on(settings, rows), *notes])
 
 
 def _validation(settings: Settings, options: TrainOptions,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
 from tuning.data.documents import Packed, sentence_ends
-from tuning.data.pretrain import Batch, Order, blanking_of, blanks, check_vocabulary
+from tuning.data.pretrain import Order, blanking_of, blanks, check_cut, check_vocabulary
 from tuning.data.sample import Kind, Sample, Unbuildable, built
 from tuning.data.spans import Commands, Layout
 from tuning.options import ObjectiveOptions, Settings
@@ -33,38 +34,41 @@ class PatternTexts:
     layout: Layout
     commands: Commands
 
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        return tuple(self.texts)
+
     def order(self, step: int, size: int) -> Order | None:
         """What a step reads, rows drawn with replacement; None: its rows of the task."""
         draw = random.Random(f"{self.seed} {step} pattern texts")
         if draw.random() >= self.share:
             return None
-        return Order(step, tuple(draw.choices(tuple(self.texts), k=size)))
+        return Order(step, tuple(draw.choices(self.rows, k=size)))
 
     def samples(self, order: Order) -> list[Sample]:
         """With blanks; none where no blank finds a place."""
         try:
-            batch: Batch = blanks([self.texts[row] for row in order.indices], random.Random(order.count),
-                                  random.Random(order.count), self.objective, self.layout, self.commands)
+            return blanks([self.texts[row] for row in order.indices], random.Random(order.count),
+                          random.Random(order.count), self.objective, self.layout, self.commands).samples(order)
         except UserError:
             return []
-        return batch.samples(order)
 
 
 def open_pattern_texts(settings: Settings, tokenizer: Tokenizer,
-                       rows: Sequence[Sample | Unbuildable]) -> PatternTexts | None:
-    """None without --block-lm-ratio. UserError where there can be no such texts."""
-    ratio = settings.cloze.block_lm_ratio
-    if not ratio:
-        return None
+                       rows: Sequence[Sample | Unbuildable]) -> PatternTexts:
+    """As --block-lm-ratio, which is not 0, says. UserError where there can be no such texts."""
     if settings.prompt.continuous_prompt or not settings.cloze.cloze_eval:
         raise UserError("--block-lm-ratio wants texts of patterns, with --cloze-eval and without --continuous-prompt")
     check_vocabulary(tokenizer, "--block-lm-ratio")
+    if settings.objective.short_seq_prob:
+        check_cut(settings.data.seq_length)
     layout, commands = blanking_of(settings, tokenizer, sentence_ends(tokenizer))
     texts = {number: text for number, row in enumerate(rows)
              if isinstance(row, Sample) and (text := filled(row, commands)) is not None}
     if not texts:
         raise UserError(f"--block-lm-ratio: none of the {len(built(rows))} rows has a label and a blank for it")
-    return PatternTexts(texts, 1 - 1 / (1 + ratio), settings.data.seed, settings.objective, layout, commands)
+    return PatternTexts(texts, 1 - 1 / (1 + settings.cloze.block_lm_ratio), settings.data.seed, settings.objective,
+                        layout, commands)
 
 
 def filled(sample: Sample, commands: Commands) -> Packed | None:

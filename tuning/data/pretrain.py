@@ -195,11 +195,16 @@ def _gpt(samples: Sequence[Packed], draw: random.Random, blocks: random.Random, 
     return rows
 
 
-def short_pieces(samples: Sequence[Packed], draw: random.Random, length: int, commands: Commands) -> list[Packed]:
-    """The samples cut into short ones of one length for the batch, which begin and end with sentences if they can."""
+def check_cut(length: int) -> None:
+    """UserError where samples of so many tokens are too short for short_pieces."""
     if length - 1 <= SHORTEST_PIECE:
         raise UserError(f"samples of {length} tokens are too short to be cut; --short-seq-prob wants --seq-length "
                         f"{SHORTEST_PIECE + 2} or more")
+
+
+def short_pieces(samples: Sequence[Packed], draw: random.Random, length: int, commands: Commands) -> list[Packed]:
+    """The samples cut into short ones of one length for the batch, which begin and end with sentences if they can."""
+    check_cut(length)
     size = draw.randrange(SHORTEST_PIECE, length - 1)
     pieces = []
     for sample in samples:
