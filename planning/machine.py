@@ -188,9 +188,8 @@ def host(setup: Setup, weights: float) -> Device:
                       "measured now", on_ranks(setup))
 
 
-def bandwidth(size: float, choose: Callable = median) -> float:
-    """Bytes a second at which all threads together read `size` bytes again and again, by the compiled kernels' loop.
-    choose: which of several readings (in seconds) counts; min: the best one."""
+def bandwidth(size: float) -> float:
+    """Bytes a second at which all threads together read `size` bytes again and again, by the compiled kernels' loop."""
     import torch
 
     import kernels
@@ -200,12 +199,11 @@ def bandwidth(size: float, choose: Callable = median) -> float:
     buffer = torch.zeros(count, dtype=torch.uint8)
     read = (lambda: compiled.read(buffer)) if compiled else (lambda: buffer.view(torch.float32).sum())
     read()
-    return count / choose(_seconds(read) for _ in range(READINGS))
+    return count / median(_seconds(read) for _ in range(READINGS))
 
 
-def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]], rows: int = ROWS,
-                choose: Callable = median) -> float:
-    """Operations a second of torch's products of `rows` rows with weights of these shapes; choose as above."""
+def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]]) -> float:
+    """Operations a second of torch's products of ROWS rows with weights of these shapes (n, k)."""
     import torch
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -213,7 +211,7 @@ def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]], rows: int = R
     with torch.inference_mode():
         for n, k in shapes:
             n, k = min(n, LARGEST // 1024), min(k, 4096)
-            x, weight = torch.ones(rows, k, dtype=dtype), torch.ones(n, k, dtype=dtype)
+            x, weight = torch.ones(ROWS, k, dtype=dtype), torch.ones(n, k, dtype=dtype)
 
             def product(x=x, weight=weight):
                 torch.nn.functional.linear(x, weight)
@@ -222,8 +220,8 @@ def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]], rows: int = R
             found, end = [], time.perf_counter() + PRODUCT_SECONDS / len(shapes)
             while not found or (time.perf_counter() < end and len(found) < 20):
                 found.append(_seconds(product))
-            operations += 2.0 * rows * n * k
-            seconds += choose(found)
+            operations += 2.0 * ROWS * n * k
+            seconds += median(found)
     return operations / seconds
 
 
