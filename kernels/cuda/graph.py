@@ -80,8 +80,8 @@ class Recorder:
 
 
 def reason(error: BaseException) -> str:
-    """One line: of errors that followed from one another the first one's, since a recording that was broken off ends
-    with an error of its own."""
-    while error.__context__ is not None:
+    """One line: of errors that came up while another one was handled the first one's, since a recording that was broken
+    off ends with an error of its own; but one that was raised to explain another (`from`) stands for it."""
+    while error.__context__ is not None and not error.__suppress_context__:
         error = error.__context__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
