@@ -131,7 +131,6 @@ def sums(setting: Setting, ceiling: float) -> Iterator[dict]:
         torch.cuda.synchronize()
         found = []
         for _ in range(4):  # both slots, twice
-            found.clear()
             for rank, stream, part in zip(ranks, streams, parts, strict=True):
                 with torch.cuda.stream(stream):
                     found.append(rank.sum(part))
