@@ -181,6 +181,12 @@ def test_the_stack_takes_rows_of_unlike_lengths_and_fewer_than_the_cache_has(ops
         torch.testing.assert_close(ours[3], other[3], rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_step_of_no_rows(ops):
+    layers, final, keys, values, form, *inputs = stack_case(torch.float32, 2, "glm-130b", 2, 4, 4, 32, 90, 4)
+    made = stack.Stack(ops, layers, final, keys, values, form)
+    assert made.step(*(tensor[:0] for tensor in inputs), 4).shape == (0, 1, 128)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_stack_whose_weights_come_as_they_are_needed(ops, threads, monkeypatch):
     """Two layers share one place in memory; the table is given meta tensors until then."""

@@ -110,6 +110,8 @@ class Operators:
         """x (..., k) times weight (n, k) transposed, plus bias -> (..., n), float32 or of x's type."""
         n, k = weight.shape
         x, out = x.contiguous(), x.new_empty((*x.shape[:-1], n), dtype=dtype)
+        if out.numel() == 0:
+            return out  # without a piece of work its stage would never end
         self._linear(TYPES[x.dtype], x.data_ptr(), x.numel() // k, k, ctypes.byref(Matrix.of(weight)), address(bias),
                      TYPES[dtype], out.data_ptr(), n, torch.get_num_threads())
         return out
