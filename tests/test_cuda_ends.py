@@ -38,7 +38,7 @@ def run(device, case, end):
 @pytest.mark.parametrize("m, n, kernel", [(1, 40, "skinny_1"), (3, 72, "skinny_"), (8, 200, "skinny_"),
                                           (17, 200, "wide_4")])
 def test_products_end_with_activation_and_residual(folder, bits, dtype, activation, m, n, kernel):
-    """Whole tiles and tails, one group of rows a block and two; half of 200 rows ends inside of a tile."""
+    """Whole tiles and tails; half of 200 rows ends inside of a tile."""
     case = random_case(m, n, 640, bits, None, dtype)
     [launched] = run(Emulator(folder, processors=2), case, end_of(case, activation, m != 3))
     assert launched.startswith(kernel)
