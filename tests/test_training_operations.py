@@ -95,3 +95,9 @@ def test_scores_of_tokens(ops, parts, monkeypatch):
     weight[3] = weight[7]  # a tie is the first's
     is_best = ops.score_tokens(hidden, weight, owners, targets)[3]
     assert is_best.tolist() == (F.linear(hidden, weight).argmax(-1)[owners] == targets).tolist()
+
+
+def test_no_tokens_teach_nothing(ops):
+    hidden, weight, nobody = numbers(0, 12).requires_grad_(), numbers(45, 12).requires_grad_(), torch.arange(0)
+    sum(each.sum() for each in ops.score_tokens(hidden, weight, nobody, nobody)[:3]).backward()
+    assert hidden.grad.shape == (0, 12) and weight.grad.eq(0).all()

@@ -231,6 +231,6 @@ class Scored(torch.autograd.Function):
 
 
 def _parts(places: int, vocabulary: int) -> list[slice]:
-    """Of which no more than HEAD_BYTES of logits are made."""
+    """Of which no more than HEAD_BYTES of logits are made; of no places one, which makes their gradient zeros."""
     step = max(1, HEAD_BYTES // (4 * vocabulary))
-    return [slice(begin, min(places, begin + step)) for begin in range(0, places, step)]
+    return [slice(begin, min(places, begin + step)) for begin in range(0, max(1, places), step)]
