@@ -108,7 +108,7 @@ def test_a_terminal_gets_a_bar_that_makes_room_for_lines(monkeypatch):
         shown = os.read(reading, 1 << 16).decode()
     os.close(reading)
     assert "words" in shown and re.search(r"5/20 items, [\d.]+ items/s", shown)
-    assert shown.count("\x1b[2K") > 2  # the bar's line was cleared
+    assert "\x1b[2K" in shown  # the line of the bar was cleared; how often is a matter of time
 
 
 @pytest.mark.parametrize("request_, tokens", [
