@@ -24,6 +24,7 @@ from tests.fuzzing import fuzz, names, only_user_errors, texts
 from tests.recorded_runs import MadeTask, choice_item, write_run
 from tests.tiny_checkpoints import tiny_checkpoint
 from tests.tiny_tasks import write_tasks
+from tests.tried import TRIAL
 from tools import prepare_data
 
 REACHED = "the model would be loaded now"
@@ -126,6 +127,7 @@ def test_any_words_behind_a_command(folder, monkeypatch, command):
     monkeypatch.setattr("planning.machine.bandwidth", lambda *_: 1e10)  # what takes its time
     monkeypatch.setattr("planning.machine.matrix_rate", lambda *_: 1e11)
     monkeypatch.setattr("planning.machine.disk_rate", lambda *_: 1e9)
+    monkeypatch.setattr("planning.machine.on_ranks", lambda *_: TRIAL)
     for name in ("commands.generate.load_model", "commands.evaluate.load_model", "tools.converting.convert.convert",
                  "tools.quantizing.measure.measure", "tools.preparing.writing.prepare"):  # fmt: skip
         monkeypatch.setattr(name, stop)

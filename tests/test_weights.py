@@ -214,7 +214,7 @@ def test_a_shard_is_in_memory_once(tmp_path, dtype, bits, share):
     """The result and one tensor of 4 MiB, with what it is quantised in; two copies would be twice."""
     shard_bytes, peak_bytes = run_ranks(grown_by_converting, 1, tmp_path, tmp_path / "shard.pt", dtype, bits)[0]
     assert shard_bytes == 256 * 2**20
-    assert peak_bytes < share * shard_bytes + (80 * 2**20 if bits else shard_bytes // 2)
+    assert peak_bytes < share * shard_bytes + (112 * 2**20 if bits else shard_bytes // 2)
 
 
 def grown_by_converting(path, dtype, bits):
