@@ -180,12 +180,19 @@ def fastest_precision(kind: str, gpus: Sequence[Gpu], cpu_precision: str) -> str
 def host(setup: Setup, weights: float) -> Device:
     """This machine's processor as each of the setup's ranks has it, measured by some layers of the model. weights:
     bytes that a step reads: small ones stay in the processor's caches. Imports torch."""
-    precision, ranks = setup.run.precision, setup.degree
-    shapes = [(weight.rows, weight.columns) for weight in linears(replace(setup, degree=1))]
     with measured():
-        share, rate = bandwidth(weights) / ranks, matrix_rate(precision, shapes) / ranks
-        return Device("cpu", "this machine's processor", "cpu", host_room(), share, {precision: rate}, share, share,
-                      "measured now", on_ranks(setup))
+        whole = processor(replace(setup, degree=1), weights)
+        share = whole.bandwidth / setup.degree
+        rates = {precision: rate / setup.degree for precision, rate in whole.rates.items()}
+        return replace(whole, bandwidth=share, rates=rates, link=share, peer=share, trial=on_ranks(setup))
+
+
+def processor(setup: Setup, weights: float) -> Device:
+    """This machine's processor as one process alone has it, with the rate of the setup's products."""
+    precision, read = setup.run.precision, bandwidth(weights)
+    rate = matrix_rate(precision, [(weight.rows, weight.columns) for weight in linears(setup)])
+    return Device("cpu", "this machine's processor", "cpu", host_room(), read, {precision: rate}, read, read,
+                  "measured now")
 
 
 def bandwidth(size: float) -> float:
@@ -199,7 +206,7 @@ def bandwidth(size: float) -> float:
     buffer = torch.zeros(count, dtype=torch.uint8)
     read = (lambda: compiled.read(buffer)) if compiled else (lambda: buffer.view(torch.float32).sum())
     read()
-    return count / median(_seconds(read) for _ in range(READINGS))
+    return count / median(seconds_of(read) for _ in range(READINGS))
 
 
 def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]]) -> float:
@@ -219,7 +226,7 @@ def matrix_rate(precision: str, shapes: Sequence[tuple[int, int]]) -> float:
             product()
             found, end = [], time.perf_counter() + PRODUCT_SECONDS / len(shapes)
             while not found or (time.perf_counter() < end and len(found) < 20):
-                found.append(_seconds(product))
+                found.append(seconds_of(product))
             operations += 2.0 * ROWS * n * k
             seconds += median(found)
     return operations / seconds
@@ -246,7 +253,7 @@ def disk_rate(file: Path) -> float | None:
     return total / (time.perf_counter() - begin)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin

@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +77,7 @@ def decoding(model, rows: int, context: int, repeats: int) -> float:
     from generation.groups import Row
     from generation.params import SamplingParams
     from generation.sampling import rules
+    from tools.benchmarking.rates import repeat
 
     count = STEPS * repeats
     end = model.config.vocab_size - 1
@@ -87,17 +86,16 @@ def decoding(model, rows: int, context: int, repeats: int) -> float:
     batch = Batch(model, rows, context + count + 2)
     batch.sequences._read = lambda *_: None  # the cache holds zeros, which take as long
     batch.add(asked)
-    batch.step()
-    return min(seconds_of(batch.step) for _ in range(count))
+    return repeat(batch.step, count).best
 
 
 def scoring(model, rows: int, width: int, repeats: int) -> float:
     from evaluation.scorer import Scorer
+    from tools.benchmarking.rates import repeat
 
     scorer, requests = Scorer(model), requests_of(rows, width)
     count = max(1, min(MOST, repeats * FEW_TOKENS // (rows * width)))  # the same on all ranks
-    scorer.answer(requests)
-    return min(seconds_of(lambda: scorer.answer(requests)) for _ in range(count))
+    return repeat(lambda: scorer.answer(requests), count).best
 
 
 def requests_of(rows: int, width: int) -> list:
@@ -108,31 +106,26 @@ def requests_of(rows: int, width: int) -> list:
     return [ScoreRequest(context, ((1, *range(wanted - 1)),), 2, len(context), 1) for _ in range(rows)]
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
 def child(arguments: list[str], ranks: int = 1) -> dict:
     """What a process of this program prints: the first of so many ranks."""
-    begin = [sys.executable, "-m"] if ranks == 1 else [sys.executable, "scripts/launch.py", str(ranks)]
-    done = subprocess.run([*begin, "tools.check_cost", *arguments], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    from tools.check_plan import answer_of
+
+    begin = ["-m"] if ranks == 1 else ["scripts/launch.py", str(ranks)]
+    return answer_of([*begin, "tools.check_cost", *arguments])
 
 
 def lines(name: str, precision: str, ranks: int, plan: dict, found: dict) -> Iterator[str]:
+    from tools.check_plan import pair
+
     for kind, cases in (("decoding", DECODING), ("scoring", SCORING)):
-        cells = []
-        for (rows, width), one, other in zip(cases, plan[kind], found[kind], strict=True):
-            cells.append(f"{rows} × {width}: {1e3 * one:.3g} / {1e3 * other:.3g} ({100 * (one / other - 1):+.0f}%)")
+        cells = [f"{rows} × {width}: {pair(1e3 * one, 1e3 * other, '.3g')}"
+                 for (rows, width), one, other in zip(cases, plan[kind], found[kind], strict=True)]
         yield f"| {Path(name).name} | {precision.replace(',', ', INT')} | {ranks} | {kind} | {'; '.join(cells)} |"
 
 
 def main() -> int:
     from runtime.arguments import CommandParser
+    from tools.check_plan import keep
 
     parser = CommandParser(__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="presets, or folders")
@@ -159,8 +152,7 @@ def main() -> int:
                 records.append({"model": name, "precision": precision, "ranks": ranks, "planned": plan,
                                 "measured": found})
                 print("\n".join(lines(name, precision, ranks, plan, found)), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(records, indent=1))
+    keep(records, arguments.json)
     return 0
 
 

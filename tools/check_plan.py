@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,22 +82,39 @@ def planned(name: str, precision: str, context: int, new_tokens: int) -> dict:
 
 def compare(folder: Path, name: str, precision: str, context: int, new_tokens: int) -> dict:
     """The measurement, in a process of its own, and the plan."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(folder), "--models", name, "--precisions",
-               precision, "--context", str(context), "--new-tokens", str(new_tokens)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return {"model": name, "precision": precision, "measured": json.loads(done.stdout),
+    found = answer_of([str(Path(__file__).resolve()), "--child", str(folder), "--models", name, "--precisions",
+                       precision, "--context", str(context), "--new-tokens", str(new_tokens)])
+    return {"model": name, "precision": precision, "measured": found,
             "planned": planned(name, precision, context, new_tokens)}
 
 
-def line(record: dict) -> str:
-    def pair(key: str) -> str:
-        one, other = record["planned"][key], record["measured"][key]
-        return f"{one / 1e6:.0f} / {other / 1e6:.0f} ({100 * (one / other - 1):+.0f}%)"
+def output_of(arguments: Sequence[str]) -> str:
+    """What Python prints for these."""
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
 
+
+def answer_of(arguments: Sequence[str]) -> dict:
+    """The JSON in its last line."""
+    return json.loads(output_of(arguments).splitlines()[-1])
+
+
+def pair(planned: float, measured: float, form: str = ".0f") -> str:
+    return f"{planned:{form}} / {measured:{form}} ({100 * (planned / measured - 1):+.0f}%)"
+
+
+def keep(records: Sequence[dict], path: Path | None) -> None:
+    """All figures, in the file that --json names."""
+    if path is not None:
+        path.write_text(json.dumps(records, indent=1))
+
+
+def line(record: dict) -> str:
     kind, _, bits = record["precision"].partition(",")
-    cells = [record["model"], f"{kind}, INT{bits}" if bits else kind, pair("loaded"), pair("peak")]
+    cells = [record["model"], f"{kind}, INT{bits}" if bits else kind,
+             *(pair(record["planned"][key] / 1e6, record["measured"][key] / 1e6) for key in ("loaded", "peak"))]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -126,8 +144,7 @@ def main() -> int:
             for precision in arguments.precisions:
                 records.append(compare(Path(folder), name, precision, *numbers))
                 print(line(records[-1]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(records, indent=1))
+    keep(records, arguments.json)
     return 0
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -83,29 +82,24 @@ def measure(words: list[str]) -> dict:
 
 def planned(words: list[str]) -> dict:
     """By a process of its own."""
+    from tools.check_plan import output_of
+
     plan = json.loads(output_of(["-m", "tuning", "plan", *words, "--json"]))
     return {"planned": plan["host"], "planned_seconds": plan["seconds"] / plan["of_epoch"]}
 
 
-def output_of(arguments: list[str]) -> str:
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return done.stdout
-
-
 def line(case: tuple, found: dict) -> str:
-    def pair(one: float, other: float, digits: int) -> str:
-        return f"{one:.{digits}f} / {other:.{digits}f} ({100 * (one / other - 1):+.0f}%)"
+    from tools.check_plan import pair
 
     model, source, target, flags = case
-    cells = [model, str(source + target), f"`{flags}`", pair(found["planned"] / 1e6, found["measured"] / 1e6, 0),
-             pair(found["planned_seconds"], found["seconds"], 2), f"{os.getloadavg()[0]:.0f}"]
+    cells = [model, str(source + target), f"`{flags}`", pair(found["planned"] / 1e6, found["measured"] / 1e6),
+             pair(found["planned_seconds"], found["seconds"], ".2f"), f"{os.getloadavg()[0]:.0f}"]
     return "| " + " | ".join(cells) + " |"
 
 
 def main() -> int:
     from runtime.arguments import CommandParser
+    from tools.check_plan import answer_of, keep
 
     parser = CommandParser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR",
@@ -131,10 +125,9 @@ def main() -> int:
                 write_checkpoint(load, case[0])
             words = words_of(case, load.resolve(), folder, arguments.checkpoint.resolve(), folder / "run")
             child = [str(Path(__file__).resolve()), "--checkpoint", str(load), "--child", json.dumps(words)]
-            records.append(planned(words) | json.loads(output_of(child).splitlines()[-1]))
+            records.append(planned(words) | answer_of(child))
             print(line(case, records[-1]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(records, indent=1))
+    keep(records, arguments.json)
     return 0
 
 

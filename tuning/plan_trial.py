@@ -7,7 +7,6 @@ It is the very step of the training: its dropout, what learns of it, its optimis
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,6 +17,7 @@ from glm.adapters.prefix import Prefix
 from glm.dropout import Dropout
 from planning.devices import Device
 from planning.layers import narrowed, sample_model, tried_vocabulary
+from planning.machine import seconds_of
 from planning.shapes import layer_weights
 from tuning.batch import batch_of
 from tuning.data.sample import Kind, Row, Sample
@@ -96,9 +96,3 @@ def sample(size: Size) -> Sample:
     places = tuple(range(width))
     return Sample("", Kind.LANGUAGE, (Row(tuple(place % 100 for place in places), places, (0,) * width, width - wanted,
                                           (1,) * width, (0,) * (width - wanted) + (1,) * wanted),))
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin

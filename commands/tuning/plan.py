@@ -12,7 +12,7 @@ from commands.tuning.train import parser_of
 from planning import devices, machine
 from planning.check import Room
 from planning.devices import Device
-from planning.shapes import linears, weights
+from planning.shapes import weights
 from planning.table import numerous, row, words
 from runtime.arguments import chosen
 from runtime.errors import UserError
@@ -70,13 +70,8 @@ def main(argv: Sequence[str]) -> int:
 def place_of(job: Job, name: str) -> tuple[Device, Room]:
     """The device with its rates, and how much is free; of a GPU that is named alone its own memory counts."""
     if name == "cpu":
-        setup = job.setup
-        shapes = [(weight.rows, weight.columns) for weight in linears(setup)]
         with machine.measured():
-            rate = machine.matrix_rate(setup.run.precision, shapes)
-            read = machine.bandwidth(sum(map(setup.run.bytes, weights(setup))))
-        return Device("cpu", "this machine's processor", "cpu", machine.host_room(), read,
-                      {setup.run.precision: rate}, read, read, "measured now"), room_of(name)
+            return machine.processor(job.setup, sum(map(job.setup.run.bytes, weights(job.setup)))), room_of(name)
     if name.partition(":")[0] != "cuda":
         device = devices.named(name)
         endless = float("inf")
