@@ -14,9 +14,9 @@ template <int BITS> struct Product {
     typedef typename Form::X X;
     static bool is_few(const Packed& w, size_t m) { return m <= FEW && Order<BITS>::scaling(w) != BY_COLUMN; }
     static uint8_t* room(const Packed& w, size_t m) { return scratch<Product, uint8_t>(m * Form::padded(w.k) * sizeof(X)); }
-    static void arrange(int type, const Packed& w, const void* x, size_t m, Range rows, uint8_t* room) {
+    static void arrange(int type, const Packed& w, const void* x, size_t m, uint8_t* room) {
         BY_TYPE(type, {
-            for (size_t i = rows.first; i < rows.last; i++)
+            for (size_t i = 0; i < m; i++)
                 Form::arrange((const T*)x + i * w.k, w, (X*)room + i * Form::padded(w.k));
         })
     }

@@ -47,12 +47,12 @@ struct Target {
     }
 };
 
-// Few rows: x (m, k) is first put in order, into a room of the calling thread, some rows by each thread of a team; then each
-// thread computes some columns of out (m, n) = x w^T + bias. `type` is that of x, as BY_TYPE says.
+// Few rows: x (m, k) is first put in order by one thread, into a room of its own; then each thread of a team computes some
+// columns of out (m, n) = x w^T + bias. `type` is that of x, as BY_TYPE says.
 struct PackedProduct {
     bool (*is_few)(const Packed& w, size_t m);  // whether it is made for so many rows; tile.h is for the others
     uint8_t* (*room)(const Packed& w, size_t m);
-    void (*arrange)(int type, const Packed& w, const void* x, size_t m, Range rows, uint8_t* room);
+    void (*arrange)(int type, const Packed& w, const void* x, size_t m, uint8_t* room);
     void (*rows)(const Packed& w, const uint8_t* arranged, size_t m, const Target& to, Range rows);
     // Many rows: x and w, scaled, as elements of type 0 or 1 in one order of columns, of which there are `padded`. Both are
     // taken from a multiple of 256 columns on, a multiple of 256 or up to the end.

@@ -16,6 +16,26 @@ static void few_rows(int type, const void* x, size_t m, size_t k, const Matrix& 
                              },
                              [](size_t next) { return next; });)
 }
+enum { MOST_TOGETHER = 512, LEAST_TOGETHER = 128 };  // rows of x for which a piece of the matrix is packed
+// The work of a team, which takes units from a counter: a piece of the matrix with all of x, or with a part of x where
+// that is long, or the threads are many.
+struct Units {
+    size_t panels, n, together, pieces;
+    Units(size_t panels, size_t height, size_t n, size_t threads) : panels(panels), n(n) {
+        pieces = (n + tile::PIECE - 1) / tile::PIECE;
+        together = (MOST_TOGETHER + height - 1) / height;
+        while (together * height > LEAST_TOGETHER && count() < 3 * threads) together /= 2;
+    }
+    size_t count() const { return pieces * ((panels + together - 1) / together); }
+    Range panels_of(size_t unit) const {
+        const size_t first = unit / pieces * together;
+        return {first, first + together < panels ? first + together : panels};
+    }
+    Range rows_of(size_t unit) const {
+        const size_t first = unit % pieces * tile::PIECE;
+        return {first, first + tile::PIECE < n ? first + tile::PIECE : n};
+    }
+};
 static const size_t MOST_BYTES = 32 << 20;  // of x in panels, of which more rows are taken one part after the other
 template <class T>
 static void many_rows(const T* x, size_t m, size_t k, const Matrix& w, const Target& to, int threads) {
@@ -24,20 +44,16 @@ static void many_rows(const T* x, size_t m, size_t k, const Matrix& w, const Tar
         many_rows(x, most, k, w, to, threads);
         return many_rows(x + most * k, m - most, k, w, to.from_row(most), threads);
     }
-    tile::with_engine<T>([&](auto engine) {
-        typedef typename decltype(engine)::type Engine;
-        tile::with_rows(x, k, w, [&](auto rows, auto weights) {
-            tile::Operand<Engine> operand(m, rows.template words<typename Engine::Element>());
-            operand.data = scratch<Engine*, float>(operand.size());
-            const tile::Units units(operand.panels, operand.height, to.n, threads);
-            std::atomic<size_t> next{0};
-            TEAM(threads, {
-                operand.pack(rows, share(operand.panels, 1, thread, team));
-                wait_for_all();
-                for (size_t unit; (unit = next++) < units.count();)
-                    tile::columns(operand, units.panels_of(unit), weights, units.rows_of(unit), to);
-            })
-        });
+    tile::with_operand(x, m, k, w, [&](auto operand, auto rows, auto weights) {
+        operand.allocate();
+        const Units units(operand.panels, operand.height, to.n, threads);
+        std::atomic<size_t> next{0};
+        TEAM(threads, {
+            operand.pack(rows, share(operand.panels, 1, thread, team));
+            wait_for_all();
+            for (size_t unit; (unit = next++) < units.count();)
+                tile::columns(operand, units.panels_of(unit), weights, units.rows_of(unit), to);
+        })
     });
 }
 
@@ -69,7 +85,7 @@ const void* product_operand(int type, const void* x, size_t m, size_t k, const M
     const Packed packed = w.packed(k);
     const PackedProduct& forms = packed_product(packed.bits);
     uint8_t* room = forms.room(packed, m);
-    forms.arrange(type, packed, x, m, {0, m}, room);
+    forms.arrange(type, packed, x, m, room);
     return room;
 }
 

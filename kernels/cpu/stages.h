@@ -1,7 +1,7 @@
-// Work in stages, each of some pieces that a team of threads takes one by one; a stage begins when all pieces of the one
-// before it are done. No thread is waited for that holds no piece: one whose core another program has, or that is slow to
-// wake, costs its own share of the work alone. Waiting for all threads instead costs each of a step's hundred stages the
-// slowest one's time.
+// Work in stages, each of one piece at least, which a team of threads takes one by one; a stage begins when all pieces of
+// the one before it are done. No thread is waited for that holds no piece: one whose core another program has, or that is
+// slow to wake, costs its own share of the work alone. Waiting for all threads instead costs each of a step's hundred
+// stages the slowest one's time.
 #pragma once
 #include <vector>
 #include "linear.h"

@@ -17,7 +17,6 @@ static const size_t MOST_ROWS = 8;  // of x that one pass over plain weights ser
 namespace tile {
 
 enum { DEPTH = 256, COLUMNS = 2 * W, PIECE = 64 };  // PIECE: rows of the matrix that are packed at a time
-enum { MOST_TOGETHER = 512, LEAST_TOGETHER = 128 };  // rows of x for which a piece is packed
 
 struct Floats {
     typedef float Element;
@@ -159,6 +158,7 @@ template <class Engine> struct Operand {
     }
     static size_t spare() { return W; }  // behind a panel, where packing may write
     size_t size() const { return panels * (words * height + (words + DEPTH - 1) / DEPTH * spare()); }
+    float* allocate() { return data = scratch<Engine*, float>(size()); }  // of the calling thread
     float* at(size_t word, size_t panel) const {
         const size_t depth = words - word < DEPTH ? words - word : size_t(DEPTH);
         return data + panels * (word * height + word / DEPTH * spare()) + panel * (depth * height + spare());
@@ -226,26 +226,6 @@ static void columns(const Operand<Engine>& x, Range panels, Weights w, Range row
     }
 }
 
-// The work of a team, which takes units from a counter: a piece of the matrix with all of x, or with a part of x where
-// that is long, or the threads are many.
-struct Units {
-    size_t panels, n, together, pieces;
-    Units(size_t panels, size_t height, size_t n, size_t threads) : panels(panels), n(n) {
-        pieces = (n + PIECE - 1) / PIECE;
-        together = (MOST_TOGETHER + height - 1) / height;
-        while (together * height > LEAST_TOGETHER && count() < 3 * threads) together /= 2;
-    }
-    size_t count() const { return pieces * ((panels + together - 1) / together); }
-    Range panels_of(size_t unit) const {
-        const size_t first = unit / pieces * together;
-        return {first, first + together < panels ? first + together : panels};
-    }
-    Range rows_of(size_t unit) const {
-        const size_t first = unit % pieces * PIECE;
-        return {first, first + PIECE < n ? first + PIECE : n};
-    }
-};
-
 // Calls use(Chosen<engine>()) with the engine for x of type T.
 template <class Engine> struct Chosen { typedef Engine type; };
 template <class T, class Use> static void with_engine(Use use) {
@@ -269,29 +249,31 @@ template <class T, class Use> static void with_rows(const T* x, size_t k, const 
     use(ArrangedRows{x, type_number(x), k, product}, PackedRows{packed, product});
 }
 
-// x (m, k) as `columns_of` wants it, packed by this thread alone in memory of its own.
-template <class T> static const float* operand(const T* x, size_t m, size_t k, const Matrix& w) {
-    float* packed = nullptr;
+// Calls use(operand, rows of x, rows of the matrix) with the operand of x (m, k), which has no memory yet.
+template <class T, class Use> static void with_operand(const T* x, size_t m, size_t k, const Matrix& w, Use use) {
     with_engine<T>([&](auto engine) {
         typedef typename decltype(engine)::type Engine;
-        with_rows(x, k, w, [&](auto rows, auto) {
-            Operand<Engine> operand(m, rows.template words<typename Engine::Element>());
-            operand.data = packed = scratch<Engine*, float>(operand.size());
-            operand.pack(rows, {0, operand.panels});
+        with_rows(x, k, w, [&](auto rows, auto weights) {
+            use(Operand<Engine>(m, rows.template words<typename Engine::Element>()), rows, weights);
         });
+    });
+}
+
+// x (m, k) as `columns_of` wants it, packed by this thread alone in memory of its own.
+template <class T> static const float* operand(const T* x, size_t m, size_t k, const Matrix& w) {
+    const float* packed = nullptr;
+    with_operand(x, m, k, w, [&](auto operand, auto rows, auto) {
+        packed = operand.allocate();
+        operand.pack(rows, {0, operand.panels});
     });
     return packed;
 }
 // Columns `part` of out, of x of type T.
 template <class T>
 static void columns_of(float* packed, size_t m, size_t k, const Matrix& w, const Target& out, Range part) {
-    with_engine<T>([&](auto engine) {
-        typedef typename decltype(engine)::type Engine;
-        with_rows((const T*)nullptr, k, w, [&](auto rows, auto weights) {
-            Operand<Engine> operand(m, rows.template words<typename Engine::Element>());
-            operand.data = packed;
-            columns(operand, {0, operand.panels}, weights, part, out);
-        });
+    with_operand((const T*)nullptr, m, k, w, [&](auto operand, auto, auto weights) {
+        operand.data = packed;
+        columns(operand, {0, operand.panels}, weights, part, out);
     });
 }
 
