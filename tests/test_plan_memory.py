@@ -20,6 +20,7 @@ from planning.check import Room, Use, check_divisible, fits, message, remedies, 
 from planning.shapes import Format, Setup, weights
 from quantization.functional import Scheme
 from runtime.errors import UserError
+from tools.check_plan import format_of, output_of, pair
 
 TINY = ModelConfig(num_layers=3, hidden_size=64, num_attention_heads=4, inner_hidden_size=96, vocab_size=200,
                    max_sequence_length=128)
@@ -218,3 +219,21 @@ def test_a_prompt_counts_where_it_certainly_is_answered():
 def test_ranks_that_do_not_divide_the_model_are_a_mistake():
     with pytest.raises(UserError, match="num_attention_heads 4 cannot be divided among 3"):
         check_divisible(TINY, 3)
+
+
+# tools/check_plan.py and its likes
+
+
+def test_comparisons_name_a_wrong_precision_and_take_the_others():
+    assert format_of("bf16") == Format("bf16") and format_of("fp32,4") == Format("fp32", 4)
+    for word in ("int3", "bf16,3", "8"):
+        with pytest.raises(UserError, match=f"--precisions {word}: must be one of fp32, bf16, fp16, alone"):
+            format_of(word)
+
+
+def test_comparisons_pass_on_what_ended_a_process(capsys):
+    assert output_of(["-c", "print(3)"]) == "3\n"
+    with pytest.raises(SystemExit, match="2"):
+        output_of(["-c", "import sys; sys.exit(print('error: why', file=sys.stderr) or 2)"])
+    assert capsys.readouterr().err == "error: why\n"
+    assert pair(11, 10) == "11 / 10 (+10%)"

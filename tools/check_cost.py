@@ -36,11 +36,11 @@ def config_of(name: str):
 
 
 def setup_of(name: str, precision: str, degree: int):
-    from planning.shapes import Format, Setup
+    from planning.shapes import Setup
+    from tools.check_plan import format_of
 
-    kind, _, bits = precision.partition(",")
-    return Setup(config_of(name), Format(kind, int(bits) if bits else None), degree=degree, new_tokens=1,
-                 int8_vocabulary=bool(bits) and degree == 1)
+    run = format_of(precision)
+    return Setup(config_of(name), run, degree=degree, new_tokens=1, int8_vocabulary=bool(run.bits) and degree == 1)
 
 
 def planned(setup) -> dict[str, list[float]]:

@@ -38,12 +38,24 @@ def write_checkpoint(folder: Path, name: str) -> None:
     save_checkpoint(folder, 1, random_model(config, DTYPES[STORED], "cpu").state_dict(), config)
 
 
+def format_of(precision: str):
+    """UserError for what no weights are computed in."""
+    from planning.shapes import ELEMENT, Format
+    from runtime.errors import UserError
+
+    kind, _, bits = precision.partition(",")
+    if kind not in ELEMENT or bits not in ("", "4", "8"):
+        raise UserError(f"--precisions {precision}: must be one of {', '.join(ELEMENT)}, alone or with ,8 or ,4 behind "
+                        "it")
+    return Format(kind, int(bits) if bits else None)
+
+
 def setup_of(name: str, precision: str, context: int, new_tokens: int):
     from planning.shapes import Format, Setup
 
-    kind, _, bits = precision.partition(",")
-    return Setup(config_of(name), Format(kind, int(bits) if bits else None), file=Format(STORED), context=context - 1,
-                 new_tokens=new_tokens + 1, int8_vocabulary=bool(bits))
+    run = format_of(precision)
+    return Setup(config_of(name), run, file=Format(STORED), context=context - 1, new_tokens=new_tokens + 1,
+                 int8_vocabulary=bool(run.bits))
 
 
 def measure(folder: Path, name: str, precision: str, context: int, new_tokens: int) -> dict:
@@ -91,8 +103,9 @@ def compare(folder: Path, name: str, precision: str, context: int, new_tokens: i
 def output_of(arguments: Sequence[str]) -> str:
     """What Python prints for these."""
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    if done.returncode:  # its own line says why
+        sys.stderr.write(done.stderr)
+        raise SystemExit(done.returncode)
     return done.stdout
 
 

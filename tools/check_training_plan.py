@@ -104,7 +104,9 @@ def main() -> int:
     parser = CommandParser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR",
                         help="a small model, whose tokenizer all cases use")
-    parser.add_argument("--cases", type=int, nargs="+", default=range(len(CASES)), metavar="N", help="their numbers")
+    numbers = range(len(CASES))
+    parser.add_argument("--cases", type=int, nargs="+", default=numbers, choices=numbers, metavar="N",
+                        help="their numbers, from 0 on")
     parser.add_argument("--folder", type=Path, help="where files are written (default: the system's for such)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
