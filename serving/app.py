@@ -145,7 +145,7 @@ async def generate(server: Server, request: Request, send: Callable, outcome: Ou
         stream = Stream(send, headers) if asked.streaming.is_on else None
         if stream is not None:
             await stream.begin()
-        left, is_first = job.left, [True] * len(choices)
+        left, is_first = job.size, [True] * len(choices)
         while left:
             number, said = await _next(job, stream)
             first = first or (time.monotonic() if number >= 0 else None)

@@ -37,7 +37,11 @@ class Job:
     begun: float | None = None  # when its first row joined
     is_cancelled: bool = False  # nobody waits any more
     model: str | None = None  # the name of its adapter; None: the model without any
-    left: int = 0  # units that are not done
+
+    @property
+    def size(self) -> int:
+        """Units that it is answered in."""
+        return len(self.scored) + len(self.choices)
 
 
 class Scored(NamedTuple):
@@ -120,10 +124,9 @@ class Engine(threading.Thread):
         units = [Unit(job, -1 - number, None) for number in range(len(job.scored))]
         units += [Unit(job, number, choice.row) for number, choice in enumerate(job.choices)]
         with self._changed:
-            if self.units + len(units) > self._most_units:
+            if self.units + job.size > self._most_units:
                 return False
-            job.left = len(units)
-            self.units += len(units)
+            self.units += job.size
             self._waiting += units
             self._changed.notify()
         return True
@@ -251,11 +254,9 @@ class Engine(threading.Thread):
         return joining, scoring
 
     def _hand_over(self, news: list[tuple[Unit, News]]) -> None:
-        done = [unit for unit, said in news if unit.number < 0 or said.is_last]
-        for unit in done:
-            unit.job.left -= 1
+        done = sum(unit.number < 0 or said.is_last for unit, said in news)
         with self._changed:
-            self.units -= len(done)
+            self.units -= done
         if news:
             self._hear([(unit.job, unit.number, said) for unit, said in news])
 

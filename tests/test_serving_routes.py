@@ -1,9 +1,11 @@
 """The server's routes, over a real socket, with the embedded model: what is asked is what comes back."""
 
+import asyncio
 import math
 
 import pytest
 
+from serving.streams import Stream
 from tests.serving_helper import running
 
 PROMPT = "He put his hand in his pocket and took out"
@@ -103,6 +105,20 @@ class TestCompletions:
             "prompt": "The", "max_tokens": 1, "user": "me", "frequency_penalty": 0, "logit_bias": {}, "best_of": 1,
             "zebra": 1})
         assert headers["x-glm-ignored"] == "zebra"
+
+    def test_an_answer_that_is_ready_before_its_stream_begins_is_streamed_whole(self, server, monkeypatch):
+        begin = Stream.begin
+
+        async def begin_late(stream):
+            await begin(stream)
+            while server.server.engine.units:
+                await asyncio.sleep(0.001)
+
+        monkeypatch.setattr(Stream, "begin", begin_late)
+        events = server.stream("/v1/completions", prompt=PROMPT, **GREEDY)
+        assert "".join(event["choices"][0]["text"] for event in events) == texts(
+            server.post("/v1/completions", prompt=PROMPT, **GREEDY))[0]
+        assert events[-1]["choices"][0]["finish_reason"] in ("stop", "length")
 
 
 class TestLogProbabilities:
