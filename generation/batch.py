@@ -82,6 +82,9 @@ class Batch:
         return []
 
     def _begin(self) -> list[Ending]:
+        first, *others = self._groups
+        if not others and self.sequences.records_choices and (choice := first.choice):
+            return [first.begin_whole(choice, self.sequences)]
         logits, endings = self.sequences.logits(any(group.needs_all for group in self._groups)), []
         for group in self._groups:
             index = index_of(group.places, self.sequences.device)

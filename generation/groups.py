@@ -15,7 +15,7 @@ import torch
 
 from generation import beam, sampling
 from generation.params import BeamParams, SamplingParams
-from generation.sampling import Rules, Ruling
+from generation.sampling import Choice, Rules, Ruling
 from generation.sequences import Coming, Sequences, sent
 from glm.logits import Logits
 
@@ -117,6 +117,23 @@ class Sampled:
         """Whether a step looks at more exact logits than those it may choose."""
         return self.params.repetition_penalty != 1 or any(each.row.alternatives is not None for each in self.members)
 
+    @property
+    def choice(self) -> Choice | None:
+        """How the next tokens are chosen, where that can be recorded."""
+        steps = [member.steps for member in self.members]
+        first, last, least = min(steps), max(steps), self.params.min_gen_length
+        if self.needs_all or first < self.ruling.longest_start or first < least <= last:
+            return None
+        return Choice(self.params, self.rules, last < least, self.ruling)
+
+    def begin_whole(self, choice: Choice, sequences: Sequences) -> Ending:
+        """Of all rows in sequences, which are this group's; the model's part and the choice are one recording."""
+        members, keys = list(self.members), self._keys(sequences.device)
+        coming = Coming(sequences.chosen(choice, keys))
+        for member in members:
+            member.steps += 1
+        return lambda: self._end(members, coming.read(), {})
+
     def begin(self, found: Logits, sequences: Sequences, index) -> Ending:
         """Logits of this group's rows, at `index` in sequences. Each row gets its next token."""
         logits = found.values
@@ -185,6 +202,7 @@ class Searched:
 
     may_go_ahead = False
     needs_all = True  # scores are sums over all
+    choice = None  # of the host
 
     def __init__(self, params: BeamParams, rules: Rules, members: list[Member], device: torch.device):
         self.params, self.rules, self.members = params, rules, members

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -112,7 +113,7 @@ def _shortlist(logits: torch.Tensor, top_p: float):
 
     Looking at the result waits for the device, which costs nothing on a CPU only.
     """
-    if logits.device.type != "cpu" or logits.shape[-1] <= 4 * _SHORTLIST:
+    if not is_at_hand(logits) or logits.shape[-1] <= 4 * _SHORTLIST:
         return None, None, None
     values, ids = logits.topk(_SHORTLIST, dim=-1)
     ids, order = ids.sort(dim=-1)  # by id, then stably by value: the order that the stable sort of everything has
@@ -145,7 +146,7 @@ def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | No
     if 0 < params.top_p < 1:
         ids, logits = _refined_nucleus(logits, params, refine)
         return ids.gather(-1, draw(logits, ids, keys)[:, None])[:, 0]
-    if params.top_k and logits.device.type == "cpu":  # elsewhere to know which are left would be waiting for the device
+    if params.top_k and is_at_hand(logits):
         refine(params.top_k)
         logits = _scaled(logits, params)
         ids = (logits != -torch.inf).any(dim=0).nonzero()[:, 0]
@@ -156,6 +157,11 @@ def sample(logits: torch.Tensor, params: SamplingParams, keys: torch.Tensor | No
     else:
         refine(1, noise * params.temperature)
     return best(_scaled(logits, params) + noise)
+
+
+def is_at_hand(values: torch.Tensor) -> bool:
+    """Whether the host may look at them: on a GPU it would wait, and what waits cannot be recorded."""
+    return values.device.type == "cpu"
 
 
 def best(logits: torch.Tensor) -> torch.Tensor:
@@ -215,6 +221,24 @@ class Ruling:
             if len(beginning) == generated.shape[-1]:
                 begun = (generated == beginning).all(-1)
                 logits[..., last] = torch.where(begun, FORBIDDEN, logits[..., last])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How tokens are chosen for rows that are alike in that: by logits and keys alone, without a look at either, so
+    that it can be recorded. Equal ones do the same."""
+
+    params: SamplingParams
+    rules: Rules
+    forbids_ends: bool  # an answer may not end here
+    ruling: Ruling = field(compare=False)  # the rules' tensors
+
+    def __call__(self, logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """float32 logits (b, v), which are written to, keys (b, 2) -> tokens (b,)."""
+        self.ruling.forbid_invalid_(logits)
+        if self.forbids_ends:
+            self.ruling.forbid_ends_(logits)
+        return sample(logits, self.params, keys)
 
 
 def scores(logits: torch.Tensor, chosen: torch.Tensor, alternatives: Sequence[int]) -> list[Score]:

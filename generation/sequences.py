@@ -5,7 +5,8 @@ step. Each row fills its own places of the cache and sees no others, so a row's 
 in use lie at the front of the cache, so that a step meets them as one block: the last row takes the place of one that
 leaves.
 On a GPU a step is recorded (kernels.graphs) for a number of rows and of places to look at, both rounded up: what
-a row's next token needs lies in one tensor there, and the host only knows how far the longest row is.
+a row's next token needs lies in one tensor there, and the host only knows how far the longest row is. Where all rows
+are alike in how their tokens are chosen, the choice is recorded with it.
 Copies of a row (beams) have its places in common: attention reads those of one row for all of them.
 Shapes: b rows in use, v vocabulary.
 """
@@ -18,13 +19,17 @@ import torch
 
 import kernels
 from generation.batching import CPU_READ_TOKENS
+from generation.sampling import Choice
 from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad, row_positions
 from glm.logits import Logits
 from kernels.reference import Lengths, Shared
 
-# What a row's next token needs; the last two: whose first places the row has in common, and how many (0: none).
-_POSITION, _PLACE, _LENGTH, _TOKEN, _CONTEXT, _COMMON = _FACTS = range(6)
+# What a row's next token needs; whose first places the row has in common, and how many (0: none); and the two numbers
+# that its choice draws by.
+_POSITION, _PLACE, _LENGTH, _TOKEN, _CONTEXT, _COMMON = range(6)
+_KEY, _FACTS = slice(6, 8), 8
 FEWEST_PLACES = 256  # that a recorded step looks at
+MODEL, CHOICE = "decoding", "choosing tokens"  # what is recorded: without the choice, and with it
 
 
 class Sequences:
@@ -36,7 +41,7 @@ class Sequences:
         self.cache, self.count, self._graphs = None, 0, None
         self.lengths: list[int] = []  # of the rows in use: filled places, as the host knows them
         # of every row, and how it counts on
-        self._state = torch.zeros(2, len(_FACTS), 0, dtype=torch.int64, device=self.device)
+        self._state = torch.zeros(2, _FACTS, 0, dtype=torch.int64, device=self.device)
         self._has_copies = False  # whether rows in use may have places in common
         self.reserve(rows, places)
 
@@ -54,7 +59,7 @@ class Sequences:
                 more_rows = max(rows, min(more_rows, self.most // more_places))
             rows, places = more_rows, more_places
         self.cache = self.model.new_cache(rows, places, is_clear=False) if rows and places else None
-        self._state = torch.zeros(2, len(_FACTS), rows, dtype=torch.int64, device=self.device)
+        self._state = torch.zeros(2, _FACTS, rows, dtype=torch.int64, device=self.device)
         self._state[..., :self.count] = state[..., :self.count]
         self._graphs = None if self.model.stream else kernels.graphs(self.device)  # the old ones are of the old cache
         if old is not None and self.count:
@@ -79,7 +84,8 @@ class Sequences:
             position, advance = (length - begun, 1) if shared is None else (shared, 0)
             now, then = (in_blank(position, advance, step) for step in (begun, begun + 1))
             read.append((list(ids[:-1]), length - begun, row_positions(length - begun, [(position, advance, begun)])))
-            facts.append(((*now, length, ids[-1], 0, 0), (then[0] - now[0], (then[1] - now[1]) * counts, 1, 0, 0, 0)))
+            facts.append(((*now, length, ids[-1], 0, 0, 0, 0),
+                          (then[0] - now[0], (then[1] - now[1]) * counts, 1, 0, 0, 0, 0, 0)))
         self._state[..., first:self.count] = torch.tensor(facts, device=self.device).permute(1, 2, 0)
         self.cache.clear(slice(first, self.count))
         most = len(contexts)
@@ -110,14 +116,13 @@ class Sequences:
     def logits(self, is_exact: bool = False) -> Logits:
         """Every row's next token goes in -> logits (b, v) of what follows, which the next call may overwrite; is_exact:
         see GLM.choices."""
-        longest, rows = max(self.lengths), self.count
-        if self._graphs is not None and (self.model.last_position is None or longest < self.model.last_position):
-            rows = min(rounded(rows), self.cache.batch)
-            seen = min(max(FEWEST_PLACES, rounded(longest + 1)), self.cache.capacity)
-            values = self._graphs.run((rows, seen, self._has_copies),
+        if self._may_record:
+            rows, seen = self._bounds
+            values = self._graphs.run(MODEL, (rows, seen, self._has_copies),
                                       lambda: self.model.head(self._hidden(rows, seen - 1)))
             logits = Logits(values[:self.count])
         else:
+            longest, rows = max(self.lengths), self.count
             is_alike = rows == self.cache.batch and min(self.lengths) == longest and not self._has_copies
             hidden = self._hidden(rows, longest, is_alike)  # nothing to be masked: faster on a GPU
             logits = self.model.choices(hidden, is_exact)
@@ -125,6 +130,44 @@ class Sequences:
         state += pace
         self.lengths = [length + 1 for length in self.lengths]
         return logits
+
+    @property
+    def records_choices(self) -> bool:
+        return self._may_record and not self._graphs.has_failed(CHOICE)
+
+    def chosen(self, choice: Choice, keys: torch.Tensor | None) -> torch.Tensor:
+        """`logits`, the choice of every row's next token and `go_on` in one, with keys (b, 2) int64 where it draws ->
+        float32 (2 * b), which the next call may overwrite: tokens, exact below 2^24, then the sums of logits."""
+        rows, seen = self._bounds
+        if keys is not None:
+            self._state[0, _KEY, :self.count] = keys.T
+        numbers = self._graphs.run(CHOICE, (rows, seen, self._has_copies, choice),
+                                   lambda: self._choose(rows, seen - 1, choice))
+        self.lengths = [length + 1 for length in self.lengths]
+        return numbers[:, :self.count].flatten()
+
+    def _choose(self, rows: int, longest: int, choice: Choice) -> torch.Tensor:
+        """For the first rows; the tokens of those not in use are never looked at."""
+        logits = self.model.head(self._hidden(rows, longest))
+        sums, (state, pace) = logits.sum(-1), self._state[..., :rows]
+        tokens = choice(logits, state[_KEY].T)
+        state[_TOKEN] = tokens
+        state += pace
+        return torch.stack((tokens.to(sums.dtype), sums))
+
+    @property
+    def _may_record(self) -> bool:
+        """A position behind the learned ones is the host's to find."""
+        if self._graphs is None:
+            return False
+        last = self.model.last_position
+        return last is None or max(self.lengths) < last
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        """Rows of a recorded step, and places that it looks at."""
+        seen = max(FEWEST_PLACES, rounded(max(self.lengths) + 1))
+        return min(rounded(self.count), self.cache.batch), min(seen, self.cache.capacity)
 
     def _hidden(self, rows: int, longest: int, is_alike: bool = False) -> torch.Tensor:
         """(rows, h) of the first rows, those not in use included; the state stays, so that again means the same.
@@ -159,7 +202,7 @@ class Sequences:
             self.cache.copy_row(row, slice(new[0], new[-1] + 1))
         self._state[..., places] = self._state[..., sources]
         common = [[group[0] for group in groups for _ in group], [self.lengths[row] for row in sources]]
-        self._state[0, _CONTEXT:, places] = sent(common, self.device)
+        self._state[0, _CONTEXT:_COMMON + 1, places] = sent(common, self.device)
         self._has_copies = True
         of_row = dict(zip(places, [self.lengths[row] for row in sources], strict=True))
         self.lengths = [of_row[place] if place in of_row else self.lengths[place] for place in range(self.count)]
@@ -205,15 +248,19 @@ def sent(values: Sequence, device: torch.device) -> torch.Tensor:
 class Coming:
     """Numbers of a device on their way to the host."""
 
-    def __init__(self, ids: torch.Tensor, values: torch.Tensor):
-        """ids (b,) int64, values (b,) float32."""
-        self._numbers, self._event = (ids, values), None
-        if ids.is_cuda:  # one transfer; ids are exact below 2^24
-            self._numbers = (torch.cat((ids.to(values.dtype), values)).to("cpu", non_blocking=True),)
-            self._event = torch.cuda.current_stream(ids.device).record_event()
+    def __init__(self, *parts: torch.Tensor):
+        """Vectors of float32, or of int64 below 2^24, exact as float32. From here on they may be overwritten."""
+        self._event = None
+        if parts[0].is_cuda:
+            whole = torch.cat([part.float() for part in parts]) if len(parts) > 1 else parts[0]
+            self._numbers = whole.to("cpu", non_blocking=True)  # one transfer
+            self._event = torch.cuda.current_stream(whole.device).record_event()
+        else:
+            self._numbers = [number for part in parts for number in part.tolist()]
 
     def read(self) -> list:
-        """The ids, then the values. Waits for them, and not for what the device was given to do since."""
-        if self._event is not None:
-            self._event.synchronize()
-        return [number for part in self._numbers for number in part.tolist()]
+        """All of them, part by part. Waits for them, and not for what the device was given to do since."""
+        if self._event is None:
+            return self._numbers
+        self._event.synchronize()
+        return self._numbers.tolist()

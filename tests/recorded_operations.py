@@ -40,11 +40,13 @@ class Recorder:
         self.is_recording = False
 
     def __call__(self, work):
-        work()
         self.is_recording = True
         try:
             with Recording() as recording:
                 kept = work()
+        except RuntimeError as error:
+            self.is_recording = False
+            return work(), error
         finally:
             self.is_recording = False
         self.recordings += 1
@@ -60,4 +62,4 @@ class Recorder:
             self.replays += 1
             return kept.copy_(now.get(id(kept), kept))
 
-        return replay
+        return kept, replay

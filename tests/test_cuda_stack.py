@@ -10,7 +10,6 @@ from kernels import reference
 from kernels.cache import BuildError
 from kernels.cuda import Operators
 from kernels.cuda.attention import LARGEST_GRID, Workspaces, fits
-from kernels.cuda.graph import reason
 from kernels.cuda.stack import Stack
 from kernels.layer import stack as walk
 from tests.kernel_cases import FORMS, random, random_layers
@@ -76,12 +75,3 @@ def test_launches_share_a_workspace_that_grows():
 def test_more_blocks_than_a_launch_can_have_are_torch_s():
     keys = torch.zeros(1, 32, 1, 8)
     assert fits(keys, 32, LARGEST_GRID // 32) and not fits(keys, 32, LARGEST_GRID // 32 + 1)
-
-
-def test_an_error_that_explains_another_is_the_reason_for_a_step_that_is_not_recorded():
-    with pytest.raises(RuntimeError) as caught:
-        try:
-            raise KeyError("weight")
-        except KeyError as error:
-            raise RuntimeError("there is no weight\nand more") from error
-    assert reason(caught.value) == "there is no weight"

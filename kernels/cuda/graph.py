@@ -1,7 +1,8 @@
 """A decoding step recorded as a CUDA graph: the host starts its thousand kernels with one call, and is free meanwhile.
 
 A graph holds addresses and sizes. So what is recorded is a function without arguments: all that changes from step to
-step it reads from tensors that stay where they are, and no number of the host's may depend on their content.
+step it reads from tensors that stay where they are, where it may also leave what the next step reads; and no number of
+the host's may depend on their content.
 """
 
 from __future__ import annotations
@@ -18,33 +19,39 @@ EAGER_RUNS = 4  # of a key before it is recorded: recording takes as long as som
 
 
 class Graphs:
-    """Functions without arguments, by keys that tell them apart; equal keys mean equal shapes and addresses.
+    """Functions without arguments, by kinds, and keys that tell those of a kind apart; equal ones mean equal shapes and
+    addresses.
 
     A function is called a few times as it is and recorded then. If that fails, one line on standard error says so, and
-    all go on as they are.
+    all of its kind go on as they are.
     """
 
-    def __init__(self, record: Callable[[Work], Work]):
-        """record: runs a function, as often as it needs to, and gives one that repeats what it did (`Recorder`)."""
-        self.record, self.failure = record, None
-        self._recorded: dict[Hashable, Work] = {}
+    def __init__(self, record: Callable[[Work], tuple[Tensor, Work | RuntimeError]]):
+        """record: runs a function once -> its result, and what repeats it, or why nothing does (`Recorder`)."""
+        self.record = record
+        self._failed: set[str] = set()
+        self._recorded: dict[Hashable, Work] = {}  # keys keep alive what they hold: tensors, too, that a graph reads
         self._runs: Counter[Hashable] = Counter()
 
-    def run(self, key: Hashable, work: Work) -> Tensor:
-        """work's result, which lies in memory that the next run may write to. work may be called several times, and
-        must then do the same again."""
-        if key not in self._recorded:
-            self._runs[key] += 1
-            if self.failure is not None or self._runs[key] <= EAGER_RUNS:
-                return work()
-            try:
-                self._recorded[key] = self.record(work)
-            except RuntimeError as error:  # torch's, of CUDA, of memory
-                self.failure = reason(error)
-                print(f"kernels: decoding goes on without CUDA graphs, which is slower: {self.failure}",
-                      file=sys.stderr)
-                return work()
-        return self._recorded[key]()
+    def has_failed(self, kind: str) -> bool:
+        return kind in self._failed
+
+    def run(self, kind: str, key: Hashable, work: Work) -> Tensor:
+        """work's result, which lies in memory that the next run may write to. What work leaves behind, it leaves once;
+        that comes last in it, for where it cannot be prepared for a recording, it is called again. kind: in words."""
+        key = kind, key
+        if key in self._recorded:
+            return self._recorded[key]()
+        self._runs[key] += 1
+        if kind in self._failed or self._runs[key] <= EAGER_RUNS:
+            return work()
+        result, again = self.record(work)
+        if isinstance(again, RuntimeError):
+            self._failed.add(kind)
+            print(f"kernels: {kind} goes on without CUDA graphs, which is slower: {reason(again)}", file=sys.stderr)
+        else:
+            self._recorded[key] = again
+        return result
 
 
 class Recorder:
@@ -55,13 +62,25 @@ class Recorder:
         self.device, self.pool = device, None
         self.side = torch.cuda.Stream(device)
 
-    def __call__(self, work: Work) -> Work:
-        """Runs `work` once on a stream of its own, so that libraries and kernels are loaded by then, and records it."""
+    def __call__(self, work: Work) -> tuple[Tensor, Work | RuntimeError]:
+        """Runs `work` once on a stream of its own, so that libraries and kernels are loaded by then, and records it,
+        which computes nothing. The error is torch's, of CUDA, of memory."""
         current = torch.cuda.current_stream(self.device)
         self.side.wait_stream(current)
-        with torch.cuda.stream(self.side):
-            work()
-        current.wait_stream(self.side)
+        try:
+            with torch.cuda.stream(self.side):
+                result = work()
+        except RuntimeError as error:
+            return work(), error
+        finally:
+            current.wait_stream(self.side)
+        try:
+            return result, self._record(work)
+        except RuntimeError as error:
+            return result, error
+
+    def _record(self, work: Work) -> Work:
+        current = torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
             # other threads (a server's, NCCL's) may go on calling CUDA

@@ -8,6 +8,7 @@ import torch
 
 from generation.batch import generate
 from generation.params import BeamParams, SamplingParams
+from generation.sampling import Choice, Rules, Ruling
 from generation.sequences import Sequences
 from glm import inputs, spec
 from glm.config import ModelConfig
@@ -150,8 +151,14 @@ def product_step(model: GLM, context: int, width: int, count: int) -> Callable[[
     sequences = Sequences(model, width, context + count)
     sequences.read([ids] * width, [None] * width, [0] * width, [False] * width, False)
 
+    rules = Rules(end_tokens=())
+    choice = Choice(SamplingParams(top_k=1), rules, False, Ruling(rules, sequences.device))
+
     def step() -> None:
-        sequences.go_on(slice(0, width), sequences.logits().values.argmax(-1))
+        if sequences.records_choices:
+            sequences.chosen(choice, None)
+        else:
+            sequences.go_on(slice(0, width), sequences.logits().values.argmax(-1))
 
     return step
 

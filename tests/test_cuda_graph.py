@@ -1,0 +1,97 @@
+"""CUDA graphs of functions (kernels/cuda/graph.py): when they are recorded, and what is done where that fails."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import kernels
+from generation import sequences
+from kernels.cache import BuildError
+from kernels.cuda import Operators, graph
+from tests.fake_model import FakeModel
+from tests.recorded_operations import Recorder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def nowhere(_):
+    raise BuildError("no driver")
+
+
+def test_a_key_is_recorded_once_it_is_worth_it():
+    recorder, runs = Recorder(), []
+    graphs, total = graph.Graphs(recorder), torch.zeros(2)
+    given = torch.ones(2)
+
+    def work():
+        runs.append(1)
+        return total + given
+
+    for n in range(graph.EAGER_RUNS + 3):
+        given.fill_(n)
+        assert graphs.run("kind", "key", work).tolist() == [n, n]
+    assert recorder.recordings == 1 and recorder.replays == 2 and len(runs) == graph.EAGER_RUNS + 1
+    graphs.run("kind", "other", work)
+    assert recorder.recordings == 1
+
+
+def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was(monkeypatch, capsys):
+    """torch ends the recording with an error of its own, and leaves the stream that was recorded."""
+    class Graph:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            streams.append("side")
+
+        def __exit__(self, *_):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    streams = ["torch's"]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _: streams.append("torch's"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    graphs, calls = graph.Graphs(graph.Recorder(torch.device("cuda"))), []
+
+    def work():
+        calls.append(1)
+        if streams[-1] == "side":
+            raise RuntimeError("this waits for the device\nand more")
+        return len(calls)
+
+    results = [graphs.run("decoding", "key", work) for _ in range(graph.EAGER_RUNS + 2)]
+    assert results[-2:] == [5, 7] and streams[-1] == "torch's"  # what it left behind before is not left twice
+    assert graphs.has_failed("decoding") and not graphs.has_failed("another")
+    assert capsys.readouterr().err.splitlines() == [
+        "kernels: decoding goes on without CUDA graphs, which is slower: this waits for the device"]
+
+
+def test_where_steps_are_recorded(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setitem(kernels.BACKENDS, "cuda", lambda: Operators(nowhere))
+    monkeypatch.setattr(graph, "Recorder", lambda device: device)
+    assert kernels.graphs(torch.device("cpu")) is None
+    assert kernels.graphs(gpu).record == gpu
+    monkeypatch.setenv(kernels.CUDA_GRAPH, "no")
+    assert kernels.graphs(gpu) is None
+    monkeypatch.delenv(kernels.CUDA_GRAPH)
+    monkeypatch.setitem(kernels.BACKENDS, "cuda", lambda: None)
+    assert kernels.graphs(gpu) is None
+    monkeypatch.setattr(kernels, "graphs", lambda device: pytest.fail("layers that come and go are not recorded"))
+    model = FakeModel()
+    model.stream = SimpleNamespace()
+    sequences.Sequences(model, 1, 4)
+
+
+def test_an_error_that_explains_another_is_the_reason_for_a_step_that_is_not_recorded():
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise KeyError("weight")
+        except KeyError as error:
+            raise RuntimeError("there is no weight\nand more") from error
+    assert graph.reason(caught.value) == "there is no weight"
