@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernels.gradients import Drop
 from runtime import parallel
 
 
@@ -37,29 +38,30 @@ class Dropout:
         """x (b, s, h), s being width; or (n, h), the rows at these places out of b * s."""
         if not share:
             return x
-        factors = self._factors(share, place, (width, x.shape[-1]), x)
-        return x * (factors.flatten(0, 1)[places] if x.dim() == 2 else factors)
+        kept = self._kept(share, place, (width, x.shape[-1]), x.device)
+        return Drop(kept.flatten(0, 1)[places] if x.dim() == 2 else kept, share).of(x)
 
-    def attention(self, probabilities: Tensor, layer: int) -> Tensor:
-        """(b, n, s, total), n the heads of this rank."""
-        _, heads, *shape = probabilities.shape
-        factors = self._factors(self.attention_share, f"{layer} probabilities", (heads * parallel.size(), *shape),
-                                probabilities)
-        return probabilities * factors.narrow(1, parallel.rank() * heads, heads)
+    def attention(self, layer: int, heads: int, shape: tuple[int, int], device: torch.device) -> Drop | None:
+        """Of probabilities (b, n, s, total), n the heads of this rank. heads: of all ranks; shape: (s, total)."""
+        if not self.attention_share:
+            return None
+        kept = self._kept(self.attention_share, f"{layer} probabilities", (heads, *shape), device)
+        own = heads // parallel.size()
+        return Drop(kept.narrow(1, parallel.rank() * own, own), self.attention_share)
 
     def output(self, x: Tensor) -> Tensor:
         """(b, h), one hidden state for each row."""
-        return x * self._factors(self.output_share, "output", x.shape[1:], x) if self.output_share else x
+        share = self.output_share
+        return Drop(self._kept(share, "output", x.shape[1:], x.device), share).of(x) if share else x
 
     def prefix(self, x: Tensor) -> Tensor:
         """Keys and values of a prefix, which all rows share."""
         share = self.hidden_share if self.prefix_share is None else self.prefix_share
-        return x * _factor(self._drawn("prefix", None, x.shape, x.device) >= share, share, x) if share else x
+        return Drop(self._drawn("prefix", None, x.shape, x.device) >= share, share).of(x) if share else x
 
-    def _factors(self, share: float, place: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """(b, *shape): 0 with the probability `share`, else what keeps the mean."""
-        return _factor(torch.stack([self._drawn(place, row, shape, like.device) for row in self.rows]) >= share, share,
-                       like)
+    def _kept(self, share: float, place: str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """(b, *shape) bool: False with the probability `share`."""
+        return torch.stack([self._drawn(place, row, shape, device) >= share for row in self.rows])
 
     def _drawn(self, place: str, row: int | None, shape: Sequence[int], device: torch.device) -> Tensor:
         """Row by row, so that a shorter one draws the beginning of what a longer one would."""
@@ -67,7 +69,3 @@ class Dropout:
         number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
         generator = torch.Generator(device=device).manual_seed(number)
         return torch.rand(tuple(shape), generator=generator, device=device)
-
-
-def _factor(kept: Tensor, share: float, like: Tensor) -> Tensor:
-    return kept.to(like.dtype) / (1.0 - share)

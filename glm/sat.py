@@ -65,7 +65,8 @@ class Step:
         """[q | k | v] head by head (b, s, n*3*d) -> (b, s, n*d), at the places that are wanted; q and k are turned."""
         keys, values, start = self.cached(layer, qkv)
         context = self.operations.attend(qkv, self.cosine, self.sine, keys, values, start, self.blocked,
-                                         self.config.position_encoding_2d, **self._attention_dropout(layer))
+                                         self.config.position_encoding_2d,
+                                         **self._attention_dropout(layer, qkv, keys))
         return self.wanted(layer, context)
 
     def attend_groups(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
@@ -73,7 +74,8 @@ class Step:
         keys, values, start = self.cached(layer, qkv)
         groups = max(1, self.config.key_value_heads // parallel.size())
         context = self.operations.attend_groups(qkv, groups, self.config.head_size, self.cosine, self.sine, keys,
-                                                values, start, self.blocked, **self._attention_dropout(layer))
+                                                values, start, self.blocked,
+                                                **self._attention_dropout(layer, qkv, keys))
         return self.wanted(layer, context)
 
     def cached(self, layer: int, qkv: torch.Tensor) -> tuple:
@@ -104,10 +106,12 @@ class Step:
         with nullcontext() if self.is_checkpointed else made_again(x, make):
             return linear(x, self.operations)
 
-    def _attention_dropout(self, layer: int) -> dict:
+    def _attention_dropout(self, layer: int, qkv: torch.Tensor, keys: torch.Tensor | None) -> dict:
         """Training alone has it, whose operations know it."""
-        is_there = self.dropout is not None and self.dropout.attention_share > 0
-        return {"drop": partial(self.dropout.attention, layer=layer)} if is_there else {}
+        if self.dropout is None:
+            return {}
+        shape = qkv.shape[1], qkv.shape[1] if keys is None else keys.shape[2]
+        return {"drop": self.dropout.attention(layer, self.config.num_attention_heads, shape, qkv.device)}
 
 
 class SATModel(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,33 @@ class Geglu(torch.autograd.Function):
         torch.mul(F.gelu(gate), gradient, out=to_value)
         to_gate.copy_(torch.ops.aten.gelu_backward(gradient * value, gate))
         return out
+
+
+class Dropped(torch.autograd.Function):
+    """x where `kept` (bool, of its shape) says so, divided by 1 - share, else 0. Keeps `kept`, a byte a value."""
+
+    @staticmethod
+    def forward(x: Tensor, kept: Tensor, share: float) -> Tensor:
+        return x * (kept.to(x.dtype) / (1.0 - share))
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        _, kept, ctx.share = inputs
+        ctx.save_for_backward(kept)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return Dropped.forward(gradient, *ctx.saved_tensors, ctx.share), None, None
+
+
+class Drop(NamedTuple):
+    """What training drops of some values."""
+
+    kept: Tensor  # bool, of their shape
+    share: float  # that is not kept
+
+    def of(self, x: Tensor) -> Tensor:
+        return Dropped.apply(x, *self)
 
 
 def made_again(x: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager:

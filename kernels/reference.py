@@ -5,7 +5,7 @@ Nothing here knows of ranks, checkpoints or configurations. Shapes: b batch, s s
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import HEAD_BYTES
-from kernels.gradients import Geglu, Turned
+from kernels.gradients import Drop, Geglu, Turned
 from kernels.packing import BITS, dequantize
 
-Drop = Callable[[Tensor], Tensor]  # of probabilities (b, n, s, total)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -214,7 +213,7 @@ def attend(
     (padding) gets an even average of all values: finite, and what the original models compute.
     Lengths: every row has its own start and sees nothing behind its new tokens; blocked must be None then, and the
     cache may have more rows, of which the first b are used.
-    drop: in training alone, what is made of the probabilities; the compiled backends know nothing of it.
+    drop: in training alone, of the probabilities (b, n, s, start + s).
     """
     b, s, _ = qkv.shape
     d = cosine.shape[-1]
@@ -291,7 +290,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, v
         key, value = (x.repeat_interleave(n // groups, dim=1) for x in (key, value))
         scores = (query @ key.transpose(-1, -2)).float() / query.shape[-1] ** 0.5
         scores = scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
-        return (drop(scores.softmax(-1)).to(value.dtype) @ value).transpose(1, 2).reshape(b, s, -1)
+        return (drop.of(scores.softmax(-1)).to(value.dtype) @ value).transpose(1, 2).reshape(b, s, -1)
     if s == 1 and groups < n:  # the heads of a group are rows of one product, and no key is copied
         output = F.scaled_dot_product_attention(query.reshape(b, groups, n // groups, -1), key, value,
                                                 attn_mask=allowed)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from kernels import reference
 from kernels.cpu.training import Training
+from kernels.gradients import Drop
 from tests.kernel_cases import ops as compiled_ops  # noqa: F401
 
 CLOSE = dict(rtol=2e-5, atol=5e-6)
@@ -60,17 +61,20 @@ def test_norms(ops, h):
 @pytest.mark.parametrize(("rows", "length", "heads", "size", "is_2d"),
                          [(2, 5, 3, 8, False), (1, 133, 2, 24, True), (1, 40, 1, 128, False)])
 @pytest.mark.parametrize("is_blocked", [False, True])
-def test_attention(ops, rows, length, heads, size, is_2d, is_blocked):
-    """More queries than a block of them, heads that fill no vectors, and a row that sees nothing."""
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_attention(ops, rows, length, heads, size, is_2d, is_blocked, share):
+    """More queries than a block of them, heads that fill no vectors, and a row that sees nothing; where some weights
+    are dropped, the same ones."""
     steps = torch.arange(rows * length).view(rows, length, 1) * 0.9 ** torch.arange(size // (4 if is_2d else 2))
     places = [steps / (1 + part) for part in range(1 + is_2d)]
     angles = torch.cat([torch.cat((each, each), -1) for each in places], -1)
     blocked = (numbers(rows, length, length) < 0) if is_blocked else None
     if is_blocked:
         blocked[0, 2] = True
-    check(partial(ops.attend, cosine=angles.cos(), sine=angles.sin(), blocked=blocked, positions_2d=is_2d),
+    drop = Drop(torch.rand(rows, heads, length, length) >= share, share) if share else None
+    check(partial(ops.attend, cosine=angles.cos(), sine=angles.sin(), blocked=blocked, positions_2d=is_2d, drop=drop),
           partial(reference.attend, cosine=angles.double().cos(), sine=angles.double().sin(), blocked=blocked,
-                  positions_2d=is_2d), numbers(rows, length, heads * 3 * size))
+                  positions_2d=is_2d, drop=drop), numbers(rows, length, heads * 3 * size))
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -144,24 +144,26 @@ def layer_blocks(job: Job, size: Size, layer: int) -> list[float]:
     own = is_compiled(job)
     has_bias = f"{spec.FINAL_NORM}.bias" in config.table.lines
     norm = [h] if own or has_bias or layer >= learned.layers else [h, h]  # torch keeps the result of an RMS norm, too
-    before = [*norm, *[h] * (spec.QKV in inputs), *_low_rank(low.get(spec.QKV), h)]
+    inner = zip(spec.LINEARS, (h, w, h, i), strict=True)
+    low_rank = {name: _low_rank(low.get(name), width, e) for name, width in inner}
+    before = [*norm, *[h] * (spec.QKV in inputs), *low_rank[spec.QKV]]
     rows, _ = spec.linears(config, setup.degree)[spec.MLP_IN]
     is_swiglu = rows == 2 * i and config.family == chatglm2.NAME and not own  # torch keeps the gate's
     context = [w] * (spec.DENSE in inputs and not keeps_result(job))
     behind = [*norm, *context, *[h] * (spec.MLP_IN in inputs), *[i] * (spec.MLP_OUT in inputs), rows,
-              *[i] * is_swiglu, *[h, h] * bool(job.hidden_dropout), *_low_rank(low.get(spec.DENSE), w),
-              *_low_rank(low.get(spec.MLP_IN), h), *_low_rank(low.get(spec.MLP_OUT), i)]
+              *[i] * is_swiglu, *[h / e, h / e] * bool(job.hidden_dropout),
+              *(width for name in (spec.DENSE, spec.MLP_IN, spec.MLP_OUT) for width in low_rank[name])]
     shapes = spec.linears(config, setup.degree)
     matrices = [e * each.rank * each.pairs * sum(shapes[each.linear]) for each in learned.low_rank]
     return ([e * size.tokens * width for width in before] + [e * places * width for width in behind]
             + attention_blocks(job, size) + matrices)
 
 
-def _low_rank(pair: LowRank | None, width: int) -> list[int]:
-    """Of a token; with dropout what is dropped of the input, and the rest, for each pair."""
+def _low_rank(pair: LowRank | None, width: int, element: int) -> list[float]:
+    """Values of a token; with dropout, for each pair, the input less what is dropped, and a byte each that says so."""
     if pair is None:
         return []
-    return [pair.rank * pair.pairs] + [width] * (2 * pair.pairs if pair.has_dropout else 0)
+    return [pair.rank * pair.pairs, *[width, width / element] * (pair.pairs if pair.has_dropout else 0)]
 
 
 def is_compiled(job: Job) -> bool:
@@ -170,8 +172,11 @@ def is_compiled(job: Job) -> bool:
 
 
 def is_attention_compiled(job: Job) -> bool:
-    return (is_compiled(job) and job.setup.config.family != chatglm2.NAME
-            and not job.attention_dropout and not job.learned.prefix)
+    return is_compiled(job) and job.setup.config.family != chatglm2.NAME and not job.learned.prefix
+
+
+def has_probabilities(job: Job) -> bool:
+    return bool(job.attention_dropout) and not is_attention_compiled(job)
 
 
 def keeps_result(job: Job) -> bool:
@@ -180,19 +185,19 @@ def keeps_result(job: Job) -> bool:
 
 
 def attention_blocks(job: Job, size: Size) -> list[float]:
-    """Between the products: with dropout the probabilities, what is dropped of them, and the rest; without it queries,
-    keys and values (turned in pairs, the ones before that, too), the result and the mask as numbers; of the compiled
-    one queries, keys and values alone."""
+    """Between the products: with dropout the probabilities, a byte each that says what is dropped, and the rest;
+    without it queries, keys and values (turned in pairs, the ones before that, too), the result and the mask as
+    numbers; of the compiled one queries, keys and values alone, with dropout that byte of each pair, too."""
     setup, e, tokens, s = job.setup, job.setup.element, size.tokens, size.width + job.learned.prefix
     w, keys = setup.heads_width, setup.cache_width
     heads = setup.config.num_attention_heads // setup.degree
     in_pairs = setup.config.family == chatglm2.NAME
     angles = [tokens * setup.config.head_size * e] * 2 if in_pairs and e < FLOAT else []  # rounded for each layer
-    if job.attention_dropout:
-        probabilities = tokens * heads * s
-        return [*angles, *[tokens * w * e] * 3, *[probabilities * FLOAT] * 2, probabilities * e, tokens * s]
+    pairs = tokens * heads * s
     if is_attention_compiled(job):
-        return [tokens * (w + 2 * keys) * e]
+        return [tokens * (w + 2 * keys) * e, *[pairs] * bool(job.attention_dropout)]
+    if job.attention_dropout:
+        return [*angles, *[tokens * w * e] * 3, pairs * FLOAT, pairs, pairs * e, tokens * s]
     before = [tokens * w * e, tokens * (w + keys) * e] if in_pairs else []
     return [*angles, *before, tokens * w * e, tokens * (w + 2 * keys) * e, tokens * heads * FLOAT, tokens * s * e]
 
@@ -204,7 +209,7 @@ def layer_passing(job: Job, size: Size, layer: int) -> float:
     heads = config.num_attention_heads // setup.degree
     mlp = places * (PASSING[0] * config.hidden_size + PASSING[1] * setup.inner) * setup.element
     attention = size.tokens * (PASSING[0] * config.hidden_size * setup.element
-                               + (RANDOM * heads * size.width * FLOAT if job.attention_dropout else 0))
+                               + (RANDOM * heads * size.width * FLOAT * has_probabilities(job)))
     largest = max(weight.count for weight in weights(setup) if weight.packs)
     unpacked = largest * setup.element if setup.run.bits or job.parts > 1 else 0
     return max(mlp, attention) + unpacked
@@ -225,8 +230,8 @@ def shared_bytes(job: Job, size: Size) -> float:
     """Of all layers together: the mask, cosine and sine, the embedding and what is dropped of it."""
     config = job.setup.config
     angles = 2 * FLOAT * config.head_size
-    return size.tokens * (size.width + angles + job.setup.element * config.hidden_size
-                          * (2 if job.hidden_dropout else 1))
+    hidden = (job.setup.element + bool(job.hidden_dropout)) * config.hidden_size
+    return size.tokens * (size.width + angles + hidden)
 
 
 def logit_bytes(job: Job, size: Size) -> float:

@@ -1,8 +1,9 @@
 // Gradients of attention over a whole sequence, in FP32: scores and weights are computed again from queries and keys, some
-// queries at a time with all places, so that neither they nor the result need be kept.
+// queries at a time with all places, so that neither they nor the result need be kept. And attention itself where some of the
+// weights are dropped, in the same way.
 //
-// With P = softmax(Q K^T / sqrt(d)) and the result's gradient G:
-// dV = P^T G,  dP = G V^T,  dS = P * (dP - rowsum(P * dP)) / sqrt(d),  dQ = dS K,  dK = dS^T Q.
+// With P = softmax(Q K^T / sqrt(d)), M = 0 where a weight is dropped and else 1 / (1 - share), and the result's gradient G:
+// dV = (P * M)^T G,  dP = G V^T * M,  dS = P * (dP - rowsum(P * dP)) / sqrt(d),  dQ = dS K,  dK = dS^T Q.
 #pragma once
 #include <utility>
 #include "attention.h"
@@ -66,6 +67,7 @@ struct Head {
         scores = next, slopes = next + queries * stride, next += 2 * queries * stride;
         one = next;
     }
+    float* v_columns() const { return v_places; }  // the values of a pass forward lie there
     // A row as columns of panels whose words are rows; and as a column of panels whose words are its numbers.
     void put_columns(const float* row, size_t size, size_t i, float* to) const {
         to += i * PANEL;
@@ -76,6 +78,21 @@ struct Head {
     void put_places(const float* row, size_t size, size_t i, float* to) const {
         to += i / PANEL * PANEL * d + i % PANEL;
         for (size_t j = 0; j < d; j++) to[j * PANEL] = j < size ? row[j] : 0.0f;
+    }
+};
+
+// What is dropped of the weights, 0 in `kept` (batch, heads, length, length); the others grow by `scale`.
+struct Drop {
+    const uint8_t* kept;  // null: nothing is dropped
+    float scale;
+    // The row of query i of a (row, head) pair.
+    void from(float* row, size_t task, size_t i, size_t length) const {
+        if (!kept) return;
+        const uint8_t* mine = kept + (task * length + i) * length;
+        size_t t = 0;
+        for (; t + PANEL <= length; t += PANEL)
+            for (int j = 0; j < PANEL; j++) row[t + j] *= float(mine[t + j]) * scale;  // of a known number: vectors
+        for (; t < length; t++) row[t] *= float(mine[t]) * scale;
     }
 };
 
@@ -108,9 +125,42 @@ static bool weigh(float* row, size_t places, size_t padded, float factor, const 
     return true;
 }
 
+// Attention of some (row, head) pairs, some of whose weights are dropped: out (batch, length, heads, size). The other arguments
+// are those of a prompt without a cache.
+static void attend_dropped(const float* qkv, const float* cosine, const float* sine, const AttentionShape& s, Drop drop,
+                           float* out, Range heads) {
+    const size_t size = s.size, length = s.total, width = s.width();
+    const float factor = 1.0f / std::sqrt(float(size));
+    for (size_t task = heads.first; task < heads.last; task++) {
+        const Head h(size, length);
+        const size_t batch = task / s.heads, head = task % s.heads;
+        for (size_t i = 0; i < length; i++) {
+            const size_t place = batch * length + i;
+            const float* token = qkv + place * width;
+            rotate(token + s.query(head), cosine, sine, place, s, h.q + i * h.d);
+            rotate(token + s.key(head), cosine, sine, place, s, h.one);
+            h.put_places(h.one, size, i, h.k_places);
+            h.put_columns(token + s.value(head), size, i, h.v_columns());
+        }
+        for (size_t i = length; i < h.t; i++) h.put_places(nullptr, 0, i, h.k_places);
+        for (size_t first = 0; first < length; first += h.queries) {
+            const size_t count = length - first < h.queries ? length - first : h.queries;
+            multiply({h.q + first * h.d, h.d, 1}, count, h.k_places, PANEL * h.d, size, h.scores, h.stride, h.t, false);
+            for (size_t i = 0; i < count; i++) {
+                const uint8_t* blocked = s.blocked ? s.blocked + (batch * length + first + i) * length : nullptr;
+                weigh(h.scores + i * h.stride, length, h.t, factor, blocked);
+                drop.from(h.scores + i * h.stride, task, first + i, length);
+            }
+            multiply({h.scores, h.stride, 1}, count, h.v_columns(), PANEL * h.t, length, h.dq, h.d, h.d, false);
+            for (size_t i = 0; i < count; i++)
+                std::memcpy(out + ((batch * length + first + i) * s.heads + head) * size, h.dq + i * h.d, size * sizeof(float));
+        }
+    }
+}
+
 // The gradient of qkv, of some (row, head) pairs; the other arguments are those of a prompt without a cache.
 static void attend_heads(const float* qkv, const float* cosine, const float* sine, const AttentionShape& s,
-                         const float* gradient, float* out, Range heads) {
+                         const float* gradient, Drop drop, float* out, Range heads) {
     const size_t size = s.size, length = s.total, width = s.width();
     const float factor = 1.0f / std::sqrt(float(size));
     for (size_t task = heads.first; task < heads.last; task++) {
@@ -138,11 +188,13 @@ static void attend_heads(const float* qkv, const float* cosine, const float* sin
                 const uint8_t* blocked = s.blocked ? s.blocked + (batch * length + first + i) * length : nullptr;
                 const bool sees = weigh(h.scores + i * h.stride, length, h.t, factor, blocked);
                 float *p = h.scores + i * h.stride, *dp = h.slopes + i * h.stride;  // which becomes dS
+                drop.from(dp, task, first + i, length);
                 vec along = fill(0.0f);
                 for (size_t t = 0; t < h.t; t += W) along = fma(load(p + t), load(dp + t), along);
                 const vec mean = fill(sum(along)), scale = fill(sees ? factor : 0.0f);
                 for (size_t t = 0; t < h.t; t += W)
                     store(dp + t, mul(mul(load(p + t), scale), sub(load(dp + t), mean)));
+                drop.from(p, task, first + i, length);
             }
             multiply({h.slopes, h.stride, 1}, count, h.k_columns, PANEL * h.t, length, h.dq, h.d, h.d, false);
             multiply({h.scores, 1, h.stride}, length, h.g_columns + first * PANEL, PANEL * h.t, count, h.dv, h.d, h.d, first > 0);

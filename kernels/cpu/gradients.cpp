@@ -30,9 +30,17 @@ EXPORT void glm_softmax(float* logits, size_t n, size_t v, int keeps, float* log
     TEAM(threads, gradients::softmax_rows(logits, v, keeps, {log_sums, means, best}, share(n, 1, thread, team));)
 }
 
-EXPORT void glm_attend_gradient(const AttentionShape* shape, const float* qkv, const float* cosine, const float* sine,
-                                const float* gradient, float* out, int threads) {
+EXPORT void glm_attend_dropped(const AttentionShape* shape, const float* qkv, const float* cosine, const float* sine,
+                               const uint8_t* kept, float scale, float* out, int threads) {
     threads = team_for(shape->batch * shape->heads * shape->size * shape->total * 8, threads);
-    TEAM(threads, gradients::attend_heads(qkv, cosine, sine, *shape, gradient, out,
+    TEAM(threads, gradients::attend_dropped(qkv, cosine, sine, *shape, {kept, scale}, out,
+                                            share(shape->batch * shape->heads, 1, thread, team));)
+}
+
+// kept: null where nothing is dropped.
+EXPORT void glm_attend_gradient(const AttentionShape* shape, const float* qkv, const float* cosine, const float* sine,
+                                const float* gradient, const uint8_t* kept, float scale, float* out, int threads) {
+    threads = team_for(shape->batch * shape->heads * shape->size * shape->total * 8, threads);
+    TEAM(threads, gradients::attend_heads(qkv, cosine, sine, *shape, gradient, {kept, scale}, out,
                                           share(shape->batch * shape->heads, 1, thread, team));)
 }

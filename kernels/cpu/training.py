@@ -22,13 +22,15 @@ from kernels.layer import Activation, Rotary
 
 if TYPE_CHECKING:
     from kernels.cpu import Operators
-    from kernels.reference import Drop, Lengths
+    from kernels.gradients import Drop
+    from kernels.reference import Lengths
 
 SIGNATURES = {
     "glm_activate_gradient": [c_size_t, c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_int],
     "glm_norm_gradient": [c_void_p, c_void_p, c_int, c_float, c_void_p, c_size_t, c_size_t, c_float, *[c_void_p] * 3,
                           c_int],
-    "glm_attend_gradient": [*[c_void_p] * 6, c_int],
+    "glm_attend_dropped": [*[c_void_p] * 5, c_float, c_void_p, c_int],
+    "glm_attend_gradient": [*[c_void_p] * 6, c_float, c_void_p, c_int],
     "glm_softmax": [c_void_p, c_size_t, c_size_t, c_int, *[c_void_p] * 3, c_int],
 }
 
@@ -76,12 +78,13 @@ class Training:
     def attend(self, qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor | None = None,
                values: Tensor | None = None, start: int | Lengths = 0, blocked: Tensor | None = None,
                positions_2d: bool = False, drop: Drop | None = None) -> Tensor:
-        if keys is not None or drop is not None or qkv.dtype is not torch.float32:
+        if keys is not None or qkv.dtype is not torch.float32:
             return reference.attend(qkv, cosine, sine, keys, values, start, blocked, positions_2d, drop)
         b, s, _ = qkv.shape
         blocked = None if blocked is None else blocked.expand(b, s, s).contiguous()
         cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
-        return Attended.apply(self, qkv, cosine, sine, blocked, positions_2d)
+        kept, share = (None, 0.0) if drop is None else (drop.kept.contiguous(), drop.share)
+        return Attended.apply(self, qkv, cosine, sine, blocked, positions_2d, kept, share)
 
     def score_tokens(self, hidden: Tensor, weight: Tensor, owners: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """hidden (n, h), weight (v, h) of the head; owners (t,) out of n, and targets (t,) out of v -> logit,
@@ -153,28 +156,40 @@ class Activated(torch.autograd.Function):
 
 
 class Attended(torch.autograd.Function):
-    """Attention of a whole sequence over itself, (b, s, n*3*d) -> (b, s, n*d). Keeps qkv and the angles."""
+    """Attention of a whole sequence over itself, (b, s, n*3*d) -> (b, s, n*d). Of the probabilities those that are
+    `kept` (b, n, s, s) count, the others being a share; None: all. Keeps qkv, the angles and `kept`."""
 
     @staticmethod
     def forward(ctx, training: Training, qkv: Tensor, cosine: Tensor, sine: Tensor, blocked: Tensor | None,
-                positions_2d: bool) -> Tensor:
+                positions_2d: bool, kept: Tensor | None, share: float) -> Tensor:
         qkv = qkv.contiguous()
-        ctx.save_for_backward(qkv, cosine, sine, blocked)
-        ctx.training, ctx.positions_2d = training, positions_2d
-        return training.operators.attend(qkv, cosine, sine, blocked=blocked, positions_2d=positions_2d)
+        ctx.save_for_backward(qkv, cosine, sine, blocked, kept)
+        ctx.training, ctx.positions_2d, ctx.scale = training, positions_2d, 1.0 / (1.0 - share)
+        if kept is None:
+            return training.operators.attend(qkv, cosine, sine, blocked=blocked, positions_2d=positions_2d)
+        shape = _shape(qkv, cosine, blocked, positions_2d)
+        out = qkv.new_empty(*qkv.shape[:2], shape.heads * shape.size)
+        training.library.glm_attend_dropped(
+            ctypes.byref(shape), qkv.data_ptr(), cosine.data_ptr(), sine.data_ptr(), kept.data_ptr(), ctx.scale,
+            out.data_ptr(), torch.get_num_threads())
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (qkv, cosine, sine, blocked), gradient = ctx.saved_tensors, gradient.contiguous()
-        (b, s, width), size, out = qkv.shape, cosine.shape[-1], torch.empty_like(qkv)
-        heads, rotary = width // (3 * size), Rotary.HALVES_2D if ctx.positions_2d else Rotary.HALVES
-        keys = qkv.view(b, s, heads, 3, size)[..., 1, :].transpose(1, 2)
-        shape = Shape.of(b, heads, keys, s, rotary, cosine, True, blocked, None)
+        (qkv, cosine, sine, blocked, kept), gradient = ctx.saved_tensors, gradient.contiguous()
+        out = torch.empty_like(qkv)
         ctx.training.library.glm_attend_gradient(
-            ctypes.byref(shape), qkv.data_ptr(), cosine.data_ptr(), sine.data_ptr(), gradient.data_ptr(),
-            out.data_ptr(), torch.get_num_threads())
-        return None, out, None, None, None, None
+            ctypes.byref(_shape(qkv, cosine, blocked, ctx.positions_2d)), qkv.data_ptr(), cosine.data_ptr(),
+            sine.data_ptr(), gradient.data_ptr(), address(kept), ctx.scale, out.data_ptr(), torch.get_num_threads())
+        return None, out, *[None] * 6
+
+
+def _shape(qkv: Tensor, cosine: Tensor, blocked: Tensor | None, positions_2d: bool) -> Shape:
+    (b, s, width), size = qkv.shape, cosine.shape[-1]
+    heads, rotary = width // (3 * size), Rotary.HALVES_2D if positions_2d else Rotary.HALVES
+    keys = qkv.view(b, s, heads, 3, size)[..., 1, :].transpose(1, 2)
+    return Shape.of(b, heads, keys, s, rotary, cosine, True, blocked, None)
 
 
 class Scored(torch.autograd.Function):
