@@ -19,7 +19,7 @@ from glm.dropout import Dropout
 from glm.families import FAMILIES
 from glm.linear import linears
 from glm.logits import Logits, approximate_logits
-from glm.sat import Observer, SATModel, Step, layer_weights, norm_weights
+from glm.sat import Observer, SATModel, Step, layer_weights, norm_weights, word_vectors
 from glm.stream import Stream
 from kernels.layer import LayerWeights
 from kernels.vocabulary import MOST_ROWS, PackedVocabulary
@@ -94,7 +94,7 @@ class GLM(SATModel):
             blocked = torch.nn.functional.pad(blocked, (ahead, 0))
         is_plain = cache is not None and tokens.shape[1] == 1 and observe is None and prompts is None
         if is_plain and (stack := self._stack(cache, operations)):
-            words = torch.nn.functional.embedding(tokens, self.transformer.word_embeddings.weight)
+            words = word_vectors(self.transformer.word_embeddings, tokens)
             embedded = self.family.embed(self.transformer, words, position_ids)
             hidden = stack.step(embedded, cosine, sine, cache.start, blocked)
             hidden = hidden if places is None else hidden.flatten(0, 1)[places]
@@ -148,16 +148,16 @@ class GLM(SATModel):
 
         Made once per cache, whose addresses it holds: at small sizes the calls cost more than the work.
         """
-        if (self.is_parallel or operations is kernels.reference or torch.is_grad_enabled()
-                or not hasattr(self.family, "layer_form")):
+        if operations is kernels.reference or torch.is_grad_enabled() or not hasattr(self.family, "layer_form"):
             return None
         if cache.stack is None and any(linear.adapters for _, linear in linears(self)):
             cache.stack = False
         if cache.stack is None:
             layers = [layer_weights(layer) for layer in self.transformer.layers]
             norm, form = norm_weights(self.transformer.final_layernorm), self.family.layer_form(self.config)
+            ranks = (parallel.reduce, next(iter(parallel.small_sums), None)) if self.is_parallel else ()
             cache.stack = kernels.stack(layers, norm, cache.keys, cache.values, form,
-                                        self.stream and self._at_hand) or False
+                                        self.stream and self._at_hand, *ranks) or False
         return cache.stack or None
 
     def _at_hand(self, layer: int) -> LayerWeights | None:

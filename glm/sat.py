@@ -139,11 +139,7 @@ class Embedding(BaseMixin):
         self.family = FAMILIES[config.family]
 
     def word_embedding_forward(self, input_ids: torch.Tensor, *, step: Step, **_) -> torch.Tensor:
-        embeddings = self.transformer.word_embeddings
-        if embeddings.weight.shape[0] == embeddings.num_embeddings:  # not split over ranks
-            hidden = torch.nn.functional.embedding(input_ids, embeddings.weight)
-        else:
-            hidden = embeddings(input_ids)
+        hidden = word_vectors(self.transformer.word_embeddings, input_ids)
         if step.prompts is not None:
             places, vectors = step.prompts
             hidden = hidden.flatten(0, 1).index_copy(0, places, vectors.to(hidden.dtype)).view_as(hidden)
@@ -181,6 +177,13 @@ class Block(BaseMixin):
         if step.observe is not None:
             step.observe(number, hidden)
         return hidden
+
+
+def word_vectors(embeddings: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """ids (b, s) -> (b, s, h)."""
+    if embeddings.weight.shape[0] == embeddings.num_embeddings:  # not split over ranks
+        return torch.nn.functional.embedding(ids, embeddings.weight)
+    return embeddings(ids)
 
 
 def layer_weights(layer: torch.nn.Module) -> LayerWeights:

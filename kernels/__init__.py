@@ -127,21 +127,24 @@ def none_for(kind: str) -> None:
 BACKENDS = {"cpu": compiled, "cuda": _for_cuda}
 
 
-def stack(layers, final_norm, keys, values, form, before=None):
+def stack(layers, final_norm, keys, values, form, before=None, total=None, small=None):
     """One call for all layers of a decoding step (layer.stack; cpu.stack.Stack.step), or None where the compiled
     backend cannot take these tensors. layers: list of layer.LayerWeights; keys, values: the cache, layer by layer;
-    form: layer.LayerForm; before: see cpu.stack.Stack; on a GPU layers that come and go are walked.
+    form: layer.LayerForm; before: see cpu.stack.Stack; on a GPU layers that come and go are walked. total, small: how
+    tensor-parallel ranks add up, if there are several (cuda.reduce.Ranks); on a CPU they walk.
     """
     if keys[0].device.type == "cuda":
         if before is not None or (operators := BACKENDS["cuda"]()) is None:
             return None
+        from kernels.cuda.reduce import Ranks
         from kernels.cuda.stack import Stack as CudaStack
 
-        return CudaStack(operators, layers, final_norm, keys, values, form)
+        ranks = None if total is None else Ranks(total, small)
+        return CudaStack(operators, layers, final_norm, keys, values, form, ranks)
 
     from kernels.cpu.stack import Stack, fits
 
-    if keys[0].device.type != "cpu" or not compiled() or not fits(
+    if total is not None or keys[0].device.type != "cpu" or not compiled() or not fits(
             layers, final_norm, keys, values, form):
         return None
     return Stack(compiled(), layers, final_norm, keys, values, form, before)

@@ -47,7 +47,8 @@ def kernels(folder: Path, program: Program) -> dict[str, str]:
             assert done.returncode == 0, done.stderr
     text = re.sub(r"//[^\n]*", "", path.read_text())
     outside, *entries = re.split(r"\.visible \.entry ", text)
-    outside = "".join(re.findall(r"\.extern \.shared [^;]+;", outside))  # the array whose size a launch says
+    # the array whose size a launch says, and those of functions that several kernels call
+    outside = "".join(re.findall(r"^(?:\.extern )?\.shared [^;]+;", outside, re.MULTILINE))
     return {entry[:entry.index("(")]: outside + entry[entry.index("{") + 1:entry.rindex("}")] for entry in entries}
 
 

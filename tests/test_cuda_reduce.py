@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from kernels import reference
 from kernels.cuda import driver, reduce
 from runtime import parallel
 from tests.cuda_emulator import Emulator, shared_folder
@@ -24,7 +25,7 @@ def shared(*shape, dtype=torch.int32):
 
 
 def sums_of(folder, rank, areas, patience=300.0):
-    counts, failure = torch.zeros(reduce.BLOCKS, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    counts, failure = torch.zeros(2 * reduce.BLOCKS, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     return reduce.Sums(Emulator(folder), rank, areas, counts, failure, patience)
 
 
@@ -65,6 +66,46 @@ def test_all_ranks_get_the_same_sum(folder, ranks):
         for part in values[1:]:
             exact = exact + part.float()
         assert torch.equal(out, exact.half().expand(ranks, -1))
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_norm_is_part_of_the_sum(folder, has_bias):
+    """Of rows of unlike numbers by turns, with sums of the same blocks between them; the sum itself is kept or not."""
+    ranks, h, dtype = 2, 264, torch.float16
+    x, residual = (torch.randn(ranks, 3, h, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (0, 1))
+    weight, bias, added = torch.randn(3, h, generator=torch.Generator().manual_seed(2)).to(dtype)
+    bias = bias if has_bias else None
+    areas = [shared(reduce.area_bytes(ranks) // 4) for _ in range(ranks)]
+    found, totals, plain = (shared(ranks, 3, 3, h, dtype=dtype) for _ in range(3))
+
+    def work(rank):
+        sums = sums_of(folder, rank, areas)
+        for turn, rows in enumerate((1, 3, 2)):
+            total = totals[rank, turn, :rows] if turn else None
+            found[rank, turn, :rows] = sums.norm(x[rank, :rows], weight, bias, 1e-5, residual[0, :rows], 1.5, added,
+                                                 total)
+            plain[rank, turn] = sums.sum(x[rank])
+
+    sums_of(folder, 0, areas[:1]).sum(x[0])  # compiled once
+    areas[0].zero_()
+    on_all_ranks(ranks, work)
+    assert torch.equal(plain, (x[0].float() + x[1].float()).half().expand(ranks, 3, -1, -1))
+    exact = x.double().sum(0) + added.double() + 1.5 * residual[0].double()
+    normed = (reference.rms_norm(exact, weight.double(), 1e-5) if bias is None else
+              reference.layer_norm(exact, weight.double(), bias.double(), 1e-5))
+    for turn, rows in enumerate((1, 3, 2)):
+        assert torch.equal(found[0], found[1]) and torch.equal(totals[0], totals[1])
+        assert torch.allclose(found[0, turn, :rows].double(), normed[:rows], atol=4e-3, rtol=1e-3)
+        assert not turn or torch.allclose(totals[0, turn, :rows].double(), exact[:rows], rtol=1e-3, atol=1e-3)
+
+
+def test_which_sums_are_normed_with(folder):
+    sums = sums_of(folder, 0, [shared(1)])
+    weight = torch.ones(16384, dtype=torch.float16)
+    assert sums.fits_norm(torch.zeros(16, 1, 16384).half(), weight, None)
+    assert not sums.fits_norm(torch.zeros(17, 1, 16384).half(), weight, None)
+    assert not sums.fits_norm(torch.zeros(1, 16384), weight.float(), None)  # a row that is too large
+    assert not sums.fits_norm(torch.zeros(0, 16384).half(), weight, None)
 
 
 def test_a_rank_that_does_not_come_is_waited_for_in_bounds(folder):

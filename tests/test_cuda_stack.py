@@ -1,5 +1,7 @@
 """All layers of a decoding step on a GPU against kernels.layer.stack: torch's operators need no GPU."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +10,12 @@ import torch
 import kernels
 from kernels import reference
 from kernels.cache import BuildError
-from kernels.cuda import Operators
+from kernels.cuda import Operators, norms
 from kernels.cuda.attention import LARGEST_GRID, Workspaces, fits
+from kernels.cuda.reduce import Ranks
 from kernels.cuda.stack import Stack
 from kernels.layer import stack as walk
+from tests.cuda_emulator import Emulator, shared_folder
 from tests.kernel_cases import FORMS, random, random_layers
 
 N, D, INNER, CAPACITY = 4, 16, 40, 12
@@ -38,6 +42,69 @@ def test_the_stack_is_the_walk(family, groups, start):
     made = Stack(Operators(nowhere), layers, final, *(list(half) for half in found_cache), FORMS[family])
     assert torch.equal(made.step(hidden, *angles, begin), wanted)
     assert torch.equal(found_cache, wanted_cache)
+
+
+@pytest.mark.parametrize("family", ["glm-130b", "glm"])
+def test_ranks_that_hold_a_part_of_each_layer(family):
+    """Two threads for ranks; residuals, norms and biases behind the sums, the last norm too."""
+    layers, final, cache, hidden, *angles = case(family, N, 3)
+    begin, form = reference.Lengths(torch.tensor([5, 0, 9]), 9), FORMS[family]
+    halves, whole = [cache[:, :, :, :N // 2].clone(), cache[:, :, :, N // 2:].clone()], cache.clone()
+    wanted = walk(layers, final, *(list(half) for half in whole), form, hidden, *angles, begin)
+    meeting, given = threading.Barrier(2), [None, None]
+
+    def work(rank):
+        def total(x):
+            given[rank] = x
+            meeting.wait()
+            both = given[0] + given[1]
+            meeting.wait()
+            return both
+
+        def rows(x, parts):
+            return torch.cat([part.chunk(2)[rank] for part in x.chunk(parts)])
+
+        parts = [w._replace(
+            **{name: rows(getattr(w, name), 1 if form.is_by_heads else 3) for name in ("qkv_weight", "qkv_bias")},
+            **{name: rows(getattr(w, name), 2 if form.activation.is_gated else 1) for name in ("in_weight", "in_bias")},
+            **{name: getattr(w, name).chunk(2, dim=1)[rank] for name in ("dense_weight", "out_weight")})
+            for w in layers]
+        stack = Stack(Operators(nowhere), parts, final, *(list(half) for half in halves[rank]), form, Ranks(total))
+        with torch.no_grad():
+            return stack.step(hidden, *angles, begin)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(work, range(2)))
+    for each in found:
+        torch.testing.assert_close(each, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(halves, dim=3), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_add_up_in_the_kernel_that_norms_where_they_can(tmp_path_factory):
+    """And in the library where they cannot, or where nothing is compiled."""
+    class Small:
+        def fits_norm(self, x, *vectors):
+            return x.shape[0] == 1
+
+        def norm(self, x, weight, bias, epsilon, residual, alpha, added, total):
+            told.append("small")
+            return norms.norm(emulator, 2 * x, weight, bias, epsilon, residual, alpha, added, total)
+
+    def total(x):
+        told.append("library")
+        return 2 * x
+
+    emulator, told = Emulator(shared_folder(tmp_path_factory)), []
+    weight, bias, added = random(3, 64, dtype=torch.float16, seed=1)
+    for rows, is_small in ((1, True), (2, False)):
+        update, residual = (random(rows, 1, 64, dtype=torch.float16, seed=seed) for seed in (2, 3))
+        arguments = (update, Ranks(total, Small()), added, residual, 1.5, weight, bias, 1e-5, True)
+        results = [ops.norm_of_sum(*arguments) for ops in (Operators(lambda _: emulator), Operators(nowhere))]
+        torch.testing.assert_close(*(torch.cat(result) for result in results), rtol=1e-2, atol=1e-2)
+        assert told == (["small"] if is_small else ["library"]) + ["library"]
+        told.clear()
+        assert Operators(lambda _: emulator).norm_of_sum(*arguments[:-1], False)[0] is None
+        told.clear()
 
 
 def test_a_step_may_have_fewer_rows_than_the_cache():

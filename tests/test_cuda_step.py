@@ -177,18 +177,22 @@ def test_attention_refuses_what_does_not_fit(folder):
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_norms(folder, dtype, h, kernel, has_bias):
     x, residual = random(2, 1, h, dtype=dtype) * 3 + 1, random(2, 1, h, dtype=dtype, seed=1)
-    weight, bias = random(h, dtype=dtype), random(h, dtype=dtype, seed=1) if has_bias else None
+    weight, added = random(h, dtype=dtype), random(h, dtype=dtype, seed=3)
+    bias = random(h, dtype=dtype, seed=1) if has_bias else None
 
     def in_torch(type_, total):
         w, b = (None if part is None else part.to(type_) for part in (weight, bias))
         return reference.rms_norm(total, w, 1e-5) if b is None else reference.layer_norm(total, w, b, 1e-5)
 
-    emulator = Emulator(folder)
-    for alpha, given in ((1.0, None), (11.8, residual)):
-        sums = [x.to(type_) if given is None else reference.scaled_add(given.to(type_), x.to(type_), alpha)
+    emulator, total = Emulator(folder), torch.empty_like(x)
+    for alpha, given, more in ((1.0, None, (None, None)), (11.8, residual, (added, total))):
+        sums = [x.to(type_) if given is None else reference.scaled_add(given.to(type_), (x + added).to(type_), alpha)
                 for type_ in (torch.float64, dtype)]
+        if given is not None:
+            sums[0] = x.double() + added.double() + alpha * given.double()
         exact, torch_s = (in_torch(total.dtype, total) for total in sums)
-        assert_as_near_as_torch(norms.norm(emulator, x, weight, bias, 1e-5, given, alpha), exact, torch_s)
+        assert_as_near_as_torch(norms.norm(emulator, x, weight, bias, 1e-5, given, alpha, *more), exact, torch_s)
+    assert_as_near_as_torch(total, *sums)
     if dtype is not torch.float32:
         assert emulator.launched == [kernel] * 2
 

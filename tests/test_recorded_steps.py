@@ -14,6 +14,7 @@ from glm.linear import pack_linears
 from glm.model import GLM
 from kernels.cache import BuildError
 from kernels.cuda import Operators, graph
+from kernels.cuda.reduce import Ranks
 from kernels.cuda.stack import Stack
 from quantization.functional import Scheme
 from runtime.errors import UserError
@@ -106,13 +107,31 @@ def test_packed_weights(scheme, request, monkeypatch):
 
 
 def test_layers_that_are_walked_one_by_one(request, monkeypatch):
-    """As on tensor-parallel ranks, or with adapters."""
+    """As with adapters."""
     monkeypatch.setattr(kernels, "BACKENDS", {})
     model = model_of()
     wanted = answers(model, GREEDY)
     recorder = request.getfixturevalue("on_gpu")
     monkeypatch.setattr(kernels, "stack", lambda *arguments: None)
     assert answers(model, GREEDY) == wanted and recorder.replays
+
+
+@pytest.mark.parametrize("family", ["glm-130b", "glm"])
+def test_tensor_parallel_ranks(family, request, monkeypatch):
+    """Here of one rank, whose sums are its own."""
+    monkeypatch.setattr(kernels, "BACKENDS", {})
+    model = model_of(FAMILIES[family])
+    wanted = answers(model, GREEDY)
+    recorder, sums = request.getfixturevalue("on_gpu"), []
+
+    def stack(layers, norm, keys, values, form, before, total, small):
+        operators = kernels.BACKENDS["cpu"]()
+        return Stack(operators, layers, norm, keys, values, form, Ranks(lambda x: sums.append(1) or total(x), small))
+
+    monkeypatch.setattr(kernels, "stack", stack)
+    model.is_parallel = True
+    assert answers(model, GREEDY) == wanted and recorder.replays
+    assert sums and len(sums) % (2 * TINY.num_layers) == 0
 
 
 def test_what_waits_for_the_device_is_said_once_and_computed_as_before(on_gpu, monkeypatch, capsys):

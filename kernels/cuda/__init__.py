@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,11 @@ from kernels import CUDA_KERNELS, reference
 from kernels.cache import BuildError
 from kernels.cuda import attention, build, driver, linear, norms
 from kernels.cuda.linear import NOTHING, End
-from kernels.layer import Rotary
+from kernels.cuda.reduce import Ranks
+from kernels.layer import Rotary, normalised
 from kernels.reference import Lengths
+
+Result = TypeVar("Result")
 
 
 class Operators:
@@ -68,6 +72,25 @@ class Operators:
             update, weight, bias, epsilon,
             lambda: reference.residual_layer_norm(residual, update, alpha, weight, bias, epsilon), residual, alpha)
 
+    def norm_of_sum(self, update: Tensor, ranks: Ranks, added: Tensor | None, residual: Tensor, alpha: float,
+                    weight: Tensor, bias: Tensor | None, epsilon: float,
+                    keeps_sum: bool) -> tuple[Tensor | None, Tensor]:
+        """Of every rank's update, added + alpha * residual: their sum, where it is kept, and its norm; all (..., h) but
+        the bias `added` of the product before, (h)."""
+        def in_torch() -> tuple[Tensor, Tensor]:
+            whole = ranks.total(update)
+            total = reference.scaled_add(residual, whole if added is None else whole + added, alpha)
+            return total, normalised(total, weight, bias, epsilon)
+
+        def compiled() -> tuple[Tensor | None, Tensor]:
+            device, total = self.find(update.device), torch.empty_like(update) if keeps_sum else None
+            if is_small:
+                return total, ranks.small.norm(update, weight, bias, epsilon, residual, alpha, added, total)
+            return total, norms.norm(device, ranks.total(update), weight, bias, epsilon, residual, alpha, added, total)
+
+        is_small = ranks.small is not None and ranks.small.fits_norm(update, weight, bias, added)
+        return self._first(compiled, in_torch) if norms.fits(update, weight, bias, added) else in_torch()
+
     def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, in_torch: Callable[[], Tensor],
               residual: Tensor | None = None, alpha: float = 1.0) -> Tensor:
         if not norms.fits(x, weight, bias):
@@ -109,7 +132,7 @@ class Operators:
 
         return self._first(compiled, in_torch)
 
-    def _first(self, compiled: Callable[[], Tensor], in_torch: Callable[[], Tensor]) -> Tensor:
+    def _first(self, compiled: Callable[[], Result], in_torch: Callable[[], Result]) -> Result:
         """By our kernels, or where they cannot be compiled, which is said once on standard error, by torch's."""
         if self.failure is None:
             try:

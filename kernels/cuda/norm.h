@@ -1,5 +1,5 @@
-// Layer norm and RMS norm of a row, and before it the sum with the residual: what stands between the products. A block
-// takes a row and holds it in registers, so that it is read once; statistics are float32.
+// Layer norm and RMS norm of a row, and before it the sum with a bias and the residual: what stands between the products.
+// A block takes a row and holds it in registers, so that it is read once; statistics are float32.
 #pragma once
 
 #include "numbers.h"
@@ -7,8 +7,10 @@
 struct NormArguments {  // kernels/cuda/norms.py fills it
     const void* x;         // (rows, h)
     const void* residual;  // (rows, h), of which alpha times is added to x; or null
+    const void* added;     // (h), what is added to each row beside it; or null
     const void* weight;    // (h)
     const void* bias;      // (h); null: an RMS norm
+    void* total;           // (rows, h): the sum; or null
     void* out;             // (rows, h)
     u32 h;                 // a multiple of what 16 bytes hold
     float alpha, epsilon;
@@ -33,7 +35,7 @@ struct Norm {
     INLINE static void run(const NormArguments& a) {
         const u32 quads = a.h / PACK;
         const u64 begin = (u64)blockIdx.x * a.h;
-        float x[QUADS][PACK], total = 0.0f;
+        float x[QUADS][PACK];
         wait_for_earlier_kernels();
         let_next_kernel_begin();
 #pragma unroll
@@ -41,6 +43,24 @@ struct Norm {
             const u32 quad = threadIdx.x + q * blockDim.x;
             to_floats<KIND>(read_if(quad < quads, element<KIND>(a.x, begin + quad * PACK)), x[q]);
         }
+        finish(a, x);
+    }
+
+    // What follows once the block holds its row; x past the row's end is zero. Arguments: with NormArguments' fields.
+    template <class Arguments>
+    INLINE static void finish(const Arguments& a, float (&x)[QUADS][PACK]) {
+        const u32 quads = a.h / PACK;
+        const u64 begin = (u64)blockIdx.x * a.h;
+        if (a.added)
+#pragma unroll
+            for (int q = 0; q < QUADS; q++) {
+                const u32 quad = threadIdx.x + q * blockDim.x;
+                if (quad >= quads) continue;
+                float added[PACK];
+                to_floats<KIND>(load_once(element<KIND>(a.added, quad * PACK)), added);
+#pragma unroll
+                for (int i = 0; i < PACK; i++) x[q][i] += added[i];
+            }
         if (a.residual)
 #pragma unroll
             for (int q = 0; q < QUADS; q++) {
@@ -50,7 +70,13 @@ struct Norm {
 #pragma unroll
                 for (int i = 0; i < PACK; i++) x[q][i] += a.alpha * residual[i];
             }
-        float mean = 0.0f;
+        if (a.total)
+#pragma unroll
+            for (int q = 0; q < QUADS; q++) {
+                const u32 quad = threadIdx.x + q * blockDim.x;
+                if (quad < quads) store((void*)element<KIND>(a.total, begin + quad * PACK), from_floats<KIND>(x[q]));
+            }
+        float mean = 0.0f, total = 0.0f;
         if (a.bias) {
 #pragma unroll
             for (int q = 0; q < QUADS; q++)

@@ -37,4 +37,13 @@ NORM(4)
 
 __global__ void __launch_bounds__(REDUCE_THREADS) sum_of_ranks(const ReduceArguments a) { add_ranks<GLM_KIND>(a); }
 
+// norm_of_ranks_<16-byte pieces of a row for each thread, at most>
+#define NORM_OF_RANKS(QUADS) \
+    __global__ void __launch_bounds__(NORM_THREADS) norm_of_ranks_##QUADS(const ReduceNormArguments a) { \
+        add_ranks_and_norm<GLM_KIND, QUADS>(a); \
+    }
+
+NORM_OF_RANKS(1)
+NORM_OF_RANKS(2)
+
 }

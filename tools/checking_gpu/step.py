@@ -123,17 +123,24 @@ def sums(setting: Setting, ceiling: float) -> Iterator[dict]:
         return
     areas = [torch.zeros(reduce.area_bytes(2), dtype=torch.uint8, device=setting.device) for _ in range(2)]
     streams = [torch.cuda.Stream(setting.device) for _ in range(2)]
-    ranks = [reduce.Sums(setting.kernels_device, rank, areas, torch.zeros(reduce.BLOCKS, dtype=torch.int32,
+    ranks = [reduce.Sums(setting.kernels_device, rank, areas, torch.zeros(2 * reduce.BLOCKS, dtype=torch.int32,
                                                                           device=setting.device),
                          torch.zeros(1, dtype=torch.int32, pin_memory=True), patience=5) for rank in range(2)]
+    residual, weight, bias = random(setting, 3, 8, setting.config.hidden_size).unbind()
     for count in (1, 8):
         parts = [random(setting, count, setting.config.hidden_size) for _ in range(2)]
         torch.cuda.synchronize()
-        found = []
+        found, normed = [], []
         for _ in range(4):  # both slots, twice
             for rank, stream, part in zip(ranks, streams, parts, strict=True):
                 with torch.cuda.stream(stream):
                     found.append(rank.sum(part))
+                    normed.append(rank.norm(part, weight[0], bias[0], 1e-5, residual[:count], 11.8, bias[1]))
         torch.cuda.synchronize()
         exact = (parts[0].float() + parts[1].float()).to(DTYPE)
         yield {"case": f"sum over two ranks, {count} rows", "right": all(torch.equal(out, exact) for out in found)}
+        total = sum(part.double() for part in (*parts, bias[1], 11.8 * residual[:count].double()))
+        exact = reference.layer_norm(total, weight[0].double(), bias[0].double(), 1e-5)
+        error = max(float((out - exact).abs().max()) for out in normed)
+        yield {"case": f"norm of a sum over two ranks, {count} rows", "error": error,
+               "right": error < 0.01 and all(torch.equal(out, normed[0]) for out in normed)}
