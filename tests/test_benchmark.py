@@ -19,7 +19,7 @@ from runtime import resources
 from runtime.errors import UserError
 from tests.made_tensors import Made
 from tools import benchmark as program
-from tools.benchmarking import pairs, peers, results, training
+from tools.benchmarking import pairs, peers, results
 from tools.benchmarking.own import check_places, random_model, shape_of, too_large
 from tools.benchmarking.rates import Bandwidth, Timing, repeat
 from tools.benchmarking.results import decode_result, prefill_result
@@ -276,17 +276,3 @@ def test_positions_that_are_learned_end():
     for words in (([2048], [1]), ([128], [500])):
         with pytest.raises(UserError, match=r"the model has learned 512 positions; give at most (512|488)"):
             check_places(ModelConfig.from_name("glm-large"), *words, 24)
-
-
-@pytest.mark.parametrize("method", training.METHODS)
-def test_a_step_of_training(method):
-    work = training.Work(training.OWN, method, "fp32", "glm-small", 2, 6, 3, 1, torch.get_num_threads())
-    seconds, peak = training.run(work)
-    assert seconds > 0 and peak > 0.01
-
-
-def test_figures_of_training_stand_beside_the_peer_s():
-    found = [training.Result(training.OWN, "lora", "fp32", 1.0, 300.0, 2.0),
-             training.Result(training.PEER, "lora", "fp32", 1.5, 200.0, 4.0)]
-    _, rows = training.table(found)
-    assert rows[0][-2:] == ["1.50", "0.50"] and rows[1][-2:] == ["", ""]

@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--rows", type=int, default=4, help="of a step")
     add("--source", type=int, default=192, metavar="TOKENS", help="of each row, that are read")
     add("--target", type=int, default=64, metavar="TOKENS", help="of each row, that are learned")
-    add("--steps", type=int, default=5, help="timed for each result")
+    add("--steps", type=int, default=5, help="of each engine, in turn, that count; one before does not")
     add("--threads", type=int, help="of the processor (default: torch's choice)")
     add("--against", nargs="*", default=[], choices=("transformers",), metavar="ENGINE", help="also: transformers")
     return parser
@@ -246,14 +246,11 @@ def measure_training(arguments: argparse.Namespace) -> None:
     from runtime.show import table
     from tools.benchmarking import results, training
 
-    before, found = results.load_average(), []
+    before = results.load_average()
     works = [(method, precision) for precision in arguments.dtype for method in arguments.methods]
-    for one in training.measure([training.OWN, *arguments.against], works, model=arguments.model, rows=arguments.rows,
-                                source=arguments.source, target=arguments.target, steps=arguments.steps,
-                                threads=torch.get_num_threads()):
-        found.append(one)
-        results.say(f"{one.engine} {one.method} {one.precision}: {one.tokens_per_second:.0f} tokens/s, "
-                    f"{one.peak_gb:.2f} GB")
+    found = list(training.measure([training.OWN, *arguments.against], works, arguments.steps, model=arguments.model,
+                                  rows=arguments.rows, source=arguments.source, target=arguments.target,
+                                  threads=torch.get_num_threads()))
     results.show([table(*training.table(found))], results.describe("cpu", before),
                  {"model": arguments.model, "rows": arguments.rows, "source": arguments.source,
                   "target": arguments.target})

@@ -1,20 +1,22 @@
 """A step of training beside plain transformers and peft on an equal shape: tokens per second, and peak memory.
 
-Every engine and method runs in a process of its own, whose largest resident memory is its. A row is a question that is
-read and an answer that is learned; AdamW, no dropout, float32 weights. With bf16 the products are computed in it:
-here by weights in bf16 with masters in float32, there by autocast, as Hugging Face's Trainer does.
+Every engine has a process of its own, whose largest resident memory is its. They step in turn, so that what else goes
+on meets all alike, and are compared pair by pair. A row is a question that is read and an answer that is learned;
+AdamW, no dropout, float32 weights. With bf16 the products are computed in it: here by weights in bf16 with masters in
+float32, there by autocast, as Hugging Face's Trainer does.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -22,7 +24,8 @@ from glm import spec
 from glm.config import ModelConfig
 from glm.loading import DTYPES
 from runtime.files import REPOSITORY
-from tools.benchmarking import own
+from tools.benchmarking import own, results
+from tools.check_plan import highest
 
 METHODS = ("full", "lora")
 OWN, PEER = "glm", "transformers"
@@ -38,45 +41,91 @@ class Work:
     rows: int
     source: int  # tokens that are read
     target: int  # tokens that are learned
-    steps: int
     threads: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * (self.source + self.target)
+
+
+class Step(NamedTuple):
+    seconds: float
+    processor: float  # seconds, of all threads
+    peak: int  # largest resident memory of the process so far, bytes
 
 
 @dataclass(frozen=True)
 class Result:
-    engine: str
-    method: str
-    precision: str
-    seconds: float  # a step, median
-    tokens_per_second: float
-    peak_gb: float
+    work: Work
+    steps: tuple[Step, ...]  # the n-th ones of all engines were done one after the other
+
+    @property
+    def peak(self) -> int:
+        return max(step.peak for step in self.steps)
 
 
-def measure(engines: Sequence[str], works: Sequence[tuple[str, str]], **size) -> Iterator[Result]:
-    """works: (method, precision). In turn, so that what else goes on meets all."""
+def measure(engines: Sequence[str], works: Sequence[tuple[str, str]], steps: int, **size) -> Iterator[Result]:
+    """Of each of `works` (method, precision) the results of the engines. A step of each before, which makes the moments
+    and faults memory in, does not count."""
     for method, precision in works:
-        for engine in engines:
-            work = Work(engine, method, precision, **size)
-            done = subprocess.run([sys.executable, "-m", __name__, json.dumps(asdict(work))], capture_output=True,
-                                  text=True, cwd=REPOSITORY)
-            if done.returncode:
-                raise RuntimeError(f"{engine}, {method}: {done.stderr.strip().splitlines()[-1]}")
-            seconds, peak = json.loads(done.stdout.splitlines()[-1])
-            tokens = work.rows * (work.source + work.target)
-            yield Result(engine, method, precision, seconds, tokens / seconds, peak)
+        with ExitStack() as stack:
+            running = [stack.enter_context(Engine(Work(engine, method, precision, **size))) for engine in engines]
+            done: dict[Engine, list[Step]] = {engine: [] for engine in running}
+            for number in range(steps + 1):
+                for engine in running[::-1] if number % 2 else running:  # who begins changes
+                    step = engine.step()
+                    results.say(f"{engine.work.engine} {method} {precision}: {step.seconds:.2f} s, "
+                                f"{step.processor:.2f} s of the processor, {step.peak / 1e9:.2f} GB")
+                    if number:
+                        done[engine].append(step)
+        yield from (Result(engine.work, tuple(taken)) for engine, taken in done.items())
 
 
-def run(work: Work) -> tuple[float, float]:
-    """Median seconds of a step, and the largest resident memory of this process (10^9 bytes)."""
+class Engine:
+    """One in a process of its own, which makes a step when it is asked for one."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.process = subprocess.Popen([sys.executable, "-m", __name__, json.dumps(asdict(work))], cwd=REPOSITORY,
+                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def step(self) -> Step:
+        """Raises RuntimeError where the process has ended; it has said why itself."""
+        with suppress(BrokenPipeError):
+            print(file=self.process.stdin, flush=True)
+        if line := self.process.stdout.readline():
+            return Step(*json.loads(line))
+        raise RuntimeError(f"{self.work.engine}, {self.work.method}: its process ended with {self.process.wait()}")
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+
+def answer(work: Work) -> None:
+    """A step for each line that comes in, until no more do; its figures go out as a line."""
+    out, sys.stdout = sys.stdout, sys.stderr
+    step = prepared(work)
+    for _ in sys.stdin:
+        print(json.dumps(timed(step)), file=out, flush=True)
+
+
+def prepared(work: Work) -> Callable[[], None]:
     torch.manual_seed(0)
     torch.set_num_threads(work.threads)
-    step = (_own if work.engine == OWN else _peer)(work, ModelConfig.from_name(work.model))
-    seconds = []
-    for _ in range(work.steps + 1):
-        begin = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return (_own if work.engine == OWN else _peer)(work, ModelConfig.from_name(work.model))
+
+
+def timed(step: Callable[[], None]) -> Step:
+    began, processor = time.perf_counter(), time.process_time()
+    step()
+    return Step(time.perf_counter() - began, time.process_time() - processor, highest())
 
 
 def _own(work: Work, config: ModelConfig) -> Callable[[], None]:
@@ -143,17 +192,26 @@ def _peer(work: Work, config: ModelConfig) -> Callable[[], None]:
 
 
 def table(found: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows; beside the toolkit's figures how they compare with the peer's."""
-    peers = {(one.method, one.precision): one for one in found if one.engine == PEER}
+    """Heads and rows; beside the toolkit's figures how they compare with the peer's. How many times as fast is the
+    median of the pairs of steps, with the least and the most of them."""
+    peers = {(one.work.method, one.work.precision): one for one in found if one.work.engine == PEER}
     rows = []
     for one in found:
-        peer = peers.get((one.method, one.precision)) if one.engine == OWN else None
-        ratios = ["", ""] if peer is None else [f"{one.tokens_per_second / peer.tokens_per_second:.2f}",
-                                                f"{one.peak_gb / peer.peak_gb:.2f}"]
-        rows.append([one.engine, one.method, one.precision, f"{one.seconds:.2f}", f"{one.tokens_per_second:.0f}",
-                     f"{one.peak_gb:.2f}", *ratios])
-    return ["engine", "method", "precision", "s a step", "tokens/s", "peak GB", "times as fast", "memory, times"], rows
+        work, ratios = one.work, ["", "", ""]
+        seconds, processor = (median(step[kind] for step in one.steps) for kind in range(2))
+        if work.engine == OWN and (peer := peers.get((work.method, work.precision))) is not None:
+            pairs = list(zip(one.steps, peer.steps, strict=True))
+            by_clock, by_processor = ([there[kind] / here[kind] for here, there in pairs] for kind in range(2))
+            ratios = [_spread(by_clock), _spread(by_processor), f"{one.peak / peer.peak:.2f}"]
+        rows.append([work.engine, work.method, work.precision, f"{seconds:.2f}", f"{work.tokens / seconds:.0f}",
+                     f"{processor:.2f}", f"{one.peak / 1e9:.2f}", *ratios])
+    return ["engine", "method", "precision", "s a step", "tokens/s", "s of the processor", "peak GB", "times as fast",
+            "by the processor", "memory, times"], rows
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    return f"{median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(Work(**json.loads(sys.argv[1])))))
+    answer(Work(**json.loads(sys.argv[1])))
