@@ -6,6 +6,7 @@ A template extends page.html, whose head and looks all pages share, and may use 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -22,10 +23,16 @@ def rendered(template: Path, **values: object) -> str:
 
     No text can become markup: all that is put in is escaped, but for what templates themselves or plots have made.
     """
-    environment = Environment(loader=FileSystemLoader([template.parent, FOLDER]), autoescape=True, trim_blocks=True,
+    return _environment(template.parent).get_template(template.name).render(values)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    """The templates of a folder and those of this one: each is compiled once."""
+    environment = Environment(loader=FileSystemLoader([folder, FOLDER]), autoescape=True, trim_blocks=True,
                               undefined=StrictUndefined, finalize=_printable)
     environment.filters |= {"figure": figure, "limits": limits, "anchor": _anchor, "plain": _plain, "counted": counted}
-    return environment.get_template(template.name).render(values)
+    return environment
 
 
 def _anchor(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 
@@ -21,12 +22,15 @@ _STYLE = {
     "axes.labelcolor": FAINT, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
     "text.color": INK, "xtick.color": FAINT, "ytick.color": FAINT, "axes.grid": False, "grid.color": GRID,
     "grid.linewidth": 0.5, "xtick.major.size": 0, "ytick.major.size": 0, "legend.frameon": False,
-    "legend.fontsize": 7.5, "figure.constrained_layout.use": True, "axes.axisbelow": True,
+    "legend.fontsize": 7.5, "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
 }  # fmt: skip
 # Names that matplotlib gives to groups: the same in every plot, where a page must have an id once.
 _GROUP_NAME = r' id="(?:figure|axes|patch|matplotlib\.axis|[xy]tick|line2d|text|legend|\w+Collection)_\d+"'
 WIDTH, HEIGHT = 4.6, 2.7  # inches; the page shows an inch as 100 pixels
+# Inches around the axes for what stands there, and for a character of a label: matplotlib's own layout takes twice as
+# long as all the rest, and measures a font that is not the page's.
+LEFT, RIGHT, TOP, BOTTOM, CHARACTER = 0.56, 0.14, 0.24, 0.43, 0.062
 
 
 def spread(rows: Sequence[tuple], unit: str, mark: float | None = None) -> str:
@@ -45,7 +49,9 @@ def spread(rows: Sequence[tuple], unit: str, mark: float | None = None) -> str:
                           markeredgewidth=0)
         if mark is not None:
             axes.axvline(mark, color=SECOND, linewidth=1, linestyle=(0, (3, 2)), zorder=0)
-        axes.set_yticks(range(len(rows)), [_shortened(row[0], 34) for row in rows])
+        names = [_shortened(row[0], 34) for row in rows]
+        drawing.margins(left=0.1 + CHARACTER * max(map(_columns, names), default=0), top=0.06)
+        axes.set_yticks(range(len(rows)), names)
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_color(INK if row[4] else FAINT)
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -60,6 +66,7 @@ def reliability(found: Calibration) -> str:
     """Accuracy over confidence, and below it how many items have that confidence."""
     with Drawing() as drawing:
         above, below = drawing.figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+        drawing.margins(top=0.06)
         above.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=(0, (3, 2)))
         above.vlines(found.confidence, found.accuracy, found.confidence, color=SECOND, linewidth=1.6, alpha=0.6)
         above.plot(found.confidence, found.accuracy, color=MAIN, linewidth=1, alpha=0.5)
@@ -85,6 +92,7 @@ def lengths(bins: Sequence[LengthBin], unit: str, mark: float | None = None) -> 
         if mark is not None:
             axes.axhline(mark, color=SECOND, linewidth=1, linestyle=(0, (3, 2)), zorder=0)
         names = [f"{each.low}–{each.high}" if each.low < each.high else str(each.low) for each in bins]
+        drawing.margins(top=0.06, bottom=0.55)
         axes.set_xticks(range(len(bins)), [f"{name}\nn = {each.count}" for name, each in zip(names, bins, strict=True)],
                         fontsize=7)
         axes.set(xlabel="tokens of the context", ylabel=unit, xlim=(-0.5, len(bins) - 0.5))
@@ -150,7 +158,8 @@ class Drawing:
 
         self._context = matplotlib.rc_context(_STYLE)
         self._context.__enter__()
-        self.figure = Figure((width, height))
+        self.figure, self.size = Figure((width, height)), (width, height)
+        self.margins()
         self.svg = ""
 
     def __enter__(self):
@@ -158,6 +167,11 @@ class Drawing:
 
     def axes(self):
         return self.figure.subplots()
+
+    def margins(self, left: float = LEFT, top: float = TOP, bottom: float = BOTTOM) -> None:
+        """Inches that the axes leave free."""
+        width, height = self.size
+        self.figure.subplots_adjust(left / width, bottom / height, 1 - RIGHT / width, 1 - top / height)
 
     def __exit__(self, kind, *_):
         try:
@@ -202,3 +216,8 @@ def _shortened(text: str, most: int) -> str:
     """The text, or its end: what tells prompts apart stands at the end of their paths."""
     text = " ".join(text.split())
     return text if len(text) <= most else "…" + text[len(text) - most + 1:]
+
+
+def _columns(text: str) -> int:
+    """Of a text whose Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
