@@ -2,7 +2,6 @@
 
 import ctypes
 import fcntl
-import os
 import shutil
 import subprocess
 from functools import cache
@@ -13,6 +12,7 @@ import pytest
 from kernels.cuda import build
 from kernels.cuda.build import Program
 from kernels.cuda.driver import LARGEST_SHARED, Call, spanned
+from tests.kernel_cases import run_folder
 
 HERE = Path(__file__).resolve().parent
 POISON = 0x7E  # in every byte of an output: not a number
@@ -27,10 +27,7 @@ def shared_folder(tmp_path_factory) -> Path:
     """Where a run of the tests keeps what it has compiled; skips the test that asks for it without g++."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder of all workers
-        folder = folder.parent
-    folder /= "emulator"
+    folder = run_folder(tmp_path_factory) / "emulator"
     folder.mkdir(exist_ok=True)
     return folder
 

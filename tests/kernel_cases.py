@@ -1,6 +1,8 @@
 """What the tests of compiled kernels share: the instruction sets, random tensors, memory that is poisoned."""
 
+import fcntl
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,27 +12,41 @@ from kernels.cpu import build
 from kernels.layer import Activation, LayerForm, LayerWeights, Rotary
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# The instruction sets that one x86 processor can pretend to have; elsewhere only the compiler's default is tested.
 FORMS = {
     "glm-130b": LayerForm(Activation.GEGLU, Rotary.HALVES, 2.6, 1e-5, is_pre_norm=False, is_by_heads=True),
     "glm": LayerForm(Activation.GELU, Rotary.NONE, 1.0, 1e-5, is_pre_norm=True, is_by_heads=False),
     "chatglm": LayerForm(Activation.GELU_TANH, Rotary.HALVES_2D, 7.5, 1e-5, is_pre_norm=False, is_by_heads=True),
     "chatglm2": LayerForm(Activation.SWIGLU, Rotary.PAIRS, 1.0, 1e-5, is_pre_norm=True, is_by_heads=False),
 }  # by the family that has it; only chatglm2's layers have RMS norms, shared keys, and no bias but qkv's
-VARIANTS = {"native": None} | {name: ("-O1", *build.INSTRUCTIONS[name]) for name in ("avx2", "generic")}
+# The instruction sets that one x86 processor can pretend to have; elsewhere only the compiler's default is tested.
+# Each is half a minute of compiling; test_kernel_build.py has the compiler read the sources for those that are slow.
+VARIANTS = ("native", "avx2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("avx512", "generic")))
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def ops(request):
-    flags = VARIANTS[request.param]
-    if flags and os.uname().machine != "x86_64":
-        pytest.skip("x86 instruction sets")
+def ops(request, tmp_path_factory):
+    name = request.param
     try:
-        found = cpu.Operators(build.load(flags))
+        if name == "native":
+            return cpu.Operators(build.load())
+        needed = {"avx2": "avx2", "avx512": "avx512bw", "generic": ""}[name]
+        if os.uname().machine != "x86_64" or needed not in build.processor_features():
+            pytest.skip("instructions that this processor does not have")
+        if name == cpu.operators().path:
+            pytest.skip("the native ones")
+        with open(run_folder(tmp_path_factory) / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # several processes want the same library: one of them compiles it
+            found = cpu.Operators(build.load(("-O1", *build.INSTRUCTIONS[name])))
     except (build.BuildError, OSError) as error:
         pytest.skip(f"no compiled backend here: {error}")
-    assert request.param in ("native", found.path)
+    assert found.path == name
     return found
+
+
+def run_folder(tmp_path_factory) -> Path:
+    """That all processes of this run of the tests share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 def random(*shape, dtype, seed=0, scale=1.0):

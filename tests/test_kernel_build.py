@@ -87,6 +87,18 @@ def test_older_instructions_than_the_processor_s(chosen, monkeypatch):
     assert default_precision("cpu") == "fp32"  # as on such a processor
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 instruction sets")
+@pytest.mark.parametrize("chosen", ["avx512", "generic"])
+def test_the_sources_can_be_read_for_instructions_that_only_slow_tests_run(chosen):
+    try:
+        compiler = build.find_compiler()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    for source in build.SOURCES.glob("*.cpp"):
+        build.execute([compiler, *build.INSTRUCTIONS[chosen], build.OPENMP, "-std=c++17", "-w", "-fsyntax-only",
+                       str(source)])
+
+
 def test_unknown_instructions_are_refused(monkeypatch):
     monkeypatch.setenv(build.ISA, "avx3")
     with pytest.raises(build.BuildError, match="GLM_CPU_ISA=avx3: must be one of native, avx512, avx2, generic"):

@@ -3,40 +3,19 @@
 Exact is q * scale in float64, never rounded; tests/rounding.py says how near is near enough.
 """
 
-import os
-
 import pytest
 import torch
 
-from kernels import cpu, packing, reference
-from kernels.cpu import build, stack
+from kernels import packing, reference
+from kernels.cpu import stack
 from kernels.layer import LayerWeights
 from kernels.layer import stack as walk
-from tests.kernel_cases import FORMS, random_layers, random_packed
+from tests import kernel_cases
+from tests.kernel_cases import DTYPES, FORMS, random_layers, random_packed
 from tests.rounding import INTEGERS, assert_as_good, of_integers
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-VARIANTS = {"native": None} | {name: ("-O1", *build.INSTRUCTIONS[name]) for name in ("avx512", "avx2", "generic")}
-
-
-def has_avx512():
-    try:
-        with open("/proc/cpuinfo") as file:
-            return "avx512bw" in file.read()
-    except OSError:
-        return False
-
-
-@pytest.fixture(scope="module", params=VARIANTS)
-def ops(request):
-    flags = VARIANTS[request.param]
-    if (flags and os.uname().machine != "x86_64") or (request.param == "avx512" and not has_avx512()):
-        pytest.skip("instructions that this processor does not have")
-    try:
-        return cpu.Operators(build.load(flags))
-    except (build.BuildError, OSError) as error:
-        pytest.skip(f"no compiled backend here: {error}")
+ops = kernel_cases.ops
 
 
 def random(*shape, dtype=torch.float32, seed=0, scale=1.0):
