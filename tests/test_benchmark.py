@@ -30,9 +30,18 @@ SMALL = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2, inner_hi
 TINY = shape_of(SMALL)
 
 
-def benchmark(*arguments):
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def benchmark(monkeypatch, capsys):
+    """The command in this process: (its words) -> exit code, standard output, standard error."""
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, words)])
+        try:
+            code = program.main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def commands_in(text):
@@ -85,11 +94,11 @@ def test_the_median_is_reported_and_warm_up_does_not_count():
     assert Timing.of([3.0, 1.0, 2.0]) == Timing(2.0, 1.0, 3)
 
 
-def test_a_tiny_run_writes_the_table_and_the_file(tmp_path):
+def test_a_tiny_run_writes_the_table_and_the_file(benchmark, tmp_path):
     file = tmp_path / "result.json"
-    done = benchmark("--model", "glm-small", "--prefill", 8, "--contexts", 4, "--steps", 2, "--repeats", 1,
-                     "--dtype", "fp32", "--buffer-mb", 16, "--against", "llama.cpp", "--json", file)
-    assert done.returncode == 0, done.stderr
+    code, out, err = benchmark("--model", "glm-small", "--prefill", 8, "--contexts", 4, "--steps", 2, "--repeats", 1,
+                               "--dtype", "fp32", "--buffer-mb", 16, "--against", "llama.cpp", "--json", file)
+    assert code == 0, err
     values = json.loads(file.read_text())
     expected = {"schema", "date", "command", "machine", "versions", "model", "settings", "results", "skipped"}
     assert values.keys() == expected
@@ -100,17 +109,17 @@ def test_a_tiny_run_writes_the_table_and_the_file(tmp_path):
     for result in own:
         assert result["seconds_best"] <= result["seconds_median"] and result["share_of_ceiling"] > 0
         assert result["rate"] > 0 and result["tokens_per_second"] > 0
-    assert "Decoding" in done.stdout and "Prefill" in done.stdout
+    assert "Decoding" in out and "Prefill" in out
     if "llama.cpp" in values["skipped"]:
         assert "pip install llama-cpp-python" in values["skipped"]["llama.cpp"]
-        assert "pip install llama-cpp-python" in done.stdout
+        assert "pip install llama-cpp-python" in out
 
 
-def test_packed_weights_are_measured_beside_plain_ones(tmp_path):
+def test_packed_weights_are_measured_beside_plain_ones(benchmark, tmp_path):
     file = tmp_path / "result.json"
-    done = benchmark("--model", "glm-small", "--prefill", 8, "--contexts", 4, "--widths", 1, "--steps", 2,
-                     "--repeats", 1, "--bits", 8, 4, "--group-size", 64, "--buffer-mb", 16, "--json", file)
-    assert done.returncode == 0, done.stderr
+    code, _, err = benchmark("--model", "glm-small", "--prefill", 8, "--contexts", 4, "--widths", 1, "--steps", 2,
+                             "--repeats", 1, "--bits", 8, 4, "--group-size", 64, "--buffer-mb", 16, "--json", file)
+    assert code == 0, err
     found = [(r["precision"], r["kind"], r["weight_bytes"]) for r in json.loads(file.read_text())["results"]]
     assert [name for name, *_ in found] == [name for name in ("bf16", "bf16, INT8 g64", "bf16, INT4 g64") for _ in "12"]
     layers, vocabulary = 5 * 384 * (4 * 384 + 3 * 1024), 16384 * 384
@@ -207,11 +216,12 @@ def test_a_pair_is_measured():
             next(pairs.measure(missing, SMALL))
 
 
-def test_a_table_of_products():
-    done = benchmark("kernels", "--size", 64, 128, "--rows", 1, 50, "--groups", 32, "--matrices", 1, "--repeats", 1)
-    assert done.returncode == 0, done.stderr
+def test_a_table_of_products(benchmark):
+    code, out, err = benchmark("kernels", "--size", 64, 128, "--rows", 1, 50, "--groups", 32, "--matrices", 1,
+                               "--repeats", 1)
+    assert code == 0, err
     for name in ("torch F.linear", "torch _weight_int8pack_mm", "this, INT8", "this, INT4 g32"):
-        assert done.stdout.count(f"{name} ") >= 2
+        assert out.count(f"{name} ") >= 2
 
 
 ROWS = {
@@ -222,7 +232,7 @@ ROWS = {
 }
 
 
-def test_evaluation_on_own_rows(tmp_path):
+def test_evaluation_on_own_rows(benchmark, tmp_path):
     """The evaluator's batches come to the scores that plain passes over single items come to."""
     for path, fields in ROWS.items():
         file = (tmp_path / "data" / path).with_suffix(".jsonl")
@@ -230,8 +240,8 @@ def test_evaluation_on_own_rows(tmp_path):
         file.write_text("".join(json.dumps({"inputs_pretokenized": "A sentence of words. " * n, **fields}) + "\n"
                                 for n in (1, 3, 2)))
     file = tmp_path / "result.json"
-    done = benchmark("evaluation", "--data-path", tmp_path / "data", "--repeats", 1, "--json", file)
-    assert done.returncode == 0, done.stderr
+    code, out, err = benchmark("evaluation", "--data-path", tmp_path / "data", "--repeats", 1, "--json", file)
+    assert code == 0, err
     measured = json.loads(file.read_text())["results"]
     found = [(r["task"], r["kind"], r["items"], list(r["others"])) for r in measured]
     ways = ["choice by choice", "item by item"]
@@ -240,7 +250,7 @@ def test_evaluation_on_own_rows(tmp_path):
     for result in measured:
         assert result["same"] == 1 and result["items_per_second"] > 0 and all(result["ratios"].values())
         assert (result["difference"] or 0) < 1e-5
-    assert "Scoring" in done.stdout and "Generation" in done.stdout
+    assert "Scoring" in out and "Generation" in out
 
 
 @pytest.mark.parametrize("arguments, part", [
@@ -253,22 +263,17 @@ def test_evaluation_on_own_rows(tmp_path):
     (["kernels", "--size", "64", "100", "--groups", "32"], "multiple of every group size [32]"),
     (["--load", "nowhere"], "nowhere"),
 ])
-def test_a_mistake_is_one_line(arguments, part):
-    done = benchmark(*arguments)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: ") and part in done.stderr
+def test_a_mistake_is_one_line(benchmark, arguments, part):
+    code, _, err = benchmark(*arguments)
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith("error: ") and part in err
 
 
 def test_help_needs_no_torch():
-    program = (
-        "import runpy, sys\n"
-        "sys.argv = ['benchmark.py', '--help']\n"
-        "try:\n"
-        f"    runpy.run_path({str(ROOT / 'tools' / 'benchmark.py')!r}, run_name='__main__')\n"
-        "except SystemExit:\n"
-        "    assert 'torch' not in sys.modules"
-    )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+    run = ("import runpy, sys\nsys.argv = ['benchmark.py', '--help']\ntry:\n"
+           f"    runpy.run_path({str(ROOT / 'tools' / 'benchmark.py')!r}, run_name='__main__')\n"
+           "except SystemExit:\n    assert 'torch' not in sys.modules")
+    assert subprocess.run([sys.executable, "-c", run], capture_output=True).returncode == 0
 
 
 def test_positions_that_are_learned_end():
