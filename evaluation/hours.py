@@ -44,7 +44,12 @@ def batch_tokens(setup: Setup, device: Device, requests: Sequence[Request]) -> i
 
 
 def seconds(work: Work, setup: Setup, device: Device, disk: float | None) -> float:
-    return sum(batch_seconds([work.requests[index] for index in batch], setup, device, disk) for batch in work.batches)
+    def of(batch: Sequence[int]) -> float:
+        step = work.at_once(batch)
+        parts = [batch[begin:begin + step] for begin in range(0, len(batch), step)]
+        return sum(batch_seconds([work.requests[index] for index in part], setup, device, disk) for part in parts)
+
+    return sum(map(of, work.batches))
 
 
 def batch_seconds(requests: Sequence[Request], setup: Setup, device: Device, disk: float | None) -> float:

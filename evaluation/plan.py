@@ -19,7 +19,7 @@ from evaluation.config import TaskConfig, TaskType
 from evaluation.data import Example, read_objects
 from evaluation.discovery import data_files, missing
 from evaluation.names import called, calling, is_list_of, returned
-from evaluation.requests import GenerateRequest, Request, batches_of, fault_of_request, is_request
+from evaluation.requests import GenerateRequest, Request, at_once, batches_of, fault_of_request, is_request
 from evaluation.store import hash_file, hash_request
 from evaluation.tasks import Task, task_class
 from glm.config import ModelConfig
@@ -141,7 +141,8 @@ class Work:
     files: dict[str, DataFile]  # by relative path
     requests: Sequence[Request]  # of all files, one after the other
     hashes: Sequence[str]  # of the requests
-    max_tokens: int  # of a batch
+    max_tokens: int  # that are computed at a time
+    max_items: int | None  # the same of requests; None: no limit
     batches: Sequence[Sequence[int]]  # places in `requests`
 
     @property
@@ -155,6 +156,10 @@ class Work:
                 return f"{file.path}: item {file.examples[index].index}"
             index -= len(file.requests)
         raise IndexError(index)
+
+    def at_once(self, batch: Sequence[int]) -> int:
+        """How many of a batch's requests are answered at a time."""
+        return min(len(batch), at_once(self.requests[batch[0]], self.max_tokens, self.max_items))
 
     def size(self, numbers: Iterable[int]) -> tuple[int, int]:
         """How many requests these batches hold, and about how many tokens they make the model compute."""
@@ -170,8 +175,8 @@ def _tokens(request: Request) -> int:
 
 def prepare(config: TaskConfig, tokenizer, rows: Mapping[Path, int], limit: Limit | None,
             budget: Callable[[Sequence[Request]], int], max_items: int | None, model: ModelConfig) -> Work:
-    """rows: of every file, as `look` found; limit: which are taken (None: all); budget(requests): most tokens of a
-    batch; max_items: most of its items."""
+    """rows: of every file, as `look` found; limit: which are taken (None: all); budget(requests): most tokens at
+    a time; max_items: most items at a time."""
     config, longest = replace(config, form=model.prompt_form), model.max_sequence_length
     with calling(config, f"task {config.name}"):
         task = task_class(config)(config, tokenizer)
@@ -181,7 +186,8 @@ def prepare(config: TaskConfig, tokenizer, rows: Mapping[Path, int], limit: Limi
     requests = [request for file in files.values() for request in file.requests]
     max_tokens = budget(requests)
     hashes = [hash_request(request) for request in requests]
-    return Work(task, groups, files, requests, hashes, max_tokens, batches_of(requests, max_tokens, max_items))
+    return Work(task, groups, files, requests, hashes, max_tokens, max_items,
+                batches_of(requests, max_tokens, max_items))
 
 
 def relative(config: TaskConfig, path: Path) -> str:

@@ -9,7 +9,7 @@ never of ranks, of memory that happens to be free or of what is already answered
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +22,10 @@ CPU_TOKENS = 4096  # to score: more keeps no processor busier, and the activatio
 CPU_PLACES = 16384  # to generate: places of the cache, many of which are looked at for every token that is computed
 LEAST_TOKENS, MOST_TOKENS = 2048, 65536
 MEMORY_SHARE = 0.5  # of what the weights leave of a GPU
+# A batch of requests to generate is longer than what is answered at once: the next request joins as others leave, so
+# that fewer steps are of the last few rows. It is computed again as a whole where a run was killed, and ranks share
+# batches, so that a task keeps so many of them.
+MOST_TIMES, FEWEST_BATCHES = 4, 16
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,8 @@ def _are_ids(ids: Any, num_tokens: int) -> bool:
 def batches_of(requests: Sequence[Request], max_tokens: int, max_items: int | None = None) -> list[list[int]]:
     """Indices of the requests of every batch; the largest first, so that memory that is short shows at once.
 
-    max_tokens: most places of a batch, padding included; a larger request is a batch of its own.
-    max_items: most requests of a batch; None: as many as fit.
+    max_tokens: most places at a time, padding included; a larger request is answered alone.
+    max_items: most requests at a time; None: as many as fit.
     """
     families: dict[tuple, list[int]] = {}
     for index, request in enumerate(requests):
@@ -165,15 +169,27 @@ def batches_of(requests: Sequence[Request], max_tokens: int, max_items: int | No
     batches = []
     for members in families.values():
         members.sort(key=lambda index: (-requests[index].size, index))
-        batch: list[int] = []
-        for index in members:
-            full = batch and (len(batch) + 1) * requests[batch[0]].size > max_tokens
-            if full or len(batch) == max_items:
-                batches.append(batch)
-                batch = []
-            batch.append(index)
-        batches.append(batch)
+        found = list(_cut(requests, members, max_tokens, max_items))
+        if isinstance(requests[members[0]], GenerateRequest) and (times := len(found) // FEWEST_BATCHES) > 1:
+            found = list(_cut(requests, members, max_tokens, max_items, min(times, MOST_TIMES)))
+        batches += found
     return batches
+
+
+def _cut(requests: Sequence[Request], members: Sequence[int], max_tokens: int, max_items: int | None,
+         times: int = 1) -> Iterator[list[int]]:
+    """members: indices, the largest request's first. times: how many times a batch is what is answered at once."""
+    begin = 0
+    while begin < len(members):
+        end = begin + times * at_once(requests[members[begin]], max_tokens, max_items)
+        yield list(members[begin:end])
+        begin = end
+
+
+def at_once(largest: Request, max_tokens: int, max_items: int | None) -> int:
+    """How many requests of a batch are answered at a time, by its largest one, which is the first."""
+    fitting = max(1, max_tokens // largest.size)
+    return fitting if max_items is None else min(fitting, max_items)
 
 
 def default_max_tokens(model, requests: Sequence[Request]) -> int:

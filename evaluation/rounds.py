@@ -82,7 +82,7 @@ class Rounds:
 
 def _computed(work: Work, scorer, batch: Sequence[int]) -> list[dict]:
     try:
-        return scorer.answer([work.requests[index] for index in batch])
+        return scorer.answer([work.requests[index] for index in batch], work.at_once(batch))
     except NonFinite as error:
         raise UserError(f"task {work.config.name}: {work.place_of(batch[error.rows[0]])}: NaN or infinity in the "
                         f"model: {error}") from None
@@ -90,6 +90,7 @@ def _computed(work: Work, scorer, batch: Sequence[int]) -> list[dict]:
         if not (isinstance(error, MemoryError) or "out of memory" in str(error)
                 or "can't allocate memory" in str(error)):
             raise
-        tokens = len(batch) * max(work.requests[index].size for index in batch)
-        raise UserError(f"task {work.config.name}: no memory for a batch of {len(batch)} items and {tokens} tokens; "
+        rows = work.at_once(batch)
+        tokens = rows * max(work.requests[index].size for index in batch)
+        raise UserError(f"task {work.config.name}: no memory for a batch of {rows} items and {tokens} tokens; "
                         f"set --max-batch-tokens to {max(1, tokens // 2)} or less") from None

@@ -49,13 +49,14 @@ class Scorer:
         parameter = next(model.parameters())
         self.device, self.is_exact = parameter.device, parameter.dtype == torch.float32
 
-    def answer(self, requests: Sequence[Request]) -> list[dict]:
-        """Answers of one batch, in order; all requests must be of one family."""
+    def answer(self, requests: Sequence[Request], at_once: int | None = None) -> list[dict]:
+        """Answers of one batch, in order; all requests must be of one family. at_once: most that are generated at a
+        time; None: all."""
         try:
             if isinstance(requests[0], ScoreRequest):
                 return [{"log_probs": [each.log_prob for each in row], "is_greedy": [each.is_greedy for each in row]}
                         for row in self.choices(requests)]
-            return self.generate(requests)
+            return self.generate(requests, at_once)
         finally:  # what was computed with other weights than were loaded is no answer
             check_unchanged(self.model)
 
@@ -86,7 +87,7 @@ class Scorer:
             raise NonFinite(hit, why=diagnose(self.model, tokens[one], positions[one], blocked[one]))
         return found
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[dict]:
+    def generate(self, requests: Sequence[GenerateRequest], at_once: int | None = None) -> list[dict]:
         """Generated ids, best first, without their end token."""
         first = requests[0]
         try:
@@ -97,7 +98,7 @@ class Scorer:
                 unidirectional=first.unidirectional, opened=[request.opened for request in requests],
                 counted_lengths=[request.counted_length for request in requests],
                 invalid_ids=first.invalid_ids, forbidden_starts=first.forbidden_starts,
-                is_over=self._has_stopped(first.stops) if first.stops else None)
+                is_over=self._has_stopped(first.stops) if first.stops else None, at_once=at_once)
         except NonFinite as error:
             place = generation_input(self.model, requests[error.rows[0]], error.generated[0])
             raise NonFinite(error.rows, error.generated, diagnose(self.model, *place)) from None

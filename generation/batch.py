@@ -20,6 +20,8 @@ from generation.sampling import rules
 from generation.sequences import Sequences
 from runtime.errors import NonFinite
 
+JOINING = 4  # the share of a batch's rows that join it together: a quarter
+
 
 class Batch:
     """Rows that are decoded together."""
@@ -122,12 +124,15 @@ def generate(
     seeds: Sequence[Sequence[int]] | None = None,
     on_step: Callable[[list[tuple[int, int | None]]], None] | None = None,
     is_over: Callable[[Sequence[int]], bool] | None = None,
+    at_once: int | None = None,
 ) -> list[list[Answer]]:
     """Generate behind every context until an end token or the row's limit: per row its answers, best first.
 
     The arguments are fields of generation.groups.Row and generation.sampling.Rules, one for each row or one for all.
     on_step: called after every step with (row, token) for the rows still going; token is None under beam search.
     is_over: whether an answer ends with these ids; not asked under beam search.
+    at_once: most contexts at a time, None: all; the next ones join as soon as a quarter of them have their answers,
+    since contexts are read faster together.
     Raises NonFinite where logits are NaN or infinite.
     """
     nothing = [None] * len(contexts)
@@ -136,11 +141,17 @@ def generate(
             for context, limit, shared, begun, counted, seed in zip(
                 contexts, limits, shared_positions or nothing, opened or nothing, counted_lengths or nothing,
                 seeds or nothing, strict=True)]
-    batch = Batch(model, sum(row.width for row in rows), max(row.places for row in rows))
-    place = {number: index for index, number in enumerate(batch.add(rows))}
+    at_once = min(at_once or len(rows), len(rows))
+    batch = Batch(model, at_once * rows[0].width, max(row.places for row in rows))
+    place: dict[int, int] = {}  # of the batch's numbers: which row each is
     answers: list[list[Answer]] = [[] for _ in rows]
     so_far: list[list[int]] = [[] for _ in rows]  # kept for is_over alone
-    while events := batch.step():
+    while len(place) < len(rows) or batch.rows:
+        free, waiting = at_once - batch.rows // rows[0].width, len(rows) - len(place)
+        if free >= min(waiting, -(-at_once // JOINING)) > 0:
+            begin = len(place)
+            place |= zip(batch.add(rows[begin:begin + free]), range(begin, len(rows)), strict=False)
+        events = batch.step()
         if broken := [event for event in events if event.is_broken]:
             raise NonFinite([place[event.number] for event in broken], [event.answers[0][0] for event in broken])
         for event in events:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generation import BeamParams, SamplingParams
-from generation.batch import Batch
+from generation.batch import Batch, generate
 from generation.groups import Row
 from generation.sampling import rules
 from glm.config import ModelConfig
@@ -197,6 +197,31 @@ def test_the_cache_grows_no_further_than_its_bound(most):
             if event.answers is not None:
                 found[running.pop(event.number)] = event.answers
     assert [found[index] for index in range(len(rows))] == [answer for answer, in alone]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_k=1), BeamParams(num_beams=2, no_repeat_ngram_size=0)])
+@pytest.mark.parametrize("at_once", [1, 3, 8, None])
+def test_the_next_contexts_join_as_others_leave_and_answers_keep_their_order(params, at_once):
+    contexts = [[5, *range(6, 6 + length)] for length in (9, 8, 8, 7, 6, 5, 5, 4, 3, 2, 1)]
+    limits = [12, 1, 2, 9, 1, 1, 5, 1, 2, 12, 3]
+    asked = dict(end_tokens=[0], limits=limits, counted_lengths=[32] * len(contexts))
+    model = FakeModel(vocab_size=24)
+    found = generate(model, contexts, params, **asked, at_once=at_once)
+    for context, limit, answers in zip(contexts, limits, found, strict=True):
+        (alone,) = generate(FakeModel(vocab_size=24), [context], params, end_tokens=[0], limits=[limit],
+                            counted_lengths=[32])
+        assert answers == alone
+    if at_once is not None:
+        one_by_one = sum(max(limits[begin:begin + at_once]) for begin in range(0, len(limits), at_once))
+        assert max(model.rows_read) <= at_once * params.num_beams
+        assert at_once != 3 or len(model.rows_read) < one_by_one
+
+
+def test_what_is_over_makes_room_for_the_next():
+    model = FakeModel(script=lambda ids: ids[-1] + 1)
+    found = generate(model, [[5, 6], [5, 9], [5, 20]], SamplingParams(top_k=1), end_tokens=[0], limits=[9] * 3,
+                     at_once=1, is_over=lambda ids: ids[-1] % 10 == 0)
+    assert [ids for (ids, _), in found] == [[7, 8, 9, 10], [10], list(range(21, 30))]
 
 
 def answers_of(batch, rows):

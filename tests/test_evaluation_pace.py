@@ -36,7 +36,7 @@ def work_of(name, batches, hashes=None):
     places = [[next(numbers) for _ in batch] for batch in batches]
     return SimpleNamespace(config=SimpleNamespace(name=name), requests=requests, batches=places,
                            hashes=hashes or [f"{name} {number}" for number in range(len(requests))],
-                           size=lambda numbers: (sum(len(places[number]) for number in numbers), 1))
+                           at_once=len, size=lambda numbers: (sum(len(places[number]) for number in numbers), 1))
 
 
 def test_costs_grow_with_rows_widths_and_steps():
@@ -103,7 +103,7 @@ def test_after_the_first_minute_the_time_left_is_right_within_three_tenths(order
         computed[work.config.name] += numbers
         seen.append(clock.now)
 
-    scorer = SimpleNamespace(answer=lambda requests: [])
+    scorer = SimpleNamespace(answer=lambda requests, at_once: [])
     running = Rounds(works, scorer, keep, pace, Progress(1, 1, shown=False))
     said = []
     monkeypatch.setattr(pace, "answered", lambda *asked, answered=pace.answered: (

@@ -117,5 +117,5 @@ def test_a_terminal_gets_a_bar_that_makes_room_for_lines(monkeypatch):
     (GenerateRequest((1, 2, 3), BeamParams(num_beams=4), 10, (0,)), 43),
 ])
 def test_a_request_counts_as_the_tokens_it_makes_the_model_compute(request_, tokens):
-    work = Work(SimpleNamespace(config=None), {}, {}, [request_], [], 0, [[0, 0]])
+    work = Work(SimpleNamespace(config=None), {}, {}, [request_], [], 0, None, [[0, 0]])
     assert work.size([0]) == (2, 2 * tokens)

@@ -131,6 +131,15 @@ def test_a_plan_holds_every_request_once_and_keeps_to_its_bounds(lengths, max_to
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.parametrize("count, batches", [(3, 3), (31, 31), (32, 16), (48, 16), (64, 16), (640, 160)])
+def test_what_is_generated_comes_in_batches_of_several_times_what_fits(count, batches):
+    """Of a task that has many, so that ranks can share them and a killed run loses little."""
+    requests = [GenerateRequest((1,) * 5, SamplingParams(top_k=1), 5, (60,)) for _ in range(2 * count)]
+    found = batching.batches_of(requests, 20)
+    assert len(found) == batches and sorted(index for batch in found for index in batch) == list(range(2 * count))
+    assert len(batching.batches_of([ScoreRequest((1,) * 9, ((2,),), LEAD, 9, 1)] * 2 * count, 20)) == count
+
+
 def test_requests_of_unlike_families_do_not_share_a_batch():
     greedy = GenerateRequest((1, 2), SamplingParams(top_k=1), 5, (60,))
     beams = GenerateRequest((1, 2), BeamParams(), 5, (60,))

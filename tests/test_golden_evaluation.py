@@ -48,7 +48,7 @@ def run(name, loaded, max_items=None):
         requests = [task.request(example) for example in examples]
         answers = [None] * len(requests)
         for batch in batching.batches_of(requests, batching.default_max_tokens(model, requests), max_items):
-            for index, answer in zip(batch, scorer.answer([requests[i] for i in batch]), strict=True):
+            for index, answer in zip(batch, scorer.answer([requests[i] for i in batch], max_items), strict=True):
                 answers[index] = answer
         items = task.items(examples, requests, answers)
         figures = {name: evaluate(metric, items) for name, metric in task.metrics(items).items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -136,7 +137,8 @@ def generate(model, name: str, requests: Sequence[GenerateRequest], precision: s
     scorer = Scorer(model)
     batches = [[requests[i] for i in each] for each in sample(batches_of(requests, 2**62, batch), rows)]
     requests = [request for each in batches for request in each]
-    ways = {"": scorer.generate, ALONE: lambda batch: [scorer.generate([request])[0] for request in batch]}
+    ways = {"": partial(scorer.generate, at_once=batch),
+            ALONE: lambda batch: [scorer.generate([request])[0] for request in batch]}
     seconds, answers = alternate(ways, batches, repeats, str(device))
     # of beams that are nearly as likely, rounding may change the order
     same = [ours["beams"][0] == alone["beams"][0]
