@@ -128,6 +128,7 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
         if found is None:
             setup = replace(setup, file=Format("fp16"))
         device = machine.host(setup, memory.plan(setup).weights) if kind == "cpu" else gpu_here(gpus)
+    setup = replace(setup, simple_gpu=device.is_simple_gpu)
     disk = None if found is None else machine.disk_rate(found.first)
     hours = {} if not arguments.paths else hours_of(arguments, setup, device, disk)
     made = table.make(setup, device, disk, hours)

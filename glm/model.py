@@ -99,6 +99,8 @@ class GLM(SATModel):
             hidden = stack.step(embedded, cosine, sine, cache.start, blocked)
             hidden = hidden if places is None else hidden.flatten(0, 1)[places]
         else:
+            if self.stream is None:
+                operations = kernels.expanding(operations, tokens.device)
             hidden = self.walk(tokens, Step(
                 self.config, operations, position_ids, cosine, sine, blocked, cache, embedding_gradient_scale, places,
                 self.stream, observe, prefix, prompts, dropout, is_checkpointed))

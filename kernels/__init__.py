@@ -24,6 +24,7 @@ CUDA_KERNELS = "GLM_CUDA_KERNELS"  # environment variable: "no" leaves all work 
 CUDA_OVERLAP = "GLM_CUDA_OVERLAP"  # environment variable: "yes" lets a kernel begin before the one before it has ended
 CUDA_ALL_REDUCE = "GLM_CUDA_ALL_REDUCE"  # environment variable: "one-shot" lets GPUs add up small tensors themselves
 UNPACKED_ROWS = 320  # of x on a GPU; with more a packed weight is expanded for torch's product (cuda/choice.py)
+SIMPLE_ROWS = 16  # the same before compute capability 8.0
 PANEL_BYTES = 32 << 20  # of x, which products of many rows on a CPU put in order (products.cpp); 512 rows at least
 FEW_ROWS = 48  # of x; a product of fewer sums in another order, so that a row's result depends on how many there are
 HEAD_BYTES = 64 << 20  # of float32 logits that are computed at a time where many places are scored
@@ -148,6 +149,13 @@ def stack(layers, final_norm, keys, values, form, before=None, total=None, small
             layers, final_norm, keys, values, form):
         return None
     return Stack(compiled(), layers, final_norm, keys, values, form, before)
+
+
+def expanding(operations, device: torch.device):
+    """These operations, for a pass over weights that are all on this device and stay as they are: packed ones may then
+    be expanded ahead of their products (cuda.expansion)."""
+    is_ours = device.type == "cuda" and hasattr(operations, "expanding")
+    return operations.expanding(device) if is_ours else operations
 
 
 def graphs(device: torch.device):

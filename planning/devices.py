@@ -37,6 +37,11 @@ class Device:
     source: str  # of these figures
     trial: Trial | None = None  # what some layers of the model took on it; None: it is not this machine's processor
 
+    @property
+    def is_simple_gpu(self) -> bool:
+        """Of a compute capability before 8.0, as all have bf16 since."""
+        return self.kind == "cuda" and "bf16" not in self.rates
+
     def rate(self, precision: str) -> float:
         """Of matrix products; UserError where the device has none in this precision."""
         if precision not in self.rates:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from kernels import FEW_ROWS, PANEL_BYTES, UNPACKED_ROWS, scored_bytes
+from kernels import FEW_ROWS, PANEL_BYTES, SIMPLE_ROWS, UNPACKED_ROWS, scored_bytes
 from planning.shapes import Setup, embedding, layer_bytes, linears, outside, weights
 
 PROCESS = 244e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
@@ -142,9 +142,11 @@ def logits_bytes(setup: Setup) -> float:
 
 
 def workspace(setup: Setup) -> float:
-    """What products of many rows need: on a CPU their rows in another order, on a GPU a packed weight expanded."""
+    """What products of many rows need: on a CPU their rows in another order, on a GPU packed weights expanded."""
     if setup.kind == "cuda":
-        is_expanded = setup.run.bits and setup.largest_pass > UNPACKED_ROWS
-        return max(weight.count for weight in linears(setup)) * float(setup.element) if is_expanded else 0.0
+        if not setup.run.bits or setup.largest_pass <= (SIMPLE_ROWS if setup.simple_gpu else UNPACKED_ROWS):
+            return 0.0
+        counts = [weight.count for weight in linears(setup)]  # by turns in two places (kernels/cuda/expansion.py)
+        return float(setup.element) * (max(counts[::2]) + max(counts[1::2]))
     row = max(weight.columns for weight in linears(setup)) * (2.0 if setup.run.precision == "bf16" else 4.0)
     return min(setup.largest_pass * row, max(512 * row, PANEL_BYTES))

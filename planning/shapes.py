@@ -54,7 +54,7 @@ class Setup:
     context, new_tokens: places of each row. pass_tokens: most tokens of one pass through the layers; None: all
     contexts at once. scored: places of a pass that logits are computed at (evaluation); 0: one of each row, as
     generation does. offload_limit: bytes of weights that may lie on the device. int8_vocabulary: whether the
-    vocabulary's matrix is held in INT8, too.
+    vocabulary's matrix is held in INT8, too. simple_gpu: of a compute capability before 8.0.
     """
 
     config: ModelConfig
@@ -72,6 +72,7 @@ class Setup:
     scored: int = 0
     offload_limit: float | None = None
     int8_vocabulary: bool = False
+    simple_gpu: bool = False
 
     @property
     def source(self) -> Format:

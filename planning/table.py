@@ -156,7 +156,8 @@ def _finest(config: ModelConfig, device: Device, count: int) -> Iterator[Setup]:
     """The finest precision that fits, and before it a finer one of which a small part must be streamed."""
     length = config.max_sequence_length
     for held in FORMATS:
-        setup = Setup(config, held, "cuda", count, context=length // 2, new_tokens=length - length // 2)
+        setup = Setup(config, held, "cuda", count, context=length // 2, new_tokens=length - length // 2,
+                      simple_gpu=device.is_simple_gpu)
         if memory.plan(setup).device <= device.memory:
             yield setup
             return

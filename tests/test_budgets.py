@@ -8,7 +8,7 @@ from tests.test_imports import ENTRIES, HOUSE, ROOT
 
 # package: (files, lines) as they were when this was written; each may grow by a tenth before somebody has to look
 SIZES = {
-    "runtime": (15, 2246), "kernels": (22, 2840), "quantization": (3, 82), "glm": (50, 6600), "planning": (13, 1600),
+    "runtime": (15, 2246), "kernels": (23, 2960), "quantization": (3, 82), "glm": (50, 6600), "planning": (13, 1600),
     "generation": (18, 2930), "evaluation": (34, 5900), "tasks": (6, 391), "doctor": (11, 1674), "serving": (17, 2033),
     "tuning": (69, 9600), "tools": (52, 7595), "commands": (22, 2600),
 }
@@ -42,7 +42,8 @@ def test_files_are_worth_opening():
         "generation/batching.py",  # shared by files and evaluation
         "glm/tokenizers/glm.py", "glm/tokenizers/megatron.py",  # a vocabulary each
         "glm/logits.py",  # shared by model and generation
-        "kernels/cuda/build.py", "kernels/cuda/norms.py", "kernels/cuda/stack.py", "kernels/packing.py",
+        "kernels/cuda/build.py", "kernels/cuda/expansion.py", "kernels/cuda/norms.py", "kernels/cuda/stack.py",
+            "kernels/packing.py",
         "planning/ranks.py",  # the trial's processes
         "runtime/pages.py",
         "serving/errors.py", "serving/page.py", "serving/routes.py", "serving/scoring.py", "serving/streams.py",

@@ -108,11 +108,12 @@ def test_a_step_s_kernels_are_given_their_structs(stub):
     assert list(fields[:-1]) == [*pointers, 4, 2, 64, 32, Rotary.PAIRS, 0, 50, 1, 2 * 50 * 64, 50 * 64]
     assert fields[-1] == pytest.approx(1.442695 / 8)
     assert story(stub)[-2:] == ["function attention_8_4", f"launch 1 4 1, 128 1 1, 0, {hex(STREAM)}"]
-    x, weight, norm = torch.zeros(5, 64), torch.ones(64), struct.Struct("5PI2f")
+    x, weight, norm = torch.zeros(5, 64), torch.ones(64), struct.Struct("7PI2f")
     stub.stub_take(norm.size)
-    normed = norms.norm(device, x, weight, None, 0.25, x, 3.0)
-    pointers = [tensor.data_ptr() for tensor in (x, x, weight)]
-    assert fields_of(stub, norm) == (*pointers, 0, normed.data_ptr(), 64, 3.0, 0.25)
+    added, total = torch.zeros(64), torch.zeros(5, 64)
+    normed = norms.norm(device, x, weight, None, 0.25, x, 3.0, added, total)
+    pointers = [tensor.data_ptr() for tensor in (x, x, added, weight)]
+    assert fields_of(stub, norm) == (*pointers, 0, total.data_ptr(), normed.data_ptr(), 64, 3.0, 0.25)
 
 
 def test_every_kernel_of_a_module_is_looked_up_by_name(stub):

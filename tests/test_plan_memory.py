@@ -17,6 +17,7 @@ from glm.model import GLM
 from glm.spec import LINEARS
 from planning import memory
 from planning.check import Room, Use, check_divisible, fits, message, remedies, shortage
+from planning.devices import known
 from planning.shapes import Format, Setup, weights
 from quantization.functional import Scheme
 from runtime.errors import UserError
@@ -95,8 +96,13 @@ def test_activations_grow_with_the_tokens_of_a_pass_and_expanded_weights_with_no
     small, large = (memory.plan(Setup(LARGE, Format("fp16", 4), "cuda", 8, context=context, new_tokens=1))
                     for context in (512, 2048))
     assert large.activations > 3 * small.activations
-    assert small.workspace == large.workspace == 2 * 65536 * 12288 // 8
-    assert memory.plan(Setup(LARGE, Format("fp16", 4), "cuda", 8, context=32, new_tokens=1)).workspace == 0
+    assert small.workspace == large.workspace == 2 * (65536 + 32768) * 12288 // 8  # two at a time
+    few = Setup(LARGE, Format("fp16", 4), "cuda", 8, context=32, new_tokens=1)
+    assert memory.plan(few).workspace == 0
+    assert memory.plan(replace(few, simple_gpu=True)).workspace == small.workspace
+    assert memory.plan(replace(few, simple_gpu=True, context=16)).workspace == 0
+    assert [name for name, device in known().items() if device.is_simple_gpu] == ["v100-16g", "v100-32g", "t4",
+                                                                                  "rtx-2080ti"]
 
 
 def room(host=1000 * GB, addresses=1000 * GB, data=1000 * GB, device=None, ranks=1):

@@ -5,6 +5,8 @@ a cache; torch's serve the rest. They are compiled at their first use by the lib
 (nvrtc.py), and launched through the driver (driver.py). $GLM_CUDA_KERNELS=no leaves everything to torch.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from torch import Tensor
 from kernels import CUDA_KERNELS, reference
 from kernels.cache import BuildError
 from kernels.cuda import attention, build, driver, linear, norms
+from kernels.cuda.expansion import Expansions
 from kernels.cuda.linear import NOTHING, End
 from kernels.cuda.reduce import Ranks
 from kernels.layer import Rotary, normalised
@@ -37,6 +40,7 @@ class Operators:
 
     def __init__(self, find: driver.Finder = driver.find):
         self.find, self.workspaces = find, attention.Workspaces()
+        self._expansions: dict[torch.device, Expansions] = {}
         self.failure: str | None = None  # why there are no compiled kernels, once that is known
         if os.environ.get(CUDA_KERNELS) == "no":
             self.failure = f"{CUDA_KERNELS} is no"
@@ -49,7 +53,8 @@ class Operators:
         return end.of(reference.linear(x, weight, bias))
 
     def weight_only_linear(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, bits: int = 8,
-                           group_size: int | None = None, end: End = NOTHING) -> Tensor:
+                           group_size: int | None = None, end: End = NOTHING,
+                           expansions: Expansions | None = None) -> Tensor:
         """float32 goes to the reference; so does everything where the kernels cannot be compiled, which is said once
         on standard error."""
         def in_torch() -> Tensor:
@@ -58,7 +63,13 @@ class Operators:
         if x.dtype not in build.KINDS or x.dtype.itemsize != 2:
             return in_torch()
         return self._first(lambda: linear.weight_only_linear(self.find(x.device), x, weight, scale, bias, bits,
-                                                             group_size, end), in_torch)
+                                                             group_size, end, expansions), in_torch)
+
+    def expanding(self, on: torch.device) -> Expanding:
+        """These operations, for one pass over weights that are all on this device and stay as they are."""
+        if on not in self._expansions:
+            self._expansions[on] = Expansions(on)
+        return Expanding(self, self._expansions[on])
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
         return self._norm(x, weight, bias, epsilon, lambda: reference.layer_norm(x, weight, bias, epsilon))
@@ -142,6 +153,23 @@ class Operators:
                 print(f"kernels: torch's own operators are used for quantised weights and in decoding, which are "
                       f"slower: {error}", file=sys.stderr)
         return in_torch()
+
+
+class Expanding:
+    """Operators that expand packed weights ahead of their products."""
+
+    def __init__(self, operators: Operators, expansions: Expansions):
+        self.operators, self.expansions = operators, expansions
+        expansions.begin()
+
+    def linear(self, x: Tensor, weight: Tensor | reference.PackedWeight, bias: Tensor | None = None) -> Tensor:
+        if not isinstance(weight, reference.PackedWeight):
+            return self.operators.linear(x, weight, bias)
+        return self.operators.weight_only_linear(x, weight.weight, weight.scale, bias, weight.bits, weight.group_size,
+                                                 expansions=self.expansions)
+
+    def __getattr__(self, name: str):
+        return getattr(self.operators, name)
 
 
 @cache

@@ -4,16 +4,15 @@ m rows of x, a weight of (n, k). skinny.h serves up to 8 rows, wide.h up to UNPA
 expanded for the library's product. By arithmetic, for GLM-130B's 127e9 INT4 weights on an H100: expanding moves 2.5
 bytes for each, 0.12 s, and the library then takes 0.085 s, or 0.36 ms a row at 700 TFLOP/s where that is more. A wide
 kernel takes 0.02 s, or 0.42 ms a row at 600 TFLOP/s, which mma.sync may reach there: 0.14 s for 320 rows against
-0.24. The ways meet at 2,000 rows, but at 600 if it reaches 450 TFLOP/s only.
+0.24 in turn, and 0.13 where weights are expanded beside the products (expansion.py).
 """
 
 from functools import lru_cache
 from typing import NamedTuple
 
-from kernels import UNPACKED_ROWS
+from kernels import SIMPLE_ROWS, UNPACKED_ROWS
 
 FEW_ROWS = 8  # of x: the columns of a tensor core's product
-SIMPLE_ROWS = 16  # of x: the most for a device without tensor cores
 WARPS = 8  # MAXIMUM_WARPS in skinny.h
 STAGES, DEPTH = {1: 2, 2: 1, 4: 1}, {1: 3, 2: 3, 4: 2}  # by tiles: STAGES and DEPTH in linear.cu
 BLOCKS = 2  # of a skinny kernel: of a processor

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
+from kernels import is_recording, reference
 from kernels.cuda.build import KINDS, Program
 from kernels.cuda.choice import LARGEST_INDEX, Plan, choose, fits_eights
 from kernels.cuda.driver import ALIGNMENT, Call, aligned
+from kernels.cuda.expansion import Expansions
 from kernels.layer import Activation, activated
 from kernels.reference import check_packed
 
@@ -49,9 +50,10 @@ NOTHING = End()
 
 
 def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int,
-                       group_size: int | None, end: End = NOTHING) -> Tensor:
+                       group_size: int | None, end: End = NOTHING, expansions: Expansions | None = None) -> Tensor:
     """kernels.reference.weight_only_linear for x in float16 or bfloat16, on `device` (driver.Device), and its
-    end. Where one kernel does all, it is in float32 and rounded once.
+    end. Where one kernel does all, it is in float32 and rounded once. expansions: what expands a weight beside the
+    products; None: it is expanded before its own.
 
     Raises ValueError (check_packed, check_alignment, End.check) and kernels.cache.BuildError.
     """
@@ -64,7 +66,15 @@ def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: T
         return x.new_empty((*x.shape[:-1], n // end.rows))
     plan = choose(rows.shape[0], n, k, bits, group_size, device.has_tensor_cores, device.processors)
     if plan is None:
-        return end.of(F.linear(x, dequantize(device, weight, scale, x.dtype, bits, group_size), bias))
+        def expand(out: Tensor) -> None:
+            dequantize(device, weight, scale, x.dtype, bits, group_size, out)
+
+        def multiply(whole: Tensor) -> Tensor:
+            return end.of(F.linear(x, whole.view(n, k), bias))
+
+        if expansions is None or is_recording():  # a recording has no use for what lies outside of it
+            return multiply(dequantize(device, weight, scale, x.dtype, bits, group_size))
+        return expansions.product(n * k, x.dtype, expand, multiply)
     out = x.new_empty((*x.shape[:-1], n // end.rows))
     if bias is not None:
         bias = bias.contiguous()
@@ -72,13 +82,12 @@ def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: T
     return out
 
 
-def dequantize(device, weight: Tensor, scale: Tensor, dtype: torch.dtype, bits: int, group_size: int | None) -> Tensor:
-    """Packed weight -> (n, k) of dtype (float16 or bfloat16), as kernels.packing.dequantize, bit for bit.
-
-    The memory comes from torch's allocator and goes back to it after the product: layers of a shape share it.
-    """
+def dequantize(device, weight: Tensor, scale: Tensor, dtype: torch.dtype, bits: int, group_size: int | None,
+               out: Tensor | None = None) -> Tensor:
+    """Packed weight -> (n, k) of dtype (float16 or bfloat16), as kernels.packing.dequantize, bit for bit. out: n * k
+    values to fill; None: of memory that layers of a shape come to share, by torch's allocator."""
     n, k = weight.shape[0], weight.shape[1] * 8 // bits
-    out = torch.empty((n, k), dtype=dtype, device=weight.device)
+    out = torch.empty((n, k), dtype=dtype, device=weight.device) if out is None else out
     name = "dequantize_eights" if fits_eights(n, k, group_size) else "dequantize_any"
     launch(device, Plan(name, (n, 1), DEQUANTIZE_THREADS), dtype, bits, None, weight, scale, None, out, 0, k,
            group_size)
