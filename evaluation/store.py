@@ -151,17 +151,21 @@ def _hash_python(source: bytes) -> str:
     return hashlib.sha256(ascii(_tree(ast.parse(source))).encode()).hexdigest()
 
 
-def _tree(value: object) -> object:
+def _tree(node: ast.AST) -> tuple:
     """A syntax tree as tuples, without docstrings. What is absent is left out: Python's versions differ in what they
-    have a place for."""
-    if isinstance(value, list):
-        return tuple(map(_tree, value))
-    if not isinstance(value, ast.AST):
-        return value
-    parts = dict(ast.iter_fields(value))
-    if isinstance(value, _DOCUMENTED) and ast.get_docstring(value, clean=False) is not None:
-        parts["body"] = value.body[1:]
-    return (type(value).__name__, *((name, _tree(part)) for name, part in parts.items() if part not in (None, [])))
+    have a place for. Plain loops: a run hashes 300,000 nodes."""
+    parts = [type(node).__name__]
+    for name in node._fields:
+        part = getattr(node, name, None)
+        if isinstance(part, ast.AST):
+            part = _tree(part)
+        elif isinstance(part, list):
+            if name == "body" and isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+                part = part[1:]
+            part = tuple([_tree(each) if isinstance(each, ast.AST) else each for each in part])
+        if part is not None and part != ():
+            parts.append((name, part))
+    return tuple(parts)
 
 
 def hash_json(value: object) -> str:

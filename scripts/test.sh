@@ -22,4 +22,6 @@ cores="$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf
 # The models are tiny, and every core has a process of its own; tests that want threads ask for them.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 "$PYTHON" -m ruff check
-exec "$PYTHON" -m pytest -n "$((cores < 8 ? cores : 8))" --dist loadscope "$@"
+# Modules in the order of tests/conftest.py, which begins with the long ones; pytest-xdist's own begins with those of
+# many tests.
+exec "$PYTHON" -m pytest -n "$((cores < 8 ? cores : 8))" --dist loadscope --no-loadscope-reorder "$@"

@@ -14,6 +14,11 @@ from tests.golden_data import TOKENIZER
 hypothesis.settings.register_profile(
     "tests", derandomize=True, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck))
 
+# Modules of twenty seconds and more. They begin first: one that began last would run alone, with the other cores idle.
+LONG = ("kernels_packed", "multiple_nodes", "faults_ranks", "gpu_check", "kernels", "faults_secrets", "quantized_runs",
+        "faults_ended", "convert_tp_safety", "evaluation_run", "doctor", "pretrain", "faults_killed", "benchmark",
+        "fuzz_records", "faults_disk", "tuning_loop", "tuning_zero", "imports", "stream_runs")
+
 
 def pytest_configure(config):
     hypothesis.settings.load_profile("tests")
@@ -30,6 +35,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -68,7 +68,7 @@ def _collect(pipes, end):
 
 def _server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["glm.loading", "numpy", "pytest"])
+    context.set_forkserver_preload(["tests.preloaded"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(REPOSITORY) + (f":{before}" if before else "")  # for the server's own imports
     try:

@@ -199,7 +199,8 @@ def test_clock_jumps_change_no_answer(jumping, answered, tmp_path):  # noqa: F81
     assert files_of(tmp_path / "run" / "out") == files_of(answered / "out")
 
 
-def test_clock_jumps_change_no_score(jumping, scored, tmp_path):  # noqa: F811
+@pytest.mark.slow
+def test_clock_jumps_change_no_score_of_a_resumed_run(jumping, scored, tmp_path):  # noqa: F811
     shutil.copytree(scored / "out", tmp_path / "out")
     journal = tmp_path / "out" / "journal.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:9]))

@@ -1,5 +1,6 @@
 """One of several processes is killed, stopped, stuck or asked to end: the others stop in time; the run goes on."""
 
+import inspect
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from tests.faults import (
     ranks_of,
     said,
     size_of,
+    started,
     started_ranks,
     wait_for,
 )
@@ -115,7 +117,8 @@ def test_the_launcher_passes_sigterm_on_and_the_run_goes_on(folder, undisturbed)
     _, errors = launcher.communicate(timeout=SECONDS)
     assert launcher.returncode == 143
     assert said(errors) == f"interrupted; the same command goes on from here: {folder / 'asked'}\n"
-    assert said(launched(2, module, argv).communicate(timeout=SECONDS)[1]) == ""
+    again = started_ranks(f"{module}.__main__", argv, folder / "log", 2)
+    assert [ended(rank) for rank in again] == [0, 0] and errors_of(folder / "log0") == ""
     assert same(folder, "evaluation", "asked")
 
 
@@ -128,17 +131,23 @@ while not os.path.exists(f"{folder}/go"):
 """
 
 
+def launched_waiting(folder):
+    """A launcher and two ranks that wait for a file."""
+    (folder / "waiting.py").write_text(WAITING)
+    launcher = launched(2, "waiting", [str(folder)], PYTHONPATH=f"{ROOT}:{folder}")
+    wait_for(lambda: (folder / "0").exists() and (folder / "1").exists())
+    return launcher
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("is_ignored", [True, False])
 def test_what_is_ignored_at_the_start_stays_ignored(tmp_path, number, is_ignored):
     """nohup ignores SIGHUP, a shell SIGINT for what it starts in the background; the launcher's ranks inherit that."""
-    (tmp_path / "waiting.py").write_text(WAITING)
     before = signal.signal(number, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
     try:
-        launcher = launched(2, "waiting", [str(tmp_path)], PYTHONPATH=f"{ROOT}:{tmp_path}")
+        launcher = launched_waiting(tmp_path)
     finally:
         signal.signal(number, before)
-    wait_for(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
     for process in (*ranks_of(launcher, 2), launcher.pid) if is_ignored else (launcher.pid,):
         os.kill(process, number)
     if is_ignored:
@@ -147,11 +156,9 @@ def test_what_is_ignored_at_the_start_stays_ignored(tmp_path, number, is_ignored
     assert launcher.returncode == (0 if is_ignored else 128 + number)
 
 
-def test_no_rank_outlives_a_launcher_that_is_killed(folder):
-    module, argv, grows = program(folder, "evaluation", "orphans")
-    launcher = launched(2, module, argv)
+def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path):
+    launcher = launched_waiting(tmp_path)
     ranks = ranks_of(launcher, 2)
-    wait_for(lambda: size_of(grows) > 0)
     launcher.kill()
     launcher.communicate()
     wait_for(lambda: not any(is_alive(rank) for rank in ranks))
@@ -222,15 +229,15 @@ def test_a_rank_that_never_comes_is_named_at_the_time_out_of_a_collective(tmp_pa
 @pytest.mark.parametrize("value", ["soon", *(pytest.param(value, marks=pytest.mark.slow)
                                              for value in ("-1", "nan", "inf"))])
 def test_a_limit_that_is_no_number_of_seconds(value, tmp_path):
-    process = command("-m", "evaluation", "--model-parallel-size", "2", "--output", tmp_path / "out",
-                      "tasks/quickstart", GLM_RANK_TIMEOUT=value, RANK="0", WORLD_SIZE="2")
-    _, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 2
-    assert errors == f"error: GLM_RANK_TIMEOUT={value}: must be a number of seconds, 0 to wait for ever\n"
+    argv = ["--model-parallel-size", "2", "--output", str(tmp_path / "out"), "tasks/quickstart"]
+    process = started("evaluation.__main__", argv, tmp_path / "log", GLM_RANK_TIMEOUT=value, RANK="0", WORLD_SIZE="2")
+    assert ended(process) == 2
+    assert errors_of(tmp_path / "log") == (
+        f"error: GLM_RANK_TIMEOUT={value}: must be a number of seconds, 0 to wait for ever\n")
 
 
 class CountedWatch(Watch):
-    """Knows how often it has spoken."""
+    """Knows how often it has spoken. It stands in a program of its own below, too."""
 
     beats = 0
 
@@ -253,9 +260,9 @@ def test_who_is_never_heard_is_not_missed():
 def test_the_silence_of_others_does_not_count_while_this_process_is_stopped(tmp_path):
     """Suspended and resumed as a whole, a run goes on; so it does whatever the clock on the wall does meanwhile."""
     source = f"""
-import os, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-from tests.test_faults_ranks import CountedWatch
+import os, time
+from runtime.heartbeat import Watch
+{inspect.getsource(CountedWatch)}
 def give_up(lost):
     print("gave up", flush=True)
     os._exit(2)

@@ -7,13 +7,15 @@ import sys
 
 import pytest
 
+from commands import convert as convert_tp
 from kernels.cache import cache_folder
-from tests.faults import ROOT, command, generation_arguments, launched, ranks_of
+from tests.faults import ROOT, command, ended, errors_of, generation_arguments, launched, ranks_of, started
 from tests.golden_data import split_state, whole_state, write_checkpoint
 from tests.test_faults_killed import corpus  # noqa: F401 (a fixture)
 from tests.test_pretrain import arguments as training_arguments
 from tests.tiny_checkpoints import tiny_checkpoint
 from tests.tiny_tasks import arguments, write_rows, write_tasks
+from tools import pretrain
 
 SECRET = "sk-do-not-write-this-down-4711"
 PROMPT = "Mrs. Quimby has the illness called xylophobia"
@@ -72,7 +74,9 @@ def test_evaluation_shows_items_in_its_report_alone_and_no_secret(tmp_path, plac
     assert not holding(tmp_path, SECRET)
     assert modes(tmp_path / "out") == {0o600}
     file.write_text('{"inputs_pretokenized": "' + PROMPT + '", "targets_pretokenized": 7}\n')
-    said = run(command("-m", "evaluation", *arguments(tmp_path), **places), 2)
+    assert ended(started("commands.evaluate", arguments(tmp_path), tmp_path / "log", **places)) == 2
+    said = errors_of(tmp_path / "log")
+    assert not holding(tmp_path, SECRET)
     assert said.count("\n") == 1 and "field targets_pretokenized" in said and PROMPT not in said
 
 
@@ -100,11 +104,14 @@ def test_a_session_leaves_nothing(tmp_path, places):
     assert not holding(tmp_path, PROMPT) and not holding(tmp_path, SECRET)
 
 
-def test_converting_and_training_write_no_secret(tmp_path, corpus, places, private):  # noqa: F811
+def test_converting_and_training_write_no_secret(tmp_path, corpus, places, private, monkeypatch, capfd):  # noqa: F811
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
     tiny_checkpoint(tmp_path / "in", 2)
-    run(command("tools/convert_tp.py", "--input-folder", str(tmp_path / "in"), "--output-folder",
-                str(tmp_path / "out"), "--target-tp", "1", **places))
-    run(command("tools/pretrain.py", *training_arguments(corpus, tmp_path / "run", "--stop-at", "1"), **places))
+    assert convert_tp.main(["--input-folder", str(tmp_path / "in"), "--output-folder", str(tmp_path / "out"),
+                            "--target-tp", "1"]) == 0
+    pretrain.main(training_arguments(corpus, tmp_path / "run", "--stop-at", "1"))
+    assert SECRET not in "".join(capfd.readouterr())
     assert not holding(tmp_path, SECRET)
     assert modes(tmp_path / "out") == modes(tmp_path / "run") == {0o600}
 

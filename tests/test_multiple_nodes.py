@@ -99,7 +99,6 @@ def test_an_interrupted_launch_leaves_no_process_on_any_host(tmp_path, job):
     assert int(before) >= 4 and ended == "ended with 143" and after == "0", done.stderr
 
 
-@pytest.mark.slow
 def test_without_ssh_the_command_is_given_on_every_host(tmp_path, job):
     if reason := without_namespaces():
         pytest.skip(reason)
@@ -154,7 +153,9 @@ def test_two_hosts_write_the_results_of_a_single_process(alone):
     assert timings["processes"] == 2
 
 
+@pytest.mark.slow
 def test_tensor_parallel_inside_a_host_data_parallel_across(alone, tmp_path):
+    """As test_evaluation_run.py's two groups of two processes, on hosts of their own."""
     if reason := without_namespaces():
         pytest.skip(reason)
     checkpoint = write_checkpoint(tmp_path / "tp2", split_state(whole_state(), 2))
