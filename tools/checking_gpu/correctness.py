@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+import kernels
 from kernels import reference
 from kernels.cuda import attention, build, linear, nvrtc
 from kernels.packing import dequantize
@@ -107,6 +108,18 @@ def check_graph(setting: Setting, case: Case) -> dict:
     return {"case": f"recorded {case}", "right": torch.equal(result, setting.operations.linear(x, packed))}
 
 
+def check_expanding(setting: Setting) -> dict:
+    """Weights of unlike sizes that are expanded beside each other's products, again and again, give what each gives
+    alone."""
+    sizes = setting.sizes([(36864, 12288), (12288, 12288), (65536, 12288), (12288, 32768)], [(40, 512), (24, 256)])
+    weights = [random_packed(setting, *size, 4, None) for size in sizes]
+    x = [torch.randn(400, k, device=setting.device).half() for _, k in sizes]
+    alone = [setting.operations.linear(*pair) for pair in zip(x, weights, strict=True)]
+    ahead = kernels.expanding(setting.operations, setting.device)
+    found = [ahead.linear(*pair) for _ in range(5) for pair in zip(x, weights, strict=True)]
+    return {"case": "weights expanded beside products", "right": all(map(torch.equal, found, 5 * alone))}
+
+
 @torch.inference_mode()
 def rows(setting: Setting) -> Iterator[dict]:
     """A row for every case; those that are wrong have right = False."""
@@ -120,6 +133,7 @@ def rows(setting: Setting) -> Iterator[dict]:
             yield check_dequantizing(setting, case)
     for case in chosen[:: max(1, len(chosen) // 8)]:
         yield check_graph(setting, case)
+    yield check_expanding(setting)
 
 
 def small_model(setting: Setting) -> Iterator[dict]:

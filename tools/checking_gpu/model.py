@@ -1,16 +1,19 @@
 """Speed of GLM-130B-shaped layers, and of the whole INT4 model on one GPU, with random weights made on the device.
 
-The layers are walked by kernels.layer.stack with the backend's operations, in the order of glm/model.py, so that
-SwissArmyTransformer is not needed.
+The layers are those of a decoding step (kernels.cuda.stack), and for more tokens kernels.layer.stack's with the
+backend's operations, in the order of glm/model.py, so that SwissArmyTransformer is not needed.
 """
 
 from collections.abc import Iterator
 
 import torch
 
+import kernels
 from glm import inputs
 from glm.families import glm130b
 from glm.spec import linears
+from kernels.cuda import Operators
+from kernels.cuda.stack import Stack
 from kernels.layer import LayerWeights, stack
 from kernels.reference import PackedWeight
 from tools.checking_gpu.setting import Bandwidth, Setting, bytes_of, random_packed, recorded, scheme_name, seconds
@@ -48,6 +51,10 @@ class Model:
             self.embedding = torch.randn(config.vocab_size, h, dtype=DTYPE, device=device).mul_(0.02)
 
     @property
+    def is_packed(self) -> bool:
+        return isinstance(self.layers[0].qkv_weight, PackedWeight)
+
+    @property
     def weight_bytes(self) -> int:
         """Of what a decoding step reads."""
         matrices = [w for layer in self.layers for w in layer if isinstance(w, PackedWeight) or w.dim() == 2]
@@ -60,8 +67,9 @@ class Model:
                         for _ in range(2))
         return keys, values
 
-    def step(self, tokens: torch.Tensor, keys: list, values: list, start: int) -> torch.Tensor:
-        """tokens (b, s) behind `start` cached ones -> largest logits (b,), or without a head (b, h)."""
+    def step(self, tokens: torch.Tensor, keys: list, values: list, start: int, is_ahead: bool = True) -> torch.Tensor:
+        """tokens (b, s) behind `start` cached ones -> largest logits (b,), or without a head (b, h). is_ahead: weights
+        are expanded beside the products, if they are."""
         ops, config = self.setting.operations, self.config
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
         frequencies = inputs.inverse_frequencies(config.head_size, config.rotary_table, str(tokens.device))
@@ -70,8 +78,13 @@ class Model:
             hidden = (tokens[..., None] + torch.arange(config.hidden_size, device=tokens.device)).sin().to(DTYPE)
         else:
             hidden = torch.nn.functional.embedding(tokens, self.embedding)
-        hidden = stack(self.layers, self.final_norm, keys, values, glm130b.layer_form(config), hidden, cosine, sine,
-                       start, operations=ops)[:, -1]
+        given, form = (self.layers, self.final_norm, keys, values), glm130b.layer_form(config)
+        if tokens.shape[1] == 1 and isinstance(ops, Operators):
+            hidden = Stack(ops, *given, form).step(hidden, cosine, sine, start)[:, -1]
+        else:
+            if is_ahead:
+                ops = kernels.expanding(ops, tokens.device)
+            hidden = stack(*given, form, hidden, cosine, sine, start, operations=ops)[:, -1]
         return hidden if self.embedding is None else ops.head(hidden, self.embedding).amax(-1)
 
 
@@ -93,10 +106,12 @@ def measure(model: Model, bandwidth: Bandwidth, label: dict, widths: list[int], 
         if setting.has_time:
             keys, values = model.cache(1, length)
             tokens = torch.arange(length, device=setting.device)[None] % model.config.vocab_size
-            each = seconds(setting, lambda k=keys, v=values, t=tokens: model.step(t, k, v, 0), 3)
+            each, *in_turn = (seconds(setting, lambda k=keys, v=values, t=tokens, a=is_ahead: model.step(t, k, v, 0, a),
+                                      3) for is_ahead in ((True, False) if model.is_packed else (True,)))
             flops = 2 * length * sum(w.shape[0] * w.shape[1] for layer in model.layers for w in layer
                                      if isinstance(w, PackedWeight) or w.dim() == 2)
             row |= {f"prefill {length} ms": each * 1e3, f"prefill {length} TFLOP/s": flops / each / 1e12}
+            row |= {f"prefill {length} ms, expanded in turn": 1e3 * in_turn[0]} if in_turn else {}
     return row
 
 

@@ -44,6 +44,7 @@ def eager_and_recorded(setting: Setting) -> Iterator[dict]:
     least = setting.sizes(280, 0)
     modes = {"greedy": SamplingParams(top_k=1, max_gen_length=length, min_gen_length=least),
              "sampled": SamplingParams(top_p=0.8, seed=7, max_gen_length=length),
+             "sampled among 20": SamplingParams(top_k=20, temperature=1.2, seed=7, max_gen_length=length),
              "beams": BeamParams(num_beams=4, max_gen_length=setting.sizes(40, 3))}
     texts = setting.sizes(PROMPTS, PROMPTS[1:3])
     for bits, group_size in setting.sizes([(None, None), (4, 32)], [(None, None)]):
