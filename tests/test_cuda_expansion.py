@@ -16,7 +16,7 @@ from tests.test_cuda_kernels import random_case
 class Stream:
     """Work in its order; an event is a place in it."""
 
-    def __init__(self, device=None):
+    def __init__(self, device=None, priority=0):
         self.work, self.done = [], 0
 
     def record_event(self):

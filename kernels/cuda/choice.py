@@ -4,7 +4,7 @@ m rows of x, a weight of (n, k). skinny.h serves up to 8 rows, wide.h up to UNPA
 expanded for the library's product. By arithmetic, for GLM-130B's 127e9 INT4 weights on an H100: expanding moves 2.5
 bytes for each, 0.12 s, and the library then takes 0.085 s, or 0.36 ms a row at 700 TFLOP/s where that is more. A wide
 kernel takes 0.02 s, or 0.42 ms a row at 600 TFLOP/s, which mma.sync may reach there: 0.14 s for 320 rows against
-0.24 in turn, and 0.13 where weights are expanded beside the products (expansion.py).
+0.24 in turn, and 0.145 where weights are expanded beside the products (expansion.py).
 """
 
 from functools import lru_cache
@@ -103,6 +103,14 @@ def simple(m: int, n: int) -> Plan | None:
     rows_of_x = 1 if m == 1 else 2 if m == 2 else 4
     grid = (-(-m // rows_of_x), -(-n // 8))  # 4 warps of 2 rows
     return Plan(f"simple_{rows_of_x}", grid, 128) if m <= SIMPLE_ROWS and grid[1] <= LARGEST_GRID else None
+
+
+def blocks_beside(processors: int) -> int:
+    """Of an expansion beside a product: with eight on each, they fill a sixth of the processors. A product's blocks
+    leave no registers for others, so the two share the processors, not each of them. One moves 64 bytes in a turn of
+    its clock: a sixth of an H100's 2.2 TB/s, and on all of them the product would stand still while they wait for
+    memory."""
+    return 8 * max(1, processors // 6)
 
 
 def fits_eights(n: int, k: int, group_size: int | None) -> bool:

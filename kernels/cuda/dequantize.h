@@ -5,55 +5,57 @@
 
 #include "linear.h"
 
-// k and the columns of a group are multiples of eight. blockIdx.x: row; threads take turns along it.
+// k and the columns of a group are multiples of eight. Blocks take turns with the rows, threads along a row.
 template <int BITS, int KIND>
 INLINE void dequantize_eights(const Arguments& a) {
     constexpr int WORDS = BITS / 4, TURNS = 4;
     const u32 eights = a.k / 8;
     wait_for_earlier_kernels();  // which may read what is written over
     let_next_kernel_begin();
-    const unsigned long long begin = (unsigned long long)blockIdx.x * eights;
-    for (u32 first = threadIdx.x; first < eights; first += TURNS * blockDim.x) {
-        Packed<BITS> packed[TURNS];
-        u32 scale[TURNS];
+    for (u32 row = blockIdx.x; row < a.n; row += gridDim.x) {
+        const unsigned long long begin = (unsigned long long)row * eights;
+        for (u32 first = threadIdx.x; first < eights; first += TURNS * blockDim.x) {
+            Packed<BITS> packed[TURNS];
+            u32 scale[TURNS];
 #pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {  // all loads first
-            const u32 eight = min(first + turn * blockDim.x, eights - 1);
+            for (int turn = 0; turn < TURNS; turn++) {  // all loads first
+                const u32 eight = min(first + turn * blockDim.x, eights - 1);
 #pragma unroll
-            for (int i = 0; i < WORDS; i++)
-                packed[turn].word[i] = load_u32((const u32*)a.weight + (begin + eight) * WORDS + i);
-            const u32 group = a.groups ? blockIdx.x * a.groups + divide(eight * 8, a.group_magic) : blockIdx.x;
-            scale[turn] = load_scale(a, group);
-        }
+                for (int i = 0; i < WORDS; i++)
+                    packed[turn].word[i] = load_u32((const u32*)a.weight + (begin + eight) * WORDS + i);
+                scale[turn] = load_scale(a, a.groups ? row * a.groups + divide(eight * 8, a.group_magic) : row);
+            }
 #pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-            const u32 eight = first + turn * blockDim.x;
-            if (eight >= eights) break;
-            const float factor = scale_value(a, scale[turn]);
-            float q[8];
-            unpack_floats<BITS>(packed[turn], q);
+            for (int turn = 0; turn < TURNS; turn++) {
+                const u32 eight = first + turn * blockDim.x;
+                if (eight >= eights) break;
+                const float factor = scale_value(a, scale[turn]);
+                float q[8];
+                unpack_floats<BITS>(packed[turn], q);
 #pragma unroll
-            for (int i = 0; i < 8; i++) q[i] *= factor;
-            store((Quad*)a.out + begin + eight, from_floats<KIND>(q));
+                for (int i = 0; i < 8; i++) q[i] *= factor;
+                store((Quad*)a.out + begin + eight, from_floats<KIND>(q));
+            }
         }
     }
 }
 
-// Any k and any groups, element by element. blockIdx.x: row.
+// Any k and any groups, element by element; rows and columns likewise.
 template <int BITS, int KIND>
 INLINE void dequantize_any(const Arguments& a) {
     wait_for_earlier_kernels();
     let_next_kernel_begin();
-    for (u32 column = threadIdx.x; column < a.k; column += blockDim.x) {
-        const unsigned long long at = (unsigned long long)blockIdx.x * a.k + column;
-        int q;
-        if (BITS == 4) {
-            const u32 byte = load_u8((const char*)a.weight + at / 2);  // k is even: rows begin at whole bytes
-            q = (int)(((column % 2 ? byte : byte >> 4) & 15) ^ 8) - 8;
-        } else {
-            q = (int)(load_u8((const char*)a.weight + at) ^ 128) - 128;
+    for (u32 row = blockIdx.x; row < a.n; row += gridDim.x)
+        for (u32 column = threadIdx.x; column < a.k; column += blockDim.x) {
+            const unsigned long long at = (unsigned long long)row * a.k + column;
+            int q;
+            if (BITS == 4) {
+                const u32 byte = load_u8((const char*)a.weight + at / 2);  // k is even: rows begin at whole bytes
+                q = (int)(((column % 2 ? byte : byte >> 4) & 15) ^ 8) - 8;
+            } else {
+                q = (int)(load_u8((const char*)a.weight + at) ^ 128) - 128;
+            }
+            const u32 group = a.groups ? row * a.groups + column / a.group_size : row;
+            store_u16((u16*)a.out + at, from_float<KIND>((float)q * scale_value(a, load_scale(a, group))));
         }
-        const u32 group = a.groups ? blockIdx.x * a.groups + column / a.group_size : blockIdx.x;
-        store_u16((u16*)a.out + at, from_float<KIND>((float)q * scale_value(a, load_scale(a, group))));
-    }
 }

@@ -19,7 +19,7 @@ class Expansions:
     """For products on one GPU, one after the other, of weights that stay as they are from `begin` on."""
 
     def __init__(self, device: torch.device):
-        self.device, self.side = device, torch.cuda.Stream(device)
+        self.device, self.side = device, torch.cuda.Stream(device, priority=-1)  # its few blocks come first
         self._turn, self._has_begun = 0, False
         self._memory: list[Tensor | None] = [None] * PLACES
         self._ends: list[torch.cuda.Event | None] = [None] * PLACES  # of the products that have read these places last

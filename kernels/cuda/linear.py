@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels import is_recording, reference
 from kernels.cuda.build import KINDS, Program
-from kernels.cuda.choice import LARGEST_INDEX, Plan, choose, fits_eights
+from kernels.cuda.choice import LARGEST_INDEX, Plan, blocks_beside, choose, fits_eights
 from kernels.cuda.driver import ALIGNMENT, Call, aligned
 from kernels.cuda.expansion import Expansions
 from kernels.layer import Activation, activated
@@ -67,7 +67,7 @@ def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: T
     plan = choose(rows.shape[0], n, k, bits, group_size, device.has_tensor_cores, device.processors)
     if plan is None:
         def expand(out: Tensor) -> None:
-            dequantize(device, weight, scale, x.dtype, bits, group_size, out)
+            dequantize(device, weight, scale, x.dtype, bits, group_size, out, blocks_beside(device.processors))
 
         def multiply(whole: Tensor) -> Tensor:
             return end.of(F.linear(x, whole.view(n, k), bias))
@@ -83,14 +83,14 @@ def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: T
 
 
 def dequantize(device, weight: Tensor, scale: Tensor, dtype: torch.dtype, bits: int, group_size: int | None,
-               out: Tensor | None = None) -> Tensor:
+               out: Tensor | None = None, blocks: int = LARGEST_INDEX) -> Tensor:
     """Packed weight -> (n, k) of dtype (float16 or bfloat16), as kernels.packing.dequantize, bit for bit. out: n * k
-    values to fill; None: of memory that layers of a shape come to share, by torch's allocator."""
+    values to fill; None: of memory that layers of a shape come to share, by torch's allocator. blocks: at most."""
     n, k = weight.shape[0], weight.shape[1] * 8 // bits
     out = torch.empty((n, k), dtype=dtype, device=weight.device) if out is None else out
     name = "dequantize_eights" if fits_eights(n, k, group_size) else "dequantize_any"
-    launch(device, Plan(name, (n, 1), DEQUANTIZE_THREADS), dtype, bits, None, weight, scale, None, out, 0, k,
-           group_size)
+    plan = Plan(name, (min(n, blocks), 1), DEQUANTIZE_THREADS)
+    launch(device, plan, dtype, bits, None, weight, scale, None, out, 0, k, group_size)
     return out
 
 
