@@ -15,7 +15,7 @@ from glm.config import PRESETS, ModelConfig
 from glm.dropout import Dropout
 from glm.inputs import position_ids
 from glm.model import GLM
-from glm.spec import LINEARS, MLP_OUT, QKV
+from glm.spec import DENSE, LINEARS, MLP_OUT, QKV
 from kernels import gradients
 from planning.check import Room
 from planning.devices import Device
@@ -135,6 +135,20 @@ def test_what_saves_memory():
     packed = needs(job(learned=LORA, run=Format("fp32", 4)))
     assert packed.weights < 0.6 * needs(job(learned=LORA)).weights
     assert needs(job(model="shape-335m")).host > 2 * whole
+
+
+@pytest.mark.parametrize(("measured", "planned"), [
+    (2720, dict(size=Size(8, 128, 264))),
+    (2644, dict(size=Size(2, 512, 226), is_checkpointed=True)),
+    (1510, dict(size=Size(8, 128, 264), learned=LORA)),
+    (1127, dict(size=Size(8, 128, 264), learned=LORA, run=Format("fp32", 4))),
+    (7130, dict(size=Size(4, 256, 256), model="shape-335m", hidden_dropout=0.0, attention_dropout=0.0)),
+    (2650, dict(size=Size(2, 256, 128), model="shape-335m", hidden_dropout=0.0, attention_dropout=0.0,
+                learned=replace(LORA, low_rank=(*LORA.low_rank, LowRank(DENSE, 8)))))],
+    ids=["all", "checkpointed", "lora", "lora, int4", "335m", "335m, lora"])
+def test_peaks_are_within_a_tenth_of_what_was_measured(measured, planned):
+    """MB, of processes on Linux with two cores (docs/benchmarks.md)."""
+    assert needs(job(**planned)).host / 1e6 == pytest.approx(measured, rel=0.1)
 
 
 def test_weights_gradients_and_moments_of_a_whole_model_take_sixteen_bytes_a_parameter():

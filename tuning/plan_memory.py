@@ -25,7 +25,8 @@ MOMENTS = 2  # AdamW's, float32
 RANDOM = 2  # values of a probability at a time, while some are dropped
 LOGITS = 3  # float32 copies of logits at a time, while their gradient is made
 HEAP_BLOCK = 32 << 20  # bytes; smaller blocks share the C library's heap, in which gaps stay
-GAPS, GAPS_TWICE = 0.65, 1.45  # bytes of them for every byte of activations in such blocks; computed twice
+GAPS, GAPS_TWICE = 0.4, 1.45  # bytes of them for every byte of activations in such blocks; computed twice
+GRADIENT_GAPS = 0.5  # the same of gradients: what activations leave often is too short for them by an alignment
 POST_NORM = (glm130b.NAME, chatglm.NAME)
 PASSING = (5, 5)  # values of h and of i at a time, of every token, in the layer whose gradients are made
 
@@ -72,8 +73,8 @@ def needs(job: Job) -> Needs:
             host, model = host + model, 0.0
         return Needs(model + masters, gradients, moments, held - gradients, 0.0, process, copies, host, size)
     process = memory.PROCESS + memory.RUNNING + PROCESS + memory.TABLES * setup.config.vocab_size
-    gaps = (GAPS_TWICE if job.is_checkpointed else GAPS) * small_bytes(job, size)
-    held += gaps
+    held += ((GAPS_TWICE if job.is_checkpointed else GAPS) * small_bytes(job, size)
+             + GRADIENT_GAPS * small_gradients(job))
     resident = model + masters + moments + samples + process
     loading = process + samples + memory.loading_peak(setup) + own_copies(job)
     host = max(resident + held, resident + copies, loading)
@@ -224,6 +225,12 @@ def small_bytes(job: Job, size: Size) -> float:
     if not job.is_checkpointed:
         return sum(layers) + passing
     return max(layers) + passing + (len(layers) * hidden if hidden < HEAP_BLOCK else 0)
+
+
+def small_gradients(job: Job) -> float:
+    """Of the gradients, those in blocks of the heap."""
+    return min(gradient_bytes(job), sum(FLOAT * weight.count for weight in weights(job.setup)
+                                        if FLOAT * weight.count < HEAP_BLOCK))
 
 
 def shared_bytes(job: Job, size: Size) -> float:
