@@ -8,6 +8,7 @@ import numpy
 import pytest
 import rich.table
 import scipy.special
+import torch._dynamo
 
 import commands.evaluate
 import commands.generate
