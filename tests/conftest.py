@@ -14,7 +14,7 @@ from tests.golden_data import TOKENIZER
 hypothesis.settings.register_profile(
     "tests", derandomize=True, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck))
 
-# Modules of twenty seconds and more. They begin first: one that began last would run alone, with the other cores idle.
+# The modules that take longest. They begin first: one that began last would run alone, with the other cores idle.
 LONG = ("kernels_packed", "multiple_nodes", "faults_ranks", "gpu_check", "kernels", "faults_secrets", "quantized_runs",
         "faults_ended", "convert_tp_safety", "evaluation_run", "doctor", "pretrain", "faults_killed", "benchmark",
         "fuzz_records", "faults_disk", "tuning_loop", "tuning_zero", "imports", "stream_runs")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG
 from tests.test_imports import ENTRIES, HOUSE, ROOT
 
 # package: (files, lines) as they were when this was written; each may grow by a tenth before somebody has to look
@@ -25,6 +26,10 @@ def test_a_package_stays_within_its_budget(package):
 
 def test_every_package_has_one():
     assert {name.split("/")[0] for name in HOUSE} == set(SIZES)
+
+
+def test_the_long_modules_of_tests_are_there():
+    assert [name for name in LONG if not (ROOT / "tests" / f"test_{name}.py").is_file()] == []
 
 
 def test_files_are_worth_opening():
