@@ -33,7 +33,8 @@ class Warp:
         self.copies = [[]]  # asynchronous ones that are under way: those of each group, the open one last
         special = {"%tid.x": LANES.astype(np.uint64) + np.uint64(self.first), "%ntid.x": filled(block.threads),
                    "%ctaid.x": filled(block.place[0]), "%ctaid.y": filled(block.place[1]),
-                   "%nctaid.x": filled(block.grid[0]), "%nctaid.y": filled(block.grid[1])}
+                   "%nctaid.x": filled(block.grid[0]), "%nctaid.y": filled(block.grid[1]),
+                   "%globaltimer": filled(0)}  # no time passes
         self.registers |= special | {name: filled(at) for name, at in block.kernel.shared.items()}
 
     def get(self, name: str):

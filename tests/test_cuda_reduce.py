@@ -10,6 +10,7 @@ from kernels import reference
 from kernels.cuda import driver, reduce
 from runtime import parallel
 from tests.cuda_emulator import Emulator, shared_folder
+from tests.ptx_interpreter import Interpreter
 from tests.test_cuda_driver import story, stub  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,6 +98,23 @@ def test_a_norm_is_part_of_the_sum(folder, has_bias):
         assert torch.equal(found[0], found[1]) and torch.equal(totals[0], totals[1])
         assert torch.allclose(found[0, turn, :rows].double(), normed[:rows], atol=4e-3, rtol=1e-3)
         assert not turn or torch.allclose(totals[0, turn, :rows].double(), exact[:rows], rtol=1e-3, atol=1e-3)
+
+
+def test_a_norm_of_a_sum_in_ptx(folder):
+    """Of a rank that is alone: its own part goes through what others would see."""
+    counts, failure = torch.zeros(2 * reduce.BLOCKS, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    area = torch.zeros(reduce.area_bytes(1) // 4, dtype=torch.int32)
+    sums = reduce.Sums(Interpreter(folder), 0, [area], counts, failure)
+    x, residual, vectors = (torch.randn(count, 264, generator=torch.Generator().manual_seed(count)).half()
+                            for count in (2, 2, 3))
+    weight, bias, added = vectors
+    total = torch.empty_like(x)
+    normed = sums.norm(x, weight, bias, 1e-5, residual, 1.5, added, total)
+    exact = x.double() + added.double() + 1.5 * residual.double()
+    assert torch.allclose(total.double(), exact, rtol=1e-3, atol=1e-3)
+    exact = reference.layer_norm(exact, weight.double(), bias.double(), 1e-5)
+    assert torch.allclose(normed.double(), exact, rtol=1e-3, atol=4e-3)
+    assert counts.tolist() == [0] * reduce.BLOCKS + [1, 1] + [0] * 30
 
 
 def test_which_sums_are_normed_with(folder):
