@@ -9,7 +9,7 @@ never of ranks, of memory that happens to be free or of what is already answered
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ MEMORY_SHARE = 0.5  # of what the weights leave of a GPU
 # that fewer steps are of the last few rows. It is computed again as a whole where a run was killed, and ranks share
 # batches, so that a task keeps so many of them.
 MOST_TIMES, FEWEST_BATCHES = 4, 16
+LEAST_SHARED = 64  # tokens that contexts begin with alike; fewer are read once for each
+MOST_LENGTH = 3  # of a sequence, in what is shared: attention looks at all of it for every token
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class ScoreRequest:
         if all(len(ids) == 1 for ids in self.continuations):
             return ((self.lead,),)
         return tuple((self.lead, *ids[:-1]) for ids in self.continuations)
+
+    @property
+    def beginning(self) -> tuple | None:
+        """Requests in which it is equal may share the tokens that their contexts begin with: those see none behind
+        them, and have the same positions. None: shares none."""
+        if len(self.context) < LEAST_SHARED:
+            return None
+        blank = len(self.context) - self.opened
+        seen = 0 if self.causal else blank  # tokens that all see each other
+        return (seen, self.opened and (blank, self.first_position, self.advance),
+                self.context[:max(seen, LEAST_SHARED)])
 
     @property
     def length(self) -> int:
@@ -169,11 +182,72 @@ def batches_of(requests: Sequence[Request], max_tokens: int, max_items: int | No
     batches = []
     for members in families.values():
         members.sort(key=lambda index: (-requests[index].size, index))
+        if isinstance(requests[members[0]], ScoreRequest):
+            batches += _of_packs(requests, members, max_tokens, max_items)
+            continue
         found = list(_cut(requests, members, max_tokens, max_items))
-        if isinstance(requests[members[0]], GenerateRequest) and (times := len(found) // FEWEST_BATCHES) > 1:
+        if (times := len(found) // FEWEST_BATCHES) > 1:
             found = list(_cut(requests, members, max_tokens, max_items, min(times, MOST_TIMES)))
         batches += found
     return batches
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Requests that are read as one sequence: what their contexts begin with, and behind it the rest of each."""
+
+    members: tuple[int, ...]
+    common: int  # tokens that their contexts begin with; of a single request all of its context
+    size: int  # tokens fed
+
+
+def packs_of(requests: Sequence[ScoreRequest], members: Iterable[int], max_tokens: int | None = None,
+             max_items: int | None = None) -> list[Pack]:
+    """Requests that follow one another, those that share a beginning together. max_tokens, max_items: most of a pack;
+    None: no limit."""
+    packs: list[Pack] = []
+    for index in members:
+        request, last = requests[index], packs[-1] if packs else None
+        beginning = request.beginning
+        if last and beginning is not None and beginning == requests[last.members[0]].beginning:
+            common = min(last.common, _alike(requests[last.members[0]].context, request.context))
+            size = last.size + request.size - common + (last.common - common) * (len(last.members) - 1)
+            if (size <= min(MOST_LENGTH * common, max_tokens or size)
+                    and len(last.members) < (max_items or len(requests))):
+                packs[-1] = Pack((*last.members, index), common, size)
+                continue
+        packs.append(Pack((index,), len(request.context), request.size))
+    return packs
+
+
+def _alike(one: Ids, other: Ids) -> int:
+    """How many ids both begin with."""
+    least, most = 0, min(len(one), len(other))
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if one[least:middle] == other[least:middle] else (least, middle - 1)
+    return least
+
+
+def _of_packs(requests: Sequence[ScoreRequest], members: Sequence[int], max_tokens: int,
+              max_items: int | None) -> Iterator[list[int]]:
+    """members: the largest first."""
+    alike: dict[Hashable, list[int]] = {}
+    for index in members:
+        beginning = requests[index].beginning
+        alike.setdefault(index if beginning is None else beginning, []).append(index)
+    packs = packs_of(requests, (index for group in alike.values() for index in group), max_tokens, max_items)
+    packs.sort(key=lambda pack: (-pack.size, pack.members[0]))
+    batch: list[int] = []
+    rows = widest = 0
+    for pack in packs:
+        is_full = (rows + 1) * widest > max_tokens or len(batch) + len(pack.members) > (max_items or len(requests))
+        if batch and is_full:
+            yield batch
+            batch, rows = [], 0
+        widest = widest if rows else pack.size
+        batch, rows = [*batch, *pack.members], rows + 1
+    yield batch
 
 
 def _cut(requests: Sequence[Request], members: Sequence[int], max_tokens: int, max_items: int | None,

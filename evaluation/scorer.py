@@ -1,6 +1,7 @@
 """The narrow waist: everything that the evaluation asks of a model, one batch at a time.
 
-A batch of contexts with their continuations is one forward pass; logits are computed at the scored places only.
+A batch of contexts with their continuations is one forward pass. What several contexts begin with is read once, and
+logits are computed at the scored places only.
 Shapes: b rows, s sequence, h hidden, v vocabulary.
 """
 
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 import kernels
-from evaluation.requests import GenerateRequest, Request, ScoreRequest
+from evaluation.requests import GenerateRequest, Pack, Request, ScoreRequest, packs_of
 from generation.batch import generate
 from generation.texts import cut
 from glm.diagnose import diagnose
@@ -71,9 +72,12 @@ class Scorer:
     @torch.inference_mode()
     def choices(self, requests: Sequence[ScoreRequest]) -> list[list[Choice]]:
         """Per request, what the model makes of each of its continuations."""
-        tokens, positions, segments, prefix = self._inputs(requests)
-        blocked = segments_blocked(segments, prefix)
-        places, owners, targets = _scored(requests, tokens.shape[1])
+        packs = packs_of(requests, range(len(requests)))
+        tokens, positions, segments, behind, prefix, begins = self._inputs(requests, packs)
+        blocked = segments_blocked(segments, prefix, behind if len(packs) < len(requests) else None)
+        row_of = {index: row for row, pack in enumerate(packs) for index in pack.members}
+        places, owners, targets = _scored(
+            requests, [row_of[index] * tokens.shape[1] + begin for index, begin in enumerate(begins)])
         if self.is_exact:
             places += places[-1:] * (FEW_ROWS - len(places))
         hidden = self.model.hidden_states(tokens, positions, blocked, places=torch.tensor(places, device=self.device))
@@ -83,7 +87,7 @@ class Scorer:
             log_probs.cpu().double().split(sizes), is_best.cpu().split(sizes), strict=True))
         found = [[next(choices) for _ in request.continuations] for request in requests]
         if hit := [row for row, each in enumerate(found) if not all(math.isfinite(choice.log_prob) for choice in each)]:
-            one = slice(hit[0], hit[0] + 1)
+            one = slice(row_of[hit[0]], row_of[hit[0]] + 1)
             raise NonFinite(hit, why=diagnose(self.model, tokens[one], positions[one], blocked[one]))
         return found
 
@@ -114,31 +118,45 @@ class Scorer:
 
         return has_stopped
 
-    def _inputs(self, requests: Sequence[ScoreRequest]) -> tuple[torch.Tensor, ...]:
-        """tokens (b, s), positions (b, s) or (b, 2, s), segments (b, s) and prefix (b,) as in segments_blocked."""
-        tokens, positions, places, segments = [], [], [], []
-        for request in requests:
-            row, c, opened = list(request.context), len(request.context), request.opened
-            segment = [0] * c
-            longest = max(map(len, request.segments))
-            position, place = row_positions(c - opened, [(request.first_position, request.advance, opened + longest)])
-            for number, ids in enumerate(request.segments, 1):
-                row += ids
-                segment += [number] * len(ids)
-            ends = [c + len(ids) for ids in request.segments]
+    def _inputs(self, requests: Sequence[ScoreRequest], packs: Sequence[Pack]) -> tuple:
+        """A row for each pack: tokens (b, s), positions (b, s) or (b, 2, s), segments, behind (b, s) and prefix (b,) as
+        in segments_blocked; and of every request, the place in its row behind its context."""
+        tokens, positions, places, segments, behind, begins = [], [], [], [], [], {}
+        for pack in packs:
+            row, position, place, segment, sees, last = [], [], [], [], [], 0
+            for index in pack.members:
+                request, c = requests[index], len(requests[index].context)
+                longest, blank = max(map(len, request.segments)), c - request.opened
+                at = row_positions(blank, [(request.first_position, request.advance, request.opened + longest)])
+                begin, rest = pack.common if row else 0, last + 1  # number of what is left of the context
+                for number, ids in enumerate((request.context[begin:], *request.segments)):
+                    start = c if number else begin
+                    is_context = number == 0 and not row
+                    row += ids
+                    position += at[0][start:start + len(ids)]
+                    place += at[1][start:start + len(ids)]
+                    segment += [0] * pack.common + [rest] * (len(ids) - pack.common) if is_context else (
+                        [rest + number] * len(ids))
+                    sees += [rest] * len(ids)
+                    if number == 0:
+                        begins[index] = len(row)
+                last = rest + len(request.segments)
             tokens.append(row)
-            positions.append(position[:c] + [each for end in ends for each in position[c:end]])
-            places.append(place[:c] + [each for end in ends for each in place[c:end]])
+            positions.append(position)
+            places.append(place)
             segments.append(segment)
+            behind.append(sees)
         width = max(map(len, tokens))
         if self.is_exact:
-            width = -(-max(width, -(-FEW_ROWS // len(requests))) // VECTOR) * VECTOR
-        padded, position, place, segment = (
+            width = -(-max(width, -(-FEW_ROWS // len(packs))) // VECTOR) * VECTOR
+        padded, position, place, segment, sees = (
             right_pad([*rows, [fill] * width], fill)[0][:-1].to(self.device)
-            for rows, fill in ((tokens, 0), (positions, 0), (places, 0), (segments, PADDING)))
+            for rows, fill in ((tokens, 0), (positions, 0), (places, 0), (segments, PADDING), (behind, 0)))
         positions = position_ids(self.model.config, position, place)
-        prefix = [0 if request.causal else len(request.context) - request.opened for request in requests]
-        return padded, positions, segment, torch.tensor(prefix, device=self.device)
+        firsts = [requests[pack.members[0]] for pack in packs]
+        prefix = [0 if request.causal else len(request.context) - request.opened for request in firsts]
+        return (padded, positions, segment, sees, torch.tensor(prefix, device=self.device),
+                [begins[index] for index in range(len(requests))])
 
     def _token_scores(self, hidden: torch.Tensor, owners: list[int],
                       targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,11 +184,13 @@ class Scorer:
         return torch.cat(found), torch.cat(is_best)
 
 
-def segments_blocked(segments: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+def segments_blocked(segments: torch.Tensor, prefix: torch.Tensor,
+                     behind: torch.Tensor | None = None) -> torch.Tensor:
     """The mask of packed continuations, bool (b, s, s), True = must not attend.
 
     segments: (b, s), 0 for the context, 1, 2, ... for the continuations behind it, PADDING behind the end.
     prefix: (b,), how many of the context's tokens all see; the others are seen from their right alone.
+    behind: (b, s), a segment that tokens see beside their own and the context: the rest of a longer context.
     [0 0 1 1 2 -1], prefix 2:
         . . x x x x
         . . x x x x
@@ -186,15 +206,19 @@ def segments_blocked(segments: torch.Tensor, prefix: torch.Tensor) -> torch.Tens
     of_context = (segments == 0)[:, None, :]
     same = segments[:, None, :] == segments[:, :, None]
     in_context = of_context & ~(behind_prefix & future)
+    if behind is not None:
+        same |= segments[:, None, :] == behind[:, :, None]
     in_segment = same & ~of_context & ~future & (segments != PADDING)[:, None, :]
     return ~(in_context | in_segment)
 
 
-def _scored(requests: Sequence[ScoreRequest], width: int) -> tuple[list[int], list[int], list[int]]:
-    """Places of the flattened batch whose logits are needed, and for each scored token which of them, and its id."""
+def _scored(requests: Sequence[ScoreRequest], begins: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Places of the flattened batch whose logits are needed, and for each scored token which of them, and its id.
+
+    begins: of every request, the place behind its context.
+    """
     places, owners, targets = [], [], []
-    for row, request in enumerate(requests):
-        place = row * width + len(request.context)
+    for request, place in zip(requests, begins, strict=True):
         is_shared = len(request.segments) < len(request.continuations)
         for number, ids in enumerate(request.continuations):
             for target in ids:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from evaluation import requests as batching
 from evaluation import rounds
 from evaluation.pace import BEGIN, END, Pace, Shape
 from evaluation.requests import GenerateRequest, ScoreRequest
@@ -20,6 +21,12 @@ MODEL = ModelConfig.from_name("glm-small")
 # row or None, most tokens of an answer, seconds]]}
 SLOWER = 6  # times: then it takes three minutes
 RECORDED = json.loads((Path(__file__).parent / "recorded_batches.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_shared(monkeypatch):
+    """These questions stand for unlike ones."""
+    monkeypatch.setattr(batching, "LEAST_SHARED", 10**6)
 
 
 def scoring(width, scored=1):
@@ -46,6 +53,12 @@ def test_costs_grow_with_rows_widths_and_steps():
     assert cost([generating(64, 20)]) - cost([generating(64, 10)]) == pytest.approx(
         cost([generating(64, 10)]) - 64 * (1 + 64 * Shape(MODEL).seen))
     assert cost([generating(8, 50)] * 4) < 2 * cost([generating(8, 50)])  # a step of few rows reads weights
+
+
+def test_what_questions_share_costs_once(monkeypatch):
+    monkeypatch.setattr(batching, "LEAST_SHARED", 64)
+    cost = Shape(MODEL).cost
+    assert cost([scoring(256)] * 8) < 1.2 * cost([scoring(256)])
 
 
 def test_every_task_has_a_pace_of_its_own_and_what_is_not_known_that_of_its_like():

@@ -1,5 +1,7 @@
 """Scoring against the slow and obvious way: one continuation at a time, logits of every place."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,6 +66,44 @@ def test_packed_batches_score_like_one_continuation_at_a_time(two_channels, requ
     found = Scorer(model).choice_log_probs(requests)
     for row, request in zip(found, requests, strict=True):
         assert row == pytest.approx(slow_log_probs(model, request), abs=2e-5)
+
+
+beginnings = st.sampled_from([(), (1, 2, 3), (1, 2, 3, 4, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9), tuple(range(20))])
+begun = st.builds(lambda request, ids, is_whole: replace(
+    request, context=(ids + request.context if not is_whole or not ids else ids), opened=min(request.opened, len(ids)),
+    first_position=len(ids)), score_requests, beginnings, st.booleans())
+
+
+@pytest.mark.parametrize("two_channels", [False, True])
+@settings(max_examples=25)
+@given(requests=st.lists(begun, min_size=2, max_size=8))
+def test_what_contexts_begin_with_is_read_once_and_changes_no_score(two_channels, requests):
+    model = small_model(position_encoding_2d=two_channels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "LEAST_SHARED", 2)
+        for batch in batching.batches_of(requests, 100):
+            part = [requests[index] for index in batch]
+            for row, request in zip(Scorer(model).choice_log_probs(part), part, strict=True):
+                assert row == pytest.approx(slow_log_probs(model, request), abs=2e-5)
+
+
+def test_questions_behind_the_same_examples_are_read_in_one_row_each_of_bounded_length():
+    examples = tuple(range(80))
+    causal = [ScoreRequest((*examples, number, number), ((1,), (2,)), LEAD, 82, 1, causal=True) for number in range(60)]
+    (pack, *others) = batching.packs_of(causal, range(60))
+    assert (pack.common, pack.size, len(pack.members)) == (80, 80 + 53 * 3, 53) and len(others) == 1
+    both_ways = [replace(request, causal=False) for request in causal]
+    assert len(batching.packs_of(both_ways, range(60))) == 60  # the examples see the question
+    assert len(batching.packs_of([both_ways[0]] * 3, range(3))) == 1
+    assert max(len(one.members) for one in batching.packs_of(causal, range(60), max_items=5)) == 5
+    assert max(one.size for one in batching.packs_of(causal, range(60), max_tokens=90)) <= 90
+    mixed = [request for pair in zip(causal, both_ways, strict=True) for request in pair]
+    found = batching.batches_of(mixed, 1000, 30)
+    assert sorted(index for batch in found for index in batch) == list(range(120))
+    assert max(map(len, found)) <= 30
+    for batch in found:
+        packs = batching.packs_of([mixed[index] for index in batch], range(len(batch)))
+        assert len(packs) * max(one.size for one in packs) <= 1000
 
 
 def test_single_tokens_share_one_place():
