@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -97,21 +96,21 @@ def test_kill_at_every_step_leaves_nothing_that_loads_or_all_of_it(tmp_path, sou
     assert_whole(output)
 
 
+def convert_slowly(source, output):
+    put = HashedFile._put
+    HashedFile._put = lambda file, data: (time.sleep(0.01), put(file, data))  # time for a kill
+    os._exit(main(command(source, output)))
+
+
 def test_a_running_command_is_killed_at_random_moments(tmp_path, source):
     output, generator = tmp_path / "out", random.Random(0)
-    program = ("import sys, time; sys.path.insert(0, sys.argv.pop(1))\n"
-               "from tools.converting import torchfile\n"
-               "put = torchfile.HashedFile._put\n"
-               "torchfile.HashedFile._put = lambda file, data: (time.sleep(0.01), put(file, data))\n"  # time for a kill
-               "from commands.convert import main\n"
-               "sys.exit(main(sys.argv[1:]))")
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", program, str(ROOT), *command(source, output)])
-        while process.poll() is None and not (output / journals.CONVERTING / "journal.json").exists():
+        process = start(convert_slowly, source, output)
+        while process.exitcode is None and not (output / journals.CONVERTING / "journal.json").exists():
             time.sleep(0.01)
         time.sleep(generator.uniform(0, 0.8))
         process.kill()
-        process.wait()
+        process.join()
         if (output / "latest").exists():
             break
         with pytest.raises(UserError, match="is an unfinished conversion: give the same command"):
