@@ -11,7 +11,7 @@ import os
 import platform
 import statistics as averages
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.config import TaskConfig, as_record
@@ -20,6 +20,7 @@ from evaluation.names import called, calling, is_list_of, is_mapping_to, returne
 from evaluation.output import SCHEMA
 from evaluation.plan import DataFile, Work
 from evaluation.recorded import ITEM, fault
+from evaluation.requests import Request, ScoreRequest
 from evaluation.statistics import interval
 from evaluation.tasks import Task
 from runtime import parallel
@@ -186,6 +187,11 @@ def rounded(value: object) -> object:
     return [rounded(each) for each in value]
 
 
+def _tokens(request: Request, answer: Mapping) -> int:
+    """Of a text with all that is scored behind it; or with the answer that was generated, of beams the best one."""
+    return request.size if isinstance(request, ScoreRequest) else len(request.context) + len(answer["beams"][0])
+
+
 class Clock:
     """Everything about a run that is another the next time: timings.json."""
 
@@ -193,11 +199,14 @@ class Clock:
         self._begin, self._started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._tasks: dict[str, dict] = {}
 
-    def task(self, work: Work, numbers: Sequence[int], seconds: float) -> None:
-        computed = sum(len(work.batches[number]) for number in numbers)
+    def task(self, work: Work, numbers: Iterable[int], seconds: float, answers: Sequence[Mapping]) -> None:
+        """numbers: of the batches that this run computed. answers: of all requests."""
+        done = [index for number in numbers for index in work.batches[number]]
+        computed, tokens = len(done), sum(_tokens(work.requests[index], answers[index]) for index in done)
         self._tasks[work.config.name] = {
             "seconds": round(seconds, 3), "items": len(work.requests), "computed": computed,
-            "items_per_second": round(computed / seconds, 3) if computed else None, "max_batch_tokens": work.max_tokens}
+            "items_per_second": round(computed / seconds, 3) if computed else None, "tokens": tokens,
+            "tokens_per_second": round(tokens / seconds, 3) if computed else None, "max_batch_tokens": work.max_tokens}
 
     def facts(self, model, command: str | None) -> dict:
         import torch

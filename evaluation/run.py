@@ -92,7 +92,7 @@ def run(model, tokenizer, scorer, configs: Sequence[TaskConfig], found: Mapping[
         def end(config: TaskConfig, numbers: Collection[int], seconds: float) -> dict:
             work = works[config.name]
             record = keeper.record(work)
-            clock.task(work, numbers, seconds)
+            clock.task(work, numbers, seconds, keeper.answers(work))
             tell(table.task_lines(config, work.groups, record, seconds))
             return record
 
@@ -222,10 +222,14 @@ class Keeper:
         self.journal.add((keys[index], answer) for number, answers in zip(numbers, found, strict=False)
                          for index, answer in zip(work.batches[number], answers, strict=True))
 
+    def answers(self, work: Work) -> list[dict]:
+        """Of all its requests, once they are there."""
+        return [self.journal[key] for key in self.keys[work.config.name]]
+
     def record(self, work: Work) -> dict:
         """Figures of a task that is answered; its samples are written."""
         name = work.config.name
-        scores = scores_of(work, [self.journal[key] for key in self.keys[name]], self.data[name])
+        scores = scores_of(work, self.answers(work), self.data[name])
         for path, file in scores.items():
             write_samples(self.output / SAMPLES / self.samples[name, path], file.items)
         return record_of(work, self.head["tasks"][name], scores)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +12,10 @@ import glm.loading  # noqa: F401 (SAT's logger keeps the standard error that it 
 from evaluation.config import GenerationTaskConfig, MultiChoiceTaskConfig, as_record
 from evaluation.metrics import METRICS
 from evaluation.output import sample_names, write_json, write_samples
-from evaluation.results import FileScores, missing_record, rounded, task_record
+from evaluation.requests import GenerateRequest, ScoreRequest
+from evaluation.results import Clock, FileScores, missing_record, rounded, task_record
 from evaluation.table import task_lines
+from generation.params import SamplingParams
 from runtime.errors import UserError
 from tests.tiny_tasks import arguments, results, samples, write_tasks
 
@@ -193,6 +196,29 @@ def test_the_document_names_every_file_that_is_left_behind(run):
     timings = json.loads((run / "out" / "timings.json").read_text())
     for name in (set(timings) | set(timings["tasks"]["text"])) - {"schema", "tasks"}:
         assert f"`{name}`" in text.split("## timings.json")[1]
+
+
+def test_the_tokens_of_a_run_are_those_that_its_samples_count(run):
+    """Beside a text stand its mask, and before an answer sop, too."""
+    timings = json.loads((run / "out" / "timings.json").read_text())["tasks"]
+    items = {name: [item for path, each in samples(run).items() if path.startswith(name) for item in each]
+             for name in ("text", "writing")}
+    assert timings["text"]["tokens"] == sum(item["input_length"] + 1 for item in items["text"])
+    assert timings["writing"]["tokens"] == sum(item["input_length"] + 2 + len(item["beams"][0])
+                                               for item in items["writing"])
+
+
+def test_rates_are_of_what_this_run_computed_and_of_its_seconds():
+    scored = ScoreRequest((1, 2, 3), ((4, 5), (6,)), 9, 3, 0)  # 9 4 and 9 are fed behind the context
+    written = GenerateRequest((1, 2), SamplingParams(top_k=1), 8, (0,))
+    work = SimpleNamespace(config=SimpleNamespace(name="x"), requests=[scored, written, written], max_tokens=64,
+                           batches=[[0], [1], [2]])
+    clock = Clock()
+    clock.task(work, {0, 2}, 4.0, [{}, {"beams": [[5] * 7]}, {"beams": [[5] * 3, [6] * 5]}])
+    assert clock._tasks["x"] == {"seconds": 4.0, "items": 3, "computed": 2, "items_per_second": 0.5, "tokens": 11,
+                                 "tokens_per_second": 2.75, "max_batch_tokens": 64}
+    clock.task(work, set(), 4.0, [{}] * 3)
+    assert clock._tasks["x"]["tokens"] == 0 and clock._tasks["x"]["tokens_per_second"] is None
 
 
 def test_missing_tasks_are_listed(run):
