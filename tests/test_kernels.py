@@ -49,6 +49,9 @@ def test_products_of_many_rows(ops, dtype, n, k, monkeypatch):
     x[3, 0], x[4, -1] = float("inf"), float("nan")
     found = ops.linear(x, weight.abs() + 1)
     assert (found[3] == float("inf")).all() and found[4].isnan().all() and found[5:].isfinite().all()
+    weight[n // 2] = float("nan")  # no row of the matrix is read as the end of the one before it
+    found = ops.linear(x[5:], weight)
+    assert found[:, n // 2].isnan().all() and found.isnan().sum() == len(found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -31,20 +31,6 @@ struct Target {
             for (size_t i = 0; i < count; i++) store_float(to + i * n, sums[i] * scale + added);
         })
     }
-    // out[row][columns] = sums[row] + bias[columns]; columns: STRIDE at most, of which sums has so many a row
-    template <size_t STRIDE> void put_rows(Range rows, Range columns, const float* sums) const {
-        const size_t count = columns.last - columns.first;
-        float added[STRIDE] = {0};
-        if (bias) for (size_t j = 0; j < count; j++) added[j] = number(bias, bias_type, columns.first + j);
-        BY_TYPE(type, {
-            for (size_t i = rows.first; i < rows.last; i++, sums += STRIDE) {
-                T* to = (T*)out + i * n + columns.first;
-                size_t j = 0;
-                for (; j + W <= count; j += W) store(to + j, add(load(sums + j), load(added + j)));
-                if (j < count) store_part(to + j, add(load(sums + j), load(added + j)), count - j);
-            }
-        })
-    }
 };
 
 // Few rows: x (m, k) is first put in order by one thread, into a room of its own; then each thread of a team computes some

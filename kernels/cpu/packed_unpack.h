@@ -10,9 +10,10 @@ template <int BITS, Scaling S, int P> static ALWAYS void unpacked(words a, const
     if constexpr (P + 1 < 32 / BITS) unpacked<BITS, S, P + 1>(a, scales, scale, to);
 }
 template <int BITS, Scaling S, class E>
-static __attribute__((noinline)) void unpack(const Packed& w, size_t row, size_t first, size_t units, const float* scales, words lanes, E* to) {
+static __attribute__((noinline)) void unpack(const Packed& w, size_t row, size_t first, size_t units, const float* scales, E* to) {
     typedef Order<BITS> O;
     const size_t bytes = w.row_bytes(), groups = O::UNIT / w.group;
+    const words lanes = S == BY_PARTS ? lanes_of(O::LANE, w.group) : words();  // they take longer than some units
     const uint8_t* data = w.weight + row * bytes;
     for (size_t unit = first; unit < first + units; unit++, to += O::UNIT) {
         const size_t at = unit * O::BYTES;
@@ -54,13 +55,12 @@ template <int BITS> static void scales_of_row(const Packed& w, size_t row, float
 template <int BITS, class E>
 static void unpack_columns(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, E* to) {
     typedef Order<BITS> O;
-    const words lanes = lanes_of(O::LANE, w.group);
     const size_t unit = first / O::UNIT, units = columns / O::UNIT;
     switch (O::scaling(w)) {
         case BY_ROW:
-        case BY_UNIT: return unpack<BITS, BY_UNIT>(w, row, unit, units, scales, lanes, to);
-        case BY_PARTS: return unpack<BITS, BY_PARTS>(w, row, unit, units, scales, lanes, to);
-        case BY_LANE: return unpack<BITS, BY_LANE>(w, row, unit, units, scales, lanes, to);
-        case BY_COLUMN: return unpack<BITS, BY_COLUMN>(w, row, unit, units, scales, lanes, to);
+        case BY_UNIT: return unpack<BITS, BY_UNIT>(w, row, unit, units, scales, to);
+        case BY_PARTS: return unpack<BITS, BY_PARTS>(w, row, unit, units, scales, to);
+        case BY_LANE: return unpack<BITS, BY_LANE>(w, row, unit, units, scales, to);
+        case BY_COLUMN: return unpack<BITS, BY_COLUMN>(w, row, unit, units, scales, to);
     }
 }

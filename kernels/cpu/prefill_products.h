@@ -119,47 +119,44 @@ struct Tiles : Dots {
     static void multiply(const bf16* a, size_t a_stride, size_t rows, const bf16* b, size_t panel, size_t k, float* out,
                          size_t out_stride, bool is_first) {
         asm volatile("" ::: "memory");  // compilers do not know that tiles read memory
-        rows > 16 ? halves<true>(a, 2 * a_stride, b, panel, k, out, out_stride, is_first)
-                  : halves<false>(a, 2 * a_stride, b, panel, k, out, out_stride, is_first);
+        const auto nothing = [](size_t) {};
+        rows > 16 ? halves<true, true>(a, 2 * a_stride, b, panel, k, out, out_stride, is_first, nothing)
+                  : halves<false, true>(a, 2 * a_stride, b, panel, k, out, out_stride, is_first, nothing);
     }
-    template <bool BOTH>
+    // 16 rows of a or 32 (BOTH), and 16 columns or 32 (WIDE); meanwhile(j) is called for every 16 words from word j on.
+    template <bool BOTH, bool WIDE, class Meanwhile>
     static inline void halves(const bf16* a, size_t a_bytes, const bf16* b, size_t panel, size_t k, float* out,
-                              size_t out_stride, bool is_first) {
+                              size_t out_stride, bool is_first, Meanwhile meanwhile) {
         const size_t out_bytes = 4 * out_stride;
         float* below = out + 16 * out_stride;
         if (is_first) {
             _tile_zero(0);
-            _tile_zero(1);
-            if (BOTH) {
-                _tile_zero(2);
-                _tile_zero(3);
-            }
+            if (WIDE) _tile_zero(1);
+            if (BOTH) _tile_zero(2);
+            if (BOTH && WIDE) _tile_zero(3);
         } else {
             _tile_loadd(0, out, out_bytes);
-            _tile_loadd(1, out + 16, out_bytes);
-            if (BOTH) {
-                _tile_loadd(2, below, out_bytes);
-                _tile_loadd(3, below + 16, out_bytes);
-            }
+            if (WIDE) _tile_loadd(1, out + 16, out_bytes);
+            if (BOTH) _tile_loadd(2, below, out_bytes);
+            if (BOTH && WIDE) _tile_loadd(3, below + 16, out_bytes);
         }
         for (size_t j = 0; j < k; j += 32) {
+            meanwhile(j / 2);
             _tile_loadd(6, b + 16 * j, 64);
-            _tile_loadd(7, b + panel + 16 * j, 64);
+            if (WIDE) _tile_loadd(7, b + panel + 16 * j, 64);
             _tile_loadd(4, a + j, a_bytes);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
+            if (WIDE) _tile_dpbf16ps(1, 4, 7);
             if (BOTH) {
                 _tile_loadd(5, a + 8 * a_bytes + j, a_bytes);  // 16 rows of bf16 further
                 _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
+                if (WIDE) _tile_dpbf16ps(3, 5, 7);
             }
         }
         _tile_stored(0, out, out_bytes);
-        _tile_stored(1, out + 16, out_bytes);
-        if (BOTH) {
-            _tile_stored(2, below, out_bytes);
-            _tile_stored(3, below + 16, out_bytes);
-        }
+        if (WIDE) _tile_stored(1, out + 16, out_bytes);
+        if (BOTH) _tile_stored(2, below, out_bytes);
+        if (BOTH && WIDE) _tile_stored(3, below + 16, out_bytes);
     }
 };
 #endif

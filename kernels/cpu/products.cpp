@@ -1,4 +1,5 @@
 // Entry points of products: of few rows, of many, of packed weights, and of the logits that decide a choice.
+#include <atomic>
 #include "exports.h"
 #include "products.h"
 #include "refine.h"
@@ -18,22 +19,22 @@ static void few_rows(int type, const void* x, size_t m, size_t k, const Matrix& 
 }
 enum { MOST_TOGETHER = 512, LEAST_TOGETHER = 128 };  // rows of x for which a piece of the matrix is packed
 // The work of a team, which takes units from a counter: a piece of the matrix with all of x, or with a part of x where
-// that is long, or the threads are many.
+// that is long, or the threads are many; then pieces are smaller, too, of whole steps of the engine.
 struct Units {
-    size_t panels, n, together, pieces;
-    Units(size_t panels, size_t height, size_t n, size_t threads) : panels(panels), n(n) {
-        pieces = (n + tile::PIECE - 1) / tile::PIECE;
-        together = (MOST_TOGETHER + height - 1) / height;
-        while (together * height > LEAST_TOGETHER && count() < 3 * threads) together /= 2;
+    size_t panels, n, together = MOST_TOGETHER / tile::PANEL, each = tile::PIECE;
+    Units(size_t panels, size_t n, size_t step, size_t threads) : panels(panels), n(n) {
+        while (together * tile::PANEL > LEAST_TOGETHER && count() < 3 * threads) together /= 2;
+        while (each > step && count() < 3 * threads) each = each / 2 < step ? step : each / 2 / step * step;
     }
-    size_t count() const { return pieces * ((panels + together - 1) / together); }
+    size_t pieces() const { return (n + each - 1) / each; }
+    size_t count() const { return pieces() * ((panels + together - 1) / together); }
     Range panels_of(size_t unit) const {
-        const size_t first = unit / pieces * together;
+        const size_t first = unit / pieces() * together;
         return {first, first + together < panels ? first + together : panels};
     }
     Range rows_of(size_t unit) const {
-        const size_t first = unit % pieces * tile::PIECE;
-        return {first, first + tile::PIECE < n ? first + tile::PIECE : n};
+        const size_t first = unit % pieces() * each;
+        return {first, first + each < n ? first + each : n};
     }
 };
 static const size_t MOST_BYTES = 32 << 20;  // of x in panels, of which more rows are taken one part after the other
@@ -46,10 +47,10 @@ static void many_rows(const T* x, size_t m, size_t k, const Matrix& w, const Tar
     }
     tile::with_operand(x, m, k, w, [&](auto operand, auto rows, auto weights) {
         operand.allocate();
-        const Units units(operand.panels, operand.height, to.n, threads);
+        const Units units(operand.panels, to.n, decltype(operand)::ROWS_AT_ONCE, threads);
         std::atomic<size_t> next{0};
         TEAM(threads, {
-            operand.pack(rows, share(operand.panels, 1, thread, team));
+            operand.pack(rows, share(operand.vectors, 1, thread, team));
             wait_for_all();
             for (size_t unit; (unit = next++) < units.count();)
                 tile::columns(operand, units.panels_of(unit), weights, units.rows_of(unit), to);
@@ -104,8 +105,9 @@ void product_columns(int type, const void* x, size_t m, size_t k, const Matrix& 
 
 size_t product_piece(size_t m, size_t k, const Matrix& w, size_t weight_bytes, size_t columns, int threads) {
     enum { BYTES = 32 << 10 };  // of weights: many pieces, each of them long enough for the memory
-    const size_t row_bytes = w.bits ? w.packed(k).row_bytes() : k * weight_bytes;
-    const size_t best = is_many(w, m, k) ? size_t(tile::PIECE) : BYTES / row_bytes, fair = columns / (4 * threads);
-    const size_t each = (best < fair ? best : fair) / 4 * 4;
-    return each < 4 ? 4 : each;
+    const size_t row_bytes = w.bits ? w.packed(k).row_bytes() : k * weight_bytes, fair = columns / (4 * threads);
+    const bool many = is_many(w, m, k);
+    const size_t best = many ? size_t(tile::PIECE) : BYTES / row_bytes, step = many ? tile::STEP : 4;
+    const size_t each = (best < fair ? best : fair) / step * step;
+    return each < step ? step : each;
 }

@@ -113,9 +113,12 @@ static inline vec choose(const float* p, words lanes) { EACH(p[lanes.v[i]]); }
 static inline vec gather(const float* p, words lanes) { EACH(p[lanes.v[i]]); }
 #endif
 
-static inline words lanes_of(size_t multiplier, size_t divisor) {  // lane * multiplier / divisor
-    uint32_t places[W];
-    for (int i = 0; i < W; i++) places[i] = i * multiplier / divisor;
+static inline words lanes_of(uint32_t multiplier, uint32_t divisor) {  // lane * multiplier / divisor, which is slow
+    uint32_t places[W], place = 0, rest = 0;
+    for (int i = 0; i < W; i++) {
+        places[i] = place;
+        for (rest += multiplier; rest >= divisor; rest -= divisor) place++;
+    }
     words result;
     std::memcpy(&result, places, sizeof(result));
     return result;

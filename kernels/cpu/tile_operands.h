@@ -1,0 +1,141 @@
+// Both sides of a product of many rows (tile.h): x, packed, and a block of the rows of weights.
+#pragma once
+#include "packed_product.h"
+
+namespace tile {
+
+enum { DEPTH = 256, LINE = 16 };     // words of a block, of a line of the cache
+enum { PIECE = 96, PANEL = 2 * W };  // rows of the matrix that meet a block of x, and rows of x
+
+// Words first ... first + count of a row of `columns` numbers, zeros behind its end, as the engine's elements.
+template <class T>
+static inline const float* words_of(const T* row, size_t columns, size_t first, size_t count, float* room, float) {
+    const size_t there = columns - first < count ? columns - first : count, whole = there / W * W;
+    if (std::is_same<T, float>::value && there == count) return (const float*)row + first;
+    for (size_t j = 0; j < whole; j += W) store(room + j, load(row + first + j));
+    for (size_t j = whole; j < count; j++) room[j] = j < there ? to_float(row[first + j]) : 0.0f;
+    return room;
+}
+static inline const float* words_of(const bf16* row, size_t columns, size_t first, size_t count, float* room, bf16) {
+    if (columns >= 2 * (first + count)) return (const float*)(row + 2 * first);
+    std::memset(room, 0, count * sizeof(float));
+    std::memcpy(room, row + 2 * first, (columns - 2 * first) * sizeof(bf16));
+    return room;
+}
+
+// A matrix of plain numbers.
+template <class T> struct PlainRows {
+    const T* data;
+    size_t columns;
+    void prepare(Range) {}
+    template <class E> size_t words() const { return (columns * sizeof(E) + 3) / 4; }
+    template <class E> size_t stride() const { return columns * sizeof(E) / 4; }
+    template <class E> const float* words_at(size_t row) const { return (const float*)data + row * stride<E>(); }
+    // Whether rows are there as the engine reads them, up to this word.
+    template <class E> bool lies_in_order(size_t word) const {
+        return std::is_same<T, E>::value && columns * sizeof(E) % 4 == 0 && word <= stride<E>();
+    }
+    template <class E> const float* row(size_t row, size_t first, size_t count, float* room) const {
+        return words_of(data + row * columns, columns, first, count, room, E());
+    }
+};
+// A packed matrix, and x in the order in which its columns are unpacked.
+struct PackedRows {
+    const Packed& w;
+    const PackedProduct& product;
+    float* scales = nullptr;
+    size_t first = 0, places = 0;
+    template <class E> static bool lies_in_order(size_t) { return false; }
+    template <class E> static size_t stride() { return 0; }
+    template <class E> static const float* words_at(size_t) { return nullptr; }
+    void prepare(Range rows) {
+        first = rows.first, places = product.scale_places(w);
+        scales = scratch<PackedRows, float>(places * PIECE);
+        for (size_t row = rows.first; row < rows.last; row++) product.scales(w, row, scales + (row - first) * places);
+    }
+    template <class E> const float* row(size_t row, size_t first_word, size_t count, float* room) const {
+        const size_t per_word = 4 / sizeof(E);
+        product.unpack(w, row, first_word * per_word, count * per_word, scales + (row - first) * places, type_number((E*)0), room);
+        return room;
+    }
+};
+struct ArrangedRows {
+    const void* data;
+    int type;
+    size_t columns;
+    const PackedProduct& product;
+    template <class E> size_t words() const { return product.padded(columns) * sizeof(E) / 4; }
+    template <class E> const float* row(size_t row, size_t first, size_t count, float* room) const {
+        const size_t per_word = 4 / sizeof(E), column = first * per_word, width = type == 0 ? 4 : 2;
+        const size_t there = columns - column < count * per_word ? columns - column : count * per_word;
+        product.arrange_plain(type, (const uint8_t*)data + (row * columns + column) * width, there, type_number((E*)0), room);
+        return room;
+    }
+};
+
+// x (m, k), packed: blocks of words, in each all vectors, zeros behind the last row and word.
+template <class Engine> struct Operand {
+    typedef typename Engine::Element E;
+    enum { ROWS_AT_ONCE = Engine::MOST };  // of the matrix
+    size_t m, words, padded, vectors, panels;  // words: those that are multiplied
+    float* data;
+    Operand(size_t m, size_t words) : m(m), words((words + Engine::WORDS - 1) / Engine::WORDS * Engine::WORDS) {
+        padded = (words + 15) / 16 * 16, vectors = (m + W - 1) / W, panels = (vectors + 1) / 2;
+    }
+    float* allocate() { return data = scratch<Engine*, float>(vectors * W * padded); }  // of the calling thread
+    size_t depth(size_t word) const { return padded - word < DEPTH ? padded - word : size_t(DEPTH); }
+    float* at(size_t word, size_t vector) const { return data + vectors * W * word + vector * W * depth(word); }
+    size_t vectors_of(size_t panel) const { return 2 * panel + 2 <= vectors ? 2 : 1; }
+    template <class Source> void pack(const Source& x, Range chosen) {
+        float* room = scratch<Operand, float>((W + 1) * DEPTH);
+        float* nothing = room + W * DEPTH;
+        std::memset(nothing, 0, DEPTH * sizeof(float));
+        for (size_t vector = chosen.first; vector < chosen.last; vector++)
+            for (size_t word = 0; word < padded; word += DEPTH) {
+                const float* rows[W];
+                for (size_t r = 0; r < W; r++) {
+                    const size_t row = vector * W + r;
+                    rows[r] = row < m ? x.template row<E>(row, word, depth(word), room + r * DEPTH) : nothing;
+                }
+                float* to = at(word, vector);
+                for (size_t i = 0; i < depth(word); i += W, to += W * W) {
+                    vec lanes[W];
+                    transposed(rows, i, lanes);
+                    UNROLL for (int j = 0; j < W; j++) store(to + j * W, lanes[j]);
+                }
+            }
+    }
+};
+
+// Some words of up to PIECE rows of the matrix: where they lie, as far as whole steps of them do, the others in `room`.
+template <class E, class Weights> class Block {
+    Weights& w;
+    const Range rows;
+    const size_t word, words, direct;
+    float* room;
+
+public:
+    Block(Weights& w, Range rows, size_t word, size_t words, size_t step, float* room)
+        : w(w), rows(rows), word(word), words(words),
+          direct(w.template lies_in_order<E>(word + words) ? (rows.last - rows.first) / step * step : 0), room(room) {}
+    void fill_room(Range some) {
+        for (size_t r = some.first > direct ? some.first : direct; r < some.last; r++) {
+            float* to = room + r * DEPTH;
+            if (rows.first + r >= rows.last) { std::memset(to, 0, words * sizeof(float)); continue; }
+            const float* from = w.template row<E>(rows.first + r, word, words, to);
+            if (from != to) std::memcpy(to, from, words * sizeof(float));
+        }
+    }
+    const float* at(size_t row) const {
+        return row < direct ? w.template words_at<E>(rows.first + row) + word : room + row * DEPTH;
+    }
+    size_t stride(size_t row) const { return row < direct ? w.template stride<E>() : size_t(DEPTH); }
+    // Behind rows `last` - 1 of plain weights come the next ones, or the same ones' next words, or those of the next piece.
+    const float* behind(size_t last, bool is_last) const {
+        if (!direct) return nullptr;
+        if (last < rows.last - rows.first) return w.template words_at<E>(rows.first + last) + word;
+        return is_last ? w.template words_at<E>(rows.last) : w.template words_at<E>(rows.first) + word + DEPTH;
+    }
+};
+
+}  // namespace tile
