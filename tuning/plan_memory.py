@@ -26,7 +26,7 @@ RANDOM = 2  # values of a probability at a time, while some are dropped
 LOGITS = 3  # float32 copies of logits at a time, while their gradient is made
 HEAP_BLOCK = 32 << 20  # bytes; smaller blocks share the C library's heap, in which gaps stay
 GAPS, GAPS_TWICE = 0.4, 1.45  # bytes of them for every byte of activations in such blocks; computed twice
-GRADIENT_GAPS = 0.5  # the same of gradients: what activations leave often is too short for them by an alignment
+GRADIENT_GAPS = 0.5  # the same of gradients, which take the places of few of the activations
 POST_NORM = (glm130b.NAME, chatglm.NAME)
 PASSING = (5, 5)  # values of h and of i at a time, of every token, in the layer whose gradients are made
 
