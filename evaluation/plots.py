@@ -30,7 +30,7 @@ _GROUP_NAME = r' id="(?:figure|axes|patch|matplotlib\.axis|[xy]tick|line2d|text|
 WIDTH, HEIGHT = 4.6, 2.7  # inches; the page shows an inch as 100 pixels
 # Inches around the axes for what stands there, and for a character of a label: matplotlib's own layout takes twice as
 # long as all the rest, and measures a font that is not the page's.
-LEFT, RIGHT, TOP, BOTTOM, CHARACTER = 0.56, 0.14, 0.24, 0.43, 0.062
+LEFT, NAME, RIGHT, TOP, BOTTOM, CHARACTER = 0.1, 0.21, 0.14, 0.24, 0.43, 0.062
 
 
 def spread(rows: Sequence[tuple], unit: str, mark: float | None = None) -> str:
@@ -49,9 +49,8 @@ def spread(rows: Sequence[tuple], unit: str, mark: float | None = None) -> str:
                           markeredgewidth=0)
         if mark is not None:
             axes.axvline(mark, color=SECOND, linewidth=1, linestyle=(0, (3, 2)), zorder=0)
-        names = [_shortened(row[0], 34) for row in rows]
-        drawing.margins(left=0.1 + CHARACTER * max(map(_columns, names), default=0), top=0.06)
-        axes.set_yticks(range(len(rows)), names)
+        drawing.margins(top=0.06)
+        axes.set_yticks(range(len(rows)), [_shortened(row[0], 34) for row in rows])
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_color(INK if row[4] else FAINT)
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -117,15 +116,15 @@ def places(right: np.ndarray, predicted: np.ndarray) -> str:
 def windows(series: Sequence[tuple[str, np.ndarray]]) -> str:
     """Loss per token along the windows of a text. series: (file, (n,) nats per token)."""
     with Drawing() as drawing:
-        axes = drawing.axes()
+        axes, most = drawing.axes(), 76 // len(series) - 8  # columns of a name: the legend is one line
         for number, (name, values) in enumerate(series):
             color = (MAIN, SECOND, INK, FAINT)[number % 4]
             is_long = len(values) > 40
             axes.plot(values, color=color, linewidth=0.6 if is_long else 1, alpha=0.4 if is_long else 1,
-                      marker="" if is_long else "o", markersize=3, label=None if is_long else _shortened(name, 30))
+                      marker="" if is_long else "o", markersize=3, label=None if is_long else _shortened(name, most))
             if is_long:
                 axes.plot(smoothed(values, max(5, len(values) // 30)), color=color, linewidth=1.6,
-                          label=_shortened(name, 30))
+                          label=_shortened(name, most))
         axes.set(xlabel="window", ylabel="nats per token")
         axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y")
@@ -168,14 +167,15 @@ class Drawing:
     def axes(self):
         return self.figure.subplots()
 
-    def margins(self, left: float = LEFT, top: float = TOP, bottom: float = BOTTOM) -> None:
-        """Inches that the axes leave free."""
+    def margins(self, top: float = TOP, bottom: float = BOTTOM) -> None:
+        """Inches that the axes leave free above and below; to the left it is what their labels take."""
         width, height = self.size
-        self.figure.subplots_adjust(left / width, bottom / height, 1 - RIGHT / width, 1 - top / height)
+        self.figure.subplots_adjust(None, bottom / height, 1 - RIGHT / width, 1 - top / height)
 
     def __exit__(self, kind, *_):
         try:
             if kind is None:
+                self.figure.subplots_adjust(left=max(map(_beside, self.figure.axes), default=0) / self.size[0])
                 stream = io.StringIO()
                 with warnings.catch_warnings():  # the browser has the glyphs that matplotlib's font lacks
                     warnings.filterwarnings("ignore", "Glyph .* missing")
@@ -212,12 +212,23 @@ def legend(axes) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.1, handlelength=1.2)
 
 
+def _beside(axes) -> float:
+    """Inches that the labels of the upright axis take."""
+    labels = axes.yaxis.get_major_formatter().format_ticks(axes.get_yticks())
+    return LEFT + CHARACTER * max(map(_columns, labels), default=0) + NAME * bool(axes.get_ylabel())
+
+
 def _shortened(text: str, most: int) -> str:
-    """The text, or its end: what tells prompts apart stands at the end of their paths."""
+    """The text, or its end, of `most` columns: what tells prompts apart stands at the end of their paths."""
     text = " ".join(text.split())
-    return text if len(text) <= most else "…" + text[len(text) - most + 1:]
+    if _columns(text) <= most:
+        return text
+    while _columns(text) > most - 1:
+        text = text[1:]
+    return "…" + text
 
 
-def _columns(text: str) -> int:
+def _columns(text: str) -> float:
     """Of a text whose Chinese characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1.25 if character.isupper() else 1
+               for character in text)

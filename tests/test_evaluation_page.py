@@ -5,10 +5,12 @@ import json
 import re
 from xml.etree import ElementTree
 
+import pytest
+
 from evaluation.compare import compare
 from evaluation.compare_table import comparison_table
 from evaluation.page import FOLDER
-from evaluation.plots import answer_lengths, spread
+from evaluation.plots import WIDTH, Drawing, _columns, _shortened, answer_lengths, spread
 from evaluation.recorded import RecordedRun
 from evaluation.report import report, write_report
 from tests.recorded_runs import MadeTask, choice_items, window_item, write_run
@@ -62,3 +64,18 @@ def test_a_name_with_control_characters_is_text_of_the_page():
     drawn = spread([("a\x1b]0;\x07\x9b", 1.0, 0.5, 1.5, False)], "unit\x07")
     assert r"a\x1b]0;\x07\x9b" in drawn and r"unit\x07" in drawn
     ElementTree.fromstring(drawn.replace("xlink:href", "href"))  # which no control character may be in
+
+
+@pytest.mark.parametrize("values", [[1, 2], [0.00132, 0.00135], [2.00001, 2.00002], [1e7, 3e7], [150_000, 250_000]])
+def test_no_label_of_an_axis_is_cut_off(values):
+    with Drawing() as drawing:
+        axes = drawing.axes()
+        axes.plot(values)
+        axes.set(xlabel="step", ylabel="figure")
+    box = drawing.figure.get_tightbbox()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= WIDTH
+
+
+def test_a_long_name_is_its_end_and_chinese_takes_the_place_of_two():
+    assert _shortened("a/b/" + "c" * 34, 34) == "…" + "c" * 33 and _shortened("c" * 34, 34) == "c" * 34
+    assert _columns(_shortened("阅读理解" * 20, 34)) == 33
