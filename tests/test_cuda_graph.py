@@ -71,6 +71,28 @@ def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was(monkeypatch, ca
         "kernels: decoding goes on without CUDA graphs, which is slower: this waits for the device"]
 
 
+def test_what_breaks_off_before_its_recording_has_ended_where_it_is_called_again(monkeypatch):
+    """Its kernels on the other stream write to the same places."""
+    class Stream(SimpleNamespace):
+        def wait_stream(self, other):
+            told.append(f"{self.name} waits for {other.name}")
+
+    main, told = Stream(name="main"), []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: Stream(name="side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+
+    def work():
+        told.append("work")
+        if told.count("work") == 1:
+            raise RuntimeError("out of memory")
+        return 3
+
+    result, error = graph.Recorder(torch.device("cuda"))(work)
+    assert result == 3 and str(error) == "out of memory"
+    assert told == ["side waits for main", "work", "main waits for side", "work"]
+
+
 def test_where_steps_are_recorded(monkeypatch):
     gpu = torch.device("cuda")
     monkeypatch.setitem(kernels.BACKENDS, "cuda", lambda: Operators(nowhere))

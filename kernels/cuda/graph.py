@@ -68,12 +68,13 @@ class Recorder:
         current = torch.cuda.current_stream(self.device)
         self.side.wait_stream(current)
         try:
-            with torch.cuda.stream(self.side):
-                result = work()
-        except RuntimeError as error:
+            try:
+                with torch.cuda.stream(self.side):
+                    result = work()
+            finally:
+                current.wait_stream(self.side)
+        except RuntimeError as error:  # what it had started has ended where it is called again: both write to one place
             return work(), error
-        finally:
-            current.wait_stream(self.side)
         try:
             return result, self._record(work)
         except RuntimeError as error:
