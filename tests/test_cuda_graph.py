@@ -37,6 +37,25 @@ def test_a_key_is_recorded_once_it_is_worth_it():
     assert recorder.recordings == 1
 
 
+def test_recordings_are_forgotten_where_there_are_ever_new_keys(monkeypatch):
+    """Those that were not used for longest; one that is used stays. What was called a few times is forgotten, too."""
+    monkeypatch.setattr(graph, "MOST", 2)
+    recorder = Recorder()
+    graphs = graph.Graphs(recorder)
+
+    def run(key, times=graph.EAGER_RUNS + 1):
+        before = recorder.recordings
+        for _ in range(times):
+            graphs.run("kind", key, lambda: torch.ones(1))
+        return recorder.recordings - before
+
+    assert [run(key) for key in (1, 2, 1, 3)] == [1, 1, 0, 1]  # the third run is of what is recorded
+    assert [run(key) for key in (1, 2)] == [0, 1]
+    for key in range(10, 20):
+        run(key, graph.EAGER_RUNS)
+    assert [run(10, 1), run(19, 1)] == [0, 1]
+
+
 def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was(monkeypatch, capsys):
     """torch ends the recording with an error of its own, and leaves the stream that was recorded."""
     class Graph:

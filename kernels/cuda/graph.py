@@ -8,7 +8,7 @@ the host's may depend on their content.
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 Work = Callable[[], Tensor]
 EAGER_RUNS = 4  # of a key before it is recorded: recording takes as long as some steps, and few keys last
+MOST = 128  # recordings, which take memory of the device: a server's requests bring ever new options, and so new keys
 
 
 class Graphs:
@@ -23,15 +24,16 @@ class Graphs:
     addresses.
 
     A function is called a few times as it is and recorded then. If that fails, one line on standard error says so, and
-    all of its kind go on as they are.
+    all of its kind go on as they are. Where there are too many, those that were not used for longest are forgotten.
     """
 
     def __init__(self, record: Callable[[Work], tuple[Tensor, Work | RuntimeError]]):
         """record: runs a function once -> its result, and what repeats it, or why nothing does (`Recorder`)."""
         self.record = record
         self._failed: set[str] = set()
-        self._recorded: dict[Hashable, Work] = {}  # keys keep alive what they hold: tensors, too, that a graph reads
-        self._runs: Counter[Hashable] = Counter()
+        # keys keep alive what they hold: tensors, too, that a graph reads
+        self._recorded: OrderedDict[Hashable, Work] = OrderedDict()
+        self._runs: OrderedDict[Hashable, int] = OrderedDict()  # of those that are not recorded yet
 
     def has_failed(self, kind: str) -> bool:
         return kind in self._failed
@@ -41,17 +43,27 @@ class Graphs:
         that comes last in it, for where it cannot be prepared for a recording, it is called again. kind: in words."""
         key = kind, key
         if key in self._recorded:
+            self._recorded.move_to_end(key)
             return self._recorded[key]()
-        self._runs[key] += 1
-        if kind in self._failed or self._runs[key] <= EAGER_RUNS:
+        if kind in self._failed:
+            return work()
+        runs = self._runs.pop(key, 0)
+        if runs < EAGER_RUNS:
+            _put(self._runs, key, runs + 1)
             return work()
         result, again = self.record(work)
         if isinstance(again, RuntimeError):
             self._failed.add(kind)
             print(f"kernels: {kind} goes on without CUDA graphs, which is slower: {reason(again)}", file=sys.stderr)
         else:
-            self._recorded[key] = again
+            _put(self._recorded, key, again)
         return result
+
+
+def _put(values: OrderedDict, key: Hashable, value: object) -> None:
+    values[key] = value
+    if len(values) > MOST:
+        values.popitem(last=False)
 
 
 class Recorder:
