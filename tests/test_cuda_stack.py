@@ -80,6 +80,18 @@ def test_ranks_that_hold_a_part_of_each_layer(family):
     torch.testing.assert_close(torch.cat(halves, dim=3), whole, rtol=1e-4, atol=1e-4)
 
 
+def test_ranks_add_up_once_where_the_norm_behind_cannot_be_compiled():
+    """A library's sum is in place."""
+    def launch(*_):
+        raise BuildError("no compiler")
+
+    update, residual, (weight, bias) = random(3, 2, 64, dtype=torch.float32)
+    wanted = reference.residual_layer_norm(residual, 2 * update, 1.5, weight, bias, 1e-5)
+    _, normed = Operators(lambda _: SimpleNamespace(launch=launch)).norm_of_sum(
+        update, Ranks(lambda x: x.mul_(2)), None, residual, 1.5, weight, bias, 1e-5, False)
+    torch.testing.assert_close(normed, wanted)
+
+
 def test_ranks_add_up_in_the_kernel_that_norms_where_they_can(tmp_path_factory):
     """And in the library where they cannot, or where nothing is compiled."""
     class Small:

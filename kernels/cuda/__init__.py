@@ -88,16 +88,19 @@ class Operators:
                     keeps_sum: bool) -> tuple[Tensor | None, Tensor]:
         """Of every rank's update, added + alpha * residual: their sum, where it is kept, and its norm; all (..., h) but
         the bias `added` of the product before, (h)."""
+        @cache  # a library adds up in place, so that a second time is not the same
+        def whole() -> Tensor:
+            return ranks.total(update)
+
         def in_torch() -> tuple[Tensor, Tensor]:
-            whole = ranks.total(update)
-            total = reference.scaled_add(residual, whole if added is None else whole + added, alpha)
+            total = reference.scaled_add(residual, whole() if added is None else whole() + added, alpha)
             return total, normalised(total, weight, bias, epsilon)
 
         def compiled() -> tuple[Tensor | None, Tensor]:
             device, total = self.find(update.device), torch.empty_like(update) if keeps_sum else None
             if is_small:
                 return total, ranks.small.norm(update, weight, bias, epsilon, residual, alpha, added, total)
-            return total, norms.norm(device, ranks.total(update), weight, bias, epsilon, residual, alpha, added, total)
+            return total, norms.norm(device, whole(), weight, bias, epsilon, residual, alpha, added, total)
 
         is_small = ranks.small is not None and ranks.small.fits_norm(update, weight, bias, added)
         return self._first(compiled, in_torch) if norms.fits(update, weight, bias, added) else in_torch()
