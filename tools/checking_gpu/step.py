@@ -131,11 +131,13 @@ def sums(setting: Setting, ceiling: float) -> Iterator[dict]:
         parts = [random(setting, count, setting.config.hidden_size) for _ in range(2)]
         torch.cuda.synchronize()
         found, normed = [], []
-        for _ in range(4):  # both slots, twice
+        for turn in range(8):  # both slots of both, twice
             for rank, stream, part in zip(ranks, streams, parts, strict=True):
-                with torch.cuda.stream(stream):
-                    found.append(rank.sum(part))
-                    normed.append(rank.norm(part, weight[0], bias[0], 1e-5, residual[:count], 11.8, bias[1]))
+                with torch.cuda.stream(stream):  # loading the second kernel may wait for what runs: both ranks' first
+                    if turn % 2 == 0:
+                        found.append(rank.sum(part))
+                    else:
+                        normed.append(rank.norm(part, weight[0], bias[0], 1e-5, residual[:count], 11.8, bias[1]))
         torch.cuda.synchronize()
         exact = (parts[0].float() + parts[1].float()).to(DTYPE)
         yield {"case": f"sum over two ranks, {count} rows", "right": all(torch.equal(out, exact) for out in found)}
