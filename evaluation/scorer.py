@@ -86,8 +86,14 @@ class Scorer:
         choices = iter(Choice(one.sum().item(), bool(best.all())) for one, best in zip(
             log_probs.cpu().double().split(sizes), is_best.cpu().split(sizes), strict=True))
         found = [[next(choices) for _ in request.continuations] for request in requests]
-        if hit := [row for row, each in enumerate(found) if not all(math.isfinite(choice.log_prob) for choice in each)]:
-            one = slice(row_of[hit[0]], row_of[hit[0]] + 1)
+        if hit := [index for index, row in enumerate(found) if not all(math.isfinite(one.log_prob) for one in row)]:
+            row = row_of[hit[0]]
+            for index in packs[row].members if len(packs[row].members) > 1 else ():
+                try:  # each by itself, since masked places of a row spread NaN, too
+                    self.choices([requests[index]])
+                except NonFinite as error:
+                    raise NonFinite([index], why=str(error)) from None
+            one = slice(row, row + 1)
             raise NonFinite(hit, why=diagnose(self.model, tokens[one], positions[one], blocked[one]))
         return found
 

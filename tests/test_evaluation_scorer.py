@@ -13,6 +13,7 @@ from evaluation.scorer import PADDING, Scorer, segments_blocked
 from generation.params import BeamParams, SamplingParams
 from glm.config import ModelConfig
 from glm.model import GLM
+from runtime.errors import NonFinite
 
 LEAD = 7
 
@@ -104,6 +105,16 @@ def test_questions_behind_the_same_examples_are_read_in_one_row_each_of_bounded_
     for batch in found:
         packs = batching.packs_of([mixed[index] for index in batch], range(len(batch)))
         assert len(packs) * max(one.size for one in packs) <= 1000
+
+
+def test_of_questions_behind_the_same_examples_the_one_that_breaks_is_named():
+    model, examples = small_model(), tuple(range(1, 60)) * 2
+    model.transformer.word_embeddings.weight[60], model.head = float("nan"), small_model().head
+    requests = [ScoreRequest((*examples, token), ((1, 2),), LEAD, 119, 1, causal=True) for token in (5, 6, 60, 7)]
+    assert len(batching.packs_of(requests, range(4))) == 1
+    with pytest.raises(NonFinite, match="^the embedding on rank 0: ") as error:
+        Scorer(model).choices(requests)
+    assert error.value.rows == [2]
 
 
 def test_single_tokens_share_one_place():
