@@ -45,8 +45,10 @@ struct Rows {
 // sums (rows of weights, rows of x) (+)= the weights times x, of which there are one or two vectors, [vector][word].
 template <class Numbers> struct Vectors {
     typedef typename Numbers::Element Element;
-    enum { MOST = W == 16 ? 24 : 12, WORDS = 1 };  // rows of weights at a time, with two vectors half of them; words
-    static size_t rows(size_t vectors) { return MOST / vectors; }
+    // Rows of weights at a time, of AVX2 half of them with two vectors; more than 12 find no room in the nearest cache where
+    // they lie 4 KB apart. Words at a time.
+    enum { MOST = 12, WORDS = 1 };
+    static constexpr size_t rows(size_t vectors) { return W == 16 ? size_t(MOST) : MOST / vectors; }
     struct Scope {};
     static void multiply(const Rows& w, const float* x, size_t panel, size_t vectors, size_t words, float* sums, bool is_first) {
         if (vectors == 2) multiply_vectors<2>(w, x, panel, words, sums, is_first);
@@ -54,7 +56,7 @@ template <class Numbers> struct Vectors {
     }
     template <int V>
     static __attribute__((noinline)) void multiply_vectors(const Rows& w, const float* x, size_t panel, size_t words, float* sums, bool is_first) {
-        enum { R = MOST / V };
+        enum { R = rows(V) };
         vec total[R][V];
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int v = 0; v < V; v++) total[r][v] = is_first ? fill(0.0f) : load(sums + (r * V + v) * W);
