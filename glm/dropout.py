@@ -45,9 +45,10 @@ class Dropout:
         """Of probabilities (b, n, s, total), n the heads of this rank. heads: of all ranks; shape: (s, total)."""
         if not self.attention_share:
             return None
-        kept = self._kept(self.attention_share, f"{layer} probabilities", (heads, *shape), device)
         own = heads // parallel.size()
-        return Drop(kept.narrow(1, parallel.rank() * own, own), self.attention_share)
+        begin = parallel.rank() * own
+        kept = self._kept(self.attention_share, f"{layer} probabilities", (heads, *shape), device, begin, begin + own)
+        return Drop(kept, self.attention_share)
 
     def output(self, x: Tensor) -> Tensor:
         """(b, h), one hidden state for each row."""
@@ -59,9 +60,11 @@ class Dropout:
         share = self.hidden_share if self.prefix_share is None else self.prefix_share
         return Drop(self._drawn("prefix", None, x.shape, x.device) >= share, share).of(x) if share else x
 
-    def _kept(self, share: float, place: str, shape: Sequence[int], device: torch.device) -> Tensor:
-        """(b, *shape) bool: False with the probability `share`."""
-        return torch.stack([self._drawn(place, row, shape, device) >= share for row in self.rows])
+    def _kept(self, share: float, place: str, shape: Sequence[int], device: torch.device, begin: int = 0,
+              end: int | None = None) -> Tensor:
+        """(b, *shape) bool, False with the probability `share`; of the shape's first dimension from begin to end, so
+        that a rank keeps no more than its own."""
+        return torch.stack([self._drawn(place, row, shape, device)[begin:end] >= share for row in self.rows])
 
     def _drawn(self, place: str, row: int | None, shape: Sequence[int], device: torch.device) -> Tensor:
         """Row by row, so that a shorter one draws the beginning of what a longer one would."""

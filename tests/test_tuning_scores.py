@@ -223,6 +223,16 @@ def test_dropout_keeps_the_mean():
     assert not torch.equal(found[0], found[1])
 
 
+def test_a_rank_keeps_what_is_dropped_of_its_own_heads(monkeypatch):
+    def kept(rank, size):
+        monkeypatch.setattr(parallel, "size", lambda: size)
+        monkeypatch.setattr(parallel, "rank", lambda: rank)
+        return Dropout(0, 0.3, 0, seed=1, step=0, rows=(4,)).attention(2, 6, (5, 7), torch.device("cpu")).kept
+    parts = [kept(rank, 3) for rank in range(3)]
+    assert torch.equal(torch.cat(parts, dim=1), kept(0, 1))
+    assert all(part.untyped_storage().nbytes() == part.numel() == 2 * 5 * 7 for part in parts)
+
+
 @pytest.mark.parametrize("kind", ["lstm", "mlp", "none"])
 def test_a_continuous_prompt_stands_for_the_words_and_learns(kind):
     model = tiny(kind=kind)
