@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -107,6 +108,7 @@ def test_a_session_leaves_nothing(tmp_path, places):
 def test_converting_and_training_write_no_secret(tmp_path, corpus, places, private, monkeypatch, capfd):  # noqa: F811
     for name, value in places.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # what it found for this process before
     tiny_checkpoint(tmp_path / "in", 2)
     assert convert_tp.main(["--input-folder", str(tmp_path / "in"), "--output-folder", str(tmp_path / "out"),
                             "--target-tp", "1"]) == 0
