@@ -176,10 +176,6 @@ def is_attention_compiled(job: Job) -> bool:
     return is_compiled(job) and job.setup.config.family != chatglm2.NAME and not job.learned.prefix
 
 
-def has_probabilities(job: Job) -> bool:
-    return bool(job.attention_dropout) and not is_attention_compiled(job)
-
-
 def keeps_result(job: Job) -> bool:
     """Whether attention itself keeps what it gives."""
     return not job.attention_dropout and not is_attention_compiled(job)
@@ -207,13 +203,21 @@ def layer_passing(job: Job, size: Size, layer: int) -> float:
     """What comes and goes while a layer's gradients are made."""
     setup, config = job.setup, job.setup.config
     places = size.wanted if layer == config.num_layers - 1 else size.tokens
-    heads = config.num_attention_heads // setup.degree
     mlp = places * (PASSING[0] * config.hidden_size + PASSING[1] * setup.inner) * setup.element
-    attention = size.tokens * (PASSING[0] * config.hidden_size * setup.element
-                               + (RANDOM * heads * size.width * FLOAT * has_probabilities(job)))
+    attention = size.tokens * PASSING[0] * config.hidden_size * setup.element + attention_passing(job, size)
     largest = max(weight.count for weight in weights(setup) if weight.packs)
     unpacked = largest * setup.element if setup.run.bits or job.parts > 1 else 0
     return max(mlp, attention) + unpacked
+
+
+def attention_passing(job: Job, size: Size) -> float:
+    """While some probabilities are dropped: numbers of them all, or, of the compiled attention, those that are drawn
+    for a row, and a byte each before the rows are one tensor."""
+    if not job.attention_dropout:
+        return 0.0
+    heads = job.setup.config.num_attention_heads
+    pairs = size.tokens * size.width * heads // job.setup.degree
+    return FLOAT * heads * size.width**2 + pairs if is_attention_compiled(job) else RANDOM * FLOAT * pairs
 
 
 def small_bytes(job: Job, size: Size) -> float:
