@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.discovery import load_tasks
 from evaluation.plan import Limit, Work, look, prepare
-from evaluation.requests import GenerateRequest, Request, cpu_tokens, gpu_tokens, packs_of
+from evaluation.requests import GenerateRequest, Request, cpu_tokens, gpu_tokens, shape_of
 from generation.batching import CPU_READ_TOKENS
 from planning import memory, speed
 from planning.devices import Device
@@ -63,10 +63,9 @@ def batch_seconds(requests: Sequence[Request], setup: Setup, device: Device, dis
                         pass_tokens=read)
         times = speed.plan(asked, memory.plan(asked), device, disk)
         return times.prefill + most * times.token + rows * ITEM
-    packs = packs_of(requests, range(rows))
-    width = max(pack.size for pack in packs)
+    sequences, width = shape_of(requests)
     places = sum(len(ids) for request in requests for ids in request.segments)
-    asked = replace(setup, rows=len(packs), read_rows=len(packs), context=width, new_tokens=0, pass_tokens=None,
+    asked = replace(setup, rows=sequences, read_rows=sequences, context=width, new_tokens=0, pass_tokens=None,
                     scored=places)
     times = speed.plan(asked, memory.plan(asked), device, disk)
     return times.prefill + speed.head_seconds(asked, device) + rows * ITEM

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from evaluation.plan import Work
-from evaluation.requests import GenerateRequest, Request, packs_of
+from evaluation.requests import GenerateRequest, Request, shape_of
 from glm.config import ModelConfig
 from planning.shapes import Format, Setup, embedding, layer_weights
 
@@ -92,8 +92,7 @@ class Shape:
     def cost(self, batch: Sequence[Request]) -> float:
         rows = len(batch)
         if not isinstance(batch[0], GenerateRequest):
-            packs = packs_of(batch, range(rows))
-            rows, width = len(packs), max(pack.size for pack in packs)
+            rows, width = shape_of(batch)
             scored = sum(len(ids) for request in batch for ids in request.segments)
             return rows * width * (1 + self.seen * width) + SCORES * self.head * scored
         width = max(len(request.context) for request in batch)

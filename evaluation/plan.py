@@ -159,7 +159,10 @@ class Work:
 
     def at_once(self, batch: Sequence[int]) -> int:
         """How many of a batch's requests are answered at a time."""
-        return min(len(batch), at_once(self.requests[batch[0]], self.max_tokens, self.max_items))
+        largest = self.requests[batch[0]]
+        if not isinstance(largest, GenerateRequest):
+            return len(batch)
+        return min(len(batch), at_once(largest, self.max_tokens, self.max_items))
 
     def size(self, numbers: Iterable[int]) -> tuple[int, int]:
         """How many requests these batches hold, and about how many tokens they make the model compute."""

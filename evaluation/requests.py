@@ -220,6 +220,12 @@ def packs_of(requests: Sequence[ScoreRequest], members: Iterable[int], max_token
     return packs
 
 
+def shape_of(requests: Sequence[ScoreRequest]) -> tuple[int, int]:
+    """Of requests that are scored together: how many sequences they are, and tokens of the longest."""
+    packs = packs_of(requests, range(len(requests)))
+    return len(packs), max(pack.size for pack in packs)
+
+
 def _alike(one: Ids, other: Ids) -> int:
     """How many ids both begin with."""
     least, most = 0, min(len(one), len(other))
@@ -261,7 +267,7 @@ def _cut(requests: Sequence[Request], members: Sequence[int], max_tokens: int, m
 
 
 def at_once(largest: Request, max_tokens: int, max_items: int | None) -> int:
-    """How many requests of a batch are answered at a time, by its largest one, which is the first."""
+    """How many requests to generate are answered at a time, by the largest of their batch, which is the first."""
     fitting = max(1, max_tokens // largest.size)
     return fitting if max_items is None else min(fitting, max_items)
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from evaluation.pace import Pace, is_over
 from evaluation.plan import Work
+from evaluation.requests import GenerateRequest, shape_of
 from runtime import parallel
 from runtime.errors import NonFinite, UserError
 from runtime.parallel import agree
@@ -81,8 +82,9 @@ class Rounds:
 
 
 def _computed(work: Work, scorer, batch: Sequence[int]) -> list[dict]:
+    requests, rows = [work.requests[index] for index in batch], work.at_once(batch)
     try:
-        return scorer.answer([work.requests[index] for index in batch], work.at_once(batch))
+        return scorer.answer(requests, rows)
     except NonFinite as error:
         raise UserError(f"task {work.config.name}: {work.place_of(batch[error.rows[0]])}: NaN or infinity in the "
                         f"model: {error}") from None
@@ -90,7 +92,7 @@ def _computed(work: Work, scorer, batch: Sequence[int]) -> list[dict]:
         if not (isinstance(error, MemoryError) or "out of memory" in str(error)
                 or "can't allocate memory" in str(error)):
             raise
-        rows = work.at_once(batch)
-        tokens = rows * max(work.requests[index].size for index in batch)
+        sequences, width = (rows, requests[0].size) if isinstance(requests[0], GenerateRequest) else shape_of(requests)
+        tokens = sequences * width
         raise UserError(f"task {work.config.name}: no memory for a batch of {rows} items and {tokens} tokens; "
                         f"set --max-batch-tokens to {max(1, tokens // 2)} or less") from None

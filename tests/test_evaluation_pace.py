@@ -6,15 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 
+from evaluation import hours, rounds
 from evaluation import requests as batching
-from evaluation import rounds
 from evaluation.pace import BEGIN, END, Pace, Shape
+from evaluation.plan import Work
 from evaluation.requests import GenerateRequest, ScoreRequest
 from evaluation.rounds import Rounds
 from generation.params import SamplingParams
 from glm.config import ModelConfig
+from planning.shapes import Format, Setup
 from runtime import parallel
+from runtime.errors import UserError
 from runtime.show import Progress
+from tests.tried import CPU
 
 MODEL = ModelConfig.from_name("glm-small")
 # Batches of an evaluation of the embedded model on a processor with two cores: {task: [[rows, width, scored tokens of a
@@ -59,6 +63,25 @@ def test_what_questions_share_costs_once(monkeypatch):
     monkeypatch.setattr(batching, "LEAST_SHARED", 64)
     cost = Shape(MODEL).cost
     assert cost([scoring(256)] * 8) < 1.2 * cost([scoring(256)])
+
+
+def test_questions_that_share_a_beginning_are_planned_and_told_as_they_are_read(monkeypatch):
+    monkeypatch.setattr(batching, "LEAST_SHARED", 64)
+    requests = [scoring(256)] * 8
+    work = Work(SimpleNamespace(config=SimpleNamespace(name="few")), {}, {}, requests, [], 512, None,
+                batching.batches_of(requests, 512))
+    assert work.batches == [[*range(8)]] and work.at_once(work.batches[0]) == 8
+    setup = Setup(MODEL, Format("fp32"))
+    assert hours.seconds(work, setup, CPU, None) == hours.batch_seconds(requests, setup, CPU, None)
+
+    def answer(*_):
+        raise MemoryError
+
+    parallel.start()
+    running = Rounds({"few": work}, SimpleNamespace(answer=answer), None, None, Progress(1, 1, shown=False))
+    with pytest.raises(UserError, match="task few: no memory for a batch of 8 items and 263 tokens; set "
+                                        "--max-batch-tokens to 131 or less"):
+        running.finish("few", [0], [])
 
 
 def test_every_task_has_a_pace_of_its_own_and_what_is_not_known_that_of_its_like():
