@@ -166,14 +166,15 @@ class Work:
 
     def size(self, numbers: Iterable[int]) -> tuple[int, int]:
         """How many requests these batches hold, and about how many tokens they make the model compute."""
-        tokens = [_tokens(self.requests[index]) for number in numbers for index in self.batches[number]]
+        tokens = [self.tokens(index) for number in numbers for index in self.batches[number]]
         return len(tokens), sum(tokens)
 
-
-def _tokens(request: Request) -> int:
-    if isinstance(request, GenerateRequest):
-        return len(request.context) + request.limit * request.params.num_beams
-    return request.size
+    def tokens(self, index: int) -> int:
+        """About how many a request makes the model compute."""
+        request = self.requests[index]
+        if isinstance(request, GenerateRequest):
+            return len(request.context) + request.limit * request.params.num_beams
+        return request.size
 
 
 def prepare(config: TaskConfig, tokenizer, rows: Mapping[Path, int], limit: Limit | None,

@@ -5,6 +5,7 @@ keeps the answers. Task by task, but for a batch of each task to come, which ear
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -71,20 +72,29 @@ class Rounds:
         """A round: a batch for each group. Returns the seconds that it took."""
         work, own, begun = self._works[name], parallel.data_parallel_rank(), time.monotonic()
         mine = work.batches[numbers[own]] if own < len(numbers) else None
-        found = parallel.collect(agree(lambda: None if mine is None else _computed(work, self._scorer, mine)))
+        shown = Counter()  # of the round's items and tokens, those that this process's progress counts already
+
+        def show(index: int) -> None:
+            tokens = work.tokens(index)
+            shown.update(items=1, tokens=tokens)
+            self._progress.advance(1, tokens)
+
+        found = parallel.collect(agree(lambda: None if mine is None else _computed(work, self._scorer, mine, show)))
         on_first(lambda: self._keep(work, numbers, found))
         self.done[name].update(numbers)
         seconds = time.monotonic() - begun
         if self._pace is not None:
             self._pace.answered(name, numbers, seconds)
-        self._progress.advance(*work.size(numbers))
+        items, tokens = work.size(numbers)
+        self._progress.advance(items - shown["items"], tokens - shown["tokens"])
         return seconds
 
 
-def _computed(work: Work, scorer, batch: Sequence[int]) -> list[dict]:
+def _computed(work: Work, scorer, batch: Sequence[int], show: Callable[[int], None]) -> list[dict]:
+    """show: called with each request that is generated, as soon as it is."""
     requests, rows = [work.requests[index] for index in batch], work.at_once(batch)
     try:
-        return scorer.answer(requests, rows)
+        return scorer.answer(requests, rows, lambda place: show(batch[place]))
     except NonFinite as error:
         raise UserError(f"task {work.config.name}: {work.place_of(batch[error.rows[0]])}: NaN or infinity in the "
                         f"model: {error}") from None

@@ -50,14 +50,15 @@ class Scorer:
         parameter = next(model.parameters())
         self.device, self.is_exact = parameter.device, parameter.dtype == torch.float32
 
-    def answer(self, requests: Sequence[Request], at_once: int | None = None) -> list[dict]:
+    def answer(self, requests: Sequence[Request], at_once: int | None = None,
+               on_answer: Callable[[int], None] | None = None) -> list[dict]:
         """Answers of one batch, in order; all requests must be of one family. at_once: most that are generated at a
-        time; None: all."""
+        time; None: all. on_answer: called with a request's place as soon as it is generated."""
         try:
             if isinstance(requests[0], ScoreRequest):
                 return [{"log_probs": [each.log_prob for each in row], "is_greedy": [each.is_greedy for each in row]}
                         for row in self.choices(requests)]
-            return self.generate(requests, at_once)
+            return self.generate(requests, at_once, on_answer)
         finally:  # what was computed with other weights than were loaded is no answer
             check_unchanged(self.model)
 
@@ -97,8 +98,9 @@ class Scorer:
             raise NonFinite(hit, why=diagnose(self.model, tokens[one], positions[one], blocked[one]))
         return found
 
-    def generate(self, requests: Sequence[GenerateRequest], at_once: int | None = None) -> list[dict]:
-        """Generated ids, best first, without their end token."""
+    def generate(self, requests: Sequence[GenerateRequest], at_once: int | None = None,
+                 on_answer: Callable[[int], None] | None = None) -> list[dict]:
+        """Generated ids, best first, without their end token. at_once, on_answer: as in `answer`."""
         first = requests[0]
         try:
             answers = generate(
@@ -108,7 +110,8 @@ class Scorer:
                 unidirectional=first.unidirectional, opened=[request.opened for request in requests],
                 counted_lengths=[request.counted_length for request in requests],
                 invalid_ids=first.invalid_ids, forbidden_starts=first.forbidden_starts,
-                is_over=self._has_stopped(first.stops) if first.stops else None, at_once=at_once)
+                is_over=self._has_stopped(first.stops) if first.stops else None, at_once=at_once,
+                on_answer=on_answer)
         except NonFinite as error:
             place = generation_input(self.model, requests[error.rows[0]], error.generated[0])
             raise NonFinite(error.rows, error.generated, diagnose(self.model, *place)) from None

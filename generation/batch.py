@@ -125,6 +125,7 @@ def generate(
     on_step: Callable[[list[tuple[int, int | None]]], None] | None = None,
     is_over: Callable[[Sequence[int]], bool] | None = None,
     at_once: int | None = None,
+    on_answer: Callable[[int], None] | None = None,
 ) -> list[list[Answer]]:
     """Generate behind every context until an end token or the row's limit: per row its answers, best first.
 
@@ -133,6 +134,7 @@ def generate(
     is_over: whether an answer ends with these ids; not asked under beam search.
     at_once: most contexts at a time, None: all; the next ones join as soon as a quarter of them have their answers,
     since contexts are read faster together.
+    on_answer: called with a row as soon as its answers are there.
     Raises NonFinite where logits are NaN or infinite.
     """
     nothing = [None] * len(contexts)
@@ -155,14 +157,16 @@ def generate(
         if broken := [event for event in events if event.is_broken]:
             raise NonFinite([place[event.number] for event in broken], [event.answers[0][0] for event in broken])
         for event in events:
+            row = place[event.number]
             if event.answers is not None:
-                answers[place[event.number]] = event.answers
+                answers[row] = event.answers
             elif is_over is not None and event.token is not None:
-                row = place[event.number]
                 so_far[row].append(event.token)
                 if is_over(so_far[row]):
                     answers[row] = [(so_far[row], None)]
                     batch.drop(event.number)
+            if on_answer is not None and answers[row]:
+                on_answer(row)
         if on_step is not None:
             on_step([(place[event.number], event.token) for event in events])
     return answers

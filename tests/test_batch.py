@@ -206,7 +206,9 @@ def test_the_next_contexts_join_as_others_leave_and_answers_keep_their_order(par
     limits = [12, 1, 2, 9, 1, 1, 5, 1, 2, 12, 3]
     asked = dict(end_tokens=[0], limits=limits, counted_lengths=[32] * len(contexts))
     model = FakeModel(vocab_size=24)
-    found = generate(model, contexts, params, **asked, at_once=at_once)
+    told = []
+    found = generate(model, contexts, params, **asked, at_once=at_once, on_answer=told.append)
+    assert sorted(told) == list(range(len(contexts))) and (at_once == 1) == (told == sorted(told))
     for context, limit, answers in zip(contexts, limits, found, strict=True):
         (alone,) = generate(FakeModel(vocab_size=24), [context], params, end_tokens=[0], limits=[limit],
                             counted_lengths=[32])
@@ -219,8 +221,10 @@ def test_the_next_contexts_join_as_others_leave_and_answers_keep_their_order(par
 
 def test_what_is_over_makes_room_for_the_next():
     model = FakeModel(script=lambda ids: ids[-1] + 1)
+    told = []
     found = generate(model, [[5, 6], [5, 9], [5, 20]], SamplingParams(top_k=1), end_tokens=[0], limits=[9] * 3,
-                     at_once=1, is_over=lambda ids: ids[-1] % 10 == 0)
+                     at_once=1, is_over=lambda ids: ids[-1] % 10 == 0, on_answer=told.append)
+    assert told == [0, 1, 2]
     assert [ids for (ids, _), in found] == [[7, 8, 9, 10], [10], list(range(21, 30))]
 
 

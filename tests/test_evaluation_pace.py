@@ -139,7 +139,7 @@ def test_after_the_first_minute_the_time_left_is_right_within_three_tenths(order
         computed[work.config.name] += numbers
         seen.append(clock.now)
 
-    scorer = SimpleNamespace(answer=lambda requests, at_once: [])
+    scorer = SimpleNamespace(answer=lambda requests, at_once, on_answer: [])
     running = Rounds(works, scorer, keep, pace, Progress(1, 1, shown=False))
     said = []
     monkeypatch.setattr(pace, "answered", lambda *asked, answered=pace.answered: (

@@ -10,7 +10,9 @@ import pytest
 
 from evaluation.plan import Work
 from evaluation.requests import GenerateRequest, ScoreRequest
+from evaluation.rounds import Rounds
 from generation.params import BeamParams, SamplingParams
+from runtime import parallel
 from runtime.show import Progress
 from tests.faults import said
 
@@ -119,3 +121,20 @@ def test_a_terminal_gets_a_bar_that_makes_room_for_lines(monkeypatch):
 def test_a_request_counts_as_the_tokens_it_makes_the_model_compute(request_, tokens):
     work = Work(SimpleNamespace(config=None), {}, {}, [request_], [], 0, None, [[0, 0]])
     assert work.size([0]) == (2, 2 * tokens)
+
+
+def test_what_is_generated_counts_as_it_comes_and_once():
+    parallel.start()
+    request_ = GenerateRequest((1,) * 5, SamplingParams(top_k=1), 4, (0,))
+    task, batches = SimpleNamespace(config=SimpleNamespace(name="w")), [[0, 1], [2, 3]]
+    work = Work(task, {}, {}, [request_] * 4, [], 99, None, batches)
+    told = []
+
+    def answer(requests, at_once, on_answer):
+        on_answer(1)
+        told.append("the batch goes on")
+        return []
+
+    progress = SimpleNamespace(skip=lambda *_: None, advance=lambda *size: told.append(size))
+    Rounds({"w": work}, SimpleNamespace(answer=answer), lambda *_: None, None, progress).finish("w", [0, 1], [])
+    assert told == [(1, 9), "the batch goes on", (1, 9)] * 2
