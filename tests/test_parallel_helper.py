@@ -1,6 +1,7 @@
 """Ranks for tests: nobody leaves while another one may still be on its way into a group."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -24,3 +25,12 @@ def _one_is_late(folder):
 
 def test_a_rank_that_has_answered_stays_until_all_have(tmp_path):
     assert run_ranks(_one_is_late, 2, tmp_path, str(tmp_path)) == [True, True]
+
+
+def _what_is_there(folder):
+    return "tests.preloaded" in sys.modules, len(os.listdir(f"/proc/{os.getppid()}/task"))
+
+
+def test_ranks_have_what_is_imported_before_and_come_from_a_process_of_one_thread(tmp_path):
+    """A server passes over an import that fails; what its other threads hold would be held in its ranks for ever."""
+    assert run_ranks(_what_is_there, 1, tmp_path, str(tmp_path)) == [(True, 1)]
