@@ -151,7 +151,7 @@ def test_dequantising_is_bit_exact(folder, bits, dtype, k, group_size, kernel):
     emulator = Emulator(folder)
     for scale_dtype in (torch.float16, torch.float32):
         _, weight, scale, *_ = random_case(1, 5, k, bits, group_size, dtype, scale_dtype)
-        for blocks in (2**31, 3):  # one for each row; some take several
+        for blocks in (None, 1):  # one for each row; one whose teams take several
             result = linear.dequantize(emulator, weight, scale, dtype, bits, group_size, None, blocks)
             assert torch.equal(result, dequantize(weight, scale, bits, dtype))
     assert emulator.launched == [kernel] * 4

@@ -106,11 +106,12 @@ def simple(m: int, n: int) -> Plan | None:
 
 
 def blocks_beside(processors: int) -> int:
-    """Of an expansion beside a product: with eight on each, they fill a sixth of the processors. A product's blocks
-    leave no registers for others, so the two share the processors, not each of them. One moves 64 bytes in a turn of
-    its clock: a sixth of an H100's 2.2 TB/s, and on all of them the product would stand still while they wait for
+    """Of an expansion beside a product: a large one for each of a sixth of the processors. A product's blocks leave no
+    registers for others, so the two share the processors, not each of them; and a device spreads blocks over all that
+    are free, so that many small ones would keep the product's from every one. One processor moves 64 bytes in a turn
+    of its clock: a sixth of an H100's 2.2 TB/s, and on all of them the product would stand still while they wait for
     memory."""
-    return 8 * max(1, processors // 6)
+    return max(1, processors // 6)
 
 
 def fits_eights(n: int, k: int, group_size: int | None) -> bool:

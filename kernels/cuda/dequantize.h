@@ -5,21 +5,26 @@
 
 #include "linear.h"
 
-// k and the columns of a group are multiples of eight. Blocks take turns with the rows, threads along a row.
+const u32 TEAM = 256;  // threads that take a row together; teams of all blocks take turns with the rows
+
+INLINE u32 first_row() { return blockIdx.x * (blockDim.x / TEAM) + threadIdx.x / TEAM; }
+INLINE u32 all_teams() { return gridDim.x * (blockDim.x / TEAM); }
+
+// k and the columns of a group are multiples of eight.
 template <int BITS, int KIND>
 INLINE void dequantize_eights(const Arguments& a) {
     constexpr int WORDS = BITS / 4, TURNS = 4;
-    const u32 eights = a.k / 8;
+    const u32 eights = a.k / 8, thread = threadIdx.x % TEAM;
     wait_for_earlier_kernels();  // which may read what is written over
     let_next_kernel_begin();
-    for (u32 row = blockIdx.x; row < a.n; row += gridDim.x) {
+    for (u32 row = first_row(); row < a.n; row += all_teams()) {
         const unsigned long long begin = (unsigned long long)row * eights;
-        for (u32 first = threadIdx.x; first < eights; first += TURNS * blockDim.x) {
+        for (u32 first = thread; first < eights; first += TURNS * TEAM) {
             Packed<BITS> packed[TURNS];
             u32 scale[TURNS];
 #pragma unroll
             for (int turn = 0; turn < TURNS; turn++) {  // all loads first
-                const u32 eight = min(first + turn * blockDim.x, eights - 1);
+                const u32 eight = min(first + turn * TEAM, eights - 1);
 #pragma unroll
                 for (int i = 0; i < WORDS; i++)
                     packed[turn].word[i] = load_u32((const u32*)a.weight + (begin + eight) * WORDS + i);
@@ -27,7 +32,7 @@ INLINE void dequantize_eights(const Arguments& a) {
             }
 #pragma unroll
             for (int turn = 0; turn < TURNS; turn++) {
-                const u32 eight = first + turn * blockDim.x;
+                const u32 eight = first + turn * TEAM;
                 if (eight >= eights) break;
                 const float factor = scale_value(a, scale[turn]);
                 float q[8];
@@ -40,13 +45,13 @@ INLINE void dequantize_eights(const Arguments& a) {
     }
 }
 
-// Any k and any groups, element by element; rows and columns likewise.
+// Any k and any groups, element by element.
 template <int BITS, int KIND>
 INLINE void dequantize_any(const Arguments& a) {
     wait_for_earlier_kernels();
     let_next_kernel_begin();
-    for (u32 row = blockIdx.x; row < a.n; row += gridDim.x)
-        for (u32 column = threadIdx.x; column < a.k; column += blockDim.x) {
+    for (u32 row = first_row(); row < a.n; row += all_teams())
+        for (u32 column = threadIdx.x % TEAM; column < a.k; column += TEAM) {
             const unsigned long long at = (unsigned long long)row * a.k + column;
             int q;
             if (BITS == 4) {

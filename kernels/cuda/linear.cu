@@ -9,8 +9,10 @@
 
 extern "C" {
 
-__global__ void dequantize_eights(const Arguments a) { dequantize_eights<GLM_BITS, GLM_KIND>(a); }
-__global__ void dequantize_any(const Arguments a) { dequantize_any<GLM_BITS, GLM_KIND>(a); }
+__global__ void __launch_bounds__(1024) dequantize_eights(const Arguments a) {
+    dequantize_eights<GLM_BITS, GLM_KIND>(a);
+}
+__global__ void __launch_bounds__(1024) dequantize_any(const Arguments a) { dequantize_any<GLM_BITS, GLM_KIND>(a); }
 
 __global__ void __launch_bounds__(256) add_parts(const Arguments a) { add_all_parts<GLM_KIND>(a); }
 __global__ void __launch_bounds__(256) read_all(const Arguments a) { read_everything(a); }

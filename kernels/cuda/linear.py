@@ -15,7 +15,7 @@ from kernels.layer import Activation, activated
 from kernels.reference import check_packed
 
 SOURCE = "linear.cu"
-DEQUANTIZE_THREADS, ADDING_THREADS = 256, 256
+TEAM, TEAMS, ADDING_THREADS = 256, 4, 256  # TEAM as in dequantize.h
 
 
 class End(NamedTuple):
@@ -83,13 +83,15 @@ def weight_only_linear(device, x: Tensor, weight: Tensor, scale: Tensor, bias: T
 
 
 def dequantize(device, weight: Tensor, scale: Tensor, dtype: torch.dtype, bits: int, group_size: int | None,
-               out: Tensor | None = None, blocks: int = LARGEST_INDEX) -> Tensor:
+               out: Tensor | None = None, blocks: int | None = None) -> Tensor:
     """Packed weight -> (n, k) of dtype (float16 or bfloat16), as kernels.packing.dequantize, bit for bit. out: n * k
-    values to fill; None: of memory that layers of a shape come to share, by torch's allocator. blocks: at most."""
+    values to fill; None: of memory that layers of a shape come to share, by torch's allocator. blocks: of TEAMS teams,
+    at most; None: a team, which is a block, for each row."""
     n, k = weight.shape[0], weight.shape[1] * 8 // bits
     out = torch.empty((n, k), dtype=dtype, device=weight.device) if out is None else out
     name = "dequantize_eights" if fits_eights(n, k, group_size) else "dequantize_any"
-    plan = Plan(name, (min(n, blocks), 1), DEQUANTIZE_THREADS)
+    grid, threads = (n, TEAM) if blocks is None else (min(-(-n // TEAMS), blocks), TEAMS * TEAM)
+    plan = Plan(name, (grid, 1), threads)
     launch(device, plan, dtype, bits, None, weight, scale, None, out, 0, k, group_size)
     return out
 
