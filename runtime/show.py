@@ -22,7 +22,7 @@ class Progress:
     total: units that are to be done. unit: their name, in the plural; "B": bytes, shown as GB.
     weight: what they cost together, by which the time left goes where units differ; None: all cost the same.
     kept: units that an earlier run has done. shown: False on all processes but one.
-    left: the seconds left, where more is known of them than what the units cost.
+    left: the seconds left, where more is known of them than what the units cost; 0 where it is not yet.
     """
 
     def __init__(self, total: int, weight: int | None = None, kept: int = 0, shown: bool = True,
@@ -105,9 +105,8 @@ class Progress:
         seconds = self._seconds()
         if seconds < self._judged_after:
             return ""
-        if self._forecast is None:
-            return f"{duration(seconds * (self.weight - self._done_weight) / max(self._done_weight, 1))} left"
-        return f"{duration(self._forecast())} left"
+        known = 0.0 if self._forecast is None else self._forecast()
+        return f"{duration(known or seconds * (self.weight - self._done_weight) / max(self._done_weight, 1))} left"
 
     def _seconds(self) -> float:
         return max(self._clock() - self._begin, 1e-9)

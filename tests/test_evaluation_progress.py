@@ -44,6 +44,16 @@ def test_the_time_left_is_not_guessed_at_from_the_first_minute(capsys):
         "10/100 items, 0.2 items/s", "20/100 items, 0.3 items/s, 1 min 15 s left"]
 
 
+def test_before_anything_else_is_known_the_time_left_goes_by_the_length(capsys):
+    clock, known = FakeClock(), []
+    with Progress(100, 1000, clock=clock, left=lambda: sum(known)) as progress:
+        for clock.now in (75.0, 100.0):
+            progress.advance(10, 250)
+            known.append(33.0)
+    assert capsys.readouterr().err.splitlines() == [
+        "10/100 items, 0.1 items/s, 3 min 45 s left", "20/100 items, 0.2 items/s, 33 s left"]
+
+
 def test_what_an_earlier_run_has_answered_is_told(capsys):
     for lacking in (150, 0):
         with Progress(lacking, lacking, kept=30):
