@@ -44,6 +44,14 @@ def benchmark(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.parametrize("words", ["model --steps 0", "model --repeats -1", "pairs --rounds 0", "training --steps 0",
+                                   "training --rows 0"])
+def test_a_count_of_nothing_is_one_line(benchmark, words):
+    code, shown, said = benchmark(*words.split())
+    *_, flag, count = words.split()
+    assert (code, shown, said) == (2, "", f"error: {flag}: {count} is not a whole number of at least 1\n")
+
+
 def commands_in(text):
     """What follows benchmark.py or benchmark.sh in each command of a text, as words."""
     lines = re.findall(r"^ *(?:bash scripts/benchmark\.sh|python tools/benchmark\.py) (.*)$",

@@ -125,7 +125,8 @@ def measure_model(arguments: argparse.Namespace) -> None:
     from tools.benchmarking.rates import Bandwidth
 
     torch.manual_seed(0)
-    own.check_counts(prefill=arguments.prefill, contexts=arguments.contexts, widths=arguments.widths)
+    own.check_counts(prefill=arguments.prefill, contexts=arguments.contexts, widths=arguments.widths,
+                     steps=[arguments.steps], repeats=[arguments.repeats])
     name = arguments.model or "shape-335m"
     config = read_config(arguments.load, arguments.model) if arguments.load else ModelConfig.from_name(name)
     own.check_places(config, arguments.prefill, arguments.contexts, arguments.steps)
@@ -244,8 +245,10 @@ def measure_training(arguments: argparse.Namespace) -> None:
     import torch
 
     from runtime.show import table
-    from tools.benchmarking import results, training
+    from tools.benchmarking import own, results, training
 
+    own.check_counts(rows=[arguments.rows], source=[arguments.source], target=[arguments.target],
+                     steps=[arguments.steps])
     before = results.load_average()
     works = [(method, precision) for precision in arguments.dtype for method in arguments.methods]
     found = list(training.measure([training.OWN, *arguments.against], works, arguments.steps, model=arguments.model,
