@@ -123,3 +123,12 @@ def test_extreme_scores(ops, dtype):
     same, exact = reference.attend(qkv, cosine, sine), reference.attend(*doubled(qkv, cosine, sine))
     assert found[1, 5].isnan().all() and found.isfinite().sum() == found.numel() - 32
     assert_as_good(found.nan_to_num(), same.nan_to_num(), exact.nan_to_num(), 332)
+
+
+@pytest.mark.parametrize("s", [1, 40])
+def test_an_infinity_among_the_keys_shows(ops, dtype, s):
+    """Its scores are NaN, with the sign that the processor gives it."""
+    qkv, cosine, sine, keys, values, start = case(dtype, 1, s, 1, 32, 9)
+    keys[0, 0, 2] = float("inf")
+    assert reference.attend(qkv, cosine, sine, keys.clone(), values.clone(), start).isnan().all()
+    assert ops.attend(qkv, cosine, sine, keys, values, start).isnan().all()

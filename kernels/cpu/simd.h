@@ -177,7 +177,9 @@ static inline void transposed(const float* const (&rows)[8], size_t at, vec (&to
         to[c + 2] = _mm256_shuffle_ps(high, high2, 0x44), to[c + 3] = _mm256_shuffle_ps(high, high2, 0xee);
     }
 }
-static inline vec if_negative(vec test, vec yes, vec no) { return _mm256_blendv_ps(no, yes, test); }
+static inline vec if_negative(vec test, vec yes, vec no) {  // compared, for a NaN's sign may be set
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(test, _mm256_setzero_ps(), _CMP_LT_OQ));
+}
 static inline vec round_even(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vec power_of_two(vec a) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127)), 23));
