@@ -81,12 +81,12 @@ static inline void log_sums(const float* x, size_t n, float* highest, float* sum
             UNROLL for (int i = 0; i < 4; i++) tops[i] = larger(tops[i], load(values + j + i * W));
         float top = largest(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
         for (size_t j = whole; j < n; j++) top = values[j] > top ? values[j] : top;
-        const vec shift = fill(top);
+        const float shift = std::isinf(top) ? 0.0f : top;  // an infinity from itself is NaN
         for (size_t j = 0; j < whole; j += 4 * W)
             UNROLL for (int i = 0; i < 4; i++)
-                totals[i] = add(totals[i], exponential(sub(load(values + j + i * W), shift)));
+                totals[i] = add(totals[i], exponential(sub(load(values + j + i * W), fill(shift))));
         float total = sum(add(add(totals[0], totals[1]), add(totals[2], totals[3])));
-        for (size_t j = whole; j < n; j++) total += std::exp(values[j] - top);
+        for (size_t j = whole; j < n; j++) total += std::exp(values[j] - shift);
         highest[row] = top, sums[row] = std::log(total) + top;
     }
 }
