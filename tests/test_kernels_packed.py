@@ -11,7 +11,7 @@ from kernels.cpu import stack
 from kernels.layer import LayerWeights
 from kernels.layer import stack as walk
 from tests import kernel_cases
-from tests.kernel_cases import DTYPES, FORMS, random_layers, random_packed
+from tests.kernel_cases import DTYPES, FORMS, poison, random_layers, random_packed
 from tests.rounding import INTEGERS, assert_as_good, of_integers
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -33,9 +33,7 @@ def check(ops, x, packed, bias=None):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Fresh outputs are full of NaN, so that a place which is never written shows."""
-    new_empty = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: new_empty(self, *a, **k).fill_(float("nan")))
+    poison(monkeypatch)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
