@@ -1,6 +1,7 @@
 """planning.memory and planning.shapes: bytes beside those of real models; planning.check."""
 
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from planning.devices import known
 from planning.shapes import Format, Setup, weights
 from quantization.functional import Scheme
 from runtime.errors import UserError
+from tools import check_cost
 from tools.check_plan import format_of, output_of, pair
 
 TINY = ModelConfig(num_layers=3, hidden_size=64, num_attention_heads=4, inner_hidden_size=96, vocab_size=200,
@@ -235,6 +237,13 @@ def test_comparisons_name_a_wrong_precision_and_take_the_others():
     for word in ("int3", "bf16,3", "8"):
         with pytest.raises(UserError, match=f"--precisions {word}: must be one of fp32, bf16, fp16, alone"):
             format_of(word)
+
+
+def test_comparisons_of_ranks_begin_with_what_none_can_share(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["check_cost.py", "--models", "shape-335m", "glm-small", "--ranks", "2", "4"])
+    monkeypatch.setattr(check_cost, "child", lambda *_: pytest.fail("a case has begun"))
+    with pytest.raises(UserError, match="num_attention_heads 6 cannot be divided among 4"):
+        check_cost.main()
 
 
 def test_comparisons_pass_on_what_ended_a_process(capsys):

@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,6 +125,7 @@ def lines(name: str, precision: str, ranks: int, plan: dict, found: dict) -> Ite
 
 
 def main() -> int:
+    from planning.check import check_divisible
     from runtime.arguments import CommandParser
     from tools.check_plan import keep
 
@@ -141,17 +143,16 @@ def main() -> int:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(found))
         return 0
+    for name, ranks in product(arguments.models, arguments.ranks):
+        check_divisible(config_of(name), ranks)  # before an hour has gone into the cases in front of it
     print("| model | precision | ranks | | rows × tokens: planned / measured ms |\n|---|---|---|---|---|")
     records = []
-    for name in arguments.models:
-        for precision in arguments.precisions:
-            for ranks in arguments.ranks:
-                asked = ["--models", name, "--precisions", precision, "--ranks", str(ranks)]
-                plan = child([*asked, "--child", "plan"])
-                found = child([*asked, "--repeats", str(arguments.repeats), "--child", "measure"], ranks)
-                records.append({"model": name, "precision": precision, "ranks": ranks, "planned": plan,
-                                "measured": found})
-                print("\n".join(lines(name, precision, ranks, plan, found)), flush=True)
+    for name, precision, ranks in product(arguments.models, arguments.precisions, arguments.ranks):
+        asked = ["--models", name, "--precisions", precision, "--ranks", str(ranks)]
+        plan = child([*asked, "--child", "plan"])
+        found = child([*asked, "--repeats", str(arguments.repeats), "--child", "measure"], ranks)
+        records.append({"model": name, "precision": precision, "ranks": ranks, "planned": plan, "measured": found})
+        print("\n".join(lines(name, precision, ranks, plan, found)), flush=True)
     keep(records, arguments.json)
     return 0
 
