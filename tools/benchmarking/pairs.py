@@ -49,7 +49,7 @@ def measure(arguments, config: ModelConfig) -> Iterator[Pair]:
     packed weights), prefill, contexts, steps, rounds. Raises UserError where it cannot be measured."""
     own.check_counts(prefill=arguments.prefill, contexts=arguments.contexts, steps=[arguments.steps],
                      rounds=[arguments.rounds])
-    with Elsewhere(SimpleNamespace(**vars(arguments), device="cpu"), own.shape_of(config)) as other:
+    with Elsewhere(answer, SimpleNamespace(**vars(arguments), device="cpu"), own.shape_of(config)) as other:
         try:
             while (kind := other.ask("next")) is not None:
                 yield from beside(other, *kind, arguments, config)
@@ -78,13 +78,14 @@ def beside(other: "Elsewhere", precision: str, megabytes: float, arguments, conf
 
 
 class Elsewhere:
-    """The other engine in a process of its own, whose threads share nothing with ours: registers of matrix tiles are
-    set up once a thread by some programs, and anew by others."""
+    """An engine in a process of its own, whose memory is its, and whose threads share nothing with ours: registers of
+    matrix tiles are set up once a thread by some programs, and anew by others."""
 
-    def __init__(self, arguments: SimpleNamespace, shape: Shape) -> None:
+    def __init__(self, answer: Callable[..., None], *given: Any) -> None:
+        """answer: answers what it is asked, in that process; called with the pipe's other end and `given`."""
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=answer, args=(theirs, arguments, shape), daemon=True)
+        self.process = context.Process(target=answer, args=(theirs, *given), daemon=True)
         self.process.start()
         theirs.close()
 

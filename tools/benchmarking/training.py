@@ -8,13 +8,12 @@ float32, there by autocast, as Hugging Face's Trainer does.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from statistics import median
 from typing import NamedTuple
 
@@ -23,8 +22,9 @@ import torch
 from glm import spec
 from glm.config import ModelConfig
 from glm.loading import DTYPES
-from runtime.files import REPOSITORY
 from tools.benchmarking import own, results
+from tools.benchmarking.pairs import Elsewhere
+from tools.benchmarking.peers import Missing
 from tools.check_plan import highest
 
 METHODS = ("full", "lora")
@@ -81,39 +81,31 @@ def measure(engines: Sequence[str], works: Sequence[tuple[str, str]], steps: int
         yield from (Result(engine.work, tuple(taken)) for engine, taken in done.items())
 
 
-class Engine:
+class Engine(Elsewhere):
     """One in a process of its own, which makes a step when it is asked for one."""
 
     def __init__(self, work: Work) -> None:
+        super().__init__(answer, work)
         self.work = work
-        self.process = subprocess.Popen([sys.executable, "-m", __name__, json.dumps(asdict(work))], cwd=REPOSITORY,
-                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def step(self) -> Step:
         """Raises RuntimeError where the process has ended; it has said why itself."""
-        with suppress(BrokenPipeError):
-            print(file=self.process.stdin, flush=True)
-        if line := self.process.stdout.readline():
-            return Step(*json.loads(line))
-        raise RuntimeError(f"{self.work.engine}, {self.work.method}: its process ended with {self.process.wait()}")
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
+        try:
+            return self.ask("step")
+        except Missing as reason:
+            raise RuntimeError(f"{self.work.engine}, {self.work.method}: {reason}") from None
 
 
-def answer(work: Work) -> None:
-    """A step for each line that comes in, until no more do; its figures go out as a line."""
-    out, sys.stdout = sys.stdout, sys.stderr
+def answer(pipe: Connection, work: Work) -> None:
+    """A step's figures for each question, until nobody asks."""
+    sys.stdout = sys.stderr  # what a library prints is no figure
     step = prepared(work)
-    for _ in sys.stdin:
-        print(json.dumps(timed(step)), file=out, flush=True)
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        pipe.send(timed(step))
 
 
 def prepared(work: Work) -> Callable[[], None]:
@@ -211,7 +203,3 @@ def table(found: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
 
 def _spread(ratios: Sequence[float]) -> str:
     return f"{median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
-
-
-if __name__ == "__main__":
-    answer(Work(**json.loads(sys.argv[1])))
