@@ -206,10 +206,11 @@ def packs_of(requests: Sequence[ScoreRequest], members: Iterable[int], max_token
     """Requests that follow one another, those that share a beginning together. max_tokens, max_items: most of a pack;
     None: no limit."""
     packs: list[Pack] = []
+    before = None  # how the last pack begins
     for index in members:
-        request, last = requests[index], packs[-1] if packs else None
-        beginning = request.beginning
-        if last and beginning is not None and beginning == requests[last.members[0]].beginning:
+        request, beginning = requests[index], requests[index].beginning
+        if beginning is not None and beginning == before:
+            last = packs[-1]
             common = min(last.common, _alike(requests[last.members[0]].context, request.context))
             size = last.size + request.size - common + (last.common - common) * (len(last.members) - 1)
             if (size <= min(MOST_LENGTH * common, max_tokens or size)
@@ -217,6 +218,7 @@ def packs_of(requests: Sequence[ScoreRequest], members: Iterable[int], max_token
                 packs[-1] = Pack((*last.members, index), common, size)
                 continue
         packs.append(Pack((index,), len(request.context), request.size))
+        before = beginning
     return packs
 
 
