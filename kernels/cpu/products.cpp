@@ -17,7 +17,7 @@ static void few_rows(int type, const void* x, size_t m, size_t k, const Matrix& 
                              },
                              [](size_t next) { return next; });)
 }
-enum { MOST_TOGETHER = 512, LEAST_TOGETHER = 128 };  // rows of x for which a piece of the matrix is packed
+enum { MOST_TOGETHER = 512, LEAST_TOGETHER = 128 };  // rows of x that a piece of the matrix meets
 // The work of a team, which takes units from a counter: a piece of the matrix with all of x, or with a part of x where
 // that is long, or the threads are many; then pieces are smaller, too, of whole steps of the engine.
 struct Units {
