@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from runtime.errors import UserError
 from tools.benchmarking import training
 
 
@@ -24,6 +25,11 @@ def test_an_engine_steps_when_it_is_asked_and_says_why_it_cannot():
     wrong = dataclasses.replace(work_of(training.OWN), model="glm-odd")
     with training.Engine(wrong) as engine, pytest.raises(RuntimeError, match="^glm, lora: its process ended with 1"):
         engine.step()
+
+
+def test_a_model_that_is_not_known_is_told_before_a_process_begins():
+    with pytest.raises(UserError, match="unknown model preset 'zebra'; allowed: "):
+        next(training.measure([training.OWN], [("lora", "fp32")], 1, "zebra", rows=2, source=6, target=3, threads=1))
 
 
 def test_figures_of_training_stand_beside_the_peer_s():

@@ -64,12 +64,15 @@ class Result:
         return max(step.peak for step in self.steps)
 
 
-def measure(engines: Sequence[str], works: Sequence[tuple[str, str]], steps: int, **size) -> Iterator[Result]:
+def measure(engines: Sequence[str], works: Sequence[tuple[str, str]], steps: int, model: str,
+            **size: int) -> Iterator[Result]:
     """Of each of `works` (method, precision) the results of the engines. A step of each before, which makes the moments
-    and faults memory in, does not count."""
+    and faults memory in, does not count. Raises UserError for a model that is not known."""
+    ModelConfig.from_name(model)  # a process of its own could only end with it
     for method, precision in works:
         with ExitStack() as stack:
-            running = [stack.enter_context(Engine(Work(engine, method, precision, **size))) for engine in engines]
+            running = [stack.enter_context(Engine(Work(engine, method, precision, model, **size)))
+                       for engine in engines]
             done: dict[Engine, list[Step]] = {engine: [] for engine in running}
             for number in range(steps + 1):
                 for engine in running[::-1] if number % 2 else running:  # who begins changes
