@@ -19,7 +19,7 @@ from runtime import resources
 from runtime.errors import UserError
 from tests.made_tensors import Made
 from tools import benchmark as program
-from tools.benchmarking import pairs, peers, results
+from tools.benchmarking import pairs, peer_openvino, peers, results
 from tools.benchmarking.own import check_places, random_model, shape_of, too_large
 from tools.benchmarking.rates import Bandwidth, Timing, repeat
 from tools.benchmarking.results import decode_result, prefill_result
@@ -222,6 +222,16 @@ def test_a_pair_is_measured():
     if importlib.util.find_spec("llama_cpp") is None:
         with pytest.raises(UserError, match="llama.cpp: the package llama_cpp and gguf is not installed"):
             next(pairs.measure(missing, SMALL))
+
+
+@pytest.mark.parametrize("packs, precisions", [(True, ["fp32", "INT8", "INT4"]), (False, ["fp32"])])
+def test_openvino_packs_where_its_packer_is_installed(monkeypatch, packs, precisions):
+    monkeypatch.setattr(peer_openvino, "find_spec", lambda name: packs and name == "nncf" or None)
+    monkeypatch.setattr(peer_openvino, "compiled", lambda shape, precision, arithmetic: (arithmetic, shape.parameters))
+    found = list(peer_openvino.engines(TINY, SimpleNamespace(dtype=["fp32"])))
+    assert [engine.precision for engine in found] == precisions
+    assert {engine.request for engine in found} == {"fp32"} and found[-1].bytes_per_weight == 1
+    assert all(precision in pairs.PACKED for precision in precisions[1:])  # each beside ours
 
 
 def test_a_table_of_products(benchmark):

@@ -168,7 +168,7 @@ def test_no_path_of_a_builder_s_machine():
 def test_everything_imported_is_declared():
     """Every third-party package that a file imports has its line in requirements.txt; a few are optional."""
     package_of = {"yaml": "pyyaml", "sklearn": "scikit-learn", "sat": "swissarmytransformer", "google": "protobuf"}
-    optional = {"apex", "setuptools", "playwright", "llama_cpp", "gguf", "openvino", "optimum", "psutil",
+    optional = {"apex", "setuptools", "playwright", "llama_cpp", "gguf", "openvino", "nncf", "optimum", "psutil",
                 "tensorboardX", "tensorboard", "openvino_genai", "lm_eval"}
     declared = {
         re.match(r"[\w-]+", line).group().lower()

@@ -20,7 +20,8 @@ from tools.benchmarking.peers import Missing, decode, engines_of
 from tools.benchmarking.rates import Steps, clock
 from tools.benchmarking.results import Shape
 
-PACKED = {"Q8_0": (Scheme(8), Scheme(8, 32)), "Q4_0": (Scheme(4), Scheme(4, 32))}  # what meets them here
+PACKED = {"Q8_0": (Scheme(8), Scheme(8, 32)), "Q4_0": (Scheme(4), Scheme(4, 32)),  # what meets them here
+          "INT8": (Scheme(8),), "INT4": (Scheme(4),)}
 PLAIN = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # llama.cpp's names
 
 

@@ -1,15 +1,22 @@
 """OpenVINO: a decoder of the same shape written in plain torch, converted with its cache as the model's state.
 
-Weights follow --dtype, compressed as OpenVINO keeps them; arithmetic is bf16 for bf16 and fp16, f32 for fp32.
+Weights follow --dtype, compressed as OpenVINO keeps them; arithmetic is bf16 for bf16 and fp16, f32 for fp32. Where NNCF
+is installed, which OpenVINO's users pack weights with, INT8 and INT4 by whole rows (the vocabulary in INT8) follow, with
+the arithmetic of the first --dtype and all else as OpenVINO chooses: x is rounded to INT8 there.
 """
 
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
 
 import torch
 import torch.nn.functional as F
 
 from glm.loading import DTYPES
 from tools.benchmarking.results import Shape
+
+PACKED = ("INT8", "INT4")
 
 
 class Decoder(torch.nn.Module):
@@ -59,8 +66,8 @@ def rotate(x, cosine, sine):
     return x * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
-def compiled(shape: Shape, precision: str):
-    """An inference request of the converted, stateful model."""
+def compiled(shape: Shape, precision: str, arithmetic: str):
+    """An inference request of the converted, stateful model, and the bytes of its weights."""
     import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation, compress_model_transformation
 
@@ -81,21 +88,29 @@ def compiled(shape: Shape, precision: str):
         model.outputs[1 + index].get_tensor().set_names({f"present{index}"})
         pairs[f"past{index}"] = f"present{index}"
     apply_make_stateful_transformation(model, pairs)
-    if precision != "fp32":
+    if precision in PACKED:
+        import nncf
+
+        nncf.set_log_level("ERROR")
+        rows = {"group_size": -1} if precision == "INT4" else {}
+        with redirect_stdout(StringIO()):  # its bar of progress
+            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode(f"{precision.lower()}_sym"), **rows)
+    elif precision != "fp32":
         compress_model_transformation(model)  # weights in 16 bits, as OpenVINO stores models
-    hint = "f32" if precision == "fp32" else "bf16"
+    size = sum(node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant")
+    hint = "f32" if arithmetic == "fp32" else "bf16"
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request(), size
 
 
 class OpenVino:
     """A compiled model and its state."""
 
-    def __init__(self, shape: Shape, precision: str):
-        self.shape, self.precision, self.dtype = shape, precision, DTYPES[precision]
-        self.bytes_per_weight = self.dtype.itemsize
-        self.request, self.places = compiled(shape, precision), 0
+    def __init__(self, shape: Shape, precision: str, arithmetic: str):
+        self.shape, self.precision, self.dtype = shape, precision, DTYPES[arithmetic]
+        self.request, size = compiled(shape, precision, arithmetic)
+        self.bytes_per_weight, self.places = size / shape.parameters, 0
 
     def read(self, tokens: torch.Tensor) -> None:
         self.request.reset_state()
@@ -113,4 +128,6 @@ class OpenVino:
 
 def engines(shape: Shape, arguments) -> Iterator[OpenVino]:
     for precision in arguments.dtype:
-        yield OpenVino(shape, precision)
+        yield OpenVino(shape, precision, precision)
+    for precision in PACKED if find_spec("nncf") else ():
+        yield OpenVino(shape, precision, arguments.dtype[0])

@@ -14,7 +14,7 @@ from tools.benchmarking.results import Result, Shape, decode_result, prefill
 ENGINES = {
     "transformers": (["transformers"], "pip install transformers", __name__),
     "llama.cpp": (["llama_cpp", "gguf"], "pip install llama-cpp-python gguf", "tools.benchmarking.peer_llama_cpp"),
-    "openvino": (["openvino"], "pip install openvino", "tools.benchmarking.peer_openvino"),
+    "openvino": (["openvino"], "pip install openvino nncf", "tools.benchmarking.peer_openvino"),
 }
 
 
