@@ -17,45 +17,66 @@ static void few_rows(int type, const void* x, size_t m, size_t k, const Matrix& 
                              },
                              [](size_t next) { return next; });)
 }
-enum { MOST_TOGETHER = 512, LEAST_TOGETHER = 128 };  // rows of x that a piece of the matrix meets
-// The work of a team, which takes units from a counter: a piece of the matrix with all of x, or with a part of x where
-// that is long, or the threads are many; then pieces are smaller, too, of whole steps of the engine.
-struct Units {
-    size_t panels, n, together = MOST_TOGETHER / tile::PANEL, each = tile::PIECE;
-    Units(size_t panels, size_t n, size_t step, size_t threads) : panels(panels), n(n) {
-        while (together * tile::PANEL > LEAST_TOGETHER && count() < 3 * threads) together /= 2;
-        while (each > step && count() < 3 * threads) each = each / 2 < step ? step : each / 2 / step * step;
-    }
-    size_t pieces() const { return (n + each - 1) / each; }
-    size_t count() const { return pieces() * ((panels + together - 1) / together); }
-    Range panels_of(size_t unit) const {
-        const size_t first = unit / pieces() * together;
-        return {first, first + together < panels ? first + together : panels};
-    }
-    Range rows_of(size_t unit) const {
-        const size_t first = unit % pieces() * each;
-        return {first, first + each < n ? first + each : n};
-    }
-};
-static const size_t MOST_BYTES = 32 << 20;  // of x in panels, of which more rows are taken one part after the other
-template <class T>
-static void many_rows(const T* x, size_t m, size_t k, const Matrix& w, const Target& to, int threads) {
+
+enum { MOST_TOGETHER = 512, LEAST_TOGETHER = 128 };  // rows of x that a part's columns meet
+// A part is some columns with all of x, or with a part of x where that is long, or the threads are many; then it has fewer
+// columns, too, in whole steps of the engine.
+SharedProduct::SharedProduct(int type, size_t m, size_t k, const Matrix& w, size_t n, int threads)
+    : type(type), m(m), k(k), w(w), n(n), together(MOST_TOGETHER / tile::PANEL), each(tile::PIECE) {
+    size_t step = 0;
+    BY_TYPE(type, tile::with_operand((const T*)nullptr, m, k, w, [&](auto operand, auto, auto) {
+        panels = operand.panels, step = decltype(operand)::ROWS_AT_ONCE;
+    }))
+    const size_t wanted = 3 * threads;
+    while (together * tile::PANEL > LEAST_TOGETHER && parts() < wanted) together /= 2;
+    while (each > step && parts() < wanted) each = each / 2 < step ? step : each / 2 / step * step;
+}
+size_t SharedProduct::room() const {
+    BY_TYPE(type, {
+        size_t floats = 0;
+        tile::with_operand((const T*)nullptr, m, k, w, [&](auto operand, auto, auto) { floats = operand.floats(); });
+        return floats;
+    })
+}
+Range SharedProduct::rows_of(size_t panel) const {
+    const size_t first = panel * tile::PANEL;
+    return {first, first + tile::PANEL < m ? first + tile::PANEL : m};
+}
+void SharedProduct::put_in_order(const void* x, size_t panel, float* room) const {
+    BY_TYPE(type, tile::with_operand((const T*)x, m, k, w, [&](auto operand, auto rows, auto) {
+        operand.data = room;
+        operand.pack(rows, {2 * panel, 2 * panel + operand.vectors_of(panel)});
+    }))
+}
+SharedProduct::Part SharedProduct::part(size_t number) const {
+    const size_t across = (n + each - 1) / each, first = number / across * together, column = number % across * each;
+    const Range some = {first, first + together < panels ? first + together : panels};
+    return {some, {rows_of(some.first).first, rows_of(some.last - 1).last}, {column, column + each < n ? column + each : n}};
+}
+void SharedProduct::make(const float* room, const Part& part, const Target& to) const {
+    BY_TYPE(type, tile::with_operand((const T*)nullptr, m, k, w, [&](auto operand, auto, auto weights) {
+        operand.data = (float*)room;
+        tile::columns(operand, part.panels, weights, part.columns, to);
+    }))
+}
+bool is_shared(const Matrix& w, size_t m, size_t k) { return is_many(w, m, k); }
+
+static const size_t MOST_BYTES = 32 << 20;  // of x in order, of which more rows are taken one part after the other
+static void many_rows(int type, const void* x, size_t m, size_t k, const Matrix& w, const Target& to, int threads) {
     const size_t fitting = MOST_BYTES / (4 * k), most = fitting < 512 ? 512 : fitting;
     if (m > most) {
-        many_rows(x, most, k, w, to, threads);
-        return many_rows(x + most * k, m - most, k, w, to.from_row(most), threads);
+        many_rows(type, x, most, k, w, to, threads);
+        return many_rows(type, (const uint8_t*)x + most * k * width(type), m - most, k, w, to.from_row(most), threads);
     }
-    tile::with_operand(x, m, k, w, [&](auto operand, auto rows, auto weights) {
-        operand.allocate();
-        const Units units(operand.panels, to.n, decltype(operand)::ROWS_AT_ONCE, threads);
-        std::atomic<size_t> next{0};
-        TEAM(threads, {
-            operand.pack(rows, share(operand.vectors, 1, thread, team));
-            wait_for_all();
-            for (size_t unit; (unit = next++) < units.count();)
-                tile::columns(operand, units.panels_of(unit), weights, units.rows_of(unit), to);
-        })
-    });
+    const SharedProduct product(type, m, k, w, to.n, threads);
+    float* room = scratch<SharedProduct, float>(product.room());
+    Stages stages(2, threads);
+    TEAM(threads, stages.run(thread, team, [&](size_t stage) { return stage == 0 ? product.pieces() : product.parts(); },
+                             [&](size_t stage, size_t number) {
+                                 if (stage == 0) product.put_in_order(x, number, room);
+                                 else product.make(room, product.part(number), to);
+                             },
+                             [](size_t next) { return next; });)
 }
 
 // out (m, n) = x (m, k) w (n, k)^T + bias, w packed where it has bits; out is of x's type or, where wanted, float.
@@ -64,10 +85,8 @@ EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const Matrix
     const size_t row_bytes = w->bits ? w->packed(k).row_bytes() : k * width(type);
     threads = team_for(n * row_bytes + m * k, threads);
     const Target to = {out_type, type, bias, out, n};
-    BY_TYPE(type, {
-        if (is_many(*w, m, k)) many_rows((const T*)x, m, k, *w, to, threads);
-        else few_rows(type, x, m, k, *w, to, threads);
-    })
+    if (is_many(*w, m, k)) many_rows(type, x, m, k, *w, to, threads);
+    else few_rows(type, x, m, k, *w, to, threads);
 }
 
 EXPORT void glm_refine(int type, const void* x, size_t m, size_t k, const void* w, size_t n, float* logits,

@@ -82,7 +82,8 @@ template <class Engine> struct Operand {
     Operand(size_t m, size_t words) : m(m), words((words + Engine::WORDS - 1) / Engine::WORDS * Engine::WORDS) {
         padded = (words + 15) / 16 * 16, vectors = (m + W - 1) / W, panels = (vectors + 1) / 2;
     }
-    float* allocate() { return data = scratch<Engine*, float>(vectors * W * padded); }  // of the calling thread
+    size_t floats() const { return vectors * W * padded; }
+    float* allocate() { return data = scratch<Engine*, float>(floats()); }  // of the calling thread
     size_t depth(size_t word) const { return padded - word < DEPTH ? padded - word : size_t(DEPTH); }
     float* at(size_t word, size_t vector) const { return data + vectors * W * word + vector * W * depth(word); }
     size_t vectors_of(size_t panel) const { return 2 * panel + 2 <= vectors ? 2 : 1; }
