@@ -226,7 +226,7 @@ def test_a_pair_is_measured():
 
 @pytest.mark.parametrize("packs, precisions", [(True, ["fp32", "INT8", "INT4"]), (False, ["fp32"])])
 def test_openvino_packs_where_its_packer_is_installed(monkeypatch, packs, precisions):
-    monkeypatch.setattr(peer_openvino, "find_spec", lambda name: packs and name == "nncf" or None)
+    monkeypatch.setattr(peer_openvino, "find_spec", lambda name: (packs and name == "nncf") or None)
     monkeypatch.setattr(peer_openvino, "compiled", lambda shape, precision, arithmetic: (arithmetic, shape.parameters))
     found = list(peer_openvino.engines(TINY, SimpleNamespace(dtype=["fp32"])))
     assert [engine.precision for engine in found] == precisions

@@ -1,8 +1,8 @@
 """OpenVINO: a decoder of the same shape written in plain torch, converted with its cache as the model's state.
 
-Weights follow --dtype, compressed as OpenVINO keeps them; arithmetic is bf16 for bf16 and fp16, f32 for fp32. Where NNCF
-is installed, which OpenVINO's users pack weights with, INT8 and INT4 by whole rows (the vocabulary in INT8) follow, with
-the arithmetic of the first --dtype and all else as OpenVINO chooses: x is rounded to INT8 there.
+Weights follow --dtype, compressed as OpenVINO keeps them; arithmetic is bf16 for bf16 and fp16, f32 for fp32. Where
+NNCF is installed, which OpenVINO's users pack weights with, INT8 and INT4 by whole rows (the vocabulary in INT8)
+follow, with the arithmetic of the first --dtype and all else as OpenVINO chooses: x is rounded to INT8 there.
 """
 
 from collections.abc import Iterator
