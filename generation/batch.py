@@ -14,9 +14,10 @@ from itertools import count, groupby
 
 import torch
 
-from generation.groups import Answer, Ending, Event, Member, Row, Sampled, Searched, index_of
+from generation.groups import Answer, Ending, Event, Member, Row, Sampled, index_of
 from generation.params import BeamParams, SamplingParams
 from generation.sampling import rules
+from generation.searched import Searched
 from generation.sequences import Sequences
 from runtime.errors import NonFinite
 

@@ -1,7 +1,7 @@
 """Rows to be decoded, in groups that are treated alike: a step of a group chooses each row's next token.
 
-A group is sampled, or searched with beams. What a step meant for a row is an event. A step is begun on the device, and
-what it chose is read when the host needs it.
+A group is sampled, or searched with beams (searched.py). What a step meant for a row is an event. A step is begun on
+the device, and what it chose is read when the host needs it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 
-from generation import beam, sampling
+from generation import sampling
 from generation.params import BeamParams, SamplingParams
 from generation.sampling import Choice, Rules, Ruling
 from generation.sequences import Coming, Sequences, sent
@@ -78,6 +77,7 @@ class Member:
     steps: int = 0  # begun
     ids: list[int] = field(default_factory=list)  # read; one less than there are steps where one is under way
     keys: list[list[int]] | None = None  # of every step
+    turn: int = 0  # counts up where what has been begun for it is of no use
 
 
 class Sampled:
@@ -128,40 +128,66 @@ class Sampled:
 
     def begin_whole(self, choice: Choice, sequences: Sequences) -> Ending:
         """Of all rows in sequences, which are this group's; the model's part and the choice are one recording."""
-        members, keys = list(self.members), self._keys(sequences.device)
-        coming = Coming(sequences.chosen(choice, keys))
-        for member in members:
+        keys = self._keys(sequences.device)
+        numbers, number = sequences.chosen(choice, keys)
+        coming, begun = Coming(numbers), self._begun()
+
+        def end() -> tuple[list[Event], list[int]]:
+            found, count = coming.read(), len(begun)
+            unsure = [place for place in self._there(begun) if not found[2 * count + place]]
+            if not unsure:
+                return self._end(begun, found, {})
+            members = [begun[place][0] for place in unsure]
+            exact = sequences.exactly(choice, None if keys is None else keys[unsure],
+                                      [member.place for member in members], number)
+            others = [member for place, member, token in zip(unsure, members, exact, strict=False)
+                      if found[place] != token]
+            for place, token, total in zip(unsure, exact, exact[len(unsure):], strict=False):
+                found[place], found[count + place] = token, total
+            ended = self._end(begun, found, {})
+            for member in others:
+                if member in self.members:  # what has been begun since was behind another token
+                    sequences.go_back(member.place, member.steps - len(member.ids), member.ids[-1])
+                    member.steps, member.turn = len(member.ids), member.turn + 1
+            return ended
+
+        return end
+
+    def _begun(self) -> list[tuple[Member, int]]:
+        """Members that a step begins for, each with its turn."""
+        for member in self.members:
             member.steps += 1
-        return lambda: self._end(members, coming.read(), {})
+        return [(member, member.turn) for member in self.members]
+
+    def _there(self, begun: list[tuple[Member, int]]) -> list[int]:
+        """Places of those that a step still counts for: they have neither left since, nor gone back."""
+        return [place for place, (member, turn) in enumerate(begun) if member in self.members and member.turn == turn]
 
     def begin(self, found: Logits, sequences: Sequences, index) -> Ending:
         """Logits of this group's rows, at `index` in sequences. Each row gets its next token."""
         logits = found.values
         sums = logits.sum(-1)  # one that is no number makes its sum none
-        members, device = list(self.members), logits.device
-        asking = {place: member.row.alternatives for place, member in enumerate(members)
+        device = logits.device
+        asking = {place: member.row.alternatives for place, member in enumerate(self.members)
                   if member.row.alternatives is not None}
         chosen = sent([*asking], device) if asking else None
         plain = logits[chosen] if asking else None  # a copy: what is forbidden has its probability, too
         if self.params.repetition_penalty != 1:
-            seen = [{*member.row.context, *member.ids} for member in members]
+            seen = [{*member.row.context, *member.ids} for member in self.members]
             sampling.penalise_(logits, seen, self.params.repetition_penalty)
         self._forbid(logits)
         tokens = sampling.sample(logits, self.params, self._keys(device), found.refine)
         sequences.go_on(index, tokens)
-        for member in members:
-            member.steps += 1
-        coming = Coming(tokens, sums)
-        return lambda: self._end(members, coming.read(), dict(zip(asking, sampling.scores(
+        coming, begun = Coming(tokens, sums), self._begun()
+        return lambda: self._end(begun, coming.read(), dict(zip(asking, sampling.scores(
             plain, tokens[chosen], [*asking.values()]), strict=True)) if asking else {})
 
-    def _end(self, members: list[Member], found: list[float], scores: dict) -> tuple[list[Event], list[int]]:
-        """found: a token of each of these members, then sums. Those that have left since are passed over."""
+    def _end(self, begun: list[tuple[Member, int]], found: list[float], scores: dict) -> tuple[list[Event], list[int]]:
+        """found: a token of each of these members, then sums."""
         events, left = [], []
-        for place, member in enumerate(members):
-            if member not in self.members:
-                continue
-            token, is_broken = int(found[place]), not math.isfinite(found[len(members) + place])
+        for place in self._there(begun):
+            member, _ = begun[place]
+            token, is_broken = int(found[place]), not math.isfinite(found[len(begun) + place])
             if is_broken:
                 events.append(Event(member.number, None, [(member.ids, None)], is_broken=True))
                 left.append(member)
@@ -195,93 +221,6 @@ class Sampled:
             if member.keys is None:
                 member.keys = sampling.keys_of(member.row.seed, member.row.limit).tolist()
         return sent([member.keys[member.steps] for member in self.members], device)
-
-
-class Searched:
-    """Rows that joined together and are searched with the same beams, step by step."""
-
-    may_go_ahead = False
-    needs_all = True  # scores are sums over all
-    choice = None  # of the host
-
-    def __init__(self, params: BeamParams, rules: Rules, members: list[Member], device: torch.device):
-        self.params, self.rules, self.members = params, rules, members
-        self.ruling = Ruling(rules, device)
-        contexts = [member.row.context for member in members]
-        counted = [len(member.row.context) if member.row.counted_length is None else member.row.counted_length
-                   for member in members]
-        self.state = beam.start(contexts, counted, params, device)
-        self.places = [member.place for member in members]  # one for each row before the first step, then one a beam
-        self.keys = torch.stack([sampling.keys_of(member.row.seed, max(each.row.limit for each in members))
-                                 for member in members]).to(device) if params.stochastic else None
-
-    @property
-    def width(self) -> int:
-        return len(self.members) * self.params.num_beams
-
-    def move(self, moved: dict[int, int]) -> None:
-        self.places = [moved.get(place, place) for place in self.places]
-        width = len(self.places) // len(self.members)
-        self._keep(sorted(range(len(self.members)), key=lambda number: self.places[number * width]))
-
-    def drop(self, number: int) -> list[int]:
-        return self._keep([place for place, member in enumerate(self.members) if member.number != number])
-
-    def begin(self, found: Logits, sequences: Sequences, index) -> Ending:
-        """Logits of this group's rows, at `index` in sequences. Which beams go on is the host's choice."""
-        return partial(self._step, found.values, sequences)
-
-    def _step(self, logits: torch.Tensor, sequences: Sequences) -> tuple[list[Event], list[int]]:
-        params, state = self.params, self.state
-        self.ruling.forbid_invalid_(logits)
-        if state.steps < params.min_gen_length:
-            self.ruling.forbid_ends_(logits)
-        logits = logits.view(len(self.members), -1, logits.shape[-1])
-        self.ruling.forbid_starts_(logits, state.history[..., state.tail:])
-        noise = None if self.keys is None else sampling.exponentials_(
-            sampling.all_uniforms(logits[0].numel(), self.keys[:, state.steps]))
-        self.state = state = beam.beam_step(state, logits, params, self.rules.end_tokens, noise)
-        if state.steps == 1:
-            self.places = sequences.copies(self.places, params.num_beams)
-        events, going = [], []
-        for place, member in enumerate(self.members):
-            if state.broken[place]:
-                answer = state.history[place, 0, state.tail:-1].tolist(), None
-                events.append(Event(member.number, None, [answer], is_broken=True))
-            elif state.done[place] or state.steps == member.row.limit:
-                events.append(Event(member.number, None, beam.results(state, place, params)))
-            else:
-                events.append(Event(member.number))
-                going.append(place)
-        left = self._keep(going)
-        if going:
-            self._follow_parents(sequences)
-        return events, left
-
-    def _keep(self, going: list[int]) -> list[int]:
-        """Only these of the members, in this order; the others' places in sequences."""
-        if going == list(range(len(self.members))):
-            return []
-        width = len(self.places) // len(self.members)
-        groups = [self.places[begin:begin + width] for begin in range(0, len(self.places), width)]
-        left = [place for number, group in enumerate(groups) if number not in going for place in group]
-        self.places = [place for number in going for place in groups[number]]
-        self.members = [self.members[number] for number in going]
-        self.keys = None if self.keys is None else self.keys[going]
-        if going:
-            self.state = beam.select(self.state, going)
-        return left
-
-    def _follow_parents(self, sequences: Sequences) -> None:
-        """Give every beam's row the cache of the beam that it goes on from, and its next token."""
-        state, k, moves = self.state, self.params.num_beams, []
-        for number, member in enumerate(self.members):
-            places = self.places[number * k:(number + 1) * k]
-            for place, parent, common in zip(places, state.parents[number], state.common[number], strict=True):
-                if places[parent] != place:
-                    moves.append((place, places[parent], len(member.row.context) + common - state.tail))
-        sequences.reorder(moves)
-        sequences.go_on(index_of(self.places, sequences.device), state.tokens.flatten())
 
 
 def index_of(places: list[int], device: torch.device) -> slice | torch.Tensor:

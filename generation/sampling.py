@@ -21,6 +21,7 @@ import torch
 import kernels
 from generation.params import SamplingParams
 from glm.logits import Logits, Refine
+from kernels import SPARE
 
 FORBIDDEN = -65504.0  # the original's value: the least half; kept, because scores of golden data were made with it
 _32_BITS = 0xFFFFFFFF
@@ -233,12 +234,18 @@ class Choice:
     forbids_ends: bool  # an answer may not end here
     ruling: Ruling = field(compare=False)  # the rules' tensors
 
-    def __call__(self, logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """float32 logits (b, v), which are written to, keys (b, 2) -> tokens (b,)."""
-        self.ruling.forbid_invalid_(logits)
+    @property
+    def needs_few(self) -> bool:
+        """Whether exact logits of so few of the likeliest tokens decide it that they are found without a look."""
+        params = self.params
+        return 0 < params.top_k <= SPARE if params.top_k else not 0 < params.top_p < 1
+
+    def __call__(self, found: Logits, keys: torch.Tensor) -> torch.Tensor:
+        """Logits of b rows, which are written to, keys (b, 2) -> tokens (b,)."""
+        self.ruling.forbid_invalid_(found.values)
         if self.forbids_ends:
-            self.ruling.forbid_ends_(logits)
-        return sample(logits, self.params, keys)
+            self.ruling.forbid_ends_(found.values)
+        return sample(found.values, self.params, keys, found.refine)
 
 
 def scores(logits: torch.Tensor, chosen: torch.Tensor, alternatives: Sequence[int]) -> list[Score]:

@@ -22,6 +22,7 @@ from generation.batching import CPU_READ_TOKENS
 from generation.sampling import Choice
 from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad, row_positions
 from glm.logits import Logits
+from kernels import CHOICE_ROWS
 from kernels.reference import Lengths, Shared
 
 # What a row's next token needs; whose first places the row has in common, and how many (0: none); and the two numbers
@@ -43,6 +44,8 @@ class Sequences:
         # of every row, and how it counts on
         self._state = torch.zeros(2, _FACTS, 0, dtype=torch.int64, device=self.device)
         self._has_copies = False  # whether rows in use may have places in common
+        self._kept = None  # hidden states that the last two choices by approximate logits were made from, newest first
+        self._choices = 0  # such choices
         self.reserve(rows, places)
 
     def reserve(self, rows: int, places: int) -> None:
@@ -62,6 +65,11 @@ class Sequences:
         self._state = torch.zeros(2, _FACTS, rows, dtype=torch.int64, device=self.device)
         self._state[..., :self.count] = state[..., :self.count]
         self._graphs = None if self.model.stream else kernels.graphs(self.device)  # the old ones are of the old cache
+        if self._graphs is not None and self.model.vocabulary is not None:
+            kept, weight = self._kept, self.model.head_weight
+            self._kept = torch.zeros(2, rows, weight.shape[1], dtype=weight.dtype, device=self.device)
+            if kept is not None:
+                self._kept[:, :self.count] = kept[:, :self.count]
         if old is not None and self.count:
             longest = max(self.lengths)
             self.cache.take_over(old, self.count, longest)
@@ -135,25 +143,48 @@ class Sequences:
     def records_choices(self) -> bool:
         return self._may_record and not self._graphs.has_failed(CHOICE)
 
-    def chosen(self, choice: Choice, keys: torch.Tensor | None) -> torch.Tensor:
+    def chosen(self, choice: Choice, keys: torch.Tensor | None) -> tuple[torch.Tensor, int]:
         """`logits`, the choice of every row's next token and `go_on` in one, with keys (b, 2) int64 where it draws ->
-        float32 (2 * b), which the next call may overwrite: tokens, exact below 2^24, then the sums of logits."""
+        float32 (3 * b), which the next call may overwrite: tokens, exact below 2^24, the sums of logits, whether exact
+        logits are sure to choose the same (0: `exactly` tells); and a number for `exactly`."""
         rows, seen = self._bounds
+        is_exact = self._kept is None or rows > CHOICE_ROWS or not choice.needs_few
         if keys is not None:
             self._state[0, _KEY, :self.count] = keys.T
         numbers = self._graphs.run(CHOICE, (rows, seen, self._has_copies, choice),
-                                   lambda: self._choose(rows, seen - 1, choice))
+                                   lambda: self._choose(rows, seen - 1, choice, is_exact))
         self.lengths = [length + 1 for length in self.lengths]
-        return numbers[:, :self.count].flatten()
+        self._choices += not is_exact
+        return numbers[:, :self.count].flatten(), self._choices
 
-    def _choose(self, rows: int, longest: int, choice: Choice) -> torch.Tensor:
+    def _choose(self, rows: int, longest: int, choice: Choice, is_exact: bool) -> torch.Tensor:
         """For the first rows; the tokens of those not in use are never looked at."""
-        logits = self.model.head(self._hidden(rows, longest))
-        sums, (state, pace) = logits.sum(-1), self._state[..., :rows]
+        hidden = self._hidden(rows, longest)
+        logits = self.model.choices(hidden, is_exact, looks=False)
+        sums, (state, pace) = logits.values.sum(-1), self._state[..., :rows]
         tokens = choice(logits, state[_KEY].T)
+        if not is_exact:
+            self._kept[1, :rows] = self._kept[0, :rows]
+            self._kept[0, :rows] = hidden
         state[_TOKEN] = tokens
         state += pace
-        return torch.stack((tokens.to(sums.dtype), sums))
+        is_sure = torch.ones_like(sums) if logits.decides is None else logits.decides.to(sums.dtype)
+        return torch.stack((tokens.to(sums.dtype), sums, is_sure))
+
+    def exactly(self, choice: Choice, keys: torch.Tensor | None, rows: Sequence[int], number: int) -> list[float]:
+        """What `chosen` would have told of these rows, from exact logits: tokens, then sums. number: what it gave then;
+        at most one choice has been begun since."""
+        hidden = self._kept[self._choices - number].index_select(0, sent(rows, self.device))
+        logits = Logits(self.model.head(hidden))
+        sums = logits.values.sum(-1)
+        return torch.cat((choice(logits, keys).to(sums.dtype), sums)).tolist()
+
+    def go_back(self, row: int, steps: int, token: int) -> None:
+        """Undo so many steps of a row, whose next token is this one. Places that they filled are filled again."""
+        state, pace = self._state[..., row]
+        state -= pace * steps
+        state[_TOKEN] = token
+        self.lengths[row] -= steps
 
     @property
     def _may_record(self) -> bool:
@@ -224,6 +255,8 @@ class Sequences:
                 self.lengths[target] = self.lengths[source]
             here, there = sent(moving, self.device), sent(holes, self.device)
             self._state[..., there] = self._state[..., here]
+            if self._kept is not None:
+                self._kept[:, there] = self._kept[:, here]
             if self._has_copies:
                 now = torch.arange(self._state.shape[-1], device=self.device).index_copy_(0, here, there)
                 self._state[0, _CONTEXT] = now[self._state[0, _CONTEXT]]

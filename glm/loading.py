@@ -143,7 +143,7 @@ def load_model(options: ModelOptions, config: ModelConfig) -> GLM:
     model.load_state_dict(found.tensors, strict=True, assign=True)
     model.mapped_files, model.stream = files, found.stream(model)
     if holds_int8_vocabulary(options.int8_vocabulary, device.type, bool(schemes), parallel.size(),
-                             limit < math.inf) and kernels.compiled():
+                             limit < math.inf, dtype.itemsize) and (device.type != "cpu" or kernels.compiled()):
         model.vocabulary = pack(model.head_weight.detach())
     return model.requires_grad_(False).eval()
 

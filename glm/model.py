@@ -21,8 +21,9 @@ from glm.linear import linears
 from glm.logits import Logits, approximate_logits
 from glm.sat import Observer, SATModel, Step, layer_weights, norm_weights, word_vectors
 from glm.stream import Stream
+from kernels import CHOICE_ROWS
 from kernels.layer import LayerWeights
-from kernels.vocabulary import MOST_ROWS, PackedVocabulary
+from kernels.vocabulary import PackedVocabulary
 from runtime import parallel
 
 
@@ -127,11 +128,13 @@ class GLM(SATModel):
         logits = kernels.backend(weight).head(hidden, weight)
         return parallel.gather(logits) if self.is_parallel else logits
 
-    def choices(self, hidden: torch.Tensor, is_exact: bool = False) -> Logits:
-        """(b, h) -> logits (b, v) to choose tokens by; is_exact: all that they are looked at for must be exact."""
-        if is_exact or self.vocabulary is None or hidden.shape[0] > MOST_ROWS or torch.is_grad_enabled():
+    def choices(self, hidden: torch.Tensor, is_exact: bool = False, looks: bool = True) -> Logits:
+        """(b, h) -> logits (b, v) to choose tokens by; is_exact: all that they are looked at for must be exact; looks:
+        whether what refines approximate ones may look at numbers, which only a CPU has at hand."""
+        if (is_exact or self.vocabulary is None or hidden.shape[0] > CHOICE_ROWS or torch.is_grad_enabled()
+                or (looks and hidden.device.type != "cpu")):
             return Logits(self.head(hidden))
-        return approximate_logits(hidden, self.head_weight, self.vocabulary)
+        return approximate_logits(hidden, self.head_weight, self.vocabulary, looks)
 
     def logits(self, tokens: torch.Tensor, position_ids: torch.Tensor,
                blocked: torch.Tensor | None = None) -> torch.Tensor:

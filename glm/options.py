@@ -39,8 +39,8 @@ class ModelOptions:
     from_quantized: bool = option(  # an error if it is not
         False, "say that the file is quantised; found out without it", flag="from_quantized_checkpoint")
     int8_vocabulary: str | None = option(  # docs/quantization.md
-        None, "choose tokens by the vocabulary's matrix in INT8 and the exact rows of the likeliest: on a CPU, one "
-              "rank, all weights in memory", none="on with quantised linear layers, off in evaluation",
+        None, "choose tokens by the vocabulary's matrix in INT8 and the exact rows of the likeliest: of one rank, with "
+              "all weights in memory", none="on with quantised linear layers on a CPU, off in evaluation",
         choices=("on", "off"))
     offload_memory_limit: float | None = option(  # None: all weights stay on the device
         None, "the weights may take so much of the device, 10^9 bytes per rank; layers beyond are read again for every "
@@ -77,8 +77,13 @@ class ModelOptions:
         return cls(**{name: value for name, value in values.items() if name not in FIELDS}, shape=shape)
 
 
-def holds_int8_vocabulary(asked: str | None, device: str, is_quantised: bool, degree: int, is_streamed: bool) -> bool:
+def holds_int8_vocabulary(asked: str | None, device: str, is_quantised: bool, degree: int, is_streamed: bool,
+                          element: int) -> bool:
     """Whether a rank holds its vocabulary's matrix in INT8, too. asked: ModelOptions.int8_vocabulary; device: its type;
-    is_quantised: the linear layers; is_streamed: the weights have a limit."""
-    wanted = asked == "on" or (asked is None and is_quantised)
-    return wanted and device == "cpu" and degree == 1 and not is_streamed
+    is_quantised: the linear layers; is_streamed: the weights have a limit; element: bytes of an activation, which must
+    be 2 for the kernels of a GPU."""
+    if degree > 1 or is_streamed:
+        return False
+    if device == "cuda":  # nobody has measured it there
+        return asked == "on" and element == 2
+    return device == "cpu" and (asked == "on" or (asked is None and is_quantised))

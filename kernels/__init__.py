@@ -28,6 +28,8 @@ SIMPLE_ROWS = 16  # the same before compute capability 8.0
 PANEL_BYTES = 32 << 20  # of x, which products of many rows on a CPU put in order (products.cpp); 512 rows at least
 FEW_ROWS = 48  # of x; a product of fewer sums in another order, so that a row's result depends on how many there are
 HEAD_BYTES = 64 << 20  # of float32 logits that are computed at a time where many places are scored
+CHOICE_ROWS = 8  # of x; for more the head's product with 16-bit rows is as fast as with INT8 ones (vocabulary.py)
+SPARE = 256  # rows of the head that become exact beside as many as are asked for, where nobody looks (vocabulary.py)
 KEPT_BYTES = 32 << 20  # of host memory: the C library keeps what is smaller when it is freed, and it serves again
 CACHE_LINE = 64  # bytes; the products like tensors that begin at multiples of it, where torch.save puts them
 

@@ -9,6 +9,10 @@ by Cauchy and Schwarz
 So whatever may be among the best k of the exact logits has an upper end (logit + error) that is not below the k-th
 largest lower end (logit - error). These are few: of the embedded model 1.6 for the best one, 70 for the best 50. With
 them computed again the best k of the result are those of the exact product, and all others are less than these.
+
+How many they are is seen by looking, for which a recorded step on a GPU cannot wait. There a fixed number of rows with
+the largest upper ends is computed again, and what comes out says of itself whether that was enough: all the others'
+upper ends lie below the k-th of the exact logits.
 """
 
 from typing import NamedTuple
@@ -16,14 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import reference
+from kernels import SPARE, reference
 from kernels.packing import dequantize
 from runtime.pages import LargePages
 
-MOST_ROWS = 8  # of x: beyond, the product with 16-bit rows is as fast
 _INTEGER_ROUNDING = 2.0**-12  # of |x| |w'|, at most: x as 16-bit integers (kernels/cpu/packed_words.h)
 _FLOAT_ROUNDING = 2.0**-23  # for each column: sums in float32, of two products
-_PIECE = 1 << 18  # so many weights are packed at a time: they stay in the cache
+_PIECE, _GPU_PIECE = 1 << 18, 1 << 24  # weights that are packed at a time: they stay in the cache; few kernels
 
 
 class PackedVocabulary(NamedTuple):
@@ -35,10 +38,13 @@ class PackedVocabulary(NamedTuple):
 
 
 def pack(weight: Tensor) -> PackedVocabulary:
-    """Of weight (v, k) on the host, in pages of 2 MB. A row that has NaN or infinities comes to have a logit of NaN."""
-    (rows, columns), pages = weight.shape, LargePages()
-    packed = PackedVocabulary(pages.empty((rows, columns), torch.int8), *torch.empty(2, rows).unbind())
-    step = max(1, _PIECE // max(1, columns))
+    """Of weight (v, k), on its device; on the host in pages of 2 MB. A row that has NaN or infinities comes to have a
+    logit of NaN."""
+    (rows, columns), is_on_host = weight.shape, weight.device.type == "cpu"
+    integers = LargePages().empty((rows, columns), torch.int8) if is_on_host else torch.empty(
+        rows, columns, dtype=torch.int8, device=weight.device)
+    packed = PackedVocabulary(integers, *torch.empty(2, rows, device=weight.device).unbind())
+    step = max(1, (_PIECE if is_on_host else _GPU_PIECE) // max(1, columns))
     for first in range(0, rows, step):
         part = slice(first, first + step)
         for place, values in zip(packed, _packed_rows(weight[part].float()), strict=True):
@@ -55,8 +61,10 @@ def _packed_rows(exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def approximate(x: Tensor, packed: PackedVocabulary, operations=reference) -> Tensor:
-    """x (b, k), b at most MOST_ROWS -> float32 logits (b, v). operations: the backend's."""
-    return operations.weight_only_linear(x.float(), packed.weight, packed.scale)
+    """x (b, k), b at most CHOICE_ROWS -> float32 logits (b, v); on a GPU rounded to x's dtype. operations: the
+    backend's."""
+    x = x.float() if x.device.type == "cpu" else x
+    return operations.weight_only_linear(x, packed.weight, packed.scale).float()
 
 
 def refine_(logits: Tensor, x: Tensor, weight: Tensor, error: Tensor, count: int, added: Tensor | None = None,
@@ -75,3 +83,24 @@ def refine_(logits: Tensor, x: Tensor, weight: Tensor, error: Tensor, count: int
     chosen = (~(ranked + reach < bar) & is_open).any(dim=0).nonzero()[:, 0]
     exact = reference.head(x, weight[chosen])
     logits[:, chosen] = torch.where(is_open[:, chosen], exact, logits[:, chosen])
+
+
+def refine_some_(logits: Tensor, x: Tensor, weight: Tensor, error: Tensor, count: int, added: Tensor | None = None,
+                 least: float = -torch.inf) -> Tensor:
+    """As `refine_`, without a look at any number: SPARE rows more than `count` become exact. -> bool (b,): whether the
+    `count` best of a row are then those of the exact product; where it is False, they may be."""
+    rounding = torch.finfo(x.dtype)
+    reach = x.float().norm(dim=-1, keepdim=True) * error + logits.abs() * rounding.eps + rounding.smallest_normal
+    upper = torch.where(logits <= least, -torch.inf, logits + reach if added is None else logits + added + reach)
+    b, v = logits.shape
+    tops, ids = upper.topk(min(count + SPARE + 1, v), dim=-1)
+    left = tops[:, -1] if tops.shape[-1] < v else torch.full_like(tops[:, 0], -torch.inf)
+    ids = ids[:, :count + SPARE]
+    exact = reference.head(x, weight[ids.flatten()]).view(b, b, -1).diagonal().T  # of each row's x and its own ids
+    found = logits.gather(-1, ids)
+    exact = torch.where(found <= least, found, exact)
+    sums = logits.sum(dim=-1)  # none where there is a number that is none
+    logits.scatter_(-1, ids, exact)
+    ranked = exact if added is None else exact + added.gather(-1, ids)
+    bar = ranked.topk(min(count, ranked.shape[-1]), dim=-1).values[:, -1]
+    return (left < bar - bar.abs() * 2**-20) & sums.isfinite()

@@ -128,7 +128,7 @@ def setup_of(arguments: argparse.Namespace, config: ModelConfig, found: Stored |
     elif getattr(arguments, "bminf", False):
         limit = least_offloaded(setup)
     packed = holds_int8_vocabulary(getattr(arguments, "int8_vocabulary", None), kind, bits is not None, degree,
-                                   limit is not None)
+                                   limit is not None, setup.element)
     return replace(setup, offload_limit=limit, int8_vocabulary=packed)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from kernels import FEW_ROWS, PANEL_BYTES, SIMPLE_ROWS, UNPACKED_ROWS, scored_bytes
+from kernels import CHOICE_ROWS, FEW_ROWS, PANEL_BYTES, SIMPLE_ROWS, SPARE, UNPACKED_ROWS, scored_bytes
 from planning.shapes import Setup, embedding, layer_bytes, linears, outside, weights
 
 PROCESS = 244e6  # Python, torch (its build for CPUs), SAT and this package, before there is a model
@@ -136,9 +136,19 @@ def logits_bytes(setup: Setup) -> float:
     """Over the whole vocabulary, which the ranks gather; as the run's precision computes them, and in float32."""
     one = setup.config.vocab_size * 4.0
     if not setup.scored:
-        return setup.rows * one * COPIED_LOGITS
+        return setup.rows * one * COPIED_LOGITS + unseen_choice_bytes(setup)
     places = min(setup.scored, max(FEW_ROWS, scored_bytes(setup.kind) // one))
     return places * one * 2.5
+
+
+def unseen_choice_bytes(setup: Setup) -> float:
+    """On a GPU: of a choice by the vocabulary's INT8 copy, which may not look at numbers (vocabulary.refine_some_):
+    ranks of logits, and the rows of the matrix that are computed again for each row of x."""
+    if not setup.int8_vocabulary or setup.kind != "cuda":
+        return 0.0
+    rows = min(setup.rows, CHOICE_ROWS)
+    return rows * (COPIED_LOGITS * setup.config.vocab_size * 4.0
+                   + SPARE * (setup.config.hidden_size * setup.element + rows * 4.0))
 
 
 def workspace(setup: Setup) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels import CHOICE_ROWS
 from planning.devices import Device
 from planning.memory import Memory
 from planning.shapes import ELEMENT, Setup, embedding, layer_weights, linears, weights
@@ -108,7 +109,7 @@ def prefill_floor(setup: Setup, memory: Memory, device: Device, streamed: float)
 
 
 def token_floor(setup: Setup, memory: Memory, device: Device, streamed: float) -> float:
-    read = memory.weights + memory.streamed + cache_read(setup)
+    read = step_read(setup, memory)
     return max(read / device.bandwidth, step_operations(setup) / device.rate(setup.run.precision), streamed)
 
 
@@ -116,6 +117,12 @@ def operations(setup: Setup) -> tuple[float, float]:
     """Of the products of a reading, and of its attention: scores, and the sums of values."""
     tokens, layers = setup.read_rows * setup.context, setup.config.num_layers
     return 2.0 * tokens * layers * layer_weights(setup), 4.0 * tokens * setup.context * setup.heads_width * layers
+
+
+def step_read(setup: Setup, memory: Memory) -> float:
+    """Bytes of weights, keys and values: of the vocabulary's matrix the copy in INT8, where there is one."""
+    copied = setup.run.bytes(embedding(setup)) if setup.int8_vocabulary and setup.rows <= CHOICE_ROWS else 0
+    return memory.weights - copied + memory.streamed + cache_read(setup)
 
 
 def step_operations(setup: Setup) -> float:
@@ -135,7 +142,7 @@ def reading_on_gpu(setup: Setup, device: Device, costs: Costs) -> float:
 
 
 def step_on_gpu(setup: Setup, memory: Memory, device: Device, costs: Costs) -> float:
-    read = memory.weights + memory.streamed + cache_read(setup)
+    read = step_read(setup, memory)
     bound = max(read / (device.bandwidth * costs.reading),
                 step_operations(setup) / (device.rate(setup.run.precision) * costs.products))
     return bound + costs.step + setup.config.num_layers * costs.layer + exchanges(setup, setup.rows, device)

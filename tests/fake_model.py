@@ -21,7 +21,7 @@ class FakeModel:
                                       position_encoding_2d=False, num_layers=1, key_value_heads=1, head_size=1,
                                       max_sequence_length=max_sequence_length)
         self.script, self.sharpness = script, sharpness
-        self.stream = self.last_position = None
+        self.stream = self.last_position = self.vocabulary = None
         self.rows_read = []  # rows of every forward pass
 
     def parameters(self):
@@ -50,7 +50,7 @@ class FakeModel:
     def head(self, hidden):
         return hidden.clone()
 
-    def choices(self, hidden, is_exact=False):
+    def choices(self, hidden, is_exact=False, looks=True):
         return Logits(self.head(hidden))
 
     def _logits(self, seen):

@@ -11,8 +11,9 @@ from generation.params import SamplingParams
 from generation.sampling import Choice, Ruling, rules
 from glm import inputs
 from glm.linear import pack_linears
+from glm.logits import Logits, approximate_logits
 from glm.model import GLM
-from kernels import reference
+from kernels import reference, vocabulary
 from kernels.cache import BuildError
 from kernels.cuda import Operators
 from kernels.cuda.reduce import Ranks
@@ -88,8 +89,19 @@ def test_a_prompt_and_a_step(gpu, monkeypatch, family, dtype, bits):
 def test_a_choice(gpu, params, forbids_ends):
     given = rules((1, 2), (3,))
     choice = Choice(params, given, forbids_ends, Ruling(given, GPU))
-    tokens = choice(torch.zeros(ROWS, 2000, device=GPU), torch.zeros(ROWS, 2, dtype=torch.int64, device=GPU))
+    tokens = choice(Logits(torch.zeros(ROWS, 2000, device=GPU)), torch.zeros(ROWS, 2, dtype=torch.int64, device=GPU))
     assert (tokens.shape, tokens.dtype, tokens.device) == ((ROWS,), torch.int64, GPU)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_k=1), SamplingParams(top_k=5, top_p=0.8),
+                                    SamplingParams(temperature=1.3)], ids=str)
+def test_a_choice_by_approximate_logits(gpu, params):
+    given, weight = rules((1, 2), (3,)), torch.zeros(2000, 16, dtype=torch.float16, device=GPU)
+    found = approximate_logits(weight[:ROWS], weight, vocabulary.pack(weight), looks=False)
+    choice = Choice(params, given, False, Ruling(given, GPU))
+    tokens = choice(found, torch.zeros(ROWS, 2, dtype=torch.int64, device=GPU))
+    assert choice.needs_few and (tokens.shape, tokens.device) == (found.decides.shape, GPU)
+    assert (found.decides.dtype, found.values.dtype) == (torch.bool, torch.float32)
 
 
 def test_a_tensor_that_is_left_behind_is_found(gpu):

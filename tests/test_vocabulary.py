@@ -21,8 +21,8 @@ from glm.config import ModelConfig
 from glm.loading import sharing
 from glm.logits import Logits, approximate_logits
 from glm.options import holds_int8_vocabulary
-from kernels import vocabulary
-from kernels.vocabulary import MOST_ROWS, pack
+from kernels import CHOICE_ROWS, vocabulary
+from kernels.vocabulary import pack
 from planning import memory
 from planning.shapes import Format, Setup
 from tests import kernel_cases
@@ -76,7 +76,7 @@ def check(ops, x, weight, count, added=None):
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(KINDS), st.sampled_from(KINDS), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-       st.integers(1, MOST_ROWS), st.sampled_from([1, 2, 7, 40, ROWS]), st.booleans(), st.integers(0, 10**6))
+       st.integers(1, CHOICE_ROWS), st.sampled_from([1, 2, 7, 40, ROWS]), st.booleans(), st.integers(0, 10**6))
 def test_the_best_are_those_of_the_exact_product(rows_of, x_of, dtype, m, count, is_noisy, seed):
     if dtype is torch.float16 and {"huge", "tiny", "outliers"} & {rows_of, x_of}:
         dtype = torch.float32  # beyond its range
@@ -95,13 +95,48 @@ def test_with_the_instructions_of_all_processors(variants, dtype):
     assert check(variants, x[:1], weight[:1999], 1) < 40
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(KINDS), st.sampled_from(KINDS), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+       st.integers(1, CHOICE_ROWS), st.sampled_from([1, 2, 7, 40, ROWS]), st.booleans(), st.sampled_from([0, 5, 60]),
+       st.integers(0, 10**6))
+def test_a_fixed_number_of_rows_is_the_exact_choice_where_it_says_so(rows_of, x_of, dtype, m, count, is_noisy, spare,
+                                                                     seed):
+    if dtype is torch.float16 and {"huge", "tiny", "outliers"} & {rows_of, x_of}:
+        dtype = torch.float32
+    if rows_of == x_of == "huge":
+        x_of = "normal"
+    weight, x = matrix(rows_of, ROWS, COLUMNS, seed).to(dtype), matrix(x_of, m, COLUMNS, seed + 1).to(dtype)
+    added = torch.randn(m, ROWS, generator=torch.Generator().manual_seed(seed)) if is_noisy else None
+    packed, exact = pack(weight), x.float() @ weight.float().T
+    found = vocabulary.approximate(x, packed).to(dtype).float()  # as a GPU's kernels round it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "SPARE", spare)
+        patch.setattr(vocabulary.reference, "head", lambda x, weight: x.float() @ weight.float().T)
+        is_sure = vocabulary.refine_some_(found, x, weight, packed.error, count, added)
+    assert is_sure.shape == (m,) and (is_sure.all() or count + spare < ROWS)
+    ranked, wanted = (each if added is None else each + added for each in (found, exact))
+    rounding = 1e-5 * wanted.abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(ranked.topk(count).values[is_sure], wanted.topk(count).values[is_sure], rtol=1e-5,
+                               atol=float(rounding.max()))
+    chosen = ranked.argmax(-1, keepdim=True)
+    assert (wanted.gather(-1, chosen) >= wanted.amax(-1, keepdim=True) - rounding)[is_sure].all()
+
+
+def test_a_small_part_of_the_rows_is_enough():
+    weight, x = matrix("normal", 20000, 64, 0), matrix("normal", 8, 64, 1)
+    packed = pack(weight)
+    rough = vocabulary.approximate(x, packed)
+    for count in (1, 50):
+        assert vocabulary.refine_some_(rough.clone(), x, weight, packed.error, count).all()
+
+
 def test_what_was_forbidden_stays():
     weight, x = matrix("normal", 64, 32, 0), matrix("normal", 2, 32, 1)
     packed, best = pack(weight), (x @ weight.T).argmax(-1)
-    for operations in (kernels.compiled(), vocabulary):
+    for refine_ in (kernels.compiled().refine_, vocabulary.refine_, vocabulary.refine_some_):
         logits = vocabulary.approximate(x, packed)
         logits[:, best] = FORBIDDEN
-        operations.refine_(logits, x, weight, packed.error, 64, None, FORBIDDEN)  # more than there are left
+        refine_(logits, x, weight, packed.error, 64, None, FORBIDDEN)  # more than there are left
         assert (logits[:, best] == FORBIDDEN).all()
         rest = [place for place in range(64) if place not in best]
         torch.testing.assert_close(logits[:, rest], (x @ weight.T)[:, rest])
@@ -117,9 +152,11 @@ def test_what_is_no_number_shows(bad):
     assert not logits.sum().isfinite()  # what a step looks at
     ops.refine_(logits, x, damaged, packed.error, 1)
     assert torch.equal(logits[0, 7], ops.head(x, damaged)[0, 7]) or (bad != bad and logits[0, 7].isnan())
+    assert not vocabulary.refine_some_(vocabulary.approximate(x, packed, ops), x, damaged, packed.error, 1).any()
     x[0, 0] = bad
     packed = pack(weight)
     logits = vocabulary.approximate(x, packed, ops)
+    assert not vocabulary.refine_some_(logits.clone(), x, weight, packed.error, 3).any()
     ops.refine_(logits, x, weight, packed.error, 3)
     assert not logits.sum().isfinite()
 
@@ -142,9 +179,12 @@ def test_quantised_models_hold_it_on_a_cpu(models):
     _, (model, plain) = models
     assert model.vocabulary.weight.shape == model.head_weight.shape and plain.vocabulary is None
     assert sharing(model).vocabulary is model.vocabulary
-    assert holds_int8_vocabulary(None, "cpu", True, 1, False) and holds_int8_vocabulary("on", "cpu", False, 1, False)
-    for refused in ((None, "cpu", False, 1, False), ("off", "cpu", True, 1, False), ("on", "cuda", True, 1, False),
-                    ("on", "cpu", True, 2, False), ("on", "cpu", True, 1, True)):
+    for held in ((None, "cpu", True, 1, False, 4), ("on", "cpu", False, 1, False, 4),
+                 ("on", "cuda", False, 1, False, 2)):
+        assert holds_int8_vocabulary(*held)
+    for refused in ((None, "cpu", False, 1, False, 4), ("off", "cpu", True, 1, False, 4),
+                    (None, "cuda", True, 1, False, 2), ("on", "cuda", True, 1, False, 4),
+                    ("on", "cpu", True, 2, False, 4), ("on", "cpu", True, 1, True, 4)):
         assert not holds_int8_vocabulary(*refused)
 
 
@@ -172,6 +212,17 @@ def test_the_same_text_with_it_and_without(models, name):
         assert ours.beams == theirs.beams
 
 
+@pytest.mark.parametrize("name", ["greedy", "top-k", "all", "top-k and top-p", "least length"])
+def test_the_same_text_without_a_look(models, monkeypatch, name):
+    """As a recorded step on a GPU chooses."""
+    tokenizer, both = models
+    params = replace(CHOICES[name], max_gen_length=12)
+    monkeypatch.setattr("glm.model.approximate_logits",
+                        lambda hidden, weight, packed, looks: approximate_logits(hidden, weight, packed, False))
+    found, wanted = (fill_blanks(model, tokenizer, PROMPTS, params) for model in both)
+    assert [result.text for result in found] == [result.text for result in wanted]
+
+
 def test_it_is_read_where_it_can_decide_and_only_there(models, monkeypatch):
     _, (model, _) = models
     read = []
@@ -187,8 +238,8 @@ def test_it_is_read_where_it_can_decide_and_only_there(models, monkeypatch):
         batch.step()
         return read[:]
 
-    assert step(SamplingParams(top_k=1)) == [1] and step(SamplingParams(top_k=1), MOST_ROWS) == [MOST_ROWS]
-    assert step(SamplingParams(top_k=1), MOST_ROWS + 1) == [0]
+    assert step(SamplingParams(top_k=1)) == [1] and step(SamplingParams(top_k=1), CHOICE_ROWS) == [CHOICE_ROWS]
+    assert step(SamplingParams(top_k=1), CHOICE_ROWS + 1) == [0]
     assert step(SamplingParams(top_p=0.5, seed=1)) == [1]
     assert step(SamplingParams(top_k=1), alternatives=3) == [0]
     assert step(SamplingParams(top_k=1, repetition_penalty=1.1)) == [0]
@@ -220,3 +271,5 @@ def test_the_plan_counts_it():
     assert memory.plan(more).host_running - memory.plan(without).host_running == size
     limited = replace(more, offload_limit=memory.least_offloaded(more))
     assert memory.plan(limited).weights == memory.plan(replace(limited, int8_vocabulary=False)).weights
+    on_gpu = [memory.plan(replace(setup, kind="cuda")) for setup in (without, more)]
+    assert on_gpu[1].weights - on_gpu[0].weights == size and on_gpu[1].activations >= on_gpu[0].activations

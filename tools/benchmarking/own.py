@@ -59,7 +59,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: S
 def ready_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: Scheme | None = None) -> GLM:
     """A random model that decodes as a loaded one does: with what loading adds to a quantised one."""
     model = random_model(config, dtype, device, scheme)
-    if holds_int8_vocabulary(None, torch.device(device).type, scheme is not None, 1, False):
+    if holds_int8_vocabulary(None, torch.device(device).type, scheme is not None, 1, False, dtype.itemsize):
         model.vocabulary = pack(model.head_weight.detach())
     return model
 
