@@ -1,6 +1,8 @@
 """Layers that are timed on ranks of their own: as many processes of this machine as share the model, which wait for one
 another and for the cores. What they lose by it no process alone can tell.
 
+Attention waits for nobody: all heads on all cores take as long in one process as on several ranks, so one times it.
+
 Every rank runs `python -m planning trial SETUP`.
 """
 
@@ -10,14 +12,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from glm.config import ModelConfig
 from planning.shapes import Format, Setup
-from planning.trial import Curve, Trial, trial
+from planning.trial import Curve, Trial, attention, trial
 from runtime.errors import UserError
 from runtime.files import REPOSITORY
+from runtime.resources import cores
 
 COMMAND = "trial"
 
@@ -32,7 +35,9 @@ def on_ranks(setup: Setup) -> Trial:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["nothing says why"]
         raise UserError(f"{setup.degree} ranks could not be timed here: {lines[-1].removeprefix('error: ')}")
-    return read(json.loads(done.stdout.splitlines()[-1]))
+    seen, pair = attention(replace(setup, degree=1))
+    idle = cores() / min(cores(), setup.degree * max(1, cores() // setup.degree))  # threads of a rank: a whole number
+    return replace(read(json.loads(done.stdout.splitlines()[-1])), seen=seen.times(idle), pair=idle * pair)
 
 
 def of_rank(words: str) -> str | None:

@@ -14,6 +14,7 @@ from planning.devices import Device
 from planning.memory import Memory
 from planning.shapes import Format, Setup, weights
 from planning.speed import Speed
+from runtime.resources import cores
 from runtime.show import counted, duration
 
 GB = 1e9
@@ -94,6 +95,9 @@ def lines(plan: Plan) -> list[str]:
     found += [f"{'reading the contexts':<28}{short(times.prefill_floor):>10}{short(times.prefill):>10}",
               f"{'one more token':<28}{short(times.token_floor):>10}{short(times.token):>10}"
               f" ({setup.rows / times.token:.3g} tokens/s)"]
+    if plan.device.trial is not None and setup.degree > cores():
+        found += [f"  {setup.degree} ranks take turns on {counted(cores(), 'core')}, and wait for one another twice in "
+                  "every layer: times scatter, and as many ranks as cores are faster"]
     if plan.hours:
         found += ["", f"{'task':<40}{'time':>12}"]
         found += [f"{name:<40}{duration(3600 * hours):>12}" for name, hours in (

@@ -7,11 +7,13 @@ Letters: b rows, s tokens of a row.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, TypeVar
 
 from kernels import FEW_ROWS, backend, compiled, scored_bytes
 from planning.shapes import Setup, layer_bytes, layer_weights, weights
@@ -19,19 +21,24 @@ from planning.shapes import Setup, layer_bytes, layer_weights, weights
 if TYPE_CHECKING:
     import torch
 
+    from glm.cache import KVCache
     from glm.model import GLM
 
 STEP_BYTES = 256 << 20  # of weights that a decoding step reads: far more than a core's caches hold
 READ_WEIGHTS = 50_000_000  # of the layers that read: products are bound by arithmetic, so that few layers will do
-CACHE_BYTES = 256 << 20  # that the timed steps look at, at most
+CACHE_BYTES = 256 << 20  # that a timed step looks at, at most
 OTHERS = 256 << 20  # bytes that are read in between, at most
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # of a decoding step
-SEEN_ROWS = (1, 8, 64)
+SEEN_ROWS = (1, 4, 16, 64)
 TOKENS = (16, 64, 256, 1024)  # of a pass that reads
 WIDTH = 16  # tokens of a row, where attention is to count little
 SEEN = 1024  # places of the cache, or tokens of a row, where it is to count
 SCORED = (1, 4, 16, 64, 256, 1024)  # places whose tokens are scored
-REPEATS, ENOUGH = 20, 0.06  # the fastest counts; seconds after which nothing is repeated
+LEAST, MOST = 3, 20  # rounds
+LEAST_OF_RANKS = 7
+ENOUGH, LONG = 1.0, 4.0  # seconds after which there are no more rounds than the least, and none at all
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -66,66 +73,102 @@ class Trial:
 
 
 def trial(setup: Setup) -> Trial:
-    """Of such a model in such a format. Ranks call it together (planning/ranks.py)."""
+    """Of such a model in such a format. Ranks call it together (planning/ranks.py), and get no attention: by more than
+    it takes do their waits for one another differ."""
     import torch
 
+    with torch.inference_mode():
+        tried = _tried(setup)
+        seen, pair = (Curve(((1, 0.0),)), 0.0) if setup.degree > 1 else (_seen(tried), _pair(tried))
+        return Trial(_steps(tried), seen, _reads(tried, pair), pair, _of_places(tried, SCORED, _scored),
+                     _of_places(tried, ROWS, _chosen))
+
+
+def attention(setup: Setup) -> tuple[Curve, float]:
+    """`seen` and `pair` of a trial, alone."""
+    import torch
+
+    with torch.inference_mode():
+        tried = _tried(setup)
+        return _seen(tried), _pair(tried)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Layers in place of a model's."""
+
+    setup: Setup  # of the model that they are of, which may be a narrower one
+    narrower: int  # by how many times its widths are less
+    model: GLM  # all that are tried
+    reader: GLM  # those of them that read
+    table: float  # by how many times its vocabulary's matrix is less
+    clock: Clock
+
+
+def _tried(setup: Setup) -> Tried:
     from planning.layers import narrowed, part_of, sample_model, tried_vocabulary
 
     config, narrower = narrowed(setup.config, setup.degree)
     tried = replace(setup, config=config)
     count = max(1, min(config.num_layers, STEP_BYTES // (layer_bytes(setup.run, tried) * setup.degree)))
     few = max(1, min(count, READ_WEIGHTS // (layer_weights(tried) * setup.degree)))
-    with torch.inference_mode():
-        model = sample_model(tried, count)
-        clock = Clock(sum(map(setup.run.bytes, weights(setup))))
-        step, seen = _steps(model, tried, clock)
-        scores, choice = (_of_places(model, counts, work, clock) for counts, work in (
-            (SCORED, _scored), (ROWS, _chosen)))
-        read, pair = _reading(part_of(model, few), max(SEEN, min(setup.context, 2 * SEEN)), bool(setup.scored), clock)
-    tried_table = tried_vocabulary(config, setup.degree) * config.hidden_size
-    table = setup.config.vocab_size * setup.config.hidden_size / tried_table
-    return Trial(step.times(narrower**2 / count), seen.times(narrower / count), read.times(narrower**2 / few),
-                 pair * narrower / few, scores.times(table), choice.times(table))
+    model = sample_model(tried, count)
+    table = tried_vocabulary(config, setup.degree) * config.hidden_size
+    return Tried(tried, narrower, model, part_of(model, few),
+                 setup.config.vocab_size * setup.config.hidden_size / table,
+                 Clock(sum(map(setup.run.bytes, weights(setup))), setup.degree))
 
 
 class Clock:
     """Times work as if all of the model's weights were read between two times: what fits in the processor's caches
-    stays there, and no more."""
+    stays there, and no more.
 
-    def __init__(self, size: float):
+    Whatever will be compared is timed in turn, for the speed of a machine that others use changes from second to
+    second. The fastest time counts; of ranks, whose waits for one another belong to it, the middle one.
+    """
+
+    def __init__(self, size: float, ranks: int):
         """size: bytes of the weights."""
         import torch
 
         from runtime import parallel
 
-        self._agreed = parallel.broadcast_object
+        self._agreed, self._meet = parallel.broadcast_object, lambda: parallel.sum_over_parts(torch.zeros(1))
+        self._ranks = ranks
         buffer = torch.zeros(int(min(size, OTHERS)) // 64 * 64, dtype=torch.uint8)
         operations = compiled()
         self._others = (lambda: operations.read(buffer)) if operations else buffer.sum
 
-    def fastest(self, work: Callable[[], object]) -> float:
-        """Seconds of it, once everything is in its place."""
-        self._timed(work)
-        first = self._timed(work)
-        more = self._agreed(max(0, min(REPEATS, int(ENOUGH / first)) - 1))
-        return min(first, *(self._timed(work) for _ in range(more)), first)
+    def in_turn(self, works: Mapping[Key, Callable[[], object]]) -> dict[Key, float]:
+        """Seconds of each, once everything is in its place."""
+        for work in works.values():
+            self._timed(work)
+        first = {key: self._timed(work) for key, work in works.items()}
+        least, taken = LEAST if self._ranks == 1 else LEAST_OF_RANKS, sum(first.values())
+        count = self._agreed(min(max(least, int(ENOUGH / taken)), MOST, 1 + int(LONG / taken)))
+        rounds = [first, *({key: self._timed(work) for key, work in works.items()} for _ in range(count - 1))]
+        of_all = min if self._ranks == 1 else median
+        return {key: of_all([each[key] for each in rounds]) for key in works}
 
     def _timed(self, work: Callable[[], object]) -> float:
         self._others()
+        if self._ranks > 1:  # what they lag behind one another by now is not the work's
+            self._meet()
         begin = time.perf_counter()
         work()
         return time.perf_counter() - begin
 
 
-def _of_places(model: GLM, counts: Iterable[int], work: Callable[[GLM, torch.Tensor], object],
-               clock: Clock) -> Curve:
+def _of_places(tried: Tried, counts: Iterable[int], work: Callable[[GLM, torch.Tensor], object]) -> Curve:
     """work(model, hidden states) by the places of these, no more of them than logits are computed for at a time."""
     import torch
 
+    model = tried.model
     most = max(FEW_ROWS, scored_bytes("cpu") // (4 * model.config.vocab_size))
     x = torch.randn(most, model.config.hidden_size).to(model.head_weight.dtype)
-    return Curve(tuple((count, clock.fastest(lambda count=count: work(model, x[:count])))
-                       for count in sorted({min(count, most) for count in counts})))
+    found = tried.clock.in_turn({count: lambda count=count: work(model, x[:count])
+                                 for count in sorted({min(count, most) for count in counts})})
+    return Curve(tuple(found.items())).times(tried.table)
 
 
 def _scored(model: GLM, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,46 +182,75 @@ def _chosen(model: GLM, hidden: torch.Tensor) -> torch.Tensor:
     return logits.values.max(dim=-1).indices
 
 
-def _steps(model: GLM, setup: Setup, clock: Clock) -> tuple[Curve, Curve]:
-    """Of all its layers: steps at an empty cache, by their rows; and for a place more of each row."""
+def _steps(tried: Tried) -> Curve:
+    """Steps at an empty cache, by their rows."""
+    wanted = sorted({*ROWS, min(tried.setup.rows, 4 * ROWS[-1])})
+    found = tried.clock.in_turn({rows: _step(tried.model, tried.model.new_cache(rows, 2), 1) for rows in wanted})
+    return Curve(tuple(found.items())).times(tried.narrower**2 / tried.model.config.num_layers)
+
+
+def _seen(tried: Tried) -> Curve:
+    """What a place more of each row adds, by the rows."""
+    model, setup = tried.model, tried.setup
     place = 2 * model.config.num_layers * setup.cache_width * setup.element
-    wanted = sorted({*ROWS, min(setup.rows, 4 * ROWS[-1])})
-    empty = {rows: _step(model, rows, 1, clock) for rows in wanted}
-    seen = {}
-    for rows in sorted({*SEEN_ROWS, min(setup.rows, ROWS[-1])}):
-        places = max(16, min(max(SEEN, setup.context), CACHE_BYTES // (place * rows)))
-        seen[rows] = max(0.0, _step(model, rows, places, clock) - empty[rows]) / places
-    return Curve(tuple(empty.items())), Curve(tuple(seen.items()))
+    places = {rows: max(16, min(max(SEEN, setup.context), CACHE_BYTES // (place * rows)))
+              for rows in sorted({*SEEN_ROWS, min(setup.rows, ROWS[-1])})}
+    room = model.new_cache(1, max(rows * (count + 1) for rows, count in places.items()))  # of one step at a time
+    works = {}
+    for rows, count in places.items():
+        works[rows, False] = _step(model, model.new_cache(rows, 2), 1)
+        works[rows, True] = _step(model, _cut(room, rows, count + 1), count)
+    found = tried.clock.in_turn(works)
+    return Curve(tuple((rows, max(0.0, found[rows, True] - found[rows, False]) / (count - 1))
+                       for rows, count in places.items())).times(tried.narrower / model.config.num_layers)
 
 
-def _step(model: GLM, rows: int, places: int, clock: Clock) -> float:
+def _cut(room: KVCache, rows: int, places: int) -> KVCache:
+    """A cache in the memory of another one."""
+    sides, layers, _, heads, _, size = room.whole.shape
+    shape = sides, layers, rows, heads, places, size
+    return type(room)(room.whole.view(-1)[:math.prod(shape)].view(shape))
+
+
+def _step(model: GLM, cache: KVCache, places: int) -> Callable[[], None]:
+    """A step of all the cache's rows, which look at so many places."""
     import torch
 
     from glm.inputs import position_ids
 
-    cache = model.new_cache(rows, places + 1)
-    tokens = torch.arange(rows)[:, None] % model.config.vocab_size
+    tokens = torch.arange(cache.batch)[:, None] % model.config.vocab_size
     positions = position_ids(model.config, torch.full_like(tokens, min(places, _last(model))), torch.ones_like(tokens))
 
     def step() -> None:
         cache.length = places
         model.hidden_states(tokens, positions, None, cache)
 
-    return clock.fastest(step)
+    return step
 
 
-def _reading(model: GLM, longest: int, is_masked: bool, clock: Clock) -> tuple[Curve, float]:
-    """Of all its layers: passes without attention, by their tokens; and what two tokens of a row take for attention."""
-    short = {tokens: _pass(model, tokens // WIDTH, WIDTH, is_masked, clock) for tokens in (*TOKENS, longest)}
-    pair = max(0.0, _pass(model, 1, longest, is_masked, clock) - short[longest]) / (longest * (longest - WIDTH))
-    return Curve(tuple((tokens, seconds - pair * tokens * WIDTH) for tokens, seconds in sorted(short.items()))), pair
+def _reads(tried: Tried, pair: float) -> Curve:
+    """Passes without attention, by their tokens. pair: `_pair`."""
+    found = tried.clock.in_turn({tokens: _pass(tried, tokens // WIDTH, WIDTH) for tokens in TOKENS})
+    scale = tried.narrower**2 / tried.reader.config.num_layers
+    return Curve(tuple((tokens, seconds - pair / tried.narrower * tokens * WIDTH * tried.reader.config.num_layers)
+                       for tokens, seconds in found.items())).times(scale)
 
 
-def _pass(model: GLM, rows: int, width: int, is_masked: bool, clock: Clock) -> float:
+def _pair(tried: Tried) -> float:
+    """What two tokens of a row take for attention."""
+    longest = max(SEEN, min(tried.setup.context, 2 * SEEN)) // WIDTH * WIDTH
+    found = tried.clock.in_turn({width: _pass(tried, longest // width, width) for width in (WIDTH, longest)})
+    more = max(0.0, found[longest] - found[WIDTH]) * tried.narrower / tried.reader.config.num_layers
+    return more / (longest * (longest - WIDTH))
+
+
+def _pass(tried: Tried, rows: int, width: int) -> Callable[[], None]:
+    """Rows of so many tokens are read: with a mask where they are scored, else into a cache."""
     import torch
 
     from glm.inputs import position_ids
 
+    model, is_masked = tried.reader, bool(tried.setup.scored)
     tokens = torch.arange(rows * width).view(rows, width) % model.config.vocab_size
     places = torch.arange(width).expand(rows, width).clamp(max=_last(model))
     positions = position_ids(model.config, places, torch.zeros_like(places))
@@ -190,7 +262,7 @@ def _pass(model: GLM, rows: int, width: int, is_masked: bool, clock: Clock) -> f
             cache.length = 0
         model.hidden_states(tokens, positions, blocked, cache)
 
-    return clock.fastest(read)
+    return read
 
 
 def _last(model: GLM) -> int:

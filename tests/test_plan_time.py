@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import glm.model  # noqa: F401 (SAT's log goes to where standard error is when it is imported)
 from glm.config import ModelConfig
@@ -67,7 +68,8 @@ TRIED = ModelConfig(3, 64, 4, 96, 48, 64, num_image_tokens=0)
 @pytest.mark.parametrize("run, changes", [(Format("fp32"), {"scored": 1}),
                                           (Format("bf16", 4), {"int8_vocabulary": True})])
 def test_layers_are_tried_as_the_run_holds_them(monkeypatch, run, changes):
-    monkeypatch.setattr(trial, "REPEATS", 1)
+    monkeypatch.setattr(trial, "LEAST", 1)
+    monkeypatch.setattr(trial, "ENOUGH", 0.0)
     monkeypatch.setattr(trial, "STEP_BYTES", 2 * layer_bytes(run, Setup(TRIED, run)))  # two of the three layers
     made, sample = [], layers.sample_model
     monkeypatch.setattr(layers, "sample_model", lambda *asked: made.append(sample(*asked)) or made[0])
@@ -77,6 +79,55 @@ def test_layers_are_tried_as_the_run_holds_them(monkeypatch, run, changes):
     assert 3 in dict(found.step.points) and found.step(1) > 0 and found.read(100) > 0 and found.choice(1) > 0
     assert found.pair >= 0 and found.seen(5) >= 0 and found.scores(64) > 0
     assert ranks.read(json.loads(json.dumps(asdict(found)))) == found
+
+
+@pytest.mark.parametrize("count, wanted", [(1, {"a": 1.0, "b": 2.0}), (2, {"a": 3.0, "b": 6.0})])
+def test_what_is_compared_is_timed_in_turn(monkeypatch, count, wanted):
+    """On a machine that is five times slower in the middle: of ranks the middle time counts, else the fastest."""
+    now, order = [0.0], []
+
+    def work(name, seconds):
+        def run():
+            round_number = order.count(name)
+            order.append(name)
+            now[0] += seconds * {0: 9, 1: 1, 2: 5}.get(round_number, 3)  # the first is not counted
+
+        return run
+
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(trial, "LEAST", 4)
+    monkeypatch.setattr(trial, "LEAST_OF_RANKS", 4)
+    monkeypatch.setattr(trial, "LONG", 100.0)
+    clock = trial.Clock(64, count)
+    met = []
+    clock._agreed, clock._meet = lambda value: value, lambda: met.append(len(order))
+    assert clock.in_turn({"a": work("a", 1.0), "b": work("b", 2.0)}) == wanted
+    assert order == ["a", "b"] * 5 and met == ([] if count == 1 else list(range(10)))  # ranks meet before each time
+
+
+def test_a_place_of_the_cache_costs_what_more_places_add_and_ranks_take_it_from_one_process(monkeypatch):
+    steps = {(rows, is_full): rows * (2.0 if is_full else 1.0) for rows in (1, 4, 16, 64) for is_full in (False, True)}
+    asked = []
+
+    def in_turn(_, works):
+        asked.append(works)
+        return {key: steps.get(key, 1.0) for key in works}
+
+    monkeypatch.setattr(trial.Clock, "in_turn", in_turn)
+    seen, pair = trial.attention(Setup(TRIED, Format("fp32")))
+    assert list(asked[0]) == sorted(steps)  # an empty cache and a full one after each other
+    with torch.inference_mode():
+        for run in asked[0].values():
+            run()
+    assert dict(seen.points) == {rows: pytest.approx(rows / 3 / 1023) for rows in (1, 4, 16, 64)} and pair == 0
+    alone = Trial(*(Curve(((1, 1.0),)) for _ in range(3)), 0.0, *(Curve(((1, 1.0),)) for _ in range(2)))
+    done = subprocess.CompletedProcess([], 0, "x\n" + json.dumps(asdict(alone)), "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(ranks, "cores", lambda: 8)
+    monkeypatch.setattr(ranks, "attention", lambda setup: (Curve(((1, 3.0),)), setup.degree * 7.0))
+    for degree, times in ((2, 1), (16, 1), (3, 8 / 6)):  # three ranks have two threads each
+        found = ranks.on_ranks(Setup(TRIED, Format("fp32"), degree=degree))
+        assert found == replace(alone, seen=Curve(((1, 3.0 * times),)), pair=7.0 * times)
 
 
 def test_a_layer_too_wide_to_be_tried_is_tried_narrower():

@@ -6,7 +6,8 @@
 The plan is made as `python -m glm plan` makes it, in a process of its own, from some layers that are timed there; then
 random weights of the whole model decode and score, in as many processes as there are ranks. Decoding is the loop of
 generation behind a cache that nothing has been read into; scoring is one batch of the evaluation's scorer, whose rows
-have one scored token in four. The fastest of --repeats counts.
+have one scored token in four. The fastest of --repeats counts; of ranks, whose waits for one another differ from step
+to step, the middle one.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def decoding(model, rows: int, context: int, repeats: int) -> float:
     batch = Batch(model, rows, context + count + 2)
     batch.sequences._read = lambda *_: None  # the cache holds zeros, which take as long
     batch.add(asked)
-    return repeat(batch.step, count).best
+    return counts(repeat(batch.step, count))
 
 
 def scoring(model, rows: int, width: int, repeats: int) -> float:
@@ -96,7 +97,13 @@ def scoring(model, rows: int, width: int, repeats: int) -> float:
 
     scorer, requests = Scorer(model), requests_of(rows, width)
     count = max(1, min(MOST, repeats * FEW_TOKENS // (rows * width)))  # the same on all ranks
-    return repeat(lambda: scorer.answer(requests), count).best
+    return counts(repeat(lambda: scorer.answer(requests), count))
+
+
+def counts(timing) -> float:
+    from runtime import parallel
+
+    return timing.best if parallel.size() == 1 else timing.median
 
 
 def requests_of(rows: int, width: int) -> list:
