@@ -143,8 +143,9 @@ class Clock:
         """Seconds of each, once everything is in its place."""
         for work in works.values():
             self._timed(work)
+        begin = time.perf_counter()
         first = {key: self._timed(work) for key, work in works.items()}
-        least, taken = LEAST if self._ranks == 1 else LEAST_OF_RANKS, sum(first.values())
+        least, taken = LEAST if self._ranks == 1 else LEAST_OF_RANKS, time.perf_counter() - begin
         count = self._agreed(min(max(least, int(ENOUGH / taken)), MOST, 1 + int(LONG / taken)))
         rounds = [first, *({key: self._timed(work) for key, work in works.items()} for _ in range(count - 1))]
         of_all = min if self._ranks == 1 else median
