@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from glm.model import GLM
 
 STEP_BYTES = 256 << 20  # of weights that a decoding step reads: far more than a core's caches hold
-READ_WEIGHTS = 50_000_000  # of the layers that read: products are bound by arithmetic, so that few layers will do
+READ = 50_000_000 * 1024  # weights times tokens of a pass that reads: the fewer tokens, the more layers
 CACHE_BYTES = 256 << 20  # that a timed step looks at, at most
 OTHERS = 256 << 20  # bytes that are read in between, at most
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # of a decoding step
@@ -100,22 +100,24 @@ class Tried:
     setup: Setup  # of the model that they are of, which may be a narrower one
     narrower: int  # by how many times its widths are less
     model: GLM  # all that are tried
-    reader: GLM  # those of them that read
     table: float  # by how many times its vocabulary's matrix is less
     clock: Clock
 
+    def layers_for(self, tokens: int) -> int:
+        """How many are tried by a pass of so many tokens."""
+        weights_of_all_ranks = layer_weights(self.setup) * self.setup.degree
+        return max(1, min(self.model.config.num_layers, READ // (weights_of_all_ranks * tokens)))
+
 
 def _tried(setup: Setup) -> Tried:
-    from planning.layers import narrowed, part_of, sample_model, tried_vocabulary
+    from planning.layers import narrowed, sample_model, tried_vocabulary
 
     config, narrower = narrowed(setup.config, setup.degree)
     tried = replace(setup, config=config)
     count = max(1, min(config.num_layers, STEP_BYTES // (layer_bytes(setup.run, tried) * setup.degree)))
-    few = max(1, min(count, READ_WEIGHTS // (layer_weights(tried) * setup.degree)))
     model = sample_model(tried, count)
     table = tried_vocabulary(config, setup.degree) * config.hidden_size
-    return Tried(tried, narrower, model, part_of(model, few),
-                 setup.config.vocab_size * setup.config.hidden_size / table,
+    return Tried(tried, narrower, model, setup.config.vocab_size * setup.config.hidden_size / table,
                  Clock(sum(map(setup.run.bytes, weights(setup))), setup.degree))
 
 
@@ -232,16 +234,15 @@ def _step(model: GLM, cache: KVCache, places: int) -> Callable[[], None]:
 def _reads(tried: Tried, pair: float) -> Curve:
     """Passes without attention, by their tokens. pair: `_pair`."""
     found = tried.clock.in_turn({tokens: _pass(tried, tokens // WIDTH, WIDTH) for tokens in TOKENS})
-    scale = tried.narrower**2 / tried.reader.config.num_layers
-    return Curve(tuple((tokens, seconds - pair / tried.narrower * tokens * WIDTH * tried.reader.config.num_layers)
-                       for tokens, seconds in found.items())).times(scale)
+    return Curve(tuple((tokens, tried.narrower**2 * seconds / tried.layers_for(tokens)
+                        - tried.narrower * pair * tokens * WIDTH) for tokens, seconds in found.items()))
 
 
 def _pair(tried: Tried) -> float:
     """What two tokens of a row take for attention."""
     longest = max(SEEN, min(tried.setup.context, 2 * SEEN)) // WIDTH * WIDTH
     found = tried.clock.in_turn({width: _pass(tried, longest // width, width) for width in (WIDTH, longest)})
-    more = max(0.0, found[longest] - found[WIDTH]) * tried.narrower / tried.reader.config.num_layers
+    more = max(0.0, found[longest] - found[WIDTH]) * tried.narrower / tried.layers_for(longest)
     return more / (longest * (longest - WIDTH))
 
 
@@ -250,8 +251,9 @@ def _pass(tried: Tried, rows: int, width: int) -> Callable[[], None]:
     import torch
 
     from glm.inputs import position_ids
+    from planning.layers import part_of
 
-    model, is_masked = tried.reader, bool(tried.setup.scored)
+    model, is_masked = part_of(tried.model, tried.layers_for(rows * width)), bool(tried.setup.scored)
     tokens = torch.arange(rows * width).view(rows, width) % model.config.vocab_size
     places = torch.arange(width).expand(rows, width).clamp(max=_last(model))
     positions = position_ids(model.config, places, torch.zeros_like(places))

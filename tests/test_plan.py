@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,14 @@ def test_a_plan_of_the_embedded_model_shows_memory_and_time(capsys, tmp_path, mo
     lines = table.lines(table.make(Setup(config, Format("fp32"), context=16, new_tokens=4), CPU, 2e9))
     text = "\n".join(lines)
     assert "weights" in text and "one more token" in text and "fits" in text and "2 GB/s from disk" in text
+
+
+def test_ranks_that_outnumber_the_cores_are_said_to_take_turns(monkeypatch):
+    monkeypatch.setattr(table, "cores", lambda: 2)
+    setup = Setup(TINY, Format("fp32"), context=8, new_tokens=4)
+    for degree, device, is_said in ((2, CPU, False), (4, CPU, True), (4, replace(CPU, trial=None), False)):
+        lines = table.lines(table.make(replace(setup, degree=degree), device, None))
+        assert any("  4 ranks take turns on 2 cores, and wait" in line for line in lines) == is_said
 
 
 def test_a_plan_that_does_not_fit_says_so(capsys):
