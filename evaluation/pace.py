@@ -33,9 +33,15 @@ class Pace:
         self._kind = {name: isinstance(work.requests[0], GenerateRequest) for name, work in works.items()}
         self._own = own_batches(works)
         self._taken: dict[str, tuple[float, float]] = {}  # of tasks: cost and seconds of what is answered
+        self._now: tuple[str, float] | None = None  # the task of the round that runs, and what its answers so far cost
+
+    def moved(self, name: str, numbers: Sequence[int], share: float) -> None:
+        """Of the task's batches, which are being computed, such a share is answered."""
+        self._now = name, share * sum(self._cost[name].get(number, 0.0) for number in numbers)
 
     def answered(self, name: str, numbers: Sequence[int], seconds: float | None) -> None:
         """The task's batches need not be computed any more. seconds: that it took; None: another task's answers do."""
+        self._now = None
         cost = sum(self._cost[name].pop(number, 0.0) for number in numbers)
         if seconds is not None and cost:
             before, so_far = self._taken.get(name, (0.0, 0.0))
@@ -43,7 +49,8 @@ class Pace:
 
     def left(self) -> float:
         """Seconds."""
-        return sum(self._of(name) * sum(costs.values()) for name, costs in self._cost.items())
+        done = 0.0 if self._now is None else self._of(self._now[0]) * self._now[1]
+        return sum(self._of(name) * sum(costs.values()) for name, costs in self._cost.items()) - done
 
     def unknown(self, seconds: float, count: int) -> tuple[str, list[int]] | None:
         """After so many seconds of the run, the dearest task that has answered nothing, and at most `count` of its

@@ -9,6 +9,7 @@ never of ranks, of memory that happens to be free or of what is already answered
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,10 +23,10 @@ CPU_TOKENS = 4096  # to score: more keeps no processor busier, and the activatio
 CPU_PLACES = 16384  # to generate: places of the cache, many of which are looked at for every token that is computed
 LEAST_TOKENS, MOST_TOKENS = 2048, 65536
 MEMORY_SHARE = 0.5  # of what the weights leave of a GPU
-# A batch of requests to generate is longer than what is answered at once: the next request joins as others leave, so
-# that fewer steps are of the last few rows. It is computed again as a whole where a run was killed, and ranks share
-# batches, so that a task keeps so many of them.
-MOST_TIMES, FEWEST_BATCHES = 4, 16
+# A batch of requests to generate holds more than is answered at once: the next one joins as others leave, so that fewer
+# steps are of the last few rows. But it is computed again as a whole where a run was killed, and groups of ranks take
+# one each: a task keeps as many as there are groups on eight machines of eight GPUs.
+MOST_TIMES, FEWEST_BATCHES = 4, 64
 LEAST_SHARED = 64  # tokens that contexts begin with alike; fewer are read once for each
 MOST_LENGTH = 3  # of a sequence, in what is shared: attention looks at all of it for every token
 
@@ -246,15 +247,15 @@ def _of_packs(requests: Sequence[ScoreRequest], members: Sequence[int], max_toke
         alike.setdefault(index if beginning is None else beginning, []).append(index)
     packs = packs_of(requests, (index for group in alike.values() for index in group), max_tokens, max_items)
     packs.sort(key=lambda pack: (-pack.size, pack.members[0]))
-    batch: list[int] = []
-    rows = widest = 0
+    batch, rows, widest, before = [], 0, 0, None  # before: how its last contexts begin
     for pack in packs:
-        is_full = (rows + 1) * widest > max_tokens or len(batch) + len(pack.members) > (max_items or len(requests))
-        if batch and is_full:
+        beginning, grown = requests[pack.members[0]].beginning, [*batch, *pack.members]
+        may_join = batch and beginning is not None and beginning == before  # and be read as one with the last
+        shape = shape_of([requests[index] for index in grown]) if may_join else (rows + 1, max(widest, pack.size))
+        if batch and (math.prod(shape) > max_tokens or len(grown) > (max_items or len(requests))):
             yield batch
-            batch, rows = [], 0
-        widest = widest if rows else pack.size
-        batch, rows = [*batch, *pack.members], rows + 1
+            grown, shape = list(pack.members), (1, pack.size)
+        batch, (rows, widest), before = grown, shape, beginning
     yield batch
 
 

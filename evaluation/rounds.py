@@ -77,6 +77,8 @@ class Rounds:
         def show(index: int) -> None:
             tokens = work.tokens(index)
             shown.update(items=1, tokens=tokens)
+            if self._pace is not None:
+                self._pace.moved(name, numbers, shown["items"] / len(mine))
             self._progress.advance(1, tokens)
 
         found = parallel.collect(agree(lambda: None if mine is None else _computed(work, self._scorer, mine, show)))

@@ -97,6 +97,29 @@ def test_every_task_has_a_pace_of_its_own_and_what_is_not_known_that_of_its_like
     assert pace.left() == pytest.approx(3.0 + 1.0 + 0.5)
 
 
+def test_the_time_left_goes_down_with_every_answer_of_a_batch():
+    """A batch of many texts takes minutes; the first process hears of its own answers alone."""
+    parallel.start()
+    work, said = work_of("c", [[generating(64, 100)], [generating(64, 100)] * 4]), []
+    work.tokens = lambda index: 1
+    pace = Pace({"c": work}, {"c": range(2)}, MODEL)
+
+    def answer(requests, _, on_answer):
+        for place in range(len(requests)):
+            on_answer(place)
+            said.append(pace.left())
+        return requests
+
+    clock = iter((0.0, 0.0, 8.0, 8.0, 20.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        scorer, progress = SimpleNamespace(answer=answer), Progress(5, 5, shown=False)
+        Rounds({"c": work}, scorer, lambda *_: None, pace, progress).finish("c", [0, 1], [])
+    cost = Shape(MODEL).cost
+    whole = 8.0 * cost([generating(64, 100)] * 4) / cost([generating(64, 100)])  # at the first batch's pace
+    assert said[0] == 0 and said[1:] == pytest.approx([0.75 * whole, 0.5 * whole, 0.25 * whole, 0.0])
+
+
 def test_the_dearest_task_that_nothing_is_known_of_is_looked_at_first_and_only_early():
     works = {"a": work_of("a", [[scoring(64)]] * 3), "b": work_of("b", [[scoring(64)]] * 5),
              "c": work_of("c", [[scoring(64)]] * 4)}

@@ -182,7 +182,21 @@ def test_a_plan_holds_every_request_once_and_keeps_to_its_bounds(lengths, max_to
     assert sizes == sorted(sizes, reverse=True)
 
 
-@pytest.mark.parametrize("count, batches", [(3, 3), (31, 31), (32, 16), (48, 16), (64, 16), (640, 160)])
+@given(st.lists(st.tuples(st.integers(3, 12), st.integers(1, 9)), min_size=2, max_size=30), st.integers(20, 80))
+def test_what_is_read_in_one_row_keeps_to_the_bound_as_the_scorer_reads_it(contexts, max_tokens):
+    """Two rows of a batch that begin alike may become one, which is longer."""
+    requests = [ScoreRequest((1,) * same + (number,) * rest, ((2,),), LEAD, same + rest, 1, causal=True)
+                for number, (same, rest) in enumerate(contexts, 3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "LEAST_SHARED", 2)
+        batches = batching.batches_of(requests, max_tokens)
+        for batch in batches:
+            rows, width = batching.shape_of([requests[index] for index in batch])
+            assert rows * width <= max_tokens or len(batch) == 1
+    assert sorted(index for batch in batches for index in batch) == list(range(len(requests)))
+
+
+@pytest.mark.parametrize("count, batches", [(3, 3), (127, 127), (128, 64), (192, 64), (256, 64), (2560, 640)])
 def test_what_is_generated_comes_in_batches_of_several_times_what_fits(count, batches):
     """Of a task that has many, so that ranks can share them and a killed run loses little."""
     requests = [GenerateRequest((1,) * 5, SamplingParams(top_k=1), 5, (60,)) for _ in range(2 * count)]
