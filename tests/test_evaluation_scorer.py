@@ -13,6 +13,7 @@ from evaluation.scorer import PADDING, Scorer, segments_blocked
 from generation.params import BeamParams, SamplingParams
 from glm.config import ModelConfig
 from glm.model import GLM
+from glm.sat import Step
 from runtime.errors import NonFinite
 
 LEAD = 7
@@ -105,6 +106,24 @@ def test_questions_behind_the_same_examples_are_read_in_one_row_each_of_bounded_
     for batch in found:
         packs = batching.packs_of([mixed[index] for index in batch], range(len(batch)))
         assert len(packs) * max(one.size for one in packs) <= 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_last_layer_looks_from_scored_places_alone_and_scores_stay_the_same(monkeypatch, dtype):
+    model = small_model().to(dtype)
+    requests = [ScoreRequest(tuple(range(1, 50 + row)), ((3, 4), (5,)), LEAD, 50 + row, 1) for row in range(3)]
+    saved, masks = Step.blocked_in, []
+
+    def blocked_in(step, layer):
+        masks.append(saved(step, layer))
+        return masks[-1]
+
+    monkeypatch.setattr(Step, "blocked_in", blocked_in)
+    found = Scorer(model).answer(requests)
+    looks = [[bool(row) for row in (~mask).any(-1).flatten()] for mask in masks]
+    assert all(map(all, looks[:-1])) and sum(looks[-1]) == 3 * 3  # three scored tokens of each row
+    monkeypatch.setattr(Step, "blocked_in", lambda step, layer: step.blocked)
+    assert Scorer(model).answer(requests) == found
 
 
 def test_of_questions_behind_the_same_examples_the_one_that_breaks_is_named():
