@@ -68,12 +68,7 @@ def load(options: ModelOptions) -> tuple[GLM, Tokenizer]:
 
 def _share_small_sums(device: torch.device) -> None:
     """Every rank: GPUs add up small tensors themselves, where that is asked for and they see each other's memory."""
-    def exchange(value: object) -> list:
-        found = [None] * parallel.size()
-        torch.distributed.all_gather_object(found, value, group=parallel.group())
-        return found
-
-    sums = kernels.small_sums(device, parallel.rank(), parallel.size(), exchange)
+    sums = kernels.small_sums(device, parallel.rank(), parallel.size(), parallel.exchange)
     parallel.small_sums[:] = [] if sums is None else [sums]
 
 

@@ -162,12 +162,13 @@ def expanding(operations, device: torch.device):
 
 def graphs(device: torch.device):
     """What records decoding steps on this device (cuda.graph.Graphs), for tensors that stay where they are; None where
-    nothing does, or where it is not wanted."""
+    nothing does, or where it is not wanted. Tensor-parallel ranks record what all of them can."""
     if device.type != "cuda" or os.environ.get(CUDA_GRAPH) == "no" or BACKENDS["cuda"]() is None:
         return None
     from kernels.cuda.graph import Graphs, Recorder
+    from runtime import parallel
 
-    return Graphs(Recorder(device))
+    return Graphs(Recorder(device), parallel.exchange)
 
 
 def small_sums(device: torch.device, rank: int, ranks: int, exchange):

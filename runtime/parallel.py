@@ -143,9 +143,8 @@ def _limit() -> float:
 def _start_watch(limit: float) -> None:
     """All ranks together."""
     watch = Watch(limit, _give_up)
-    everybody: list = [None] * torch.distributed.get_world_size()
     mine = watch.place(os.environ.get("MASTER_ADDR", "127.0.0.1"))
-    torch.distributed.all_gather_object(everybody, (mine, secrets.token_bytes(16)))
+    everybody = _gathered((mine, secrets.token_bytes(16)))
     watch.start(everybody[0][1], torch.distributed.get_rank(), [place for place, _ in everybody])
     _watches.append(watch)
 
@@ -265,9 +264,7 @@ def broadcast_object(value: object) -> object:
 
 def agree(work: Callable[[], T], sequential: bool = False) -> T:
     """work()'s result on every rank, or an error on every rank if one rank failed: no rank waits for one that is gone.
-
-    sequential: one rank after another.
-    """
+    sequential: one rank after another."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return work()
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -278,9 +275,7 @@ def agree(work: Callable[[], T], sequential: bool = False) -> T:
                 result = work()
             except Exception as error:  # whatever it is, the others must hear of it
                 failure = error
-        step()
-        messages: list[str | None] = [None] * world
-        torch.distributed.all_gather_object(messages, None if failure is None else str(failure))
+        messages: list[str | None] = _gathered(None if failure is None else str(failure))
         if failure is not None:
             raise failure
         for other, message in enumerate(messages):
@@ -291,9 +286,15 @@ def agree(work: Callable[[], T], sequential: bool = False) -> T:
 
 def collect(value: object) -> list:
     """The values of every group's first rank, in the order of the groups, on all processes (trusted ones)."""
-    if torch.distributed.get_world_size() == 1:
-        return [value]
+    return [value] if torch.distributed.get_world_size() == 1 else _gathered(value if rank() == 0 else None)[::size()]
+
+
+def exchange(value: object) -> list:
+    """Every tensor-parallel rank's value, on all of them (trusted processes)."""
+    return _gathered(value, group()) if is_started() and size() > 1 else [value]
+
+
+def _gathered(value: object, among: torch.distributed.ProcessGroup | None = None) -> list:
     step()
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value if rank() == 0 else None)
-    return values[::size()]
+    torch.distributed.all_gather_object(values := [None] * torch.distributed.get_world_size(among), value, among)
+    return values

@@ -33,7 +33,8 @@ class Recording(TorchDispatchMode):
 
 
 class Recorder:
-    """In the place of kernels.cuda.graph.Recorder."""
+    """In the place of kernels.cuda.graph.Recorder. What is recorded is computed at once: the first one to ask for it
+    gets that."""
 
     def __init__(self):
         self.recordings = self.replays = 0
@@ -45,13 +46,16 @@ class Recorder:
             with Recording() as recording:
                 kept = work()
         except RuntimeError as error:
-            self.is_recording = False
-            return work(), error
+            return error
         finally:
             self.is_recording = False
         self.recordings += 1
+        is_computed = [True]
 
         def replay():
+            if is_computed:
+                is_computed.clear()
+                return kept
             now = {}
             for function, arguments, keywords, result in recording.calls:
                 arguments, keywords = tree_map_only(torch.Tensor, lambda x: now.get(id(x), x), (arguments, keywords))
@@ -62,4 +66,4 @@ class Recorder:
             self.replays += 1
             return kept.copy_(now.get(id(kept), kept))
 
-        return kept, replay
+        return replay

@@ -10,6 +10,7 @@ import kernels
 from generation import sequences
 from kernels.cache import BuildError
 from kernels.cuda import Operators, graph
+from runtime import parallel
 from tests.fake_model import FakeModel
 from tests.recorded_operations import Recorder
 
@@ -75,6 +76,7 @@ def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was(monkeypatch, ca
     monkeypatch.setattr(torch.cuda, "set_stream", lambda _: streams.append("torch's"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
     monkeypatch.setattr(torch.cuda, "graph", Graph)
+    monkeypatch.setattr(graph.Recorder, "_prepare", lambda self: None)
     graphs, calls = graph.Graphs(graph.Recorder(torch.device("cuda"))), []
 
     def work():
@@ -84,32 +86,29 @@ def test_a_recording_that_breaks_off_leaves_the_stream_as_it_was(monkeypatch, ca
         return len(calls)
 
     results = [graphs.run("decoding", "key", work) for _ in range(graph.EAGER_RUNS + 2)]
-    assert results[-2:] == [5, 7] and streams[-1] == "torch's"  # what it left behind before is not left twice
+    assert results[-2:] == [6, 7] and streams[-1] == "torch's"
     assert graphs.has_failed("decoding") and not graphs.has_failed("another")
     assert capsys.readouterr().err.splitlines() == [
         "kernels: decoding goes on without CUDA graphs, which is slower: this waits for the device"]
 
 
-def test_what_breaks_off_before_its_recording_has_ended_where_it_is_called_again(monkeypatch):
-    """Its kernels on the other stream write to the same places."""
-    class Stream(SimpleNamespace):
-        def wait_stream(self, other):
-            told.append(f"{self.name} waits for {other.name}")
+def test_ranks_record_what_all_of_them_can(capsys):
+    """One is out of memory: it says so, none records that kind, and each does the work once."""
+    def rank(number, fails, others):
+        def record(work):
+            return RuntimeError("CUDA out of memory") if fails else lambda: told.append(f"{number} replays") or 1
 
-    main, told = Stream(name="main"), []
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: Stream(name="side"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: main)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+        told = []
+        graphs = graph.Graphs(record, lambda value: [value, *others])
+        for _ in range(graph.EAGER_RUNS + 2):
+            graphs.run("decoding", "key", lambda: told.append("work") or 0)
+        return told, graphs.has_failed("decoding"), capsys.readouterr().err
 
-    def work():
-        told.append("work")
-        if told.count("work") == 1:
-            raise RuntimeError("out of memory")
-        return 3
-
-    result, error = graph.Recorder(torch.device("cuda"))(work)
-    assert result == 3 and str(error) == "out of memory"
-    assert told == ["side waits for main", "work", "main waits for side", "work"]
+    runs = ["work"] * graph.EAGER_RUNS
+    line = "kernels: decoding goes on without CUDA graphs, which is slower: CUDA out of memory\n"
+    assert rank(0, False, [None]) == ([*runs, "0 replays", "0 replays"], False, "")
+    assert rank(1, True, [None]) == ([*runs, "work", "work"], True, line)
+    assert rank(2, False, ["CUDA out of memory"]) == ([*runs, "work", "work"], True, "")
 
 
 def test_where_steps_are_recorded(monkeypatch):
@@ -117,7 +116,7 @@ def test_where_steps_are_recorded(monkeypatch):
     monkeypatch.setitem(kernels.BACKENDS, "cuda", lambda: Operators(nowhere))
     monkeypatch.setattr(graph, "Recorder", lambda device: device)
     assert kernels.graphs(torch.device("cpu")) is None
-    assert kernels.graphs(gpu).record == gpu
+    assert (kernels.graphs(gpu).record, kernels.graphs(gpu).exchange) == (gpu, parallel.exchange)
     monkeypatch.setenv(kernels.CUDA_GRAPH, "no")
     assert kernels.graphs(gpu) is None
     monkeypatch.delenv(kernels.CUDA_GRAPH)

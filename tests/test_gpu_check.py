@@ -194,7 +194,10 @@ def test_the_product_s_answers_in_rehearsal(toy):
 def test_recorded_steps_are_compared_with_those_of_the_host(toy, monkeypatch):
     rows = list(recorded.eager_and_recorded(toy))
     assert [row["case"] for row in rows] == ["plain, greedy", "plain, sampled", "plain, sampled among 20",
-                                                 "plain, beams", "2 rows, 100 tokens"]
+                                             "plain, beams", "vocabulary in INT8, greedy",
+                                             "vocabulary in INT8, sampled among 20",
+                                             "choosing a token, vocabulary in INT8", "2 rows, 100 tokens"]
+    assert {"exact ms", "INT8 ms", "sure"} <= rows[-2].keys()
     assert all(row["right"] for row in rows)
     assert {"eager ms", "recorded ms", "eager host ms", "recorded host ms"} <= rows[-1].keys()
 

@@ -25,11 +25,16 @@ class Graphs:
 
     A function is called a few times as it is and recorded then. If that fails, one line on standard error says so, and
     all of its kind go on as they are. Where there are too many, those that were not used for longest are forgotten.
+
+    Tensor-parallel ranks call the same functions in the same order. Recording computes nothing, so that one that fails
+    in it, for lack of memory, say, has taken part in no sum; then they tell each other, and all record or none.
     """
 
-    def __init__(self, record: Callable[[Work], tuple[Tensor, Work | RuntimeError]]):
-        """record: runs a function once -> its result, and what repeats it, or why nothing does (`Recorder`)."""
-        self.record = record
+    def __init__(self, record: Callable[[Work], Work | RuntimeError],
+                 exchange: Callable[[str | None], list[str | None]] = lambda value: [value]):
+        """record: -> what does as a function does, without doing it yet, or why nothing can (`Recorder`). exchange:
+        gives all ranks' values, to all."""
+        self.record, self.exchange = record, exchange
         self._failed: set[str] = set()
         # keys keep alive what they hold: tensors, too, that a graph reads
         self._recorded: OrderedDict[Hashable, Work] = OrderedDict()
@@ -39,8 +44,7 @@ class Graphs:
         return kind in self._failed
 
     def run(self, kind: str, key: Hashable, work: Work) -> Tensor:
-        """work's result, which lies in memory that the next run may write to. What work leaves behind, it leaves once;
-        that comes last in it, for where it cannot be prepared for a recording, it is called again. kind: in words."""
+        """work's result, which lies in memory that the next run may write to. kind: in words."""
         key = kind, key
         if key in self._recorded:
             self._recorded.move_to_end(key)
@@ -51,13 +55,15 @@ class Graphs:
         if runs < EAGER_RUNS:
             _put(self._runs, key, runs + 1)
             return work()
-        result, again = self.record(work)
-        if isinstance(again, RuntimeError):
-            self._failed.add(kind)
-            print(f"kernels: {kind} goes on without CUDA graphs, which is slower: {reason(again)}", file=sys.stderr)
-        else:
-            _put(self._recorded, key, again)
-        return result
+        recorded = self.record(work)
+        reasons = self.exchange(reason(recorded) if isinstance(recorded, RuntimeError) else None)
+        if (why := next(filter(None, reasons), None)) is None:
+            _put(self._recorded, key, recorded)
+            return recorded()
+        self._failed.add(kind)
+        if isinstance(recorded, RuntimeError) and reason(recorded) == why:  # said by the ranks that it is true of
+            print(f"kernels: {kind} goes on without CUDA graphs, which is slower: {why}", file=sys.stderr)
+        return work()
 
 
 def _put(values: OrderedDict, key: Hashable, value: object) -> None:
@@ -73,24 +79,25 @@ class Recorder:
     def __init__(self, device: torch.device):
         self.device, self.pool = device, None
         self.side = torch.cuda.Stream(device)
+        self._is_ready = False  # the library of products has its memory for this stream
 
-    def __call__(self, work: Work) -> tuple[Tensor, Work | RuntimeError]:
-        """Runs `work` once on a stream of its own, so that libraries and kernels are loaded by then, and records it,
-        which computes nothing. The error is torch's, of CUDA, of memory."""
-        current = torch.cuda.current_stream(self.device)
-        self.side.wait_stream(current)
+    def __call__(self, work: Work) -> Work | RuntimeError:
+        """What starts all that `work` would start, which has been called before, so that libraries and kernels are
+        loaded. The error is torch's, of CUDA, of memory."""
         try:
-            try:
-                with torch.cuda.stream(self.side):
-                    result = work()
-            finally:
-                current.wait_stream(self.side)
-        except RuntimeError as error:  # what it had started has ended where it is called again: both write to one place
-            return work(), error
-        try:
-            return result, self._record(work)
+            if not self._is_ready:
+                self._prepare()
+            return self._record(work)
         except RuntimeError as error:
-            return result, error
+            return error
+
+    def _prepare(self) -> None:
+        with torch.cuda.stream(self.side):
+            for dtype in (torch.float32, torch.float16):
+                square = torch.zeros(16, 16, dtype=dtype, device=self.device)
+                torch.mm(square, square)
+        torch.cuda.current_stream(self.device).wait_stream(self.side)
+        self._is_ready = True
 
     def _record(self, work: Work) -> Work:
         current = torch.cuda.current_stream(self.device)

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 
 import torch
 
-from kernels import CUDA_GRAPH
+from glm.logits import Logits, approximate_logits
+from kernels import CUDA_GRAPH, vocabulary
 from tools.checking_gpu.answers import CHECKPOINT, OVER, PROMPTS, lacking
-from tools.checking_gpu.setting import Setting, scheme_name
+from tools.checking_gpu.setting import Setting, recorded, scheme_name, seconds
 
 ROWS, CONTEXT = [1, 4, 16], 100  # of what is timed
 
@@ -60,10 +61,38 @@ def eager_and_recorded(setting: Setting) -> Iterator[dict]:
                 found.append([[beam.blank_ids for beam in result.beams] for result in results])
             name = "plain" if bits is None else scheme_name(bits, group_size)
             yield {"case": f"{name}, {mode}", "right": found[0] == found[1] and all(found[0])}
-    model, _ = glm.load(CHECKPOINT, str(setting.device), setting.sizes("float16", "float32"))
+    model, tokenizer = glm.load(CHECKPOINT, str(setting.device), setting.sizes("float16", "float32"))
+    packed, _ = glm.load(CHECKPOINT, str(setting.device), setting.sizes("float16", "float32"), int8_vocabulary="on")
+    for mode in ("greedy", "sampled among 20"):
+        found = [[result.beams[0].blank_ids for result in fill_blanks(each, tokenizer, texts, modes[mode])]
+                 for each in (model, packed)]
+        yield {"case": f"vocabulary in INT8, {mode}", "right": found[0] == found[1] and packed.vocabulary is not None}
+    yield choosing(setting)
     for rows in setting.sizes(ROWS, [2]):
         if setting.has_time:
             yield times(setting, model, rows)
+
+
+@torch.inference_mode()
+def choosing(setting: Setting) -> dict:
+    """Milliseconds of a greedy choice from GLM-130B's hidden state, recorded: by exact logits, and by the matrix in
+    INT8. Random rows are more alike than learned ones, so that this choice need not be sure."""
+    size, dtype = setting.config.hidden_size, setting.sizes(torch.float16, torch.float32)
+    weight = torch.randn(setting.config.vocab_size, size, dtype=dtype, device=setting.device).mul_(size**-0.5)
+    hidden, packed = torch.randn(1, size, dtype=dtype, device=setting.device), vocabulary.pack(weight)
+
+    def choose(is_exact: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        found = Logits(setting.operations.head(hidden, weight)) if is_exact else approximate_logits(
+            hidden, weight, packed, looks=False)
+        found.refine(1)
+        return found.values.argmax(-1), found.decides
+
+    row, tokens = {"case": "choosing a token, vocabulary in INT8"}, []
+    for name, is_exact in (("exact", True), ("INT8", False)):
+        replay = recorded(setting, [lambda is_exact=is_exact: choose(is_exact)])
+        row[f"{name} ms"] = 1e3 * seconds(setting, replay, setting.sizes(20, 1))
+        tokens.append(int(replay()[0][0]))
+    return row | {"sure": bool(choose(False)[1].all()), "right": tokens[0] == tokens[1]}
 
 
 @torch.inference_mode()
