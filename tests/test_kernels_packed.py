@@ -205,7 +205,7 @@ def test_sums_at_the_ends_of_their_range(ops, bits, group_size):
     lowest = torch.full((n, k * bits // 8), -128 if bits == 8 else -120, dtype=torch.int8)
     scale = torch.ones(n if group_size is None else (n, k // group_size))
     packed = reference.PackedWeight(lowest, scale, bits, group_size)
-    for value in (1.9999999, -1e-30):
+    for value in (1.9999999, 1.988, -1.99, -1e-30):  # either side of what two digits of 8 bits can hold
         found = ops.weight_only_linear(torch.full((2, k), value), *packed[:2], None, bits, group_size)
         torch.testing.assert_close(found, torch.full((2, n), -value * k * 2.0 ** (bits - 1)), rtol=1e-4, atol=0)
 

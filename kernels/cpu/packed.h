@@ -10,7 +10,7 @@
 // How a unit's lanes find their scales.
 enum Scaling {
     BY_ROW,    // one scale for the whole row: sums are scaled at the end
-    BY_UNIT,   // a group is one or more whole units
+    BY_UNIT,   // a group is two or more whole units
     BY_PARTS,  // a unit is one or more whole groups
     BY_LANE,   // groups are whole lanes: scales are laid out lane by lane first
     BY_COLUMN  // any group: weights are scaled one by one (packed_unpack.h)
@@ -20,9 +20,9 @@ template <int BITS> struct Order {
     static constexpr size_t column(size_t place) { return BITS == 4 ? place ^ 1 : place; }  // the even one is in the high half
     static Scaling scaling(const Packed& w) {
         if (w.group == w.k) return BY_ROW;
-        if (w.group % UNIT == 0) return BY_UNIT;
         if (w.group % LANE) return BY_COLUMN;
-        return UNIT % w.group == 0 ? BY_PARTS : BY_LANE;
+        if (UNIT % w.group == 0) return BY_PARTS;
+        return w.group % UNIT == 0 ? BY_UNIT : BY_LANE;
     }
     static size_t padded(size_t k) { return (k + UNIT - 1) / UNIT * UNIT; }
 };
@@ -30,8 +30,7 @@ template <int BITS> struct Order {
 static const size_t AHEAD = 8192;  // bytes; measured: less leaves the memory idle
 
 // The scales of one row of weights as floats, as its Scaling wants them; W places behind them may be read.
-template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, const T* scale, float* to) {
-    const size_t groups = w.groups();
+template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, size_t groups, const T* scale, float* to) {
     if (S == BY_COLUMN) {  // laid out as the columns are
         typedef Order<BITS> O;
         for (size_t j = 0; j < O::padded(w.k); j += O::UNIT)
@@ -44,7 +43,7 @@ template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, c
     }
     size_t g = 0;
     for (; g + W <= groups; g += W) store(to + g, load(scale + g));
-    for (; g < groups; g++) to[g] = to_float(scale[g]);
+    if (g < groups) store(to + g, load_part(scale + g, groups - g));
     size_t places = groups;
     if (S != BY_PARTS) {  // repeated for every lane, or for every unit
         const size_t columns = S == BY_LANE ? Order<BITS>::LANE : Order<BITS>::UNIT, times = w.group / columns;
@@ -56,16 +55,14 @@ template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, c
             for (size_t j = 0; j < times; j++) to[--place] = value;
         }
     }
-    for (size_t i = 0; i < W; i++) to[places + i] = 0.0f;
+    store(to + places, fill(0.0f));
 }
-template <int BITS, Scaling S> static void scales_of(const Packed& w, size_t row, float* to) {
+// The same of `rows` rows from `row` on, `places` apart.
+template <int BITS, Scaling S>
+static void scales_of(const Packed& w, size_t groups, size_t row, size_t rows, size_t places, float* to) {
     if (S == BY_ROW) return;
-    const size_t first = row * w.groups();
-    switch (w.scale_type) {
-        case 0: return scales_of<BITS, S>(w, (const float*)w.scale + first, to);
-        case 1: return scales_of<BITS, S>(w, (const bf16*)w.scale + first, to);
-        default: return scales_of<BITS, S>(w, (const fp16*)w.scale + first, to);
-    }
+    BY_TYPE(w.scale_type, for (size_t r = 0; r < rows; r++)
+        (scales_of<BITS, S>(w, groups, (const T*)w.scale + (row + r) * groups, to + r * places)))
 }
 template <int BITS, Scaling S> static size_t scale_places(const Packed& w) {  // floats that scales_of writes at most
     const size_t padded = Order<BITS>::padded(w.k), lanes = padded / Order<BITS>::LANE;
@@ -126,24 +123,33 @@ template <int BITS_> struct InFloats {
     }
     static ALWAYS vec start(const float*, size_t, size_t) { return fill(0.0f); }
     static ALWAYS words loaded(words a) { return a; }
-    static ALWAYS vec value(vec sum) { return sum; }
+    template <bool> static ALWAYS vec value(vec sum) { return sum; }
     static float factor(const float*, size_t) { return 1.0f; }
 };
 
-// out[r][i] = sum over k of w[row + r][k] * x[i][k], without the row's scale where S is BY_ROW. Not inlined, since that
-// would make a copy of it for every type of out.
-template <class Form, Scaling S, int R, int M>
-static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, const typename Form::X* x, size_t stride,
-                                               size_t ahead, words lanes, float* scales, float (&out)[R][M]) {
+// What the products of one matrix need to know of it, found once: divisions take long.
+template <class Form, Scaling S> struct Walk {
     typedef Order<Form::BITS> O;
-    const size_t bytes = w.row_bytes(), places = scale_places<Form::BITS, S>(w), groups = O::UNIT / w.group;
-    const size_t units = O::padded(w.k) / O::UNIT, whole = bytes / O::BYTES, span = span_of<Form>(w);
-    const uint8_t* data = w.weight + row * bytes;
+    size_t bytes, groups, places, units, whole, span, unit_groups, stride, ahead_rows;  // bytes, groups, places: of a row
+    words lanes;
+    explicit Walk(const Packed& w)
+        : bytes(w.row_bytes()), groups(w.groups()), places(scale_places<Form::BITS, S>(w)), units(O::padded(w.k) / O::UNIT),
+          whole(bytes / O::BYTES), span(span_of<Form>(w)), unit_groups(O::UNIT / w.group), stride(Form::padded(w.k)),
+          ahead_rows(AHEAD / bytes), lanes(lanes_of(O::LANE, w.group)) {}
+};
+
+// out[r][i] = sum over k of w[r][k] * x[i][k], without the row's scale where S is BY_ROW. Not inlined, since that would make
+// a copy of it for every type of out.
+template <class Form, Scaling S, int R, int M>
+static __attribute__((noinline)) void few_dots(const Walk<Form, S>& walk, const uint8_t* data, const typename Form::X* x,
+                                               size_t ahead, const float* scales, float (&out)[R][M]) {
+    typedef Order<Form::BITS> O;
+    const size_t bytes = walk.bytes, places = walk.places, groups = walk.unit_groups, units = walk.units, whole = walk.whole;
+    const size_t span = walk.span, stride = walk.stride;
+    const words lanes = walk.lanes;
     vec total[R][M];
-    UNROLL for (int r = 0; r < R; r++) {
-        scales_of<Form::BITS, S>(w, row + r, scales + r * places);
+    UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
-    }
     typename Form::Sum sums[R][M];
     const auto begin = [&](size_t span_number) __attribute__((always_inline)) {
         UNROLL for (int i = 0; i < M; i++) {
@@ -170,7 +176,7 @@ static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, cons
             vec scale;
             if (S != BY_ROW) scale = unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
             UNROLL for (int i = 0; i < M; i++) {
-                vec value = Form::value(sums[r][i]);
+                vec value = Form::template value<S == BY_PARTS || S == BY_LANE>(sums[r][i]);
                 total[r][i] = S == BY_ROW ? add(value, total[r][i]) : fma(value, scale, total[r][i]);
             }
         }
@@ -179,8 +185,8 @@ static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, cons
         for (size_t unit = 0; unit < whole; unit++) begin(unit), add_unit(unit), end(unit);
         if (whole < units) begin(whole), add_part(whole), end(whole);
     } else {
-        for (size_t first = 0, unit = 0; first < units; first += span) {
-            begin(first / span);
+        for (size_t first = 0, unit = 0, number = 0; first < units; first += span, number++) {
+            begin(number);
             const size_t last = first + span < units ? first + span : units;
             for (const size_t there = last < whole ? last : whole; unit < there; unit++) add_unit(unit);
             if (unit < last) add_part(unit);
@@ -193,20 +199,22 @@ static __attribute__((noinline)) void few_dots(const Packed& w, size_t row, cons
 }
 
 template <class Form, Scaling S, int R, int M>
-static inline void few_block(const Packed& w, const typename Form::X* x, size_t stride, const Target& to, size_t first,
-                             size_t row, words lanes, float* scales) {
+static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const typename Form::X* x, const Target& to,
+                             size_t first, size_t row, float* scales) {
     float products[R][M];
-    const size_t size = w.scale_type == 0 ? 4 : 2;  // the scales are another stream through memory
-    prefetch((const char*)w.scale + (row * w.groups() + (S == BY_ROW ? 64 : 4 * w.groups())) * size);
-    few_dots<Form, S, R, M>(w, row, x, stride, AHEAD, lanes, scales, products);
+    const uint8_t* data = w.weight + row * walk.bytes;
+    const size_t row_scales = walk.groups * (w.scale_type == 0 ? 4 : 2);  // another stream through memory
+    const char* next = (const char*)w.scale + (row + R + walk.ahead_rows) * row_scales;
+    for (size_t i = 0; i < R * row_scales; i += 64) prefetch(next + i);
+    scales_of<Form::BITS, S>(w, walk.groups, row, R, walk.places, scales);
+    few_dots<Form, S, R, M>(walk, data, x, AHEAD, scales, products);
     if constexpr (Form::SETS == 2) {
-        const size_t units = Order<Form::BITS>::padded(w.k) / Order<Form::BITS>::UNIT;
-        const typename Form::X* second = x + stride / 2;
+        const typename Form::X* second = x + walk.stride / 2;
         bool any = false;
-        for (int i = 0; i < M; i++) any |= Form::factor(second + i * stride, units) != 0.0f;
+        for (int i = 0; i < M; i++) any |= Form::factor(second + i * walk.stride, walk.units) != 0.0f;
         if (__builtin_expect(any, 0)) {
             float rest[R][M];  // of a row of x that has none, its factor makes zeros
-            few_dots<Form, S, R, M>(w, row, second, stride, 0, lanes, scales, rest);
+            few_dots<Form, S, R, M>(walk, data, second, 0, scales, rest);
             for (int r = 0; r < R; r++)
                 for (int i = 0; i < M; i++) products[r][i] += rest[r][i];
         }
@@ -218,29 +226,29 @@ static inline void few_block(const Packed& w, const typename Form::X* x, size_t 
 }
 
 template <class Form, Scaling S, int M>
-static void few_rows(const Packed& w, const typename Form::X* x, const Target& to, size_t first, Range rows) {
+static void few_rows(const Packed& w, const Walk<Form, S>& walk, const typename Form::X* x, const Target& to, size_t first,
+                     Range rows) {
     constexpr int R = Form::together(S, M);
-    const size_t stride = Form::padded(w.k);
-    float* scales = scratch<Packed, float>(R * scale_places<Form::BITS, S>(w));
-    const words lanes = lanes_of(Order<Form::BITS>::LANE, w.group);
+    float* scales = scratch<Packed, float>(R * walk.places);
     size_t row = rows.first;
-    for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, x, stride, to, first, row, lanes, scales);
-    for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, x, stride, to, first, row, lanes, scales);
+    for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, walk, x, to, first, row, scales);
+    for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, walk, x, to, first, row, scales);
 }
 
 // Decoding: up to four rows of x at once, the next ones while the weights are in a cache.
 template <class Form> struct Few : Form {
     template <Scaling S> static void rows(const Packed& w, const typename Form::X* x, size_t m, const Target& to, Range rows) {
+        const Walk<Form, S> walk(w);
         const size_t width = Form::widest(S, w.k, m < 4 ? m : 4), step = m <= width ? rows.last : 16;
         for (size_t row = rows.first; row < rows.last; row += step)
             for (size_t i = 0; i < m; i += width) {
                 const Range part = {row, row + step < rows.last ? row + step : rows.last};
-                const typename Form::X* from = x + i * Form::padded(w.k);
+                const typename Form::X* from = x + i * walk.stride;
                 switch (m - i < width ? m - i : width) {
-                    case 1: few_rows<Form, S, 1>(w, from, to, i, part); break;
-                    case 2: few_rows<Form, S, 2>(w, from, to, i, part); break;
-                    case 3: few_rows<Form, S, 3>(w, from, to, i, part); break;
-                    default: few_rows<Form, S, 4>(w, from, to, i, part);
+                    case 1: few_rows<Form, S, 1>(w, walk, from, to, i, part); break;
+                    case 2: few_rows<Form, S, 2>(w, walk, from, to, i, part); break;
+                    case 3: few_rows<Form, S, 3>(w, walk, from, to, i, part); break;
+                    default: few_rows<Form, S, 4>(w, walk, from, to, i, part);
                 }
             }
     }

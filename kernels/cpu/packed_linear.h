@@ -1,12 +1,15 @@
 // PackedProduct for one number of bits.
 #pragma once
+#include <type_traits>
+#include "packed_digits.h"
 #include "packed_unpack.h"
-#include "packed_words.h"
 
 static const size_t FEW = 8;  // rows of x; beyond, tiles are faster where they are many, and give a row the same result in any batch
 
 template <int BITS> struct Product {
-#ifdef GLM_PAIRS
+#ifdef GLM_FOURS
+    typedef Few<typename std::conditional<BITS == 4, InDigits<4>, InWords<BITS>>::type> Form;
+#elif defined(GLM_PAIRS)
     typedef Few<InWords<BITS>> Form;
 #else
     typedef Few<InFloats<BITS>> Form;

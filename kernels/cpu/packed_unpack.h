@@ -46,10 +46,10 @@ template <int BITS> static void scales_of_row(const Packed& w, size_t row, float
             for (size_t unit = 0; unit < O::padded(w.k) / O::UNIT; unit++) to[unit] = scale;
             return;
         }
-        case BY_UNIT: return scales_of<BITS, BY_UNIT>(w, row, to);
-        case BY_PARTS: return scales_of<BITS, BY_PARTS>(w, row, to);
-        case BY_LANE: return scales_of<BITS, BY_LANE>(w, row, to);
-        case BY_COLUMN: return scales_of<BITS, BY_COLUMN>(w, row, to);
+        case BY_UNIT: return scales_of<BITS, BY_UNIT>(w, w.groups(), row, 1, 0, to);
+        case BY_PARTS: return scales_of<BITS, BY_PARTS>(w, w.groups(), row, 1, 0, to);
+        case BY_LANE: return scales_of<BITS, BY_LANE>(w, w.groups(), row, 1, 0, to);
+        case BY_COLUMN: return scales_of<BITS, BY_COLUMN>(w, w.groups(), row, 1, 0, to);
     }
 }
 template <int BITS, class E>

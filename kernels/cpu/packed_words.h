@@ -36,7 +36,8 @@ template <int BITS_> struct InWords {
         return BITS == 8 && scaling == BY_ROW && rows > 2 && rows * k * sizeof(X) > NEAREST_CACHE ? 2 : rows;
     }
 
-    template <class T> static void arrange(const T* x, const Packed& w, int16_t* to) {
+    // IN_DIGITS: integers are at most 32639, so that both digits of packed_digits.h have 8 bits with a sign.
+    template <class T, bool IN_DIGITS = false> static void arrange(const T* x, const Packed& w, int16_t* to) {
         const size_t units = O::padded(w.k) / O::UNIT, span = span_of<InWords>(w);
         vec top = fill(0.0f), check = fill(0.0f);
         size_t j = 0;
@@ -48,7 +49,7 @@ template <int BITS_> struct InWords {
         if (j < w.k) look(load_part(x + j, w.k - j));
         const bool finite = sum(check) == 0.0f;
         const float largest_value = finite ? largest(top) : 0.0f;
-        const uint32_t exponent = to_bits(largest_value) >> 23, clamped = exponent < 30 ? 30 : exponent;
+        const uint32_t exponent = (to_bits(largest_value) + (IN_DIGITS ? 3 << 15 : 0)) >> 23, clamped = exponent < 30 ? 30 : exponent;
         const float step = from_bits((clamped - 14) << 23), inverse = from_bits((254 + 14 - clamped) << 23);
         const float squares = finite ? store_set<false>(x, w.k, span, inverse, to) : 0.0f;
         factor(to, units) = finite ? step : from_bits(0x7fc00000);
@@ -113,6 +114,6 @@ template <int BITS_> struct InWords {
         if constexpr (P + 1 < PARTS) add<R, M, P + 1>(a, x, stride, sums);
     }
     static ALWAYS words loaded(words a) { return flipped(a, BITS == 4 ? 0x88888888 : 0x80808080); }
-    static ALWAYS vec value(words sum) { return floats_of(sum); }
+    template <bool> static ALWAYS vec value(words sum) { return floats_of(sum); }
 };
 #endif

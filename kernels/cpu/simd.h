@@ -60,6 +60,11 @@ static inline vec load(const bf16* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 static inline vec load(const fp16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+static inline vec load_part(const float* p, size_t count) { return _mm512_maskz_loadu_ps((1u << count) - 1, p); }
+static inline vec load_part(const bf16* p, size_t count) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((1u << count) - 1, p)), 16));
+}
+static inline vec load_part(const fp16* p, size_t count) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((1u << count) - 1, p)); }
 static inline vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
 static inline vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
 static inline vec mul(vec a, vec b) { return _mm512_mul_ps(a, b); }

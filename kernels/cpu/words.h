@@ -32,6 +32,29 @@ static inline words add_pairs(words sum, words a, words b) {
     return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
 #endif
 }
+#ifdef __AVX512VNNI__
+#define GLM_FOURS  // vectors of bytes, of which fours are multiplied and added: positive ones with any
+static inline words add_fours(words sum, words positive, words any) { return _mm512_dpbusd_epi32(sum, positive, any); }
+template <int P> static inline words positive_half(words a) {  // P 0: the lower half of every byte, 1: the upper one; plus 8
+#ifdef __AVX512VBMI__  // the unit that shifts is the one that multiplies; this one is idle
+    const words half = P ? _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x3c342c241c140c04), a) : a;
+#else
+    const words half = P ? _mm512_srli_epi16(a, 4) : a;
+#endif
+    return _mm512_ternarylogic_epi32(half, _mm512_set1_epi8(15), _mm512_set1_epi8(8), 0x6a);
+}
+// x = 256 * high + low with both digits in -128 ... 127; of a the even bytes, of b the odd ones.
+static inline words high_digits(words a, words b) {
+    const words half = _mm512_set1_epi16(128);
+    return _mm512_or_si512(_mm512_srli_epi16(_mm512_add_epi16(a, half), 8),
+                           _mm512_and_si512(_mm512_add_epi16(b, half), _mm512_set1_epi16(-256)));
+}
+static inline words low_digits(words a, words b) {
+    return _mm512_or_si512(_mm512_and_si512(a, _mm512_set1_epi16(255)), _mm512_slli_epi16(b, 8));
+}
+static inline words low_words(int x) { return _mm512_set1_epi32(x); }
+template <int N> static inline words add_shifted(words sum, words a) { return _mm512_add_epi32(sum, _mm512_slli_epi32(a, N)); }
+#endif
 // Bits BITS * P ... of every 16-bit integer.
 template <int BITS, int P> static inline words field(words a) {
     words low = P == 0 ? a : _mm512_srli_epi16(a, BITS * P);
