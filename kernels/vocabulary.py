@@ -85,12 +85,17 @@ def refine_(logits: Tensor, x: Tensor, weight: Tensor, error: Tensor, count: int
     logits[:, chosen] = torch.where(is_open[:, chosen], exact, logits[:, chosen])
 
 
+def rounded_reach(logits: Tensor, x: Tensor, error: Tensor) -> Tensor:
+    """By how much approximate logits (b, v), rounded to x's dtype, may be wrong."""
+    rounding = torch.finfo(x.dtype)
+    return x.float().norm(dim=-1, keepdim=True) * error + logits.abs() * rounding.eps + rounding.smallest_normal
+
+
 def refine_some_(logits: Tensor, x: Tensor, weight: Tensor, error: Tensor, count: int, added: Tensor | None = None,
                  least: float = -torch.inf) -> Tensor:
     """As `refine_`, without a look at any number: SPARE rows more than `count` become exact. -> bool (b,): whether the
     `count` best of a row are then those of the exact product; where it is False, they may be."""
-    rounding = torch.finfo(x.dtype)
-    reach = x.float().norm(dim=-1, keepdim=True) * error + logits.abs() * rounding.eps + rounding.smallest_normal
+    reach = rounded_reach(logits, x, error)
     upper = torch.where(logits <= least, -torch.inf, logits + reach if added is None else logits + added + reach)
     b, v = logits.shape
     tops, ids = upper.topk(min(count + SPARE + 1, v), dim=-1)

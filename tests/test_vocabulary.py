@@ -21,11 +21,12 @@ from glm.config import ModelConfig
 from glm.loading import sharing
 from glm.logits import Logits, approximate_logits
 from glm.options import holds_int8_vocabulary
-from kernels import CHOICE_ROWS, vocabulary
+from kernels import CHOICE_ROWS, cuda, vocabulary
 from kernels.vocabulary import pack
 from planning import memory
 from planning.shapes import Format, Setup
 from tests import kernel_cases
+from tests.cuda_emulator import Emulator, shared_folder
 
 CHECKPOINT = "checkpoints/glm-small"
 variants = kernel_cases.ops  # a fixture: the instruction sets
@@ -120,6 +121,20 @@ def test_a_fixed_number_of_rows_is_the_exact_choice_where_it_says_so(rows_of, x_
                                atol=float(rounding.max()))
     chosen = ranked.argmax(-1, keepdim=True)
     assert (wanted.gather(-1, chosen) >= wanted.amax(-1, keepdim=True) - rounding)[is_sure].all()
+
+
+@pytest.mark.parametrize("m", [1, CHOICE_ROWS])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_gpu_s_kernels_keep_to_the_bound(tmp_path_factory, dtype, m):
+    """On the emulator, which rounds as they do."""
+    emulator = Emulator(shared_folder(tmp_path_factory))
+    for kind in ("normal", "outliers", "ties"):
+        weight, x = matrix(kind, 160, 352, 0).mul_(0.03).to(dtype), matrix("outliers", m, 352, 1).mul_(0.1).to(dtype)
+        packed, exact = pack(weight), x.float() @ weight.float().T
+        with torch.inference_mode():
+            found = cuda.Operators(lambda _: emulator).weight_only_linear(x, packed.weight, packed.scale).float()
+        assert ((found - exact).abs() <= vocabulary.rounded_reach(found, x, packed.error)).all()
+    assert len(emulator.launched) == 3 and all(name.startswith("skinny") for name in emulator.launched)
 
 
 def test_a_small_part_of_the_rows_is_enough():
