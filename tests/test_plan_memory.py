@@ -11,6 +11,7 @@ from commands.doctor import make_parser as doctor_parser
 from commands.evaluate import parser as evaluation_parser
 from commands.generate import parser as generation_parser
 from commands.plan import main as plan_main
+from evaluation.requests import shape_of
 from glm.config import ModelConfig
 from glm.linear import pack_linears
 from glm.loading import DTYPES
@@ -252,3 +253,7 @@ def test_comparisons_pass_on_what_ended_a_process(capsys):
         output_of(["-c", "import sys; sys.exit(print('error: why', file=sys.stderr) or 2)"])
     assert capsys.readouterr().err == "error: why\n"
     assert pair(11, 10) == "11 / 10 (+10%)"
+
+
+def test_rows_whose_scoring_is_timed_are_as_many_as_the_table_says():
+    assert [shape_of(check_cost.requests_of(*case)) for case in check_cost.SCORING] == list(check_cost.SCORING)

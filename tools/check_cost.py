@@ -110,8 +110,9 @@ def requests_of(rows: int, width: int) -> list:
     from evaluation.requests import ScoreRequest
 
     wanted = width // SCORED
-    context = tuple(place % 1000 for place in range(width - wanted))
-    return [ScoreRequest(context, ((1, *range(wanted - 1)),), 2, len(context), 1) for _ in range(rows)]
+    count = width - wanted
+    contexts = [tuple((place + row) % 1000 for place in range(count)) for row in range(rows)]  # equal: read once
+    return [ScoreRequest(context, ((1, *range(wanted - 1)),), 2, count, 1) for context in contexts]
 
 
 def child(arguments: list[str], ranks: int = 1) -> dict:
