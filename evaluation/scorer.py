@@ -23,7 +23,7 @@ from kernels import FEW_ROWS, scored_bytes
 from runtime.errors import NonFinite
 from runtime.mapped import check_unchanged
 
-PADDING = -1
+PADDING, NO_SEGMENT = -1, -2
 # In float32 a score must not feel the batch that it was computed in. Products of few rows sum in another order than
 # those of many, and attention sums in vectors of 16: so there are never few rows, and widths are multiples of 16.
 VECTOR = 16
@@ -209,16 +209,16 @@ def segments_blocked(segments: torch.Tensor, prefix: torch.Tensor,
         . . x x x x     padding: whatever it sees, nobody looks at it
     """
     s = segments.shape[1]
-    places = torch.arange(s, device=segments.device)
-    future = places[None, :] > places[:, None]
-    behind_prefix = places[None, None, :] >= prefix[:, None, None]
-    of_context = (segments == 0)[:, None, :]
-    same = segments[:, None, :] == segments[:, :, None]
-    in_context = of_context & ~(behind_prefix & future)
+    keys = segments.to(torch.int32)[:, None, :]
+    queries = torch.where(segments == PADDING, NO_SEGMENT, segments).to(torch.int32)[:, :, None]
+    blocked = queries != keys
     if behind is not None:
-        same |= segments[:, None, :] == behind[:, :, None]
-    in_segment = same & ~of_context & ~future & (segments != PADDING)[:, None, :]
-    return ~(in_context | in_segment)
+        blocked &= behind.to(torch.int32)[:, :, None] != keys
+    of_context, places = keys == 0, torch.arange(s, device=segments.device)
+    blocked &= ~of_context
+    hides_future = ~of_context | (places >= prefix[:, None])[:, None, :]
+    blocked |= (places > places[:, None]) & hides_future
+    return blocked
 
 
 def _scored(requests: Sequence[ScoreRequest], begins: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
