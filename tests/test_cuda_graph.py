@@ -12,6 +12,7 @@ from kernels.cache import BuildError
 from kernels.cuda import Operators, graph
 from runtime import parallel
 from tests.fake_model import FakeModel
+from tests.parallel_helper import run_ranks
 from tests.recorded_operations import Recorder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,6 +110,29 @@ def test_ranks_record_what_all_of_them_can(capsys):
     assert rank(0, False, [None]) == ([*runs, "0 replays", "0 replays"], False, "")
     assert rank(1, True, [None]) == ([*runs, "work", "work"], True, line)
     assert rank(2, False, ["CUDA out of memory"]) == ([*runs, "work", "work"], True, "")
+
+
+def _sums_of_two_ranks():
+    """Rank 1 lacks the memory for its first recording; sums that were not met would wait for ever."""
+    parallel.start(2)
+    graphs, made = graph.Graphs(None, parallel.exchange), []
+
+    def work():
+        return parallel.reduce(torch.ones(1))
+
+    def record(work):
+        made.append(1)
+        return RuntimeError("CUDA out of memory") if parallel.rank() and len(made) == 1 else work
+
+    graphs.record = record
+    with torch.no_grad():
+        sums = [graphs.run(kind, "key", work).item() for kind in "ab" for _ in range(graph.EAGER_RUNS + 3)]
+    return sums, graphs.has_failed("a"), graphs.has_failed("b")
+
+
+def test_sums_of_ranks_stay_together_where_one_cannot_record(tmp_path):
+    times = 2 * (graph.EAGER_RUNS + 3)
+    assert run_ranks(_sums_of_two_ranks, 2, tmp_path, deadline=120) == 2 * [([2.0] * times, True, False)]
 
 
 def test_where_steps_are_recorded(monkeypatch):
