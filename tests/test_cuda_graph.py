@@ -132,7 +132,7 @@ def _sums_of_two_ranks():
 
 def test_sums_of_ranks_stay_together_where_one_cannot_record(tmp_path):
     times = 2 * (graph.EAGER_RUNS + 3)
-    assert run_ranks(_sums_of_two_ranks, 2, tmp_path, deadline=120) == 2 * [([2.0] * times, True, False)]
+    assert run_ranks(_sums_of_two_ranks, 2, tmp_path) == 2 * [([2.0] * times, True, False)]
 
 
 def test_where_steps_are_recorded(monkeypatch):
