@@ -46,3 +46,8 @@ def bytes_per_place(model) -> int:
     config = model.config
     heads = max(1, config.key_value_heads // ranks)
     return 2 * config.num_layers * heads * config.head_size * next(model.parameters()).element_size()
+
+
+def rounded(count: int) -> int:
+    """The next power of two: of rows and places that are recorded for."""
+    return 1 << (count - 1).bit_length()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 import kernels
-from generation.batching import CPU_READ_TOKENS
+from generation.batching import CPU_READ_TOKENS, rounded
 from generation.sampling import Choice
 from glm.inputs import in_blank, padding_blocked, position_ids, prefix_causal_blocked, right_pad, row_positions
 from glm.logits import Logits
@@ -64,6 +64,7 @@ class Sequences:
         self.cache = self.model.new_cache(rows, places, is_clear=False) if rows and places else None
         self._state = torch.zeros(2, _FACTS, rows, dtype=torch.int64, device=self.device)
         self._state[..., :self.count] = state[..., :self.count]
+        self._views: dict[int, tuple[torch.Tensor, ...]] = {}
         self._graphs = None if self.model.stream else kernels.graphs(self.device)  # the old ones are of the old cache
         if self._graphs is not None and self.model.vocabulary is not None:
             kept, weight = self._kept, self.model.head_weight
@@ -132,9 +133,8 @@ class Sequences:
         else:
             longest, rows = max(self.lengths), self.count
             is_alike = rows == self.cache.batch and min(self.lengths) == longest and not self._has_copies
-            hidden = self._hidden(rows, longest, is_alike)  # nothing to be masked: faster on a GPU
-            logits = self.model.choices(hidden, is_exact)
-        state, pace = self._state[..., :self.count]
+            logits = self.model.choices(self._hidden(rows, longest, is_alike), is_exact)  # unmasked: faster on a GPU
+        state, pace, *_ = self._view(self.count)
         state += pace
         self.lengths = [length + 1 for length in self.lengths]
         return logits
@@ -203,11 +203,17 @@ class Sequences:
     def _hidden(self, rows: int, longest: int, is_alike: bool = False) -> torch.Tensor:
         """(rows, h) of the first rows, those not in use included; the state stays, so that again means the same.
         is_alike: all are as long as the longest; otherwise no row is longer."""
-        state = self._state[0, :, :rows]
-        positions = position_ids(self.model.config, state[_POSITION, :, None], state[_PLACE, :, None])
+        state, _, *where, token = self._view(rows)
         shared = Shared(state[_CONTEXT], state[_COMMON]) if self._has_copies else None
         self.cache.length = longest if is_alike else Lengths(state[_LENGTH].clone(), longest, shared)
-        return self.model.hidden_states(state[_TOKEN, :, None], positions, None, self.cache)[:, -1]
+        return self.model.hidden_states(token, position_ids(self.model.config, *where), None, self.cache)[:, -1]
+
+    def _view(self, rows: int) -> tuple[torch.Tensor, ...]:
+        """Of the first rows: state, pace, positions, places and tokens (b, 1). Kept: a view costs microseconds."""
+        if rows not in self._views:
+            state, pace = self._state[..., :rows]
+            self._views[rows] = state, pace, *(state[fact, :, None] for fact in (_POSITION, _PLACE, _TOKEN))
+        return self._views[rows]
 
     def go_on(self, rows: torch.Tensor | slice, tokens: torch.Tensor) -> None:
         """The next tokens of some rows."""
@@ -265,11 +271,6 @@ class Sequences:
         self._has_copies = self._has_copies and count > 0
         self.count, self.lengths = count, self.lengths[:count]
         return dict(zip(moving, holes, strict=True))
-
-
-def rounded(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
 
 
 def sent(values: Sequence, device: torch.device) -> torch.Tensor:

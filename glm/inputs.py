@@ -108,21 +108,21 @@ def inverse_frequencies(dimension: int, rotary_table: str, device: str = "cpu") 
     return exact.half() if rotary_table == "half" else exact.half().float()
 
 
-def _angles(position_ids: torch.Tensor, inverse_frequency: torch.Tensor) -> torch.Tensor:
-    """(..., s) int64 x (dimension/2) -> (..., s, dimension): the angles twice, one for each rotated half."""
-    angles = position_ids.to(inverse_frequency.dtype).unsqueeze(-1) * inverse_frequency
-    return torch.cat((angles, angles), dim=-1)
+@functools.cache
+def doubled_frequencies(dimension: int, rotary_table: str, device: str = "cpu") -> torch.Tensor:
+    """(dimension,): the inverse frequencies twice, once for each of the halves that are turned against each other."""
+    return inverse_frequencies(dimension, rotary_table, device).repeat(2)
 
 
-def cosine_sine(position_ids: torch.Tensor, inverse_frequency: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def cosine_sine(position_ids: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of every token's angles, laid out over the head: (b, s, d) float32 each.
 
-    position_ids: (b, s), or (b, 2, s) for 2D positions: the first half of the head then turns with
-    position_ids[:, 0], the second with position_ids[:, 1], each as a head of its own (inverse_frequency is
-    that of half the head size). The precision of inverse_frequency carries through angle, cosine and sine.
+    position_ids: (b, s), or (b, 2, s) for 2D positions: the first half of the head then turns with position_ids[:, 0],
+    the second with position_ids[:, 1], each as a head of its own. frequencies: doubled_frequencies of the head size, or
+    of half of it; their precision carries through angle, cosine and sine.
     """
     if position_ids.dim() == 3:
-        angles = torch.cat([_angles(position_ids[:, i], inverse_frequency) for i in range(2)], dim=-1)
+        angles = (position_ids.mT.unsqueeze(-1) * frequencies).flatten(-2)
     else:
-        angles = _angles(position_ids, inverse_frequency)
+        angles = position_ids.unsqueeze(-1) * frequencies
     return angles.cos().float(), angles.sin().float()

@@ -187,7 +187,7 @@ class GLM(SATModel):
         parts = self.family.rotary_parts(self.config)
         if parts:
             size = 2 * self.config.head_size // parts
-            frequencies = inputs.inverse_frequencies(size, self.config.rotary_table, str(position_ids.device))
+            frequencies = inputs.doubled_frequencies(size, self.config.rotary_table, str(position_ids.device))
             return inputs.cosine_sine(position_ids, frequencies)
         nothing = torch.zeros(position_ids.shape[0], position_ids.shape[-1], self.config.head_size,
                               device=position_ids.device)

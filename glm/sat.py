@@ -194,8 +194,9 @@ class Block(BaseMixin):
 
 def word_vectors(embeddings: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """ids (b, s) -> (b, s, h)."""
-    if embeddings.weight.shape[0] == embeddings.num_embeddings:  # not split over ranks
-        return torch.nn.functional.embedding(ids, embeddings.weight)
+    weight = embeddings.weight
+    if weight.shape[0] == embeddings.num_embeddings:  # not split over ranks
+        return torch.embedding(weight, ids)
     return embeddings(ids)
 
 

@@ -40,18 +40,25 @@ def backend(weight: torch.Tensor):
 
     All have the signatures of kernels.reference.
     """
-    import torch
-
-    from kernels import reference
-
-    if weight.device.type == "cuda":
-        settle_cuda()
+    torch, reference = _torch_and_reference()
     kind = weight.device.type
+    if kind == "cuda":
+        settle_cuda()
     if torch.is_grad_enabled():
         return trained() if kind == "cpu" and weight.dtype is torch.float32 else reference
     if weight.dtype not in reference.FLOATS:
         return reference
     return (BACKENDS[kind]() if kind in BACKENDS else none_for(kind)) or reference
+
+
+@functools.cache
+def _torch_and_reference():
+    """Statements of import cost microseconds, of which a decoding step has few."""
+    import torch
+
+    from kernels import reference
+
+    return torch, reference
 
 
 def weight_only_linear(x, weight, scale, bias=None, bits=8, group_size=None) -> torch.Tensor:

@@ -15,6 +15,7 @@ from kernels.reference import FLOATS, Lengths, PackedWeight
 SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
 BEFORE_LAYER = ctypes.CFUNCTYPE(ctypes.c_int, SIZE)
 SIGNATURE = [ctypes.c_int, *[POINTER] * 9, BEFORE_LAYER, ctypes.c_int]
+NOTHING_BEFORE = BEFORE_LAYER()
 MATRICES = ("qkv_weight", "dense_weight", "in_weight", "out_weight")
 
 
@@ -95,7 +96,7 @@ class Stack:
         out = torch.empty_like(hidden)
         if batch == 0:
             return out  # without a piece of work a stage would never end
-        callback = BEFORE_LAYER() if self.before is None else BEFORE_LAYER(self._renew)  # not kept: it holds self
+        callback = NOTHING_BEFORE if self.before is None else BEFORE_LAYER(self._renew)  # not kept: it holds self
         shape = attention.Shape.of(batch, self.heads, self.keys, start + 1, self.form.rotary, cosine,
                                    self.form.is_by_heads, blocked, lengths)
         self._stack(*self.fixed, ctypes.addressof(shape), hidden.data_ptr(), cosine.data_ptr(), sine.data_ptr(),

@@ -72,7 +72,7 @@ class Model:
         are expanded beside the products, if they are."""
         ops, config = self.setting.operations, self.config
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
-        frequencies = inputs.inverse_frequencies(config.head_size, config.rotary_table, str(tokens.device))
+        frequencies = inputs.doubled_frequencies(config.head_size, config.rotary_table, str(tokens.device))
         cosine, sine = inputs.cosine_sine(positions, frequencies)
         if self.embedding is None:
             hidden = (tokens[..., None] + torch.arange(config.hidden_size, device=tokens.device)).sin().to(DTYPE)
