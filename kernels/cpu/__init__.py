@@ -18,6 +18,7 @@ from kernels.cpu import attention, build
 from kernels.cpu.attention import address
 from kernels.layer import Activation, Rotary
 from kernels.reference import PackedWeight
+from runtime.resources import make_large
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SIGNATURES = {
@@ -32,6 +33,7 @@ SIGNATURES = {
     "glm_threads": [c_int],
 } | attention.SIGNATURES
 X86 = ("x86_64", "AMD64")
+LARGE_BYTES = 4 << 20  # of a result whose rows are long: products of many rows write some columns of each, page by page
 MAXIMUM_ROWS = 32  # elsewhere nothing is written in vectors, and for more rows torch's products are the better ones
 
 
@@ -110,6 +112,8 @@ class Operators:
         """x (..., k) times weight (n, k) transposed, plus bias -> (..., n), float32 or of x's type."""
         n, k = weight.shape
         x, out = x.contiguous(), x.new_empty((*x.shape[:-1], n), dtype=dtype)
+        if out.nbytes >= LARGE_BYTES:
+            make_large(out)
         if out.numel() == 0:
             return out  # without a piece of work its stage would never end
         self._linear(TYPES[x.dtype], x.data_ptr(), x.numel() // k, k, ctypes.byref(Matrix.of(weight)), address(bias),

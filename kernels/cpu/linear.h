@@ -1,7 +1,12 @@
 // Products of few rows (decoding) with a weight matrix: every weight is read from memory once, for all rows.
 #pragma once
+#include <cstdlib>
+#include <new>
 #include <vector>
 #include "simd.h"
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 static const size_t NEAREST_CACHE = 24 << 10;  // what x may take of it, beside the weights passing through
 
@@ -18,14 +23,34 @@ static inline int type_number(const fp16*) { return 2; }
 
 struct Range { size_t first, last; };
 
-// Scratch of one thread that only grows, from the start of a cache line on: a vector that lies in two lines costs two
-// loads. Its content is lost with the next call for the same Tag.
+// Memory from the start of a cache line on; much of it in pages of 2 MB, where Linux gives them when asked: a product that
+// passes over many pages of 4 KB waits for their addresses.
+class Room {
+    enum { LARGE = 2 << 20 };
+    void* data = nullptr;
+    size_t size = 0;
+
+public:
+    void* of(size_t bytes) {  // what was in it is lost where it grows
+        if (bytes <= size) return data;
+        const size_t unit = bytes < LARGE / 2 ? 64 : size_t(LARGE);
+        free(data);
+        size = (bytes + unit - 1) / unit * unit;
+        data = aligned_alloc(unit, size);
+        if (!data) throw std::bad_alloc();
+#ifdef __linux__
+        if (unit == LARGE) madvise(data, size, MADV_HUGEPAGE);
+#endif
+        return data;
+    }
+    ~Room() { free(data); }
+};
+
+// Scratch of one thread that only grows. Its content is lost with the next call for the same Tag. A vector that lies in two
+// cache lines would cost two loads.
 template <class Tag, class T> static T* scratch(size_t count) {
-    struct alignas(64) Line { uint8_t bytes[64]; };
-    static thread_local std::vector<Line> buffer;
-    const size_t lines = (count * sizeof(T) + 63) / 64;
-    if (buffer.size() < lines) buffer = std::vector<Line>(lines);
-    return (T*)buffer.data();
+    static thread_local Room room;
+    return (T*)room.of(count * sizeof(T));
 }
 
 // The part of 0 .. count that falls to one of `threads`, in whole blocks.

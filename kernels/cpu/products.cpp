@@ -18,7 +18,7 @@ static void few_rows(int type, const void* x, size_t m, size_t k, const Matrix& 
                              [](size_t next) { return next; });)
 }
 
-enum { MOST_TOGETHER = 512, LEAST_TOGETHER = 128 };  // rows of x that a part's columns meet
+enum { MOST_TOGETHER = 256, LEAST_TOGETHER = 128 };  // rows of x that a part's columns meet
 // A part is some columns with all of x, or with a part of x where that is long, or the threads are many; then it has fewer
 // columns, too, in whole steps of the engine.
 SharedProduct::SharedProduct(int type, size_t m, size_t k, const Matrix& w, size_t n, int threads)

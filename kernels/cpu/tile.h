@@ -28,17 +28,20 @@ struct Pairs {
 };
 #endif
 
-// Some rows of weights, `stride` words apart, and what is fetched meanwhile for later: weights from memory, x from a cache.
-// A panel of x is read in one go by the first rows of weights that it meets, faster than any but the nearest caches are.
+// Some rows of weights, `stride` words apart, and what is fetched meanwhile for later: weights from memory, x from a farther
+// cache, and the panel of x that follows into the nearest one: the first rows of weights that it meets read it in one go.
 struct Rows {
     const float* data;
     size_t stride;
     const float *next, *ahead;  // weights (or null), in the same form; x
     size_t lines;               // of x for each of the weights
+    const float* nearest;       // x (or null)
     ALWAYS void fetch(size_t rows, size_t word) const {  // for a line of weights, word ... word + LINE - 1
         if (next)
             for (size_t r = 0; r < rows; r++) prefetch(next + r * stride + word);
         for (size_t i = 0; i < lines; i++) prefetch(ahead + word * lines + i * LINE);
+        if (nearest)
+            for (size_t i = 0; i < PANEL; i++) __builtin_prefetch(nearest + word * PANEL + i * LINE);
     }
 };
 
@@ -101,32 +104,6 @@ enum { STEP = Tiles::MOST };
 enum { STEP = 24 };  // rows of the matrix: a multiple of what each engine takes at a time
 #endif
 
-// sums of the chosen panels [panel][PIECE][rows of x] = x times up to PIECE rows of the matrix.
-template <class Engine, class Weights>
-static void multiply(const Operand<Engine>& x, Range panels, Weights& w, Range rows, float* sums) {
-    float* room = scratch<Engine, float>(PIECE * DEPTH);
-    const typename Engine::Scope scope;
-    w.prepare(rows);
-    for (size_t word = 0; word < x.words; word += DEPTH) {
-        const size_t words = x.words - word < DEPTH ? x.words - word : size_t(DEPTH);
-        Block<typename Engine::Element, Weights> block(w, rows, word, words, Engine::MOST, room);
-        const bool is_last = word + DEPTH >= x.words;
-        for (size_t panel = panels.first; panel < panels.last; panel++) {
-            const size_t vectors = x.vectors_of(panel), each = Engine::rows(vectors), all = rows.last - rows.first;
-            const size_t steps = (all + each - 1) / each * ((words + LINE - 1) / LINE);
-            const size_t lines = (PANEL * words / LINE + steps - 1) / steps;
-            const float* ahead = panel + 1 < panels.last ? x.at(word, 2 * panel + 2) : x.at(is_last ? 0 : word + DEPTH, 2 * panels.first);
-            float* to = sums + (panel - panels.first) * PIECE * PANEL;
-            for (size_t first = 0; first < all; first += each, ahead += lines * words, to += each * vectors * W) {
-                const bool is_new = panel == panels.first;
-                if (is_new) block.fill_room({first, first + each});
-                const Rows some = {block.at(first), block.stride(first), is_new ? block.behind(first + each, is_last) : nullptr, ahead, lines};
-                Engine::multiply(some, x.at(word, 2 * panel), W * x.depth(word), vectors, words, to, word == 0);
-            }
-        }
-    }
-}
-
 // out[x][piece] = sums + added for the rows of x in one vector; of a row of the matrix these stand side by side, and
 // `stride` further on those of the next one.
 template <class T> static void put(const float* sums, size_t stride, Range x, Range piece, const float* added, T* out, size_t n) {
@@ -144,23 +121,70 @@ template <class T> static void put(const float* sums, size_t stride, Range x, Ra
             else store(to, lines[i]);
     }
 }
+// Where the sums of a piece of the matrix, of at most m rows of x, go.
+struct Results {
+    const Target& out;
+    const Range piece;
+    const size_t m;
+    float added[PIECE + W] = {0};
+    Results(const Target& out, Range piece, size_t m) : out(out), piece(piece), m(m) {
+        if (out.bias) for (size_t j = piece.first; j < piece.last; j++) added[j - piece.first] = number(out.bias, out.bias_type, j);
+    }
+    // Each row lies in a page of its own: a store would wait for its address, and for what memory has there.
+    void fetch(size_t first, size_t last) const {
+        const size_t width = out.type == 0 ? 4 : 2;
+        for (size_t row = first; row < last && row < m; row++) {
+            const uint8_t* place = (const uint8_t*)out.out + (row * out.n + piece.first) * width;
+            for (size_t i = 0; i < (piece.last - piece.first) * width; i += LINE * sizeof(float)) __builtin_prefetch(place + i, 1);
+        }
+    }
+    void put(const float* sums, size_t vector, size_t vectors) const {  // of one or two vectors of x
+        for (size_t v = 0; v < vectors; v++) {
+            const size_t first = (vector + v) * W;
+            const Range rows = {first, first + W < m ? first + W : m};
+            BY_TYPE(out.type, tile::put(sums + v * W, vectors * W, rows, piece, added, (T*)out.out, out.n))
+        }
+    }
+};
+
+// Columns `piece`, up to PIECE of them, of out for the rows of x in `panels`, whose sums are [panel][PIECE][rows of x].
+template <class Engine, class Weights>
+static void multiply(const Operand<Engine>& x, Range panels, Weights& w, Range piece, const Target& out) {
+    float* sums = scratch<Target, float>((panels.last - panels.first) * PIECE * PANEL);
+    float* room = scratch<Engine, float>(PIECE * DEPTH);
+    const Results results(out, piece, x.m);
+    const typename Engine::Scope scope;
+    const size_t all = piece.last - piece.first;
+    w.prepare(piece);
+    for (size_t word = 0; word < x.words; word += DEPTH) {
+        const size_t words = x.words - word < DEPTH ? x.words - word : size_t(DEPTH);
+        Block<typename Engine::Element, Weights> block(w, piece, word, words, Engine::MOST, room);
+        const bool is_last = word + DEPTH >= x.words;
+        for (size_t panel = panels.first; panel < panels.last; panel++) {
+            const size_t vectors = x.vectors_of(panel), each = Engine::rows(vectors);
+            const size_t steps = (all + each - 1) / each * ((words + LINE - 1) / LINE);
+            const size_t lines = (PANEL * words / LINE + steps - 1) / steps;
+            const float* following = panel + 1 < panels.last ? x.at(word, 2 * panel + 2) : x.at(is_last ? 0 : word + DEPTH, 2 * panels.first);
+            const float* ahead = following;
+            float *to = sums + (panel - panels.first) * PIECE * PANEL, *first_sums = to;
+            for (size_t first = 0; first < all; first += each, ahead += lines * words, to += each * vectors * W) {
+                const bool is_new = panel == panels.first;
+                if (is_new) block.fill_room({first, first + each});
+                if (is_last) results.fetch(panel * PANEL + first * vectors * W / all, panel * PANEL + (first + each) * vectors * W / all);
+                const Rows some = {block.at(first), block.stride(first), is_new ? block.behind(first + each, is_last) : nullptr,
+                                   ahead, lines, first + each >= all ? following : nullptr};
+                Engine::multiply(some, x.at(word, 2 * panel), W * x.depth(word), vectors, words, to, word == 0);
+            }
+            if (is_last) results.put(first_sums, 2 * panel, vectors);
+        }
+    }
+}
 
 // out's columns `rows` for the rows of x in `panels`, a piece of the matrix after the other.
 template <class Engine, class Weights>
 static void columns(const Operand<Engine>& x, Range panels, Weights w, Range rows, const Target& out) {
-    float* sums = scratch<Target, float>((panels.last - panels.first) * PIECE * PANEL);
-    for (size_t row = rows.first; row < rows.last; row += PIECE) {
-        const Range piece = {row, row + PIECE < rows.last ? row + PIECE : rows.last};
-        float added[PIECE + W] = {0};
-        if (out.bias) for (size_t j = piece.first; j < piece.last; j++) added[j - row] = number(out.bias, out.bias_type, j);
-        multiply(x, panels, w, piece, sums);
-        for (size_t vector = 2 * panels.first; vector < 2 * panels.last && vector < x.vectors; vector++) {
-            const size_t first = vector * W, stride = x.vectors_of(vector / 2) * W;
-            const float* from = sums + (vector / 2 - panels.first) * PIECE * PANEL + vector % 2 * W;
-            const Range some = {first, first + W < x.m ? first + W : x.m};
-            BY_TYPE(out.type, put(from, stride, some, piece, added, (T*)out.out, out.n))
-        }
-    }
+    for (size_t row = rows.first; row < rows.last; row += PIECE)
+        multiply(x, panels, w, {row, row + PIECE < rows.last ? row + PIECE : rows.last}, out);
 }
 
 // Calls use(Chosen<engine>()) with the engine for x of type T.

@@ -5,7 +5,9 @@
 namespace tile {
 
 enum { DEPTH = 256, LINE = 16 };     // words of a block, of a line of the cache
-enum { PIECE = 96, PANEL = 2 * W };  // rows of the matrix that meet a block of x, and rows of x
+// PIECE rows of the matrix meet a block of x, and PANEL rows of x: with more of the former, fewer pieces of each of out's
+// rows, which lie in pages of their own, are written.
+enum { PIECE = 192, PANEL = 2 * W };
 
 // Words first ... first + count of a row of `columns` numbers, zeros behind its end, as the engine's elements.
 template <class T>
