@@ -24,6 +24,7 @@ from glm.dropout import Dropout
 from glm.families import FAMILIES
 from glm.linear import Linear
 from glm.stream import Stream
+from kernels import reference
 from kernels.gradients import made_again
 from kernels.layer import LayerWeights
 from runtime import parallel
@@ -56,40 +57,28 @@ class Step:
     dropout: Dropout | None
     is_checkpointed: bool
 
-    def is_all(self, layer: int) -> bool:
-        """Whether all places of its result are wanted."""
-        return self.places is None or layer < self.config.num_layers - 1
-
     def wanted(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """(b, s, k) as it is; of the last layer, (n, k) at the places that are wanted."""
-        return x if self.is_all(layer) else x.flatten(0, 1)[self.places]
+        return reference.wanted(x, self.places_in(layer))
+
+    def places_in(self, layer: int) -> torch.Tensor | None:
+        """(n,) out of b * s, the only ones that this layer is wanted at, or None."""
+        return None if layer < self.config.num_layers - 1 else self.places
 
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """[q | k | v] head by head (b, s, n*3*d) -> (b, s, n*d), at the places that are wanted; q and k are turned."""
         keys, values, start = self.cached(layer, qkv)
-        context = self.operations.attend(qkv, self.cosine, self.sine, keys, values, start, self.blocked_in(layer),
-                                         self.config.position_encoding_2d,
-                                         **self._attention_dropout(layer, qkv, keys))
-        return self.wanted(layer, context)
+        return self.operations.attend(qkv, self.cosine, self.sine, keys, values, start, self.blocked,
+                                      self.config.position_encoding_2d, places=self.places_in(layer),
+                                      **self._attention_dropout(layer, qkv, keys))
 
     def attend_groups(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """All of q, of k, of v (b, s, (n + 2g)*d) -> (b, s, n*d), at the places that are wanted; q and k are turned."""
         keys, values, start = self.cached(layer, qkv)
         groups = max(1, self.config.key_value_heads // parallel.size())
-        context = self.operations.attend_groups(qkv, groups, self.config.head_size, self.cosine, self.sine, keys,
-                                                values, start, self.blocked_in(layer),
-                                                **self._attention_dropout(layer, qkv, keys))
-        return self.wanted(layer, context)
-
-    def blocked_in(self, layer: int) -> torch.Tensor | None:
-        """The mask, in which places of the last layer that are not wanted see nothing: attention leaves out what nobody
-        sees. Not where there was none, which has kernels of its own, nor where gradients would be of a row of nothing.
-        """
-        if self.blocked is None or torch.is_grad_enabled() or self.is_all(layer):
-            return self.blocked
-        unwanted = torch.ones(self.cosine.shape[:2], dtype=torch.bool, device=self.blocked.device)
-        unwanted.view(-1)[self.places] = False
-        return self.blocked | unwanted[:, :, None]
+        return self.operations.attend_groups(qkv, groups, self.config.head_size, self.cosine, self.sine, keys,
+                                             values, start, self.blocked, places=self.places_in(layer),
+                                             **self._attention_dropout(layer, qkv, keys))
 
     def cached(self, layer: int, qkv: torch.Tensor) -> tuple:
         """A layer's keys and values (b, g, total, d), and how many of their places are filled.
@@ -110,8 +99,7 @@ class Step:
         """What attention or MLP gives, some of it dropped in training: (b, s, h), or (n, h) as `wanted` has it."""
         if self.dropout is None:
             return x
-        places = None if self.is_all(layer) else self.places
-        return self.dropout.hidden(x, layer, site, self.position_ids.shape[-1], places)
+        return self.dropout.hidden(x, layer, site, self.position_ids.shape[-1], self.places_in(layer))
 
     def product(self, linear: Linear, x: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """linear(x), where `make` gives x again and is cheap: that is done for gradients, and x not kept. Of a layer

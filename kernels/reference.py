@@ -194,17 +194,9 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
-def attend(
-    qkv: Tensor,
-    cosine: Tensor,
-    sine: Tensor,
-    keys: Tensor | None = None,
-    values: Tensor | None = None,
-    start: int | Lengths = 0,
-    blocked: Tensor | None = None,
-    positions_2d: bool = False,
-    drop: Drop | None = None,
-) -> Tensor:
+def attend(qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor | None = None, values: Tensor | None = None,
+           start: int | Lengths = 0, blocked: Tensor | None = None, positions_2d: bool = False,
+           drop: Drop | None = None, places: Tensor | None = None) -> Tensor:
     """Attention of s new tokens over the `start` cached ones and themselves: qkv (b, s, n*3*d) -> (b, s, n*d).
 
     qkv holds [q | k | v] per head. q and k are rotated by cosine and sine (b, s, d); with a cache, keys and values
@@ -214,25 +206,17 @@ def attend(
     Lengths: every row has its own start and sees nothing behind its new tokens; blocked must be None then, and the
     cache may have more rows, of which the first b are used.
     drop: in training alone, of the probabilities (b, n, s, start + s).
+    places: (c,) int64 out of b * s, the only ones wanted: the result is (c, n*d).
     """
     b, s, _ = qkv.shape
     d = cosine.shape[-1]
     query, key, value = Turned.apply(qkv.view(b, s, -1, 3, d), cosine, sine, positions_2d, _sees_nothing(blocked))
-    return _attention(query, key, value, keys, values, start, blocked, drop)
+    return wanted(_attention(query, key, value, keys, values, start, blocked, drop), places)
 
 
-def attend_groups(
-    qkv: Tensor,
-    groups: int,
-    size: int,
-    cosine: Tensor,
-    sine: Tensor,
-    keys: Tensor | None = None,
-    values: Tensor | None = None,
-    start: int | Lengths = 0,
-    blocked: Tensor | None = None,
-    drop: Drop | None = None,
-) -> Tensor:
+def attend_groups(qkv: Tensor, groups: int, size: int, cosine: Tensor, sine: Tensor, keys: Tensor | None = None,
+                  values: Tensor | None = None, start: int | Lengths = 0, blocked: Tensor | None = None,
+                  drop: Drop | None = None, places: Tensor | None = None) -> Tensor:
     """`attend` with keys and values that several heads share: qkv (b, s, (n + 2g)*d) -> (b, s, n*d), g `groups`, d
     `size`.
 
@@ -246,7 +230,12 @@ def attend_groups(
     query = turned[:, :, :-groups]
     if (even := _sees_nothing(blocked)) is not None:
         query = query.masked_fill(even[..., None, None], 0.0)
-    return _attention(query, turned[:, :, -groups:], value, keys, values, start, blocked, drop)
+    return wanted(_attention(query, turned[:, :, -groups:], value, keys, values, start, blocked, drop), places)
+
+
+def wanted(x: Tensor, places: Tensor | None) -> Tensor:
+    """x (b, s, k) as it is, or at places (c,) out of b * s -> (c, k)."""
+    return x if places is None else x.flatten(0, 1)[places]
 
 
 def _sees_nothing(blocked: Tensor | None) -> Tensor | None:

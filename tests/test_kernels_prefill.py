@@ -73,6 +73,45 @@ def test_a_prompt_without_a_cache(ops, dtype, monkeypatch):
     check(ops, case(dtype, 2, 40, 2, 32, 0, is_cached=False), causal(2, 40, 0), terms=72)
 
 
+def test_long_rows_are_as_alone(ops):
+    """They are taken one after the other."""
+    qkv, cosine, sine, keys, values, start = case(torch.float32, 3, 120, 8, 96, 2)
+    blocked = causal(3, 120, start)
+    blocked[1, :, 50:70] = True
+    together = [keys.clone(), values.clone()]
+    found = ops.attend(qkv, cosine, sine, *together, start, blocked)
+    for row in range(3):
+        part = slice(row, row + 1)
+        alone = [keys[part].clone(), values[part].clone()]
+        assert torch.equal(found[part], ops.attend(qkv[part], cosine[part], sine[part], *alone, start, blocked[part]))
+        assert all(torch.equal(x[part].nan_to_num(), y.nan_to_num()) for x, y in zip(together, alone, strict=True))
+
+
+def test_what_nobody_sees_changes_no_bit(ops, dtype):
+    """Hidden places behind a row's own, of other rows or of none, as where unlike rows are padded."""
+    qkv, cosine, sine, *_ = case(dtype, 1, 70, 2, 32, 0, is_cached=False)
+    short = [x[:, :45].contiguous() for x in (qkv, cosine, sine)]
+    blocked = torch.zeros(1, 70, 70, dtype=torch.bool)
+    blocked[:, :, 45:] = True
+    found = ops.attend(qkv, cosine, sine, blocked=blocked)[:, :45]
+    assert torch.equal(found, ops.attend(*short))
+    assert torch.equal(found, ops.attend(*short, blocked=blocked[:, :45, :45].contiguous()))
+
+
+@pytest.mark.parametrize("places", [[3, 4, 39, 41, 41, 79], [119], [79, 5, 80]], ids=str)
+def test_only_some_places_are_asked_for(ops, dtype, places, monkeypatch):
+    """Bit for bit what they are among all others, and the cache is filled; none may be asked of a row, one twice."""
+    poison(monkeypatch)
+    blocked, places = causal(3, 40, 7), torch.tensor(places)
+    all_of_them, some = (case(dtype, 3, 40, 2, 24, 7) for _ in range(2))
+    found = ops.attend(*some, blocked, places=places)
+    assert torch.equal(found, ops.attend(*all_of_them, blocked).flatten(0, 1)[places])
+    assert all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(some[3:5], all_of_them[3:5], strict=True))
+    qkv, cosine, sine = random(3, 40, 6 * 16, dtype=dtype), some[1][..., :8], some[2][..., :8]
+    found = ops.attend_groups(qkv, 1, 16, cosine, sine, places=places)  # four heads
+    assert torch.equal(found, ops.attend_groups(qkv, 1, 16, cosine, sine).flatten(0, 1)[places])
+
+
 def test_places_that_a_whole_block_of_queries_may_not_see(ops, dtype):
     """The first ones, so that a block begins with nothing; and a mask that stands for all rows and queries."""
     blocked = torch.zeros(1, 600, 600, dtype=torch.bool)

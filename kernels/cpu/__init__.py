@@ -202,23 +202,26 @@ class Operators:
         self.library.glm_uniforms(keys.data_ptr(), keys.shape[0], v, out.data_ptr(), torch.get_num_threads())
         return out
 
-    def attend(self, qkv, cosine, sine, keys=None, values=None, start=0, blocked=None, positions_2d=False):
+    def attend(self, qkv, cosine, sine, keys=None, values=None, start=0, blocked=None, positions_2d=False, places=None):
         size = cosine.shape[-1]
         heads, rotary = qkv.shape[-1] // (3 * size), Rotary.HALVES_2D if positions_2d else Rotary.HALVES
         found = attention.attend(self, qkv, heads, heads, size, rotary, True, cosine, sine, keys, values, start,
-                                 blocked)
+                                 blocked, places)
         if found is None:
-            return self._by_reference(lambda *arguments: reference.attend(*arguments, positions_2d), qkv, cosine, sine,
-                                      keys, values, start, blocked)
+            found = self._by_reference(lambda *arguments: reference.attend(*arguments, positions_2d), qkv, cosine, sine,
+                                       keys, values, start, blocked)
+            return reference.wanted(found, places)
         return found
 
-    def attend_groups(self, qkv, groups, size, cosine, sine, keys=None, values=None, start=0, blocked=None):
+    def attend_groups(self, qkv, groups, size, cosine, sine, keys=None, values=None, start=0, blocked=None,
+                      places=None):
         heads = qkv.shape[-1] // size - 2 * groups
         found = attention.attend(self, qkv, heads, groups, size, Rotary.PAIRS, False, cosine, sine, keys, values, start,
-                                 blocked)
+                                 blocked, places)
         if found is None:
-            return self._by_reference(lambda qkv, *rest: reference.attend_groups(qkv, groups, size, *rest), qkv, cosine,
-                                      sine, keys, values, start, blocked)
+            found = self._by_reference(lambda qkv, *rest: reference.attend_groups(qkv, groups, size, *rest), qkv,
+                                       cosine, sine, keys, values, start, blocked)
+            return reference.wanted(found, places)
         return found
 
     def _by_reference(self, attend, qkv, *rest):

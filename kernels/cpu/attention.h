@@ -22,8 +22,8 @@ struct AttentionShape {  // all parts of 8 bytes; the order of attention.py's Sh
     size_t value(size_t group) const { return (by_heads ? 3 * group + 2 : heads + groups + group) * size; }
 };
 
-template <class T>
-static inline void rotate_head(const T* x, const float* cosine, const float* sine, size_t size, float* out) {
+template <class T, class O>
+static inline void rotate_head(const T* x, const float* cosine, const float* sine, size_t size, O* out) {
     size_t half = size / 2, j = 0;
     for (; j + W <= half; j += W) {
         vec a = load(x + j), b = load(x + j + half);
@@ -32,29 +32,29 @@ static inline void rotate_head(const T* x, const float* cosine, const float* sin
     }
     for (; j < half; j++) {
         float a = to_float(x[j]), b = to_float(x[j + half]);
-        out[j] = a * cosine[j] - b * sine[j];
-        out[j + half] = b * cosine[j + half] + a * sine[j + half];
+        store_float(out + j, a * cosine[j] - b * sine[j]);
+        store_float(out + j + half, b * cosine[j + half] + a * sine[j + half]);
     }
 }
 // Neighbours turn together, by the first half of cosine and sine; what is behind `turned` stays.
-template <class T>
-static inline void rotate_pairs(const T* x, const float* cosine, const float* sine, const AttentionShape& s, float* out) {
+template <class T, class O>
+static inline void rotate_pairs(const T* x, const float* cosine, const float* sine, const AttentionShape& s, O* out) {
     for (size_t j = 0; j < s.turned / 2; j++) {
         float a = to_float(x[2 * j]), b = to_float(x[2 * j + 1]);
-        out[2 * j] = a * cosine[j] - b * sine[j];
-        out[2 * j + 1] = b * cosine[j] + a * sine[j];
+        store_float(out + 2 * j, a * cosine[j] - b * sine[j]);
+        store_float(out + 2 * j + 1, b * cosine[j] + a * sine[j]);
     }
-    for (size_t j = s.turned; j < s.size; j++) out[j] = to_float(x[j]);
+    for (size_t j = s.turned; j < s.size; j++) store_float(out + j, to_float(x[j]));
 }
 // A head of queries or keys at token `place` of all (batch * new tokens).
-template <class T>
+template <class T, class O>
 static inline void rotate(const T* x, const float* cosine, const float* sine, size_t place, const AttentionShape& s,
-                          float* out) {
+                          O* out) {
     const size_t half = s.size / 2;
     cosine += place * s.turned, sine += place * s.turned;
     switch (s.rotary) {
         case NONE:
-            for (size_t j = 0; j < s.size; j++) out[j] = to_float(x[j]);
+            for (size_t j = 0; j < s.size; j++) store_float(out + j, to_float(x[j]));
             break;
         case HALVES: rotate_head(x, cosine, sine, s.size, out); break;
         case HALVES_2D:
@@ -151,16 +151,13 @@ static void gather(const float* weights, const T* there, size_t context, const T
     }
 }
 
-// The key and value of a group at new token `place` of all, turned, to place `to` of the cache; `turned` is scratch.
+// The key and value of a group at new token `place` of all, turned, to place `to` of the cache.
 template <class T>
 static inline void store_key(const T* qkv, const float* cosine, const float* sine, T* keys, T* values,
-                             const AttentionShape& s, size_t place, size_t row, size_t group, size_t to, float* turned) {
+                             const AttentionShape& s, size_t place, size_t row, size_t group, size_t to) {
     const size_t target = row * s.batch_stride + group * s.head_stride + to * s.size;
     qkv += place * s.width();
-    rotate(qkv + s.key(group), cosine, sine, place, s, turned);
-    size_t j = 0;
-    for (; j + W <= s.size; j += W) store(keys + target + j, load(turned + j));
-    for (; j < s.size; j++) store_float(keys + target + j, turned[j]);
+    rotate(qkv + s.key(group), cosine, sine, place, s, keys + target);
     std::memcpy(values + target, qkv + s.value(group), s.size * sizeof(T));
 }
 
@@ -177,17 +174,16 @@ template <class T> struct Attention {
     // Whether several heads read the same keys, which must be kept before any does; otherwise each head keeps its own.
     bool are_shared() const { return s.groups < s.heads; }
     // Tasks: each group of each row.
-    void keep(size_t row, size_t group, float* turned) const {
-        store_key(qkv, cosine, sine, keys, values, s, row, row, group, total_of(row) - 1, turned);
+    void keep(size_t row, size_t group) const {
+        store_key(qkv, cosine, sine, keys, values, s, row, row, group, total_of(row) - 1);
     }
     void keep_some(Range tasks) const {
-        float* turned = scratch<Attention, float>(s.size);
-        for (size_t task = tasks.first; task < tasks.last; task++) keep(task / s.groups, task % s.groups, turned);
+        for (size_t task = tasks.first; task < tasks.last; task++) keep(task / s.groups, task % s.groups);
     }
     // Tasks: each head of each row, those that read the same places one after the other: the second one finds them in
     // the cache.
     void attend(Range tasks) const {
-        float *q = scratch<Attention, float>(s.total + 2 * s.size + W), *k = q + s.size, *scores = k + s.size;
+        float *q = scratch<Attention, float>(s.total + s.size + W), *scores = q + s.size;
         const float scale = 1.0f / std::sqrt(float(s.size));
         const size_t heads_of_group = s.heads / s.groups;
         for (size_t task = tasks.first; task < tasks.last; task++) {
@@ -196,7 +192,7 @@ template <class T> struct Attention {
             const size_t own = row * s.batch_stride + group * s.head_stride;
             const size_t context = s.context_rows ? size_t(s.context_lengths[row]) : 0;  // places read elsewhere
             const size_t there = s.context_rows ? s.context_rows[row] * s.batch_stride + group * s.head_stride : 0;
-            if (!are_shared()) keep(row, group, k);
+            if (!are_shared()) keep(row, group);
             rotate(qkv + row * s.width() + s.query(head), cosine, sine, row, s, q);
             for (size_t j = 0; j < s.size; j++) q[j] *= scale;
             score(q, keys + there, s.size, context, scores);

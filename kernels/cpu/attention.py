@@ -9,12 +9,13 @@ from ctypes import c_int, c_size_t, c_void_p
 import torch
 from torch import Tensor
 
+from kernels import reference
 from kernels.layer import Rotary
 from kernels.reference import Lengths
 
 SIGNATURES = {
     "glm_attend": [c_int, *[c_void_p] * 7, c_int],
-    "glm_prefill": [c_int, c_int, c_void_p, c_size_t, *[c_void_p] * 6, c_int],
+    "glm_prefill": [c_int, c_int, c_void_p, c_size_t, c_void_p, c_size_t, *[c_void_p] * 6, c_int],
 }
 
 
@@ -43,7 +44,7 @@ def address(tensor: Tensor | None) -> int:
 
 def attend(operators, qkv: Tensor, heads: int, groups: int, size: int, rotary: Rotary, by_heads: bool, cosine: Tensor,
            sine: Tensor, keys: Tensor | None, values: Tensor | None, start: int | Lengths,
-           blocked: Tensor | None) -> Tensor | None:
+           blocked: Tensor | None, places: Tensor | None) -> Tensor | None:
     """reference.attend or attend_groups; cosine and sine (b, s, r). None where it is the reference's to compute: caches
     laid out in another way."""
     b, s, _ = qkv.shape
@@ -59,15 +60,22 @@ def attend(operators, qkv: Tensor, heads: int, groups: int, size: int, rotary: R
         return None
     cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
     blocked = None if blocked is None else blocked.contiguous()
-    out = qkv.new_empty((b, s, heads * size))
+    asked = places if s > 1 and places is not None and _ascends(places, b * s) else None
+    out = qkv.new_empty((b, s, heads * size) if asked is None else (len(asked), heads * size))
     shape = ctypes.byref(Shape.of(b, heads, keys, total, rotary, cosine, by_heads, blocked, lengths))
     tensors = [tensor.data_ptr() for tensor in (qkv, cosine, sine, keys, values, out)]
     if s == 1:
         operators.library.glm_attend(operators.TYPES[qkv.dtype], shape, *tensors, torch.get_num_threads())
     else:
-        operators.library.glm_prefill(operators.TYPES[qkv.dtype], operators.prefill_products, shape, s, *tensors,
-                                      torch.get_num_threads())
-    return out
+        operators.library.glm_prefill(operators.TYPES[qkv.dtype], operators.prefill_products, shape, s, address(asked),
+                                      b * s if asked is None else len(asked), *tensors, torch.get_num_threads())
+    return reference.wanted(out, places) if asked is None else out
+
+
+def _ascends(places: Tensor, count: int) -> bool:
+    """Whether each of them is below `count` and none lies before the one before it, as C++ walks along them."""
+    return (places.dtype is torch.int64 and places.is_contiguous() and len(places) > 0 and int(places[0]) >= 0
+            and int(places[-1]) < count and bool((places[1:] >= places[:-1]).all()))
 
 
 def in_float32(function: Callable, qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor | None,

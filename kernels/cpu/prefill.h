@@ -2,11 +2,10 @@
 // way (Milakov and Gimelshein 2018): with a larger score than any before, what was summed so far is scaled down.
 // Scores, softmax and sums are FP32. Blocks of places that none of the queries may see are left out.
 #pragma once
+#include <algorithm>
 #include "prefill_products.h"
 
 namespace prefill {
-
-enum { PLACES = 256 };  // that a block of queries meets at a time: scores and weights take 48 KB, nearest caches
 
 // Memory of a thread that is kept from call to call; each piece begins a cache line.
 class Room {
@@ -33,114 +32,190 @@ template <class T, class E> static inline void copy_row(const T* from, size_t si
     for (; j < depth; j++) store_float(to + j, 0.0f);
 }
 
+// Whether one of the flags is 0: eight at a time.
+static inline bool has_zero(const uint8_t* flags, size_t count) {
+    const uint64_t ones = 0x0101010101010101u;
+    size_t t = 0;
+    for (uint64_t eight; t + 8 <= count; t += 8) {
+        std::memcpy(&eight, flags + t, 8);
+        if (eight != ones) return true;
+    }
+    for (; t < count; t++) if (!flags[t]) return true;
+    return false;
+}
+static inline bool has_one(const uint8_t* flags, size_t count) {
+    uint64_t all = 0;
+    size_t t = 0;
+    for (uint64_t eight; t + 8 <= count; t += 8) {
+        std::memcpy(&eight, flags + t, 8);
+        all |= eight;
+    }
+    for (; t < count; t++) all |= flags[t];
+    return all != 0;
+}
+// One more than the last of `count` flags that is 0, if that is more than `least`; else `least`.
+static inline size_t end_of_zeros(const uint8_t* flags, size_t least, size_t count) {
+    while (count >= least + 8 && !has_zero(flags + count - 8, 8)) count -= 8;
+    while (count > least && flags[count - 1]) count--;
+    return count;
+}
+
+// `length` new tokens of every row: qkv (batch, length, width), cosine and sine (batch, length, turned), s.blocked (batch,
+// length, total). out (batch, length, heads, size), or of the `asked` tokens alone, in
+// their order, (count, heads, size).
+template <class T> struct Prompt {
+    const T* qkv;
+    const float *cosine, *sine;
+    T *keys, *values;
+    const AttentionShape& s;
+    size_t length;
+    const int64_t* asked;  // null: all
+    size_t count;          // of those that are wanted
+    T* out;
+
+    size_t start_of(size_t row) const { return s.lengths ? size_t(s.lengths[row]) : s.total - length; }
+    size_t token(size_t query) const { return asked ? size_t(asked[query]) : query; }
+    size_t first_query(size_t token) const {  // of this token or a later one
+        return asked ? std::lower_bound(asked, asked + count, int64_t(token)) - asked : token;
+    }
+    Range queries_of(size_t row) const { return {first_query(row * length), first_query((row + 1) * length)}; }
+
+    // Keys and values of some tokens, turned, go to the cache, the queries that are asked for to `out`. All heads in turn,
+    // which read the same angles.
+    void turn(Range tokens) const {
+        size_t query = first_query(tokens.first);
+        for (size_t place = tokens.first; place < tokens.last; place++) {
+            const size_t row = place / length, to = start_of(row) + place % length;
+            for (; query < count && token(query) == place; query++)
+                for (size_t head = 0; head < s.heads; head++)
+                    rotate(qkv + place * s.width() + s.query(head), cosine, sine, place, s, out + (query * s.heads + head) * s.size);
+            for (size_t group = 0; group < s.groups; group++)
+                store_key(qkv, cosine, sine, keys, values, s, place, row, group, to);
+        }
+    }
+};
+
 // What a thread works on: keys and values of one group in panels, and one block of queries. E: Products::Element.
 template <class T, class Products> class Head {
     typedef typename Products::Element E;
-    enum { PANEL = Products::PANEL, PAIR = Products::PAIR };
-    size_t size, depth, total = 0, width;  // of a head, in whole blocks; places, those that there is room for
-    float factor;                          // of scores, in exponents of what Products::weight takes powers of
-    E *keys, *values, *queries, *weights, *rows;
-    float *scores, *sums, *turned, *average, top[BLOCK], whole[BLOCK];
-    const T* cached_values;
+    enum { PANEL = Products::PANEL, PAIR = Products::PAIR, ROWS = Products::ROWS, PLACES = Products::PLACES };
+    const Prompt<T>& prompt;
+    const AttentionShape& s;
+    size_t depth, total = 0, width;  // of a head, in whole blocks; places, those that there is room for
+    float factor;                    // of scores, in exponents of 2
+    E *keys, *values, *queries, *rows;
+    float *scores, *sums, *average, top[ROWS], whole[ROWS];
     bool is_averaged;
 
+    static size_t whole_blocks(size_t count) { return (count + Products::BLOCK - 1) / Products::BLOCK * Products::BLOCK; }
+
 public:
-    Head(const AttentionShape& s, Room& room) : size(s.size), depth(whole_blocks(s.size)), width(whole_blocks(s.total)) {
-        factor = Products::BASE / std::sqrt(float(size));
-        room.begin(sizeof(E) * (2 * width * depth + BLOCK * (depth + PLACES) + PAIR * depth) +
-                   sizeof(float) * (BLOCK * (PLACES + depth) + 2 * depth) + 9 * 64);
+    Head(const Prompt<T>& prompt, Room& room)
+        : prompt(prompt), s(prompt.s), depth(whole_blocks(s.size)), width(whole_blocks(s.total)) {
+        factor = 1.44269504f / std::sqrt(float(s.size));
+        room.begin(sizeof(E) * (2 * width * depth + (ROWS + W) * depth) +
+                   sizeof(float) * (ROWS * (PLACES + depth) + depth) + 9 * 64);
         keys = room.take<E>(width * depth), values = room.take<E>(width * depth);
-        queries = room.take<E>(BLOCK * depth), weights = room.take<E>(BLOCK * PLACES), rows = room.take<E>(PAIR * depth);
-        scores = room.take<float>(BLOCK * PLACES), sums = room.take<float>(BLOCK * depth);
-        turned = room.take<float>(depth), average = room.take<float>(depth);
+        queries = room.take<E>(ROWS * depth), rows = room.take<E>(W * depth);
+        scores = room.take<float>(ROWS * PLACES), sums = room.take<float>(ROWS * depth);
+        average = room.take<float>(depth);
     }
 
-    float* scratch() { return turned; }
-
-    // Keys and values (count, size) into panels: keys are columns, of values the columns are.
-    void pack(const T* from_keys, const T* from_values, size_t count) {
-        total = count, cached_values = from_values, is_averaged = false;
-        const size_t places = whole_blocks(total);
-        for (size_t t = 0; t < places; t++) {
-            copy_row(from_keys + (t < total ? t : 0) * size, t < total ? size : 0, depth, rows);
-            E* to = keys + t / PANEL * PANEL * depth + t % PANEL * PAIR;
-            for (size_t j = 0; j < depth; j += PAIR, to += PANEL * PAIR) std::memcpy(to, rows + j, PAIR * sizeof(E));
+    // All keys and values of a group into panels: keys are columns, of values the columns are.
+    void pack(size_t row, size_t group) {
+        const size_t cached = row * s.batch_stride + group * s.head_stride;
+        total = prompt.start_of(row) + prompt.length, is_averaged = false;
+        for (size_t t = 0; t < whole_blocks(total); t += W) {
+            const float* words[W];
+            const E* some = lines(prompt.keys + cached, t, W);
+            for (size_t i = 0; i < W; i++) words[i] = (const float*)(some + i * depth);
+            float* to = (float*)(keys + t / PANEL * PANEL * depth) + t % PANEL;
+            for (size_t j = 0; j < depth / PAIR; j += W, to += W * PANEL) {
+                vec lanes[W];
+                transposed(words, j, lanes);
+                UNROLL for (int i = 0; i < W; i++) store(to + i * PANEL, lanes[i]);
+            }
         }
-        for (size_t t = 0; t < places; t += PAIR) {
-            for (size_t i = 0; i < PAIR; i++)
-                copy_row(from_values + (t + i < total ? t + i : 0) * size, t + i < total ? size : 0, depth, rows + i * depth);
+        for (size_t t = 0; t < whole_blocks(total); t += PAIR) {
+            const E* some = lines(prompt.values + cached, t, PAIR);
             E* to = values + t * PANEL;
-            for (size_t j = 0; j < depth; j += PANEL, to += PANEL * width) Products::put_rows(rows + j, depth, to);
+            for (size_t j = 0; j < depth; j += PANEL, to += PANEL * width) Products::put_rows(some + j, depth, to);
         }
     }
 
-    // `count` queries, `stride` apart, against all places; their results take their places. blocked: of the first of them,
-    // or null.
-    void attend(size_t count, const uint8_t* blocked, size_t blocked_stride, T* queries_then_out, size_t stride) {
+    // `count` queries of a row, from `first` on, against all places that they see.
+    void attend(size_t head, size_t first, size_t count) {
+        const uint8_t* blocked[ROWS];
+        size_t seen = s.blocked ? 0 : total;
         bool is_first = true;
+        T* out = prompt.out + (first * s.heads + head) * s.size;  // where the queries are
         for (size_t i = 0; i < count; i++) {
-            copy_row(queries_then_out + i * stride, size, depth, queries + i * depth);
+            copy_row(out + i * s.heads * s.size, s.size, depth, queries + i * depth);
+            blocked[i] = s.blocked ? s.blocked + prompt.token(first + i) * s.total : nullptr;
+            if (s.blocked) seen = end_of_zeros(blocked[i], seen, total);
             top[i] = -INFINITY, whole[i] = 0.0f;
         }
-        for (size_t t = 0; t < total; t += PLACES) {
-            const size_t here = total - t < PLACES ? total - t : size_t(PLACES), places = whole_blocks(here);
-            const uint8_t* forbidden = blocked ? blocked + t : nullptr;
-            size_t hidden = 0;
-            for (size_t i = 0; forbidden && i < count; i++) hidden += count_of(forbidden + i * blocked_stride, here);
-            if (hidden == count * here) continue;
-            if (!hidden) forbidden = nullptr;
-            for (size_t c = 0; c < places; c += BLOCK)
-                Products::multiply(queries, depth, count, keys + (t + c) * depth, PANEL * depth, depth, scores + c, PLACES,
-                                   true);
+        for (size_t t = 0; t < seen; t += PLACES) {
+            const size_t here = seen - t < PLACES ? seen - t : size_t(PLACES), places = whole_blocks(here);
+            bool is_seen = !s.blocked;
+            for (size_t i = 0; i < count && !is_seen; i++) is_seen = has_zero(blocked[i] + t, here);
+            if (!is_seen) continue;
+            Products::multiply(queries, depth, count, keys + t * depth, PANEL * depth, depth, places, scores, PLACES, true);
             for (size_t i = 0; i < count; i++)
-                weigh(i, here, places, forbidden ? forbidden + i * blocked_stride : nullptr, is_first);
-            for (size_t c = 0; c < depth; c += BLOCK)
-                Products::multiply(weights, PLACES, count, values + c * width + t * PANEL, PANEL * width, places, sums + c,
-                                   depth, is_first);
+                find_top(i, here, places, s.blocked ? blocked[i] + t : nullptr, is_first);
+            for (size_t i = 0; i < count; i++) weigh(i, places);  // one need not wait for the other
+            Products::multiply((const E*)scores, PLACES * PAIR, count, values + t * PANEL, PANEL * width, places, depth, sums,
+                               depth, is_first);
             is_first = false;
         }
-        for (size_t i = 0; i < count; i++) finish(i, queries_then_out + i * stride);
+        for (size_t i = 0; i < count; i++) finish(i, out + i * s.heads * s.size);
     }
 
 private:
-    static inline size_t count_of(const uint8_t* flags, size_t count) {  // of ones
-        size_t result = 0, t = 0;
-        for (uint64_t eight; t + 8 <= count; t += 8) {
-            std::memcpy(&eight, flags + t, 8);
-            result += eight * 0x0101010101010101u >> 56;
-        }
-        for (; t < count; t++) result += flags[t];
-        return result;
+    // Places t ... t + count - 1 of `from`, rows of `depth` numbers, zeros behind the last place: where they lie, or copied.
+    const E* lines(const T* from, size_t t, size_t count) {
+        from += t * s.size;
+        if (std::is_same<T, E>::value && depth == s.size && t + count <= total) return (const E*)from;
+        for (size_t i = 0; i < count; i++, from += s.size)
+            copy_row(t + i < total ? from : nullptr, t + i < total ? s.size : 0, depth, rows + i * depth);
+        return rows;
     }
 
-    // A query's scores of a block become weights; what came before is scaled to the largest score so far.
-    inline void weigh(size_t i, size_t here, size_t places, const uint8_t* forbidden, bool is_first) {
+    // The largest of a query's scores so far; what was summed is scaled to it.
+    inline void find_top(size_t i, size_t here, size_t places, const uint8_t* forbidden, bool is_first) {
         float* row = scores + i * PLACES;
-        for (size_t t = 0; forbidden && t < here; t++) row[t] = forbidden[t] ? -INFINITY : row[t];
-        for (size_t t = here; t < places; t++) row[t] = -INFINITY;
-        vec most = fill(top[i]);
-        for (size_t t = 0; t < places; t += W) most = larger(most, load(row + t));
-        const float before = top[i];
-        top[i] = largest(most);
-        if (top[i] > before && !is_first) {
-            const float less = before == -INFINITY ? 0.0f : std::exp((before - top[i]) * factor / Products::BASE);
-            whole[i] *= less;
-            for (size_t j = 0; j < depth; j += W) store(sums + i * depth + j, mul(load(sums + i * depth + j), fill(less)));
+        if (forbidden && has_one(forbidden, here)) {
+            size_t t = 0;
+            for (; t + W <= here; t += W) store(row + t, hidden(load(row + t), forbidden + t));
+            for (; t < here; t++) row[t] = forbidden[t] ? -INFINITY : row[t];
         }
-        const float shift = top[i] == -INFINITY ? 0.0f : -factor * top[i];
-        whole[i] += forbidden || here < places ? powers<true>(i, places, shift) : powers<false>(i, places, shift);
+        for (size_t t = here; t < places; t++) row[t] = -INFINITY;
+        const float before = top[i];
+        vec most[2] = {fill(before), fill(before)};
+        for (size_t t = 0; t < places; t += 2 * W)
+            UNROLL for (int c = 0; c < 2; c++) most[c] = larger(most[c], load(row + t + c * W));
+        top[i] = largest(larger(most[0], most[1]));
+        if (top[i] > before && !is_first) {
+            const float less = before == -INFINITY ? 0.0f : std::exp2((before - top[i]) * factor);
+            whole[i] *= less;
+            float* sum = sums + i * depth;
+            for (size_t j = 0, end = depth; j < end; j += W) store(sum + j, mul(load(sum + j), fill(less)));
+        }
     }
 
-    template <bool CAN_BE_ZERO> inline float powers(size_t i, size_t places, float shift) {
+    // The scores of a query become weights, in their place.
+    inline void weigh(size_t i, size_t places) {
         const float* row = scores + i * PLACES;
-        E* to = weights + i * PLACES;
-        vec all = fill(0.0f);
-        for (size_t t = 0; t < places; t += W) {
-            vec e = Products::template weight<CAN_BE_ZERO>(fma(load(row + t), fill(factor), fill(shift)));
-            all = add(all, e);
-            store(to + t, e);
-        }
-        return sum(all);
+        const vec shift = fill(top[i] == -INFINITY ? 0.0f : -factor * top[i]), by = fill(factor);
+        E* to = (E*)row;
+        vec all[2] = {fill(0.0f), fill(0.0f)};
+        for (size_t t = 0; t < places; t += 2 * W)
+            UNROLL for (int c = 0; c < 2; c++) {
+                const vec e = Products::weight(fma(load(row + t + c * W), by, shift));
+                all[c] = add(all[c], e);
+                store(to + t + c * W, e);
+            }
+        whole[i] += sum(add(all[0], all[1]));
     }
 
     // A query that saw nothing gets an even average of all values, as in the reference.
@@ -150,66 +225,51 @@ private:
         const float* from = is_blind ? average : sums + i * depth;
         const float scale = is_blind ? 1.0f / total : 1.0f / whole[i];
         size_t j = 0;
-        for (; j + W <= size; j += W) store(out + j, mul(load(from + j), fill(scale)));
-        for (; j < size; j++) store_float(out + j, from[j] * scale);
+        for (; j + W <= s.size; j += W) store(out + j, mul(load(from + j), fill(scale)));
+        for (; j < s.size; j++) store_float(out + j, from[j] * scale);
     }
 
     void average_values() {
         is_averaged = true;
-        for (size_t j = 0; j < size; j++) average[j] = 0.0f;
-        for (size_t t = 0; t < total; t++)
-            for (size_t j = 0; j < size; j++) average[j] += to_float(cached_values[t * size + j]);
+        for (size_t j = 0; j < s.size; j++) {
+            const E* column = values + j / PANEL * PANEL * width + j % PANEL * PAIR;
+            average[j] = 0.0f;
+            for (size_t t = 0; t < total; t++) average[j] += to_float(column[t / PAIR * PANEL * PAIR + t % PAIR]);
+        }
     }
 };
 
-// A token's queries, turned, to `out` (heads, size), its keys and values to place `to` of the cache. All heads in turn,
-// which read the same angles.
-template <class T>
-static inline void turn(const T* qkv, const float* cosine, const float* sine, T* keys, T* values, const AttentionShape& s,
-                        size_t row, size_t place, size_t to, float* turned, T* out) {
-    for (size_t head = 0; head < s.heads; head++) {
-        rotate(qkv + place * s.width() + s.query(head), cosine, sine, place, s, turned);
-        copy_row(turned, s.size, s.size, out + (place * s.heads + head) * s.size);
-    }
-    for (size_t group = 0; group < s.groups; group++)
-        store_key(qkv, cosine, sine, keys, values, s, place, row, group, to, turned);
-}
-
-// This thread's part. `length` tokens of every row are new; qkv (batch, length, width), cosine and sine (batch, length,
-// turned), out (batch, length, heads, size); s.blocked (batch, length, total). First some of the tokens, whose turned
-// queries wait in `out`; then, once all have been there (`wait` is the team's barrier), some of the heads: of each group
-// of them all queries, or where there are few groups some, in blocks.
+// This thread's part; `wait` is the team's barrier. Some rows at a time, so that they stay in a cache: first a part of
+// their tokens are turned, then, once all have been, come some of the heads: of each group of them all queries, or where there are few
+// groups some, in blocks.
 template <class Products, class T, class Wait>
-static void attend_part(const T* qkv, const float* cosine, const float* sine, T* keys, T* values, const AttentionShape& s,
-                        size_t length, T* out, int thread, int threads, Wait wait) {
+static void attend_part(const Prompt<T>& prompt, int thread, int threads, Wait wait) {
     static thread_local Room room;
+    const AttentionShape& s = prompt.s;
     typename Products::Scope scope;
-    Head<T, Products> head(s, room);
-    auto start_of = [&](size_t row) { return s.lengths ? size_t(s.lengths[row]) : s.total - length; };
-    const Range tokens = share(s.batch * length, 1, thread, threads);
-    for (size_t token = tokens.first; token < tokens.last; token++) {
-        const size_t row = token / length;
-        turn(qkv, cosine, sine, keys, values, s, row, token, start_of(row) + token % length, head.scratch(), out);
-    }
-    wait();
-    const size_t shared = s.heads / s.groups, groups = s.batch * s.groups, blocks = (length + BLOCK - 1) / BLOCK;
-    const size_t work = shared * blocks, wanted = threads == 1 ? 1 : (4 * threads + groups - 1) / groups;
-    const size_t parts = wanted < work ? wanted : work;  // of a group
-    size_t packed = size_t(-1);
-    const Range mine = share(groups * parts, 1, thread, threads);
-    for (size_t task = mine.first; task < mine.last; task++) {
-        const size_t row = task / parts / s.groups, group = task / parts % s.groups;
-        if (packed != task / parts) {
-            const size_t cached = row * s.batch_stride + group * s.head_stride;
-            head.pack(keys + cached, values + cached, start_of(row) + length);
-            packed = task / parts;
-        }
-        const Range pieces = share(work, 1, task % parts, parts);
-        for (size_t piece = pieces.first; piece < pieces.last; piece++) {
-            const size_t number = group * shared + piece / blocks, first = piece % blocks * BLOCK;
-            const size_t count = length - first < BLOCK ? length - first : size_t(BLOCK), token = row * length + first;
-            head.attend(count, s.blocked ? s.blocked + token * s.total : nullptr, s.total,
-                        out + (token * s.heads + number) * s.size, s.heads * s.size);
+    Head<T, Products> head(prompt, room);
+    enum { ROWS = Products::ROWS, BYTES = 1 << 20 };
+    const size_t shared = s.heads / s.groups, enough = threads == 1 ? 1 : 4 * threads;  // pieces of work
+    const size_t fitting = threads * BYTES / (prompt.length * s.width() * sizeof(T)), least = (enough + s.groups - 1) / s.groups;
+    const size_t several = fitting > least ? fitting : least, at_once = several < s.batch ? several : s.batch;
+    const size_t parts = (enough + at_once * s.groups - 1) / (at_once * s.groups);  // of a group
+    for (size_t row = 0; row < s.batch; row += at_once) {
+        const size_t rows = s.batch - row < at_once ? s.batch - row : at_once;
+        const Range tokens = share(rows * prompt.length, 1, thread, threads);
+        prompt.turn({row * prompt.length + tokens.first, row * prompt.length + tokens.last});
+        wait();
+        const Range mine = share(rows * s.groups * parts, 1, thread, threads);
+        size_t packed = size_t(-1);
+        for (size_t task = mine.first; task < mine.last; task++) {
+            const size_t here = row + task / parts / s.groups, group = task / parts % s.groups;
+            const Range queries = prompt.queries_of(here);
+            const size_t blocks = (queries.last - queries.first + ROWS - 1) / ROWS;
+            const Range pieces = share(shared * blocks, 1, task % parts, parts);
+            if (pieces.first < pieces.last && packed != task / parts) head.pack(here, group), packed = task / parts;
+            for (size_t piece = pieces.first; piece < pieces.last; piece++) {
+                const size_t first = queries.first + piece % blocks * ROWS, left = queries.last - first;
+                head.attend(group * shared + piece / blocks, first, left < ROWS ? left : size_t(ROWS));
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
-// The products of a prompt's attention: out (rows, 32) (+)= a (rows, k) b (k, 32), in FP32, for at most 32 rows.
+// The products of a prompt's attention: out (rows, columns) (+)= a (rows, k) b (k, columns), in FP32.
 //
-// b lies in panels of some columns, [column / PANEL][k / PAIR][column % PANEL][k % PAIR], as the instructions want it, and k
-// is a multiple of 32. Three ways: tiles of the processor's matrix unit, pairs of bf16, and plain FP32.
+// b lies in panels of some columns, [column / PANEL][k / PAIR][column % PANEL][k % PAIR], as the instructions want it;
+// columns and k are multiples of BLOCK. Three ways: tiles of the processor's matrix unit, pairs of bf16, and plain FP32.
 #pragma once
 #include "attention.h"
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
@@ -11,13 +11,20 @@
 
 namespace prefill {
 
-enum { BLOCK = 32 };  // rows of a product, its columns, and what k is a multiple of
+// 2^x, to 1.7e-7 relative (DEGREE 5) or 2.9e-6 (4); 0 below -126.5. A NaN stays one by the order of operands.
+template <int DEGREE> static ALWAYS vec power(vec x) {
+    static const float c[2][5] = {{0.00958285294f, 0.0559064262f, 0.240240991f, 0.693124175f},
+                                  {0.00132647273f, 0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f}};
+    const vec whole = fill(12582912.0f + 127);  // 1.5 * 2^23: a sum with it is rounded; 127 is where exponents begin
+    const vec y = larger(fill(-127.0f), x), shifted = add(y, whole), r = sub(y, sub(shifted, whole));
+    vec p = fill(c[DEGREE - 4][0]);
+    UNROLL for (int i = 1; i < DEGREE; i++) p = fma(p, r, fill(c[DEGREE - 4][i]));
+    return mul(fma(p, r, fill(1.0f)), shifted_23(shifted));
+}
 
-static inline size_t whole_blocks(size_t count) { return (count + BLOCK - 1) / BLOCK * BLOCK; }
-
-// ROWS of a against two vectors of columns, which stay in registers; `Step` says what is multiplied at a time.
+// ROWS of a against two vectors of columns, whose sums fill the registers; `Step` says what is multiplied at a time.
 template <int ROWS, class Step, class E>
-static inline void rows_by_vectors(const E* a, size_t a_stride, const E* b, size_t panel, size_t k, float* out,
+static __attribute__((noinline)) void rows_by_vectors(const E* a, size_t a_stride, const E* b, size_t panel, size_t k, float* out,
                                    size_t out_stride, bool is_first) {
     vec sums[ROWS][2];
     UNROLL for (int i = 0; i < ROWS; i++)
@@ -34,18 +41,23 @@ static inline void rows_by_vectors(const E* a, size_t a_stride, const E* b, size
         UNROLL for (int c = 0; c < 2; c++) store(out + i * out_stride + c * W, sums[i][c]);
 }
 
+// A panel stays in the nearest cache while all rows pass by. Up to three rows behind the last one are there, too.
 template <class Step, class E>
-static inline void by_vectors(const E* a, size_t a_stride, size_t rows, const E* b, size_t panel, size_t k, float* out,
-                              size_t out_stride, bool is_first) {
-    enum { ROWS = W == 16 ? 8 : 4 };  // twice as many sums, the columns and x fit the registers
-    for (size_t c = 0; c < BLOCK; c += 2 * W, b += 2 * panel, out += 2 * W)
-        for (size_t i = 0; i < rows; i += ROWS)  // those behind the last row are there, too
-            rows_by_vectors<ROWS, Step>(a + i * a_stride, a_stride, b, panel, k, out + i * out_stride, out_stride, is_first);
+static inline void by_vectors(const E* a, size_t a_stride, size_t rows, const E* b, size_t panel, size_t k, size_t columns,
+                              float* out, size_t out_stride, bool is_first) {
+    enum { MOST = W == 16 ? 12 : 6, SOME = W == 16 ? 8 : 4, FEW = W == 16 ? 4 : 2 };
+    for (size_t c = 0; c < columns; c += 2 * W, b += 2 * panel, out += 2 * W) {
+        size_t i = 0;
+        const auto pass = [&](auto multiply) { multiply(a + i * a_stride, a_stride, b, panel, k, out + i * out_stride, out_stride, is_first); };
+        for (; i + SOME < rows; i += MOST) pass(rows_by_vectors<MOST, Step, E>);
+        if (i + FEW < rows) pass(rows_by_vectors<SOME, Step, E>);
+        else if (i < rows) pass(rows_by_vectors<FEW, Step, E>);
+    }
 }
 
 struct Floats {
     typedef float Element;
-    enum { PANEL = W, PAIR = 1 };
+    enum { BLOCK = 2 * W, PANEL = W, PAIR = 1, ROWS = 24, PLACES = 256 };  // ROWS: of a at a time
     struct Step {
         enum { PAIR = 1 };
         static inline vec columns(const float* b) { return load(b); }
@@ -53,32 +65,18 @@ struct Floats {
         static inline vec add(vec sum, vec x, vec b) { return fma(x, b, sum); }
     };
     struct Scope {};
-    static void multiply(const float* a, size_t a_stride, size_t rows, const float* b, size_t panel, size_t k, float* out,
-                         size_t out_stride, bool is_first) {
-        by_vectors<Step>(a, a_stride, rows, b, panel, k, out, out_stride, is_first);
+    static void multiply(const float* a, size_t a_stride, size_t rows, const float* b, size_t panel, size_t k, size_t columns,
+                         float* out, size_t out_stride, bool is_first) {
+        by_vectors<Step>(a, a_stride, rows, b, panel, k, columns, out, out_stride, is_first);
     }
     static inline void put_rows(const float* rows, size_t, float* to) { store(to, load(rows)); }
-    template <bool> static inline vec weight(vec x) { return exponential(x); }
-    static constexpr float BASE = 1.0f;  // weight(x) is e^(x / BASE)
+    static ALWAYS vec weight(vec x) { return power<5>(x); }
 };
 
 #ifdef GLM_BF16_DOTS
-// 2^x to 3e-6 relative, which is 500 times finer than the bf16 that it becomes; below 2^-126 that, or 0 where it must be.
-template <bool CAN_BE_ZERO> static inline vec power_of(vec x) {
-    const vec whole = fill(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to whole numbers
-    vec y = larger(fill(-126.0f), x), shifted = add(y, whole), r = sub(y, sub(shifted, whole));
-    vec p = fill(9.58285e-3f);
-    p = fma(p, r, fill(5.590643e-2f));
-    p = fma(p, r, fill(2.4024099e-1f));
-    p = fma(p, r, fill(6.9312419e-1f));
-    p = fma(p, r, fill(1.0f));
-    p = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
-    return CAN_BE_ZERO ? if_negative(add(x, fill(126.0f)), fill(0.0f), p) : p;
-}
-
 struct Dots {
     typedef bf16 Element;
-    enum { PANEL = 16, PAIR = 2 };
+    enum { BLOCK = 32, PANEL = 16, PAIR = 2, ROWS = 24, PLACES = 256 };
     struct Step {
         enum { PAIR = 2 };
         static inline __m512bh columns(const bf16* b) { return (__m512bh)_mm512_loadu_si512(b); }
@@ -90,9 +88,9 @@ struct Dots {
         static inline vec add(vec sum, __m512bh x, __m512bh b) { return _mm512_dpbf16_ps(sum, b, x); }
     };
     struct Scope {};
-    static void multiply(const bf16* a, size_t a_stride, size_t rows, const bf16* b, size_t panel, size_t k, float* out,
-                         size_t out_stride, bool is_first) {
-        by_vectors<Step>(a, a_stride, rows, b, panel, k, out, out_stride, is_first);
+    static void multiply(const bf16* a, size_t a_stride, size_t rows, const bf16* b, size_t panel, size_t k, size_t columns,
+                         float* out, size_t out_stride, bool is_first) {
+        by_vectors<Step>(a, a_stride, rows, b, panel, k, columns, out, out_stride, is_first);
     }
     // 16 columns of two rows, `stride` apart, side by side.
     static inline void put_rows(const bf16* rows, size_t stride, bf16* to) {
@@ -100,28 +98,30 @@ struct Dots {
         __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(rows + stride)));
         _mm512_storeu_si512(to, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
     }
-    template <bool CAN_BE_ZERO> static inline vec weight(vec x) { return power_of<CAN_BE_ZERO>(x); }
-    static constexpr float BASE = 1.44269504f;  // 1 / ln 2
+    static ALWAYS vec weight(vec x) { return power<4>(x); }  // 500 times finer than the bf16 that it becomes
 };
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
 #define GLM_TILES
 // Tiles of 16 rows of 64 bytes: 0-3 are sums, 4 and 5 rows of a, 6 and 7 panels of b.
 struct Tiles : Dots {
+    enum { ROWS = 32, PLACES = 256 };
     struct Scope {  // in which a thread may use tiles
         Scope() {
             alignas(64) uint8_t shape[64] = {1};
             for (int tile = 0; tile < 8; tile++) shape[16 + 2 * tile] = 64, shape[48 + tile] = 16;
+            asm volatile("" :: "r"(shape) : "memory");  // compilers see only the first bytes read
             _tile_loadconfig(shape);
         }
         ~Scope() { _tile_release(); }
     };
-    static void multiply(const bf16* a, size_t a_stride, size_t rows, const bf16* b, size_t panel, size_t k, float* out,
-                         size_t out_stride, bool is_first) {
+    static void multiply(const bf16* a, size_t a_stride, size_t rows, const bf16* b, size_t panel, size_t k, size_t columns,
+                         float* out, size_t out_stride, bool is_first) {
         asm volatile("" ::: "memory");  // compilers do not know that tiles read memory
         const auto nothing = [](size_t) {};
-        rows > 16 ? halves<true, true>(a, 2 * a_stride, b, panel, k, out, out_stride, is_first, nothing)
-                  : halves<false, true>(a, 2 * a_stride, b, panel, k, out, out_stride, is_first, nothing);
+        for (size_t c = 0; c < columns; c += 32, b += 2 * panel, out += 32)
+            rows > 16 ? halves<true, true>(a, 2 * a_stride, b, panel, k, out, out_stride, is_first, nothing)
+                      : halves<false, true>(a, 2 * a_stride, b, panel, k, out, out_stride, is_first, nothing);
     }
     // 16 rows of a or 32 (BOTH), and 16 columns or 32 (WIDE); meanwhile(j) is called for every 16 words from word j on.
     template <bool BOTH, bool WIDE, class Meanwhile>

@@ -123,6 +123,11 @@ static inline void transposed(const float* const (&rows)[16], size_t at, vec (&t
 static inline vec if_negative(vec test, vec yes, vec no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(test, _mm512_setzero_ps(), _CMP_LT_OQ), no, yes);
 }
+static inline vec hidden(vec x, const uint8_t* flags) {  // -infinity where a flag is set
+    __m128i set = _mm_loadu_si128((const __m128i*)flags);
+    return _mm512_mask_blend_ps(_mm_test_epi8_mask(set, set), x, _mm512_set1_ps(-INFINITY));
+}
+static inline vec shifted_23(vec a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23)); }  // its bits
 static inline vec round_even(vec a) { return _mm512_roundscale_ps(a, 0); }
 static inline vec power_of_two(vec a) {  // 2^a for whole a in [-126, 127]
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127)), 23));
@@ -134,7 +139,10 @@ static inline void store(bf16* p, vec a) {
     __m256bh half = _mm512_cvtneps_pbh(a);
     std::memcpy(p, &half, 32);
 #else
-    for (int i = 0; i < W; i++) store_float(p + i, ((const float*)&a)[i]);
+    const __m512i bits = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i half = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    half = _mm512_mask_mov_epi32(half, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(half));
 #endif
 }
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -185,6 +193,12 @@ static inline void transposed(const float* const (&rows)[8], size_t at, vec (&to
 static inline vec if_negative(vec test, vec yes, vec no) {  // compared, for a NaN's sign may be set
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(test, _mm256_setzero_ps(), _CMP_LT_OQ));
 }
+static inline vec hidden(vec x, const uint8_t* flags) {
+    __m256i set = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)flags));
+    set = _mm256_cmpgt_epi32(set, _mm256_setzero_si256());
+    return _mm256_blendv_ps(x, _mm256_set1_ps(-INFINITY), _mm256_castsi256_ps(set));
+}
+static inline vec shifted_23(vec a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)); }
 static inline vec round_even(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vec power_of_two(vec a) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127)), 23));
@@ -192,7 +206,10 @@ static inline vec power_of_two(vec a) {
 static inline void store(float* p, vec a) { _mm256_storeu_ps(p, a); }
 static inline void store(fp16* p, vec a) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a, 0)); }
 static inline void store(bf16* p, vec a) {
-    for (int i = 0; i < W; i++) store_float(p + i, ((const float*)&a)[i]);
+    const __m256i bits = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i half = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    half = _mm256_blendv_epi8(half, _mm256_set1_epi32(0x7fc0), _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
+    _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
 }
 #else
 #define GLM_PATH "generic"
@@ -209,6 +226,8 @@ static inline vec fma(vec a, vec b, vec c) { EACH(a.v[i] * b.v[i] + c.v[i]); }
 static inline vec smaller(vec a, vec b) { EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 static inline vec larger(vec a, vec b) { EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 static inline vec if_negative(vec test, vec yes, vec no) { EACH(test.v[i] < 0 ? yes.v[i] : no.v[i]); }
+static inline vec hidden(vec x, const uint8_t* flags) { EACH(flags[i] ? -INFINITY : x.v[i]); }
+static inline vec shifted_23(vec a) { EACH(from_bits(to_bits(a.v[i]) << 23)); }
 static inline vec round_even(vec a) { EACH(std::nearbyint(a.v[i])); }
 static inline vec power_of_two(vec a) { EACH(from_bits(uint32_t(int(a.v[i]) + 127) << 23)); }
 static inline float sum(vec a) { float s = 0; for (int i = 0; i < W; i++) s += a.v[i]; return s; }

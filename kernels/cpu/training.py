@@ -77,14 +77,14 @@ class Training:
 
     def attend(self, qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor | None = None,
                values: Tensor | None = None, start: int | Lengths = 0, blocked: Tensor | None = None,
-               positions_2d: bool = False, drop: Drop | None = None) -> Tensor:
+               positions_2d: bool = False, drop: Drop | None = None, places: Tensor | None = None) -> Tensor:
         if keys is not None or qkv.dtype is not torch.float32:
-            return reference.attend(qkv, cosine, sine, keys, values, start, blocked, positions_2d, drop)
+            return reference.attend(qkv, cosine, sine, keys, values, start, blocked, positions_2d, drop, places)
         b, s, _ = qkv.shape
         blocked = None if blocked is None else blocked.expand(b, s, s).contiguous()
         cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
         kept, share = (None, 0.0) if drop is None else (drop.kept.contiguous(), drop.share)
-        return Attended.apply(self, qkv, cosine, sine, blocked, positions_2d, kept, share)
+        return reference.wanted(Attended.apply(self, qkv, cosine, sine, blocked, positions_2d, kept, share), places)
 
     def score_tokens(self, hidden: Tensor, weight: Tensor, owners: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """hidden (n, h), weight (v, h) of the head; owners (t,) out of n, and targets (t,) out of v -> logit,

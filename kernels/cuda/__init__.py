@@ -113,17 +113,18 @@ class Operators:
 
     def attend(self, qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor | None = None,
                values: Tensor | None = None, start: int | Lengths = 0, blocked: Tensor | None = None,
-               positions_2d: bool = False) -> Tensor:
+               positions_2d: bool = False, places: Tensor | None = None) -> Tensor:
         rotary = Rotary.HALVES_2D if positions_2d else Rotary.HALVES
-        return self._attend(qkv, rotary, True, cosine, sine, keys, values, start, blocked, lambda: reference.attend(
-            qkv, cosine, sine, keys, values, start, blocked, positions_2d))
+        return reference.wanted(self._attend(
+            qkv, rotary, True, cosine, sine, keys, values, start, blocked,
+            lambda: reference.attend(qkv, cosine, sine, keys, values, start, blocked, positions_2d)), places)
 
     def attend_groups(self, qkv: Tensor, groups: int, size: int, cosine: Tensor, sine: Tensor,
                       keys: Tensor | None = None, values: Tensor | None = None, start: int | Lengths = 0,
-                      blocked: Tensor | None = None) -> Tensor:
-        return self._attend(qkv, Rotary.PAIRS, False, cosine, sine, keys, values, start, blocked,
-                            lambda: reference.attend_groups(qkv, groups, size, cosine, sine, keys, values, start,
-                                                            blocked))
+                      blocked: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+        return reference.wanted(self._attend(
+            qkv, Rotary.PAIRS, False, cosine, sine, keys, values, start, blocked,
+            lambda: reference.attend_groups(qkv, groups, size, cosine, sine, keys, values, start, blocked)), places)
 
     def _attend(self, qkv: Tensor, rotary: Rotary, is_by_heads: bool, cosine: Tensor, sine: Tensor,
                 keys: Tensor | None, values: Tensor | None, start: int | Lengths, blocked: Tensor | None,
