@@ -127,7 +127,8 @@ def plan(arguments: argparse.Namespace) -> table.Plan:
             print(f"note: {line}", file=sys.stderr)
         if found is None:
             setup = replace(setup, file=Format("fp16"))
-        device = machine.host(setup, memory.plan(setup).weights) if kind == "cpu" else gpu_here(gpus)
+        tried = replace(setup, scored=1) if arguments.paths else setup  # most tasks score
+        device = machine.host(tried, memory.plan(setup).weights) if kind == "cpu" else gpu_here(gpus)
     setup = replace(setup, simple_gpu=device.is_simple_gpu)
     disk = None if found is None else machine.disk_rate(found.first)
     hours = {} if not arguments.paths else hours_of(arguments, setup, device, disk)

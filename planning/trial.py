@@ -30,7 +30,7 @@ CACHE_BYTES = 256 << 20  # that a timed step looks at, at most
 OTHERS = 256 << 20  # bytes that are read in between, at most
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # of a decoding step
 SEEN_ROWS = (1, 4, 16, 64)
-TOKENS = (16, 64, 256, 1024)  # of a pass that reads
+TOKENS = (16, 64, 256, 512, 1024)  # of a pass that reads
 WIDTH = 16  # tokens of a row, where attention is to count little
 SEEN = 1024  # places of the cache, or tokens of a row, where it is to count
 SCORED = (1, 4, 16, 64, 256, 1024)  # places whose tokens are scored
@@ -257,7 +257,10 @@ def _pass(tried: Tried, rows: int, width: int) -> Callable[[], None]:
     tokens = torch.arange(rows * width).view(rows, width) % model.config.vocab_size
     places = torch.arange(width).expand(rows, width).clamp(max=_last(model))
     positions = position_ids(model.config, places, torch.zeros_like(places))
-    blocked = torch.ones(rows, width, width, dtype=torch.bool).triu(1) if is_masked else None
+    blocked = None
+    if is_masked:  # as contexts have it that do not see the quarter behind them
+        blocked = torch.zeros(rows, width, width, dtype=torch.bool)
+        blocked[:, :, -(width // 4):] = torch.ones(width, width // 4, dtype=torch.bool).triu(1 + width // 4 - width)
     cache = None if is_masked else model.new_cache(rows, width, is_clear=False)
 
     def read() -> None:

@@ -50,10 +50,11 @@ def planned(setup) -> dict[str, list[float]]:
     from evaluation.hours import batch_seconds
     from planning import machine, memory, speed
 
-    device = machine.host(replace(setup, rows=64, read_rows=64), memory.plan(setup).weights)
+    device, scorer = (machine.host(replace(setup, rows=64, read_rows=64, scored=scored), memory.plan(setup).weights)
+                      for scored in (0, 1))  # which has masks
     decoded = [speed.plan(each, memory.plan(each), device, None).token for each in (
         replace(setup, rows=rows, read_rows=rows, context=context) for rows, context in DECODING)]
-    scored = [batch_seconds(requests_of(rows, width), setup, device, None) for rows, width in SCORING]
+    scored = [batch_seconds(requests_of(rows, width), setup, scorer, None) for rows, width in SCORING]
     return {"decoding": decoded, "scoring": scored}
 
 
