@@ -121,6 +121,31 @@ template <class T> static void put(const float* sums, size_t stride, Range x, Ra
             else store(to, lines[i]);
     }
 }
+#if defined(GLM_BF16_DOTS)
+// The same for bf16, 32 columns at a time, which fill a line of the cache: two columns are rounded into the halves of words,
+// so that half as much is transposed.
+static inline void put(const float* sums, size_t stride, Range x, Range piece, const float* added, bf16* out, size_t n) {
+    const size_t whole = (piece.last - piece.first) / (2 * W) * (2 * W);
+    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    for (size_t j = 0; j < whole; j += 2 * W) {
+        alignas(64) float words[W][W];
+        const float* from[W];
+        UNROLL for (int c = 0; c < W; c++) {
+            const float* first = sums + (j + 2 * c) * stride;
+            const vec low = add(load(first), fill(added[j + 2 * c])), high = add(load(first + stride), fill(added[j + 2 * c + 1]));
+            _mm512_store_si512(words[c], _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
+            from[c] = words[c];
+        }
+        vec lines[W];
+        transposed(from, 0, lines);
+        bf16* to = out + x.first * n + piece.first + j;
+        for (size_t i = 0; i < x.last - x.first; i++, to += n) store((float*)to, lines[i]);
+    }
+    const Range rest = {piece.first + whole, piece.last};
+    if (whole < piece.last - piece.first) put<bf16>(sums + whole * stride, stride, x, rest, added + whole, out, n);
+}
+#endif
 // Where the sums of a piece of the matrix, of at most m rows of x, go.
 struct Results {
     const Target& out;
