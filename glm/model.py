@@ -93,12 +93,16 @@ class GLM(SATModel):
         ahead = cache.prefix if cache is not None else 0 if prefix is None else prefix.shape[2]
         if blocked is not None and ahead:
             blocked = torch.nn.functional.pad(blocked, (ahead, 0))
-        is_plain = cache is not None and tokens.shape[1] == 1 and observe is None and prompts is None
-        if is_plain and (stack := self._stack(cache, operations)):
+        is_plain = observe is None and prompts is None and prefix is None and dropout is None
+        if is_plain and (stack := self._stack(cache, operations, tokens.shape)):
             words = word_vectors(self.transformer.word_embeddings, tokens)
             embedded = self.family.embed(self.transformer, words, position_ids)
-            hidden = stack.step(embedded, cosine, sine, cache.start, blocked)
-            hidden = hidden if places is None else hidden.flatten(0, 1)[places]
+            start = 0 if cache is None else cache.start
+            if tokens.shape[1] > 1:
+                hidden = stack.read(embedded, cosine, sine, start, blocked, places)
+            else:
+                hidden = stack.step(embedded, cosine, sine, start, blocked)
+                hidden = hidden if places is None else hidden.flatten(0, 1)[places]
         else:
             if self.stream is None:
                 operations = kernels.expanding(operations, tokens.device)
@@ -148,22 +152,34 @@ class GLM(SATModel):
         return KVCache.allocate(self.config.num_layers, batch, heads, capacity, self.config.head_size,
                                 weight.dtype, weight.device, is_clear, prefix)
 
-    def _stack(self, cache: KVCache, operations: ModuleType):
-        """The compiled backend's one call for all layers of a decoding step; None where they are walked.
+    def _stack(self, cache: KVCache | None, operations: ModuleType, shape: tuple[int, int]):
+        """The compiled backend's one call for all layers of a pass over tokens (b, s); None where they are walked.
 
         Made once per cache, whose addresses it holds: at small sizes the calls cost more than the work.
         """
         if operations is kernels.reference or torch.is_grad_enabled() or not hasattr(self.family, "layer_form"):
             return None
-        if cache.stack is None and any(linear.adapters for _, linear in linears(self)):
-            cache.stack = False
-        if cache.stack is None:
-            layers = [layer_weights(layer) for layer in self.transformer.layers]
-            norm, form = norm_weights(self.transformer.final_layernorm), self.family.layer_form(self.config)
-            ranks = (parallel.reduce, next(iter(parallel.small_sums), None)) if self.is_parallel else ()
-            cache.stack = kernels.stack(layers, norm, cache.keys, cache.values, form,
-                                        self.stream and self._at_hand, *ranks) or False
-        return cache.stack or None
+        b, s = shape
+        is_step = s == 1 and cache is not None
+        weight, heads = self.transformer.word_embeddings.weight, self.config.key_value_heads
+        if not is_step and (weight.device.type != "cpu" or self.is_parallel or self.stream is not None):
+            return None
+        if cache is None:
+            keys, values = weight.new_empty(2, b, heads, s, self.config.head_size)  # of one layer after the other
+            stack = self._new_stack([keys] * self.config.num_layers, [values] * self.config.num_layers)
+        elif cache.stack is None:
+            stack = cache.stack = self._new_stack(cache.keys, cache.values) or False
+        else:
+            stack = cache.stack
+        return stack if stack and (is_step or stack.reads(b * s)) else None
+
+    def _new_stack(self, keys: list[torch.Tensor], values: list[torch.Tensor]):
+        if any(linear.adapters for _, linear in linears(self)):
+            return None
+        layers = [layer_weights(layer) for layer in self.transformer.layers]
+        norm, form = norm_weights(self.transformer.final_layernorm), self.family.layer_form(self.config)
+        ranks = (parallel.reduce, next(iter(parallel.small_sums), None)) if self.is_parallel else ()
+        return kernels.stack(layers, norm, keys, values, form, self.stream and self._at_hand, *ranks)
 
     def _at_hand(self, layer: int) -> LayerWeights | None:
         return layer_weights(self.transformer.layers[layer]) if self.stream.at_hand(layer) else None

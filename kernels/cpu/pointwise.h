@@ -120,40 +120,33 @@ static inline vec gelu_tanh(vec x) {
     return mul(x, sigmoid(mul(mul(x, fill(1.59576912f)), fma(mul(x, x), fill(0.044715f), fill(1.0f)))));
 }
 
-// A range of columns of out (m, i): function(first, second) of the halves of x (m, 2i).
+// out = function(first, second), or function(first), of rows `stride` apart, of which out's are `out_stride` apart.
 template <class T, class Function>
-static void gated_columns(const T* x, size_t m, size_t inner, T* out, Range range, Function function) {
-    for (size_t row = 0; row < m; row++) {
-        const T *first = x + row * 2 * inner, *second = first + inner;
-        T* o = out + row * inner;
-        size_t j = range.first;
-        for (; j + W <= range.last; j += W) store(o + j, function(load(first + j), load(second + j)));
-        if (j < range.last) {
-            size_t count = range.last - j;
-            store_part(o + j, function(load_part(first + j, count), load_part(second + j, count)), count);
+static void each_row(const T* first, const T* second, size_t stride, size_t rows, size_t columns, T* out, size_t out_stride,
+                     Function function) {
+    for (size_t row = 0; row < rows; row++, first += stride, second += stride, out += out_stride) {
+        size_t j = 0;
+        for (; j + W <= columns; j += W) store(out + j, function(load(first + j), load(second + j)));
+        if (j < columns) {
+            const size_t count = columns - j;
+            store_part(out + j, function(load_part(first + j, count), load_part(second + j, count)), count);
         }
     }
 }
-// A range of columns of out (m, i): function(x), x (m, i).
-template <class T, class Function>
-static void single_columns(const T* x, size_t m, size_t inner, T* out, Range range, Function function) {
-    for (size_t row = 0; row < m; row++, x += inner, out += inner) {
-        size_t j = range.first;
-        for (; j + W <= range.last; j += W) store(out + j, function(load(x + j)));
-        if (j < range.last) store_part(out + j, function(load_part(x + j, range.last - j)), range.last - j);
+template <class T>
+static void activate(Activation activation, const T* first, const T* second, size_t stride, size_t rows, size_t columns, T* out,
+                     size_t out_stride) {
+    const auto all = [&](auto function) { each_row(first, second, stride, rows, columns, out, out_stride, function); };
+    switch (activation) {
+        case GEGLU: return all([](vec value, vec gate) { return mul(value, gelu(gate)); });
+        case SWIGLU: return all([](vec gate, vec value) { return mul(mul(gate, sigmoid(gate)), value); });
+        case GELU: return all([](vec x, vec) { return gelu(x); });
+        case GELU_TANH: return all([](vec x, vec) { return gelu_tanh(x); });
     }
 }
-
 // A range of columns of out (m, i), for all rows; x is (m, 2i) where it is gated, else (m, i).
 template <class T>
 static void activate_columns(Activation activation, const T* x, size_t m, size_t inner, T* out, Range range) {
-    switch (activation) {
-        case GEGLU:
-            return gated_columns(x, m, inner, out, range, [](vec value, vec gate) { return mul(value, gelu(gate)); });
-        case SWIGLU:
-            return gated_columns(x, m, inner, out, range,
-                                 [](vec gate, vec value) { return mul(mul(gate, sigmoid(gate)), value); });
-        case GELU: return single_columns(x, m, inner, out, range, [](vec x) { return gelu(x); });
-        case GELU_TANH: return single_columns(x, m, inner, out, range, [](vec x) { return gelu_tanh(x); });
-    }
+    const T *first = x + range.first, *second = is_gated(activation) ? first + inner : first;
+    activate(activation, first, second, is_gated(activation) ? 2 * inner : inner, m, range.last - range.first, out + range.first, inner);
 }

@@ -239,37 +239,25 @@ private:
     }
 };
 
-// This thread's part; `wait` is the team's barrier. Some rows at a time, so that they stay in a cache: first a part of
-// their tokens are turned, then, once all have been, come some of the heads: of each group of them all queries, or where there are few
-// groups some, in blocks.
-template <class Products, class T, class Wait>
-static void attend_part(const Prompt<T>& prompt, int thread, int threads, Wait wait) {
+// Some of the heads of some rows: tasks [row][group][part], of each group of heads all queries, or where there are few groups
+// some, in blocks.
+template <class Products, class T> static void attend_tasks(const Prompt<T>& prompt, size_t parts, Range tasks) {
     static thread_local Room room;
     const AttentionShape& s = prompt.s;
     typename Products::Scope scope;
     Head<T, Products> head(prompt, room);
-    enum { ROWS = Products::ROWS, BYTES = 1 << 20 };
-    const size_t shared = s.heads / s.groups, enough = threads == 1 ? 1 : 4 * threads;  // pieces of work
-    const size_t fitting = threads * BYTES / (prompt.length * s.width() * sizeof(T)), least = (enough + s.groups - 1) / s.groups;
-    const size_t several = fitting > least ? fitting : least, at_once = several < s.batch ? several : s.batch;
-    const size_t parts = (enough + at_once * s.groups - 1) / (at_once * s.groups);  // of a group
-    for (size_t row = 0; row < s.batch; row += at_once) {
-        const size_t rows = s.batch - row < at_once ? s.batch - row : at_once;
-        const Range tokens = share(rows * prompt.length, 1, thread, threads);
-        prompt.turn({row * prompt.length + tokens.first, row * prompt.length + tokens.last});
-        wait();
-        const Range mine = share(rows * s.groups * parts, 1, thread, threads);
-        size_t packed = size_t(-1);
-        for (size_t task = mine.first; task < mine.last; task++) {
-            const size_t here = row + task / parts / s.groups, group = task / parts % s.groups;
-            const Range queries = prompt.queries_of(here);
-            const size_t blocks = (queries.last - queries.first + ROWS - 1) / ROWS;
-            const Range pieces = share(shared * blocks, 1, task % parts, parts);
-            if (pieces.first < pieces.last && packed != task / parts) head.pack(here, group), packed = task / parts;
-            for (size_t piece = pieces.first; piece < pieces.last; piece++) {
-                const size_t first = queries.first + piece % blocks * ROWS, left = queries.last - first;
-                head.attend(group * shared + piece / blocks, first, left < ROWS ? left : size_t(ROWS));
-            }
+    enum { ROWS = Products::ROWS };
+    const size_t shared = s.heads / s.groups;
+    size_t packed = size_t(-1);
+    for (size_t task = tasks.first; task < tasks.last; task++) {
+        const size_t row = task / parts / s.groups, group = task / parts % s.groups;
+        const Range queries = prompt.queries_of(row);
+        const size_t blocks = (queries.last - queries.first + ROWS - 1) / ROWS;
+        const Range pieces = share(shared * blocks, 1, task % parts, parts);
+        if (pieces.first < pieces.last && packed != task / parts) head.pack(row, group), packed = task / parts;
+        for (size_t piece = pieces.first; piece < pieces.last; piece++) {
+            const size_t first = queries.first + piece % blocks * ROWS, left = queries.last - first;
+            head.attend(group * shared + piece / blocks, first, left < ROWS ? left : size_t(ROWS));
         }
     }
 }

@@ -1,4 +1,5 @@
-"""All layers of a decoding step in one call: at small sizes the calls of single operations cost more than the work."""
+"""All layers in one call: at small sizes the calls of single operations cost more than the work of a decoding step, and
+beside other programs each operation of a prompt would wait for threads that have no core."""
 
 import ctypes
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kernels import PANEL_BYTES
 from kernels.cpu import attention
 from kernels.cpu.attention import address
 from kernels.layer import LayerForm, LayerWeights
@@ -16,6 +18,8 @@ SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
 BEFORE_LAYER = ctypes.CFUNCTYPE(ctypes.c_int, SIZE)
 SIGNATURE = [ctypes.c_int, *[POINTER] * 9, BEFORE_LAYER, ctypes.c_int]
 NOTHING_BEFORE = BEFORE_LAYER()
+PASS_SIGNATURE = [ctypes.c_int, *[POINTER] * 5, ctypes.c_int, SIZE, *[POINTER] * 4, SIZE, POINTER, ctypes.c_int]
+MOST_TOKENS = 512  # of a pass, or as many as PANEL_BYTES hold
 MATRICES = ("qkv_weight", "dense_weight", "in_weight", "out_weight")
 
 
@@ -48,8 +52,10 @@ class Stack:
         self.shape = Shape(len(layers), self.hidden, inner, form.is_pre_norm, form.activation, form.alpha, form.epsilon)
         self.fixed = (operators.TYPES[self.dtype], ctypes.addressof(self.shape), ctypes.addressof(self.table),
                       *(address(part) for part in final_norm))
-        self._stack = operators.library.glm_stack
+        self._stack, self._pass = operators.library.glm_stack, operators.library.glm_pass
         self._stack.argtypes, self._stack.restype = SIGNATURE, None
+        self._pass.argtypes, self._pass.restype = PASS_SIGNATURE, None
+        self.most_tokens = max(MOST_TOKENS, PANEL_BYTES // (4 * max(self.hidden, width, inner)))
 
     def _numbers(self, layer: LayerWeights) -> list[int]:
         return [number for name, tensor in layer._asdict().items() for number in self._described(name, tensor)]
@@ -105,6 +111,41 @@ class Stack:
             failure, self.failure = self.failure, None
             raise failure
         return out
+
+
+    def reads(self, tokens: int) -> bool:
+        """Whether `read` takes a pass over so many tokens: their operands are in memory all at once, and layers that
+        come and go are walked."""
+        return tokens <= self.most_tokens and self.before is None
+
+    def read(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int | Lengths, blocked: Tensor | None = None,
+             places: Tensor | None = None) -> Tensor:
+        """hidden (b, s, h), cosine and sine (b, s, r) float32, blocked None or bool (b, s, start + s) -> (b, s, h)
+        after the final norm; keys and values are written from place `start` on. places (n,) int64 out of b * s: the
+        result is (n, h), and for all others the last layer computes no more than keys and values."""
+        start, lengths = (start.longest, start) if isinstance(start, Lengths) else (start, None)
+        batch, length, _ = hidden.shape
+        if (batch > self.batch or hidden.shape[2] != self.hidden or hidden.dtype is not self.dtype
+                or start + length > self.capacity or (lengths is not None and lengths.each.shape != (batch,))
+                or (blocked is not None and blocked.shape[-1] != start + length)):
+            raise ValueError(f"pass: made for ({self.batch}, s, {self.hidden}) at most and {self.capacity} places, "
+                             f"given {tuple(hidden.shape)} at place {start}")
+        if places is not None and places.numel() and not 0 <= int(places.min()) <= int(places.max()) < batch * length:
+            raise ValueError(f"pass: places {places.tolist()} of {batch} x {length} tokens")
+        hidden, cosine, sine = hidden.contiguous(), cosine.float().contiguous(), sine.float().contiguous()
+        blocked = None if blocked is None else blocked.expand(batch, length, -1).contiguous()
+        order = None
+        if places is not None:
+            places, order = places.sort()
+        out = torch.empty_like(hidden) if places is None else hidden.new_empty((len(places), self.hidden))
+        if out.numel() == 0:
+            return out
+        shape = attention.Shape.of(batch, self.heads, self.keys, start + length, self.form.rotary, cosine,
+                                   self.form.is_by_heads, blocked, lengths)
+        self._pass(*self.fixed, ctypes.addressof(shape), self.operators.prefill_products, length, hidden.data_ptr(),
+                   cosine.data_ptr(), sine.data_ptr(), address(places), 0 if places is None else len(places),
+                   out.data_ptr(), torch.get_num_threads())
+        return out if order is None else out[order.argsort()]
 
 
 def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor | None], keys: list[Tensor],

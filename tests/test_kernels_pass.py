@@ -1,0 +1,110 @@
+"""All layers of a pass over many tokens in one call: the operations one by one, bit by bit."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from glm.config import ModelConfig
+from kernels import reference
+from kernels.cpu import stack
+from kernels.layer import Rotary
+from kernels.layer import stack as walk
+from tests import kernel_cases
+from tests.kernel_cases import DTYPES, FORMS, poison, random, random_layers
+from tools.benchmarking.own import random_model
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+ops = kernel_cases.ops
+
+
+def case(dtype, family, b, s, start, groups=2, formats=(None,) * 4):
+    """What a stack is made of, and what it is given: three layers of two heads of 32."""
+    n, d, inner = 2, 32, 160
+    layers, final = random_layers(dtype, 3, n, d, inner, family, groups, formats)
+    angle = random(b, s, d // 2 if FORMS[family].rotary is Rotary.PAIRS else d, dtype=torch.float32, seed=1)
+    keys, values = ([random(b, groups, start + s + 2, d, dtype=dtype, seed=i + j) for j in range(3)] for i in (30, 40))
+    hidden = random(b, s, n * d, dtype=dtype, seed=5)
+    return (layers, final, keys, values, FORMS[family]), (hidden, angle.cos(), angle.sin())
+
+
+def copied(made):
+    layers, final, keys, values, form = made
+    return layers, final, [k.clone() for k in keys], [v.clone() for v in values], form
+
+
+def both(ops, made, inputs, *how):
+    """The pass, and the operations one by one, each with a cache of its own: results and caches."""
+    once, apart = copied(made), copied(made)
+    return (stack.Stack(ops, *once).read(*inputs, *how), *once[2], *once[3]), (
+        walk(*apart, *inputs, *how, operations=ops), *apart[2], *apart[3])
+
+
+@pytest.mark.parametrize("family, groups", [("glm-130b", 2), ("glm", 2), ("chatglm", 2), ("chatglm2", 1)])
+@pytest.mark.parametrize("b, s, start", [(1, 5, 0), (3, 37, 0), (2, 9, 6)])
+@pytest.mark.parametrize("with_blocked", [False, True])
+def test_a_pass_is_the_operations_one_by_one(ops, family, groups, b, s, start, with_blocked, monkeypatch):
+    poison(monkeypatch)
+    made, inputs = case(torch.float32, family, b, s, start, groups)
+    blocked = torch.rand(b, s, start + s, generator=torch.Generator().manual_seed(2)) < 0.4 if with_blocked else None
+    for ours, other in zip(*both(ops, made, inputs, start, blocked), strict=True):
+        assert torch.equal(ours, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("formats", [[None] * 4, [(8, None), (4, 32), (4, None), (8, 32)]], ids=["plain", "packed"])
+def test_it_rounds_where_they_round(ops, dtype, formats):
+    """A norm behind a sum of post-norm layers, which the model's own operation does not round between, is left out."""
+    made, inputs = case(dtype, "glm", 2, 33, 4, formats=formats)
+    for ours, other in zip(*both(ops, made, inputs, 4), strict=True):
+        assert torch.equal(ours, other)
+
+
+def test_rows_of_a_batch_may_differ_in_length(ops):
+    made, inputs = case(torch.float32, "glm-130b", 3, 12, 8)
+    lengths = reference.Lengths(torch.tensor([3, 8, 0]), 8)
+    ours, other = both(ops, made, inputs, lengths)
+    assert torch.equal(ours[0], other[0])
+
+
+@pytest.mark.parametrize("family", ["glm-130b", "glm"])
+@pytest.mark.parametrize("places", [[70], [5, 5, 90, 2], [*range(60, 0, -1)], []], ids=["one", "few", "many", "none"])
+def test_only_some_places_are_wanted(ops, family, places):
+    """In any order and more than once; what all layers write to the cache stays the same."""
+    made, inputs = case(torch.float32, family, 3, 37, 0)
+    whole, some = copied(made), copied(made)
+    all_places = stack.Stack(ops, *whole).read(*inputs, 0)
+    found = stack.Stack(ops, *some).read(*inputs, 0, None, torch.tensor(places, dtype=torch.int64))
+    torch.testing.assert_close(found, all_places.flatten(0, 1)[places], atol=2e-6, rtol=1e-5)
+    if places:
+        assert all(torch.equal(*pair) for pair in zip(whole[2] + whole[3], some[2] + some[3], strict=True))
+
+
+def test_what_it_was_not_made_for_is_refused(ops):
+    made, (hidden, cosine, sine) = case(torch.float32, "glm", 2, 9, 0)
+    found = stack.Stack(ops, *made)
+    with pytest.raises(ValueError, match=r"made for \(2, s, 64\) at most and 11 places, given \(2, 9, 64\) at place 3"):
+        found.read(hidden, cosine, sine, 3)
+    with pytest.raises(ValueError, match=r"places \[18\] of 2 x 9 tokens"):
+        found.read(hidden, cosine, sine, 0, None, torch.tensor([18]))
+    assert found.reads(found.most_tokens) and not found.reads(found.most_tokens + 1)
+    found.before = lambda layer: None
+    assert not found.reads(1)
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_a_model_takes_it(with_cache, monkeypatch):
+    """Where a walk is not asked for, and what it gives is the walk's."""
+    model = random_model(ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=2, inner_hidden_size=48,
+                                     vocab_size=50, max_sequence_length=64), torch.float32, "cpu")
+    tokens, positions, places = torch.arange(40).view(2, 20), torch.arange(20).expand(2, 20), torch.arange(2)
+    with torch.inference_mode():
+        caches = [model.new_cache(2, 24) if with_cache else None for _ in range(2)]
+        walked = model.hidden_states(tokens, positions, cache=caches[0], places=places, observe=lambda *_: None)
+        monkeypatch.setattr(model, "walk", lambda *_: pytest.fail("it was walked"))
+        found = model.hidden_states(tokens, positions, cache=caches[1], places=places)
+        torch.testing.assert_close(found, walked, atol=1e-6, rtol=1e-5)
+        assert not with_cache or torch.equal(caches[0].whole, caches[1].whole)
+        monkeypatch.setattr(model, "_new_stack", lambda *_: SimpleNamespace(reads=lambda tokens: False))
+        with pytest.raises(pytest.fail.Exception, match="it was walked"):
+            model.hidden_states(tokens, positions)
