@@ -174,12 +174,16 @@ class GLM(SATModel):
         return stack if stack and (is_step or stack.reads(b * s)) else None
 
     def _new_stack(self, keys: list[torch.Tensor], values: list[torch.Tensor]):
-        if any(linear.adapters for _, linear in linears(self)):
+        if any(linear.adapters for _, linear in linears(self)) or self._is_hooked():
             return None
         layers = [layer_weights(layer) for layer in self.transformer.layers]
         norm, form = norm_weights(self.transformer.final_layernorm), self.family.layer_form(self.config)
         ranks = (parallel.reduce, next(iter(parallel.small_sums), None)) if self.is_parallel else ()
         return kernels.stack(layers, norm, keys, values, form, self.stream and self._at_hand, *ranks)
+
+    def _is_hooked(self) -> bool:
+        """Whether somebody listens to a module: then layers are walked, or nothing would be heard."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
 
     def _at_hand(self, layer: int) -> LayerWeights | None:
         return layer_weights(self.transformer.layers[layer]) if self.stream.at_hand(layer) else None

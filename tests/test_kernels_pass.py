@@ -92,11 +92,15 @@ def test_what_it_was_not_made_for_is_refused(ops):
     assert not found.reads(1)
 
 
+def small_model():
+    return random_model(ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=2, inner_hidden_size=48,
+                                    vocab_size=50, max_sequence_length=64), torch.float32, "cpu")
+
+
 @pytest.mark.parametrize("with_cache", [False, True])
 def test_a_model_takes_it(with_cache, monkeypatch):
     """Where a walk is not asked for, and what it gives is the walk's."""
-    model = random_model(ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=2, inner_hidden_size=48,
-                                     vocab_size=50, max_sequence_length=64), torch.float32, "cpu")
+    model = small_model()
     tokens, positions, places = torch.arange(40).view(2, 20), torch.arange(20).expand(2, 20), torch.arange(2)
     with torch.inference_mode():
         caches = [model.new_cache(2, 24) if with_cache else None for _ in range(2)]
@@ -108,3 +112,15 @@ def test_a_model_takes_it(with_cache, monkeypatch):
         monkeypatch.setattr(model, "_new_stack", lambda *_: SimpleNamespace(reads=lambda tokens: False))
         with pytest.raises(pytest.fail.Exception, match="it was walked"):
             model.hidden_states(tokens, positions)
+
+
+def test_who_hooks_a_module_hears_of_every_pass():
+    model, heard = small_model(), []
+    model.transformer.layers[1].mlp.dense_h_to_4h.register_forward_hook(lambda *_: heard.append(True))
+    tokens, positions = torch.arange(40).view(2, 20), torch.arange(20).expand(2, 20)
+    with torch.inference_mode():
+        model.hidden_states(tokens, positions)
+        cache = model.new_cache(2, 24)
+        model.hidden_states(tokens, positions, cache=cache)
+        model.hidden_states(tokens[:, :1], positions[:, :1] + 20, cache=cache)
+    assert len(heard) == 3

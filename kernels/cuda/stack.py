@@ -35,6 +35,10 @@ class Stack:
         self.keys, self.values = keys, values
         self.norms = [*((w.norm1_weight, w.norm1_bias) for w in layers), final_norm]
 
+    def reads(self, tokens: int) -> bool:
+        """Passes over several tokens a row are walked, layer by layer: their products are long."""
+        return False
+
     def step(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int | Lengths,
              blocked: Tensor | None = None) -> Tensor:
         """hidden (b, 1, h), cosine and sine (b, 1, r) float32, blocked None or bool (b, 1, start + 1)
