@@ -25,8 +25,7 @@ template <class Products, class T> void PromptAttention::piece_of(size_t stage, 
         const size_t first = some.first * length + number * TOKENS, last = some.last * length;
         return prompt.turn({first, first + TOKENS < last ? first + TOKENS : last});
     }
-    const size_t task = some.first * shape.groups * parts() + number;
-    prefill::attend_tasks<Products>(prompt, parts(), {task, task + 1});
+    prefill::attend_task<Products>(prompt, parts(), some.first * shape.groups * parts() + number);
 }
 void PromptAttention::piece(size_t stage, size_t number) const {
 #ifdef GLM_TILES

@@ -7,23 +7,6 @@
 
 namespace prefill {
 
-// Memory of a thread that is kept from call to call; each piece begins a cache line.
-class Room {
-    std::vector<uint8_t> bytes;
-    size_t used = 0;
-
-public:
-    void begin(size_t size) {
-        if (bytes.size() < size + 64) bytes.resize(size + 64);
-        used = -size_t(bytes.data()) % 64;
-    }
-    template <class E> E* take(size_t count) {
-        E* piece = (E*)(bytes.data() + used);
-        used += (count * sizeof(E) + 63) / 64 * 64;
-        return piece;
-    }
-};
-
 // A row of a head as the products take it, zeros behind its `size`.
 template <class T, class E> static inline void copy_row(const T* from, size_t size, size_t depth, E* to) {
     size_t j = 0;
@@ -61,8 +44,7 @@ static inline size_t end_of_zeros(const uint8_t* flags, size_t least, size_t cou
 }
 
 // `length` new tokens of every row: qkv (batch, length, width), cosine and sine (batch, length, turned), s.blocked (batch,
-// length, total). out (batch, length, heads, size), or of the `asked` tokens alone, in
-// their order, (count, heads, size).
+// length, total). out (batch, length, heads, size), or of the `asked` tokens alone, in their order, (count, heads, size).
 template <class T> struct Prompt {
     const T* qkv;
     const float *cosine, *sine;
@@ -110,15 +92,14 @@ template <class T, class Products> class Head {
     static size_t whole_blocks(size_t count) { return (count + Products::BLOCK - 1) / Products::BLOCK * Products::BLOCK; }
 
 public:
-    Head(const Prompt<T>& prompt, Room& room)
+    explicit Head(const Prompt<T>& prompt)
         : prompt(prompt), s(prompt.s), depth(whole_blocks(s.size)), width(whole_blocks(s.total)) {
         factor = 1.44269504f / std::sqrt(float(s.size));
-        room.begin(sizeof(E) * (2 * width * depth + (ROWS + W) * depth) +
-                   sizeof(float) * (ROWS * (PLACES + depth) + depth) + 9 * 64);
-        keys = room.take<E>(width * depth), values = room.take<E>(width * depth);
-        queries = room.take<E>(ROWS * depth), rows = room.take<E>(W * depth);
-        scores = room.take<float>(ROWS * PLACES), sums = room.take<float>(ROWS * depth);
-        average = room.take<float>(depth);
+        // depth and width are whole blocks: each begins a cache line
+        keys = scratch<Head, E>(2 * width * depth + (ROWS + W) * depth), values = keys + width * depth;
+        queries = values + width * depth, rows = queries + ROWS * depth;
+        scores = scratch<Head*, float>(ROWS * PLACES + (ROWS + 1) * depth), sums = scores + ROWS * PLACES;
+        average = sums + ROWS * depth;
     }
 
     // All keys and values of a group into panels: keys are columns, of values the columns are.
@@ -239,26 +220,21 @@ private:
     }
 };
 
-// Some of the heads of some rows: tasks [row][group][part], of each group of heads all queries, or where there are few groups
-// some, in blocks.
-template <class Products, class T> static void attend_tasks(const Prompt<T>& prompt, size_t parts, Range tasks) {
-    static thread_local Room room;
+// Task [row][group][part]: of a group of heads all queries, or where there are few groups some, in blocks.
+template <class Products, class T> static void attend_task(const Prompt<T>& prompt, size_t parts, size_t task) {
     const AttentionShape& s = prompt.s;
-    typename Products::Scope scope;
-    Head<T, Products> head(prompt, room);
     enum { ROWS = Products::ROWS };
-    const size_t shared = s.heads / s.groups;
-    size_t packed = size_t(-1);
-    for (size_t task = tasks.first; task < tasks.last; task++) {
-        const size_t row = task / parts / s.groups, group = task / parts % s.groups;
-        const Range queries = prompt.queries_of(row);
-        const size_t blocks = (queries.last - queries.first + ROWS - 1) / ROWS;
-        const Range pieces = share(shared * blocks, 1, task % parts, parts);
-        if (pieces.first < pieces.last && packed != task / parts) head.pack(row, group), packed = task / parts;
-        for (size_t piece = pieces.first; piece < pieces.last; piece++) {
-            const size_t first = queries.first + piece % blocks * ROWS, left = queries.last - first;
-            head.attend(group * shared + piece / blocks, first, left < ROWS ? left : size_t(ROWS));
-        }
+    const size_t row = task / parts / s.groups, group = task / parts % s.groups, shared = s.heads / s.groups;
+    const Range queries = prompt.queries_of(row);
+    const size_t blocks = (queries.last - queries.first + ROWS - 1) / ROWS;
+    const Range pieces = share(shared * blocks, 1, task % parts, parts);
+    if (pieces.first == pieces.last) return;
+    typename Products::Scope scope;
+    Head<T, Products> head(prompt);
+    head.pack(row, group);
+    for (size_t piece = pieces.first; piece < pieces.last; piece++) {
+        const size_t first = queries.first + piece % blocks * ROWS, left = queries.last - first;
+        head.attend(group * shared + piece / blocks, first, left < ROWS ? left : size_t(ROWS));
     }
 }
 
