@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glm.config import ModelConfig
-from kernels import reference
+from kernels import cpu, reference
 from kernels.cpu import stack
 from kernels.layer import Rotary
 from kernels.layer import stack as walk
@@ -80,7 +80,7 @@ def test_only_some_places_are_wanted(ops, family, places):
         assert all(torch.equal(*pair) for pair in zip(whole[2] + whole[3], some[2] + some[3], strict=True))
 
 
-def test_what_it_was_not_made_for_is_refused(ops):
+def test_what_it_was_not_made_for_is_refused(ops, monkeypatch):
     made, (hidden, cosine, sine) = case(torch.float32, "glm", 2, 9, 0)
     found = stack.Stack(ops, *made)
     with pytest.raises(ValueError, match=r"made for \(2, s, 64\) at most and 11 places, given \(2, 9, 64\) at place 3"):
@@ -88,6 +88,8 @@ def test_what_it_was_not_made_for_is_refused(ops):
     with pytest.raises(ValueError, match=r"places \[18\] of 2 x 9 tokens"):
         found.read(hidden, cosine, sine, 0, None, torch.tensor([18]))
     assert found.reads(found.most_tokens) and not found.reads(found.most_tokens + 1)
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
+    assert found.reads(cpu.MAXIMUM_ROWS) and not found.reads(cpu.MAXIMUM_ROWS + 1)
     found.before = lambda layer: None
     assert not found.reads(1)
 

@@ -106,7 +106,11 @@ class Operators:
         return self._product(x, weight, None, torch.float32)
 
     def _takes(self, x: Tensor) -> bool:
-        return platform.machine() in X86 or x.shape[:-1].numel() <= MAXIMUM_ROWS
+        return self.multiplies_rows(x.shape[:-1].numel())
+
+    def multiplies_rows(self, rows: int) -> bool:
+        """Whether a product of so many rows of x is better than torch's."""
+        return platform.machine() in X86 or rows <= MAXIMUM_ROWS
 
     def _product(self, x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """x (..., k) times weight (n, k) transposed, plus bias -> (..., n), float32 or of x's type."""

@@ -115,8 +115,8 @@ class Stack:
 
     def reads(self, tokens: int) -> bool:
         """Whether `read` takes a pass over so many tokens: their operands are in memory all at once, and layers that
-        come and go are walked."""
-        return tokens <= self.most_tokens and self.before is None
+        come and go are walked, as are passes whose products the compiled code leaves to torch."""
+        return tokens <= self.most_tokens and self.before is None and self.operators.multiplies_rows(tokens)
 
     def read(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int | Lengths, blocked: Tensor | None = None,
              places: Tensor | None = None) -> Tensor:
