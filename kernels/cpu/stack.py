@@ -134,18 +134,17 @@ class Stack:
             raise ValueError(f"pass: places {places.tolist()} of {batch} x {length} tokens")
         hidden, cosine, sine = hidden.contiguous(), cosine.float().contiguous(), sine.float().contiguous()
         blocked = None if blocked is None else blocked.expand(batch, length, -1).contiguous()
-        order = None
-        if places is not None:
-            places, order = places.sort()
-        out = torch.empty_like(hidden) if places is None else hidden.new_empty((len(places), self.hidden))
-        if out.numel() == 0:
-            return out
+        if hidden.numel() == 0:
+            return hidden if places is None else hidden.new_empty((0, self.hidden))
+        if places is not None:  # one at least: without a piece of work a stage would never end
+            ascending, order = (places if len(places) else places.new_zeros(1)).sort()
+        out = torch.empty_like(hidden) if places is None else hidden.new_empty((len(ascending), self.hidden))
         shape = attention.Shape.of(batch, self.heads, self.keys, start + length, self.form.rotary, cosine,
                                    self.form.is_by_heads, blocked, lengths)
         self._pass(*self.fixed, ctypes.addressof(shape), self.operators.prefill_products, length, hidden.data_ptr(),
-                   cosine.data_ptr(), sine.data_ptr(), address(places), 0 if places is None else len(places),
-                   out.data_ptr(), torch.get_num_threads())
-        return out if order is None else out[order.argsort()]
+                   cosine.data_ptr(), sine.data_ptr(), address(None if places is None else ascending),
+                   0 if places is None else len(ascending), out.data_ptr(), torch.get_num_threads())
+        return out if places is None else out[order.argsort()[:len(places)]]
 
 
 def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor | None], keys: list[Tensor],
