@@ -1,5 +1,6 @@
 """All layers of a pass over many tokens in one call: the operations one by one, bit by bit."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -44,20 +45,38 @@ def both(ops, made, inputs, *how):
 @pytest.mark.parametrize("b, s, start", [(1, 5, 0), (3, 37, 0), (2, 9, 6)])
 @pytest.mark.parametrize("with_blocked", [False, True])
 def test_a_pass_is_the_operations_one_by_one(ops, family, groups, b, s, start, with_blocked, monkeypatch):
+    """All layers in one call, or, where these would take long, one or two in each."""
     poison(monkeypatch)
     made, inputs = case(torch.float32, family, b, s, start, groups)
     blocked = torch.rand(b, s, start + s, generator=torch.Generator().manual_seed(2)) < 0.4 if with_blocked else None
-    for ours, other in zip(*both(ops, made, inputs, start, blocked), strict=True):
-        assert torch.equal(ours, other)
+    for at_once in (3, 2, 1):
+        monkeypatch.setattr(stack, "MOST_PRODUCTS", at_once * b * s * stack.Stack(ops, *made).parameters)
+        for ours, other in zip(*both(ops, made, inputs, start, blocked), strict=True):
+            assert torch.equal(ours, other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("formats", [[None] * 4, [(8, None), (4, 32), (4, None), (8, 32)]], ids=["plain", "packed"])
-def test_it_rounds_where_they_round(ops, dtype, formats):
+@pytest.mark.parametrize("layers_at_once", [1, 3])
+def test_it_rounds_where_they_round(ops, dtype, formats, layers_at_once, monkeypatch):
     """A norm behind a sum of post-norm layers, which the model's own operation does not round between, is left out."""
     made, inputs = case(dtype, "glm", 2, 33, 4, formats=formats)
+    monkeypatch.setattr(stack, "MOST_PRODUCTS", layers_at_once * 2 * 33 * stack.Stack(ops, *made).parameters)
     for ours, other in zip(*both(ops, made, inputs, 4), strict=True):
         assert torch.equal(ours, other)
+
+
+def test_several_threads_of_the_program_may_pass_at_once(ops):
+    """Each has memory of its own."""
+    cases = [case(dtype, "glm-130b", b, s, 0) for dtype, b, s in ((torch.float32, 2, 21), (torch.bfloat16, 1, 40))] * 2
+
+    def passed(one):
+        made = copied(one[0])
+        return stack.Stack(ops, *made).read(*one[1], 0), *made[2], *made[3]
+
+    with ThreadPoolExecutor(4) as pool:
+        for ours, other in zip(pool.map(passed, cases * 5), map(passed, cases * 5), strict=True):
+            assert all(torch.equal(*pair) for pair in zip(ours, other, strict=True))
 
 
 def test_rows_of_a_batch_may_differ_in_length(ops):
@@ -69,8 +88,9 @@ def test_rows_of_a_batch_may_differ_in_length(ops):
 
 @pytest.mark.parametrize("family", ["glm-130b", "glm"])
 @pytest.mark.parametrize("places", [[70], [5, 5, 90, 2], [*range(60, 0, -1)], []], ids=["one", "few", "many", "none"])
-def test_only_some_places_are_wanted(ops, family, places):
+def test_only_some_places_are_wanted(ops, family, places, monkeypatch):
     """In any order and more than once; what all layers write to the cache stays the same."""
+    monkeypatch.setattr(stack, "MOST_PRODUCTS", 0)
     made, inputs = case(torch.float32, family, 3, 37, 0)
     whole, some = copied(made), copied(made)
     all_places = stack.Stack(ops, *whole).read(*inputs, 0)

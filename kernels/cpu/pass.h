@@ -1,4 +1,4 @@
-// All layers of a pass over many tokens in one parallel region, whose work is taken piece by piece, stage after stage
+// Layers of a pass over many tokens in one parallel region, whose work is taken piece by piece, stage after stage
 // (stages.h): beside other programs nobody waits for a thread that has no core, and what a piece leaves in the nearest caches
 // is read there. Values are those of the operations one by one (layer.py), rounded where these round.
 #pragma once
@@ -82,8 +82,9 @@ template <class T> class Pass {
     void piece(size_t stage, size_t number) {
         const Place at = place(stage);
         if (at.layer == s.layers) {
-            const size_t all = places ? wanted : m, first = number * ROWS;
-            return normalise_sums(residual(), final_weight, final_bias, out, {first, first + ROWS < all ? first + ROWS : all});
+            const size_t all = places ? wanted : m, first = number * ROWS, last = first + ROWS < all ? first + ROWS : all;
+            if (final_weight) return normalise_sums(residual(), final_weight, final_bias, out, {first, last});
+            return add_part(residual() + first * h, update + first * h, s.alpha, out + first * h, (last - first) * h, 0, 1);
         }
         if (at.stage == ATTEND) return attention(at.layer).piece(at.part, number);
         const Product p = product(at);
@@ -148,7 +149,8 @@ template <class T> class Pass {
     }
 
 public:
-    // hidden (b, length, h) -> out (b, length, h), or (wanted, h) at `places`, after the final norm.
+    // hidden (b, length, h) -> out (b, length, h), or (wanted, h) at `places`, after the final norm; with
+    // final_weight null, what it or the layer behind these is given.
     Pass(const LayerWeights* layers, const StackShape& s, const AttentionShape& shape, int products, size_t length, const T* hidden,
          const float* cosine, const float* sine, const T* final_weight, const T* final_bias, const int64_t* places,
          size_t wanted, T* out, int threads)

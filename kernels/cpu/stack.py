@@ -2,6 +2,7 @@
 beside other programs each operation of a prompt would wait for threads that have no core."""
 
 import ctypes
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,7 @@ SIGNATURE = [ctypes.c_int, *[POINTER] * 9, BEFORE_LAYER, ctypes.c_int]
 NOTHING_BEFORE = BEFORE_LAYER()
 PASS_SIGNATURE = [ctypes.c_int, *[POINTER] * 5, ctypes.c_int, SIZE, *[POINTER] * 4, SIZE, POINTER, ctypes.c_int]
 MOST_TOKENS = 512  # of a pass, or as many as PANEL_BYTES hold
+MOST_PRODUCTS = 10**11  # of two numbers, in one call: seconds on a slow processor, and Ctrl-C is heard between calls
 MATRICES = ("qkv_weight", "dense_weight", "in_weight", "out_weight")
 
 
@@ -49,12 +51,14 @@ class Stack:
         numbers = [number for layer, *cache in zip(layers, keys, values, strict=True)
                    for number in (*self._numbers(layer), *(tensor.data_ptr() for tensor in cache))]
         self.table = (SIZE * len(numbers))(*numbers)
+        self.layer_bytes = ctypes.sizeof(self.table) // len(layers)
         self.shape = Shape(len(layers), self.hidden, inner, form.is_pre_norm, form.activation, form.alpha, form.epsilon)
         self.fixed = (operators.TYPES[self.dtype], ctypes.addressof(self.shape), ctypes.addressof(self.table),
                       *(address(part) for part in final_norm))
         self._stack, self._pass = operators.library.glm_stack, operators.library.glm_pass
         self._stack.argtypes, self._stack.restype = SIGNATURE, None
         self._pass.argtypes, self._pass.restype = PASS_SIGNATURE, None
+        self.parameters = sum(math.prod(getattr(layers[0], name).shape) for name in MATRICES)  # of a layer
         self.most_tokens = max(MOST_TOKENS, PANEL_BYTES // (4 * max(self.hidden, width, inner)))
 
     def _numbers(self, layer: LayerWeights) -> list[int]:
@@ -83,18 +87,25 @@ class Stack:
         group_size = group_size or tensor.shape[1]
         return weight.data_ptr(), scale.data_ptr(), group_size, bits, self.operators.TYPES[scale.dtype]
 
+    def _filled(self, hidden: Tensor, start: int | Lengths, blocked: Tensor | None,
+                length: int | str = "s") -> tuple[int, Lengths | None]:
+        """How many places are filled, and where rows differ in it, of each. Raises ValueError for what C++ does not
+        check; length: that hidden must have, "s": any."""
+        start, lengths = (start.longest, start) if isinstance(start, Lengths) else (start, None)
+        batch, s, width = hidden.shape
+        if (batch > self.batch or width != self.hidden or hidden.dtype is not self.dtype or length not in ("s", s)
+                or start + s > self.capacity or (lengths is not None and lengths.each.shape != (batch,))
+                or (blocked is not None and blocked.shape[-1] != start + s)):
+            raise ValueError(f"stack: made for ({self.batch}, {length}, {self.hidden}) at most and {self.capacity} "
+                             f"places, given {tuple(hidden.shape)} at place {start}")
+        return start, lengths
+
     def step(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int | Lengths,
              blocked: Tensor | None = None) -> Tensor:
         """hidden (b, 1, h), cosine and sine (b, 1, r) float32, blocked None or bool (b, 1, start + 1)
         -> (b, 1, h) after the final norm; keys and values are written at place `start`, of each row its own under
         Lengths. Of the cache's rows, the first b are used."""
-        start, lengths = (start.longest, start) if isinstance(start, Lengths) else (start, None)
-        batch = hidden.shape[0]
-        if (batch > self.batch or hidden.shape[1:] != (1, self.hidden) or hidden.dtype is not self.dtype
-                or start >= self.capacity or (lengths is not None and lengths.each.shape != (batch,))
-                or (blocked is not None and blocked.shape[-1] != start + 1)):
-            raise ValueError(f"stack: made for ({self.batch}, 1, {self.hidden}) at most and {self.capacity} places, "
-                             f"given {tuple(hidden.shape)} at place {start}")
+        batch, (start, lengths) = hidden.shape[0], self._filled(hidden, start, blocked, 1)
         hidden = hidden.contiguous()
         cosine, sine = cosine.float().contiguous(), sine.float().contiguous()
         if blocked is not None:
@@ -112,7 +123,6 @@ class Stack:
             raise failure
         return out
 
-
     def reads(self, tokens: int) -> bool:
         """Whether `read` takes a pass over so many tokens: their operands are in memory all at once, and layers that
         come and go are walked, as are passes whose products the compiled code leaves to torch."""
@@ -123,28 +133,31 @@ class Stack:
         """hidden (b, s, h), cosine and sine (b, s, r) float32, blocked None or bool (b, s, start + s) -> (b, s, h)
         after the final norm; keys and values are written from place `start` on. places (n,) int64 out of b * s: the
         result is (n, h), and for all others the last layer computes no more than keys and values."""
-        start, lengths = (start.longest, start) if isinstance(start, Lengths) else (start, None)
-        batch, length, _ = hidden.shape
-        if (batch > self.batch or hidden.shape[2] != self.hidden or hidden.dtype is not self.dtype
-                or start + length > self.capacity or (lengths is not None and lengths.each.shape != (batch,))
-                or (blocked is not None and blocked.shape[-1] != start + length)):
-            raise ValueError(f"pass: made for ({self.batch}, s, {self.hidden}) at most and {self.capacity} places, "
-                             f"given {tuple(hidden.shape)} at place {start}")
+        (batch, length, _), (start, lengths) = hidden.shape, self._filled(hidden, start, blocked)
         if places is not None and places.numel() and not 0 <= int(places.min()) <= int(places.max()) < batch * length:
-            raise ValueError(f"pass: places {places.tolist()} of {batch} x {length} tokens")
+            raise ValueError(f"stack: places {places.tolist()} of {batch} x {length} tokens")
         hidden, cosine, sine = hidden.contiguous(), cosine.float().contiguous(), sine.float().contiguous()
         blocked = None if blocked is None else blocked.expand(batch, length, -1).contiguous()
         if hidden.numel() == 0:
             return hidden if places is None else hidden.new_empty((0, self.hidden))
         if places is not None:  # one at least: without a piece of work a stage would never end
             ascending, order = (places if len(places) else places.new_zeros(1)).sort()
-        out = torch.empty_like(hidden) if places is None else hidden.new_empty((len(ascending), self.hidden))
         shape = attention.Shape.of(batch, self.heads, self.keys, start + length, self.form.rotary, cosine,
                                    self.form.is_by_heads, blocked, lengths)
-        self._pass(*self.fixed, ctypes.addressof(shape), self.operators.prefill_products, length, hidden.data_ptr(),
-                   cosine.data_ptr(), sine.data_ptr(), address(None if places is None else ascending),
-                   0 if places is None else len(ascending), out.data_ptr(), torch.get_num_threads())
-        return out if places is None else out[order.argsort()[:len(places)]]
+        (kind, _, table, *final_norm), threads = self.fixed, torch.get_num_threads()
+        at_once = max(1, MOST_PRODUCTS // (batch * length * self.parameters))
+        for first in range(0, self.shape.layers, at_once):
+            layers = Shape.from_buffer_copy(self.shape)
+            layers.layers = min(at_once, self.shape.layers - first)
+            is_last = first + at_once >= self.shape.layers
+            asked = ascending if is_last and places is not None else None
+            out = torch.empty_like(hidden) if asked is None else hidden.new_empty((len(asked), self.hidden))
+            self._pass(kind, ctypes.addressof(layers), table + first * self.layer_bytes,
+                       *(final_norm if is_last else (0, 0)), ctypes.addressof(shape), self.operators.prefill_products,
+                       length, hidden.data_ptr(), cosine.data_ptr(), sine.data_ptr(), address(asked),
+                       0 if asked is None else len(asked), out.data_ptr(), threads)
+            hidden = out
+        return hidden if places is None else hidden[order.argsort()[:len(places)]]
 
 
 def fits(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor | None], keys: list[Tensor],
