@@ -99,7 +99,7 @@ def refine_some_(logits: Tensor, x: Tensor, weight: Tensor, error: Tensor, count
     upper = torch.where(logits <= least, -torch.inf, logits + reach if added is None else logits + added + reach)
     b, v = logits.shape
     tops, ids = upper.topk(min(count + SPARE + 1, v), dim=-1)
-    left = tops[:, -1] if tops.shape[-1] < v else torch.full_like(tops[:, 0], -torch.inf)
+    left = tops[:, -1] if tops.shape[-1] > count + SPARE else torch.full_like(tops[:, 0], -torch.inf)
     ids = ids[:, :count + SPARE]
     exact = reference.head(x, weight[ids.flatten()]).view(b, b, -1).diagonal().T  # of each row's x and its own ids
     found = logits.gather(-1, ids)

@@ -145,6 +145,15 @@ def test_a_small_part_of_the_rows_is_enough():
         assert vocabulary.refine_some_(rough.clone(), x, weight, packed.error, count).all()
 
 
+def test_the_one_row_that_is_not_computed_again_counts(monkeypatch):
+    monkeypatch.setattr(vocabulary, "SPARE", 2)
+    weight, x = torch.eye(4), torch.tensor([[1.0, 0.5, 0.25, 0.99]])
+    packed, rough = pack(weight), torch.tensor([[1.0, 0.5, 0.25, 0.2]])
+    error = torch.ones(4)  # of every row: the last one may be the best
+    assert packed.error.shape == error.shape
+    assert not vocabulary.refine_some_(rough, x, weight, error, 1).any()
+
+
 def test_what_was_forbidden_stays():
     weight, x = matrix("normal", 64, 32, 0), matrix("normal", 2, 32, 1)
     packed, best = pack(weight), (x @ weight.T).argmax(-1)
