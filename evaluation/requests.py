@@ -9,7 +9,6 @@ never of ranks, of memory that happens to be free or of what is already answered
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -184,7 +183,8 @@ def batches_of(requests: Sequence[Request], max_tokens: int, max_items: int | No
     for members in families.values():
         members.sort(key=lambda index: (-requests[index].size, index))
         if isinstance(requests[members[0]], ScoreRequest):
-            batches += _of_packs(requests, members, max_tokens, max_items)
+            batches += [[index for pack in packs for index in pack.members]
+                        for packs in _of_packs(requests, members, max_tokens, max_items)]
             continue
         found = list(_cut(requests, members, max_tokens, max_items))
         if (times := len(found) // FEWEST_BATCHES) > 1:
@@ -239,7 +239,7 @@ def _alike(one: Ids, other: Ids) -> int:
 
 
 def _of_packs(requests: Sequence[ScoreRequest], members: Sequence[int], max_tokens: int,
-              max_items: int | None) -> Iterator[list[int]]:
+              max_items: int | None) -> Iterator[list[Pack]]:
     """members: the largest first."""
     alike: dict[Hashable, list[int]] = {}
     for index in members:
@@ -247,15 +247,15 @@ def _of_packs(requests: Sequence[ScoreRequest], members: Sequence[int], max_toke
         alike.setdefault(index if beginning is None else beginning, []).append(index)
     packs = packs_of(requests, (index for group in alike.values() for index in group), max_tokens, max_items)
     packs.sort(key=lambda pack: (-pack.size, pack.members[0]))
-    batch, rows, widest, before = [], 0, 0, None  # before: how its last contexts begin
+    batch: list[Pack] = []  # as they will be read: one that begins as the last one does may grow together with it
     for pack in packs:
-        beginning, grown = requests[pack.members[0]].beginning, [*batch, *pack.members]
-        may_join = batch and beginning is not None and beginning == before  # and be read as one with the last
-        shape = shape_of([requests[index] for index in grown]) if may_join else (rows + 1, max(widest, pack.size))
-        if batch and (math.prod(shape) > max_tokens or len(grown) > (max_items or len(requests))):
+        last = batch[-1].members if batch else ()
+        grown = [*batch[:-1], *packs_of(requests, (*last, *pack.members))]
+        tokens, items = len(grown) * max(each.size for each in grown), sum(len(each.members) for each in grown)
+        if batch and (tokens > max_tokens or items > (max_items or len(requests))):
             yield batch
-            grown, shape = list(pack.members), (1, pack.size)
-        batch, (rows, widest), before = grown, shape, beginning
+            grown = [pack]
+        batch = grown
     yield batch
 
 
