@@ -18,7 +18,7 @@ class KVCache:
 
     whole: torch.Tensor  # (2, layers, b, n, prefix + capacity, d)
     length: int | Lengths = 0  # filled places, of all rows or of each of the first ones, which alone are in use then
-    stack: object = None  # what GLM prepares at the first decoding step that fills this cache; False: cannot be
+    stack: object = None  # what GLM prepares at the first pass in one call that fills this cache; False: cannot be
     prefix: int = 0  # places in front, alike in all rows, which every token sees
 
     def __post_init__(self):

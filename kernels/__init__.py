@@ -138,10 +138,11 @@ BACKENDS = {"cpu": compiled, "cuda": _for_cuda}
 
 
 def stack(layers, final_norm, keys, values, form, before=None, total=None, small=None):
-    """One call for all layers of a decoding step (layer.stack; cpu.stack.Stack.step), or None where the compiled
-    backend cannot take these tensors. layers: list of layer.LayerWeights; keys, values: the cache, layer by layer;
-    form: layer.LayerForm; before: see cpu.stack.Stack; on a GPU layers that come and go are walked. total, small: how
-    tensor-parallel ranks add up, if there are several (cuda.reduce.Ranks); on a CPU they walk.
+    """One call for all layers of a decoding step, on a CPU of a pass over many tokens, too (layer.stack;
+    cpu.stack.Stack), or None where the compiled backend cannot take these tensors. layers: list of layer.LayerWeights;
+    keys, values: the cache, layer by layer; form: layer.LayerForm; before: see cpu.stack.Stack; on a GPU layers that
+    come and go are walked. total, small: how tensor-parallel ranks add up, if there are several (cuda.reduce.Ranks);
+    on a CPU they walk.
     """
     if keys[0].device.type == "cuda":
         if before is not None or (operators := BACKENDS["cuda"]()) is None:

@@ -73,8 +73,8 @@ class LayerWeights(NamedTuple):
 def stack(layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor | None], keys: list[Tensor],
           values: list[Tensor], form: LayerForm, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int | Lengths,
           blocked: Tensor | None = None, operations: ModuleType = reference) -> Tensor:
-    """All layers and the final norm: hidden (b, s, h) -> (b, s, h), what the compiled backend's one call per decoding
-    step computes. keys and values: of each layer (b, g, capacity, d); cosine and sine (b, s, r) are not read
+    """All layers and the final norm: hidden (b, s, h) -> (b, s, h), what the compiled backends' one call for all
+    layers computes. keys and values: of each layer (b, g, capacity, d); cosine and sine (b, s, r) are not read
     with learned positions; start and blocked as in reference.attend.
 
     operations: the backend whose operations are used.

@@ -104,8 +104,9 @@ def test_what_it_was_not_made_for_is_refused(ops, monkeypatch):
     found = stack.Stack(ops, *made)
     with pytest.raises(ValueError, match=r"made for \(2, s, 64\) at most and 11 places, given \(2, 9, 64\) at place 3"):
         found.read(hidden, cosine, sine, 3)
-    with pytest.raises(ValueError, match=r"places \[18\] of 2 x 9 tokens"):
-        found.read(hidden, cosine, sine, 0, None, torch.tensor([18]))
+    for places in (torch.tensor([18]), torch.tensor([-1]), torch.tensor([3], dtype=torch.int32)):
+        with pytest.raises(ValueError, match=r"places \[(18|-1|3)\] \(torch.int..\) of 2 x 9 tokens"):
+            found.read(hidden, cosine, sine, 0, None, places)
     assert found.reads(found.most_tokens) and not found.reads(found.most_tokens + 1)
     monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
     assert found.reads(cpu.MAXIMUM_ROWS) and not found.reads(cpu.MAXIMUM_ROWS + 1)

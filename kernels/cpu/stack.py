@@ -134,8 +134,9 @@ class Stack:
         after the final norm; keys and values are written from place `start` on. places (n,) int64 out of b * s: the
         result is (n, h), and for all others the last layer computes no more than keys and values."""
         (batch, length, _), (start, lengths) = hidden.shape, self._filled(hidden, start, blocked)
-        if places is not None and places.numel() and not 0 <= int(places.min()) <= int(places.max()) < batch * length:
-            raise ValueError(f"stack: places {places.tolist()} of {batch} x {length} tokens")
+        if places is not None and (places.dtype is not torch.int64
+                                   or bool(((places < 0) | (places >= batch * length)).any())):
+            raise ValueError(f"stack: places {places.tolist()} ({places.dtype}) of {batch} x {length} tokens")
         hidden, cosine, sine = hidden.contiguous(), cosine.float().contiguous(), sine.float().contiguous()
         blocked = None if blocked is None else blocked.expand(batch, length, -1).contiguous()
         if hidden.numel() == 0:
