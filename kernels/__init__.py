@@ -53,7 +53,7 @@ def backend(weight: torch.Tensor):
 
 @functools.cache
 def _torch_and_reference():
-    """Statements of import cost microseconds, of which a decoding step has few."""
+    """Found once: the import statements would take microseconds in every decoding step."""
     import torch
 
     from kernels import reference

@@ -33,7 +33,7 @@ SIGNATURES = {
     "glm_threads": [c_int],
 } | attention.SIGNATURES
 X86 = ("x86_64", "AMD64")
-LARGE_BYTES = 4 << 20  # of a result whose rows are long: products of many rows write some columns of each, page by page
+LARGE_BYTES = 4 << 20  # of a result: from here on in pages of 2 MB, as products of many rows write columns of all rows
 MAXIMUM_ROWS = 32  # elsewhere nothing is written in vectors, and for more rows torch's products are the better ones
 
 

@@ -77,7 +77,8 @@ template <int BITS, Scaling S> static inline vec unit_scale(const float* scales,
 }
 
 // A Form says how x is laid out and multiplied. `add` adds a unit of R rows of weights, which `loaded` made ready, and M of
-// x to sums; those of a span of up to SPAN units, which have one scale, begin with `start`, and `value` makes floats of them.
+// x to sums; those of a span of up to SPAN units, which have one scale, begin with `start`, and `value` makes floats of them; it
+// is told whether spans have one unit.
 // What is found is to be multiplied with `factor`; and x may be the sum of two SETS.
 
 // Units with one scale and one start.
@@ -147,6 +148,7 @@ static __attribute__((noinline)) void few_dots(const Walk<Form, S>& walk, const 
     const size_t bytes = walk.bytes, places = walk.places, groups = walk.unit_groups, units = walk.units, whole = walk.whole;
     const size_t span = walk.span, stride = walk.stride;
     const words lanes = walk.lanes;
+    constexpr bool ONE_UNIT = S == BY_PARTS || S == BY_LANE;  // each unit is a span
     vec total[R][M];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int i = 0; i < M; i++) total[r][i] = fill(0.0f);
@@ -176,12 +178,12 @@ static __attribute__((noinline)) void few_dots(const Walk<Form, S>& walk, const 
             vec scale;
             if (S != BY_ROW) scale = unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
             UNROLL for (int i = 0; i < M; i++) {
-                vec value = Form::template value<S == BY_PARTS || S == BY_LANE>(sums[r][i]);
+                vec value = Form::template value<ONE_UNIT>(sums[r][i]);
                 total[r][i] = S == BY_ROW ? add(value, total[r][i]) : fma(value, scale, total[r][i]);
             }
         }
     };
-    if constexpr (S == BY_PARTS || S == BY_LANE) {  // each unit is a span
+    if constexpr (ONE_UNIT) {
         for (size_t unit = 0; unit < whole; unit++) begin(unit), add_unit(unit), end(unit);
         if (whole < units) begin(whole), add_part(whole), end(whole);
     } else {

@@ -36,7 +36,8 @@ template <int BITS_> struct InWords {
         return BITS == 8 && scaling == BY_ROW && rows > 2 && rows * k * sizeof(X) > NEAREST_CACHE ? 2 : rows;
     }
 
-    // IN_DIGITS: integers are at most 32639, so that both digits of packed_digits.h have 8 bits with a sign.
+    // IN_DIGITS: integers are at most 32639, so that both digits of packed_digits.h have 8 bits with a sign: where the largest
+    // would be 32576 (2^15 - 3 * 2^6) or more, all are half as large.
     template <class T, bool IN_DIGITS = false> static void arrange(const T* x, const Packed& w, int16_t* to) {
         const size_t units = O::padded(w.k) / O::UNIT, span = span_of<InWords>(w);
         vec top = fill(0.0f), check = fill(0.0f);

@@ -1,5 +1,4 @@
 // Entry points of products: of few rows, of many, of packed weights, and of the logits that decide a choice.
-#include <atomic>
 #include "exports.h"
 #include "products.h"
 #include "refine.h"
@@ -25,18 +24,11 @@ SharedProduct::SharedProduct(int type, size_t m, size_t k, const Matrix& w, size
     : type(type), m(m), k(k), w(w), n(n), together(MOST_TOGETHER / tile::PANEL), each(tile::PIECE) {
     size_t step = 0;
     BY_TYPE(type, tile::with_operand((const T*)nullptr, m, k, w, [&](auto operand, auto, auto) {
-        panels = operand.panels, step = decltype(operand)::ROWS_AT_ONCE;
+        panels = operand.panels, floats = operand.floats(), step = decltype(operand)::ROWS_AT_ONCE;
     }))
     const size_t wanted = 3 * threads;
     while (together * tile::PANEL > LEAST_TOGETHER && parts() < wanted) together /= 2;
     while (each > step && parts() < wanted) each = each / 2 < step ? step : each / 2 / step * step;
-}
-size_t SharedProduct::room() const {
-    BY_TYPE(type, {
-        size_t floats = 0;
-        tile::with_operand((const T*)nullptr, m, k, w, [&](auto operand, auto, auto) { floats = operand.floats(); });
-        return floats;
-    })
 }
 Range SharedProduct::rows_of(size_t panel) const {
     const size_t first = panel * tile::PANEL;

@@ -15,12 +15,12 @@ class SharedProduct {
     int type;
     size_t m, k;
     const Matrix& w;
-    size_t n, panels, together, each;  // panels of x; of a part, and its columns
+    size_t n, panels, floats, together, each;  // panels of x, its floats in order; panels of a part, and its columns
 
 public:
     struct Part { Range panels, rows, columns; };  // rows: those of the panels
     SharedProduct(int type, size_t m, size_t k, const Matrix& w, size_t n, int threads);
-    size_t room() const;  // floats that x takes in order
+    size_t room() const { return floats; }  // that x takes in order
     size_t pieces() const { return panels; }
     Range rows_of(size_t panel) const;
     void put_in_order(const void* x, size_t panel, float* room) const;
