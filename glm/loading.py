@@ -156,13 +156,16 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
 
 
 def _offload_limit(options: ModelOptions) -> float:
-    """Bytes that this rank's weights may take on the device."""
+    """Bytes that a rank's weights may take on its device: of all ranks alike, for they record decoding steps together,
+    which one that streams layers does not."""
     if (options.offload_memory_limit or options.bminf) and options.device.type not in kernels.BACKENDS:
         raise UserError(f"layers are streamed on cpu and cuda, not on {options.device}; leave --offload-memory-limit "
                         "and --bminf away")
     if options.offload_memory_limit is not None:
         return options.offload_memory_limit * 1e9
-    return BMINF_SHARE * free_memory(str(options.device)) / local_ranks() if options.bminf else math.inf
+    if not options.bminf:
+        return math.inf
+    return min(parallel.exchange(BMINF_SHARE * free_memory(str(options.device)) / local_ranks()))
 
 
 def _start_parallel(options: ModelOptions) -> None:

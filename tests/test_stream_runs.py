@@ -7,7 +7,9 @@ import torch
 
 from commands.evaluate import main as evaluate
 from commands.generate import main as generate
+from glm import loading
 from glm.stream import Stream, read_offloaded
+from runtime import parallel
 from tests.golden_data import quantized_parts, write_checkpoint
 from tests.parallel_helper import run_ranks
 from tests.tiny_tasks import MODEL, write_tasks
@@ -84,3 +86,17 @@ def test_a_limit_that_is_found_out(tmp_path, monkeypatch):
     assert generate([*MODEL, "--bminf", "--out-seq-length", "12", "--input-source", str(tmp_path / "prompts.txt"),
                      "--output-path", str(tmp_path / "out")]) == 0
     assert 4e9 in found[0]
+
+
+def _limit_of_a_rank():
+    """Rank 1's device has less free memory."""
+    parallel.start(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "free_memory", lambda device: (8e9, 2e9)[parallel.rank()])
+        patch.setattr(loading, "local_ranks", lambda: 1)
+        return loading._offload_limit(loading.ModelOptions("model", bminf=True, device=torch.device("cpu")))
+
+
+def test_ranks_find_out_the_same_limit(tmp_path):
+    """What one streams all stream: those that keep their layers would wait for it when they record a step."""
+    assert run_ranks(_limit_of_a_rank, 2, tmp_path) == [1e9, 1e9]
