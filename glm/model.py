@@ -100,6 +100,7 @@ class GLM(SATModel):
             start = 0 if cache is None else cache.start
             if tokens.shape[1] > 1:
                 hidden = stack.read(embedded, cosine, sine, start, blocked, places)
+                hidden = self.transformer.final_layernorm(hidden)  # torch's, as where layers are walked
             else:
                 hidden = stack.step(embedded, cosine, sine, start, blocked)
                 hidden = hidden if places is None else hidden.flatten(0, 1)[places]

@@ -15,7 +15,7 @@ template <class T> class Pass {
     const AttentionShape& shape;
     const size_t length;
     const float *cosine, *sine;
-    const T *hidden, *final_weight, *final_bias;
+    const T* hidden;
     const int64_t* places;  // (wanted), the tokens that are asked for, ascending, some perhaps twice; null: all
     const int products;     // of attention: see prompt.h
     const size_t wanted, m, h, local, threads, attends, count;  // attends: stages of ATTEND; count: of a layer
@@ -66,7 +66,7 @@ template <class T> class Pass {
                 layers[layer].keys, layers[layer].values, context, int(threads)};
     }
 
-    enum { ROWS = 32 };  // of the final norm
+    enum { ROWS = 32 };  // of the last sum
     size_t pieces(size_t stage) const {
         const Place at = place(stage);
         if (at.layer == s.layers) return ((places ? wanted : m) + ROWS - 1) / ROWS;
@@ -83,7 +83,6 @@ template <class T> class Pass {
         const Place at = place(stage);
         if (at.layer == s.layers) {
             const size_t all = places ? wanted : m, first = number * ROWS, last = first + ROWS < all ? first + ROWS : all;
-            if (final_weight) return normalise_sums(residual(), final_weight, final_bias, out, {first, last});
             return add_part(residual() + first * h, update + first * h, s.alpha, out + first * h, (last - first) * h, 0, 1);
         }
         if (at.stage == ATTEND) return attention(at.layer).piece(at.part, number);
@@ -149,13 +148,11 @@ template <class T> class Pass {
     }
 
 public:
-    // hidden (b, length, h) -> out (b, length, h), or (wanted, h) at `places`, after the final norm; with
-    // final_weight null, what it or the layer behind these is given.
+    // hidden (b, length, h) -> out (b, length, h), or (wanted, h) at `places`: what the layer behind these is given.
     Pass(const LayerWeights* layers, const StackShape& s, const AttentionShape& shape, int products, size_t length, const T* hidden,
-         const float* cosine, const float* sine, const T* final_weight, const T* final_bias, const int64_t* places,
-         size_t wanted, T* out, int threads)
+         const float* cosine, const float* sine, const int64_t* places, size_t wanted, T* out, int threads)
         : layers(layers), s(s), shape(shape), length(length), cosine(cosine), sine(sine), hidden(hidden),
-          final_weight(final_weight), final_bias(final_bias), places(places), products(products), wanted(wanted), m(shape.batch * length),
+          places(places), products(products), wanted(wanted), m(shape.batch * length),
           h(s.hidden), local(shape.heads * shape.size),
           threads(threads),
           attends(PromptAttention{type(), products, shape, length, nullptr, m, nullptr, cosine, sine, nullptr, nullptr, nullptr, threads}.stages()),

@@ -19,7 +19,7 @@ SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
 BEFORE_LAYER = ctypes.CFUNCTYPE(ctypes.c_int, SIZE)
 SIGNATURE = [ctypes.c_int, *[POINTER] * 9, BEFORE_LAYER, ctypes.c_int]
 NOTHING_BEFORE = BEFORE_LAYER()
-PASS_SIGNATURE = [ctypes.c_int, *[POINTER] * 5, ctypes.c_int, SIZE, *[POINTER] * 4, SIZE, POINTER, ctypes.c_int]
+PASS_SIGNATURE = [ctypes.c_int, *[POINTER] * 3, ctypes.c_int, SIZE, *[POINTER] * 4, SIZE, POINTER, ctypes.c_int]
 MOST_TOKENS = 512  # of a pass, or as many as PANEL_BYTES hold
 MOST_PRODUCTS = 10**11  # of two numbers, in one call: seconds on a slow processor, and Ctrl-C is heard between calls
 MATRICES = ("qkv_weight", "dense_weight", "in_weight", "out_weight")
@@ -131,7 +131,7 @@ class Stack:
     def read(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int | Lengths, blocked: Tensor | None = None,
              places: Tensor | None = None) -> Tensor:
         """hidden (b, s, h), cosine and sine (b, s, r) float32, blocked None or bool (b, s, start + s) -> (b, s, h)
-        after the final norm; keys and values are written from place `start` on. places (n,) int64 out of b * s: the
+        before the final norm; keys and values are written from place `start` on. places (n,) int64 out of b * s: the
         result is (n, h), and for all others the last layer computes no more than keys and values."""
         (batch, length, _), (start, lengths) = hidden.shape, self._filled(hidden, start, blocked)
         if places is not None and (places.dtype is not torch.int64
@@ -145,7 +145,7 @@ class Stack:
             ascending, order = (places if len(places) else places.new_zeros(1)).sort()
         shape = attention.Shape.of(batch, self.heads, self.keys, start + length, self.form.rotary, cosine,
                                    self.form.is_by_heads, blocked, lengths)
-        (kind, _, table, *final_norm), threads = self.fixed, torch.get_num_threads()
+        (kind, _, table, *_), threads = self.fixed, torch.get_num_threads()
         at_once = max(1, MOST_PRODUCTS // (batch * length * self.parameters))
         for first in range(0, self.shape.layers, at_once):
             layers = Shape.from_buffer_copy(self.shape)
@@ -153,10 +153,9 @@ class Stack:
             is_last = first + at_once >= self.shape.layers
             asked = ascending if is_last and places is not None else None
             out = torch.empty_like(hidden) if asked is None else hidden.new_empty((len(asked), self.hidden))
-            self._pass(kind, ctypes.addressof(layers), table + first * self.layer_bytes,
-                       *(final_norm if is_last else (0, 0)), ctypes.addressof(shape), self.operators.prefill_products,
-                       length, hidden.data_ptr(), cosine.data_ptr(), sine.data_ptr(), address(asked),
-                       0 if asked is None else len(asked), out.data_ptr(), threads)
+            self._pass(kind, ctypes.addressof(layers), table + first * self.layer_bytes, ctypes.addressof(shape),
+                       self.operators.prefill_products, length, hidden.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
+                       address(asked), 0 if asked is None else len(asked), out.data_ptr(), threads)
             hidden = out
         return hidden if places is None else hidden[order.argsort()[:len(places)]]
 
