@@ -117,8 +117,9 @@ def activations(setup: Setup) -> float:
     angles = 4 * tokens * (4 * setup.config.head_size)
     rows = max(1, ceil(tokens / max(1, setup.context)))
     blocked = rows * setup.context**2 if rows > 1 or setup.scored else 0  # one context alone needs no mask
-    masks = blocked * (3 + (0 if setup.kind == "cpu" else setup.element))
-    return max(layers + angles + masks, logits_bytes(setup))
+    if setup.kind == "cpu":  # whose thread keeps what layers were computed in (kernels/cpu/pass.h)
+        return layers + max(angles + 3 * blocked, logits_bytes(setup))
+    return max(layers + angles + (3 + setup.element) * blocked, logits_bytes(setup))
 
 
 def layer_width(setup: Setup) -> float:
