@@ -41,25 +41,16 @@ template <class T> class Pass {
     size_t rows(const Place& at) const { return is_chosen(at) ? wanted : m; }
     static bool makes_x(size_t stage) { return stage == QKV_X || stage == DENSE_X || stage == IN_X || stage == OUT_X; }
 
-    struct Product {  // x (rows, k) -> to (rows, n); columns: those that are shared out, of both halves the same ones
-        const Matrix& w;
-        const void* bias;
-        const T* x;
-        size_t k;
-        T* to;
-        size_t n, columns;
-    };
-    Product product(const Place& at) const {
+    LayerProduct<T> product(const Place& at) const {
         const LayerWeights& w = layers[at.layer];
         switch (at.stage) {
-            case QKV_X: case QKV: return {w.qkv, w.qkv_bias, normed, h, qkv, shape.width(), shape.width()};
-            case DENSE_X: case DENSE: return {w.dense, w.dense_bias, context, local, update, h, h};
-            case IN_X: case IN: return {w.in, w.in_bias, normed, h, halves, s.halves(), s.inner};
-            default: return {w.out, w.out_bias, activated, s.inner, update, h, h};
+            case QKV_X: case QKV: return {w.qkv, w.qkv_bias, normed, h, qkv, shape.width(), shape.width(), nullptr};
+            case DENSE_X: case DENSE: return {w.dense, w.dense_bias, context, local, update, h, h, nullptr};
+            case IN_X: case IN: return {w.in, w.in_bias, normed, h, halves, s.halves(), s.inner, activated};
+            default: return {w.out, w.out_bias, activated, s.inner, update, h, h, nullptr};
         }
     }
-    SharedProduct shared(const Product& p, size_t rows) const { return {type(), rows, p.k, p.w, p.columns, int(threads)}; }
-    size_t few_columns(const Product& p, size_t rows) const { return product_piece(rows, p.k, p.w, sizeof(T), p.columns, threads); }
+    SharedProduct shared(const LayerProduct<T>& p, size_t rows) const { return {type(), rows, p.k, p.w, p.columns, int(threads)}; }
     PromptAttention attention(size_t layer) const {
         const bool is_last = places && layer + 1 == s.layers;
         return {type(), products, shape, length, is_last ? places : nullptr, is_last ? wanted : m, qkv, cosine, sine,
@@ -71,11 +62,8 @@ template <class T> class Pass {
         const Place at = place(stage);
         if (at.layer == s.layers) return ((places ? wanted : m) + ROWS - 1) / ROWS;
         if (at.stage == ATTEND) return attention(at.layer).pieces(at.part);
-        const Product p = product(at);
-        if (!is_shared(p.w, rows(at), p.k)) {
-            const size_t each = few_columns(p, rows(at));
-            return makes_x(at.stage) ? 1 : (p.columns + each - 1) / each;
-        }
+        const LayerProduct<T> p = product(at);
+        if (!is_shared(p.w, rows(at), p.k)) return makes_x(at.stage) ? 1 : p.parts(rows(at), threads);
         const SharedProduct product = shared(p, rows(at));
         return makes_x(at.stage) ? product.pieces() : product.parts();
     }
@@ -86,7 +74,7 @@ template <class T> class Pass {
             return add_part(residual() + first * h, update + first * h, s.alpha, out + first * h, (last - first) * h, 0, 1);
         }
         if (at.stage == ATTEND) return attention(at.layer).piece(at.part, number);
-        const Product p = product(at);
+        const LayerProduct<T> p = product(at);
         if (!is_shared(p.w, rows(at), p.k)) return few(at, p, number);
         const SharedProduct product = shared(p, rows(at));
         if (makes_x(at.stage)) {
@@ -94,7 +82,7 @@ template <class T> class Pass {
             return product.put_in_order(p.x, number, room);
         }
         const SharedProduct::Part part = product.part(number);
-        if (at.stage != IN) return product.make(room, part, {type(), type(), p.bias, p.to, p.n});
+        if (!p.activated) return product.make(room, part, p.target());
         // Both halves of some columns, for the activation to read from this thread's caches.
         const size_t columns = part.columns.last - part.columns.first, stride = is_gated(s.activation) ? 2 * columns : columns;
         T* made = scratch<Made, T>((part.rows.last - part.rows.first) * stride);
@@ -107,19 +95,10 @@ template <class T> class Pass {
                  activated + part.rows.first * s.inner + part.columns.first, s.inner);
     }
     // The same for the few rows that the last layer may go on with.
-    void few(const Place& at, const Product& p, size_t number) {
-        const size_t all = rows(at), each = few_columns(p, all), first = number * each;
-        if (makes_x(at.stage)) {
-            make_x(at, {0, all});
-            operand = product_operand(type(), p.x, all, p.k, p.w);
-            return;
-        }
-        const Range part = {first, first + each < p.columns ? first + each : p.columns};
-        const Target to = {type(), type(), p.bias, p.to, p.n};
-        product_columns(type(), operand, all, p.k, p.w, to, part);
-        if (at.stage != IN) return;
-        if (is_gated(s.activation)) product_columns(type(), operand, all, p.k, p.w, to, {s.inner + part.first, s.inner + part.last});
-        activate_columns(s.activation, halves, all, s.inner, activated, part);
+    void few(const Place& at, const LayerProduct<T>& p, size_t number) {
+        if (!makes_x(at.stage)) return p.make(operand, rows(at), number, threads, s.activation);
+        make_x(at, {0, rows(at)});
+        operand = p.operand(rows(at));
     }
     // What the update before the place is added to: behind the last layer, and at the beginning of the others.
     const T* residual() const { return s.is_pre_norm ? sums : normed; }
@@ -161,7 +140,7 @@ public:
         for (size_t stage = 0; stage < count * s.layers; stage++) {
             const Place at = place(stage);
             if (!makes_x(at.stage)) continue;
-            const Product p = product(at);
+            const LayerProduct<T> p = product(at);
             if (!is_shared(p.w, rows(at), p.k)) few = rows(at) > few ? rows(at) : few;
             else if (const size_t needed = shared(p, rows(at)).room(); needed > floats) floats = needed;
         }

@@ -47,6 +47,5 @@ EXPORT void glm_prefill(int type, int products, const AttentionShape* shape, siz
     const PromptAttention attention = {type, products, *shape, length, asked, count, qkv, cosine, sine, keys, values, out, threads};
     Stages stages(attention.stages(), threads);
     TEAM(threads, stages.run(thread, team, [&](size_t stage) { return attention.pieces(stage); },
-                             [&](size_t stage, size_t number) { attention.piece(stage, number); },
-                             [](size_t next) { return next; });)
+                             [&](size_t stage, size_t number) { attention.piece(stage, number); });)
 }

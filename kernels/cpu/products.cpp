@@ -13,8 +13,7 @@ static void few_rows(int type, const void* x, size_t m, size_t k, const Matrix& 
                              [&](size_t, size_t number) {
                                  const size_t first = number * each;
                                  product_columns(type, operand, m, k, w, to, {first, first + each < to.n ? first + each : to.n});
-                             },
-                             [](size_t next) { return next; });)
+                             });)
 }
 
 enum { MOST_TOGETHER = 256, LEAST_TOGETHER = 128 };  // rows of x that a part's columns meet
@@ -67,8 +66,7 @@ static void many_rows(int type, const void* x, size_t m, size_t k, const Matrix&
                              [&](size_t stage, size_t number) {
                                  if (stage == 0) product.put_in_order(x, number, room);
                                  else product.make(room, product.part(number), to);
-                             },
-                             [](size_t next) { return next; });)
+                             });)
 }
 
 // out (m, n) = x (m, k) w (n, k)^T + bias, w packed where it has bits; out is of x's type or, where wanted, float.

@@ -30,6 +30,36 @@ struct StackShape {  // all parts of 8 bytes; the order of stack.py's Shape
 // on the table has this layer's addresses, and no other layer is looked at. Anything but 0: stop.
 typedef int (*BeforeLayer)(size_t layer);
 
+// One of a layer's products: x (m, k) -> to (m, n). columns: those that are shared out, of both halves the same ones, so that
+// nobody has to be waited for in front of the activation; activated: where that goes, or null.
+template <class T> struct LayerProduct {
+    const Matrix& w;
+    const void* bias;
+    const T* x;
+    size_t k;
+    T* to;
+    size_t n, columns;
+    T* activated;
+
+    static int type() { return type_number((T*)nullptr); }
+    Target target() const { return {type(), type(), bias, to, n}; }
+    // The same of few rows, some columns at a time, of which `operand` is x.
+    const void* operand(size_t m) const { return product_operand(type(), x, m, k, w); }
+    size_t each(size_t m, int threads) const { return product_piece(m, k, w, sizeof(T), columns, threads); }
+    size_t parts(size_t m, int threads) const {
+        const size_t some = each(m, threads);
+        return (columns + some - 1) / some;
+    }
+    void make(const void* operand, size_t m, size_t number, int threads, Activation activation) const {
+        const size_t some = each(m, threads), first = number * some;
+        const Range part = {first, first + some < columns ? first + some : columns};
+        product_columns(type(), operand, m, k, w, target(), part);
+        if (!activated) return;
+        if (is_gated(activation)) product_columns(type(), operand, m, k, w, target(), {columns + part.first, columns + part.last});
+        activate_columns(activation, to, m, columns, activated, part);
+    }
+};
+
 template <class T> class Stack {
     enum Stage { LOAD, QKV, ATTEND, DENSE, IN, OUT };  // of a layer; LOAD is left out where nobody brings weights
     const LayerWeights* layers;
@@ -48,27 +78,16 @@ template <class T> class Stack {
     const size_t threads;
     Stages stages;
 
-    struct Product {  // of a stage: x (m, k) -> to (m, n), some columns at a time
-        const Matrix& w;
-        const void* bias;
-        const T* x;
-        size_t k;
-        T* to;
-        size_t n;
-    };
-    Product product(size_t layer, size_t stage) const {
+    LayerProduct<T> product(size_t layer, size_t stage) const {
         const LayerWeights& w = layers[layer];
         switch (stage) {
-            case QKV: return {w.qkv, w.qkv_bias, normed, h, qkv, width};
-            case DENSE: return {w.dense, w.dense_bias, context, local, update, h};
-            case IN: return {w.in, w.in_bias, normed, h, halves, s.halves()};
-            default: return {w.out, w.out_bias, activated, s.inner, update, h};
+            case QKV: return {w.qkv, w.qkv_bias, normed, h, qkv, width, width, nullptr};
+            case DENSE: return {w.dense, w.dense_bias, context, local, update, h, h, nullptr};
+            case IN: return {w.in, w.in_bias, normed, h, halves, s.halves(), s.inner, activated};
+            default: return {w.out, w.out_bias, activated, s.inner, update, h, h, nullptr};
         }
     }
     size_t kind(size_t stage) const { return first_stage + stage % count; }
-    // Columns of the product that are shared out: of both halves the same ones, so that nobody has to be waited for.
-    size_t columns(size_t stage, const Product& p) const { return stage == IN ? s.inner : p.n; }
-    size_t piece_of(size_t columns, const Product& p) const { return product_piece(m, p.k, p.w, sizeof(T), columns, threads); }
     // Rows that share a context are one thread's, a head at a time: the context stays in its cache.
     size_t heads_of_piece() const { return shape.context_rows ? m : 1; }
     Attention<T> attention(size_t layer) const {
@@ -80,9 +99,7 @@ template <class T> class Stack {
             case LOAD: return thread == 0;  // the caller's own: it may be Python
             case ATTEND: return m * shape.heads / heads_of_piece();
         }
-        const Product p = product(stage / count, kind(stage));
-        const size_t all = columns(kind(stage), p), each = piece_of(all, p);
-        return (all + each - 1) / each;
+        return product(stage / count, kind(stage)).parts(m, threads);
     }
     void piece(size_t stage, size_t number) {
         const size_t layer = stage / count;
@@ -91,15 +108,7 @@ template <class T> class Stack {
             const size_t each = heads_of_piece();
             return attention(layer).attend({number * each, (number + 1) * each});
         }
-        const Product p = product(layer, kind(stage));
-        const size_t all = columns(kind(stage), p), each = piece_of(all, p), first = number * each;
-        const Range part = {first, first + each < all ? first + each : all};
-        const int type = type_number(p.x);
-        const Target to = {type, type, p.bias, p.to, p.n};
-        product_columns(type, operand, m, p.k, p.w, to, part);
-        if (kind(stage) != IN) return;
-        if (is_gated(s.activation)) product_columns(type, operand, m, p.k, p.w, to, {s.inner + part.first, s.inner + part.last});
-        activate_columns(s.activation, halves, m, s.inner, activated, part);
+        product(layer, kind(stage)).make(operand, m, number, threads, s.activation);
     }
     // What lies between a stage and the one before it, by one thread alone: norms of a few rows cost less than waiting.
     void prepare(size_t stage) {
@@ -113,8 +122,7 @@ template <class T> class Stack {
                 return;
             case IN: normalise(false, layers[layer].norm2_weight, layers[layer].norm2_bias, normed);
         }
-        const Product p = product(layer, kind(stage));
-        operand = product_operand(type_number(p.x), p.x, m, p.k, p.w);
+        operand = product(layer, kind(stage)).operand(m);
     }
     void normalise(bool is_first, const void* weight, const void* bias, T* to) {
         norm_rows(is_first ? (const T*)nullptr : sums ? sums : normed, is_first ? hidden : update, s.alpha, (const T*)weight,

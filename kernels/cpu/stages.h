@@ -43,4 +43,7 @@ public:
             if (mine && finished[stage].fetch_add(mine) + mine == all) now.change(between(stage + 1));
         }
     }
+    template <class Pieces, class Piece> void run(int thread, int team, Pieces pieces, Piece piece) {  // nothing between
+        run(thread, team, pieces, piece, [](size_t next) { return next; });
+    }
 };
