@@ -12,7 +12,7 @@ from kernels.layer import LayerWeights
 from kernels.layer import stack as walk
 from tests import kernel_cases
 from tests.kernel_cases import DTYPES, FORMS, poison, random_layers, random_packed
-from tests.rounding import INTEGERS, assert_as_good, of_integers
+from tests.rounding import STEP, assert_as_good, of_integers
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 ops = kernel_cases.ops
@@ -82,7 +82,7 @@ def check_stack(ops, dtype, b, formats, family, groups):
     ours = stack.Stack(ops, layers, final, keys, values, form).step(hidden, angle.cos(), angle.sin(), start)
     products = 4 * len(layers)  # one after another
     assert_as_good(ours, same, exact, len(layers) * (3 * h + inner + d + start + 1),
-                   6 * INTEGERS * products**0.5 * exact.abs().max())
+                   6 * STEP * (32 if dtype is torch.bfloat16 else 10) * products**0.5 * exact.abs().max())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -159,7 +159,7 @@ def test_scales_of_every_type(ops, bits, scale_dtype):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("group_size", [None, 256, 128, 32])
-@pytest.mark.parametrize("factor", [50, 1000])
+@pytest.mark.parametrize("factor", [50, 1000, 10000])
 def test_a_few_activations_much_larger(ops, bits, dtype, group_size, factor):
     """What large GLMs have: some columns of x dwarf the others, and the weights there may be nearly zero."""
     packed = random_packed(40, 1024, bits, group_size)
@@ -174,10 +174,13 @@ def test_a_few_activations_much_larger(ops, bits, dtype, group_size, factor):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k, group_size", [(256, 32), (4160, None)])
-def test_a_row_does_not_depend_on_the_other_rows(ops, bits, dtype, k, group_size):
-    """The same sums whatever else is in a small batch; a large one is multiplied in another way."""
+@pytest.mark.parametrize("k, group_size", [(256, 32), (4160, None), (4160, 32)])
+@pytest.mark.parametrize("factor", [1, 1000])
+def test_a_row_does_not_depend_on_the_other_rows(ops, bits, dtype, k, group_size, factor):
+    """The same sums whatever else is in a small batch, columns that dwarf the others in every third row included; a
+    large batch is multiplied in another way."""
     packed, x = random_packed(12, k, bits, group_size), random(24, k, dtype=dtype)
+    x[::3, [3, 200]] *= factor
     alone = torch.cat([ops.weight_only_linear(row[None], *packed[:2], None, *packed[2:]) for row in x])
     for first, last in ((0, 2), (0, 4), (5, 12)):  # up to 8 rows
         assert torch.equal(ops.weight_only_linear(x[first:last], *packed[:2], None, *packed[2:]), alone[first:last])

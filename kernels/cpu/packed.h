@@ -27,7 +27,6 @@ template <int BITS> struct Order {
     static size_t padded(size_t k) { return (k + UNIT - 1) / UNIT * UNIT; }
 };
 
-static const size_t AHEAD = 8192;  // bytes; measured: less leaves the memory idle
 
 // The scales of one row of weights as floats, as its Scaling wants them; W places behind them may be read.
 template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, size_t groups, const T* scale, float* to) {
@@ -79,7 +78,7 @@ template <int BITS, Scaling S> static inline vec unit_scale(const float* scales,
 // A Form says how x is laid out and multiplied. `add` adds a unit of R rows of weights, which `loaded` made ready, and M of
 // x to sums; those of a span of up to SPAN units, which have one scale, begin with `start`, and `value` makes floats of them; it
 // is told whether spans have one unit.
-// What is found is to be multiplied with `factor`; and x may be the sum of two SETS.
+// What is found is to be multiplied with `factor`; and x may be the sum of two SETS, one behind the other.
 
 // Units with one scale and one start.
 template <class Form> static size_t span_of(const Packed& w) {
@@ -97,7 +96,8 @@ template <int BITS_> struct InFloats {
     typedef float X;
     typedef vec Sum;
     static size_t padded(size_t k) { return O::padded(k); }
-    static constexpr int together(Scaling, int m) { return m > 1 ? 2 : 1; }
+    static constexpr int together(int m) { return m > 1 ? 2 : 1; }
+    static bool are_single(size_t, int) { return false; }
     static size_t widest(Scaling, size_t, size_t rows) { return rows; }
 
     template <class T> static void arrange(const T* x, const Packed& w, float* to) { arrange(x, w.k, to); }
@@ -143,10 +143,10 @@ template <class Form, Scaling S> struct Walk {
 // a copy of it for every type of out.
 template <class Form, Scaling S, int R, int M>
 static __attribute__((noinline)) void few_dots(const Walk<Form, S>& walk, const uint8_t* data, const typename Form::X* x,
-                                               size_t ahead, const float* scales, float (&out)[R][M]) {
+                                               size_t stride, size_t ahead, const float* scales, float (&out)[R][M]) {
     typedef Order<Form::BITS> O;
     const size_t bytes = walk.bytes, places = walk.places, groups = walk.unit_groups, units = walk.units, whole = walk.whole;
-    const size_t span = walk.span, stride = walk.stride;
+    const size_t span = walk.span;
     const words lanes = walk.lanes;
     constexpr bool ONE_UNIT = S == BY_PARTS || S == BY_LANE;  // each unit is a span
     vec total[R][M];
@@ -209,14 +209,20 @@ static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const t
     const char* next = (const char*)w.scale + (row + R + walk.ahead_rows) * row_scales;
     for (size_t i = 0; i < R * row_scales; i += 64) prefetch(next + i);
     scales_of<Form::BITS, S>(w, walk.groups, row, R, walk.places, scales);
-    few_dots<Form, S, R, M>(walk, data, x, AHEAD, scales, products);
-    if constexpr (Form::SETS == 2) {
-        const typename Form::X* second = x + walk.stride / 2;
-        bool any = false;
-        for (int i = 0; i < M; i++) any |= Form::factor(second + i * walk.stride, walk.units) != 0.0f;
-        if (__builtin_expect(any, 0)) {
-            float rest[R][M];  // of a row of x that has none, its factor makes zeros
-            few_dots<Form, S, R, M>(walk, data, second, 0, scales, rest);
+    const size_t stride = walk.stride, half = stride / 2;
+    bool any = false;  // row of x that has a second set; of one that has none, its factor makes zeros
+    if constexpr (Form::SETS == 2)
+        for (int i = 0; i < M; i++) any |= Form::factor(x + i * stride + half, walk.units) != 0.0f;
+    constexpr int SUMS = R == 1 && M < 3 ? 2 * M : M;
+    if (SUMS > M && any) {  // both sets at once: neither is a weight unpacked again, nor does the memory wait
+        float both[1][SUMS];
+        few_dots<Form, S, 1, SUMS>(walk, data, x, half, AHEAD, scales, both);
+        for (int i = 0; i < M; i++) products[0][i] = both[0][2 * i] + both[0][2 * i + 1];
+    } else {
+        few_dots<Form, S, R, M>(walk, data, x, stride, AHEAD, scales, products);
+        if (any) {
+            float rest[R][M];
+            few_dots<Form, S, R, M>(walk, data, x + half, stride, 0, scales, rest);
             for (int r = 0; r < R; r++)
                 for (int i = 0; i < M; i++) products[r][i] += rest[r][i];
         }
@@ -230,10 +236,11 @@ static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const t
 template <class Form, Scaling S, int M>
 static void few_rows(const Packed& w, const Walk<Form, S>& walk, const typename Form::X* x, const Target& to, size_t first,
                      Range rows) {
-    constexpr int R = Form::together(S, M);
+    constexpr int R = Form::together(M);
     float* scales = scratch<Packed, float>(R * walk.places);
     size_t row = rows.first;
-    for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, walk, x, to, first, row, scales);
+    if (!Form::are_single(walk.bytes, M))
+        for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, walk, x, to, first, row, scales);
     for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, walk, x, to, first, row, scales);
 }
 

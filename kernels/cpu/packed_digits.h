@@ -12,8 +12,6 @@ template <int BITS_> struct InDigits : InWords<BITS_> {
     typedef typename Words::O O;
     struct Sum { words high, low; };
 
-    static constexpr int together(Scaling, int m) { return m < 3 ? 4 : 2; }
-
     template <class T> static void arrange(const T* x, const Packed& w, int16_t* to) {
         const size_t units = O::padded(w.k) / O::UNIT;
         Words::template arrange<T, true>(x, w, to);

@@ -91,7 +91,7 @@ EXPORT void glm_refine(int type, const void* x, size_t m, size_t k, const void* 
 
 const void* product_operand(int type, const void* x, size_t m, size_t k, const Matrix& w) {
     if (is_many(w, m, k)) BY_TYPE(type, return tile::operand((const T*)x, m, k, w))
-    if (w.bits == 0) BY_TYPE(type, return operand((const T*)x, m * k))
+    if (w.bits == 0) BY_TYPE(type, return operand((const T*)x, m * k, w.weight))
     const Packed packed = w.packed(k);
     const PackedProduct& forms = packed_product(packed.bits);
     uint8_t* room = forms.room(packed, m);
@@ -99,15 +99,16 @@ const void* product_operand(int type, const void* x, size_t m, size_t k, const M
     return room;
 }
 
-template <class T, class X>
-static void plain_columns(const X*, const void* x, size_t m, size_t k, const Matrix& w, const Target& to, Range part) {
+template <class T>
+static void plain_columns(const void* operand, size_t m, size_t k, const Matrix& w, const Target& to, Range part) {
+    const auto x = (const typename OperandOf<T>::type*)operand;
     const T *weight = (const T*)w.weight, *bias = (const T*)to.bias;
-    if (to.type == type_number(weight)) linear_rows((const X*)x, m, k, weight, bias, (T*)to.out, to.n, part);
-    else linear_rows((const X*)x, m, k, weight, bias, (float*)to.out, to.n, part);
+    if (to.type == type_number(weight)) linear_rows(x, m, k, weight, bias, (T*)to.out, to.n, part);
+    else linear_rows(x, m, k, weight, bias, (float*)to.out, to.n, part);
 }
 void product_columns(int type, const void* x, size_t m, size_t k, const Matrix& w, const Target& out, Range part) {
     if (is_many(w, m, k)) BY_TYPE(type, return tile::columns_of<T>((float*)x, m, k, w, out, part))
-    if (w.bits == 0) BY_TYPE(type, return plain_columns<T>(operand((const T*)nullptr, 0), x, m, k, w, out, part))
+    if (w.bits == 0) BY_TYPE(type, return plain_columns<T>(x, m, k, w, out, part))
     const Packed packed = w.packed(k);
     packed_product(packed.bits).rows(packed, (const uint8_t*)x, m, out, part);
 }
