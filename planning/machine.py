@@ -121,9 +121,9 @@ def _described(library, handle) -> Gpu | None:
 
 def instructions() -> set[str]:
     """Instruction sets of this processor by Linux's names, less those that GLM_CPU_ISA leaves out; none elsewhere."""
-    found = set(resources.processor("flags").split())
-    if os.environ.get(ISA, "native") != "native":
-        found -= set().union(*PRODUCTS.values())
+    found, chosen = set(resources.processor("flags").split()), os.environ.get(ISA, "native")
+    if chosen != "native":
+        found -= set().union(*PRODUCTS.values()) - ({"avx512_bf16"} if chosen.endswith("+bf16") else set())
     return found
 
 

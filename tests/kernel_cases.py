@@ -20,7 +20,8 @@ FORMS = {
 }  # by the family that has it; only chatglm2's layers have RMS norms, shared keys, and no bias but qkv's
 # The instruction sets that one x86 processor can pretend to have; elsewhere only the compiler's default is tested.
 # Each is half a minute of compiling; test_kernel_build.py has the compiler read the sources for those that are slow.
-VARIANTS = ("native", "avx2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("avx512", "generic")))
+SLOW = ("avx512+bf16", "avx512", "generic")
+VARIANTS = ("native", "avx2", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -29,14 +30,14 @@ def ops(request, tmp_path_factory):
     try:
         if name == "native":
             return cpu.Operators(build.load())
-        needed = {"avx2": "avx2", "avx512": "avx512bw", "generic": ""}[name]
+        needed = {"avx2": "avx2", "avx512": "avx512bw", "avx512+bf16": "avx512_bf16", "generic": ""}[name]
         if os.uname().machine != "x86_64" or needed not in build.processor_features():
             pytest.skip("instructions that this processor does not have")
-        if name == cpu.operators().path:
+        if name == cpu.operators().path and "amx_bf16" not in build.processor_features():
             pytest.skip("the native ones")
         with open(run_folder(tmp_path_factory) / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # several processes want the same library: one of them compiles it
-            found = cpu.Operators(build.load(("-O1", *build.INSTRUCTIONS[name])))
+            found = cpu.Operators(build.load(("-O1", *build.INSTRUCTIONS[name], "-DGLM_FAST_DOTS")))
     except (build.BuildError, OSError) as error:
         pytest.skip(f"no compiled backend here: {error}")
     assert found.path == name

@@ -14,6 +14,7 @@ from kernels import cpu, reference
 from kernels.cpu import build
 from kernels.cpu.training import Training
 from planning.machine import default_precision
+from runtime import resources
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -69,7 +70,7 @@ def test_without_a_working_compiler_the_reference_is_used_and_said_once(tmp_path
     assert done.stderr.count("\n") == 1 and cause in done.stderr
 
 
-@pytest.mark.parametrize("chosen", ["avx512", "avx2", "generic"])
+@pytest.mark.parametrize("chosen", ["avx512+bf16", "avx512", "avx2", "generic"])
 def test_older_instructions_than_the_processor_s(chosen, monkeypatch):
     """That these flags give these instructions is seen in test_kernels.py."""
     tried = []
@@ -84,11 +85,12 @@ def test_older_instructions_than_the_processor_s(chosen, monkeypatch):
     with pytest.raises(build.BuildError, match="enough"):
         build.load()
     assert tried[0] == ("-O2", *build.INSTRUCTIONS[chosen], "-fopenmp") and "-march=native" not in str(tried)
-    assert default_precision("cpu") == "fp32"  # as on such a processor
+    has_products = chosen == "avx512+bf16" and "avx512_bf16" in resources.processor("flags").split()
+    assert default_precision("cpu") == ("bf16" if has_products else "fp32")  # as on such a processor
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 instruction sets")
-@pytest.mark.parametrize("chosen", ["avx512", "generic"])
+@pytest.mark.parametrize("chosen", ["avx512+bf16", "avx512", "generic"])
 def test_the_sources_can_be_read_for_instructions_that_only_slow_tests_run(chosen):
     try:
         compiler = build.find_compiler()
@@ -101,7 +103,7 @@ def test_the_sources_can_be_read_for_instructions_that_only_slow_tests_run(chose
 
 def test_unknown_instructions_are_refused(monkeypatch):
     monkeypatch.setenv(build.ISA, "avx3")
-    with pytest.raises(build.BuildError, match="GLM_CPU_ISA=avx3: must be one of native, avx512, avx2, generic"):
+    with pytest.raises(build.BuildError, match=r"=avx3: must be one of native, avx512\+bf16, avx512, avx2, generic"):
         build.load()
 
 

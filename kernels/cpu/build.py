@@ -20,9 +20,11 @@ from kernels.cache import BuildError, find_compiler
 from runtime.resources import processor
 
 SOURCES = Path(__file__).parent
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c")
 INSTRUCTIONS = {
     "native": ("-march=native",),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
+    "avx512+bf16": (*AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16"),  # without AMX, as Zen 4
+    "avx512": AVX512,
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "generic": (),
 }

@@ -217,11 +217,11 @@ template <class Engine> struct Chosen { typedef Engine type; };
 template <class T, class Use> static void with_engine(Use use) {
 #ifdef GLM_BF16_DOTS
     if constexpr (std::is_same<T, bf16>::value) {
+        static const int best = prefill::best_products();
 #ifdef GLM_TILES
-        static const bool has_tiles = prefill::best_products() == 2;
-        if (has_tiles) return use(Chosen<Tiles>());
+        if (best == 2) return use(Chosen<Tiles>());
 #endif
-        return use(Chosen<Vectors<Pairs>>());
+        if (best == 1) return use(Chosen<Vectors<Pairs>>());
     }
 #endif
     use(Chosen<Vectors<Floats>>());
