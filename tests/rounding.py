@@ -15,9 +15,9 @@ STEP = 2.0**-14 / math.sqrt(12)  # standard deviation, relative to the largest
 
 def of_integers(x, weight):
     """What a product x (..., k) @ weight (n, k).T may lose more in FP32 where x is made of integers of 15 bits. Their
-    step is 2^-14 of the largest, which is at most 10 times the mean magnitude, of bf16 32 times, where no remainders
+    step is 2^-14 of the largest, which is at most 8 times the mean magnitude, of bf16 32 times, where no remainders
     follow; rounding errs evenly by half a step, and no sum by more than six standard deviations."""
-    error = STEP * (32 if x.dtype is torch.bfloat16 else 10)
+    error = STEP * (32 if x.dtype is torch.bfloat16 else 8)
     x, weight = x.double().flatten(0, -2), weight.double()
     return 6 * error * (x.abs().mean(-1, keepdim=True) * weight.norm(dim=-1)).max()
 

@@ -27,7 +27,6 @@ template <int BITS> struct Order {
     static size_t padded(size_t k) { return (k + UNIT - 1) / UNIT * UNIT; }
 };
 
-
 // The scales of one row of weights as floats, as its Scaling wants them; W places behind them may be read.
 template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, size_t groups, const T* scale, float* to) {
     if (S == BY_COLUMN) {  // laid out as the columns are

@@ -17,7 +17,7 @@ static __attribute__((noinline)) void unpack(const Packed& w, size_t row, size_t
     const uint8_t* data = w.weight + row * bytes;
     for (size_t unit = first; unit < first + units; unit++, to += O::UNIT) {
         const size_t at = unit * O::BYTES;
-        prefetch(data + at + AHEAD);
+        prefetch(data + at + 8192);  // many rows: the arithmetic takes longer than the memory
         words a = at + O::BYTES <= bytes ? load_words(data + at) : load_words(data + at, bytes - at);
         vec values[O::LANE], scale = fill(0.0f);
         if (S != BY_ROW && S != BY_COLUMN) scale = unit_scale<BITS, S>(scales, unit, groups, lanes);

@@ -91,7 +91,7 @@ EXPORT void glm_refine(int type, const void* x, size_t m, size_t k, const void* 
 
 const void* product_operand(int type, const void* x, size_t m, size_t k, const Matrix& w) {
     if (is_many(w, m, k)) BY_TYPE(type, return tile::operand((const T*)x, m, k, w))
-    if (w.bits == 0) BY_TYPE(type, return operand((const T*)x, m * k, w.weight))
+    if (w.bits == 0) BY_TYPE(type, return operand((const T*)x, m, k, w.weight))
     const Packed packed = w.packed(k);
     const PackedProduct& forms = packed_product(packed.bits);
     uint8_t* room = forms.room(packed, m);

@@ -2,7 +2,7 @@
 #pragma once
 #include "packed_product.h"
 
-// x (m, k), of `type`, as product_columns wants it: x itself, or in memory of the calling thread that its next call reuses.
+// x (m, k), of `type`, as product_columns wants it: x itself, or in memory of the calling thread, which its next call reuses.
 const void* product_operand(int type, const void* x, size_t m, size_t k, const Matrix& w);
 // Columns `part`, from a multiple of 4 on, of out (m, n) = x (m, k) w^T + bias.
 void product_columns(int type, const void* operand, size_t m, size_t k, const Matrix& w, const Target& out, Range part);
