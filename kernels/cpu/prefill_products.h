@@ -162,9 +162,9 @@ struct Tiles : Dots {
 #endif
 #endif
 
-// Whether Dots are faster than Floats: twice on Zen 4 (iree-org/iree, pull request 15089); but where Intel's processors have
-// tiles, they take two cycles for an instruction of Dots and half a cycle for one of Floats, half of the rate (measured: 119
-// and 241 GFLOP/s of one core). A test says GLM_FAST_DOTS.
+// Whether Dots are faster than Floats: on Zen 4 prompts are read at 2.2 times the rate (docs/benchmarks.md). Intel's processors
+// take two cycles for an instruction of Dots where two of Floats take one: 119 and 241 GFLOP/s of one core, measured on one
+// with tiles. A test says GLM_FAST_DOTS.
 static inline bool are_dots_fast() {
 #ifdef GLM_FAST_DOTS
     return true;
