@@ -70,6 +70,24 @@ def test_without_a_working_compiler_the_reference_is_used_and_said_once(tmp_path
     assert done.stderr.count("\n") == 1 and cause in done.stderr
 
 
+@pytest.mark.parametrize("refused, said", [
+    ((), None), (("-fopenmp",), "for one thread"),
+    (("-fopenmp", "-march=native"), "for one thread, without vector instructions")])
+def test_what_the_compiler_cannot_do_is_left_out_and_said(refused, said, monkeypatch, capsys):
+    def compiled(compiler, flags):
+        for flag in refused:
+            if flag in flags:
+                raise build.BuildError(f"no {flag}")
+        return "library"
+
+    monkeypatch.setattr(build, "compiled", compiled)
+    monkeypatch.setattr(build, "find_compiler", lambda: "c++")
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda path, **_: path)
+    monkeypatch.delenv(build.ISA, raising=False)
+    assert build.load() == "library"
+    assert capsys.readouterr().err == (f"kernels: compiled {said}, which is slower: no -fopenmp\n" if said else "")
+
+
 @pytest.mark.parametrize("chosen", ["avx512+bf16", "avx512", "avx2", "generic"])
 def test_older_instructions_than_the_processor_s(chosen, monkeypatch):
     """That these flags give these instructions is seen in test_kernels.py."""

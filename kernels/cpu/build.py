@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -35,21 +36,23 @@ COMPILE_SECONDS = 600  # a compiler that hangs must not hang the model; a slow a
 
 def load(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
     """The compiled library, from the cache or built now. `flags` fixes the compiler's flags (tests); by default
-    those of instructions() with OpenMP, or without either where the compiler or the runtime does not have it.
-    Raises BuildError with one line."""
+    those of instructions() with OpenMP, or without either where the compiler or the runtime does not have it, which is
+    said on stderr. Raises BuildError with one line."""
     compiler = find_compiler()
     share_openmp_runtime()
     best = (OPTIMISED, *INSTRUCTIONS[instructions()])
-    choices = [flags] if flags else [(*best, OPENMP), best, (OPTIMISED,)]
-    for choice in choices[:-1]:
+    choices = {(*best, OPENMP): "", best: "for one thread", (OPTIMISED,): "for one thread, without vector instructions"}
+    cause = None
+    for choice, lost in ({flags: ""} if flags else choices).items():
         try:
-            return ctypes.CDLL(str(compiled(compiler, choice)))
-        except (BuildError, OSError):  # not compiled; or compiled, but GOMP_* is not found in this process
+            library = ctypes.CDLL(str(compiled(compiler, choice)))
+        except (BuildError, OSError) as error:  # not compiled; or compiled, but GOMP_* is not found in this process
+            cause = cause or error
             continue
-    try:
-        return ctypes.CDLL(str(compiled(compiler, choices[-1])))
-    except OSError as error:
-        raise BuildError(f"the compiled library does not load: {error}") from error
+        if lost:
+            print(f"kernels: compiled {lost}, which is slower: {cause}", file=sys.stderr)
+        return library
+    raise cause if isinstance(cause, BuildError) else BuildError(f"the compiled library does not load: {cause}")
 
 
 def instructions() -> str:
