@@ -10,15 +10,18 @@ import math
 
 import torch
 
-STEP = 2.0**-14 / math.sqrt(12)  # standard deviation, relative to the largest
+
+def of_an_integer(dtype, times=math.inf):
+    """Standard deviation of what integers of 15 bits lose of a number, relative to the mean magnitude, of which the
+    largest is `times`. Their step is 2^-14 of the largest, or of 8 times the mean (bf16: 32), beyond which remainders
+    follow; rounding errs evenly by half a step."""
+    return 2.0**-14 / math.sqrt(12) * min(times, 32 if dtype is torch.bfloat16 else 8)
 
 
 def of_integers(x, weight):
-    """What a product x (..., k) @ weight (n, k).T may lose more in FP32 where x is made of integers of 15 bits. Their
-    step is 2^-14 of the largest, which is at most 8 times the mean magnitude, of bf16 32 times, where no remainders
-    follow; rounding errs evenly by half a step, and no sum by more than six standard deviations."""
-    error = STEP * (32 if x.dtype is torch.bfloat16 else 8)
-    x, weight = x.double().flatten(0, -2), weight.double()
+    """What a product x (..., k) @ weight (n, k).T may lose more in FP32 where x is made of integers of 15 bits: no sum
+    errs by more than six standard deviations."""
+    x, weight, error = x.double().flatten(0, -2), weight.double(), of_an_integer(x.dtype)
     return 6 * error * (x.abs().mean(-1, keepdim=True) * weight.norm(dim=-1)).max()
 
 

@@ -12,7 +12,7 @@ from kernels.layer import LayerWeights
 from kernels.layer import stack as walk
 from tests import kernel_cases
 from tests.kernel_cases import DTYPES, FORMS, poison, random_layers, random_packed
-from tests.rounding import STEP, assert_as_good, of_integers
+from tests.rounding import assert_as_good, of_an_integer, of_integers
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 ops = kernel_cases.ops
@@ -82,7 +82,7 @@ def check_stack(ops, dtype, b, formats, family, groups):
     ours = stack.Stack(ops, layers, final, keys, values, form).step(hidden, angle.cos(), angle.sin(), start)
     products = 4 * len(layers)  # one after another
     assert_as_good(ours, same, exact, len(layers) * (3 * h + inner + d + start + 1),
-                   6 * STEP * (32 if dtype is torch.bfloat16 else 8) * products**0.5 * exact.abs().max())
+                   6 * of_an_integer(dtype) * products**0.5 * exact.abs().max())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -184,8 +184,7 @@ def test_one_activation_some_times_as_large_as_the_mean(ops, bits, dtype, times)
     x[0, 6] = times * x.abs().mean()
     packed.weight[:, 6 // (2 if bits == 4 else 1)] = 0
     weight = packing.dequantize(*packed[:2], bits, torch.float64)
-    limit = 32 if dtype is torch.bfloat16 else 8
-    expected = 2.0**-14 / 12**0.5 * x.double().abs().mean() * weight.norm(dim=-1) * min(times, limit)
+    expected = of_an_integer(dtype, times) * x.double().abs().mean() * weight.norm(dim=-1)
     found = ops._product(x, packed, None, torch.float32)  # not rounded to x's type
     error = (found.double() - x.double() @ weight.T).abs() / expected
     assert error.square().mean().sqrt() < 1.15

@@ -48,10 +48,10 @@ def load(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
             library = ctypes.CDLL(str(compiled(compiler, choice)))
         except (BuildError, OSError) as error:  # not compiled; or compiled, but GOMP_* is not found in this process
             cause = cause or error
-            continue
-        if lost:
-            print(f"kernels: compiled {lost}, which is slower: {cause}", file=sys.stderr)
-        return library
+        else:
+            if lost:
+                print(f"kernels: compiled {lost}, which is slower: {cause}", file=sys.stderr)
+            return library
     raise cause if isinstance(cause, BuildError) else BuildError(f"the compiled library does not load: {cause}")
 
 

@@ -206,10 +206,11 @@ static const typename OperandOf<T>::type* operand(const T* x, size_t m, size_t k
     typedef typename OperandOf<T>::type X;
     enum { PAGE = 4096, BESIDE = 1024, LINE = 64 };
     const size_t count = m * k;
+    if constexpr (sizeof(X) == sizeof(T))
+        if (m > 2) return x;
     X* to = scratch<Range, X>(count + PAGE / sizeof(X));
     to += ((size_t)weights + BESIDE - (size_t)to) % PAGE / LINE * LINE / sizeof(X);
     if constexpr (sizeof(X) == sizeof(T)) {
-        if (m > 2) return x;
         std::memcpy(to, x, count * sizeof(T));
     } else {
         size_t i = 0;

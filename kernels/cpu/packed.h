@@ -75,8 +75,8 @@ template <int BITS, Scaling S> static inline vec unit_scale(const float* scales,
 }
 
 // A Form says how x is laid out and multiplied. `add` adds a unit of R rows of weights, which `loaded` made ready, and M of
-// x to sums; those of a span of up to SPAN units, which have one scale, begin with `start`, and `value` makes floats of them; it
-// is told whether spans have one unit.
+// x to sums; those of a span of up to SPAN units, which have one scale, begin with `start`, and `value`, which is told whether
+// spans have one unit, makes floats of them.
 // What is found is to be multiplied with `factor`; and x may be the sum of two SETS, one behind the other.
 
 // Units with one scale and one start.

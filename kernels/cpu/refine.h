@@ -108,11 +108,12 @@ static void refine_part(const T* x, const T* w, const Approximate& a, std::vecto
     enum { BLOCK = 32 };  // a multiple of the rows that a product takes together: sums are added as in the whole product
     std::vector<T> block(chosen.empty() ? 0 : BLOCK * a.k);
     std::vector<float> exact(BLOCK * a.m);
+    const auto operand_x = operand(x, a.m, a.k, block.data());
     for (size_t first = 0; first < chosen.size(); first += BLOCK) {
         const size_t count = std::min(chosen.size() - first, size_t(BLOCK)), padded = (count + 3) / 4 * 4;
         for (size_t r = 0; r < padded; r++)
             std::memcpy(&block[r * a.k], w + chosen[first + std::min(r, count - 1)] * a.k, a.k * sizeof(T));
-        linear_rows(operand(x, a.m, a.k, block.data()), a.m, a.k, block.data(), (const T*)nullptr, exact.data(), padded, {0, padded});
+        linear_rows(operand_x, a.m, a.k, block.data(), (const T*)nullptr, exact.data(), padded, {0, padded});
         for (size_t i = 0; i < a.m; i++)
             for (size_t r = 0; r < count; r++) {
                 float& logit = a.logits[i * a.n + chosen[first + r]];
