@@ -130,12 +130,12 @@ template <int BITS_> struct InFloats {
 // What the products of one matrix need to know of it, found once: divisions take long.
 template <class Form, Scaling S> struct Walk {
     typedef Order<Form::BITS> O;
-    size_t bytes, groups, places, units, whole, span, unit_groups, stride, ahead_rows;  // bytes, groups, places: of a row
+    size_t bytes, groups, places, units, whole, span, unit_groups, stride, ahead, ahead_rows;  // bytes, groups, places: of a row
     words lanes;
     explicit Walk(const Packed& w)
         : bytes(w.row_bytes()), groups(w.groups()), places(scale_places<Form::BITS, S>(w)), units(O::padded(w.k) / O::UNIT),
           whole(bytes / O::BYTES), span(span_of<Form>(w)), unit_groups(O::UNIT / w.group), stride(Form::padded(w.k)),
-          ahead_rows(AHEAD / bytes), lanes(lanes_of(O::LANE, w.group)) {}
+          ahead(ahead_of_unpacking()), ahead_rows(ahead / bytes), lanes(lanes_of(O::LANE, w.group)) {}
 };
 
 // out[r][i] = sum over k of w[r][k] * x[i][k], without the row's scale where S is BY_ROW. Not inlined, since that would make
@@ -168,8 +168,10 @@ static __attribute__((noinline)) void few_dots(const Walk<Form, S>& walk, const 
     };
     const auto add_part = [&](size_t unit) {  // of the last unit, what there is
         words a[R];
-        UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int r = 0; r < R; r++) {
+            prefetch(data + (unit * R + r) * O::BYTES + ahead);
             a[r] = Form::loaded(load_words(data + r * bytes + unit * O::BYTES, bytes - unit * O::BYTES));
+        }
         Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
     };
     const auto end = [&](size_t unit) __attribute__((always_inline)) {  // the first of the span
@@ -215,10 +217,10 @@ static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const t
     constexpr int SUMS = R == 1 && M < 3 ? 2 * M : M;
     if (SUMS > M && any) {  // both sets at once: neither is a weight unpacked again, nor does the memory wait
         float both[1][SUMS];
-        few_dots<Form, S, 1, SUMS>(walk, data, x, half, AHEAD, scales, both);
+        few_dots<Form, S, 1, SUMS>(walk, data, x, half, walk.ahead, scales, both);
         for (int i = 0; i < M; i++) products[0][i] = both[0][2 * i] + both[0][2 * i + 1];
     } else {
-        few_dots<Form, S, R, M>(walk, data, x, stride, AHEAD, scales, products);
+        few_dots<Form, S, R, M>(walk, data, x, stride, walk.ahead, scales, products);
         if (any) {
             float rest[R][M];
             few_dots<Form, S, R, M>(walk, data, x + half, stride, 0, scales, rest);
