@@ -67,6 +67,17 @@ def test_many_rows_give_the_same_for_any_threads_and_any_other_rows(ops, dtype):
         assert torch.equal(ops.linear(x, weight), found)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_weights_that_lie_whole_pages_apart(ops, dtype):
+    """They are copied where the nearest cache would not keep them: for many rows of x, as for few, bit by bit."""
+    k = 4096 // dtype.itemsize
+    x, weight = random(150, k, dtype=dtype), random(101, k, dtype=dtype, seed=1)
+    check(ops, "linear", x, weight, None, terms=k)
+    found = ops.linear(x, weight)
+    for first, last in ((0, 40), (7, 80), (140, 150)):
+        assert torch.equal(ops.linear(x[first:last], weight), found[first:last])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_what_torch_would_imitate_is_multiplied_in_float32(ops, dtype):
     """So logits are not rounded to 16 bits on their way."""

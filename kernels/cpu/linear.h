@@ -6,6 +6,7 @@
 #include "simd.h"
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 static const size_t NEAREST_CACHE = 24 << 10;  // what x may take of it, beside the weights passing through
@@ -20,6 +21,14 @@ static inline size_t ahead_of_unpacking() {
 #else
     return AHEAD;
 #endif
+}
+
+static inline size_t nearest_cache_ways() {  // 8 where the system does not tell
+#ifdef _SC_LEVEL1_DCACHE_ASSOC
+    static const long ways = sysconf(_SC_LEVEL1_DCACHE_ASSOC);
+    if (ways > 0) return ways;
+#endif
+    return 8;
 }
 
 // Element types as the callers number them; `call` sees the type as T.

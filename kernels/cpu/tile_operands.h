@@ -75,6 +75,19 @@ struct ArrangedRows {
     }
 };
 
+// Rows of weights that are fetched for later, `stride` words apart: into the nearest cache, if they are `near`, or the second.
+struct Later {
+    const float* data;  // or null
+    size_t stride;
+    bool near;
+    ALWAYS void fetch(size_t rows, size_t word) const {
+        if (!data) return;
+        for (size_t r = 0; r < rows; r++)
+            if (near) __builtin_prefetch(data + r * stride + word);
+            else prefetch(data + r * stride + word);
+    }
+};
+
 // x (m, k), packed: blocks of words, in each all vectors, zeros behind the last row and word.
 template <class Engine> struct Operand {
     typedef typename Engine::Element E;
@@ -110,17 +123,22 @@ template <class Engine> struct Operand {
     }
 };
 
-// Some words of up to PIECE rows of the matrix: where they lie, as far as whole steps of them do, the others in `room`.
-template <class E, class Weights> class Block {
+// Some words of up to PIECE rows of the matrix: where they lie, as far as whole steps of them do, the others, or all that the
+// engine wants to be copied, in `room`.
+template <class Engine, class Weights> class Block {
+    typedef typename Engine::Element E;
     Weights& w;
     const Range rows;
-    const size_t word, words, direct;
+    const size_t word, words;
+    const bool lie_in_order, are_copied;
+    const size_t direct;
     float* room;
 
 public:
-    Block(Weights& w, Range rows, size_t word, size_t words, size_t step, float* room)
-        : w(w), rows(rows), word(word), words(words),
-          direct(w.template lies_in_order<E>(word + words) ? (rows.last - rows.first) / step * step : 0), room(room) {}
+    Block(Weights& w, Range rows, size_t word, size_t words, size_t panels, float* room)
+        : w(w), rows(rows), word(word), words(words), lie_in_order(w.template lies_in_order<E>(word + words)),
+          are_copied(lie_in_order && Engine::copies(w.template stride<E>(), panels)),
+          direct(lie_in_order && !are_copied ? (rows.last - rows.first) / Engine::MOST * Engine::MOST : 0), room(room) {}
     void fill_room(Range some) {
         for (size_t r = some.first > direct ? some.first : direct; r < some.last; r++) {
             float* to = room + r * DEPTH;
@@ -134,10 +152,12 @@ public:
     }
     size_t stride(size_t row) const { return row < direct ? w.template stride<E>() : size_t(DEPTH); }
     // Behind rows `last` - 1 of plain weights come the next ones, or the same ones' next words, or those of the next piece.
-    const float* behind(size_t last, bool is_last) const {
-        if (!direct) return nullptr;
-        if (last < rows.last - rows.first) return w.template words_at<E>(rows.first + last) + word;
-        return is_last ? w.template words_at<E>(rows.last) : w.template words_at<E>(rows.first) + word + DEPTH;
+    Later behind(size_t last, bool is_last) const {
+        if (!lie_in_order) return {nullptr, 0, false};
+        const float* from = last < rows.last - rows.first ? w.template words_at<E>(rows.first + last) + word
+                            : is_last                     ? w.template words_at<E>(rows.last)
+                                                          : w.template words_at<E>(rows.first) + word + DEPTH;
+        return {from, w.template stride<E>(), are_copied};
     }
 };
 
