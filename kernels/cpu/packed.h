@@ -13,7 +13,7 @@ enum Scaling {
     BY_UNIT,   // a group is two or more whole units
     BY_PARTS,  // a unit is one or more whole groups
     BY_LANE,   // groups are whole lanes: scales are laid out lane by lane first
-    BY_COLUMN  // any group: weights are scaled one by one (packed_unpack.h)
+    BY_COLUMN  // any group: scaled one by one, for many rows only (packed_unpack.h)
 };
 template <int BITS> struct Order {
     enum { LANE = 32 / BITS, UNIT = LANE * W, BYTES = 4 * W };
@@ -29,31 +29,11 @@ template <int BITS> struct Order {
 
 // The scales of one row of weights as floats, as its Scaling wants them; W places behind them may be read.
 template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, size_t groups, const T* scale, float* to) {
-    if (S == BY_COLUMN) {  // laid out as the columns are
-        typedef Order<BITS> O;
-        for (size_t j = 0; j < O::padded(w.k); j += O::UNIT)
-            for (size_t p = 0; p < O::LANE; p++)
-                for (size_t lane = 0; lane < W; lane++, to++) {
-                    size_t column = j + lane * O::LANE + O::column(p);
-                    *to = column < w.k ? to_float(scale[column / w.group]) : 0.0f;
-                }
-        return;
-    }
-    size_t g = 0;
-    for (; g + W <= groups; g += W) store(to + g, load(scale + g));
-    if (g < groups) store(to + g, load_part(scale + g, groups - g));
-    size_t places = groups;
-    if (S != BY_PARTS) {  // repeated for every lane, or for every unit
-        const size_t columns = S == BY_LANE ? Order<BITS>::LANE : Order<BITS>::UNIT, times = w.group / columns;
-        places = Order<BITS>::padded(w.k) / columns;
-        size_t place = places;
-        for (; place > groups * times; place--) to[place - 1] = 0.0f;
-        for (size_t i = groups; times > 1 && i-- > 0;) {  // from the end, in place
-            const float value = to[i];
-            for (size_t j = 0; j < times; j++) to[--place] = value;
-        }
-    }
-    store(to + places, fill(0.0f));
+    const size_t columns = S == BY_LANE ? Order<BITS>::LANE : Order<BITS>::UNIT;  // of a place
+    float* end = repeated_scales(scale, groups, S == BY_PARTS ? 1 : w.group / columns, to);
+    if (S != BY_PARTS)
+        for (const float* last = to + Order<BITS>::padded(w.k) / columns; end < last; end++) *end = 0.0f;
+    store(end, fill(0.0f));
 }
 // The same of `rows` rows from `row` on, `places` apart.
 template <int BITS, Scaling S>
@@ -63,8 +43,8 @@ static void scales_of(const Packed& w, size_t groups, size_t row, size_t rows, s
         (scales_of<BITS, S>(w, groups, (const T*)w.scale + (row + r) * groups, to + r * places)))
 }
 template <int BITS, Scaling S> static size_t scale_places(const Packed& w) {  // floats that scales_of writes at most
-    const size_t padded = Order<BITS>::padded(w.k), lanes = padded / Order<BITS>::LANE;
-    return (S == BY_COLUMN ? padded : lanes > w.groups() ? lanes : w.groups()) + W;
+    const size_t lanes = Order<BITS>::padded(w.k) / Order<BITS>::LANE;
+    return (lanes > w.groups() ? lanes : w.groups()) + W;
 }
 
 // Scales of the lanes of one unit; for BY_PARTS it has `groups` groups, and `lanes` is lane * LANE / group.
@@ -88,6 +68,7 @@ template <class Form> static size_t span_of(const Packed& w) {
     }
 }
 
+#ifndef GLM_PAIRS
 // x in FP32: products and sums are FP32, weights are exact.
 template <int BITS_> struct InFloats {
     enum { BITS = BITS_, SPAN = 1, SETS = 1 };
@@ -99,17 +80,13 @@ template <int BITS_> struct InFloats {
     static bool are_single(size_t, int) { return false; }
     static size_t widest(Scaling, size_t, size_t rows) { return rows; }
 
-    template <class T> static void arrange(const T* x, const Packed& w, float* to) { arrange(x, w.k, to); }
-    template <class T, class E> static void arrange(const T* x, size_t k, E* to) {
-        const words lanes = lanes_of(O::LANE, 1);
-        for (size_t j = 0; j < k; j += O::UNIT, to += O::UNIT) {
-            float natural[O::UNIT];
-            size_t count = k - j < O::UNIT ? k - j : size_t(O::UNIT), i = 0;
-            for (; i + W <= count; i += W) store(natural + i, load(x + j + i));
-            for (; i < count; i++) natural[i] = to_float(x[j + i]);
-            for (; i < O::UNIT; i++) natural[i] = 0.0f;
-            UNROLL for (size_t p = 0; p < O::LANE; p++) store(to + p * W, gather(natural + O::column(p), lanes));
-        }
+    template <class T> static void arrange(const T* x, const Packed& w, float* to) {
+        for (size_t unit = 0; unit < w.k; unit += O::UNIT)
+            for (size_t p = 0; p < O::LANE; p++)
+                for (size_t lane = 0; lane < W; lane++, to++) {
+                    const size_t column = unit + lane * O::LANE + O::column(p);
+                    *to = column < w.k ? to_float(x[column]) : 0.0f;
+                }
     }
     template <int R, int M, int P = 0>
     static ALWAYS void add(const words (&a)[R], const float* x, size_t stride, vec (&sums)[R][M]) {
@@ -126,6 +103,7 @@ template <int BITS_> struct InFloats {
     template <bool> static ALWAYS vec value(vec sum) { return sum; }
     static float factor(const float*, size_t) { return 1.0f; }
 };
+#endif
 
 // What the products of one matrix need to know of it, found once: divisions take long.
 template <class Form, Scaling S> struct Walk {

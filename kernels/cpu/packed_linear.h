@@ -33,19 +33,12 @@ template <int BITS> struct Product {
             case BY_COLUMN: return;  // is_few says no
         }
     }
-    static size_t padded(size_t k) { return Order<BITS>::padded(k); }
-    static void arrange_plain(int type, const void* x, size_t columns, int to_type, void* to) {
-        BY_TYPE(type, {
-            if (to_type == 1) InFloats<BITS>::arrange((const T*)x, columns, (bf16*)to);
-            else InFloats<BITS>::arrange((const T*)x, columns, (float*)to);
-        })
-    }
     static void unpack(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, int to_type, void* to) {
         if (to_type == 1) unpack_columns<BITS>(w, row, first, columns, scales, (bf16*)to);
         else unpack_columns<BITS>(w, row, first, columns, scales, (float*)to);
     }
 };
 
-#define PACKED_PRODUCT(BITS)                                                                                       \
-    {Product<BITS>::is_few, Product<BITS>::room, Product<BITS>::arrange, Product<BITS>::rows, Product<BITS>::padded, \
-     Product<BITS>::arrange_plain, places_of_scales<BITS>, scales_of_row<BITS>, Product<BITS>::unpack}
+#define PACKED_PRODUCT(BITS)                                                                                     \
+    {Product<BITS>::is_few, Product<BITS>::room, Product<BITS>::arrange, Product<BITS>::rows, places_of_scales, \
+     scales_of_row, Product<BITS>::unpack}

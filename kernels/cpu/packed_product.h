@@ -15,6 +15,21 @@ static inline float number(const void* numbers, int type, size_t i) {
     BY_TYPE(type, return to_float(((const T*)numbers)[i]))
 }
 
+// The scales of one row as floats, each `times` times, side by side; returns their end, behind which W places may be written.
+template <class T> static float* repeated_scales(const T* scale, size_t groups, size_t times, float* to) {
+    size_t g = 0;
+    for (; g + W <= groups; g += W) store(to + g, load(scale + g));
+    if (g < groups) store(to + g, load_part(scale + g, groups - g));
+    for (size_t i = groups; times > 1 && i-- > 0;) {  // from the end, in place
+        const float value = to[i];
+        float* place = to + i * times;
+        size_t j = 0;
+        for (; j + W <= times; j += W) store(place + j, fill(value));
+        for (; j < times; j++) place[j] = value;
+    }
+    return to + groups * times;
+}
+
 // Where results go: out (m, n), and the bias that is added; no templates, so that there is one copy of the code above for
 // all types.
 struct Target {
@@ -40,10 +55,8 @@ struct PackedProduct {
     uint8_t* (*room)(const Packed& w, size_t m);
     void (*arrange)(int type, const Packed& w, const void* x, size_t m, uint8_t* room);
     void (*rows)(const Packed& w, const uint8_t* arranged, size_t m, const Target& to, Range rows);
-    // Many rows: x and w, scaled, as elements of type 0 or 1 in one order of columns, of which there are `padded`. Both are
-    // taken from a multiple of 256 columns on, a multiple of 256 or up to the end.
-    size_t (*padded)(size_t k);
-    void (*arrange_plain)(int type, const void* x, size_t columns, int to_type, void* to);
+    // Many rows: some columns of a row of w, scaled, as elements of type 0 or 1, zeros behind the last column. They are taken
+    // from a multiple of 256 columns on, and `to` has room for another multiple.
     size_t (*scale_places)(const Packed& w);  // of the scales of one row, as floats
     void (*scales)(const Packed& w, size_t row, float* to);
     void (*unpack)(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, int to_type, void* to);

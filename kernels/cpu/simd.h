@@ -60,6 +60,7 @@ static inline vec load(const bf16* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 static inline vec load(const fp16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+static inline vec load(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
 static inline vec load_part(const float* p, size_t count) { return _mm512_maskz_loadu_ps((1u << count) - 1, p); }
 static inline vec load_part(const bf16* p, size_t count) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((1u << count) - 1, p)), 16));
@@ -155,6 +156,7 @@ static inline vec load(const bf16* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
 static inline vec load(const fp16* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+static inline vec load(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
 static inline vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
 static inline vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
 static inline vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
@@ -238,6 +240,11 @@ static inline void transposed(const float* const (&rows)[W], size_t at, vec (&to
     for (int i = 0; i < W; i++)
         for (int r = 0; r < W; r++) to[i].v[r] = rows[r][at + i];
 }
+#endif
+
+template <class T> static inline void store_two(T* p, vec a, vec b) { store(p, a), store(p + W, b); }
+#ifdef __AVX512BF16__
+static inline void store_two(bf16* p, vec a, vec b) { _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a)); }
 #endif
 
 #define ALWAYS inline __attribute__((always_inline))  // what holds vectors in arrays must end up in registers

@@ -239,7 +239,7 @@ template <class T, class Use> static void with_rows(const T* x, size_t k, const 
     if (w.bits == 0) return use(PlainRows<T>{x, k}, PlainRows<T>{(const T*)w.weight, k});
     const Packed packed = w.packed(k);
     const PackedProduct& product = packed_product(packed.bits);
-    use(ArrangedRows{x, type_number(x), k, product}, PackedRows{packed, product});
+    use(PlainRows<T>{x, k}, PackedRows{packed, product});
 }
 
 // Calls use(operand, rows of x, rows of the matrix) with the operand of x (m, k), which has no memory yet.

@@ -41,7 +41,7 @@ template <class T> struct PlainRows {
         return words_of(data + row * columns, columns, first, count, room, E());
     }
 };
-// A packed matrix, and x in the order in which its columns are unpacked.
+// A packed matrix.
 struct PackedRows {
     const Packed& w;
     const PackedProduct& product;
@@ -61,20 +61,6 @@ struct PackedRows {
         return room;
     }
 };
-struct ArrangedRows {
-    const void* data;
-    int type;
-    size_t columns;
-    const PackedProduct& product;
-    template <class E> size_t words() const { return product.padded(columns) * sizeof(E) / 4; }
-    template <class E> const float* row(size_t row, size_t first, size_t count, float* room) const {
-        const size_t per_word = 4 / sizeof(E), column = first * per_word, width = type == 0 ? 4 : 2;
-        const size_t there = columns - column < count * per_word ? columns - column : count * per_word;
-        product.arrange_plain(type, (const uint8_t*)data + (row * columns + column) * width, there, type_number((E*)0), room);
-        return room;
-    }
-};
-
 // Rows of weights that are fetched for later, `stride` words apart: into the nearest cache, if they are `near`, or the second.
 struct Later {
     const float* data;  // or null

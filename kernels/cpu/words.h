@@ -12,12 +12,21 @@ static inline words kept(words a) {  // in a register: gcc would rather load it 
     asm("" : "+v"(a));
     return a;
 }
-template <int N> static inline words shift_right(words a) { return _mm512_srli_epi32(a, N); }
-static inline vec masked_xor(words a, uint32_t mask, uint32_t other) {  // (a & mask) ^ other, read as floats
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(a, _mm512_set1_epi32(mask), _mm512_set1_epi32(other), 0x6a));
-}
 static inline vec choose(const float* p, words lanes) { return _mm512_permutexvar_ps(lanes, _mm512_loadu_ps(p)); }
-static inline vec gather(const float* p, words lanes) { return _mm512_i32gather_ps(lanes, p, 4); }
+// W halves of bytes with a sign, the upper one of each byte first: each is brought to the top of its word, and down again.
+static inline vec load_halves(const uint8_t* p) {
+    int64_t bytes;
+    std::memcpy(&bytes, p, 8);
+#ifdef __AVX512VBMI__
+    const words from = _mm512_setr_epi32(0, 0x3c3c3c3c, 0x08080808, 0x04040404, 0x10101010, 0x0c0c0c0c, 0x18181818, 0x14141414, 0x20202020,
+                                         0x1c1c1c1c, 0x28282828, 0x24242424, 0x30303030, 0x2c2c2c2c, 0x38383838, 0x34343434);
+    const words top = _mm512_multishift_epi64_epi8(from, _mm512_set1_epi64(bytes));
+#else
+    const words each = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), _mm512_set1_epi64(bytes));
+    const words top = _mm512_sllv_epi32(each, _mm512_setr_epi32(24, 28, 16, 20, 8, 12, 0, 4, 24, 28, 16, 20, 8, 12, 0, 4));
+#endif
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 28));
+}
 #define GLM_PAIRS  // vectors of 16-bit integers, whose pairs are multiplied and added; below, and in the same order for AVX2
 static inline words no_words() { return _mm512_setzero_si512(); }
 static inline void store_words(int16_t* p, words a) { _mm512_storeu_si512(p, a); }
@@ -86,12 +95,13 @@ static inline words kept(words a) {
     asm("" : "+x"(a));
     return a;
 }
-template <int N> static inline words shift_right(words a) { return _mm256_srli_epi32(a, N); }
-static inline vec masked_xor(words a, uint32_t mask, uint32_t other) {
-    return _mm256_castsi256_ps(_mm256_xor_si256(_mm256_and_si256(a, _mm256_set1_epi32(mask)), _mm256_set1_epi32(other)));
-}
 static inline vec choose(const float* p, words lanes) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), lanes); }
-static inline vec gather(const float* p, words lanes) { return _mm256_i32gather_ps(p, lanes, 4); }
+static inline vec load_halves(const uint8_t* p) {
+    int bytes;
+    std::memcpy(&bytes, p, 4);
+    const words top = _mm256_sllv_epi32(_mm256_set1_epi32(bytes), _mm256_setr_epi32(24, 28, 16, 20, 8, 12, 0, 4));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28));
+}
 #define GLM_PAIRS
 static inline words no_words() { return _mm256_setzero_si256(); }
 static inline void store_words(int16_t* p, words a) { _mm256_storeu_si256((__m256i*)p, a); }
@@ -133,7 +143,18 @@ static inline words kept(words a) { return a; }
 template <int N> static inline words shift_right(words a) { EACH_WORD(a.v[i] >> N); }
 static inline vec masked_xor(words a, uint32_t mask, uint32_t other) { EACH(from_bits((a.v[i] & mask) ^ other)); }
 static inline vec choose(const float* p, words lanes) { EACH(p[lanes.v[i]]); }
-static inline vec gather(const float* p, words lanes) { EACH(p[lanes.v[i]]); }
+static inline vec load_halves(const uint8_t* p) { EACH(float(int8_t(p[i / 2] << i % 2 * 4) >> 4)); }
+
+// Weight number P of those that lie in one word, in every lane, exactly: the bits become the end of a float's fraction
+// whose exponent gives them their value, with the sign bit flipped, which adds 2^(BITS - 1); both are subtracted again.
+// A fraction has 23 bits, so that the upper half of the word is shifted down first.
+template <int BITS, int P> static inline vec weight_at(words a) {
+    constexpr int width = 23 / BITS, place = P % width * BITS;  // of 4 bits five fit into the fraction, of 8 bits two
+    constexpr uint32_t exponent = uint32_t(127 + 23 - place) << 23, sign = 1u << (place + BITS - 1);
+    constexpr uint32_t mask = ((1u << BITS) - 1) << place;
+    vec biased = masked_xor(shift_right<P / width * width * BITS>(a), mask, exponent | sign);
+    return sub(biased, fill(from_bits(exponent | sign)));
+}
 #endif
 
 static inline words lanes_of(uint32_t multiplier, uint32_t divisor) {  // lane * multiplier / divisor, which is slow
@@ -145,15 +166,4 @@ static inline words lanes_of(uint32_t multiplier, uint32_t divisor) {  // lane *
     words result;
     std::memcpy(&result, places, sizeof(result));
     return result;
-}
-
-// Weight number P of those that lie in one word, in every lane, exactly: the bits become the end of a float's fraction
-// whose exponent gives them their value, with the sign bit flipped, which adds 2^(BITS - 1); both are subtracted again.
-// A fraction has 23 bits, so that the upper half of the word is shifted down first.
-template <int BITS, int P> static inline vec weight_at(words a) {
-    constexpr int width = 23 / BITS, place = P % width * BITS;  // of 4 bits five fit into the fraction, of 8 bits two
-    constexpr uint32_t exponent = uint32_t(127 + 23 - place) << 23, sign = 1u << (place + BITS - 1);
-    constexpr uint32_t mask = ((1u << BITS) - 1) << place;
-    vec biased = masked_xor(shift_right<P / width * width * BITS>(a), mask, exponent | sign);
-    return sub(biased, fill(from_bits(exponent | sign)));
 }
