@@ -69,7 +69,7 @@ def test_many_rows_give_the_same_for_any_threads_and_any_other_rows(ops, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_of_weights_that_lie_whole_pages_apart(ops, dtype):
-    """They are copied where the nearest cache would not keep them: for many rows of x, as for few, bit by bit."""
+    """Where the nearest cache would not keep them (AVX-512, 8 ways) they are copied for many rows of x: bit by bit the same."""
     k = 4096 // dtype.itemsize
     x, weight = random(150, k, dtype=dtype), random(101, k, dtype=dtype, seed=1)
     check(ops, "linear", x, weight, None, terms=k)
@@ -84,7 +84,7 @@ def test_what_torch_would_imitate_is_multiplied_in_float32(ops, dtype):
     if ops.multiplies(dtype):
         pytest.skip("a processor with such products")
     x, weight = random(40, 200, dtype=dtype), random(30, 200, dtype=dtype, seed=1)
-    # sums of 200 terms in FP32, in whatever order, where 16 bits would round logits by up to 4e-3
+    # sums of 200 terms in FP32, in whatever order, where fp16 would round logits by up to 4e-3
     torch.testing.assert_close(ops.head(x, weight), reference.head(x.float(), weight.float()), rtol=0, atol=1e-4)
     assert not torch.equal(ops.head(x, weight), reference.head(x, weight))
 

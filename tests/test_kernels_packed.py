@@ -50,13 +50,20 @@ def test_every_number_of_rows(ops, bits, dtype, group_size, poisoned):
 @pytest.mark.parametrize("n, k, group_size", [
     (1, 2, None), (3, 6, 2), (5, 34, None), (64, 30, 15), (7, 88, 88), (9, 352, 88), (13, 1024, None), (33, 1026, 3),
     (6, 1368, 342), (4, 2736, 32 * 9), (12, 260, 20), (70, 4200, 8), (3, 12, 1), (7, 4160, None), (5, 1280, 256),
-    (6, 1536, 512), (4, 2736, None), (5, 2752, 64)])
+    (6, 1536, 512), (4, 2736, None), (5, 2752, 64), (9, 80, 16), (9, 1360, 16), (3, 240, 48)])
 def test_tails_and_odd_groups(ops, bits, dtype, n, k, group_size, poisoned):
     if group_size is not None and k % group_size:
         group_size = None
     packed = random_packed(n, k, bits, group_size)
     for rows in (1, 2, 3, 4, 7, 11):
         check(ops, random(rows, k, dtype=dtype), packed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, k, group_size", [(5, 35, 7), (4, 77, None), (6, 301, 43)])
+def test_rows_of_an_odd_number_of_bytes(ops, dtype, n, k, group_size, poisoned):
+    for rows in (2, 11):
+        check(ops, random(rows, k, dtype=dtype), random_packed(n, k, 8, group_size))
 
 
 def unpacked(layer):
@@ -152,8 +159,9 @@ def test_many_rows(ops, bits, dtype, group_size, poisoned):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
 def test_scales_of_every_type(ops, bits, scale_dtype):
-    for group_size in (None, 24):
-        check(ops, random(3, 96, dtype=torch.bfloat16), random_packed(10, 96, bits, group_size, scale_dtype))
+    for group_size in (None, 24, 16):
+        for rows in (3, 20):
+            check(ops, random(rows, 96, dtype=torch.bfloat16), random_packed(10, 96, bits, group_size, scale_dtype))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

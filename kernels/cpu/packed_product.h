@@ -2,6 +2,8 @@
 #pragma once
 #include "linear.h"
 
+enum { ROWS_AHEAD = 4 };  // of weights that are converted for many rows of x: then a row is fetched, some columns of each in turn
+
 struct Packed {  // a matrix (n, k) as kernels/packing.py says
     const uint8_t* weight;
     const void* scale;  // (n, k / group)

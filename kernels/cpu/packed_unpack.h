@@ -4,8 +4,8 @@
 #include "packed_product.h"
 #include "words.h"
 
-// Scales of one row as floats, zeros behind the last: as they are, where a group is the whole row, or 2^n columns and whole vectors,
-// so that a shift finds a vector's; otherwise one for every column.
+// Scales of one row as floats, zeros behind the last: as they are, where a group is the whole row, or 2^n columns and whole
+// vectors, so that a shift finds a vector's; otherwise one for every column.
 enum { BLOCK_OF_COLUMNS = 4 * W };
 static inline bool are_found_by_shift(const Packed& w) {
     return w.group == w.k || (w.group % W == 0 && (w.group & (w.group - 1)) == 0);
@@ -23,8 +23,8 @@ static inline void scales_of_row(const Packed& w, size_t row, float* to) {
 // Columns first ... first + columns of a row, zeros behind the last one, up to a whole block; first begins one.
 template <int BITS, bool BY_SHIFT, class E>
 static void unpack(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, E* to) {
-    enum { BYTES = BLOCK_OF_COLUMNS * BITS / 8, ROWS_AHEAD = 4 };
-    const size_t bytes = w.row_bytes(), end = first + columns, shift = w.group == w.k ? 63 : __builtin_ctzll(w.group);
+    enum { BYTES = BLOCK_OF_COLUMNS * BITS / 8 };
+    const size_t bytes = w.row_bytes(), end = first + columns, shift = w.group == w.k ? 8 * sizeof(size_t) - 1 : __builtin_ctzll(w.group);
     const uint8_t* data = w.weight + row * bytes + first * BITS / 8;
     for (size_t column = first; column < end; column += BLOCK_OF_COLUMNS, data += BYTES, to += BLOCK_OF_COLUMNS) {
         prefetch(data + ROWS_AHEAD * bytes);

@@ -243,7 +243,7 @@ static inline void transposed(const float* const (&rows)[W], size_t at, vec (&to
 #endif
 
 template <class T> static inline void store_two(T* p, vec a, vec b) { store(p, a), store(p + W, b); }
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 static inline void store_two(bf16* p, vec a, vec b) { _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a)); }
 #endif
 

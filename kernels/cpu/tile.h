@@ -1,6 +1,6 @@
 // Products of many rows, which are bound by arithmetic: a tile of sums that fills the registers, or the processor's matrix
-// tiles. x is packed once; weights are read where they lie, or, if they have to be converted, from a block of their rows in
-// a cache: nobody puts them in another order.
+// tiles. x is packed once; weights are read where they lie, or, if they have to be converted or the nearest cache would not
+// keep them, from a block of their rows in a cache: nobody puts them in another order.
 //
 // A word has 32 bits: a float, or a pair of bf16 from neighbouring columns where such pairs are multiplied. A vector of x
 // holds the same word of W rows; blocks of up to DEPTH words of them stay in the nearest cache, in panels of two vectors,
@@ -48,12 +48,12 @@ struct Rows {
 // sums (rows of weights, rows of x) (+)= the weights times x, of which there are one or two vectors, [vector][word].
 template <class Numbers> struct Vectors {
     typedef typename Numbers::Element Element;
-    // Rows of weights at a time, of AVX2 half of them with two vectors; more than 12 find no room in the nearest cache where
-    // they lie 4 KB apart. Words at a time.
+    // Rows of weights at a time, of AVX2 half of them with two vectors; more than 12 find no room in a nearest cache of 12
+    // ways where they lie 4 KB apart. Words at a time.
     enum { MOST = 12, WORDS = 1 };
     static constexpr size_t rows(size_t vectors) { return W == 16 ? size_t(MOST) : MOST / vectors; }
     // Whether rows of weights, `stride` words apart, are copied for so many panels of x: of lines that lie 4 KB apart the
-    // nearest cache keeps as many as it has ways, 8 of Zen 4's and 12 of younger Intels'. Measured: Zen 4, k = 2048, bf16:
+    // nearest cache keeps as many as it has ways, 8 of Zen 4's and 12 of younger Intels'. Measured on Zen 4 only, k = 2048, bf16:
     // 392 -> 423 GFLOP/s of two cores with 512 rows of x, 386 -> 398 with 128, nothing with 64.
     static bool copies(size_t stride, size_t panels) {
         return stride * sizeof(float) % 4096 == 0 && panels > 2 && rows(2) > nearest_cache_ways();

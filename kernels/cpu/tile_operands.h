@@ -14,7 +14,10 @@ template <class T>
 static inline const float* words_of(const T* row, size_t columns, size_t first, size_t count, float* room, float) {
     const size_t there = columns - first < count ? columns - first : count, whole = there / W * W;
     if (std::is_same<T, float>::value && there == count) return (const float*)row + first;
-    for (size_t j = 0; j < whole; j += W) store(room + j, load(row + first + j));
+    for (size_t j = 0; j < whole; j += W) {
+        prefetch(row + first + j + ROWS_AHEAD * columns);
+        store(room + j, load(row + first + j));
+    }
     for (size_t j = whole; j < count; j++) room[j] = j < there ? to_float(row[first + j]) : 0.0f;
     return room;
 }

@@ -18,11 +18,13 @@ static inline vec load_halves(const uint8_t* p) {
     int64_t bytes;
     std::memcpy(&bytes, p, 8);
 #ifdef __AVX512VBMI__
-    const words from = _mm512_setr_epi32(0, 0x3c3c3c3c, 0x08080808, 0x04040404, 0x10101010, 0x0c0c0c0c, 0x18181818, 0x14141414, 0x20202020,
-                                         0x1c1c1c1c, 0x28282828, 0x24242424, 0x30303030, 0x2c2c2c2c, 0x38383838, 0x34343434);
+    const words from = _mm512_setr_epi32(0x00000000, 0x3c3c3c3c, 0x08080808, 0x04040404, 0x10101010, 0x0c0c0c0c, 0x18181818,
+                                         0x14141414, 0x20202020, 0x1c1c1c1c, 0x28282828, 0x24242424, 0x30303030, 0x2c2c2c2c,
+                                         0x38383838, 0x34343434);
     const words top = _mm512_multishift_epi64_epi8(from, _mm512_set1_epi64(bytes));
 #else
-    const words each = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), _mm512_set1_epi64(bytes));
+    const words lane = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const words each = _mm512_permutexvar_epi32(lane, _mm512_set1_epi64(bytes));
     const words top = _mm512_sllv_epi32(each, _mm512_setr_epi32(24, 28, 16, 20, 8, 12, 0, 4, 24, 28, 16, 20, 8, 12, 0, 4));
 #endif
     return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 28));
