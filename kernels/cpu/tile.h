@@ -54,7 +54,7 @@ template <class Numbers> struct Vectors {
     static constexpr size_t rows(size_t vectors) { return W == 16 ? size_t(MOST) : MOST / vectors; }
     // Whether rows of weights, `stride` words apart, are copied for so many panels of x: of lines that lie 4 KB apart the
     // nearest cache keeps as many as it has ways, 8 of Zen 4's and 12 of younger Intels'. Measured on Zen 4 only, k = 2048, bf16:
-    // 392 -> 423 GFLOP/s of two cores with 512 rows of x, 386 -> 398 with 128, nothing with 64.
+    // 392 -> 423 GFLOP/s of two cores with 512 rows of x, 386 -> 395 with 128, nothing with 64.
     static bool copies(size_t stride, size_t panels) {
         return stride * sizeof(float) % 4096 == 0 && panels > 2 && rows(2) > nearest_cache_ways();
     }
