@@ -69,7 +69,7 @@ def test_many_rows_give_the_same_for_any_threads_and_any_other_rows(ops, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_of_weights_that_lie_whole_pages_apart(ops, dtype):
-    """Where the nearest cache would not keep them (AVX-512, 8 ways) they are copied for many rows of x: the same bits."""
+    """Where the nearest cache would not keep them (AVX-512, 8 ways) they are copied for many rows of x."""
     k = 4096 // dtype.itemsize
     x, weight = random(150, k, dtype=dtype), random(101, k, dtype=dtype, seed=1)
     check(ops, "linear", x, weight, None, terms=k)
