@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdlib>
 #include <new>
+#include <type_traits>
 #include <vector>
 #include "simd.h"
 #ifdef __linux__
@@ -13,7 +14,7 @@ static const size_t NEAREST_CACHE = 24 << 10;  // what x may take of it, beside 
 // How many bytes in front of the weights the second cache is filled. Measured, one stream, two cores: with 3 KB a loop that only
 // loads and multiplies reads at the rate of the bare reading loop, where 1 KB, 8 KB, or the hardware's own fetching alone, lose
 // up to a fourth. What converts or unpacks does so, too, on Intel's processors, but needs 6 KB on AMD's.
-static const size_t AHEAD = 3072;
+static const size_t AHEAD = 3072, AHEAD_OF_TWO = 10240;  // one row of weights at a time; two
 static inline size_t ahead_of_unpacking() {
 #ifdef __x86_64__
     static const size_t bytes = __builtin_cpu_is("amd") ? 2 * AHEAD : AHEAD;
@@ -98,10 +99,10 @@ template <int C, int R, int M> static inline void join(vec (&total)[C][R][M]) {
 }
 
 // out[r][i] = sum over k of w[r][k] * x[i][k] for R rows of weights and M rows of x.
-// What lies `ahead` bytes further on is fetched meanwhile, in the order of memory: R streams at once is what neither the
+// FETCHED * k elements from `next` on are fetched meanwhile, in the order of memory: R streams at once is what neither the
 // hardware's own prefetching nor the memory is good at.
-template <int R, int M, class T> struct Dots {
-    static inline void run(const T* w, size_t k, const float* x, size_t stride, size_t ahead, float (&out)[R][M]) {
+template <int R, int M, int FETCHED, class T> struct Dots {
+    static inline void run(const T* w, size_t k, const float* x, size_t stride, const T* next, float (&out)[R][M]) {
         constexpr int C = Chains<R, M>::COUNT;
         vec total[C][R][M];
         UNROLL for (int c = 0; c < C; c++)
@@ -109,8 +110,8 @@ template <int R, int M, class T> struct Dots {
                 UNROLL for (int i = 0; i < M; i++) total[c][r][i] = fill(0.0f);
         size_t j = 0;
         for (; j + C * W <= k; j += C * W)
-            UNROLL for (int c = 0; c < C; c++) step(w, k, x, stride, ahead, j + c * W, total[c]);
-        for (; C > 1 && j + W <= k; j += W) step(w, k, x, stride, ahead, j, total[0]);
+            UNROLL for (int c = 0; c < C; c++) step(w, k, x, stride, next, j + c * W, total[c]);
+        for (; C > 1 && j + W <= k; j += W) step(w, k, x, stride, next, j, total[0]);
         if (j < k)
             UNROLL for (int r = 0; r < R; r++) {
                 vec b = load_part(w + r * k + j, k - j);
@@ -121,11 +122,11 @@ template <int R, int M, class T> struct Dots {
         sum_all(total[0], out);
     }
     static inline __attribute__((always_inline)) void step(const T* w, size_t k, const float* x, size_t stride,
-                                                           size_t ahead, size_t j, vec (&total)[R][M]) {
+                                                           const T* next, size_t j, vec (&total)[R][M]) {
         vec a[M];
         UNROLL for (int i = 0; i < M; i++) a[i] = load(x + i * stride + j);
+        UNROLL for (int f = 0; f < FETCHED; f++) prefetch(next + j * FETCHED + f * W);
         UNROLL for (int r = 0; r < R; r++) {
-            prefetch((const char*)(w + j * R + r * W) + ahead);
             vec b = load(w + r * k + j);
             UNROLL for (int i = 0; i < M; i++) total[r][i] = fma(a[i], b, total[r][i]);
         }
@@ -135,18 +136,18 @@ template <int R, int M, class T> struct Dots {
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define GLM_BF16_DOTS
 // Pairs of bf16 are multiplied exactly and added in FP32 by one instruction: no conversion of either side.
-template <int R, int M> static inline __attribute__((always_inline)) void bf16_step(
-    const bf16* w, size_t k, const bf16* x, size_t stride, size_t ahead, size_t j, vec (&total)[R][M]) {
+template <int R, int M, int FETCHED> static inline __attribute__((always_inline)) void bf16_step(
+    const bf16* w, size_t k, const bf16* x, size_t stride, const bf16* next, size_t j, vec (&total)[R][M]) {
     __m512bh a[M];
     UNROLL for (int i = 0; i < M; i++) a[i] = (__m512bh)_mm512_loadu_si512(x + i * stride + j);
+    UNROLL for (int f = 0; f < FETCHED; f++) prefetch(next + j * FETCHED + f * 32);
     UNROLL for (int r = 0; r < R; r++) {
-        prefetch((const char*)(w + j * R + r * 32) + ahead);
         __m512bh b = (__m512bh)_mm512_loadu_si512(w + r * k + j);
         UNROLL for (int i = 0; i < M; i++) total[r][i] = _mm512_dpbf16_ps(total[r][i], a[i], b);
     }
 }
-template <int R, int M> static inline void bf16_dots(const bf16* w, size_t k, const bf16* x, size_t stride,
-                                                     size_t ahead, float (&out)[R][M]) {
+template <int R, int M, int FETCHED> static inline void bf16_dots(const bf16* w, size_t k, const bf16* x, size_t stride,
+                                                                  const bf16* next, float (&out)[R][M]) {
     constexpr int C = Chains<R, M>::COUNT;
     vec total[C][R][M];
     UNROLL for (int c = 0; c < C; c++)
@@ -154,8 +155,8 @@ template <int R, int M> static inline void bf16_dots(const bf16* w, size_t k, co
             UNROLL for (int i = 0; i < M; i++) total[c][r][i] = fill(0.0f);
     size_t j = 0;
     for (; j + C * 32 <= k; j += C * 32)
-        UNROLL for (int c = 0; c < C; c++) bf16_step(w, k, x, stride, ahead, j + c * 32, total[c]);
-    for (; C > 1 && j + 32 <= k; j += 32) bf16_step(w, k, x, stride, ahead, j, total[0]);
+        UNROLL for (int c = 0; c < C; c++) bf16_step<R, M, FETCHED>(w, k, x, stride, next, j + c * 32, total[c]);
+    for (; C > 1 && j + 32 <= k; j += 32) bf16_step<R, M, FETCHED>(w, k, x, stride, next, j, total[0]);
     if (j < k) {
         __mmask32 mask = (1u << (k - j)) - 1;
         UNROLL for (int r = 0; r < R; r++) {
@@ -169,48 +170,58 @@ template <int R, int M> static inline void bf16_dots(const bf16* w, size_t k, co
     join(total);
     sum_all(total[0], out);
 }
-template <int R, int M> struct Dots<R, M, bf16> {
-    static inline void run(const bf16* w, size_t k, const bf16* x, size_t stride, size_t ahead, float (&out)[R][M]) {
-        bf16_dots<R, M>(w, k, x, stride, ahead, out);
+template <int R, int M, int FETCHED> struct Dots<R, M, FETCHED, bf16> {
+    static inline void run(const bf16* w, size_t k, const bf16* x, size_t stride, const bf16* next, float (&out)[R][M]) {
+        bf16_dots<R, M, FETCHED>(w, k, x, stride, next, out);
     }
 };
 #endif
 
 // out is of the weights' type, or float where the sums are wanted as they are.
-template <int R, int M, class T, class X, class O>
-static inline void block(const T* w, size_t k, const X* x, const T* bias, O* out, size_t n, size_t row, size_t ahead) {
+template <int R, int M, int FETCHED, class T, class X, class O>
+static inline void block(const T* w, size_t k, const X* x, const T* bias, O* out, size_t n, size_t row, const T* next) {
     float products[R][M];
-    Dots<R, M, T>::run(w + row * k, k, x, k, ahead, products);
+    Dots<R, M, FETCHED, T>::run(w + row * k, k, x, k, next, products);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int i = 0; i < M; i++)
             store_float(out + i * n + row + r, products[r][i] + (bias ? to_float(bias[row + r]) : 0.0f));
 }
 
-// R rows of weights against all rows of x, four at a time: the second four find the weights in the nearest cache.
-template <int R, class T, class X, class O>
+// R rows of weights against all rows of x, four at a time: those behind the first four find the weights in the nearest cache.
+// Each block of them fetches a part of the R rows that lie `ahead` elements further on, so that the memory never rests.
+template <int R, int FETCHED, class T, class X, class O>
 static inline void all_rows(const T* w, size_t k, const X* x, size_t m, const T* bias, O* out, size_t n, size_t row,
                             size_t ahead) {
+    const T *next = w + row * k + ahead, *end = next + R * k;
     size_t i = 0;
-    for (; i + 4 <= m; i += 4, ahead = 0) block<R, 4>(w, k, x + i * k, bias, out + i * n, n, row, ahead);
+    for (; i + 4 <= m; i += 4) {
+        block<R, 4, FETCHED>(w, k, x + i * k, bias, out + i * n, n, row, next);
+        next = next + FETCHED * k < end ? next + FETCHED * k : w + row * k;  // what is there costs nothing
+    }
     switch (m - i) {
-        case 3: block<R, 3>(w, k, x + i * k, bias, out + i * n, n, row, ahead); break;
-        case 2: block<R, 2>(w, k, x + i * k, bias, out + i * n, n, row, ahead); break;
-        case 1: block<R, 1>(w, k, x + i * k, bias, out + i * n, n, row, ahead); break;
+        case 3: block<R, 3, FETCHED>(w, k, x + i * k, bias, out + i * n, n, row, next); break;
+        case 2: block<R, 2, FETCHED>(w, k, x + i * k, bias, out + i * n, n, row, next); break;
+        case 1: block<R, 1, FETCHED>(w, k, x + i * k, bias, out + i * n, n, row, next); break;
     }
 }
 
 template <class T, class X, class O>
 static void linear_rows(const X* x, size_t m, size_t k, const T* w, const T* bias, O* out, size_t n, Range rows) {
     size_t row = rows.first;
+    const auto pass = [&](auto some, auto fetched, size_t ahead) {
+        for (; row + some <= rows.last; row += some) all_rows<some, fetched>(w, k, x, m, bias, out, n, row, ahead);
+    };
     // Measured: one or two rows of x leave the processor idle, and a single stream through the weights suits the memory
     // best. From three on the loads of x count, so that two rows of weights share them; or four, when x overflows the
-    // nearest cache or the arithmetic is the limit anyway. These reach the memory's speed up to m = 4, half of it at 16.
-    if (m > 2 && (m <= 4 || (m <= 8 && m * k * sizeof(X) <= NEAREST_CACHE)))
-        for (; row + 2 <= rows.last; row += 2) all_rows<2>(w, k, x, m, bias, out, n, row, size_t(10240));
-    else if (m > 2)
-        for (; row + 4 <= rows.last; row += 4) all_rows<4>(w, k, x, m, bias, out, n, row, 4 * k * sizeof(T));
-    const size_t ahead = sizeof(X) == sizeof(T) ? AHEAD : ahead_of_unpacking();
-    for (; row < rows.last; row++) all_rows<1>(w, k, x, m, bias, out, n, row, ahead);
+    // nearest cache or the arithmetic is the limit anyway.
+    const std::integral_constant<int, 1> one;
+    const std::integral_constant<int, 2> two;
+    const std::integral_constant<int, 4> four;
+    const size_t near = AHEAD_OF_TWO / sizeof(T);
+    if (m > 8 || (m > 4 && m * k * sizeof(X) > NEAREST_CACHE)) pass(four, two, 4 * k);
+    else if (m > 4) pass(two, one, near);
+    else if (m > 2) pass(two, two, near);
+    pass(one, one, (sizeof(X) == sizeof(T) ? AHEAD : ahead_of_unpacking()) / sizeof(T));
 }
 
 // x (m, k) as the products above take it: in FP32, or in bf16 where that is multiplied as it is. One or two rows lie 1 KB

@@ -4,8 +4,6 @@
 #include "packed_digits.h"
 #include "packed_unpack.h"
 
-static const size_t FEW = 8;  // rows of x; beyond, tiles are faster where they are many, and give a row the same result in any batch
-
 template <int BITS> struct Product {
 #ifdef GLM_FOURS
     typedef Few<typename std::conditional<BITS == 4, InDigits<4>, InWords<BITS>>::type> Form;
@@ -15,7 +13,7 @@ template <int BITS> struct Product {
     typedef Few<InFloats<BITS>> Form;
 #endif
     typedef typename Form::X X;
-    static bool is_few(const Packed& w, size_t m) { return m <= FEW && Order<BITS>::scaling(w) != BY_COLUMN; }
+    static bool has_few(const Packed& w) { return Order<BITS>::scaling(w) != BY_COLUMN; }
     static uint8_t* room(const Packed& w, size_t m) { return scratch<Product, uint8_t>(m * Form::padded(w.k) * sizeof(X)); }
     static void arrange(int type, const Packed& w, const void* x, size_t m, uint8_t* room) {
         BY_TYPE(type, {
@@ -30,7 +28,7 @@ template <int BITS> struct Product {
             case BY_UNIT: return Form::template rows<BY_UNIT>(w, x, m, to, rows);
             case BY_PARTS: return Form::template rows<BY_PARTS>(w, x, m, to, rows);
             case BY_LANE: return Form::template rows<BY_LANE>(w, x, m, to, rows);
-            case BY_COLUMN: return;  // is_few says no
+            case BY_COLUMN: return;  // has_few says no
         }
     }
     static void unpack(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, int to_type, void* to) {
@@ -40,5 +38,5 @@ template <int BITS> struct Product {
 };
 
 #define PACKED_PRODUCT(BITS)                                                                                     \
-    {Product<BITS>::is_few, Product<BITS>::room, Product<BITS>::arrange, Product<BITS>::rows, places_of_scales, \
+    {Product<BITS>::has_few, Product<BITS>::room, Product<BITS>::arrange, Product<BITS>::rows, places_of_scales, \
      scales_of_row, Product<BITS>::unpack}

@@ -2,7 +2,7 @@
 #pragma once
 #include "linear.h"
 
-enum { ROWS_AHEAD = 4 };  // of weights that are converted for many rows of x: then a row is fetched, some columns of each in turn
+enum { ROWS_AHEAD = 4 };  // where some columns of one row after the other are converted, of the row that is fetched meanwhile
 
 struct Packed {  // a matrix (n, k) as kernels/packing.py says
     const uint8_t* weight;
@@ -53,7 +53,7 @@ struct Target {
 // Few rows: x (m, k) is first put in order by one thread, into a room of its own; then each thread of a team computes some
 // columns of out (m, n) = x w^T + bias. `type` is that of x, as BY_TYPE says.
 struct PackedProduct {
-    bool (*is_few)(const Packed& w, size_t m);  // whether it is made for so many rows; tile.h is for the others
+    bool (*has_few)(const Packed& w);  // whether it is made for these weights; otherwise tile.h is for any number of rows
     uint8_t* (*room)(const Packed& w, size_t m);
     void (*arrange)(int type, const Packed& w, const void* x, size_t m, uint8_t* room);
     void (*rows)(const Packed& w, const uint8_t* arranged, size_t m, const Target& to, Range rows);

@@ -63,7 +63,7 @@ template <class T> class Pass {
         if (at.layer == s.layers) return ((places ? wanted : m) + ROWS - 1) / ROWS;
         if (at.stage == ATTEND) return attention(at.layer).pieces(at.part);
         const LayerProduct<T> p = product(at);
-        if (!is_shared(p.w, rows(at), p.k)) return makes_x(at.stage) ? 1 : p.parts(rows(at), threads);
+        if (!is_shared(p.type(), p.w, rows(at), p.k)) return makes_x(at.stage) ? 1 : p.parts(rows(at), threads);
         const SharedProduct product = shared(p, rows(at));
         return makes_x(at.stage) ? product.pieces() : product.parts();
     }
@@ -75,7 +75,7 @@ template <class T> class Pass {
         }
         if (at.stage == ATTEND) return attention(at.layer).piece(at.part, number);
         const LayerProduct<T> p = product(at);
-        if (!is_shared(p.w, rows(at), p.k)) return few(at, p, number);
+        if (!is_shared(p.type(), p.w, rows(at), p.k)) return few(at, p, number);
         const SharedProduct product = shared(p, rows(at));
         if (makes_x(at.stage)) {
             make_x(at, product.rows_of(number));
@@ -141,7 +141,7 @@ public:
             const Place at = place(stage);
             if (!makes_x(at.stage)) continue;
             const LayerProduct<T> p = product(at);
-            if (!is_shared(p.w, rows(at), p.k)) few = rows(at) > few ? rows(at) : few;
+            if (!is_shared(p.type(), p.w, rows(at), p.k)) few = rows(at) > few ? rows(at) : few;
             else if (const size_t needed = shared(p, rows(at)).room(); needed > floats) floats = needed;
         }
         room = scratch<Pass, float>(floats);

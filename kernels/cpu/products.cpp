@@ -7,7 +7,7 @@
 
 static void few_rows(int type, const void* x, size_t m, size_t k, const Matrix& w, const Target& to, int threads) {
     const void* operand = product_operand(type, x, m, k, w);
-    const size_t each = product_piece(m, k, w, width(type), to.n, threads);
+    const size_t each = product_piece(type, m, k, w, to.n, threads);
     Stages stages(1, threads);
     TEAM(threads, stages.run(thread, team, [&](size_t) { return (to.n + each - 1) / each; },
                              [&](size_t, size_t number) {
@@ -50,7 +50,7 @@ void SharedProduct::make(const float* room, const Part& part, const Target& to) 
         tile::columns(operand, part.panels, weights, part.columns, to);
     }))
 }
-bool is_shared(const Matrix& w, size_t m, size_t k) { return is_many(w, m, k); }
+bool is_shared(int type, const Matrix& w, size_t m, size_t k) { return is_many(type, w, m, k); }
 
 static const size_t MOST_BYTES = 32 << 20;  // of x in order, of which more rows are taken one part after the other
 static void many_rows(int type, const void* x, size_t m, size_t k, const Matrix& w, const Target& to, int threads) {
@@ -75,7 +75,7 @@ EXPORT void glm_linear(int type, const void* x, size_t m, size_t k, const Matrix
     const size_t row_bytes = w->bits ? w->packed(k).row_bytes() : k * width(type);
     threads = team_for(n * row_bytes + m * k, threads);
     const Target to = {out_type, type, bias, out, n};
-    if (is_many(*w, m, k)) many_rows(type, x, m, k, *w, to, threads);
+    if (is_many(type, *w, m, k)) many_rows(type, x, m, k, *w, to, threads);
     else few_rows(type, x, m, k, *w, to, threads);
 }
 
@@ -90,7 +90,7 @@ EXPORT void glm_refine(int type, const void* x, size_t m, size_t k, const void* 
 }
 
 const void* product_operand(int type, const void* x, size_t m, size_t k, const Matrix& w) {
-    if (is_many(w, m, k)) BY_TYPE(type, return tile::operand((const T*)x, m, k, w))
+    if (is_many(type, w, m, k)) BY_TYPE(type, return tile::operand((const T*)x, m, k, w))
     if (w.bits == 0) BY_TYPE(type, return operand((const T*)x, m, k, w.weight))
     const Packed packed = w.packed(k);
     const PackedProduct& forms = packed_product(packed.bits);
@@ -107,16 +107,16 @@ static void plain_columns(const void* operand, size_t m, size_t k, const Matrix&
     else linear_rows(x, m, k, weight, bias, (float*)to.out, to.n, part);
 }
 void product_columns(int type, const void* x, size_t m, size_t k, const Matrix& w, const Target& out, Range part) {
-    if (is_many(w, m, k)) BY_TYPE(type, return tile::columns_of<T>((float*)x, m, k, w, out, part))
+    if (is_many(type, w, m, k)) BY_TYPE(type, return tile::columns_of<T>((float*)x, m, k, w, out, part))
     if (w.bits == 0) BY_TYPE(type, return plain_columns<T>(x, m, k, w, out, part))
     const Packed packed = w.packed(k);
     packed_product(packed.bits).rows(packed, (const uint8_t*)x, m, out, part);
 }
 
-size_t product_piece(size_t m, size_t k, const Matrix& w, size_t weight_bytes, size_t columns, int threads) {
+size_t product_piece(int type, size_t m, size_t k, const Matrix& w, size_t columns, int threads) {
     enum { BYTES = 32 << 10 };  // of weights: many pieces, each of them long enough for the memory
-    const size_t row_bytes = w.bits ? w.packed(k).row_bytes() : k * weight_bytes, fair = columns / (4 * threads);
-    const bool many = is_many(w, m, k);
+    const size_t row_bytes = w.bits ? w.packed(k).row_bytes() : k * width(type), fair = columns / (4 * threads);
+    const bool many = is_many(type, w, m, k);
     const size_t best = many ? size_t(tile::PIECE) : BYTES / row_bytes, step = many ? tile::STEP : 4;
     const size_t each = (best < fair ? best : fair) / step * step;
     return each < step ? step : each;

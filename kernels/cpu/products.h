@@ -7,7 +7,7 @@ const void* product_operand(int type, const void* x, size_t m, size_t k, const M
 // Columns `part`, from a multiple of 4 on, of out (m, n) = x (m, k) w^T + bias.
 void product_columns(int type, const void* operand, size_t m, size_t k, const Matrix& w, const Target& out, Range part);
 // How many of all columns are best computed at a time, a multiple of 4.
-size_t product_piece(size_t m, size_t k, const Matrix& w, size_t weight_bytes, size_t columns, int threads);
+size_t product_piece(int type, size_t m, size_t k, const Matrix& w, size_t columns, int threads);
 
 // A product of many rows that a team shares, in two stages whose pieces are taken one by one: rows of x are put in order,
 // then parts of out (m, n) are made. n: columns that are shared out; a part may be asked for further right as well.
@@ -29,4 +29,4 @@ public:
     void make(const float* room, const Part& part, const Target& to) const;
 };
 // Whether a product of so many rows is one.
-bool is_shared(const Matrix& w, size_t m, size_t k);
+bool is_shared(int type, const Matrix& w, size_t m, size_t k);

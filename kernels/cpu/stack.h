@@ -45,7 +45,7 @@ template <class T> struct LayerProduct {
     Target target() const { return {type(), type(), bias, to, n}; }
     // The same of few rows, some columns at a time, of which `operand` is x.
     const void* operand(size_t m) const { return product_operand(type(), x, m, k, w); }
-    size_t each(size_t m, int threads) const { return product_piece(m, k, w, sizeof(T), columns, threads); }
+    size_t each(size_t m, int threads) const { return product_piece(type(), m, k, w, columns, threads); }
     size_t parts(size_t m, int threads) const {
         const size_t some = each(m, threads);
         return (columns + some - 1) / some;

@@ -4,7 +4,7 @@
 
 namespace tile {
 
-enum { DEPTH = 256, LINE = 16 };     // words of a block, of a line of the cache
+enum { DEPTH = 256, LINE = 16, BYTES_OF_LINE = 64 };  // words of a block, of a line of the cache
 // PIECE rows of the matrix meet a block of x, and PANEL rows of x: with more of the former, fewer pieces of each of out's
 // rows, which lie in pages of their own, are written.
 enum { PIECE = 192, PANEL = 2 * W };
@@ -34,11 +34,12 @@ template <class T> struct PlainRows {
     size_t columns;
     void prepare(Range) {}
     template <class E> size_t words() const { return (columns * sizeof(E) + 3) / 4; }
-    template <class E> size_t stride() const { return columns * sizeof(E) / 4; }
-    template <class E> const float* words_at(size_t row) const { return (const float*)data + row * stride<E>(); }
+    const uint8_t* bytes() const { return (const uint8_t*)data; }
+    size_t row_bytes() const { return columns * sizeof(T); }
+    template <class E> static size_t words_of_line() { return LINE * sizeof(E) / sizeof(T); }
     // Whether rows are there as the engine reads them, up to this word.
     template <class E> bool lies_in_order(size_t word) const {
-        return std::is_same<T, E>::value && columns * sizeof(E) % 4 == 0 && word <= stride<E>();
+        return std::is_same<T, E>::value && row_bytes() % 4 == 0 && word <= row_bytes() / 4;
     }
     template <class E> const float* row(size_t row, size_t first, size_t count, float* room) const {
         return words_of(data + row * columns, columns, first, count, room, E());
@@ -51,8 +52,9 @@ struct PackedRows {
     float* scales = nullptr;
     size_t first = 0, places = 0;
     template <class E> static bool lies_in_order(size_t) { return false; }
-    template <class E> static size_t stride() { return 0; }
-    template <class E> static const float* words_at(size_t) { return nullptr; }
+    const uint8_t* bytes() const { return w.weight; }
+    size_t row_bytes() const { return w.row_bytes(); }
+    template <class E> size_t words_of_line() const { return LINE * sizeof(E) * 8 / w.bits; }
     void prepare(Range rows) {
         first = rows.first, places = product.scale_places(w);
         scales = scratch<PackedRows, float>(places * PIECE);
@@ -64,16 +66,25 @@ struct PackedRows {
         return room;
     }
 };
-// Rows of weights that are fetched for later, `stride` words apart: into the nearest cache, if they are `near`, or the second.
+// Rows of weights that are fetched into the second cache for later, `stride` bytes apart, while others are multiplied.
+// 2^`shift` lines of words are made of a line of theirs, so that a row has its turn at one of so many only.
 struct Later {
-    const float* data;  // or null
+    const uint8_t* data;  // or null
     size_t stride;
-    bool near;
-    ALWAYS void fetch(size_t rows, size_t word) const {
+    int shift;
+    template <size_t ROWS> ALWAYS void fetch(size_t word) const {
         if (!data) return;
-        for (size_t r = 0; r < rows; r++)
-            if (near) __builtin_prefetch(data + r * stride + word);
-            else prefetch(data + r * stride + word);
+        switch (shift) {
+            case 0: return of_turn<ROWS, 0>(word / LINE);
+            case 1: return of_turn<ROWS, 1>(word / LINE);
+            case 2: return of_turn<ROWS, 2>(word / LINE);
+            default: return of_turn<ROWS, 3>(word / LINE);
+        }
+    }
+    template <size_t ROWS, int SHIFT> ALWAYS void of_turn(size_t line) const {
+        constexpr size_t TURNS = 1 << SHIFT;
+        const uint8_t* place = data + (line >> SHIFT) * BYTES_OF_LINE + (line & (TURNS - 1)) * stride;
+        UNROLL for (size_t r = 0; r < ROWS; r += TURNS) prefetch(place + r * stride);
     }
 };
 
@@ -119,15 +130,18 @@ template <class Engine, class Weights> class Block {
     Weights& w;
     const Range rows;
     const size_t word, words;
-    const bool lie_in_order, are_copied;
-    const size_t direct;
+    size_t direct;
     float* room;
+    const uint8_t* at(size_t row, size_t word) const {
+        return w.bytes() + row * w.row_bytes() + word * BYTES_OF_LINE / w.template words_of_line<E>();
+    }
 
 public:
     Block(Weights& w, Range rows, size_t word, size_t words, size_t panels, float* room)
-        : w(w), rows(rows), word(word), words(words), lie_in_order(w.template lies_in_order<E>(word + words)),
-          are_copied(lie_in_order && Engine::copies(w.template stride<E>(), panels)),
-          direct(lie_in_order && !are_copied ? (rows.last - rows.first) / Engine::MOST * Engine::MOST : 0), room(room) {}
+        : w(w), rows(rows), word(word), words(words), room(room) {
+        const bool lie = w.template lies_in_order<E>(word + words) && !Engine::copies(w.row_bytes(), panels);
+        direct = lie ? (rows.last - rows.first) / Engine::MOST * Engine::MOST : 0;
+    }
     void fill_room(Range some) {
         for (size_t r = some.first > direct ? some.first : direct; r < some.last; r++) {
             float* to = room + r * DEPTH;
@@ -136,17 +150,14 @@ public:
             if (from != to) std::memcpy(to, from, words * sizeof(float));
         }
     }
-    const float* at(size_t row) const {
-        return row < direct ? w.template words_at<E>(rows.first + row) + word : room + row * DEPTH;
-    }
-    size_t stride(size_t row) const { return row < direct ? w.template stride<E>() : size_t(DEPTH); }
-    // Behind rows `last` - 1 of plain weights come the next ones, or the same ones' next words, or those of the next piece.
+    const float* at(size_t row) const { return row < direct ? (const float*)at(rows.first + row, word) : room + row * DEPTH; }
+    size_t stride(size_t row) const { return row < direct ? w.row_bytes() / sizeof(float) : size_t(DEPTH); }
+    // Behind rows `last` - 1 come the next ones, or the same ones' next words, or those of the next piece.
     Later behind(size_t last, bool is_last) const {
-        if (!lie_in_order) return {nullptr, 0, false};
-        const float* from = last < rows.last - rows.first ? w.template words_at<E>(rows.first + last) + word
-                            : is_last                     ? w.template words_at<E>(rows.last)
-                                                          : w.template words_at<E>(rows.first) + word + DEPTH;
-        return {from, w.template stride<E>(), are_copied};
+        const uint8_t* from = last < rows.last - rows.first ? at(rows.first + last, word)
+                              : is_last                     ? at(rows.last, 0)
+                                                            : at(rows.first, word + DEPTH);
+        return {from, w.row_bytes(), __builtin_ctzll(w.template words_of_line<E>() / LINE)};
     }
 };
 
