@@ -50,7 +50,8 @@ def test_every_number_of_rows(ops, bits, dtype, group_size, poisoned):
 @pytest.mark.parametrize("n, k, group_size", [
     (1, 2, None), (3, 6, 2), (5, 34, None), (64, 30, 15), (7, 88, 88), (9, 352, 88), (13, 1024, None), (33, 1026, 3),
     (6, 1368, 342), (4, 2736, 32 * 9), (12, 260, 20), (70, 4200, 8), (3, 12, 1), (7, 4160, None), (5, 1280, 256),
-    (6, 1536, 512), (4, 2736, None), (5, 2752, 64), (9, 80, 16), (9, 1360, 16), (3, 240, 48)])
+    (6, 1536, 512), (4, 2736, None), (5, 2752, 64), (9, 80, 16), (9, 1360, 16), (3, 240, 48), (2, 8192, 4096),
+    (3, 1024, 128)])
 def test_tails_and_odd_groups(ops, bits, dtype, n, k, group_size, poisoned):
     if group_size is not None and k % group_size:
         group_size = None

@@ -29,10 +29,10 @@ template <int BITS> struct Order {
 
 // The scales of one row of weights as floats, as its Scaling wants them; W places behind them may be read.
 template <int BITS, Scaling S, class T> static void scales_of(const Packed& w, size_t groups, const T* scale, float* to) {
-    const size_t columns = S == BY_LANE ? Order<BITS>::LANE : Order<BITS>::UNIT;  // of a place
-    float* end = repeated_scales(scale, groups, S == BY_PARTS ? 1 : w.group / columns, to);
-    if (S != BY_PARTS)
-        for (const float* last = to + Order<BITS>::padded(w.k) / columns; end < last; end++) *end = 0.0f;
+    enum { LANE = Order<BITS>::LANE };
+    float* end = repeated_scales(scale, groups, S == BY_LANE ? w.group / LANE : 1, to);
+    if (S == BY_LANE)
+        for (const float* last = to + Order<BITS>::padded(w.k) / LANE; end < last; end++) *end = 0.0f;
     store(end, fill(0.0f));
 }
 // The same of `rows` rows from `row` on, `places` apart.
@@ -47,11 +47,12 @@ template <int BITS, Scaling S> static size_t scale_places(const Packed& w) {  //
     return (lanes > w.groups() ? lanes : w.groups()) + W;
 }
 
-// Scales of the lanes of one unit; for BY_PARTS it has `groups` groups, and `lanes` is lane * LANE / group.
-template <int BITS, Scaling S> static inline vec unit_scale(const float* scales, size_t unit, size_t groups, words lanes) {
-    if (S == BY_UNIT) return fill(scales[unit]);
-    if (S == BY_PARTS) return choose(scales + unit * groups, lanes);
-    return load(scales + unit * W);
+// Scales of the lanes of unit `number`, for BY_UNIT of group `number`; for BY_PARTS it has `groups` groups, and `lanes` is
+// lane * LANE / group.
+template <int BITS, Scaling S> static inline vec unit_scale(const float* scales, size_t number, size_t groups, words lanes) {
+    if (S == BY_UNIT) return fill(scales[number]);
+    if (S == BY_PARTS) return choose(scales + number * groups, lanes);
+    return load(scales + number * W);
 }
 
 // A Form says how x is laid out and multiplied. `add` adds a unit of R rows of weights, which `loaded` made ready, and M of
@@ -108,11 +109,12 @@ template <int BITS_> struct InFloats {
 // What the products of one matrix need to know of it, found once: divisions take long.
 template <class Form, Scaling S> struct Walk {
     typedef Order<Form::BITS> O;
-    size_t bytes, groups, places, units, whole, span, unit_groups, stride, ahead, ahead_rows;  // bytes, groups, places: of a row
+    size_t bytes, groups, places;  // of a row
+    size_t units, whole, span, group_spans, unit_groups, stride, ahead, ahead_rows;
     words lanes;
     explicit Walk(const Packed& w)
         : bytes(w.row_bytes()), groups(w.groups()), places(scale_places<Form::BITS, S>(w)), units(O::padded(w.k) / O::UNIT),
-          whole(bytes / O::BYTES), span(span_of<Form>(w)), unit_groups(O::UNIT / w.group), stride(Form::padded(w.k)),
+          whole(bytes / O::BYTES), span(span_of<Form>(w)), group_spans(w.group / (span * O::UNIT)), unit_groups(O::UNIT / w.group), stride(Form::padded(w.k)),
           ahead(ahead_of_unpacking()), ahead_rows(ahead / bytes), lanes(lanes_of(O::LANE, w.group)) {}
 };
 
@@ -152,10 +154,10 @@ static __attribute__((noinline)) void few_dots(const Walk<Form, S>& walk, const 
         }
         Form::template add<R, M>(a, x + unit * O::UNIT, stride, sums);
     };
-    const auto end = [&](size_t unit) __attribute__((always_inline)) {  // the first of the span
+    const auto end = [&](size_t number) __attribute__((always_inline)) {  // of the unit, or the group
         UNROLL for (int r = 0; r < R; r++) {
             vec scale;
-            if (S != BY_ROW) scale = unit_scale<Form::BITS, S>(scales + r * places, unit, groups, lanes);
+            if (S != BY_ROW) scale = unit_scale<Form::BITS, S>(scales + r * places, number, groups, lanes);
             UNROLL for (int i = 0; i < M; i++) {
                 vec value = Form::template value<ONE_UNIT>(sums[r][i]);
                 total[r][i] = S == BY_ROW ? add(value, total[r][i]) : fma(value, scale, total[r][i]);
@@ -166,12 +168,26 @@ static __attribute__((noinline)) void few_dots(const Walk<Form, S>& walk, const 
         for (size_t unit = 0; unit < whole; unit++) begin(unit), add_unit(unit), end(unit);
         if (whole < units) begin(whole), add_part(whole), end(whole);
     } else {
-        for (size_t first = 0, unit = 0, number = 0; first < units; first += span, number++) {
+        size_t first = 0, unit = 0, number = 0;
+        const auto groups_of = [&](auto count) __attribute__((always_inline)) {  // few units, of which a loop would take long
+            for (; first + count <= whole; first += count, number++) {
+                begin(number);
+                UNROLL for (size_t u = 0; u < count; u++) add_unit(first + u);
+                end(number);
+            }
+            unit = first;
+        };
+        if (S == BY_UNIT && walk.group_spans == 1) {
+            if (span == 2) groups_of(std::integral_constant<size_t, 2>());
+            if (span == 4) groups_of(std::integral_constant<size_t, 4>());
+        }
+        for (size_t group = number, spans = 0; first < units; first += span, number++) {
             begin(number);
             const size_t last = first + span < units ? first + span : units;
             for (const size_t there = last < whole ? last : whole; unit < there; unit++) add_unit(unit);
             if (unit < last) add_part(unit);
-            end(first);
+            end(group);
+            if (++spans >= walk.group_spans) group++, spans = 0;
         }
     }
     sum_all(total, out);
@@ -179,9 +195,10 @@ static __attribute__((noinline)) void few_dots(const Walk<Form, S>& walk, const 
         UNROLL for (int i = 0; i < M; i++) out[r][i] *= Form::factor(x + i * stride, units);
 }
 
+// sums[i * TOGETHER + r] = the products of R rows of weights, from `row` on, and M of x.
 template <class Form, Scaling S, int R, int M>
-static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const typename Form::X* x, const Target& to,
-                             size_t first, size_t row, float* scales) {
+static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const typename Form::X* x, size_t row, float* scales,
+                             float* sums) {
     float products[R][M];
     const uint8_t* data = w.weight + row * walk.bytes;
     const size_t row_scales = walk.groups * (w.scale_type == 0 ? 4 : 2);  // another stream through memory
@@ -206,31 +223,32 @@ static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const t
                 for (int i = 0; i < M; i++) products[r][i] += rest[r][i];
         }
     }
-    for (int r = 0; r < R; r++) {
-        const float scale = S == BY_ROW ? number(w.scale, w.scale_type, row + r) : 1.0f;
-        to.put(first, M, row + r, products[r], scale);
-    }
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < M; i++) sums[i * TOGETHER + r] = products[r][i];
 }
 
+// M rows of x, from `first` on, with up to TOGETHER rows of weights.
 template <class Form, Scaling S, int M>
 static void few_rows(const Packed& w, const Walk<Form, S>& walk, const typename Form::X* x, const Target& to, size_t first,
                      Range rows) {
     constexpr int R = Form::together(M);
     float* scales = scratch<Packed, float>(R * walk.places);
+    float sums[M * TOGETHER];
     size_t row = rows.first;
     if (!Form::are_single(walk.bytes, M))
-        for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, walk, x, to, first, row, scales);
-    for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, walk, x, to, first, row, scales);
+        for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, walk, x, row, scales, sums + row - rows.first);
+    for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, walk, x, row, scales, sums + row - rows.first);
+    to.put(first, M, rows, sums, S == BY_ROW ? w.scale : nullptr, w.scale_type);
 }
 
 // Decoding: up to four rows of x at once, the next ones while the weights are in a cache.
 template <class Form> struct Few : Form {
     template <Scaling S> static void rows(const Packed& w, const typename Form::X* x, size_t m, const Target& to, Range rows) {
         const Walk<Form, S> walk(w);
-        const size_t width = Form::widest(S, w.k, m < 4 ? m : 4), step = m <= width ? rows.last : 16;
-        for (size_t row = rows.first; row < rows.last; row += step)
+        const size_t width = Form::widest(S, w.k, m < 4 ? m : 4);
+        for (size_t row = rows.first; row < rows.last; row += TOGETHER)
             for (size_t i = 0; i < m; i += width) {
-                const Range part = {row, row + step < rows.last ? row + step : rows.last};
+                const Range part = {row, row + TOGETHER < rows.last ? row + TOGETHER : rows.last};
                 const typename Form::X* from = x + i * walk.stride;
                 switch (m - i < width ? m - i : width) {
                     case 1: few_rows<Form, S, 1>(w, walk, from, to, i, part); break;

@@ -32,6 +32,7 @@ template <class T> static float* repeated_scales(const T* scale, size_t groups, 
     return to + groups * times;
 }
 
+enum { TOGETHER = 16 };  // rows of weights whose results are written together
 // Where results go: out (m, n), and the bias that is added; no templates, so that there is one copy of the code above for
 // all types.
 struct Target {
@@ -40,13 +41,26 @@ struct Target {
     void* out;
     size_t n;
     Target from_row(size_t row) const { return {type, bias_type, bias, (uint8_t*)out + row * n * (type == 0 ? 4 : 2), n}; }
-    // out[first + i][row] = sums[i] * scale + bias[row]
-    void put(size_t first, size_t count, size_t row, const float* sums, float scale) const {
-        const float added = bias ? number(bias, bias_type, row) : 0.0f;
+    // out[first + i][row] = sums[i * TOGETHER + row - rows.first] * scale[row] + bias[row] for `count` rows of x; no scale: 1.
+    void put(size_t first, size_t count, Range rows, const float* sums, const void* scale, int scale_type) const {
+        const size_t some = rows.last - rows.first;
+        float factors[TOGETHER + W], added[TOGETHER + W];
+        numbers(scale, scale_type, rows, 1.0f, factors), numbers(bias, bias_type, rows, 0.0f, added);
         BY_TYPE(type, {
-            T* to = (T*)out + first * n + row;
-            for (size_t i = 0; i < count; i++) store_float(to + i * n, sums[i] * scale + added);
+            T* to = (T*)out + first * n + rows.first;
+            for (size_t i = 0; i < count; i++, to += n, sums += TOGETHER)
+                for (size_t j = 0; j < some; j += W) {
+                    const vec result = fma(load(sums + j), load(factors + j), load(added + j));
+                    if (j + W <= some) store(to + j, result);
+                    else store_part(to + j, result, some - j);
+                }
         })
+    }
+
+private:
+    static void numbers(const void* from, int type, Range some, float otherwise, float* to) {
+        if (from) BY_TYPE(type, (void)repeated_scales((const T*)from + some.first, some.last - some.first, 1, to))
+        else for (size_t j = 0; j < TOGETHER; j += W) store(to + j, fill(otherwise));
     }
 };
 
