@@ -34,9 +34,11 @@ template <int BITS_> struct InWords {
     // But long ones are read one after the other: as a single stream they come from memory a quarter faster.
     static constexpr int together(int m) { return m < 3 ? 4 : W == 16 ? 2 : 1; }
     static bool are_single(size_t row_bytes, int m) { return m < 3 && row_bytes >= 512; }
-    // Of INT8 two rows of x after two cost no more arithmetic than four, and their integers fit into the nearest cache.
+    // Rows of x at a time. Of INT8 two after two cost no more arithmetic than four, and their integers fit into the nearest
+    // cache; of INT4 the sums of four find no room in 16 registers, beside what is unpacked.
     static size_t widest(Scaling scaling, size_t k, size_t rows) {
-        return BITS == 8 && scaling == BY_ROW && rows > 2 && rows * k * sizeof(X) > NEAREST_CACHE ? 2 : rows;
+        const bool overflow = BITS == 8 ? scaling == BY_ROW && rows * k * sizeof(X) > NEAREST_CACHE : W == 8 && rows > 3;
+        return rows > 2 && overflow ? 2 : rows;
     }
 
     // IN_DIGITS: integers are at most 32639, so that both digits of packed_digits.h have 8 bits with a sign: where the largest
