@@ -3,6 +3,8 @@
 Exact is q * scale in float64, never rounded; tests/rounding.py says how near is near enough.
 """
 
+import itertools
+
 import pytest
 import torch
 
@@ -175,11 +177,11 @@ def test_a_few_activations_much_larger(ops, bits, dtype, group_size, factor):
     columns = torch.tensor([3, 511, 777])
     x = random(4, 1024)
     x[:, columns] *= factor
-    for rows in (1, 2, 3, 4, 12):
-        check(ops, x[:rows].to(dtype), packed) if rows <= 4 else check(ops, x.repeat(3, 1).to(dtype), packed)
+    for rows in (1, 2, 3, 4, 12, 20):
+        check(ops, x.repeat(5, 1)[:rows].to(dtype), packed)
     packed.weight[:, columns // (2 if bits == 4 else 1)] = 0
-    for rows in (1, 2, 4):
-        check(ops, x[:rows].to(dtype), packed)
+    for rows in (1, 2, 4, 20):
+        check(ops, x.repeat(5, 1)[:rows].to(dtype), packed)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -194,9 +196,10 @@ def test_one_activation_some_times_as_large_as_the_mean(ops, bits, dtype, times)
     packed.weight[:, 6 // (2 if bits == 4 else 1)] = 0
     weight = packing.dequantize(*packed[:2], bits, torch.float64)
     expected = of_an_integer(dtype, times) * x.double().abs().mean() * weight.norm(dim=-1)
-    found = ops._product(x, packed, None, torch.float32)  # not rounded to x's type
-    error = (found.double() - x.double() @ weight.T).abs() / expected
-    assert error.square().mean().sqrt() < 1.15
+    for rows in (1,) if ops.multiplies(dtype) else (1, 20):  # of many rows 16-bit products round the weights
+        found = ops._product(x.expand(rows, -1).contiguous(), packed, None, torch.float32)  # not rounded to x's type
+        error = (found.double() - x.double() @ weight.T).abs() / expected
+        assert error.square().mean().sqrt() < 1.15
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -211,6 +214,9 @@ def test_a_row_does_not_depend_on_the_other_rows(ops, bits, dtype, k, group_size
     alone = torch.cat([ops.weight_only_linear(row[None], *packed[:2], None, *packed[2:]) for row in x])
     for first, last in ((0, 2), (0, 4), (5, 12)):  # up to 8 rows
         assert torch.equal(ops.weight_only_linear(x[first:last], *packed[:2], None, *packed[2:]), alone[first:last])
+    together = ops.weight_only_linear(x, *packed[:2], None, *packed[2:])
+    for first, last in ((0, 17), (5, 24)):
+        assert torch.equal(ops.weight_only_linear(x[first:last], *packed[:2], None, *packed[2:]), together[first:last])
     if dtype is torch.float32:
         check(ops, x, packed)
 
@@ -218,35 +224,40 @@ def test_a_row_does_not_depend_on_the_other_rows(ops, bits, dtype, k, group_size
 def test_infinities_and_nans_pass_through(ops):
     """Some vectors make NaN of an infinity, which is no number either; other rows stay as they are."""
     packed = random_packed(5, 128, 4, None)
-    for dtype in DTYPES:
-        x = random(6, 128, dtype=dtype)
-        plain = ops.weight_only_linear(x[[0, 3, 5]], *packed[:2], None, 4)
+    for dtype, rows in itertools.product(DTYPES, (6, 24)):
+        x = random(rows, 128, dtype=dtype)
+        others = [0, 3, *range(5, rows)]
+        plain = ops.weight_only_linear(x[others], *packed[:2], None, 4)
         x[1, 7], x[2, 127], x[4, 0] = float("inf"), float("nan"), -float("inf")
         result = ops.weight_only_linear(x, *packed[:2], None, 4)
         assert not result[[1, 2, 4]].isfinite().any() and result[2].isnan().all()
-        assert torch.equal(result[[0, 3, 5]], plain)
+        assert torch.equal(result[others], plain)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("group_size", [None, 32])
-def test_sums_at_the_ends_of_their_range(ops, bits, group_size):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group_size", [None, 32, 1024])
+@pytest.mark.parametrize("rows, k", [(2, 72 * 1024), (17, 1024)])
+def test_sums_at_the_ends_of_their_range(ops, bits, dtype, group_size, rows, k):
     """All of x as large as it can be beside the lowest weights, in rows so long that they need several sums."""
-    n, k = 3, 72 * 1024
+    n = 3
     lowest = torch.full((n, k * bits // 8), -128 if bits == 8 else -120, dtype=torch.int8)
     scale = torch.ones(n if group_size is None else (n, k // group_size))
     packed = reference.PackedWeight(lowest, scale, bits, group_size)
-    for value in (1.9999999, 1.988, -1.99, -1e-30):  # either side of what two digits of 8 bits can hold
-        found = ops.weight_only_linear(torch.full((2, k), value), *packed[:2], None, bits, group_size)
-        torch.testing.assert_close(found, torch.full((2, n), -value * k * 2.0 ** (bits - 1)), rtol=1e-4, atol=0)
+    for value in (1.9999999, 1.988, -1.99, -1e-3):  # either side of what two digits of 8 bits can hold
+        x = torch.full((rows, k), value, dtype=dtype)
+        found = ops._product(x, packed, None, torch.float32)
+        torch.testing.assert_close(found, -x[:, :n].float() * k * 2.0 ** (bits - 1), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_zeros_and_the_smallest_numbers(ops, bits, dtype):
     packed, bias = random_packed(6, 320, bits, 64), random(6, dtype=dtype)
-    x = torch.zeros(3, 320, dtype=dtype)
-    assert torch.equal(ops.weight_only_linear(x, *packed[:2], bias, bits, 64), bias.expand(3, 6))
-    x[1:] = torch.finfo(dtype).smallest_normal / 4  # subnormal: of FP32 and bf16 nothing may remain
-    exact = x.double() @ packing.dequantize(*packed[:2], bits, torch.float64).T
-    found = ops.weight_only_linear(x, *packed[:2], None, bits, 64)
-    torch.testing.assert_close(found.double(), exact, rtol=0.01, atol=1e-25)
+    for rows in (3, 20):
+        x = torch.zeros(rows, 320, dtype=dtype)
+        assert torch.equal(ops.weight_only_linear(x, *packed[:2], bias, bits, 64), bias.expand(rows, 6))
+        x[1:] = torch.finfo(dtype).smallest_normal / 4  # subnormal: of FP32 and bf16 nothing may remain
+        exact = x.double() @ packing.dequantize(*packed[:2], bits, torch.float64).T
+        found = ops.weight_only_linear(x, *packed[:2], None, bits, 64)
+        torch.testing.assert_close(found.double(), exact, rtol=0.01, atol=1e-25)

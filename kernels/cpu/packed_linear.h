@@ -32,8 +32,13 @@ template <int BITS> struct Product {
         }
     }
     static void unpack(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, int to_type, void* to) {
-        if (to_type == 1) unpack_columns<BITS>(w, row, first, columns, scales, (bf16*)to);
-        else unpack_columns<BITS>(w, row, first, columns, scales, (float*)to);
+        switch (to_type) {
+            case 0: return unpack_columns<BITS>(w, row, first, columns, scales, (float*)to);
+            case 1: return unpack_columns<BITS>(w, row, first, columns, scales, (bf16*)to);
+#ifdef GLM_PAIRS
+            case OF_INTEGERS: return unpack_columns<BITS>(w, row, first, columns, scales, (int16_t*)to);
+#endif
+        }
     }
 };
 

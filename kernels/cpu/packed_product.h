@@ -64,6 +64,9 @@ private:
     }
 };
 
+enum { OF_INTEGERS = 3 };  // of 16 bits
+static inline int type_number(const int16_t*) { return OF_INTEGERS; }
+
 // Few rows: x (m, k) is first put in order by one thread, into a room of its own; then each thread of a team computes some
 // columns of out (m, n) = x w^T + bias. `type` is that of x, as BY_TYPE says.
 struct PackedProduct {
@@ -71,8 +74,8 @@ struct PackedProduct {
     uint8_t* (*room)(const Packed& w, size_t m);
     void (*arrange)(int type, const Packed& w, const void* x, size_t m, uint8_t* room);
     void (*rows)(const Packed& w, const uint8_t* arranged, size_t m, const Target& to, Range rows);
-    // Many rows: some columns of a row of w, scaled, as elements of type 0 or 1, zeros behind the last column. They are taken
-    // from a multiple of 256 columns on, and `to` has room for another multiple.
+    // Many rows: some columns of a row of w, scaled, as elements of type 0 or 1, or as they are, of type OF_INTEGERS; zeros
+    // behind the last column. They are taken from a multiple of 256 columns on, and `to` has room for another multiple.
     size_t (*scale_places)(const Packed& w);  // of the scales of one row, as floats
     void (*scales)(const Packed& w, size_t row, float* to);
     void (*unpack)(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, int to_type, void* to);

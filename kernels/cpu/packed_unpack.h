@@ -20,13 +20,14 @@ static inline void scales_of_row(const Packed& w, size_t row, float* to) {
     do store(to, fill(0.0f)), to += W; while (to < end);
 }
 
-// Columns first ... first + columns of a row, zeros behind the last one, up to a whole block; first begins one.
-template <int BITS, bool BY_SHIFT, class E>
-static void unpack(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, E* to) {
+// Calls use(bytes, column) for the blocks of columns first ... first + columns of a row, zeros behind the last one, up to a
+// whole block; first begins one.
+template <int BITS, class Use>
+static inline void in_blocks(const Packed& w, size_t row, size_t first, size_t columns, Use use) {
     enum { BYTES = BLOCK_OF_COLUMNS * BITS / 8 };
-    const size_t bytes = w.row_bytes(), end = first + columns, shift = w.group == w.k ? 8 * sizeof(size_t) - 1 : __builtin_ctzll(w.group);
+    const size_t bytes = w.row_bytes(), end = first + columns;
     const uint8_t* data = w.weight + row * bytes + first * BITS / 8;
-    for (size_t column = first; column < end; column += BLOCK_OF_COLUMNS, data += BYTES, to += BLOCK_OF_COLUMNS) {
+    for (size_t column = first; column < end; column += BLOCK_OF_COLUMNS, data += BYTES) {
         prefetch(data + ROWS_AHEAD * bytes);
         uint8_t part[BYTES];
         const uint8_t* some = data;
@@ -35,6 +36,14 @@ static void unpack(const Packed& w, size_t row, size_t first, size_t columns, co
             if (column < w.k) std::memcpy(part, data, (w.k - column) * BITS / 8);
             some = part;
         }
+        use(some, column);
+    }
+}
+
+template <int BITS, bool BY_SHIFT, class E>
+static void unpack(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, E* to) {
+    const size_t shift = w.group == w.k ? 8 * sizeof(size_t) - 1 : __builtin_ctzll(w.group);
+    in_blocks<BITS>(w, row, first, columns, [&](const uint8_t* some, size_t column) {
         vec scaled[4];
         UNROLL for (int i = 0; i < 4; i++) {
             const vec numbers = BITS == 4 ? load_halves(some + i * W / 2) : load((const int8_t*)some + i * W);
@@ -42,10 +51,20 @@ static void unpack(const Packed& w, size_t row, size_t first, size_t columns, co
         }
         store_two(to, scaled[0], scaled[1]);
         store_two(to + 2 * W, scaled[2], scaled[3]);
-    }
+        to += BLOCK_OF_COLUMNS;
+    });
 }
 template <int BITS, class E>
 static void unpack_columns(const Packed& w, size_t row, size_t first, size_t columns, const float* scales, E* to) {
     if (are_found_by_shift(w)) unpack<BITS, true>(w, row, first, columns, scales, to);
     else unpack<BITS, false>(w, row, first, columns, scales, to);
 }
+#ifdef GLM_PAIRS
+template <int BITS>  // integers, without their scales
+static void unpack_columns(const Packed& w, size_t row, size_t first, size_t columns, const float*, int16_t* to) {
+    in_blocks<BITS>(w, row, first, columns, [&](const uint8_t* some, size_t) {
+        store_words(to, widened<BITS>(some)), store_words(to + 2 * W, widened<BITS>(some + 2 * W * BITS / 8));
+        to += BLOCK_OF_COLUMNS;
+    });
+}
+#endif

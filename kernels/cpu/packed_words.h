@@ -1,14 +1,10 @@
 // x as integers of 16 bits with packed weights: an instruction multiplies pairs of them and adds the two products, so that
 // weights need no conversion, only masks. It takes a third of the instructions of FP32 products.
 #pragma once
+#include "integers.h"
 #include "packed.h"
 
 #ifdef GLM_PAIRS
-// A row of x becomes integers times one power of two, the largest having 15 bits: rounding errs by 2^-15 of the largest at
-// most, and values of bf16 above 1/128 of it stay exact. Where the largest is an outlier, many times the mean magnitude
-// (outlier_of), the remainders follow as a second set of integers, 15 bits further down, whose products are added. A row
-// with an infinity or a NaN gives NaN.
-//
 // Weights are made positive, by adding BIAS; sums of a span of units start from what that adds: -BIAS times x's sum.
 template <int BITS_> struct InWords {
     enum { BITS = BITS_, PARTS = 16 / BITS, BIAS = 1 << (BITS - 1) };
@@ -17,12 +13,6 @@ template <int BITS_> struct InWords {
     typedef Order<BITS> O;
     typedef int16_t X;
     typedef words Sum;
-    // With the largest at 8 times the mean, no product errs by more than 8 * 2^-15 |x| |w| (kernels/vocabulary.py counts on
-    // it for FP32); with 32 times, by 5.6e-4 of the mean in each column, root mean square, where bf16's own rounding has cost
-    // 1.7e-3 of a value. A mean square would sooner see nothing but a few large columns, whose weights may be zeros.
-    static constexpr float outlier_of(const bf16*) { return 32.0f; }
-    template <class T> static constexpr float outlier_of(const T*) { return 8.0f; }
-
     // A set: the integers, the starts of all spans (at most as many as units), the factor; from a cache line on.
     static size_t set_size(size_t units) { return (units * (O::UNIT + 2 * W) + 2 + 31) / 32 * 32; }
     static size_t padded(size_t k) { return SETS * set_size(O::padded(k) / O::UNIT); }
@@ -45,24 +35,13 @@ template <int BITS_> struct InWords {
     // would be 32576 (2^15 - 3 * 2^6) or more, all are half as large.
     template <class T, bool IN_DIGITS = false> static void arrange(const T* x, const Packed& w, int16_t* to) {
         const size_t units = O::padded(w.k) / O::UNIT, span = span_of<InWords>(w);
-        vec top = fill(0.0f), check = fill(0.0f);
-        size_t j = 0;
-        auto look = [&](vec value) {
-            top = larger(top, larger(value, sub(fill(0.0f), value)));
-            check = fma(value, fill(0.0f), check);  // NaN from an infinity, too
-        };
-        for (; j + W <= w.k; j += W) look(load(x + j));
-        if (j < w.k) look(load_part(x + j, w.k - j));
-        const bool finite = sum(check) == 0.0f;
-        const float largest_value = finite ? largest(top) : 0.0f;
-        const uint32_t exponent = (to_bits(largest_value) + (IN_DIGITS ? 3 << 15 : 0)) >> 23, clamped = exponent < 30 ? 30 : exponent;
-        const float step = from_bits((clamped - 14) << 23), inverse = from_bits((254 + 14 - clamped) << 23);
-        const float magnitudes = finite ? store_set<false>(x, w.k, span, inverse, to) : 0.0f;
-        factor(to, units) = finite ? step : from_bits(0x7fc00000);
-        const bool outlier = largest_value * inverse * w.k > outlier_of(x) * magnitudes;
+        const Magnitudes found = Magnitudes::of(x, w.k, IN_DIGITS ? 3 << 15 : 0);
+        const float sum = found.is_finite ? store_set<false>(x, w.k, span, found.inverse, to) : 0.0f;
+        factor(to, units) = found.factor();
+        const bool outlier = found.is_outlier(x, w.k, sum);
         int16_t* rest = to + set_size(units);
-        factor(rest, units) = finite && outlier ? step / 32768.0f : 0.0f;
-        if (finite && outlier) store_set<true>(x, w.k, span, inverse, rest);
+        factor(rest, units) = outlier ? found.rest_factor() : 0.0f;
+        if (outlier) store_set<true>(x, w.k, span, found.inverse, rest);
     }
     // Returns the sum of magnitudes of x * inverse, of which the integers or their remainders are stored.
     template <bool REST, class T>
@@ -78,9 +57,8 @@ template <int BITS_> struct InWords {
             vec values[O::LANE];
             UNROLL for (int j = 0; j < O::LANE; j++) {
                 vec value = mul(count < O::UNIT ? load(tail + j * W) : load(x + first + j * W), fill(inverse));
-                magnitudes = ::add(magnitudes, larger(value, sub(fill(0.0f), value)));
-                if (REST) value = mul(sub(value, smaller(round_even(value), fill(32767.0f))), fill(32768.0f));
-                values[j] = value;
+                magnitudes = ::add(magnitudes, magnitude(value));
+                values[j] = REST ? rest_of(value) : value;
             }
             words parts[PARTS];
             in_parts(values, parts);

@@ -9,7 +9,7 @@
 // Every sum is made by one thread, in an order that k alone decides: results depend neither on the threads nor on m.
 #pragma once
 #include "prefill_products.h"
-#include "tile_operands.h"
+#include "tile_integers.h"
 
 namespace tile {
 
@@ -213,7 +213,7 @@ static void multiply(const Operand<Engine>& x, Range panels, Weights& w, Range p
                 if (is_last) results.fetch(panel * PANEL + first * vectors * W / all, panel * PANEL + (first + each) * vectors * W / all);
                 const Rows some = {block.at(first), block.stride(first), is_new ? block.behind(first + each, is_last) : Later(),
                                    ahead, lines, first + each >= all ? following : nullptr};
-                Engine::multiply(some, x.at(word, 2 * panel), W * x.depth(word), vectors, words, to, word == 0);
+                x.multiply(some, block.scales_at(first), word, panel, words, to);
             }
             if (is_last) results.put(first_sums, 2 * panel, vectors);
         }
@@ -227,9 +227,9 @@ static void columns(const Operand<Engine>& x, Range panels, Weights w, Range row
         multiply(x, panels, w, {row, row + PIECE < rows.last ? row + PIECE : rows.last}, out);
 }
 
-// Calls use(Chosen<engine>()) with the engine for x of type T.
+// Calls use(Chosen<engine>()) with the engine for x of type T and weights w.
 template <class Engine> struct Chosen { typedef Engine type; };
-template <class T, class Use> static void with_engine(Use use) {
+template <class T, class Use> static void with_engine(size_t k, const Matrix& w, Use use) {
 #ifdef GLM_BF16_DOTS
     if constexpr (std::is_same<T, bf16>::value) {
         static const int best = prefill::best_products();
@@ -239,12 +239,17 @@ template <class T, class Use> static void with_engine(Use use) {
         if (best == 1) return use(Chosen<Vectors<Pairs>>());
     }
 #endif
+#ifdef GLM_INTEGERS
+    if constexpr (!std::is_same<T, float>::value)  // of FP32 they would lose more than its own rounding
+        if (w.bits && Integers::suit(w.packed(k))) return use(Chosen<Integers>());
+#endif
     use(Chosen<Vectors<Floats>>());
 }
 
-// Calls use(rows of x, rows of the matrix) with what reads them.
-template <class T, class Use> static void with_rows(const T* x, size_t k, const Matrix& w, Use use) {
-    if (w.bits == 0) return use(PlainRows<T>{x, k}, PlainRows<T>{(const T*)w.weight, k});
+// Calls use(rows of x, rows of the matrix) with what reads them; Element: of the engine.
+template <class Element, class T, class Use> static void with_rows(const T* x, size_t k, const Matrix& w, Use use) {
+    if constexpr (!std::is_same<Element, int16_t>::value)
+        if (w.bits == 0) return use(PlainRows<T>{x, k}, PlainRows<T>{(const T*)w.weight, k});
     const Packed packed = w.packed(k);
     const PackedProduct& product = packed_product(packed.bits);
     use(PlainRows<T>{x, k}, PackedRows{packed, product});
@@ -252,10 +257,11 @@ template <class T, class Use> static void with_rows(const T* x, size_t k, const 
 
 // Calls use(operand, rows of x, rows of the matrix) with the operand of x (m, k), which has no memory yet.
 template <class T, class Use> static void with_operand(const T* x, size_t m, size_t k, const Matrix& w, Use use) {
-    with_engine<T>([&](auto engine) {
+    with_engine<T>(k, w, [&](auto engine) {
         typedef typename decltype(engine)::type Engine;
-        with_rows(x, k, w, [&](auto rows, auto weights) {
-            use(Operand<Engine>(m, rows.template words<typename Engine::Element>()), rows, weights);
+        typedef typename Engine::Element Element;
+        with_rows<Element>(x, k, w, [&](auto rows, auto weights) {
+            use(Operand<Engine>(m, rows.template words<Element>()), rows, weights);
         });
     });
 }
@@ -284,6 +290,6 @@ static void columns_of(float* packed, size_t m, size_t k, const Matrix& w, const
 static inline bool is_many(int type, const Matrix& w, size_t m, size_t k) {
     if (w.bits && !packed_product(w.bits).has_few(w.packed(k))) return true;
     size_t most = 0;
-    BY_TYPE(type, tile::with_engine<T>([&](auto engine) { most = decltype(engine)::type::most_passed(w.bits != 0); }))
+    BY_TYPE(type, tile::with_engine<T>(k, w, [&](auto engine) { most = decltype(engine)::type::most_passed(w.bits != 0); }))
     return m > most;
 }

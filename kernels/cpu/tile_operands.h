@@ -28,6 +28,12 @@ static inline const float* words_of(const bf16* row, size_t columns, size_t firs
     return room;
 }
 
+// Of weights that are multiplied without their scales: one scale for `words` words of each row, of rows `stride` apart.
+struct Scales {
+    const float* data;
+    size_t stride, words;
+};
+
 // A matrix of plain numbers.
 template <class T> struct PlainRows {
     const T* data;
@@ -41,6 +47,7 @@ template <class T> struct PlainRows {
     template <class E> bool lies_in_order(size_t word) const {
         return std::is_same<T, E>::value && row_bytes() % 4 == 0 && word <= row_bytes() / 4;
     }
+    Scales scales_at(size_t, size_t) const { return Scales(); }
     template <class E> const float* row(size_t row, size_t first, size_t count, float* room) const {
         return words_of(data + row * columns, columns, first, count, room, E());
     }
@@ -59,6 +66,9 @@ struct PackedRows {
         first = rows.first, places = product.scale_places(w);
         scales = scratch<PackedRows, float>(places * PIECE);
         for (size_t row = rows.first; row < rows.last; row++) product.scales(w, row, scales + (row - first) * places);
+    }
+    Scales scales_at(size_t row, size_t word) const {  // of words that are pairs
+        return {scales + (row - first) * places + 2 * word / w.group, places, w.group == w.k ? size_t(DEPTH) : w.group / 2};
     }
     template <class E> const float* row(size_t row, size_t first_word, size_t count, float* room) const {
         const size_t per_word = 4 / sizeof(E);
@@ -89,19 +99,34 @@ struct Later {
 };
 
 // x (m, k), packed: blocks of words, in each all vectors, zeros behind the last row and word.
-template <class Engine> struct Operand {
+template <class Engine> struct Layout {
     typedef typename Engine::Element E;
     enum { ROWS_AT_ONCE = Engine::MOST };  // of the matrix
     size_t m, words, padded, vectors, panels;  // words: those that are multiplied
     float* data;
-    Operand(size_t m, size_t words) : m(m), words((words + Engine::WORDS - 1) / Engine::WORDS * Engine::WORDS) {
+    Layout(size_t m, size_t words) : m(m), words((words + Engine::WORDS - 1) / Engine::WORDS * Engine::WORDS) {
         padded = (words + 15) / 16 * 16, vectors = (m + W - 1) / W, panels = (vectors + 1) / 2;
     }
-    size_t floats() const { return vectors * W * padded; }
-    float* allocate() { return data = scratch<Engine*, float>(floats()); }  // of the calling thread
     size_t depth(size_t word) const { return padded - word < DEPTH ? padded - word : size_t(DEPTH); }
     float* at(size_t word, size_t vector) const { return data + vectors * W * word + vector * W * depth(word); }
     size_t vectors_of(size_t panel) const { return 2 * panel + 2 <= vectors ? 2 : 1; }
+    void transpose(const float* const (&rows)[W], size_t word, float* to) const {
+        for (size_t i = 0; i < depth(word); i += W, to += W * W) {
+            vec lanes[W];
+            transposed(rows, i, lanes);
+            UNROLL for (int j = 0; j < W; j++) store(to + j * W, lanes[j]);
+        }
+    }
+};
+template <class Engine> struct Operand : Layout<Engine> {
+    typedef Layout<Engine> L;
+    using L::L, L::m, L::padded, L::vectors, L::data, L::depth, L::at;
+    typedef typename L::E E;
+    size_t floats() const { return vectors * W * padded; }
+    float* allocate() { return data = scratch<Engine*, float>(floats()); }  // of the calling thread
+    template <class Rows> void multiply(const Rows& w, const Scales&, size_t word, size_t panel, size_t words, float* sums) const {
+        Engine::multiply(w, at(word, 2 * panel), W * depth(word), L::vectors_of(panel), words, sums, word == 0);
+    }
     template <class Source> void pack(const Source& x, Range chosen) {
         float* room = scratch<Operand, float>((W + 1) * DEPTH);
         float* nothing = room + W * DEPTH;
@@ -113,12 +138,7 @@ template <class Engine> struct Operand {
                     const size_t row = vector * W + r;
                     rows[r] = row < m ? x.template row<E>(row, word, depth(word), room + r * DEPTH) : nothing;
                 }
-                float* to = at(word, vector);
-                for (size_t i = 0; i < depth(word); i += W, to += W * W) {
-                    vec lanes[W];
-                    transposed(rows, i, lanes);
-                    UNROLL for (int j = 0; j < W; j++) store(to + j * W, lanes[j]);
-                }
+                L::transpose(rows, word, at(word, vector));
             }
     }
 };
@@ -152,6 +172,7 @@ public:
     }
     const float* at(size_t row) const { return row < direct ? (const float*)at(rows.first + row, word) : room + row * DEPTH; }
     size_t stride(size_t row) const { return row < direct ? w.row_bytes() / sizeof(float) : size_t(DEPTH); }
+    Scales scales_at(size_t row) const { return w.scales_at(rows.first + row, word); }
     // Behind rows `last` - 1 come the next ones, or the same ones' next words, or those of the next piece.
     Later behind(size_t last, bool is_last) const {
         const uint8_t* from = last < rows.last - rows.first ? at(rows.first + last, word)

@@ -12,6 +12,10 @@ static inline words kept(words a) {  // in a register: gcc would rather load it 
     asm("" : "+v"(a));
     return a;
 }
+static inline words in_turn(words a) {  // before what follows: gcc would rather multiply all first, and run out of registers
+    asm volatile("" : "+v"(a));
+    return a;
+}
 static inline vec choose(const float* p, words lanes) { return _mm512_permutexvar_ps(lanes, _mm512_loadu_ps(p)); }
 // W halves of bytes with a sign, the upper one of each byte first: each is brought to the top of its word, and down again.
 static inline vec load_halves(const uint8_t* p) {
@@ -66,6 +70,17 @@ static inline words low_digits(words a, words b) {
 static inline words low_words(int x) { return _mm512_set1_epi32(x); }
 template <int N> static inline words add_shifted(words sum, words a) { return _mm512_add_epi32(sum, _mm512_slli_epi32(a, N)); }
 #endif
+// 2 * W packed weights as 16-bit integers, in the order of columns. Of INT4 both halves of a byte lie in the upper byte of an
+// integer first; a product brings the lower half to the top.
+template <int BITS> static inline words widened(const uint8_t* p) {
+    if (BITS == 8) return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+    const words bytes = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
+    const words twice = _mm512_setr_epi32(0x00800080, 0x01800180, 0x02800280, 0x03800380, 0x04800480, 0x05800580, 0x06800680,
+                                          0x07800780, 0x08800880, 0x09800980, 0x0a800a80, 0x0b800b80, 0x0c800c80, 0x0d800d80,
+                                          0x0e800e80, 0x0f800f80);
+    return _mm512_srai_epi16(_mm512_mullo_epi16(_mm512_shuffle_epi8(bytes, twice), _mm512_set1_epi32(0x00100001)), 12);
+}
+static inline words everywhere(const float* word) { return _mm512_set1_epi32(int(to_bits(*word))); }
 // Bits BITS * P ... of every 16-bit integer.
 template <int BITS, int P> static inline words field(words a) {
     words low = P == 0 ? a : _mm512_srli_epi16(a, BITS * P);
@@ -97,6 +112,10 @@ static inline words kept(words a) {
     asm("" : "+x"(a));
     return a;
 }
+static inline words in_turn(words a) {
+    asm volatile("" : "+x"(a));
+    return a;
+}
 static inline vec choose(const float* p, words lanes) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), lanes); }
 static inline vec load_halves(const uint8_t* p) {
     int bytes;
@@ -118,6 +137,16 @@ static inline words add_pairs(words sum, words a, words b) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 #endif
 }
+template <int BITS> static inline words widened(const uint8_t* p) {
+    if (BITS == 8) return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+    int64_t eight;
+    std::memcpy(&eight, p, 8);
+    const words twice = _mm256_setr_epi32(0x00800080, 0x01800180, 0x02800280, 0x03800380, 0x04800480, 0x05800580, 0x06800680,
+                                          0x07800780);
+    const words upper = _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), twice);
+    return _mm256_srai_epi16(_mm256_mullo_epi16(upper, _mm256_set1_epi32(0x00100001)), 12);
+}
+static inline words everywhere(const float* word) { return _mm256_set1_epi32(int(to_bits(*word))); }
 template <int BITS, int P> static inline words field(words a) {
     words low = P == 0 ? a : _mm256_srli_epi16(a, BITS * P);
     return BITS * (P + 1) == 16 ? low : _mm256_and_si256(low, _mm256_set1_epi16((1 << BITS) - 1));
