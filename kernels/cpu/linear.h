@@ -15,14 +15,15 @@ static const size_t NEAREST_CACHE = 24 << 10;  // what x may take of it, beside 
 // loads and multiplies reads at the rate of the bare reading loop, where 1 KB, 8 KB, or the hardware's own fetching alone, lose
 // up to a fourth. What converts or unpacks does so, too, on Intel's processors, but needs 6 KB on AMD's.
 static const size_t AHEAD = 3072, AHEAD_OF_TWO = 10240;  // one row of weights at a time; two
-static inline size_t ahead_of_unpacking() {
+static inline bool is_amd() {
 #ifdef __x86_64__
-    static const size_t bytes = __builtin_cpu_is("amd") ? 2 * AHEAD : AHEAD;
-    return bytes;
+    static const bool is = __builtin_cpu_is("amd");
+    return is;
 #else
-    return AHEAD;
+    return false;
 #endif
 }
+static inline size_t ahead_of_unpacking() { return is_amd() ? 2 * AHEAD : AHEAD; }
 
 static inline size_t nearest_cache_ways() {  // 8 where the system does not tell
 #ifdef _SC_LEVEL1_DCACHE_ASSOC
