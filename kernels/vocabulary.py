@@ -24,7 +24,7 @@ from kernels import SPARE, reference
 from kernels.packing import dequantize
 from runtime.pages import LargePages
 
-_INTEGER_ROUNDING = 2.0**-12  # of |x| |w'|, at most: x as 16-bit integers (kernels/cpu/packed_words.h)
+_INTEGER_ROUNDING = 2.0**-12  # of |x| |w'|, at most: x as 16-bit integers (kernels/cpu/integers.h)
 _FLOAT_ROUNDING = 2.0**-23  # for each column: sums in float32, of two products
 _PIECE, _GPU_PIECE = 1 << 18, 1 << 24  # weights that are packed at a time: they stay in the cache; few kernels
 

@@ -3,8 +3,6 @@
 Exact is q * scale in float64, never rounded; tests/rounding.py says how near is near enough.
 """
 
-import itertools
-
 import pytest
 import torch
 
@@ -211,6 +209,15 @@ def test_a_row_does_not_depend_on_the_other_rows(ops, bits, dtype, k, group_size
     large batch is multiplied in another way."""
     packed, x = random_packed(13, k, bits, group_size), random(24, k, dtype=dtype)
     x[::3, [3, 200]] *= factor
+    sparse = random(40, k, dtype=dtype)
+    for row, column in ((0, 3), (20, 3), (38, -5)):  # vectors of rows with such a column beside vectors without one
+        sparse[row, column] *= factor
+    whole = ops.weight_only_linear(sparse, *packed[:2], None, *packed[2:])
+    for rows in (slice(1, 20), slice(8, 40), slice(0, 40, 2)):
+        assert torch.equal(ops.weight_only_linear(sparse[rows], *packed[:2], None, *packed[2:]), whole[rows])
+    torch.set_num_threads(1)
+    assert torch.equal(ops.weight_only_linear(sparse, *packed[:2], None, *packed[2:]), whole)
+    torch.set_num_threads(2)
     alone = torch.cat([ops.weight_only_linear(row[None], *packed[:2], None, *packed[2:]) for row in x])
     for first, last in ((0, 2), (0, 4), (5, 12)):  # up to 8 rows
         assert torch.equal(ops.weight_only_linear(x[first:last], *packed[:2], None, *packed[2:]), alone[first:last])
@@ -221,15 +228,17 @@ def test_a_row_does_not_depend_on_the_other_rows(ops, bits, dtype, k, group_size
         check(ops, x, packed)
 
 
-def test_infinities_and_nans_pass_through(ops):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("k, group_size", [(128, None), (1280, None), (1280, 64)])
+def test_infinities_and_nans_pass_through(ops, dtype, k, group_size):
     """Some vectors make NaN of an infinity, which is no number either; other rows stay as they are."""
-    packed = random_packed(5, 128, 4, None)
-    for dtype, rows in itertools.product(DTYPES, (6, 24)):
-        x = random(rows, 128, dtype=dtype)
+    packed = random_packed(5, k, 4, group_size)
+    for rows in (6, 24):
+        x = random(rows, k, dtype=dtype)
         others = [0, 3, *range(5, rows)]
-        plain = ops.weight_only_linear(x[others], *packed[:2], None, 4)
-        x[1, 7], x[2, 127], x[4, 0] = float("inf"), float("nan"), -float("inf")
-        result = ops.weight_only_linear(x, *packed[:2], None, 4)
+        plain = ops.weight_only_linear(x[others], *packed[:2], None, *packed[2:])
+        x[1, 7], x[2, -1], x[4, k // 2] = float("inf"), float("nan"), -float("inf")
+        result = ops.weight_only_linear(x, *packed[:2], None, *packed[2:])
         assert not result[[1, 2, 4]].isfinite().any() and result[2].isnan().all()
         assert torch.equal(result[others], plain)
 

@@ -195,10 +195,11 @@ static __attribute__((noinline)) void few_dots(const Walk<Form, S>& walk, const 
         UNROLL for (int i = 0; i < M; i++) out[r][i] *= Form::factor(x + i * stride, units);
 }
 
-// sums[i * TOGETHER + r] = the products of R rows of weights, from `row` on, and M of x.
+// sums[i * TOGETHER + r] = the products of R rows of weights, from `row` on, and M of x, of which any or none has a second set:
+// of a row that has none, its factor makes zeros.
 template <class Form, Scaling S, int R, int M>
-static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const typename Form::X* x, size_t row, float* scales,
-                             float* sums) {
+static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const typename Form::X* x, bool any, size_t row,
+                             float* scales, float* sums) {
     float products[R][M];
     const uint8_t* data = w.weight + row * walk.bytes;
     const size_t row_scales = walk.groups * (w.scale_type == 0 ? 4 : 2);  // another stream through memory
@@ -206,9 +207,6 @@ static inline void few_block(const Packed& w, const Walk<Form, S>& walk, const t
     for (size_t i = 0; i < R * row_scales; i += 64) prefetch(next + i);
     scales_of<Form::BITS, S>(w, walk.groups, row, R, walk.places, scales);
     const size_t stride = walk.stride, half = stride / 2;
-    bool any = false;  // row of x that has a second set; of one that has none, its factor makes zeros
-    if constexpr (Form::SETS == 2)
-        for (int i = 0; i < M; i++) any |= Form::factor(x + i * stride + half, walk.units) != 0.0f;
     constexpr int SUMS = R == 1 && M < 3 ? 2 * M : M;
     if (SUMS > M && any) {  // both sets at once: neither is a weight unpacked again, nor does the memory wait
         float both[1][SUMS];
@@ -234,10 +232,13 @@ static void few_rows(const Packed& w, const Walk<Form, S>& walk, const typename 
     constexpr int R = Form::together(M);
     float* scales = scratch<Packed, float>(R * walk.places);
     float sums[M * TOGETHER];
+    bool any = false;
+    if constexpr (Form::SETS == 2)
+        for (int i = 0; i < M; i++) any |= Form::factor(x + i * walk.stride + walk.stride / 2, walk.units) != 0.0f;
     size_t row = rows.first;
-    if (!Form::are_single(walk.bytes, M))
-        for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, walk, x, row, scales, sums + row - rows.first);
-    for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, walk, x, row, scales, sums + row - rows.first);
+    if (!Form::are_single(walk.bytes, M) && !(any && M < 3))  // one row meets both sets in one pass
+        for (; row + R <= rows.last; row += R) few_block<Form, S, R, M>(w, walk, x, any, row, scales, sums + row - rows.first);
+    for (; row < rows.last; row++) few_block<Form, S, 1, M>(w, walk, x, any, row, scales, sums + row - rows.first);
     to.put(first, M, rows, sums, S == BY_ROW ? w.scale : nullptr, w.scale_type);
 }
 

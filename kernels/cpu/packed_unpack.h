@@ -1,5 +1,5 @@
-// Rows of a packed matrix as scaled elements, in the order of columns and rounded to their type, for products of many rows
-// (tile.h).
+// Rows of a packed matrix as elements in the order of columns, scaled and rounded to their type or as integers, for products of
+// many rows (tile.h).
 #pragma once
 #include "packed_product.h"
 #include "words.h"

@@ -2,7 +2,7 @@
 // tiles. x is packed once; weights are read where they lie, or, if they have to be converted or the nearest cache would not
 // keep them, from a block of their rows in a cache: nobody puts them in another order.
 //
-// A word has 32 bits: a float, or a pair of bf16 from neighbouring columns where such pairs are multiplied. A vector of x
+// A word has 32 bits: a float, or a pair from neighbouring columns, of bf16 or integers, where such pairs are multiplied. A vector of x
 // holds the same word of W rows; blocks of up to DEPTH words of them stay in the nearest cache, in panels of two vectors,
 // while rows of weights pass by, each of whose words meets all rows of x.
 //

@@ -1,6 +1,7 @@
 // Products of many rows of 16 bits with packed weights as they are, where FP32 would be multiplied otherwise: pairs of integers of
 // 16 bits (integers.h) are multiplied and added by one instruction or two, twice as many at a time as floats. A block's sums have
-// 32 bits (32767 * 128 * 512 does); those of a group, or of a block, become floats, times the scales of both sides.
+// 32 bits (32767 * 128 * 512 does); those of a group, or of a block, become floats, times the scale of the weights and the factor of
+// x. Of a vector none of whose rows has a second set nothing is written there: whatever its integers are, their factors are zero.
 #pragma once
 #include "integers.h"
 #include "tile_operands.h"
@@ -46,7 +47,7 @@ struct Integers {
             UNROLL for (int r = 0; r < R; r++)
                 UNROLL for (int v = 0; v < V; v++) {
                     float* to = sums + (r * V + v) * W;
-                    const vec value = mul(floats_of(total[r][v]), load(factors + v * W)), by = fill(scale[r * scales.stride]);
+                    const vec value = mul(floats_of(total[r][v]), fill(scale[r * scales.stride])), by = load(factors + v * W);
                     store(to, is_first ? mul(value, by) : fma(value, by, load(to)));
                 }
         }
@@ -104,8 +105,10 @@ private:
         if (vectors_of(panel) == 2) Integers::multiply<2>(w, scales, x, stride, some, words, sums, is_first);
         else Integers::multiply<1>(w, scales, x, stride, some, words, sums, is_first);
     }
-    // `count` numbers as both sets of a block, zeros behind them.
+    // `count` numbers as both sets of a block, zeros behind them. Numbers of 16 bits have at most 11 that count, so that the
+    // largest is at most 32752.
     template <class T> static void to_integers(const T* x, size_t count, int16_t* const (&sets)[2], float* const (&factors)[2]) {
+        static_assert(sizeof(T) == 2, "of FP32 one may become -32768");
         const Magnitudes found = Magnitudes::of(x, count);
         const float inverse = found.is_finite ? found.inverse : 0.0f;
         float sum = 0;
@@ -124,7 +127,7 @@ private:
                     const vec number = there >= W ? load(x + at) : there ? load_part(x + at, there) : fill(0.0f);
                     const vec value = found.is_finite ? mul(number, fill(inverse)) : fill(0.0f);
                     magnitudes = add(magnitudes, magnitude(value));
-                    values[i] = set == 0 ? larger(value, fill(-32767.0f)) : rest_of(value);
+                    values[i] = set == 0 ? value : rest_of(value);
                 }
                 store_words(sets[set] + j, rounded(values[0], values[1]));
             }
