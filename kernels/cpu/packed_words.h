@@ -29,9 +29,10 @@ template <int BITS_> struct InWords {
     }
     static bool are_single(size_t row_bytes, int m) { return m < 3 && row_bytes >= 512 && !(BITS == 4 && is_amd()); }
     // Rows of x at a time. Of INT8 two after two cost no more arithmetic than four, and their integers fit into the nearest
-    // cache; of INT4 the sums of four find no room in 16 registers, beside what is unpacked.
+    // cache; of INT4 in groups the sums of four find no room in 16 registers, beside what is unpacked and scaled.
     static size_t widest(Scaling scaling, size_t k, size_t rows) {
-        const bool overflow = BITS == 8 ? scaling == BY_ROW && rows * k * sizeof(X) > NEAREST_CACHE : W == 8 && rows > 3;
+        const bool overflow = BITS == 8 ? scaling == BY_ROW && rows * k * sizeof(X) > NEAREST_CACHE
+                                        : scaling != BY_ROW && W == 8 && rows > 3;
         return rows > 2 && overflow ? 2 : rows;
     }
 
