@@ -253,7 +253,7 @@ def test_sums_at_the_ends_of_their_range(ops, bits, dtype, group_size, rows, k):
     lowest = torch.full((n, k * bits // 8), -128 if bits == 8 else -120, dtype=torch.int8)
     scale = torch.ones(n if group_size is None else (n, k // group_size))
     packed = reference.PackedWeight(lowest, scale, bits, group_size)
-    for value in (1.9999999, 1.988, -1.99, -1e-3):  # either side of what two digits of 8 bits can hold
+    for value in (1.9999999, 1.988, -1.99, -1e-30):  # either side of what two digits of 8 bits can hold
         x = torch.full((rows, k), value, dtype=dtype)
         found = ops._product(x, packed, None, torch.float32)
         torch.testing.assert_close(found, -x[:, :n].float() * k * 2.0 ** (bits - 1), rtol=1e-4, atol=0)

@@ -12,14 +12,16 @@
 static constexpr float outlier_of(const bf16*) { return 32.0f; }
 template <class T> static constexpr float outlier_of(const T*) { return 8.0f; }
 
+static inline vec magnitude(vec value) { return larger(value, sub(fill(0.0f), value)); }
+
 struct Magnitudes {
     float largest, step, inverse;  // step: of the integers, a power of two; 1 / step
     bool is_finite;
-    // MARGIN: from which fraction of the next power of two on all integers are half as large, in units of its 2^-23rd part.
+    // margin: how far below a power of two all integers become half as large, in the last of a float's 23 bits.
     template <class T> static Magnitudes of(const T* x, size_t count, uint32_t margin = 0) {
         vec top = fill(0.0f), check = fill(0.0f);
         const auto look = [&](vec value) {
-            top = larger(top, larger(value, sub(fill(0.0f), value)));
+            top = larger(top, magnitude(value));
             check = fma(value, fill(0.0f), check);  // NaN from an infinity, too
         };
         size_t j = 0;
@@ -38,5 +40,4 @@ struct Magnitudes {
 };
 // What the integers leave of a value / step, in the unit of the second set.
 static inline vec rest_of(vec value) { return mul(sub(value, smaller(round_even(value), fill(32767.0f))), fill(32768.0f)); }
-static inline vec magnitude(vec value) { return larger(value, sub(fill(0.0f), value)); }
 #endif

@@ -114,7 +114,8 @@ template <class Form, Scaling S> struct Walk {
     words lanes;
     explicit Walk(const Packed& w)
         : bytes(w.row_bytes()), groups(w.groups()), places(scale_places<Form::BITS, S>(w)), units(O::padded(w.k) / O::UNIT),
-          whole(bytes / O::BYTES), span(span_of<Form>(w)), group_spans(w.group / (span * O::UNIT)), unit_groups(O::UNIT / w.group), stride(Form::padded(w.k)),
+          whole(bytes / O::BYTES), span(span_of<Form>(w)), group_spans(w.group / (span * O::UNIT)),
+          unit_groups(O::UNIT / w.group), stride(Form::padded(w.k)),
           ahead(ahead_of_unpacking()), ahead_rows(ahead / bytes), lanes(lanes_of(O::LANE, w.group)) {}
 };
 

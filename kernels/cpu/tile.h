@@ -52,10 +52,8 @@ struct Rows {
 // sums (rows of weights, rows of x) (+)= the weights times x, of which there are one or two vectors, [vector][word].
 template <class Numbers> struct Vectors {
     typedef typename Numbers::Element Element;
-    // Rows of weights at a time, of AVX2 half of them with two vectors; more than 12 find no room in a nearest cache of 12
-    // ways where they lie 4 KB apart. Words at a time.
-    enum { MOST = 12, WORDS = 1 };
-    static constexpr size_t rows(size_t vectors) { return W == 16 ? size_t(MOST) : MOST / vectors; }
+    enum { MOST = ROWS_OF_VECTORS, WORDS = 1 };  // rows of weights at a time, words
+    static constexpr size_t rows(size_t vectors) { return rows_of_vectors(vectors); }
     // Whether rows of weights, so many bytes apart, are copied for so many panels of x: of lines that lie 4 KB apart the
     // nearest cache keeps as many as it has ways, 8 of Zen 4's and 12 of younger Intels'. Measured on Zen 4 only, k = 2048, bf16:
     // 392 -> 423 GFLOP/s of two cores with 512 rows of x, 386 -> 395 with 128, nothing with 64.

@@ -12,8 +12,8 @@ namespace tile {
 
 struct Integers {
     typedef int16_t Element;
-    enum { MOST = 12, WORDS = 1, COLUMNS = 2 * DEPTH };  // COLUMNS: of a block
-    static constexpr size_t rows(size_t vectors) { return W == 16 ? size_t(MOST) : MOST / vectors; }
+    enum { MOST = ROWS_OF_VECTORS, WORDS = 1, COLUMNS = 2 * DEPTH };  // COLUMNS: of a block
+    static constexpr size_t rows(size_t vectors) { return rows_of_vectors(vectors); }
     static bool copies(size_t, size_t) { return false; }
     static size_t most_passed(bool) { return 12; }
     struct Scope {};
@@ -58,10 +58,11 @@ struct Integers {
 template <> struct Operand<Integers> : Layout<Integers> {
     using Layout<Integers>::Layout;
     size_t set_floats() const { return vectors * W * padded; }
-    size_t floats() const { return 2 * (set_floats() + (padded + DEPTH - 1) / DEPTH * vectors * W); }
+    size_t blocks() const { return (padded + DEPTH - 1) / DEPTH; }
+    size_t floats() const { return 2 * (set_floats() + blocks() * vectors * W); }
     float* allocate() { return data = scratch<Integers*, float>(floats()); }
     float* factors(int set, size_t word, size_t vector) const {
-        return data + 2 * set_floats() + ((set * ((padded + DEPTH - 1) / DEPTH) + word / DEPTH) * vectors + vector) * W;
+        return data + 2 * set_floats() + ((set * blocks() + word / DEPTH) * vectors + vector) * W;
     }
 
     template <class T> void pack(const PlainRows<T>& x, Range chosen) {
@@ -110,7 +111,6 @@ private:
     template <class T> static void to_integers(const T* x, size_t count, int16_t* const (&sets)[2], float* const (&factors)[2]) {
         static_assert(sizeof(T) == 2, "of FP32 one may become -32768");
         const Magnitudes found = Magnitudes::of(x, count);
-        const float inverse = found.is_finite ? found.inverse : 0.0f;
         float sum = 0;
         for (int set = 0; set < 2; set++) {
             if (set == 1 && !found.is_outlier(x, count, sum)) {
@@ -125,7 +125,7 @@ private:
                 UNROLL for (int i = 0; i < 2; i++) {
                     const size_t at = j + i * W, there = at < count ? count - at : 0;
                     const vec number = there >= W ? load(x + at) : there ? load_part(x + at, there) : fill(0.0f);
-                    const vec value = found.is_finite ? mul(number, fill(inverse)) : fill(0.0f);
+                    const vec value = found.is_finite ? mul(number, fill(found.inverse)) : fill(0.0f);
                     magnitudes = add(magnitudes, magnitude(value));
                     values[i] = set == 0 ? value : rest_of(value);
                 }

@@ -8,6 +8,10 @@ enum { DEPTH = 256, LINE = 16, BYTES_OF_LINE = 64 };  // words of a block, of a 
 // PIECE rows of the matrix meet a block of x, and PANEL rows of x: with more of the former, fewer pieces of each of out's
 // rows, which lie in pages of their own, are written.
 enum { PIECE = 192, PANEL = 2 * W };
+// Rows of weights at a time whose sums, with so many vectors of x, fill the registers, of AVX2 half of them with two vectors; more
+// than 12 find no room in a nearest cache of 12 ways where they lie 4 KB apart.
+enum { ROWS_OF_VECTORS = 12 };
+static constexpr size_t rows_of_vectors(size_t vectors) { return W == 16 ? size_t(ROWS_OF_VECTORS) : ROWS_OF_VECTORS / vectors; }
 
 // Words first ... first + count of a row of `columns` numbers, zeros behind its end, as the engine's elements.
 template <class T>
