@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,11 @@ FORMS = {
 }  # by the family that has it; only chatglm2's layers have RMS norms, shared keys, and no bias but qkv's
 # The instruction sets that one x86 processor can pretend to have; elsewhere only the compiler's default is tested.
 # Each is half a minute of compiling; test_kernel_build.py has the compiler read the sources for those that are slow.
+# "tiles" are AMX's, whose code runs on other processors with a header in the place of the instructions.
 SLOW = ("avx512+bf16", "avx512", "generic")
-VARIANTS = ("native", "avx2", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
+EMULATOR = Path(__file__).with_name("tile_emulator.h")
+EMULATED = ("-include", str(EMULATOR), f"-DEMULATOR={zlib.crc32(EMULATOR.read_bytes())}")  # changed: compiled anew
+VARIANTS = ("native", "avx2", "tiles", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -30,17 +34,19 @@ def ops(request, tmp_path_factory):
     try:
         if name == "native":
             return cpu.Operators(build.load())
-        needed = {"avx2": "avx2", "avx512": "avx512bw", "avx512+bf16": "avx512_bf16", "generic": ""}[name]
+        needed = {"avx2": "avx2", "avx512": "avx512bw", "generic": ""}.get(name, "avx512_bf16")
         if os.uname().machine != "x86_64" or needed not in build.processor_features():
             pytest.skip("instructions that this processor does not have")
-        if name == cpu.operators().path and "amx_bf16" not in build.processor_features():
+        has_tiles = "amx_bf16" in build.processor_features()
+        if (name == "tiles") if has_tiles else (name == cpu.operators().path):
             pytest.skip("the native ones")
+        instructions = (*build.INSTRUCTIONS["avx512+bf16"], *EMULATED) if name == "tiles" else build.INSTRUCTIONS[name]
         with open(run_folder(tmp_path_factory) / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # several processes want the same library: one of them compiles it
-            found = cpu.Operators(build.load(("-O1", *build.INSTRUCTIONS[name], "-DGLM_FAST_DOTS")))
+            found = cpu.Operators(build.load(("-O1", *instructions, "-DGLM_FAST_DOTS")))
     except (build.BuildError, OSError) as error:
         pytest.skip(f"no compiled backend here: {error}")
-    assert found.path == name
+    assert found.path == name.replace("tiles", "avx512+bf16") and (found.prefill_products == 2) >= (name == "tiles")
     return found
 
 
