@@ -98,18 +98,38 @@ def test_what_is_compared_is_timed_in_turn(monkeypatch, count, wanted):
     monkeypatch.setattr(trial, "LEAST", 4)
     monkeypatch.setattr(trial, "LEAST_OF_RANKS", 4)
     monkeypatch.setattr(trial, "LONG", 100.0)
-    clock = trial.Clock(64, count)
+    clock = trial.Clock(256, count)
     met = []
     clock._agreed, clock._meet = lambda value: value, lambda: met.append(len(order))
-    assert clock.in_turn({"a": work("a", 1.0), "b": work("b", 2.0)}) == wanted
+    read = []
+    clock._read = lambda others: read.append(len(others))
+    works, own = {"a": work("a", 1.0), "b": work("b", 2.0)}, {"a": 64.0, "b": 1000.0}
+    assert clock.in_turn(works, own.__getitem__) == wanted
+    assert read == [192, 0] * 5  # bytes of the weights that are not the work's own
     assert order == ["a", "b"] * 5 and met == ([] if count == 1 else list(range(10)))  # ranks meet before each time
+
+
+def test_short_work_is_done_until_the_caches_have_settled_and_the_last_time_counts(monkeypatch):
+    now, order = [0.0], []
+
+    def work():
+        order.append(now[0])
+        now[0] += 2e-3 if len(order) % trial.SETTLED else 1e-3  # what was done before makes all but the last slower
+
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(trial, "SHORT", 1.0)
+    monkeypatch.setattr(trial, "ENOUGH", 0.0)
+    clock = trial.Clock(64, 1)
+    clock._read = lambda others: None
+    assert clock.in_turn({"a": work}, lambda _: 0) == {"a": pytest.approx(1e-3)}
+    assert len(order) == (1 + trial.LEAST) * trial.SETTLED
 
 
 def test_a_place_of_the_cache_costs_what_more_places_add_and_ranks_take_it_from_one_process(monkeypatch):
     steps = {(rows, is_full): rows * (2.0 if is_full else 1.0) for rows in (1, 4, 16, 64) for is_full in (False, True)}
     asked = []
 
-    def in_turn(_, works):
+    def in_turn(_, works, own):
         asked.append(works)
         return {key: steps.get(key, 1.0) for key in works}
 
@@ -188,6 +208,17 @@ def test_hours_of_tasks_come_from_their_own_requests():
     slower = replace(CPU, trial=Trial(**doubled))
     twice = hours([str(ROOT / "tasks" / "quickstart")], ROOT / "data", tokenizer, setup, slower, None, None, None, None)
     assert all(1.3 * found[None][name] < twice[name] < 2.1 * found[None][name] for name in twice)
+
+
+@pytest.mark.parametrize("precision, few_cost_less", [("fp32", False), ("bf16", True)])
+def test_hours_know_that_float32_is_never_scored_in_few_rows(precision, few_cost_less):
+    from evaluation.hours import batch_seconds
+    from evaluation.requests import ScoreRequest
+
+    setup = Setup(LARGE, Format(precision))
+    few, more = (batch_seconds([ScoreRequest((1,), (tuple(range(count)),), 0, 0, 1)], setup, CPU, None)
+                 for count in (8, 40))
+    assert (few < more) if few_cost_less else (few == more)
 
 
 def test_hours_use_the_evaluation_s_own_budget():
