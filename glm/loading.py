@@ -60,14 +60,17 @@ def load(options: ModelOptions) -> tuple[GLM, Tokenizer]:
         raise UserError(f"{len(options.adapter)} adapters were named; a model has one, and the server alone "
                         "(scripts/serve.sh) any number, chosen by request")
     model = load_model(options, config)
-    _share_small_sums(options.device)
+    share_small_sums(options.device)
     for path in options.adapter:
         adapt(model, path, options.path, options.lora_alpha, options.lora_layout)
     return model, tokenizer
 
 
-def _share_small_sums(device: torch.device) -> None:
-    """Every rank: GPUs add up small tensors themselves, where that is asked for and they see each other's memory."""
+def share_small_sums(device: torch.device) -> None:
+    """Every rank, once there is a group: ranks that see each other's memory add up tensors themselves; GPUs small ones,
+    where that is asked for."""
+    if parallel.small_sums:
+        return
     sums = kernels.small_sums(device, parallel.rank(), parallel.size(), parallel.exchange)
     parallel.small_sums[:] = [] if sums is None else [sums]
 

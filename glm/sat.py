@@ -183,9 +183,12 @@ class Block(BaseMixin):
 def word_vectors(embeddings: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """ids (b, s) -> (b, s, h)."""
     weight = embeddings.weight
-    if weight.shape[0] == embeddings.num_embeddings:  # not split over ranks
+    count = weight.shape[0]
+    if count == embeddings.num_embeddings:  # not split over ranks
         return torch.embedding(weight, ids)
-    return embeddings(ids)
+    own = ids - parallel.rank() * count  # all others' vectors are zeros here
+    found = torch.embedding(weight, own.clamp(0, count - 1))
+    return parallel.reduce(found.masked_fill(((own < 0) | (own >= count)).unsqueeze(-1), 0.0))
 
 
 def layer_weights(layer: torch.nn.Module) -> LayerWeights:

@@ -22,6 +22,7 @@ ISA = "GLM_CPU_ISA"  # environment variable: the instructions to compile for, if
 CUDA_GRAPH = "GLM_CUDA_GRAPH"  # environment variable: "no" leaves decoding on a GPU to the host, kernel by kernel
 CUDA_KERNELS = "GLM_CUDA_KERNELS"  # environment variable: "no" leaves all work on a GPU to torch's operators
 CUDA_OVERLAP = "GLM_CUDA_OVERLAP"  # environment variable: "yes" lets a kernel begin before the one before it has ended
+CPU_ALL_REDUCE = "GLM_CPU_ALL_REDUCE"  # environment variable: "gloo" leaves sums over a host's ranks to torch's library
 CUDA_ALL_REDUCE = "GLM_CUDA_ALL_REDUCE"  # environment variable: "one-shot" lets GPUs add up small tensors themselves
 UNPACKED_ROWS = 320  # of x on a GPU; with more a packed weight is expanded for torch's product (cuda/choice.py)
 SIMPLE_ROWS = 16  # the same before compute capability 8.0
@@ -142,7 +143,7 @@ def stack(layers, final_norm, keys, values, form, before=None, total=None, small
     cpu.stack.Stack), or None where the compiled backend cannot take these tensors. layers: list of layer.LayerWeights;
     keys, values: the cache, layer by layer; form: layer.LayerForm; before: see cpu.stack.Stack; on a GPU layers that
     come and go are walked. total, small: how tensor-parallel ranks add up, if there are several (cuda.reduce.Ranks);
-    on a CPU they walk.
+    on a CPU they walk where they have no memory in common (small: cpu.ranks.Sums).
     """
     if keys[0].device.type == "cuda":
         if before is not None or (operators := BACKENDS["cuda"]()) is None:
@@ -155,10 +156,10 @@ def stack(layers, final_norm, keys, values, form, before=None, total=None, small
 
     from kernels.cpu.stack import Stack, fits
 
-    if total is not None or keys[0].device.type != "cpu" or not compiled() or not fits(
+    if (total is not None and small is None) or keys[0].device.type != "cpu" or not compiled() or not fits(
             layers, final_norm, keys, values, form):
         return None
-    return Stack(compiled(), layers, final_norm, keys, values, form, before)
+    return Stack(compiled(), layers, final_norm, keys, values, form, before, small)
 
 
 def expanding(operations, device: torch.device):
@@ -180,8 +181,13 @@ def graphs(device: torch.device):
 
 
 def small_sums(device: torch.device, rank: int, ranks: int, exchange):
-    """What adds up small tensors over ranks in one launch (cuda.reduce.Sums), for tensors of this device; None where
-    nothing does, or where it is not asked for. All ranks call it; exchange: see cuda.reduce.join."""
+    """What adds up tensors of this device over ranks that see each other's memory: cpu.ranks.Sums, or on GPUs, where it
+    is asked for, cuda.reduce.Sums, small ones in one launch; None where nothing does. All ranks call it. exchange:
+    gives every rank's object to all ranks, in their order."""
+    if device.type == "cpu" and ranks > 1 and os.environ.get(CPU_ALL_REDUCE) != "gloo":
+        from kernels.cpu import ranks as of_ranks
+
+        return of_ranks.join(compiled() or None, rank, ranks, exchange)
     if device.type != "cuda" or ranks == 1 or os.environ.get(CUDA_ALL_REDUCE) != "one-shot":
         return None
     from kernels.cuda import driver, reduce

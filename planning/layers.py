@@ -9,7 +9,7 @@ import torch
 from glm import spec
 from glm.config import ModelConfig
 from glm.linear import pack_linears
-from glm.loading import DTYPES
+from glm.loading import DTYPES, share_small_sums
 from glm.model import GLM
 from kernels.vocabulary import pack
 from planning.shapes import Format, Setup, layer_weights
@@ -47,6 +47,7 @@ def sample_model(setup: Setup, layers: int) -> GLM:
     if setup.degree == 1 and not parallel.is_started():
         alone()
     parallel.start(setup.degree, device="cpu")
+    share_small_sums(torch.device("cpu"))
     model, pages = GLM(config, DTYPES[setup.run.precision], "meta"), LargePages()
     if setup.run.bits:
         scheme = Scheme(setup.run.bits, setup.run.group_size)

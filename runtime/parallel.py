@@ -32,7 +32,7 @@ T = TypeVar("T")
 _SAT_PACKAGES = ("sat", "sat.model")
 _NOT_NEEDED = ("deepspeed",)
 _watches: list[Watch] = []  # none or one, as there is none or one process group
-small_sums: list = []  # none or one kernels.cuda.reduce.Sums, which adds up what fits in the library's place
+small_sums: list = []  # none or one, which adds up what fits in the library's place (kernels.small_sums)
 
 
 @contextlib.contextmanager
@@ -249,7 +249,8 @@ def copy(x: torch.Tensor) -> torch.Tensor:
 def gather(x: torch.Tensor) -> torch.Tensor:
     """Concatenate the ranks' parts along the last dimension (differentiable)."""
     step()
-    return mpu.gather_from_model_parallel_region(x)
+    whole = small_sums[0].gathered(x) if small_sums and not torch.is_grad_enabled() else None
+    return mpu.gather_from_model_parallel_region(x) if whole is None else whole
 
 
 def broadcast_object(value: object) -> object:
@@ -257,8 +258,7 @@ def broadcast_object(value: object) -> object:
     if size() == 1:
         return value
     step()
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=source_rank(), group=group())
+    torch.distributed.broadcast_object_list(box := [value], src=source_rank(), group=group())
     return box[0]
 
 

@@ -60,12 +60,15 @@ def planned(setup) -> dict[str, list[float]]:
 
 def measured(setup, repeats: int) -> dict[str, list[float]]:
     """The same by the whole model, on this rank of as many as its launcher has started."""
-    from glm.loading import DTYPES
+    import torch
+
+    from glm.loading import DTYPES, share_small_sums
     from quantization.functional import Scheme
     from runtime import parallel
     from tools.benchmarking.own import ready_model
 
     parallel.start(setup.degree, device="cpu")
+    share_small_sums(torch.device("cpu"))
     scheme = Scheme(setup.run.bits, setup.run.group_size) if setup.run.bits else None
     model = ready_model(setup.config, DTYPES[setup.run.precision], "cpu", scheme)
     found = {"decoding": [decoding(model, rows, context, repeats) for rows, context in DECODING],

@@ -58,20 +58,32 @@ EXPORT void glm_attend(int type, const AttentionShape* shape, const void* qkv, c
 }
 
 template <class T>
-static void stack(const LayerWeights* layers, const StackShape& shape, const AttentionShape& attention,
-                  const void* hidden, const float* cosine, const float* sine, const void* final_weight,
-                  const void* final_bias, void* out, BeforeLayer before, int threads) {
+static int stack(const LayerWeights* layers, const StackShape& shape, const AttentionShape& attention,
+                 const void* hidden, const float* cosine, const float* sine, const void* final_weight,
+                 const void* final_bias, void* out, BeforeLayer before, const Ranks* ranks, int threads) {
     Stack<T> stack(layers, shape, attention, (const T*)hidden, cosine, sine, (const T*)final_weight, (const T*)final_bias,
-                   (T*)out, before, threads);
+                   (T*)out, before, ranks, threads);
     TEAM(threads, stack.run(thread, team);)
+    return stack.result();
 }
 
-EXPORT void glm_stack(int type, const StackShape* shape, const LayerWeights* layers, const void* final_weight,
-                      const void* final_bias, const AttentionShape* attention, const void* hidden, const float* cosine,
-                      const float* sine, void* out, BeforeLayer before, int threads) {
+// ranks: those that hold a part of the layers each, or null. Returns 0, or what ended a sum of theirs (ranks.h).
+EXPORT int glm_stack(int type, const StackShape* shape, const LayerWeights* layers, const void* final_weight,
+                     const void* final_bias, const AttentionShape* attention, const void* hidden, const float* cosine,
+                     const float* sine, void* out, BeforeLayer before, const Ranks* ranks, int threads) {
     threads = team_for(shape->hidden * (shape->halves() + shape->inner) * width(type), threads);
-    BY_TYPE(type, stack<T>(layers, *shape, *attention, hidden, cosine, sine, final_weight, final_bias, out, before,
-                           threads))
+    BY_TYPE(type, return stack<T>(layers, *shape, *attention, hidden, cosine, sine, final_weight, final_bias, out, before,
+                                  ranks, threads))
+    return 0;
+}
+
+// values (count) become the sums over the ranks.
+EXPORT int glm_add_up(const Ranks* ranks, int type, void* values, size_t count) {
+    BY_TYPE(type, return ranks->add_up((T*)values, count))
+    return 0;
+}
+EXPORT int glm_gather(const Ranks* ranks, const void* part, size_t rows, size_t bytes, void* out) {
+    return ranks->gather((const uint8_t*)part, rows, bytes, (uint8_t*)out);
 }
 
 // Reads `bytes` (a multiple of 512) once with all threads: the ceiling for everything above.

@@ -4,6 +4,7 @@
 #pragma once
 #include "attention.h"
 #include "products.h"
+#include "ranks.h"
 #include "stages.h"
 
 struct LayerWeights {  // the order of kernels.layer.LayerWeights, then the layer's cache; all parts of 8 bytes
@@ -69,12 +70,14 @@ template <class T> class Stack {
     const T *hidden, *final_weight, *final_bias;
     T* out;
     BeforeLayer before;
+    const Ranks* ranks;  // each of which holds some heads, and as large a part of what is between the halves of an MLP; or null
     const size_t m, h, local, width, first_stage, count;  // local: h of this rank's heads; count: stages of a layer
     // normed and sums (m, h), qkv (m, width), context (m, local), update (m, h), halves (m, 2i or i), activated (m, i)
     std::vector<T> buffer;
     T *normed, *sums, *qkv, *context, *update, *halves, *activated;
     const void* operand = nullptr;  // of the product that goes on
     bool is_stopped = false;
+    int failure = 0;  // of ranks.h
     const size_t threads;
     Stages stages;
 
@@ -82,9 +85,9 @@ template <class T> class Stack {
         const LayerWeights& w = layers[layer];
         switch (stage) {
             case QKV: return {w.qkv, w.qkv_bias, normed, h, qkv, width, width, nullptr};
-            case DENSE: return {w.dense, w.dense_bias, context, local, update, h, h, nullptr};
+            case DENSE: return {w.dense, ranks ? nullptr : w.dense_bias, context, local, update, h, h, nullptr};
             case IN: return {w.in, w.in_bias, normed, h, halves, s.halves(), s.inner, activated};
-            default: return {w.out, w.out_bias, activated, s.inner, update, h, h, nullptr};
+            default: return {w.out, ranks ? nullptr : w.out_bias, activated, s.inner, update, h, h, nullptr};
         }
     }
     size_t kind(size_t stage) const { return first_stage + stage % count; }
@@ -113,6 +116,8 @@ template <class T> class Stack {
     // What lies between a stage and the one before it, by one thread alone: norms of a few rows cost less than waiting.
     void prepare(size_t stage) {
         const size_t layer = stage / count;
+        if (ranks && stage > 0) add_up(layers[(stage - 1) / count], kind(stage - 1));
+        if (is_stopped) return;
         if (stage == count * s.layers) return normalise(stage == 0, final_weight, final_bias, out);
         switch (kind(stage)) {
             case LOAD: return;
@@ -124,6 +129,14 @@ template <class T> class Stack {
         }
         operand = product(layer, kind(stage)).operand(m);
     }
+    // What ranks have a part of each becomes whole, and gets its bias, which is that of the whole.
+    void add_up(const LayerWeights& w, size_t kind) {
+        if (kind != DENSE && kind != OUT) return;
+        failure = ranks->add_up(update, m * h);
+        is_stopped |= failure != 0;
+        if (const T* bias = (const T*)(kind == DENSE ? w.dense_bias : w.out_bias))
+            for (T* row = update; row < update + m * h; row += h) add_part(row, bias, 1.0f, row, h, 0, 1);
+    }
     void normalise(bool is_first, const void* weight, const void* bias, T* to) {
         norm_rows(is_first ? (const T*)nullptr : sums ? sums : normed, is_first ? hidden : update, s.alpha, (const T*)weight,
                   (const T*)bias, s.epsilon, sums, to, h, {0, m});
@@ -132,9 +145,9 @@ template <class T> class Stack {
 public:
     // hidden (b, h) -> out (b, h) after the final norm.
     Stack(const LayerWeights* layers, const StackShape& s, const AttentionShape& shape, const T* hidden, const float* cosine,
-          const float* sine, const T* final_weight, const T* final_bias, T* out, BeforeLayer before, int threads)
+          const float* sine, const T* final_weight, const T* final_bias, T* out, BeforeLayer before, const Ranks* ranks, int threads)
         : layers(layers), s(s), shape(shape), cosine(cosine), sine(sine), hidden(hidden), final_weight(final_weight),
-          final_bias(final_bias), out(out), before(before), m(shape.batch), h(s.hidden), local(shape.heads * shape.size),
+          final_bias(final_bias), out(out), before(before), ranks(ranks), m(shape.batch), h(s.hidden), local(shape.heads * shape.size),
           width(shape.width()), first_stage(before ? LOAD : QKV), count(OUT + 1 - first_stage),
           buffer(m * (3 * h + width + local + s.halves() + s.inner)), threads(threads), stages(count * s.layers, threads) {
         normed = buffer.data(), sums = normed + m * h, update = sums + m * h, qkv = update + m * h, context = qkv + m * width;
@@ -146,9 +159,9 @@ public:
         stages.run(thread, team, [&](size_t stage) { return pieces(stage, thread); },
                    [&](size_t stage, size_t number) { piece(stage, number); },
                    [&](size_t next) {
-                       if (is_stopped) return count * s.layers;
-                       prepare(next);
-                       return next;
+                       if (!is_stopped) prepare(next);
+                       return is_stopped ? count * s.layers : next;
                    });
     }
+    int result() const { return failure; }
 };

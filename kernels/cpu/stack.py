@@ -11,13 +11,14 @@ from torch import Tensor
 from kernels import PANEL_BYTES
 from kernels.cpu import attention
 from kernels.cpu.attention import address
+from kernels.cpu.ranks import Sums
 from kernels.layer import LayerForm, LayerWeights
 from kernels.packing import BITS
 from kernels.reference import FLOATS, Lengths, PackedWeight
 
 SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
 BEFORE_LAYER = ctypes.CFUNCTYPE(ctypes.c_int, SIZE)
-SIGNATURE = [ctypes.c_int, *[POINTER] * 9, BEFORE_LAYER, ctypes.c_int]
+SIGNATURE = [ctypes.c_int, *[POINTER] * 9, BEFORE_LAYER, POINTER, ctypes.c_int]
 NOTHING_BEFORE = BEFORE_LAYER()
 PASS_SIGNATURE = [ctypes.c_int, *[POINTER] * 3, ctypes.c_int, SIZE, *[POINTER] * 4, SIZE, POINTER, ctypes.c_int]
 MOST_TOKENS = 512  # of a pass, or as many as PANEL_BYTES hold
@@ -38,12 +39,13 @@ class Stack:
     Valid as long as neither the weights nor the cache's buffers are replaced; both are kept alive.
     before: called before each layer with its number; what it returns are that layer's weights from then on, and no
     other's are looked at (None: those that it has). An error in it ends the step.
+    ranks: where each holds a part of all layers, cpu.ranks.Sums; then there are steps alone.
     """
 
     def __init__(self, operators, layers: list[LayerWeights], final_norm: tuple[Tensor, Tensor | None],
                  keys: list[Tensor], values: list[Tensor], form: LayerForm,
-                 before: Callable[[int], LayerWeights | None] | None = None):
-        self.operators, self.before, self.failure = operators, before, None
+                 before: Callable[[int], LayerWeights | None] | None = None, ranks: Sums | None = None):
+        self.operators, self.before, self.ranks, self.failure = operators, before, ranks, None
         self.kept = (layers, final_norm, keys, values)
         self.batch, _, self.capacity, size = keys[0].shape
         (self.hidden, width), inner = layers[0].dense_weight.shape, layers[0].out_weight.shape[1]
@@ -56,7 +58,7 @@ class Stack:
         self.fixed = (operators.TYPES[self.dtype], ctypes.addressof(self.shape), ctypes.addressof(self.table),
                       *(address(part) for part in final_norm))
         self._stack, self._pass = operators.library.glm_stack, operators.library.glm_pass
-        self._stack.argtypes, self._stack.restype = SIGNATURE, None
+        self._stack.argtypes = SIGNATURE
         self._pass.argtypes, self._pass.restype = PASS_SIGNATURE, None
         self.parameters = sum(math.prod(getattr(layers[0], name).shape) for name in MATRICES)  # of a layer
         self.most_tokens = max(MOST_TOKENS, PANEL_BYTES // (4 * max(self.hidden, width, inner)))
@@ -116,8 +118,10 @@ class Stack:
         callback = NOTHING_BEFORE if self.before is None else BEFORE_LAYER(self._renew)  # not kept: it holds self
         shape = attention.Shape.of(batch, self.heads, self.keys, start + 1, self.form.rotary, cosine,
                                    self.form.is_by_heads, blocked, lengths)
-        self._stack(*self.fixed, ctypes.addressof(shape), hidden.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
-                    out.data_ptr(), callback, torch.get_num_threads())
+        code = self._stack(*self.fixed, ctypes.addressof(shape), hidden.data_ptr(), cosine.data_ptr(), sine.data_ptr(),
+                           out.data_ptr(), callback, self.ranks and self.ranks.address, torch.get_num_threads())
+        if self.ranks is not None:
+            self.ranks.check(code)
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -126,7 +130,8 @@ class Stack:
     def reads(self, tokens: int) -> bool:
         """Whether `read` takes a pass over so many tokens: their operands are in memory all at once, and layers that
         come and go are walked, as are passes whose products the compiled code leaves to torch."""
-        return tokens <= self.most_tokens and self.before is None and self.operators.multiplies_rows(tokens)
+        return (tokens <= self.most_tokens and self.before is None and self.ranks is None
+                and self.operators.multiplies_rows(tokens))
 
     def read(self, hidden: Tensor, cosine: Tensor, sine: Tensor, start: int | Lengths, blocked: Tensor | None = None,
              places: Tensor | None = None) -> Tensor:

@@ -80,6 +80,9 @@ class Sums:
                            THREADS, call)
         return out
 
+    def gathered(self, x: Tensor) -> None:
+        """Nothing: the library brings the ranks' parts together."""
+
     def fits_norm(self, x: Tensor, *vectors: Tensor | None) -> bool:
         return (x.device == self.counts.device and norms.fits(x, *vectors) and x.nbytes > 0
                 and x.shape[-1] * x.itemsize <= ROW_BYTES and x.numel() // x.shape[-1] <= SLOT_BYTES // ROW_BYTES)

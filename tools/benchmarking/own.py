@@ -20,6 +20,7 @@ from kernels.cuda.graph import EAGER_RUNS
 from kernels.vocabulary import pack
 from planning.shapes import Format, Setup
 from quantization.functional import Scheme
+from runtime import parallel
 from runtime.errors import UserError
 from runtime.pages import LargePages, large_bytes
 from tools.benchmarking.rates import Bandwidth, Steps, StepsBesideReading, repeat
@@ -59,7 +60,8 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: S
 def ready_model(config: ModelConfig, dtype: torch.dtype, device: str, scheme: Scheme | None = None) -> GLM:
     """A random model that decodes as a loaded one does: with what loading adds to a quantised one."""
     model = random_model(config, dtype, device, scheme)
-    if holds_int8_vocabulary(None, torch.device(device).type, scheme is not None, 1, False, dtype.itemsize):
+    if holds_int8_vocabulary(None, torch.device(device).type, scheme is not None, parallel.size(), False,
+                            dtype.itemsize):
         model.vocabulary = pack(model.head_weight.detach())
     return model
 
