@@ -69,10 +69,10 @@ def load(options: ModelOptions) -> tuple[GLM, Tokenizer]:
 def share_small_sums(device: torch.device) -> None:
     """Every rank, once there is a group: ranks that see each other's memory add up tensors themselves; GPUs small ones,
     where that is asked for."""
-    if parallel.small_sums:
+    if device.type in parallel.small_sums:
         return
-    sums = kernels.small_sums(device, parallel.rank(), parallel.size(), parallel.exchange)
-    parallel.small_sums[:] = [] if sums is None else [sums]
+    parallel.small_sums[device.type] = kernels.small_sums(device, parallel.rank(), parallel.size(), parallel.exchange,
+                                                          *parallel.patience)
 
 
 def adapt(model: GLM, path: str | os.PathLike, base: str | os.PathLike, alpha: float | None = None,

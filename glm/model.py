@@ -179,7 +179,7 @@ class GLM(SATModel):
             return None
         layers = [layer_weights(layer) for layer in self.transformer.layers]
         norm, form = norm_weights(self.transformer.final_layernorm), self.family.layer_form(self.config)
-        ranks = (parallel.reduce, next(iter(parallel.small_sums), None)) if self.is_parallel else ()
+        ranks = (parallel.reduce, parallel.small_sums.get(keys[0].device.type)) if self.is_parallel else ()
         return kernels.stack(layers, norm, keys, values, form, self.stream and self._at_hand, *ranks)
 
     def _is_hooked(self) -> bool:

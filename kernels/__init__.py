@@ -180,15 +180,19 @@ def graphs(device: torch.device):
     return Graphs(Recorder(device), parallel.exchange)
 
 
-def small_sums(device: torch.device, rank: int, ranks: int, exchange):
+def small_sums(device: torch.device, rank: int, ranks: int, exchange, patience: float = 1800.0):
     """What adds up tensors of this device over ranks that see each other's memory: cpu.ranks.Sums, or on GPUs, where it
-    is asked for, cuda.reduce.Sums, small ones in one launch; None where nothing does. All ranks call it. exchange:
-    gives every rank's object to all ranks, in their order."""
-    if device.type == "cpu" and ranks > 1 and os.environ.get(CPU_ALL_REDUCE) != "gloo":
+    is asked for, cuda.reduce.Sums, small ones in one launch; None where nothing does, or where one rank does not want
+    it. All ranks call it. exchange: gives every rank's object to all ranks, in their order. patience: seconds that a
+    CPU's rank waits for another one."""
+    if ranks == 1:
+        return None
+    if device.type == "cpu":
         from kernels.cpu import ranks as of_ranks
 
-        return of_ranks.join(compiled() or None, rank, ranks, exchange)
-    if device.type != "cuda" or ranks == 1 or os.environ.get(CUDA_ALL_REDUCE) != "one-shot":
+        wanted = os.environ.get(CPU_ALL_REDUCE) != "gloo"
+        return of_ranks.join((compiled() or None) if wanted else None, rank, ranks, exchange, patience)
+    if device.type != "cuda" or not all(exchange(os.environ.get(CUDA_ALL_REDUCE) == "one-shot")):
         return None
     from kernels.cuda import driver, reduce
 

@@ -8,6 +8,7 @@ through, is not watched: the time-outs of torch's collectives are then all there
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -21,10 +22,22 @@ from typing import NamedTuple
 
 from runtime.errors import UserError
 
+LIMIT, LIMIT_SECONDS = "GLM_RANK_TIMEOUT", 60.0  # how long another process may be silent: the variable, its default
 BEAT_SECONDS = 1.0  # between two datagrams, at most; a tenth of a short limit
 QUIET_BEATS = 3  # lost in a row make a process gone whose connection broke
 _BEAT = struct.Struct("!16sIQ?")  # the run's token, rank, steps, whether it leaves
 GO_ON = "what is finished is kept: start again (python -m generation: with --resume)"
+
+
+def limit_seconds() -> float:
+    text = os.environ.get(LIMIT) or str(LIMIT_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"{LIMIT}={text}: must be a number of seconds, 0 to wait for ever")
+    return seconds
 
 
 class Lost(UserError):

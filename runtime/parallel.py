@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.machinery
-import math
 import os
 import secrets
 import sys
@@ -21,18 +20,18 @@ from typing import TypeVar
 import torch
 
 from runtime.errors import UserError
-from runtime.heartbeat import Lost, Watch
+from runtime.heartbeat import Lost, Watch, limit_seconds
 from runtime.meeting import meet
 from runtime.show import counted
 
-LIMIT, LIMIT_SECONDS = "GLM_RANK_TIMEOUT", 60.0  # how long another process may be silent: the variable, its default
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun serves the store itself
 T = TypeVar("T")
 # Packages whose __init__ pulls in transformers, datasets and DeepSpeed (4 s); we need only modules inside them.
 _SAT_PACKAGES = ("sat", "sat.model")
 _NOT_NEEDED = ("deepspeed",)
 _watches: list[Watch] = []  # none or one, as there is none or one process group
-small_sums: list = []  # none or one, which adds up what fits in the library's place (kernels.small_sums)
+small_sums: dict = {}  # by a device's type: what adds up what fits in the library's place (kernels.small_sums)
+patience: list[float] = []  # none or one: seconds that collectives may take
 
 
 @contextlib.contextmanager
@@ -102,13 +101,13 @@ def backend_for(device: str | torch.device | None) -> str:
 
 
 def _start_process_group(backend: str, timeout_seconds: float) -> None:
-    timeout = datetime.timedelta(seconds=timeout_seconds)
+    timeout, patience[:] = datetime.timedelta(seconds=timeout_seconds), [timeout_seconds]
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1,
                                              timeout=timeout)
         return
-    limit = _limit()
+    limit = limit_seconds()
     if backend == "nccl":
         torch.cuda.set_device(own_gpu(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
     if os.environ.get(AGENT_STORE) == "True":
@@ -127,17 +126,6 @@ def own_gpu(local_rank: int, count: int) -> int:
         raise UserError(f"rank {local_rank} of this host has no GPU of its own: torch finds {count}; start at most "
                         f"{counted(count, 'process', 'es')} on it, or use --device cpu (in Python: device='cpu')")
     return local_rank
-
-
-def _limit() -> float:
-    text = os.environ.get(LIMIT) or str(LIMIT_SECONDS)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise UserError(f"{LIMIT}={text}: must be a number of seconds, 0 to wait for ever")
-    return seconds
 
 
 def _start_watch(limit: float) -> None:
@@ -170,6 +158,7 @@ def step() -> None:
 def stop() -> None:
     """Leave the group at the end of a program: else a process that ends earlier than the others may be aborted."""
     small_sums.clear()
+    patience.clear()
     while _watches:
         _watches.pop().stop()
     if is_started():
@@ -236,9 +225,14 @@ def is_first_process() -> bool:
 def reduce(x: torch.Tensor) -> torch.Tensor:
     """Sum over the tensor-parallel ranks (differentiable)."""
     step()
-    if small_sums and not torch.is_grad_enabled() and small_sums[0].fits(x):
-        return small_sums[0].sum(x)
+    sums = _sums(x)
+    if sums is not None and sums.fits(x):
+        return sums.sum(x)
     return mpu.reduce_from_model_parallel_region(x)
+
+
+def _sums(x: torch.Tensor):
+    return None if torch.is_grad_enabled() else small_sums.get(x.device.type)
 
 
 def copy(x: torch.Tensor) -> torch.Tensor:
@@ -249,7 +243,8 @@ def copy(x: torch.Tensor) -> torch.Tensor:
 def gather(x: torch.Tensor) -> torch.Tensor:
     """Concatenate the ranks' parts along the last dimension (differentiable)."""
     step()
-    whole = small_sums[0].gathered(x) if small_sums and not torch.is_grad_enabled() else None
+    sums = _sums(x)
+    whole = None if sums is None else sums.gathered(x)
     return mpu.gather_from_model_parallel_region(x) if whole is None else whole
 
 

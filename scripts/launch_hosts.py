@@ -27,8 +27,8 @@ from runtime.program import killed_by, listen, run
 from runtime.resources import cores
 
 # What the other hosts must know; DeepSpeed itself passes on what begins with PYTHON.
-PREFIXES = ("GLM_RANK_TIMEOUT", "GLM_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_", "GLOO_", "NCCL_", "TORCH_", "OMP_",
-            "KMP_", "MKL_", "DS_ACCELERATOR")
+PREFIXES = ("GLM_RANK_TIMEOUT", "GLM_CPU_", "GLM_CUDA_", "ATEN_CPU_CAPABILITY", "ONEDNN_", "GLOO_", "NCCL_", "TORCH_",
+            "OMP_", "KMP_", "MKL_", "DS_ACCELERATOR")
 NAMES = ("PYTHONPATH", "PYTHONSAFEPATH", "LD_LIBRARY_PATH", "DATA_PATH", "CHECKPOINT_PATH", "NO_COLOR")
 CHATTER = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[(DEBUG|INFO|WARNING|ERROR)\] \[|pdsh@|Killed by signal ")
 HOST_ENDED = re.compile(r"pdsh@\S+ (\S+): .*exited with exit code (\d+)")

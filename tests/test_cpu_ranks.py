@@ -1,10 +1,12 @@
 """Sums over tensor-parallel ranks of a host in memory that they share: the numbers, who takes part, and who goes away.
 What models make of them is seen wherever a test has ranks."""
 
+import gc
 import mmap
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -89,29 +91,74 @@ def test_a_rank_that_is_late_is_waited_for(tmp_path):
     assert run_ranks(told_apart, 3, tmp_path) == [[3.0 * number + 3 for number in range(200)]] * 3
 
 
-def alone(handle, patience):
+def alone(process, patience=10000.0, memory=None):
     """This process's side of two ranks, of which the other one has put nothing down."""
-    memory = mmap.mmap(-1, ranks.size_of(2))
-    return ranks.Sums(cpu.operators(), memory, 0, [-1, handle], patience)
+    memory = memory or mmap.mmap(-1, ranks.size_of(2))
+    return ranks.Sums(cpu.operators(), memory, 0, [os.getpid(), process], patience)
 
 
 def test_a_rank_that_does_not_come_ends_the_wait():
-    with pytest.raises(RuntimeError, match="rank 1 was waited for in vain: 0 s, time-out"):
-        alone(-1, patience=0).sum(torch.ones(3))
+    sums = alone(os.getpid(), patience=0)
+    for work in (sums.sum, sums.gathered):  # the second at once
+        with pytest.raises(RuntimeError, match=r"\(tensor-parallel rank 1\) was waited for in vain: time-out"):
+            work(torch.ones(3))
 
 
-def test_a_rank_that_has_ended_is_noticed():
+@pytest.mark.parametrize("has_handle", [True, False])
+def test_a_rank_that_has_ended_is_noticed(has_handle, monkeypatch):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
-    handle = ranks.handle_of(child.pid)
-    child.kill()  # and is not waited for: what is left of it still has its number
-    try:
-        if handle < 0:
+    if not has_handle:
+        monkeypatch.setattr(cpu.operators().library, "glm_handle_of_process", lambda process: -1, raising=False)
+    for work in ("sum", "gathered"):
+        sums = alone(child.pid)
+        child.kill()  # and with a handle is not waited for: what is left of it still has its number
+        if not has_handle:
+            child.wait()
+        elif sums.kept[2][1] < 0:
+            child.wait()
             pytest.skip("this system does not tell when a process ends")
-        for work in (lambda sums: sums.sum(torch.ones(3)), lambda sums: sums.gathered(torch.ones(3))):
-            with pytest.raises(RuntimeError, match="rank 1 ended while others waited for it"):
-                work(alone(handle, patience=10000))
-    finally:
-        child.wait()
+        with pytest.raises(RuntimeError, match=rf"process {child.pid} .* ended while others waited for it"):
+            getattr(sums, work)(torch.ones(3))
+    child.wait()
+
+
+@pytest.mark.parametrize("works", [  # one rank's, the other one's
+    (lambda sums: sums.sum(torch.ones(3)), lambda sums: sums.sum(torch.ones(4))),
+    (lambda sums: sums.sum(torch.ones(4)), lambda sums: sums.sum(torch.ones(8).half())),
+    (lambda sums: sums.sum(torch.ones(3)), lambda sums: sums.gathered(torch.ones(3))),
+])
+def test_ranks_that_add_up_different_things_get_no_sum(works, tmp_path):
+    memory = mmap.mmap(-1, ranks.size_of(2))
+    sums = [ranks.Sums(cpu.operators(), memory, rank, [os.getpid()] * 2, 100.0) for rank in range(2)]
+    found = []
+
+    def side(rank):
+        with pytest.raises(RuntimeError, match="adds up something else"):
+            works[rank](sums[rank])
+        found.append(rank)
+
+    threads = [threading.Thread(target=side, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [0, 1]
+
+
+def test_a_rank_that_is_further_than_the_next_sum_has_left_out_none_unnoticed():
+    memory = mmap.mmap(-1, ranks.size_of(2))
+    memory[ranks.STATE_BYTES:ranks.STATE_BYTES + 4] = (3).to_bytes(4, "little")
+    with pytest.raises(RuntimeError, match="adds up something else: one of them has left out a sum"):
+        alone(os.getpid(), memory=memory).sum(torch.ones(3))
+
+
+def test_handles_are_closed_with_the_sums(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        alone(os.getpid())
+        assert ranks.join(cpu.operators(), 0, 2, exchange_of([lambda mine: (None, *mine[1:])]), 1.0) is None
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 NAMES = {"glm": "megatron_chinese_MP2", "chatglm": "hf_chatglm_untied", "chatglm2": "hf_chatglm2"}
@@ -164,36 +211,41 @@ def exchange_of(others):
 
 
 @pytest.mark.parametrize("other", [
-    lambda mine: (None, *mine[1:]),  # has no compiled kernels
+    lambda mine: (None, *mine[1:]),  # has no compiled kernels, or does not want to
     lambda mine: (("another start", "pid:[1]"), *mine[1:]),  # on another host, or in another container
 ])
 def test_ranks_that_cannot_share_memory_leave_sums_to_the_library(other, capsys):
-    assert ranks.join(cpu.operators(), 0, 2, exchange_of([other])) is None
-    assert ranks.join(None, 0, 2, exchange_of([other])) is None
+    assert ranks.join(cpu.operators(), 0, 2, exchange_of([other]), 1.0) is None
+    assert ranks.join(None, 0, 2, exchange_of([other]), 1.0) is None
     assert capsys.readouterr().err == ""
 
 
 def test_why_memory_is_not_shared_is_one_line_of_the_first_rank(monkeypatch, capsys):
-    def refused(*_):
-        raise OSError("no memory")
+    monkeypatch.setattr(cpu.operators().library, "glm_nameless_memory", lambda: -1, raising=False)
+    reason = "the system has no memory to share"
 
-    monkeypatch.setattr(ranks, "made", refused)
+    def exchange(mine):  # of the first rank; what it says, the other one has heard, too
+        return [(*mine[:-1], reason), mine] if isinstance(mine, tuple) else [mine, mine]
+
     for rank in (0, 1):
-        assert ranks.join(cpu.operators(), rank, 2, lambda mine: [(*mine[:-1], "no memory"), mine]) is None
-    assert capsys.readouterr().err == "kernels: sums over ranks are left to torch's library: no memory\n"
+        assert ranks.join(cpu.operators(), rank, 2, exchange, 1.0) is None
+    assert capsys.readouterr().err == f"kernels: sums over ranks are left to torch's library: {reason}\n"
 
 
-def test_memory_of_another_process_is_not_taken_for_the_rank_s(tmp_path):
+def test_memory_of_another_process_is_not_taken_for_the_rank_s():
     size = ranks.size_of(2)
-    number = ranks.made(size, b"1" * ranks.TOKEN_BYTES)
+    number = ranks.made(cpu.operators().library, size, b"1" * ranks.TOKEN_BYTES)
     assert ranks.opened(os.getpid(), number, size, b"1" * ranks.TOKEN_BYTES)[:64] == bytes(64)
     with pytest.raises(ValueError, match="is not to be seen here"):
         ranks.opened(os.getpid(), number, size, b"2" * ranks.TOKEN_BYTES)
     os.close(number)
 
 
-def test_the_library_s_sums_can_be_asked_for(monkeypatch):
-    monkeypatch.setenv("GLM_CPU_ALL_REDUCE", "gloo")
-    assert small_sums(torch.device("cpu"), 0, 2, None) is None
-    monkeypatch.delenv("GLM_CPU_ALL_REDUCE")
+def asks_for_gloo():
+    os.environ["GLM_CPU_ALL_REDUCE"] = "gloo" if torch.distributed.get_rank() else ""
+    return joined()
+
+
+def test_the_library_s_sums_can_be_asked_for_on_one_rank_alone(tmp_path):
+    assert run_ranks(asks_for_gloo, 2, tmp_path) == [None, None]
     assert small_sums(torch.device("cpu"), 0, 1, None) is None

@@ -173,11 +173,11 @@ def test_the_model_s_sums_go_that_way_where_it_is_asked_for(monkeypatch):
         def sum(self, x):
             return 2 * x
 
-    monkeypatch.setattr(parallel, "small_sums", [])
+    monkeypatch.setattr(parallel, "small_sums", {})
     monkeypatch.setattr(parallel.mpu, "reduce_from_model_parallel_region", lambda x: 3 * x)
     few, many = torch.ones(3), torch.ones(4)
     assert parallel.reduce(few).tolist() == [3.0] * 3
-    parallel.small_sums.append(Twice())
+    parallel.small_sums["cpu"] = Twice()
     with torch.no_grad():
         assert parallel.reduce(few).tolist() == [2.0] * 3 and parallel.reduce(many).tolist() == [3.0] * 4
     assert parallel.reduce(few).tolist() == [3.0] * 3  # gradients are on

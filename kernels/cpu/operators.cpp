@@ -77,6 +77,8 @@ EXPORT int glm_stack(int type, const StackShape* shape, const LayerWeights* laye
     return 0;
 }
 
+EXPORT int glm_nameless_memory() { return nameless_memory(); }
+EXPORT int glm_handle_of_process(int process) { return handle_of_process(process); }
 // values (count) become the sums over the ranks.
 EXPORT int glm_add_up(const Ranks* ranks, int type, void* values, size_t count) {
     BY_TYPE(type, return ranks->add_up((T*)values, count))

@@ -115,6 +115,8 @@ class Stack:
         out = torch.empty_like(hidden)
         if batch == 0:
             return out  # without a piece of work a stage would never end
+        if self.ranks is not None:
+            self.ranks.check()
         callback = NOTHING_BEFORE if self.before is None else BEFORE_LAYER(self._renew)  # not kept: it holds self
         shape = attention.Shape.of(batch, self.heads, self.keys, start + 1, self.form.rotary, cosine,
                                    self.form.is_by_heads, blocked, lengths)
