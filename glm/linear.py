@@ -32,6 +32,7 @@ class Linear(torch.nn.Module):
         rows, columns = shape
         self.cut, self.is_split = cut, parallel.is_started() and parallel.size() > 1
         self.scheme: Scheme | None = None
+        self.row_parts = 1  # each of which was quantised by itself: that gives other numbers than a whole row
         self.weight = torch.nn.Parameter(torch.empty(rows, columns, dtype=dtype, device=device))
         self.bias = torch.nn.Parameter(torch.empty(rows, dtype=dtype, device=device)) if has_bias else None
         self.adapters = torch.nn.ModuleDict()
@@ -78,18 +79,23 @@ def linears(model: torch.nn.Module) -> Iterator[tuple[str, Linear]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Linear))
 
 
-def pack_linears(model: torch.nn.Module, schemes: Mapping[str, Scheme]) -> None:
-    """Pack those whose weight is named, each by its scheme."""
+def pack_linears(model: torch.nn.Module, schemes: Mapping[str, Scheme], ranks: int = 1) -> None:
+    """Pack those whose weight is named, each by its scheme. ranks: that quantise their own parts."""
     for name, scheme in schemes.items():
-        model.get_submodule(name.removesuffix(".weight")).pack(scheme)
+        linear = model.get_submodule(name.removesuffix(".weight"))
+        linear.pack(scheme)
+        linear.row_parts = ranks if linear.cut is Cut.COLUMNS and scheme.group_size is None else 1
 
 
 def quantization_of(model: torch.nn.Module) -> str | None:
-    """How a model is quantised, in words ("INT4, groups of 128 columns"); None: not at all."""
+    """How a model is quantised, in words ("INT4, groups of 128 columns"), all that its numbers depend on beside the
+    weights; None: not at all."""
+    parts = max((linear.row_parts for _, linear in linears(model)), default=1)
     schemes = {linear.scheme for _, linear in linears(model)} - {None}
     if not schemes:
         return None
     bits, sizes = {scheme.bits for scheme in schemes}, {scheme.group_size for scheme in schemes}
     groups = " or ".join(map(str, sorted(sizes - {None})))
     rows = " or whole rows" if groups and None in sizes else ""
-    return f"INT{bits.pop()}" + (f", groups of {groups} columns{rows}" if groups else "")
+    return f"INT{bits.pop()}" + (f", groups of {groups} columns{rows}" if groups else "") + (
+        f", rows in {parts} parts" if parts > 1 else "")

@@ -120,24 +120,24 @@ def load_model(options: ModelOptions, config: ModelConfig) -> GLM:
     expected = spec.expected(config, parallel.size())
     limit = _offload_limit(options)
 
-    def read() -> tuple[dict[str, Scheme], Offloaded, list[MappedFile]]:
+    def read() -> tuple[dict[str, Scheme], bool, Offloaded, list[MappedFile]]:
         checkpoint = open_checkpoint(path)
         shards = _shards(checkpoint, config)
         opened = sorted({entry.file for shard in shards for entry in shard.entries.values()})
         files = list(map(mapped_file, opened))
         explain_bus_errors(opened[0] if len(opened) == 1 else opened[0].parent)
         shard = shards[0] if checkpoint.parts == parallel.size() else _own_part(path, shards, config, limit)
-        schemes = _schemes(shard, expected, options)
+        schemes, is_stored = _schemes(shard, expected, options)
         size = bytes_of(shard, expected)
         with Progress(size, shown=size >= LARGE_BYTES and parallel.is_first_process(), unit="B",
                       title="Loading weights") as progress:
             found = read_offloaded(shard, expected, dtype, device, schemes, limit, parallel.size(), progress.advance)
         is_read_later = found.streamed or any(
             shard.tensors.holds(tensor) for shard in shards for tensor in found.tensors.values())
-        return schemes, found, files if is_read_later else []
+        return schemes, is_stored, found, files if is_read_later else []
 
-    schemes, found, files = agree(read, options.sequential)
-    pack_linears(model, schemes)
+    schemes, is_stored, found, files = agree(read, options.sequential)
+    pack_linears(model, schemes, 1 if is_stored else parallel.size())
     model.load_state_dict(found.tensors, strict=True, assign=True)
     model.mapped_files, model.stream = files, found.stream(model)
     if holds_int8_vocabulary(options.int8_vocabulary, device.type, bool(schemes), parallel.size(),
@@ -208,8 +208,10 @@ def _check_divisible(config: ModelConfig, degree: int) -> None:
         raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
 
 
-def _schemes(shard: Shard, expected: Mapping[str, spec.Part], options: ModelOptions) -> dict[str, Scheme]:
-    """How the model holds its linears' weights: as the file does, or as is asked for where the file is not quantised.
+def _schemes(shard: Shard, expected: Mapping[str, spec.Part],
+             options: ModelOptions) -> tuple[dict[str, Scheme], bool]:
+    """How the model holds its linears' weights, and whether the file does so, too: otherwise it is not quantised, and
+    they are as was asked for.
 
     Raises UserError where what was said of the file is wrong, or its weights cannot be quantised like this.
     """
@@ -229,7 +231,7 @@ def _schemes(shard: Shard, expected: Mapping[str, spec.Part], options: ModelOpti
                 groups = f"groups of {scheme.group_size} columns" if scheme.group_size else "whole rows"
                 raise UserError(f"{shard.path} is quantised by {groups}, but groups of {group_size} were asked for; "
                                 "leave --quantization-group-size away or take the unquantised checkpoint")
-        return found
+        return found, True
     if options.from_quantized:
         raise UserError(f"{shard.path} is not quantised; leave --from-quantized-checkpoint away"
                         + (f": it is quantised to {bits} bits while loading" if bits else ""))
@@ -243,7 +245,7 @@ def _schemes(shard: Shard, expected: Mapping[str, spec.Part], options: ModelOpti
                                                      + fitting_group_sizes(columns.values()))
             raise UserError(f"{name} on {counted(parallel.size(), 'tensor-parallel rank')}: "
                             f"{error}{allowed}") from None
-    return {name: Scheme(bits, group_size) for name in names}
+    return {name: Scheme(bits, group_size) for name in names}, False
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -113,3 +113,7 @@ def test_names_and_words(model):
     assert quantization_of(model) is None
     pack_linears(model, {f"{names[0]}.weight": Scheme(4, 16), f"{names[1]}.weight": Scheme(4)})
     assert quantization_of(model) == "INT4, groups of 16 columns or whole rows"
+    pack_linears(model, {f"{name}.weight": Scheme(4) for name in names}, ranks=2)
+    assert quantization_of(model) == "INT4, rows in 2 parts"  # of those that are cut by columns
+    pack_linears(model, {f"{name}.weight": Scheme(4, 16) for name in names}, ranks=2)
+    assert quantization_of(model) == "INT4, groups of 16 columns"
