@@ -11,9 +11,10 @@ import datetime
 import ipaddress
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from runtime.errors import UserError
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:  # scripts/launch.py takes only a name from here
     import torch
 
 STORE_SOCKET = "GLM_STORE_SOCKET"  # scripts/launch.py: the socket, held open for the first rank, at which all meet
+FIRST_PROCESS = "GLM_FIRST_PROCESS"  # scripts/launch.py: the first rank's process, for the others
 _HERE = "here"  # key of the store: how many have come
 _PAUSE_SECONDS = 0.05
+T = TypeVar("T")
 
 
 def meet(rank: int, world: int, seconds: float) -> torch.distributed.Store:
@@ -38,9 +41,9 @@ def meet(rank: int, world: int, seconds: float) -> torch.distributed.Store:
     if not rank:
         listening = int(os.environ[STORE_SOCKET]) if STORE_SOCKET in os.environ else listening_at(address, port)
     try:
-        store = torch.distributed.TCPStore(
+        store = _heard(lambda: torch.distributed.TCPStore(
             address, port, world, rank == 0, datetime.timedelta(seconds=seconds), wait_for_workers=False,
-            master_listen_fd=listening)
+            master_listen_fd=listening))
         store.add(_HERE, 1)
         _wait(lambda: store.add(_HERE, 0) >= world, end, f"not all of {world} processes (WORLD_SIZE) have come")
     except RuntimeError as error:  # the port is taken; the first process has ended
@@ -64,6 +67,30 @@ def listening_at(address: str, port: int) -> int | None:
         family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
         return socket.create_server((address, port), family=family, backlog=1024).detach()
     return None
+
+
+def _heard(connect: Callable[[], T]) -> T:
+    """connect(), in a thread of its own: at a socket that is held open the others wait until the first process serves,
+    in C++, where no signal is heard, and for as long as they may where it has ended. Then RuntimeError."""
+    found: list = []
+
+    def work() -> None:
+        try:
+            found.append((connect(), None))
+        except RuntimeError as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    first = os.environ.get(FIRST_PROCESS)
+    while thread.is_alive():
+        thread.join(_PAUSE_SECONDS)
+        if not found and first and not os.path.exists(f"/proc/{first}"):
+            raise RuntimeError("the first process has ended")
+    store, error = found[0]
+    if error is not None:
+        raise error
+    return store
 
 
 def _answers(address: str, port: int) -> bool:

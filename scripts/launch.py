@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.meeting import STORE_SOCKET
+from runtime.meeting import FIRST_PROCESS, STORE_SOCKET
 from runtime.program import killed_by, listen, run
 from runtime.resources import cores
 
@@ -34,7 +34,9 @@ def main(processes: int, module: str, arguments: list[str]) -> int:
     received = []
     listen([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], lambda number, _: received.append(number))
     with socket.create_server(("127.0.0.1", 0), backlog=4 * processes) as meeting:
-        children = [_start(rank, processes, meeting, [module, *arguments]) for rank in range(processes)]
+        children: list[subprocess.Popen] = []
+        for rank in range(processes):
+            children.append(_start(rank, processes, meeting, [module, *arguments], *children[:1]))
     while not received:
         codes = [child.poll() for child in children]
         if not any(code != 0 for code in codes):
@@ -48,12 +50,15 @@ def main(processes: int, module: str, arguments: list[str]) -> int:
     return code if module in PATIENT and asked == signal.SIGTERM and code in (0, 1) else 128 + asked
 
 
-def _start(rank: int, processes: int, meeting: socket.socket, command: list[str]) -> subprocess.Popen:
+def _start(rank: int, processes: int, meeting: socket.socket, command: list[str],
+           first: subprocess.Popen | None = None) -> subprocess.Popen:
     """One rank; the first takes over the socket at which all meet, so that no other program can take its port."""
     address, port = meeting.getsockname()
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // processes)), **os.environ, "RANK": str(rank),
                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
                    "MASTER_ADDR": address, "MASTER_PORT": str(port), STORE_SOCKET: str(meeting.fileno())}
+    if first is not None and sys.platform == "linux":
+        environment[FIRST_PROCESS] = str(first.pid)
     before = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
     return subprocess.Popen([sys.executable, "-u", "-m", *command], env=environment, start_new_session=True,
                             pass_fds=(meeting.fileno(),) if rank == 0 else (), preexec_fn=before)

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,6 +41,30 @@ def test_sigterm_is_heard_while_the_others_are_waited_for(place, rank):
         timer.start()
         meet(rank, 2, LONG)
     timer.join()
+
+
+@pytest.fixture
+def held(place, monkeypatch):
+    """The launcher's socket, at which nobody serves yet."""
+    with socket.create_server(("127.0.0.1", place)):
+        monkeypatch.setenv("GLM_STORE_SOCKET", "0")
+        yield
+
+
+def test_sigterm_is_heard_while_the_first_process_does_not_serve_yet(held):
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    with pytest.raises(Terminated), terminating():
+        timer.start()
+        meet(1, 2, 20.0)
+    timer.join()
+
+
+def test_a_first_process_that_ends_before_it_serves_is_not_waited_for(held, monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setenv("GLM_FIRST_PROCESS", str(gone.pid))
+    with pytest.raises(UserError, match=r"cannot meet at 127.0.0.1, port \d+ .*: the first process has ended"):
+        meet(1, 2, 20.0)
 
 
 def test_who_does_not_come_is_one_line(place):
