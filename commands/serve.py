@@ -163,7 +163,7 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
     server.adapted = {each: replace(server.served, name=each, parent=name,
                                     fingerprint=fingerprint(models[each], tokenizer, arguments.load))
                       for each in names}
-    tell = parallel.broadcast_object if parallel.size() > 1 else lambda _: None
+    tell = parallel.broadcast_object if parallel.size() > 1 else None
     server.engine = Engine(models, room, options.max_requests, deliver, score, tell)
     server.engine.start()
 

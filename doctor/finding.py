@@ -54,6 +54,7 @@ FINDINGS = {
     "checkpoint": "no checkpoint folder, no `latest`, or a missing shard",
     "checkpoint-config": "the model's shape is not known, or model_config.json is wrong",
     "checkpoint-headers": "a shard is cut off, unreadable, or not of this model",
+    "degree": "the model cannot be divided among MP_SIZE ranks",
     "checkpoint-degree": "the checkpoint has another number of parts than MP_SIZE, and is to be streamed",
     "checkpoint-bits": "the checkpoint is quantised otherwise than the flags say",
     "disk-conversion": "no room for a converted copy of the checkpoint, which is needed",

@@ -12,11 +12,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from doctor.finding import Finding, error, warning
 from doctor.machine import GB
 from doctor.probe import Stages
 from glm.families import FAMILIES
+from glm.spec import fault_of_degree
 from planning.check import Use, config_of, short_of
 from planning.machine import default_precision
 from runtime.errors import UserError
@@ -159,6 +161,9 @@ def check_model(found: Stages, arguments: argparse.Namespace, degree: int, free_
         if (fault := outcome.get("error")) and outcome["kind"] != "ModuleNotFoundError":  # which packages.check says
             mend = next((better for phrase, better in WORDS.get(stage, {}).items() if phrase in fault), mend)
             yield error(code, where, fault, mend.format(load=load))
+    shape = SimpleNamespace(**found.get("shape", {}))
+    if hasattr(shape, "num_layers") and (fault := fault_of_degree(shape, degree)):
+        yield error("degree", where, fault, "export MP_SIZE=N with one of these")
     shards, headers = found.get("shards", {}).get("shards"), found.get("headers", {})
     if shards and shards != degree and (why := why_converted(arguments)):
         yield from check_degree(found["shards"], load, degree, why, free_disk, where)

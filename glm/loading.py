@@ -115,7 +115,8 @@ def load_model(options: ModelOptions, config: ModelConfig) -> GLM:
     options: with a torch.device and a torch.dtype.
     """
     path, device, dtype = options.path, options.device, options.dtype
-    agree(lambda: _check_divisible(config, parallel.size()))
+    if fault := spec.fault_of_degree(config, parallel.size()):
+        raise UserError(fault)
     model = GLM(config, dtype=dtype, device="meta")
     expected = spec.expected(config, parallel.size())
     limit = _offload_limit(options)
@@ -201,11 +202,6 @@ def _own_part(path: str | os.PathLike, shards: Sequence[Shard], config: ModelCon
                         f"tensor-parallel ranks, which would cut a byte of two 4-bit weights in two; start {count} (the"
                         f" scripts: MP_SIZE={count}), or another number that gives an even one")
     return resplit(shards, config, degree, parallel.rank(), schemes)
-
-
-def _check_divisible(config: ModelConfig, degree: int) -> None:
-    if name := spec.undivided(config, degree):
-        raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
 
 
 def _schemes(shard: Shard, expected: Mapping[str, spec.Part],

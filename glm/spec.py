@@ -8,6 +8,7 @@ and how they are cut. No torch, so that a plan or a check can be made before tor
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -170,6 +171,20 @@ def undivided(config: ModelConfig, degree: int) -> str | None:
     if groups and groups % degree and degree % groups:
         return "num_key_value_groups"
     return next((name for name in DIVIDED if getattr(config, name) % degree), None)
+
+
+def allowed_degrees(config: ModelConfig) -> list[int]:
+    """Every tensor-parallel degree that divides what ranks share."""
+    common = math.gcd(*(getattr(config, name) for name in DIVIDED))
+    return [degree for degree in range(1, common + 1) if undivided(config, degree) is None]
+
+
+def fault_of_degree(config: ModelConfig, degree: int, ranks: str = "tensor-parallel ranks") -> str | None:
+    """Why so many ranks cannot share the model."""
+    if (name := undivided(config, degree)) is None:
+        return None
+    allowed = ", ".join(map(str, allowed_degrees(config)))
+    return f"{name} {getattr(config, name)} cannot be divided among {degree} {ranks}; allowed: {allowed}"
 
 
 def in_layer(number: int, name: str) -> str:

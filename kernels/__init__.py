@@ -15,6 +15,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from runtime.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -190,8 +192,10 @@ def small_sums(device: torch.device, rank: int, ranks: int, exchange, patience: 
     if device.type == "cpu":
         from kernels.cpu import ranks as of_ranks
 
-        wanted = os.environ.get(CPU_ALL_REDUCE) != "gloo"
-        return of_ranks.join((compiled() or None) if wanted else None, rank, ranks, exchange, patience)
+        wish = os.environ.get(CPU_ALL_REDUCE) or None
+        if wish not in (None, "gloo"):
+            raise UserError(f"{CPU_ALL_REDUCE}={wish}: must be gloo, or not be set")
+        return of_ranks.join(None if wish else compiled() or None, rank, ranks, exchange, patience)
     if device.type != "cuda" or not all(exchange(os.environ.get(CUDA_ALL_REDUCE) == "one-shot")):
         return None
     from kernels.cuda import driver, reduce

@@ -17,7 +17,7 @@ from pathlib import Path
 from glm.checkpoint import open_checkpoint, read_config
 from glm.config import FIELDS, ModelConfig
 from glm.options import holds_int8_vocabulary
-from glm.spec import undivided
+from glm.spec import fault_of_degree, undivided
 from planning import machine, memory, stored
 from planning.memory import cache_bytes, least_offloaded, on_device
 from planning.shapes import Format, Setup, linears, weights
@@ -136,8 +136,8 @@ def check_divisible(config: ModelConfig, degree: int) -> None:
     """Raises UserError unless so many ranks can share the model."""
     if degree < 1:
         raise UserError(f"--model-parallel-size {degree}: must be at least 1")
-    if (name := undivided(config, degree)) is not None:
-        raise UserError(f"{name} {getattr(config, name)} cannot be divided among {degree} tensor-parallel ranks")
+    if fault := fault_of_degree(config, degree):
+        raise UserError(fault)
 
 
 def require_fit(arguments: argparse.Namespace, purpose: str, use: Use, cpu_precision: str,

@@ -90,6 +90,7 @@ def start(model_parallel_size: int = 1, backend: str | None = None, timeout_seco
     if model_parallel_size < 1 or world % model_parallel_size:
         raise UserError(f"{counted(world, 'process', 'es')} cannot be divided into tensor-parallel groups of "
                         f"{model_parallel_size}; start a multiple of --model-parallel-size, for example: "
+                        f"MP_SIZE={model_parallel_size} bash scripts/generate.sh ..., or "
                         f"python scripts/launch.py {model_parallel_size} generation ...")
     mpu.initialize_model_parallel(model_parallel_size)
 

@@ -7,6 +7,7 @@ of a round are handed over in one call, so that the thread that serves clients i
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from generation.batch import Batch
 from generation.groups import Row
 from glm.prompt_form import Context
+from runtime import parallel
 from runtime.mapped import check_unchanged
 from serving.choices import News
 
@@ -99,14 +101,14 @@ class Room(NamedTuple):
 class Engine(threading.Thread):
     """models: by the names of their adapters, None the one without; they share their weights, and have batches of their
     own, which take turns. hear: takes the news of a round, [(job, number of the choice, news)], and must not block.
-    score: its value, of a model and ids, is handed over as news. tell: sends a Round to the other ranks, None at the
-    end."""
+    score: its value, of a model and ids, is handed over as news. tell: sends other ranks a Round, at last None."""
 
     def __init__(self, models: Mapping[str | None, object], room: Room, most_units: int, hear: Callable[[list], None],
-                 score: Callable[[object, Scored], object], tell: Callable[[Round | None], None] = lambda _: None):
+                 score: Callable[[object, Scored], object], tell: Callable[[Round | None], None] | None = None):
         super().__init__(name="engine", daemon=True)
         self.models, self.model, self.room = models, models[None], room
-        self._most_units, self._hear, self._score, self._tell = most_units, hear, score, tell
+        self._most_units, self._hear, self._score = most_units, hear, score
+        self._has_others, self._tell = tell is not None, tell or (lambda _: None)
         self._changed = threading.Condition()
         self._waiting: collections.deque[Unit] = collections.deque()
         self._running: dict[Place, Unit] = {}
@@ -165,15 +167,18 @@ class Engine(threading.Thread):
                     self._round()
                     failures = 0
                 except Exception as error:
+                    self._give_up()
+                    if self._has_others and (lost := parallel.lost(error)):
+                        raise lost from None
                     log.exception("a round failed")
                     failures += 1
-                    self._give_up()
-                    if failures == MOST_FAILURES:
+                    if failures == MOST_FAILURES or self._has_others:  # the other ranks are who knows where
                         raise error
         except BaseException as error:
             self.failure = error
         finally:
-            self._tell(None)
+            with contextlib.suppress(RuntimeError):  # another rank has gone
+                self._tell(None)
             self._hear([])
 
     def _has_work(self) -> bool:

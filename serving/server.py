@@ -142,7 +142,8 @@ class Process:
     def _deliver(self, news: list) -> None:
         self.server.deliver(news)
         if self.server.status == "failed":
-            self.code = CUT_OFF
+            failure = self.server.engine.failure
+            self.code, self._failure = CUT_OFF, failure if isinstance(failure, UserError) else None
             self._ending.set()
 
     def end(self, number: int = signal.SIGTERM) -> None:

@@ -9,7 +9,7 @@ from tests.test_imports import ENTRIES, HOUSE, ROOT
 
 # package: (files, lines) as they were when this was written; each may grow by a tenth before somebody has to look
 SIZES = {
-    "runtime": (15, 2246), "kernels": (24, 3220), "quantization": (3, 82), "glm": (50, 6600), "planning": (13, 1700),
+    "runtime": (15, 2246), "kernels": (24, 3240), "quantization": (3, 82), "glm": (50, 6600), "planning": (13, 1700),
     "generation": (19, 3050), "evaluation": (34, 5900), "tasks": (6, 391), "doctor": (11, 1674), "serving": (17, 2033),
     "tuning": (69, 9600), "tools": (52, 7595), "commands": (22, 2600),
 }

@@ -11,6 +11,7 @@ from commands.convert import main, verify
 from glm.checkpoint import open_checkpoint, read_config
 from glm.families import FAMILIES
 from glm.shard import MappedTensors
+from glm.spec import allowed_degrees
 from glm.weights import read_checked
 from quantization.functional import quantize
 from tests.faults import said
@@ -18,7 +19,7 @@ from tests.golden_family import KIT, checkpoint, load
 from tests.tiny_checkpoints import assert_same, run, tiny_checkpoint
 from tools.converting.convert import convert
 from tools.converting.plan import Wish
-from tools.converting.source import allowed_degrees, open_source
+from tools.converting.source import open_source
 
 PUBLISHED = sorted(KIT.glob("*/checkpoints/hf_*"), key=str)
 MEGATRON = sorted(KIT.glob("glm/checkpoints/megatron_chinese*"), key=str)

@@ -19,6 +19,7 @@ from glm.options import ModelOptions
 from kernels import cpu, small_sums
 from kernels.cpu import build, ranks
 from runtime import parallel
+from runtime.errors import UserError
 from tests.golden_data import SHAPE, TP1
 from tests.golden_family import checkpoint, load
 from tests.kernel_cases import DTYPES
@@ -246,6 +247,9 @@ def asks_for_gloo():
     return joined()
 
 
-def test_the_library_s_sums_can_be_asked_for_on_one_rank_alone(tmp_path):
+def test_the_library_s_sums_can_be_asked_for_on_one_rank_alone(tmp_path, monkeypatch):
     assert run_ranks(asks_for_gloo, 2, tmp_path) == [None, None]
+    monkeypatch.setenv("GLM_CPU_ALL_REDUCE", "Gloo")
+    with pytest.raises(UserError, match="^GLM_CPU_ALL_REDUCE=Gloo: must be gloo, or not be set$"):
+        small_sums(torch.device("cpu"), 0, 2, None)
     assert small_sums(torch.device("cpu"), 0, 1, None) is None

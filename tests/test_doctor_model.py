@@ -97,6 +97,12 @@ def test_another_degree_needs_no_conversion(two_shards):
     assert found(two_shards, *SHAPES, *VOCABULARY, degree=4, free=1000) == []
 
 
+def test_a_degree_that_does_not_divide_the_model(two_shards):
+    ((code, level, line),) = found(two_shards, *SHAPES, *VOCABULARY, degree=3)
+    assert (code, level) == ("degree", "error")
+    assert "num_attention_heads 8 cannot be divided among 3 tensor-parallel ranks; allowed: 1, 2, 4, 8; mend" in line
+
+
 def test_another_degree_of_what_has_to_be_converted_and_room_for_it(two_shards):
     lines = found(two_shards, *SHAPES, *VOCABULARY, "--offload-memory-limit", "1", degree=4, free=1000)
     assert [(code, level) for code, level, _ in lines] == [("checkpoint-degree", "error"),

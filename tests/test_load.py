@@ -223,7 +223,7 @@ def test_one_rank_that_fails_stops_all(tmp_path, load):
 
 def test_a_model_that_cannot_be_divided(tmp_path):
     for message in run_ranks(load_undivided, 2, tmp_path):
-        assert message == "num_attention_heads 3 cannot be divided among 2 tensor-parallel ranks"
+        assert message == "num_attention_heads 3 cannot be divided among 2 tensor-parallel ranks; allowed: 1"
 
 
 def load_undivided():

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import ranks_of
+
 pytest.importorskip("uvicorn", reason="the server's packages are not installed")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,3 +104,25 @@ def test_two_ranks_serve_together(tmp_path):
     assert results[0][0] == 200 and results[0][1].partition(b"choices")[2] == results[1][1].partition(b"choices")[2]
     process.send_signal(signal.SIGTERM)
     assert said(process)[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_a_server_one_of_whose_ranks_is_killed_ends_with_one_line(tmp_path, is_busy):
+    process = started("--port", "0", "--model-parallel-size", "2", program=("scripts/launch.py", "2", "serving"))
+    port = int(process.stdout.readline().rpartition(":")[2])
+    second = ranks_of(process, 2)[1]
+    results = []
+    if is_busy:
+        asked = threading.Thread(target=answer, args=(
+            port, b'{"prompt": "The", "max_tokens": 400, "min_tokens": 400}', results))
+        asked.start()
+        while not is_running(port):
+            pass
+    os.kill(second, signal.SIGKILL)
+    code, _, err = said(process)
+    lines = [line for line in err.splitlines() if " tokens in, " not in line]  # requests are logged
+    assert code == 137 and len(lines) == 1 and lines[0].startswith("error: the process of rank 1 was ended by SIGKILL")
+    if is_busy:
+        asked.join()
+        assert results[0][0] == 500

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from glm.resplit import columns_in_one, joined_scale, joined_scheme
-from glm.spec import SCALE, Cut, columns_of, cut_of, is_packed, slices_of, undivided
+from glm.spec import SCALE, Cut, columns_of, cut_of, fault_of_degree, is_packed, slices_of
 from quantization import fitting_group_sizes
 from quantization.functional import Scheme
 from runtime.errors import UserError
 from runtime.show import counted
 from tools.converting.blocks import Band, Slice, quantized_blocks, read_blocks
-from tools.converting.source import Source, allowed_degrees
+from tools.converting.source import Source
 from tools.converting.torchfile import Block, Planned
 
 
@@ -50,9 +50,8 @@ def _check_wish(source: Source, wish: Wish) -> None:
     sizes, degree, bits = source.sizes, wish.degree, source.bits
     if degree < 1:
         raise UserError(f"--target-tp {degree}: must be at least 1")
-    if name := undivided(sizes, degree):
-        raise UserError(f"--target-tp {degree}: {name} {getattr(sizes, name)} cannot be divided among {degree} "
-                        f"ranks; allowed: {', '.join(map(str, allowed_degrees(sizes)))}")
+    if fault := fault_of_degree(sizes, degree, "ranks"):
+        raise UserError(f"--target-tp {degree}: {fault}")
     if wish.requantize and bits is None:
         raise UserError(f"--requantize: {source.folder} is not quantised; leave it away, --quantization-bit-width 8 or "
                         "4 alone quantises")

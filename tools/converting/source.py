@@ -3,7 +3,6 @@
 Everything that is wrong is said in one line before anything is written.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from glm.config import ModelConfig
 from glm.families import glm130b
 from glm.shard import Shard, read_part
 from glm.spec import (
-    DIVIDED,
     INVERSE_FREQUENCIES,
     MLP_IN,
     SCALE,
@@ -30,7 +28,6 @@ from glm.spec import (
     in_layer,
     is_packed,
     layer_of,
-    undivided,
 )
 from glm.weights import read_checked
 from quantization.functional import Scheme
@@ -243,12 +240,6 @@ def _check_split(shards: Sequence[Shard], sizes: Sizes, schemes: Mapping[str, Sc
 def _differing(shards: Sequence[Shard]) -> list[str]:
     return [name for name, tensor in shards[0].tensors.items() if cut_of(name) is Cut.WHOLE
             and not all(same_bytes(tensor, shard.tensors[name]) for shard in shards[1:])]
-
-
-def allowed_degrees(sizes: Sizes | ModelConfig) -> list[int]:
-    """Every tensor-parallel degree that divides what ranks share."""
-    common = math.gcd(*(getattr(sizes, name) for name in DIVIDED))
-    return [degree for degree in range(1, common + 1) if undivided(sizes, degree) is None]
 
 
 def _described(tensor: torch.Tensor) -> str:
