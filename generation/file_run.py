@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,7 +59,8 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
         "device": str(next(model.parameters()).device), "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     results.write_settings(settings | {"counts": counts})
-    with Progress(len(todo), unit="prompts") as progress:
+    pace = Pace([most_of(asked.params, model.config.max_sequence_length) for _, asked in todo])
+    with Progress(len(todo), unit="prompts", left=pace.left) as progress:
         def add(line: PromptLine, result: Result):
             results.add(line.index, result)
             counts["answered" if result.error is None else "failed"] += 1
@@ -70,16 +73,52 @@ def run_file(model, tokenizer, results: Results | None, options: Options, batch_
 
         def keep(place: int, result: Result):
             add(results.lines[todo[place][0]], result)
+            pace.done(place)
             progress.advance()
 
+        def count(place: int, *_):
+            pace.step(place)
+            progress.tick("tokens")
+
         try:
-            _answer(model, tokenizer, todo, batch_size, keep, lambda *_: progress.tick("tokens"))
+            _answer(model, tokenizer, todo, batch_size, keep, count)
         except KeyboardInterrupt:  # what is answered is in order, and can be resumed
             results.sort()
             raise
     results.sort()
     results.write_settings(settings | {"counts": counts, "seconds": round(time.monotonic() - begin, 3)})
     return counts
+
+
+class Pace:
+    """How long answers take. Those of a large batch come together at its end, so that the first ones tell little; but
+    none has more tokens than it may have."""
+
+    def __init__(self, most: Sequence[int], clock: Callable[[], float] = time.monotonic):
+        """most: tokens, of each answer."""
+        self._left = dict(enumerate(most))  # of those that are not there yet
+        self._all, self._tokens, self._clock, self._begin = len(most), 0, clock, clock()
+
+    def step(self, place: int) -> None:
+        self._tokens += 1
+        if place in self._left:
+            self._left[place] = max(0, self._left[place] - 1)
+
+    def done(self, place: int) -> None:
+        self._left.pop(place, None)
+
+    def left(self) -> float:
+        """Seconds: as the answers came so far, and no more than the tokens that are left at most; 0: not known yet."""
+        seconds, count = self._clock() - self._begin, self._all - len(self._left)
+        by_tokens = seconds * sum(self._left.values()) / self._tokens if self._tokens else math.inf
+        by_answers = seconds * len(self._left) / count if count else math.inf
+        left = min(by_tokens, by_answers)
+        return left if left < math.inf else 0.0
+
+
+def most_of(params: SamplingParams | BeamParams, longest: int) -> int:
+    """Tokens of an answer; longest: of prompt and answer, that the model takes."""
+    return min(params.max_gen_length or longest, params.out_seq_length or longest, longest)
 
 
 def _todo(results: Results) -> list[tuple[int, Asked]]:

@@ -11,6 +11,7 @@ import pytest
 from evaluation.plan import Work
 from evaluation.requests import GenerateRequest, ScoreRequest
 from evaluation.rounds import Rounds
+from generation.file_run import Pace, most_of
 from generation.params import BeamParams, SamplingParams
 from runtime import parallel
 from runtime.show import Progress
@@ -52,6 +53,24 @@ def test_before_anything_else_is_known_the_time_left_goes_by_the_length(capsys):
             known.append(33.0)
     assert capsys.readouterr().err.splitlines() == [
         "10/100 items, 0.1 items/s, 3 min 45 s left", "20/100 items, 0.2 items/s, 33 s left"]
+
+
+def test_the_time_left_is_that_of_the_tokens_where_a_batch_ends_as_a_whole():
+    now = [0.0]
+    pace = Pace([10, 10, 10, 30], lambda: now[0])
+    assert pace.left() == 0.0
+    for now[0] in (1.0, 2.0):  # a token of each a second
+        for place in range(4):
+            pace.step(place)
+    assert pace.left() == 2.0 * (8 + 8 + 8 + 28) / 8
+    pace.done(0)
+    assert pace.left() == 2.0 * 3  # as answers come: one in 2 s; by the tokens 11 s
+    now[0] = 8.0
+    for _ in range(24):
+        pace.step(3)
+    assert pace.left() == 8.0 * (8 + 8 + 4) / 32  # by the answers 24 s
+    assert most_of(SamplingParams(max_gen_length=20), 64) == 20 and most_of(SamplingParams(out_seq_length=9), 64) == 9
+    assert most_of(BeamParams(), 64) == 64
 
 
 def test_what_an_earlier_run_has_answered_is_told(capsys):
