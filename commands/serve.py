@@ -139,7 +139,8 @@ def start(arguments: argparse.Namespace, options: ServingOptions, name: str, ser
     from generation.texts import Names
     from runtime import parallel
     from runtime.resources import free_memory, local_ranks
-    from serving.engine import Engine, Room
+    from serving.engine import Engine
+    from serving.jobs import Room
     from serving.prepare import Served
     from serving.requests import Defaults
     from serving.scoring import score

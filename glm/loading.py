@@ -93,6 +93,8 @@ def sharing(model: GLM) -> GLM:
         raise UserError("several adapters and --offload-memory-limit do not go together: start a server for each")
     made = GLM(model.config, dtype=next(model.parameters()).dtype, device="meta")
     pack_linears(made, {f"{name}.weight": linear.scheme for name, linear in linears(model) if linear.scheme})
+    for name, linear in linears(model):
+        made.get_submodule(name).row_parts = linear.row_parts
     made.load_state_dict(model.state_dict(), strict=True, assign=True)
     made.mapped_files, made.vocabulary = model.mapped_files, model.vocabulary
     return made.requires_grad_(False).eval()
@@ -106,6 +108,7 @@ def load_without_tokenizer(options: ModelOptions) -> GLM:
 
 def resolved(options: ModelOptions) -> ModelOptions:
     """With a torch.device and a torch.dtype. UserError for those that there are not."""
+    kernels.check_wish()
     return replace(options, device=_device(options.device), dtype=_dtype(options.dtype))
 
 

@@ -192,15 +192,20 @@ def small_sums(device: torch.device, rank: int, ranks: int, exchange, patience: 
     if device.type == "cpu":
         from kernels.cpu import ranks as of_ranks
 
-        wish = os.environ.get(CPU_ALL_REDUCE) or None
-        if wish not in (None, "gloo"):
-            raise UserError(f"{CPU_ALL_REDUCE}={wish}: must be gloo, or not be set")
-        return of_ranks.join(None if wish else compiled() or None, rank, ranks, exchange, patience)
+        return of_ranks.join(None if check_wish() else compiled() or None, rank, ranks, exchange, patience)
     if device.type != "cuda" or not all(exchange(os.environ.get(CUDA_ALL_REDUCE) == "one-shot")):
         return None
     from kernels.cuda import driver, reduce
 
     return reduce.join(driver.find(device), device, rank, ranks, exchange)
+
+
+def check_wish() -> str | None:
+    """How a CPU's ranks are to add up. Raises UserError for what there is not."""
+    wish = os.environ.get(CPU_ALL_REDUCE) or None
+    if wish not in (None, "gloo"):
+        raise UserError(f"{CPU_ALL_REDUCE}={wish}: must be gloo, or not be set")
+    return wish
 
 
 def is_recording() -> bool:

@@ -41,7 +41,7 @@ def meet(rank: int, world: int, seconds: float) -> torch.distributed.Store:
     if not rank:
         listening = int(os.environ[STORE_SOCKET]) if STORE_SOCKET in os.environ else listening_at(address, port)
     try:
-        store = _heard(lambda: torch.distributed.TCPStore(
+        store = _heard(rank, lambda: torch.distributed.TCPStore(
             address, port, world, rank == 0, datetime.timedelta(seconds=seconds), wait_for_workers=False,
             master_listen_fd=listening))
         store.add(_HERE, 1)
@@ -69,7 +69,7 @@ def listening_at(address: str, port: int) -> int | None:
     return None
 
 
-def _heard(connect: Callable[[], T]) -> T:
+def _heard(rank: int, connect: Callable[[], T]) -> T:
     """connect(), in a thread of its own: at a socket that is held open the others wait until the first process serves,
     in C++, where no signal is heard, and for as long as they may where it has ended. Then RuntimeError."""
     found: list = []
@@ -77,20 +77,28 @@ def _heard(connect: Callable[[], T]) -> T:
     def work() -> None:
         try:
             found.append((connect(), None))
-        except RuntimeError as error:
+        except BaseException as error:
             found.append((None, error))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    first = os.environ.get(FIRST_PROCESS)
+    first = os.environ.get(FIRST_PROCESS) if rank else None
     while thread.is_alive():
         thread.join(_PAUSE_SECONDS)
-        if not found and first and not os.path.exists(f"/proc/{first}"):
+        if not found and first and _has_ended(int(first)):
             raise RuntimeError("the first process has ended")
     store, error = found[0]
     if error is not None:
         raise error
     return store
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 def _answers(address: str, port: int) -> bool:

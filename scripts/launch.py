@@ -57,8 +57,7 @@ def _start(rank: int, processes: int, meeting: socket.socket, command: list[str]
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // processes)), **os.environ, "RANK": str(rank),
                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
                    "MASTER_ADDR": address, "MASTER_PORT": str(port), STORE_SOCKET: str(meeting.fileno())}
-    if first is not None and sys.platform == "linux":
-        environment[FIRST_PROCESS] = str(first.pid)
+    environment |= {FIRST_PROCESS: str(first.pid)} if first is not None else {}
     before = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if sys.platform == "linux" else None
     return subprocess.Popen([sys.executable, "-u", "-m", *command], env=environment, start_new_session=True,
                             pass_fds=(meeting.fileno(),) if rank == 0 else (), preexec_fn=before)

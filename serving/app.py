@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 from serving import prepare, requests
 from serving.answers import Chats, Choice, Completions, Fills
 from serving.choices import Entry, News
-from serving.engine import Engine, Job
+from serving.engine import Engine
 from serving.errors import ApiError, bad, draining, timed_out, unknown_model
 from serving.fields import Fields, check_content_type, parse_body
+from serving.jobs import Job
 from serving.metrics import Metrics
 from serving.page import page_file
 from serving.prepare import Served

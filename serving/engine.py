@@ -11,58 +11,20 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from generation.batch import Batch
 from generation.groups import Row
-from glm.prompt_form import Context
 from runtime import parallel
 from runtime.mapped import check_unchanged
 from serving.choices import News
+from serving.jobs import Job, Room, Scored, Unit, extent
 
 log = logging.getLogger("serving")
 MOST_READ_TOKENS = 4096  # of contexts between two steps, one context at least: running rows wait meanwhile
 MOST_FAILURES = 3  # rounds in a row that fail before the engine gives up
 FAILED = News(error="the model failed on this request")
-
-
-@dataclass(eq=False)
-class Job:
-    """A request: choices that are answered each by itself, as serving.choices has them."""
-
-    choices: list
-    scored: list[Scored] = field(default_factory=list)  # read before the choices; their news have numbers below 0
-    mailbox: object = None  # where its news go
-    arrived: float = field(default_factory=time.monotonic)
-    begun: float | None = None  # when its first row joined
-    is_cancelled: bool = False  # nobody waits any more
-    model: str | None = None  # the name of its adapter; None: the model without any
-
-    @property
-    def size(self) -> int:
-        """Units that it is answered in."""
-        return len(self.scored) + len(self.choices)
-
-
-class Scored(NamedTuple):
-    """A text that is read from left to right, for the log-probability of each of its ids."""
-
-    context: Context
-    alternatives: int
-
-
-class Unit(NamedTuple):
-    """What waits for room: one row of a job, or its ids to be scored."""
-
-    job: Job
-    number: int  # of the choice; of scored ids -1, -2, ...
-    row: Row | None
-
-    @property
-    def scored(self) -> Scored:
-        return self.job.scored[-1 - self.number]
 
 
 class Place(NamedTuple):
@@ -82,22 +44,6 @@ class Round(NamedTuple):
     scored: list[Scored]
 
 
-class Room(NamedTuple):
-    """What the batches may take."""
-
-    rows: int  # of all batches
-    bytes: int  # of keys and values of one
-    place_bytes: int  # of one token of one row
-
-    @property
-    def places(self) -> int:
-        """Of all rows together."""
-        return self.bytes // self.place_bytes
-
-    def holds(self, rows: int, places: int) -> bool:
-        return rows <= self.rows and rows * places <= self.places
-
-
 class Engine(threading.Thread):
     """models: by the names of their adapters, None the one without; they share their weights, and have batches of their
     own, which take turns. hear: takes the news of a round, [(job, number of the choice, news)], and must not block.
@@ -109,6 +55,7 @@ class Engine(threading.Thread):
         self.models, self.model, self.room = models, models[None], room
         self._most_units, self._hear, self._score = most_units, hear, score
         self._has_others, self._tell = tell is not None, tell or (lambda _: None)
+        self._is_apart = False  # the other ranks are in the midst of a round
         self._changed = threading.Condition()
         self._waiting: collections.deque[Unit] = collections.deque()
         self._running: dict[Place, Unit] = {}
@@ -152,7 +99,7 @@ class Engine(threading.Thread):
         """Jobs that run, jobs that wait, rows of the batch, and the share of the cache's budget that is taken."""
         with self._changed:
             running, waiting = list(self._running.values()), list(self._waiting)
-        rows, places = _extent(unit.row for unit in running)
+        rows, places = extent(unit.row for unit in running)
         jobs = {id(unit.job) for unit in running}
         return (len(jobs), len({id(unit.job) for unit in waiting} - jobs), rows,
                 min(1.0, rows * places * self.room.place_bytes / self.room.bytes))
@@ -168,17 +115,18 @@ class Engine(threading.Thread):
                     failures = 0
                 except Exception as error:
                     self._give_up()
-                    if self._has_others and (lost := parallel.lost(error)):
+                    if self._is_apart and (lost := parallel.lost(error)):
                         raise lost from None
                     log.exception("a round failed")
                     failures += 1
-                    if failures == MOST_FAILURES or self._has_others:  # the other ranks are who knows where
+                    if failures == MOST_FAILURES or self._is_apart:
                         raise error
         except BaseException as error:
             self.failure = error
         finally:
             with contextlib.suppress(RuntimeError):  # another rank has gone
-                self._tell(None)
+                if not self._is_apart:  # it would be waited for at one sum, and this rank at another
+                    self._tell(None)
             self._hear([])
 
     def _has_work(self) -> bool:
@@ -208,6 +156,7 @@ class Engine(threading.Thread):
         dropped = [place.number for place in self._dropped if place.model == name]
         round = Round(name, most, dropped, [unit.row for unit in joining], [unit.scored for unit in scoring])
         self._dropped = [place for place in self._dropped if place.model != name]
+        self._is_apart = self._has_others
         self._tell(round)
         news = [(unit, self._score(model, unit.scored)) for unit in scoring]
         if most is not None:
@@ -217,7 +166,9 @@ class Engine(threading.Thread):
         with self._changed:
             self._running |= {Place(name, number): unit for number, unit in zip(numbers, joining, strict=True)}
             self._joining = [unit for unit in self._joining if unit.job.model != name]
-        for event in batch.step():
+        events = batch.step()
+        self._is_apart = False
+        for event in events:
             place = Place(name, event.number)
             unit = self._running[place]
             row, said = unit.job.choices[unit.number].take(event)
@@ -248,8 +199,8 @@ class Engine(threading.Thread):
             unit = self._waiting[0]
             length = len(unit.scored.context.ids if unit.row is None else unit.row.context)
             running = [*self._running.values(), *joining]
-            rows, places = _extent([*(each.row for each in running if each.job.model == unit.job.model), unit.row])
-            others, _ = _extent(each.row for each in running if each.job.model != unit.job.model)
+            rows, places = extent([*(each.row for each in running if each.job.model == unit.job.model), unit.row])
+            others, _ = extent(each.row for each in running if each.job.model != unit.job.model)
             is_full = not self.room.holds(rows, places) or rows + others > self.room.rows
             if ((joining or scoring) and tokens + length > MOST_READ_TOKENS) or is_full:
                 break
@@ -292,9 +243,3 @@ def follow(models: Mapping[str | None, object], hear: Callable[[], Round | None]
             batches[round.model] = Batch(model, most=round.most)
         turn(batches[round.model], round)
         batches[round.model].step()
-
-
-def _extent(rows: Iterable[Row | None]) -> tuple[int, int]:
-    """Rows of the cache, and the most places of one."""
-    rows = [row for row in rows if row is not None]
-    return sum(row.width for row in rows), max((row.places for row in rows), default=0)

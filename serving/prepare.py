@@ -16,8 +16,8 @@ from generation.texts import Names, Text
 from glm.prompt_form import Context, PromptForm, left_to_right
 from runtime.errors import UserError
 from serving.choices import Answer, Blanks, Entry, entry_of
-from serving.engine import Job, Scored
 from serving.errors import ApiError, bad
+from serving.jobs import Job, Scored
 from serving.requests import Chat, Completion, Fill
 
 

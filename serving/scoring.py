@@ -7,7 +7,7 @@ import torch
 
 from generation.sampling import Score, scores
 from glm.inputs import whole_row
-from serving.engine import Scored
+from serving.jobs import Scored
 
 LOGITS_BYTES = 64 << 20  # of float32 logits at a time, whatever the vocabulary
 

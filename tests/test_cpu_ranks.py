@@ -127,6 +127,7 @@ def test_a_rank_that_has_ended_is_noticed(has_handle, monkeypatch):
     (lambda sums: sums.sum(torch.ones(3)), lambda sums: sums.sum(torch.ones(4))),
     (lambda sums: sums.sum(torch.ones(4)), lambda sums: sums.sum(torch.ones(8).half())),
     (lambda sums: sums.sum(torch.ones(3)), lambda sums: sums.gathered(torch.ones(3))),
+    (lambda sums: sums.gathered(torch.ones(2, 4)), lambda sums: sums.gathered(torch.ones(1, 8))),
 ])
 def test_ranks_that_add_up_different_things_get_no_sum(works, tmp_path):
     memory = mmap.mmap(-1, ranks.size_of(2))
@@ -151,6 +152,13 @@ def test_a_rank_that_is_further_than_the_next_sum_has_left_out_none_unnoticed():
     memory[ranks.STATE_BYTES:ranks.STATE_BYTES + 4] = (3).to_bytes(4, "little")
     with pytest.raises(RuntimeError, match="adds up something else: one of them has left out a sum"):
         alone(os.getpid(), memory=memory).sum(torch.ones(3))
+
+
+def test_a_step_that_a_rank_leaves_early_is_its_last():
+    sums = alone(os.getpid())
+    sums.leave_out()
+    with pytest.raises(RuntimeError, match=rf"process {os.getpid()} \(tensor-parallel rank 0\) adds up something else"):
+        sums.sum(torch.ones(3))
 
 
 def test_handles_are_closed_with_the_sums(tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 import glm
 from glm.linear import quantization_of
+from glm.loading import sharing
 from glm.spec import LINEARS
 from quantization.functional import quantize
 from runtime.errors import UserError
@@ -126,6 +127,8 @@ def test_linears_are_quantised_while_loading(checkpoint, bits, group_size):
     model, _ = glm.load(checkpoint, bits=bits, group_size=group_size)
     groups = f", groups of {group_size} columns" if group_size else ""
     assert quantization_of(model) == f"INT{bits}{groups}"
+    model.transformer.layers[0].mlp.dense_4h_to_h.row_parts = 2
+    assert quantization_of(sharing(model)) == quantization_of(model) == f"INT{bits}{groups}, rows in 2 parts"
     linear, plain = model.transformer.layers[1].mlp.dense_4h_to_h, glm.load(checkpoint)[0]
     weight, scale = quantize(whole_state()["transformer.layers.1.mlp.dense_4h_to_h.weight"], bits, group_size)
     assert torch.equal(linear.weight, weight) and torch.equal(linear.weight_scale, scale)

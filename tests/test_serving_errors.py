@@ -156,3 +156,24 @@ def test_what_is_no_http(server, data):
 def test_afterwards_it_still_answers(server):
     assert server.post("/v1/completions", prompt="The", max_tokens=1)["choices"]
     assert server.server.in_flight == set() and server.server.engine.units == 0
+
+
+@pytest.mark.parametrize("is_apart, rounds, told", [(True, 1, []), (False, 3, [None])])
+def test_a_rank_that_leaves_a_round_alone_ends_without_waiting_for_the_others(is_apart, rounds, told):
+    """They wait for it at a sum, and would not hear what it says. What fails behind a round fails for its requests."""
+    from serving.engine import Engine
+    from serving.jobs import Job, Room, Unit
+
+    said, heard, begun = [], [], []
+    engine = Engine({None: None}, Room(1, 100, 1), 10, heard.append, None, said.append)
+
+    def broken():
+        begun.append(engine)
+        engine._is_apart = is_apart
+        raise MemoryError
+
+    engine._round = broken
+    engine._waiting.append(Unit(Job([]), 0, None))
+    engine.run()
+    assert isinstance(engine.failure, MemoryError) and len(begun) == rounds and said == told
+    assert heard[-1] == []  # the server looks whether the engine has ended

@@ -31,7 +31,7 @@ struct Ranks {  // as ranks.py's
         for (size_t first = 0; first < size; first += most) {
             const size_t some = size - first < most ? size - first : most;
             uint32_t number;
-            if (const int failure = exchange(values + first, some * sizeof(T), type_number(values), number)) return failure;
+            if (const int failure = exchange(values + first, some * sizeof(T), 0, type_number(values), number)) return failure;
             add(number, values + first, some);
         }
         return NONE;
@@ -42,7 +42,7 @@ struct Ranks {  // as ranks.py's
         for (size_t first = 0; first < rows; first += most) {
             const size_t some = rows - first < most ? rows - first : most;
             uint32_t number;
-            if (const int failure = exchange(part + first * bytes, some * bytes, GATHERED, number)) return failure;
+            if (const int failure = exchange(part + first * bytes, some * bytes, bytes, GATHERED, number)) return failure;
             for (size_t row = 0; row < some; row++)
                 for (size_t from = 0; from < count; from++)
                     std::memcpy(out + ((first + row) * count + from) * bytes, slot_of(from, number) + row * bytes, bytes);
@@ -58,12 +58,12 @@ private:
         return memory + count * sizeof(RankState) + (2 * of + number % 2) * slot;
     }
 
-    // Puts a part down and waits for those of all others, which have the same number.
-    int exchange(const void* part, size_t bytes, int kind, uint32_t& number) const {
+    // Puts a part down, of rows of so many bytes, and waits for those of all others, which have the same number.
+    int exchange(const void* part, size_t bytes, size_t row, int kind, uint32_t& number) const {
         RankState& own = state(rank);
         number = own.number.load(std::memory_order_relaxed) + 1;
         std::memcpy(slot_of(rank, number), part, bytes);
-        const uint64_t what = own.what[number % 2] = 4 * uint64_t(bytes) + kind;
+        const uint64_t what = own.what[number % 2] = uint64_t(row) << 32 | bytes << 2 | kind;
         own.number.store(number);
         if (own.sleepers.load()) wake(own);
         for (size_t other = 0; other < count; other++) {

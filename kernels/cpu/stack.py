@@ -126,6 +126,8 @@ class Stack:
             self.ranks.check(code)
         if self.failure is not None:
             failure, self.failure = self.failure, None
+            if self.ranks is not None:
+                self.ranks.leave_out()
             raise failure
         return out
 
