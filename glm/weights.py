@@ -21,6 +21,7 @@ from runtime.pages import LargePages
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 SHOWN = 3  # so many names in one message
+TRIMMED = 8  # weights that are quantised until freed memory goes back, of which each leaves half a megabyte
 
 
 def count_parts(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> int | None:
@@ -107,6 +108,7 @@ def convert_shard(shard: Shard, expected: Iterable[str], dtype: torch.dtype, dev
     more than some pieces on their way (glm.upload). progress: called with the bytes of each tensor.
     """
     converted, pages, upload = {}, LargePages(), Upload.to(device)
+    on_host, count = torch.device(device).type == "cpu", 0
     for name in expected:
         if name + SCALE in shard.tensors:
             converted[name] = _placed(shard, name, torch.int8, device, pages, upload)
@@ -114,10 +116,12 @@ def convert_shard(shard: Shard, expected: Iterable[str], dtype: torch.dtype, dev
         elif name in schemes:
             weight = shard.tensors[name]
             weight = weight.to(device) if upload is None else upload.copied(weight)
-            packed, converted[name + SCALE] = quantize(weight, *schemes[name])
-            converted[name] = packed if packed.device.type != "cpu" else pages.empty(
-                packed.shape, packed.dtype).copy_(packed)
+            # At once where they stay: what is kept between the pieces that come and go would leave holes of their size.
+            converted[name], converted[name + SCALE] = quantize(weight, *schemes[name], empty=pages.empty)
             _let_go(shard.slices(name))
+            count += 1
+            if on_host and count % TRIMMED == 0:
+                resources.give_back_freed()
         else:
             converted[name] = _placed(shard, name, dtype, device, pages, upload)
         if progress is not None:
@@ -142,8 +146,7 @@ def _placed(shard: Shard, name: str, dtype: torch.dtype, device: torch.device, p
         return first
     axis, shape = axis_number(name), list(first.shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
-    on_host = torch.device(device).type == "cpu"
-    copy = pages.empty(shape, dtype) if on_host else torch.empty(shape, dtype=dtype, device=device)
+    copy = pages.empty(shape, dtype, device)
     for part, place in zip(parts, copy.split([part.shape[axis] for part in parts], dim=axis), strict=True):
         if upload is None:
             place.copy_(part)

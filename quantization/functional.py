@@ -4,6 +4,7 @@ kernels/packing.py.
     scale = max|w| / (2^(bits - 1) - 1)  over a row, or over a group of its columns;    q = round(w / scale)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,19 +24,21 @@ class Scheme(NamedTuple):
     group_size: int | None = None  # columns that share a scale; None: a whole row
 
 
-def quantize(weight: Tensor, bits: int, group_size: int | None = None) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor, bits: int, group_size: int | None = None,
+             empty: Callable[..., Tensor] = torch.empty) -> tuple[Tensor, Tensor]:
     """(rows, columns) float -> packed weight (int8) and its float16 scale, (rows,) or (rows, columns / group_size).
 
     A float16 weight gives, bit for bit, what the original computes in half precision: the quotient is rounded to
     float16 before it is rounded to a whole number (half to even). Other dtypes are divided in float32, by the scale as
     it is stored. Where a row (group) is too small for a float16 scale, its weights become zeros.
     Needs, beside the result, memory for some rows in float32 only (PIECE values; on a device PIECE_ON_DEVICE).
+    empty(shape, dtype=..., device=...): makes the two, of which nothing is read before it is written.
     Raises ValueError for other bits, an odd number of columns (4 bits) or groups that do not divide the columns.
     """
     rows, columns = weight.shape
     check_scheme(columns, bits, group_size)
-    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=weight.device)
-    scale = torch.empty(rows, columns // (group_size or columns), dtype=torch.float16, device=weight.device)
+    packed = empty((rows, columns * bits // 8), dtype=torch.int8, device=weight.device)
+    scale = empty((rows, columns // (group_size or columns)), dtype=torch.float16, device=weight.device)
     step = max(1, (PIECE if weight.device.type == "cpu" else PIECE_ON_DEVICE) // columns)
     for start in range(0, rows, step):
         piece = slice(start, start + step)

@@ -25,10 +25,12 @@ class LargePages:
     def __init__(self):
         self._area, self._place = b"", 0
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Like torch.empty on the host, with a storage of its own."""
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Like torch.empty, which it is on another device, with a storage of its own."""
         import torch
 
+        if torch.device(device).type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=device)
         count = prod(shape)
         size = count * dtype.itemsize
         if size == 0:

@@ -232,6 +232,29 @@ def grown_by_converting(path, dtype, bits):
     return bytes_of(shard, expected), peak_bytes() - before
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory from Linux's /proc")
+def test_weights_that_are_quantised_leave_no_holes_of_their_size(tmp_path):
+    """The scales stay: what lies between two of them must not be the room of a weight that was copied elsewhere."""
+    result, growth = run_ranks(grown_by_quantising, 1, tmp_path, tmp_path / "shard.pt")[0]
+    assert result == 96 * 2**21 and growth < 1.3 * result  # twice, where there are holes
+
+
+def grown_by_quantising(path):
+    """Bytes of 96 weights in INT8, and by how much resident memory has grown when they are there."""
+    expected = {f"weight {i}": torch.empty(1024, 2048, device="meta") for i in range(96)}
+    save_shard(path, {name: torch.ones(meta.shape, dtype=torch.float16) for name, meta in expected.items()})
+    shard = read_shard(path)
+    functional.quantize(torch.ones(1024, 2048), 8)
+    before = anonymous_bytes()
+    converted = convert_shard(shard, expected, torch.float16, CPU, dict.fromkeys(expected, Scheme(8)))
+    return sum(converted[name].nbytes for name in expected), anonymous_bytes() - before
+
+
+def anonymous_bytes():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
 def peak_bytes():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
