@@ -10,7 +10,6 @@ from evaluation.discovery import load_tasks
 from evaluation.plan import Limit, Work, look, prepare
 from evaluation.requests import GenerateRequest, Request, cpu_tokens, gpu_tokens, shape_of
 from generation.batching import CPU_READ_TOKENS
-from kernels import FEW_ROWS
 from planning import memory, speed
 from planning.devices import Device
 from planning.shapes import Setup
@@ -66,8 +65,10 @@ def batch_seconds(requests: Sequence[Request], setup: Setup, device: Device, dis
         return times.prefill + most * times.token + rows * ITEM
     sequences, width = shape_of(requests)
     places = sum(len(ids) for request in requests for ids in request.segments)
-    if setup.run.precision == "fp32":  # there are never few (scorer.py)
-        places, width = max(places, FEW_ROWS), max(width, -(-FEW_ROWS // sequences))
+    if setup.run.precision == "fp32":
+        from evaluation.scorer import padded_places, padded_width  # imports torch
+
+        places, width = padded_places(places), padded_width(width, sequences)
     asked = replace(setup, rows=sequences, read_rows=sequences, context=width, new_tokens=0, pass_tokens=None,
                     scored=places)
     times = speed.plan(asked, memory.plan(asked), device, disk)

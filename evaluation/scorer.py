@@ -29,6 +29,16 @@ PADDING, NO_SEGMENT = -1, -2
 VECTOR = 16
 
 
+def padded_places(count: int) -> int:
+    """So many scored places, in float32."""
+    return max(count, FEW_ROWS)
+
+
+def padded_width(width: int, rows: int) -> int:
+    """Of so many rows, in float32."""
+    return -(-max(width, -(-FEW_ROWS // rows)) // VECTOR) * VECTOR
+
+
 class Choice(NamedTuple):
     """What the model makes of one continuation."""
 
@@ -80,7 +90,7 @@ class Scorer:
         places, owners, targets = _scored(
             requests, [row_of[index] * tokens.shape[1] + begin for index, begin in enumerate(begins)])
         if self.is_exact:
-            places += places[-1:] * (FEW_ROWS - len(places))
+            places += places[-1:] * (padded_places(len(places)) - len(places))
         hidden = self.model.hidden_states(tokens, positions, blocked, places=torch.tensor(places, device=self.device))
         log_probs, is_best = self._token_scores(hidden, owners, targets)
         sizes = [len(ids) for request in requests for ids in request.continuations]
@@ -157,7 +167,7 @@ class Scorer:
             behind.append(sees)
         width = max(map(len, tokens))
         if self.is_exact:
-            width = -(-max(width, -(-FEW_ROWS // len(packs))) // VECTOR) * VECTOR
+            width = padded_width(width, len(packs))
         padded, position, place, segment, sees = (
             right_pad([*rows, [fill] * width], fill)[0][:-1].to(self.device)
             for rows, fill in ((tokens, 0), (positions, 0), (places, 0), (segments, PADDING), (behind, 0)))

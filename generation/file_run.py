@@ -96,21 +96,22 @@ class Pace:
 
     def __init__(self, most: Sequence[int], clock: Callable[[], float] = time.monotonic):
         """most: tokens, of each answer."""
-        self._left = dict(enumerate(most))  # of those that are not there yet
+        self._left, self._most = dict(enumerate(most)), sum(most)  # of those that are not there yet; of all of them
         self._all, self._tokens, self._clock, self._begin = len(most), 0, clock, clock()
 
     def step(self, place: int) -> None:
         self._tokens += 1
-        if place in self._left:
-            self._left[place] = max(0, self._left[place] - 1)
+        if self._left.get(place):
+            self._left[place] -= 1
+            self._most -= 1
 
     def done(self, place: int) -> None:
-        self._left.pop(place, None)
+        self._most -= self._left.pop(place, 0)
 
     def left(self) -> float:
         """Seconds: as the answers came so far, and no more than the tokens that are left at most; 0: not known yet."""
         seconds, count = self._clock() - self._begin, self._all - len(self._left)
-        by_tokens = seconds * sum(self._left.values()) / self._tokens if self._tokens else math.inf
+        by_tokens = seconds * self._most / self._tokens if self._tokens else math.inf
         by_answers = seconds * len(self._left) / count if count else math.inf
         left = min(by_tokens, by_answers)
         return left if left < math.inf else 0.0

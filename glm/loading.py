@@ -108,7 +108,6 @@ def load_without_tokenizer(options: ModelOptions) -> GLM:
 
 def resolved(options: ModelOptions) -> ModelOptions:
     """With a torch.device and a torch.dtype. UserError for those that there are not."""
-    kernels.check_wish()
     return replace(options, device=_device(options.device), dtype=_dtype(options.dtype))
 
 
@@ -178,6 +177,7 @@ def _offload_limit(options: ModelOptions) -> float:
 def _start_parallel(options: ModelOptions) -> None:
     """With the degree that was said, or else that of the shards, where the number of processes allows; a wrong number
     is reported later."""
+    kernels.check_wish()
     if options.degree is not None:
         parallel.start(options.degree, device=options.device)
     if parallel.is_started():

@@ -109,8 +109,8 @@ class Tried:
         weights_of_all_ranks = layer_weights(self.setup) * self.setup.degree
         return max(1, min(self.model.config.num_layers, READ // (weights_of_all_ranks * tokens)))
 
-    def step_bytes(self, _: object = None) -> int:
-        """Of the weights that a step reads."""
+    def step_bytes(self, _: object) -> int:
+        """Of the weights that a step reads, however many rows it has."""
         return self.model.config.num_layers * layer_bytes(self.setup.run, self.setup)
 
     def pass_bytes(self, tokens: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 LONGEST = 5000  # characters of one fault: what it quotes may be a whole file
@@ -93,3 +93,11 @@ class NonFinite(UserError):
         super().__init__(why or "the model's logits hold NaN or infinity: its weights are damaged, or numbers overflow "
                                 "in this precision (--bf16 and --fp32 have more room)")
         self.rows, self.generated = rows, generated or [[] for _ in rows]
+
+
+def attempt(work: Callable[[], object], *foreseen: type[Exception]) -> tuple[object, str | None]:
+    """The result, or the line of what went wrong."""
+    try:
+        return work(), None
+    except foreseen as error:
+        return None, str(error)

@@ -19,12 +19,14 @@ from pathlib import Path
 from torch import Tensor
 
 from kernels.cpu.attention import address
+from runtime.errors import attempt
 
 SLOT_BYTES = 512 << 10  # what is put down at a time
 STATE_BYTES = 64  # of a rank
 TOKEN_BYTES = 16  # at the end of the memory, by which a rank knows that it has opened the right one
+LEFT_OUT = 3  # of ranks.h's failures
 FAILURES = {1: "ended while others waited for it", 2: "was waited for in vain: time-out",
-            3: "adds up something else: one of them has left out a sum"}
+            LEFT_OUT: "adds up something else: one of them has left out a sum"}
 Exchange = Callable[[object], Sequence]  # gives every rank's object to all ranks, in their order
 
 
@@ -82,7 +84,7 @@ class Sums:
 
     def leave_out(self) -> None:
         """This rank has missed a sum: there are no more."""
-        self.failure = self.failure or 4 * self.area.rank + 3
+        self.failure = self.failure or 4 * self.area.rank + LEFT_OUT
 
 
 def size_of(ranks: int) -> int:
@@ -95,14 +97,14 @@ def join(operators, rank: int, ranks: int, exchange: Exchange, patience: float) 
     stderr."""
     shared, token, error = None, secrets.token_bytes(TOKEN_BYTES), None
     if rank == 0 and operators is not None:
-        shared, error = attempt(lambda: made(operators.library, size_of(ranks), token))
+        shared, error = attempt(lambda: made(operators.library, size_of(ranks), token), OSError)
     try:
         found = exchange((None if operators is None else place(), os.getpid(), shared, token, error))
         if None in (places := {where for where, *_ in found}) or len(places) > 1:
             return None
         memory, (_, process, number, token, error) = None, found[0]
         if error is None:
-            memory, error = attempt(lambda: opened(process, number, size_of(ranks), token))
+            memory, error = attempt(lambda: opened(process, number, size_of(ranks), token), OSError, ValueError)
         if errors := [each for each in exchange(error) if each]:
             if rank == 0:
                 print(f"kernels: sums over ranks are left to torch's library: {errors[0]}", file=sys.stderr)
@@ -110,14 +112,6 @@ def join(operators, rank: int, ranks: int, exchange: Exchange, patience: float) 
     finally:
         close([-1 if shared is None else shared])
     return Sums(operators, memory, rank, [process for _, process, *_ in found], patience)
-
-
-def attempt(work: Callable[[], object]) -> tuple[object, str | None]:
-    """The result, or the line of what went wrong."""
-    try:
-        return work(), None
-    except (OSError, ValueError) as error:
-        return None, str(error)
 
 
 def place() -> tuple[str, str] | None:

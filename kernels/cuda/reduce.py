@@ -19,6 +19,7 @@ from torch import Tensor
 from kernels.cuda import norms
 from kernels.cuda.build import KINDS, Program
 from kernels.cuda.driver import Call, aligned
+from runtime.errors import attempt
 
 SOURCE = "step.cu"
 BLOCKS, THREADS, MOST_RANKS = 32, 256, 8  # as in reduce.h
@@ -129,7 +130,7 @@ def join(device, on: torch.device, rank: int, ranks: int, exchange: Exchange) ->
     """Called by all ranks at a time, once in a process. None, on all alike, where one cannot see another's memory;
     the first rank says why on standard error."""
     own = c_void_p()
-    found = exchange((socket.gethostname(), *attempt(lambda: offered(device, own, ranks))))
+    found = exchange((socket.gethostname(), *attempt(lambda: offered(device, own, ranks), RuntimeError)))
     reasons = [error for _, _, error in found if error]
     if not reasons and len({host for host, *_ in found}) > 1:
         reasons = ["the ranks run on several hosts"]
@@ -137,7 +138,7 @@ def join(device, on: torch.device, rank: int, ranks: int, exchange: Exchange) ->
     if not reasons:
         handles = [handle for _, handle, _ in found]
         areas, error = attempt(lambda: [Area(own.value if other == rank else opened(device, handles[other]))
-                                        for other in range(ranks)])
+                                        for other in range(ranks)], RuntimeError)
         reasons = [error for error in exchange(error) if error]
     if reasons:
         if rank == 0:
@@ -145,14 +146,6 @@ def join(device, on: torch.device, rank: int, ranks: int, exchange: Exchange) ->
         return None
     return Sums(device, rank, areas, torch.zeros(2 * BLOCKS, dtype=torch.int32, device=on),
                 torch.zeros(1, dtype=torch.int32, pin_memory=on.type == "cuda"))
-
-
-def attempt(work: Callable[[], object]) -> tuple[object, str | None]:
-    """The result, or the line of what went wrong."""
-    try:
-        return work(), None
-    except RuntimeError as error:
-        return None, str(error)
 
 
 def offered(device, own: c_void_p, ranks: int) -> bytes:
